@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The contract of a disk: the one seam that every source and every target of a migration fits.
+
+A plain file, a numpy array, an NBD export and a running QEMU differ only behind it.
+
+Who calls what, and when::
+
+    source   block_use ─ create_dirty_bitmap ─ { sync_dirty, next_data, next_allocated, read_block }* ─ hold_writers
+             ─ sync_dirty ─ read_block* ─ release_writers ─ release_dirty_bitmap ─ unblock
+    target   block_use ─ { write_block, write_zeroes }* ─ flush ─ unblock
+
+Offsets and lengths are bytes. Every failure of the disk is a :class:`~blkmig.errors.DeviceError` that names the
+disk and the offset, raised from the :class:`OSError`; after it the disk can still be flushed and closed.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+from collections.abc import Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from .. import errors
+
+if TYPE_CHECKING:
+    from .. import _core
+    from .dirty import DirtyBitmap
+
+
+class BlockBackend(abc.ABC):
+    """A disk of `size` bytes, called `name` on the wire (at most 255 bytes of UTF-8)."""
+
+    name: str
+    size: int
+    is_read_only: bool = False
+    reads_in_parallel: bool = False
+    """Whether reads have latency worth hiding: then up to 16 threads call `read_block` at once."""
+
+    # -- contents ----------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def read_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
+        """Read [offset, offset + nbytes) into `blk`, zeros behind it, and return whether all of it is zero.
+
+        Blocks. What lies at or past the end of the disk reads as zeros. `nbytes` is at most 1 MiB. Several threads may
+        call it at once, each with a `blk` of its own.
+        """
+
+    @abc.abstractmethod
+    def write_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
+        """Write the first `nbytes` of `blk` at `offset`; the range lies inside the disk. Zero clusters may stay holes.
+
+        It is a target's verb: it marks nothing dirty.
+        """
+
+    @abc.abstractmethod
+    def write_zeroes(self, offset: int, nbytes: int) -> None:
+        """Make [offset, offset + nbytes) read as zeros, as holes where the disk can. Any length; marks nothing dirty."""
+
+    @abc.abstractmethod
+    def flush(self) -> None:
+        """Return when everything written before is on stable storage."""
+
+    def next_data(self, offset: int) -> tuple[int, int] | None:
+        """Return the first extent (start, end) at or after `offset` that may hold data; what lies before it is zeros.
+
+        None: nothing but zeros from `offset` to the end. A disk that cannot tell says that all of it is data.
+        """
+        return (offset, self.size) if offset < self.size else None
+
+    def next_allocated(self, offset: int, nbytes: int) -> tuple[int, int] | None:
+        """Return the first extent (start, end) in [offset, offset + nbytes) that the top layer holds, None if none.
+
+        A disk without a base, and one that cannot tell, says that its top layer holds all of it.
+        """
+        end = min(offset + nbytes, self.size)
+        return (offset, end) if offset < end else None
+
+    # -- dirty tracking ----------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def create_dirty_bitmap(self, granularity: int) -> DirtyBitmap:
+        """Start tracking writes in a new bitmap, all clean, that no other tracker of this disk shares."""
+
+    @abc.abstractmethod
+    def release_dirty_bitmap(self, bitmap: DirtyBitmap) -> None:
+        """Stop tracking in `bitmap`. Releasing it twice does no harm."""
+
+    def sync_dirty(self) -> None:  # noqa: B027 - a local tracker has nothing to fetch
+        """Bring the dirty bitmaps up to date: on return they hold every write that finished before the call."""
+
+    # -- writers -----------------------------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def hold_writers(self) -> None:
+        """Keep new writes out and wait for those in flight; on return every finished write is marked dirty."""
+
+    @abc.abstractmethod
+    def release_writers(self, *, refuse: bool = False) -> None:
+        """Let held writers go on, or with `refuse` turn them and all later ones away: the disk has moved.
+
+        Without writers held it does nothing.
+        """
+
+    def throttle_writers(self, fraction: float) -> bool:
+        """Slow the writers down to `fraction` (0 to 1) of their speed, 1 lifts it; False if this disk cannot."""
+        return False
+
+    # -- use ---------------------------------------------------------------------------------------------------------
+
+    _used_for: str | None = None
+
+    @contextlib.contextmanager
+    def block_use(self, reason: str) -> Iterator[None]:
+        """Keep other migrations off this disk for the length of a ``with``; `reason` is what they are told.
+
+        Raises :class:`~blkmig.errors.DeviceBusy` if it is kept already.
+        """
+        if self._used_for is not None:
+            raise errors.DeviceBusy("cannot be used", device=self.name, cause=f"it is already used for {self._used_for}")
+        self._used_for = reason
+        try:
+            yield
+        finally:
+            self._used_for = None
+
+    @abc.abstractmethod
+    def close(self) -> None:
+        """Release the disk. Closing twice does no harm; any other call afterwards raises DeviceError."""
+
+    def __enter__(self) -> Self:
+        """Return the disk itself."""
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the disk."""
+        self.close()

@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Every error that blkmig raises on purpose, as one tree.
+
+::
+
+    MigrationError                      exit code 1
+    ├── ParameterError                  2   what the caller asked for makes no sense
+    ├── StateError                      1   called at the wrong moment of a migration's life
+    ├── StreamError                     1   the bytes of the stream are wrong, at `position`
+    │   ├── TruncatedStream             5   the stream ended too early
+    │   ├── SourceReadError             1   the source could not read its disk and said so
+    │   ├── UnsupportedStream           1   well-formed, but it needs something blkmig does not do
+    │   ├── UnknownDevice               1   names a disk that the receiver does not have
+    │   └── OutOfRange                  1   a sector outside the disk
+    ├── ChannelError                    5   the link: connect, accept, send, receive
+    │   └── ChannelTimeout              5
+    ├── DeviceError                     1   a disk: open, read, write, flush
+    │   ├── DeviceBusy                  6   somebody else uses the disk, or a migration does
+    │   └── FormatError                 2   the image is not of the format that was said
+    ├── IncompleteMigration             3   the stream ended well, but blocks never came
+    ├── ContentMismatch                 3   the two disks differ
+    ├── NotConverged                    4   the writers are faster than the link
+    └── Cancelled                     130
+
+Each error keeps what it knows in fields; its message says what happened, where, and what to do next.
+An :class:`OSError` behind an error is its ``__cause__``.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class MigrationError(Exception):
+    """Something that stops a migration. ``exit_code`` is what the command line returns for it."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ParameterError(MigrationError, ValueError):
+    """A parameter, a URI or a size that cannot be used; nothing was opened or changed."""
+
+    exit_code = 2
+
+
+class StateError(MigrationError):
+    """A call that the present state does not allow; the state is unchanged."""
+
+    def __init__(self, message: str, *, state: str, required: str) -> None:
+        super().__init__(f"{message} (state is {state!r}, must be {required!r})")
+        self.state = state
+        self.required = required
+
+
+class StreamError(MigrationError):
+    """The stream is not what the format allows; `position` is the byte offset where that was seen."""
+
+    def __init__(self, message: str, *, position: int) -> None:
+        super().__init__(f"{message} (at byte {position} of the stream)")
+        self.position = position
+
+
+class TruncatedStream(StreamError):
+    """The stream ended in the middle of something; the target is incomplete."""
+
+    exit_code = 5
+
+
+class SourceReadError(StreamError):
+    """The source met a read error on its disk and closed the section early, as QEMU does."""
+
+
+class UnsupportedStream(StreamError):
+    """The stream is well-formed, but carries something that cannot be received over one byte stream."""
+
+
+class UnknownDevice(StreamError):
+    """A block for a disk that the receiver was not given."""
+
+    def __init__(self, message: str, *, device: str, position: int) -> None:
+        super().__init__(message, position=position)
+        self.device = device
+
+
+class OutOfRange(StreamError):
+    """A block that lies outside its disk; nothing of it was written."""
+
+    def __init__(self, message: str, *, device: str, sector: int, position: int) -> None:
+        super().__init__(message, position=position)
+        self.device = device
+        self.sector = sector
+
+
+class ChannelError(MigrationError):
+    """The link broke or could not be made; `doing` says what was being done, `uri` to whom."""
+
+    exit_code = 5
+
+    def __init__(self, doing: str, *, uri: str, cause: OSError | str) -> None:
+        why = cause if isinstance(cause, str) else (cause.strerror or str(cause))
+        super().__init__(f"{doing}: {why} [{uri}]")
+        self.doing = doing
+        self.uri = uri
+        self.errno = cause.errno if isinstance(cause, OSError) else None
+
+
+class ChannelTimeout(ChannelError):
+    """The peer did not answer, connect or take data within the time allowed."""
+
+
+class DeviceError(MigrationError):
+    """An operation on a disk failed; `errno` is the system's reason, `offset` and `nbytes` the range, if it had one."""
+
+    def __init__(
+        self, doing: str, *, device: str, cause: OSError | str, offset: int | None = None, nbytes: int | None = None
+    ) -> None:
+        where = "" if offset is None else f" at offset {offset}"
+        length = "" if nbytes is None else f", {nbytes} bytes"
+        why = cause if isinstance(cause, str) else (cause.strerror or str(cause))
+        super().__init__(f"disk {device!r}: {doing}{where}{length}: {why}")
+        self.doing = doing
+        self.device = device
+        self.offset = offset
+        self.nbytes = nbytes
+        self.errno = cause.errno if isinstance(cause, OSError) else None
+
+
+class DeviceBusy(DeviceError):
+    """The disk is in use by another program or another migration; it was not touched."""
+
+    exit_code = 6
+
+
+class FormatError(DeviceError):
+    """The disk's first bytes are those of another image format than the one it was opened as."""
+
+    exit_code = 2
+
+
+class IncompleteMigration(MigrationError):
+    """The stream is complete, its disks are not: `missing` maps each disk to the block ranges that never came.
+
+    A range is ``(first block, number of blocks)``, a block is 1 MiB.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, missing: dict[str, list[tuple[int, int]]]) -> None:
+        super().__init__(message)
+        self.missing = missing
+
+
+class ContentMismatch(MigrationError):
+    """The target's contents are not those of the source."""
+
+    exit_code = 3
+
+    def __init__(self, message: str, *, device: str) -> None:
+        super().__init__(message)
+        self.device = device
+
+
+class NotConverged(MigrationError):
+    """The writers dirty blocks faster than the link carries them; the source is untouched and still in use.
+
+    `dirty_rate` and `bandwidth` are bytes per second, `pending` is bytes.
+    """
+
+    exit_code = 4
+
+    def __init__(self, message: str, *, dirty_rate: float, bandwidth: float, pending: int, rounds: int) -> None:
+        super().__init__(message)
+        self.dirty_rate = dirty_rate
+        self.bandwidth = bandwidth
+        self.pending = pending
+        self.rounds = rounds
+
+
+class Cancelled(MigrationError):
+    """The migration was cancelled; both disks are closed, the source is still in use, the target is incomplete."""
+
+    exit_code = 130

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a caller may choose about a migration, checked once and then frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from . import _core, errors, units
+
+MAX_PARALLEL_IO = 16
+"""Reads in flight at most, over all disks: more starve the disk's own users (QEMU 2.12's figure)."""
+
+MAX_IO_BUFFERS = 512
+"""Block buffers that may be asked for at most, in flight and waiting to be sent together."""
+
+BDRV_SECTORS_PER_SEARCH = 65536
+"""Sectors asked about at a time when looking for what the top layer holds: 32 MiB."""
+
+Reading = Literal["auto", "inline", "parallel"]
+Switchover = Literal["auto", "manual"]
+WritersAfter = Literal["release", "refuse"]
+MachineCompat = Literal["2.2", "2.3"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MigrationParameters:
+    """The parameters of an outgoing migration.
+
+    Sizes may be given as text ("1GiB") and are stored in bytes. Raises
+    :class:`~blkmig.errors.ParameterError` for values that make no sense.
+    """
+
+    max_bandwidth: int | str = 0
+    """Bytes per second on the wire while the disk is live; 0 is unlimited. The last pass is never limited."""
+
+    downtime_limit: float = 0.3
+    """Seconds that the writers may be held for the last pass."""
+
+    shared_base: bool = False
+    """Send only what the top layer of each disk holds; the target already has the base."""
+
+    zero_blocks: bool = True
+    """Send a block of zeros as a record without payload."""
+
+    granularity: int | str = _core.BLOCK_SIZE
+    """Bytes that one bit of a dirty bitmap stands for: a power of two from 64 KiB to 1 MiB."""
+
+    max_rounds: int | None = None
+    """Give up after so many dirty rounds without convergence."""
+
+    timeout: float | None = None
+    """Give up after so many seconds without convergence."""
+
+    switchover: Switchover = "auto"
+    """``auto``: as soon as what is pending fits the downtime limit; ``manual``: when the caller says so."""
+
+    writers_after: WritersAfter = "release"
+    """After success: ``release`` lets the source's writers go on, ``refuse`` turns them away (the disk has moved)."""
+
+    reading: Reading = "auto"
+    """``inline`` reads a block just before it is sent; ``parallel`` keeps `max_parallel_reads` reads in flight;
+    ``auto`` does what each disk asks for."""
+
+    max_parallel_reads: int = MAX_PARALLEL_IO
+    """Reads in flight at most, for disks that are read in parallel: 1 to 16."""
+
+    max_buffers: int = MAX_PARALLEL_IO
+    """1 MiB buffers at most, in flight and waiting to be sent together: 1 to 512."""
+
+    return_path: bool = True
+    """On two-way channels, ask the target for its word that everything is on its disks, and wait for it."""
+
+    digests: bool = False
+    """Put a digest of each disk into the stream, so that the receiver can verify what it wrote."""
+
+    machine: str = ""
+    """Machine type written to the configuration section; "" suits every QEMU."""
+
+    machine_compat: MachineCompat | None = None
+    """Write the container of an old machine type: "2.3" without configuration section and footers, "2.2" also
+    without a vmdescription."""
+
+    qemu: bool = False
+    """The target is a QEMU: refuse up front what a QEMU cannot load."""
+
+    connect_timeout: float = 30.0
+    """Seconds to wait for the other end to answer."""
+
+    def __post_init__(self) -> None:
+        """Turn texts into bytes and refuse what makes no sense."""
+        object.__setattr__(self, "max_bandwidth", units.parse_size(self.max_bandwidth))
+        object.__setattr__(self, "granularity", units.parse_size(self.granularity))
+        check_range("downtime_limit", self.downtime_limit, 0, 2000)
+        check_range("max_parallel_reads", self.max_parallel_reads, 1, MAX_PARALLEL_IO)
+        check_range("max_buffers", self.max_buffers, 1, MAX_IO_BUFFERS)
+        check_range("connect_timeout", self.connect_timeout, 0.001, 86400)
+        if self.timeout is not None:
+            check_range("timeout", self.timeout, 0, float("inf"))
+        if self.max_rounds is not None:
+            check_range("max_rounds", self.max_rounds, 1, float("inf"))
+        if self.granularity not in (1 << shift for shift in range(16, 21)):
+            raise errors.ParameterError(
+                f"granularity must be a power of two from 64K to 1M, not {units.format_size(int(self.granularity))}"
+            )
+        for name, allowed in (
+            ("switchover", ("auto", "manual")),
+            ("writers_after", ("release", "refuse")),
+            ("reading", ("auto", "inline", "parallel")),
+            ("machine_compat", (None, "2.2", "2.3")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise errors.ParameterError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
+
+
+def check_range(name: str, value: float, low: float, high: float) -> None:
+    """Raise :class:`~blkmig.errors.ParameterError` unless low <= value <= high (NaN is refused)."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise errors.ParameterError(f"{name} must be from {low} to {high}, not {value!r}")

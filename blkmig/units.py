@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Sizes as people write and read them: K, M, G, T are powers of 1024."""
+
+from __future__ import annotations
+
+import re
+
+from . import errors
+
+KiB = 1 << 10
+MiB = 1 << 20
+GiB = 1 << 30
+TiB = 1 << 40
+
+_SUFFIXES = {"": 1, "k": KiB, "m": MiB, "g": GiB, "t": TiB, "p": 1 << 50, "e": 1 << 60}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtpe]?)(?:i?b)?(?:/s)?\s*", re.IGNORECASE | re.ASCII)
+
+
+def parse_size(text: int | str) -> int:
+    """Return the bytes that `text` says: ``4096``, ``"64K"``, ``"1.5GiB"``, ``"100MiB/s"``.
+
+    A fraction is rounded down to whole bytes. Raises :class:`~blkmig.errors.ParameterError`.
+    """
+    if isinstance(text, bool) or not isinstance(text, int | str):
+        raise errors.ParameterError(f"a size must be a number of bytes or a text such as '64K', not {text!r}")
+    if isinstance(text, int):
+        size = text
+    else:
+        match = _SIZE.fullmatch(text)
+        if match is None:
+            raise errors.ParameterError(f"{text!r} is not a size: say bytes, or use a suffix, as in 64K, 512M, 1.5GiB")
+        number, suffix = match.groups()
+        factor = _SUFFIXES[suffix.lower()]
+        size = int(number) * factor if "." not in number else int(float(number) * factor)
+    if not 0 <= size < 1 << 63:
+        raise errors.ParameterError(f"{text!r} is not a size: it must be from 0 to 2^63 - 1 bytes")
+    return size
+
+
+def format_size(nbytes: float) -> str:
+    """Return `nbytes` for a person: ``"512 B"``, ``"1.5 MiB"``, ``"12.0 GiB"``."""
+    for unit, factor in (("TiB", TiB), ("GiB", GiB), ("MiB", MiB), ("KiB", KiB)):
+        if abs(nbytes) >= factor:
+            return f"{nbytes / factor:.1f} {unit}"
+    return f"{nbytes:.0f} B"
+
+
+def format_rate(bytes_per_second: float) -> str:
+    """Return a throughput for a person: ``"1.2 GiB/s"``."""
+    return f"{format_size(bytes_per_second)}/s"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration for a person: ``"12 ms"``, ``"3.4 s"``, ``"2 min 05 s"``."""
+    if seconds < 1:
+        return f"{seconds * 1000:.1f} ms" if seconds < 0.01 else f"{seconds * 1000:.0f} ms"
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
