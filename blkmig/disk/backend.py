@@ -56,7 +56,10 @@ class BlockBackend(abc.ABC):
 
     @abc.abstractmethod
     def write_zeroes(self, offset: int, nbytes: int) -> None:
-        """Make [offset, offset + nbytes) read as zeros, as holes where the disk can. Any length; marks nothing dirty."""
+        """Make [offset, offset + nbytes) read as zeros, as holes where the disk can.
+
+        Any length inside the disk. It is a target's verb: it marks nothing dirty.
+        """
 
     @abc.abstractmethod
     def flush(self) -> None:
@@ -118,7 +121,8 @@ class BlockBackend(abc.ABC):
         Raises :class:`~blkmig.errors.DeviceBusy` if it is kept already.
         """
         if self._used_for is not None:
-            raise errors.DeviceBusy("cannot be used", device=self.name, cause=f"it is already used for {self._used_for}")
+            cause = f"it is already used for {self._used_for}"
+            raise errors.DeviceBusy("cannot be used", device=self.name, cause=cause)
         self._used_for = reason
         try:
             yield

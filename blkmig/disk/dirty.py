@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which blocks were written since they were last read.
+
+The rule that everything rests on is **clear, then read; write, then mark**. The reader takes a block's bits
+atomically *before* it reads the block; a writer marks *after* its write is done. So a write that races a read leaves
+its mark behind, and the block is read again::
+
+    writer    write ──────────► mark
+    reader          take ► read             the read may have missed the write: its mark stays
+
+The bits stand in block order and no two blocks share one: block *i* owns bits ``[i * n, (i + 1) * n)``, where *n* is
+``1 MiB / granularity``. A byte where the last block overlaps its neighbour has a bit in each of them, and
+:meth:`DirtyBitmap.mark` sets both.
+"""
+
+from __future__ import annotations
+
+from .. import _core, errors
+from . import geometry
+
+MIN_GRANULARITY = 1 << 16
+
+
+class DirtyBitmap:
+    """The marks of one tracker of a disk of `size` bytes, all clean at first.
+
+    `granularity` is how many bytes one bit stands for: a power of two from 64 KiB to 1 MiB. Everything here may be
+    called from any thread at any time, without a lock: each word of bits changes atomically.
+    """
+
+    __slots__ = ("_bits_per_block", "_shift", "bits", "geometry", "granularity")
+
+    def __init__(self, size: int, granularity: int = _core.BLOCK_SIZE) -> None:
+        if not MIN_GRANULARITY <= granularity <= _core.BLOCK_SIZE or granularity & (granularity - 1):
+            raise errors.ParameterError(f"granularity must be a power of two from 64K to 1M, not {granularity!r}")
+        self.geometry = geometry.BlockGeometry(size)
+        self.granularity = granularity
+        self._shift = granularity.bit_length() - 1
+        self._bits_per_block = _core.BLOCK_SIZE >> self._shift
+        self.bits = _core.Bitmap(self.geometry.nblocks * self._bits_per_block)
+
+    @property
+    def nblocks(self) -> int:
+        """Return the number of blocks of the disk."""
+        return self.geometry.nblocks
+
+    def block_range(self, block: int) -> tuple[int, int]:
+        """Return (offset, nbytes) of `block`, as :meth:`BlockGeometry.block_range` does."""
+        return self.geometry.block_range(block)
+
+    # -- writers -----------------------------------------------------------------------------------------------------
+
+    def mark(self, offset: int, nbytes: int) -> None:
+        """Mark every block that covers a byte of [offset, offset + nbytes), after the write is done.
+
+        What lies outside the disk is ignored. Constant time but for the bits to be set.
+        """
+        start, end = max(offset, 0), min(offset + nbytes, self.geometry.total_sectors * _core.SECTOR_SIZE)
+        if start >= end:
+            return
+        # Up to the last block, a bit's number is that of its chunk of the disk.
+        first_of_last = (self.geometry.nblocks - 1) * self._bits_per_block
+        first, stop = start >> self._shift, min(((end - 1) >> self._shift) + 1, first_of_last)
+        if first < stop:
+            self.bits.set_range(first, stop - first)
+        # The last block counts its bits from where it starts.
+        end -= self.geometry.last_offset
+        if end > 0:
+            first = max(start - self.geometry.last_offset, 0) >> self._shift
+            self.bits.set_range(first_of_last + first, ((end - 1) >> self._shift) + 1 - first)
+
+    def mark_block(self, block: int) -> None:
+        """Mark one block alone, as when a block that was taken could not be read or sent."""
+        self.bits.set_range(block * self._bits_per_block, self._bits_per_block)
+
+    def mark_all(self) -> None:
+        """Mark every block."""
+        self.bits.set_range(0, len(self.bits))
+
+    def merge(self, other: DirtyBitmap) -> None:
+        """Mark what is marked in `other`, a bitmap of the same size and granularity; `other` does not change."""
+        if (other.geometry, other.granularity) != (self.geometry, self.granularity):
+            raise ValueError("only bitmaps of the same size and granularity can be merged")
+        self.bits.merge(other.bits)
+
+    # -- the reader --------------------------------------------------------------------------------------------------
+
+    def take_block(self, block: int) -> bool:
+        """Clear `block` and return whether it was marked; call it *before* the block is read."""
+        return self.bits.take_range(block * self._bits_per_block, self._bits_per_block)
+
+    def is_dirty(self, block: int) -> bool:
+        """Return whether `block` is marked."""
+        start = block * self._bits_per_block
+        return self.bits.find_next_set(start, start + self._bits_per_block) >= 0
+
+    def next_dirty(self, start_block: int) -> int:
+        """Return the first marked block at or after `start_block`, -1 if there is none; it does not wrap."""
+        if start_block >= self.geometry.nblocks:
+            return -1
+        bit = self.bits.find_next_set(start_block * self._bits_per_block)
+        return bit // self._bits_per_block if bit >= 0 else -1
+
+    def count_blocks(self) -> int:
+        """Return how many blocks are marked: one count, or one step for each run of marks if bits are finer."""
+        if self._bits_per_block == 1:
+            return self.bits.count()
+        count = block = 0
+        while block < self.geometry.nblocks:
+            area = self.bits.next_dirty_area(block * self._bits_per_block)
+            if area is None:
+                break
+            first, stop = area[0] // self._bits_per_block, -(-(area[0] + area[1]) // self._bits_per_block)
+            count += stop - first
+            block = stop
+        return count
