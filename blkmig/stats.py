@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a migration tells about itself: statistics that can be read at any time, and the events of `on_progress`.
+
+Sizes are bytes, times are seconds, rates are bytes per second. Everything counts what was sent or written, never
+what was only submitted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+Status = Literal["none", "setup", "active", "pre-switchover", "device", "completed", "failed", "cancelling", "cancelled"]
+"""The states of a migration, in QEMU's words; "device" is the last pass, with the writers held."""
+
+Phase = Literal["bulk", "dirty", "switchover"]
+
+
+@dataclasses.dataclass(slots=True)
+class RoundStatistics:
+    """One pass over the disks: number 0 is the bulk phase, the others are dirty rounds, the last is the final pass."""
+
+    number: int
+    dirty_bytes: int
+    """Dirty when the round began (for the bulk phase: the size of the disks)."""
+
+    transferred: int = 0
+    """Bytes on the wire."""
+
+    seconds: float = 0.0
+    redirtied_bytes: int = 0
+    """Dirtied by the writers while the round ran."""
+
+    @property
+    def bandwidth(self) -> float:
+        """Wire bytes per second of this round."""
+        return self.transferred / self.seconds if self.seconds else 0.0
+
+    @property
+    def dirty_rate(self) -> float:
+        """Bytes per second that the writers dirtied while the round ran."""
+        return self.redirtied_bytes / self.seconds if self.seconds else 0.0
+
+
+@dataclasses.dataclass(slots=True)
+class OutgoingStatistics:
+    """The figures of an outgoing migration. The migration thread writes them; readers see each figure whole."""
+
+    status: Status = "none"
+    disk_bytes: int = 0
+    """Size of all disks of the migration."""
+
+    transferred: int = 0
+    """Bytes that the channel took, container included."""
+
+    blocks: int = 0
+    """Blocks sent, each time one was sent, zero blocks included."""
+
+    zero_blocks: int = 0
+    rounds: list[RoundStatistics] = dataclasses.field(default_factory=list)
+    """The bulk phase, the dirty rounds (of very many the last thousand) and the final pass."""
+
+    setup_time: float = 0.0
+    total_time: float = 0.0
+    downtime: float | None = None
+    """From the moment the writers were held to their release, or to the target's word when the disk moved."""
+
+    expected_downtime: float | None = None
+    bandwidth: float = 0.0
+    dirty_rate: float = 0.0
+
+    @property
+    def throughput(self) -> float:
+        """Disk bytes per second over the whole migration, holes included."""
+        return self.disk_bytes / self.total_time if self.total_time else 0.0
+
+
+@dataclasses.dataclass(slots=True)
+class DiskStatistics:
+    """The figures of one disk at the receiving end."""
+
+    name: str
+    size: int | None = None
+    """Bytes; None while it is not known."""
+
+    size_source: Literal["stream", "target", "option", "inferred"] = "inferred"
+    blocks: int = 0
+    """Blocks that came, each time one came, zero blocks included."""
+
+    zero_blocks: int = 0
+    resent_blocks: int = 0
+    missing: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    """Ranges (first block, number of blocks) that never came."""
+
+    verified: bool = False
+    """The digest of what was written equals the one that the stream carries."""
+
+
+@dataclasses.dataclass(slots=True)
+class IncomingStatistics:
+    """The figures of an incoming migration."""
+
+    status: Status = "none"
+    transferred: int = 0
+    """Bytes of the stream that were read."""
+
+    disks: dict[str, DiskStatistics] = dataclasses.field(default_factory=dict)
+    percent: int = 0
+    total_time: float = 0.0
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What a user should know although nothing failed: sizes that were inferred, sections that were skipped ..."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened in a migration; `elapsed` seconds after it began."""
+
+    elapsed: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StatusChanged(Event):
+    """The migration is in another state."""
+
+    status: Status
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Progressed(Event):
+    """A regular report, about ten a second."""
+
+    phase: Phase
+    percent: float
+    """Of the bulk phase."""
+
+    transferred: int
+    remaining: int
+    total: int
+    bandwidth: float
+    dirty_rate: float
+    expected_downtime: float | None
+    round_number: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class RoundEnded(Event):
+    """A pass over the disks is done."""
+
+    round: RoundStatistics
+    pending: int
+    threshold_size: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Received(Event):
+    """A regular report of the receiving end."""
+
+    transferred: int
+    blocks: int
+    zero_blocks: int
+    percent: int
