@@ -89,6 +89,10 @@ class DirtyBitmap:
         """Clear `block` and return whether it was marked; call it *before* the block is read."""
         return self.bits.take_range(block * self._bits_per_block, self._bits_per_block)
 
+    def clear_blocks(self, block: int, count: int) -> None:
+        """Clear `count` blocks from `block` on, before they are read or asked for holes."""
+        self.bits.clear_range(block * self._bits_per_block, count * self._bits_per_block)
+
     def is_dirty(self, block: int) -> bool:
         """Return whether `block` is marked."""
         start = block * self._bits_per_block
