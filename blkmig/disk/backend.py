@@ -37,6 +37,9 @@ class BlockBackend(abc.ABC):
     reads_in_parallel: bool = False
     """Whether reads have latency worth hiding: then up to 16 threads call `read_block` at once."""
 
+    is_growable: bool = False
+    """Whether `resize` works: a new regular file whose final size is not yet known."""
+
     # -- contents ----------------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
@@ -64,6 +67,10 @@ class BlockBackend(abc.ABC):
     @abc.abstractmethod
     def flush(self) -> None:
         """Return when everything written before is on stable storage."""
+
+    def resize(self, size: int) -> None:
+        """Make the disk `size` bytes long; new bytes are zeros. Only where `is_growable`."""
+        raise errors.DeviceError("cannot be resized", device=self.name, cause="its size is fixed")
 
     def next_data(self, offset: int) -> tuple[int, int] | None:
         """Return the first extent (start, end) at or after `offset` that may hold data; what lies before it is zeros.
