@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What all benchmarks share: ``--quick``, the folder for the data, the versions that go into the JSON."""
+
+from __future__ import annotations
+
+import pathlib
+import platform
+import tempfile
+from collections.abc import Iterator
+
+import pytest
+
+pytest_plugins = ["blkmig.gates.plugin"]  # the fixture `ratio`, also where blkmig is not installed
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("benchmarks of blkmig")
+    group.addoption("--quick", action="store_true", help="smoke run: small data, one round, nothing is judged")
+    group.addoption("--bench-dir", metavar="DIR", type=pathlib.Path, help="where the images go (default: TMPDIR)")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.quick:
+        config.option.gates_quick = True
+
+
+@pytest.fixture(scope="session")
+def quick(request: pytest.FixtureRequest) -> bool:
+    """Whether this is a smoke run: shrink the data, measure nothing in earnest."""
+    return bool(request.config.option.quick)
+
+
+@pytest.fixture(scope="session")
+def bench_dir(request: pytest.FixtureRequest) -> Iterator[pathlib.Path]:
+    """Return a folder for images; it is removed with all that is in it."""
+    with tempfile.TemporaryDirectory(prefix="blkmig-bench-", dir=request.config.option.bench_dir) as folder:
+        yield pathlib.Path(folder)
+
+
+@pytest.fixture(autouse=True)
+def _versions(request: pytest.FixtureRequest) -> None:
+    """Add what the comparisons depend on to the JSON."""
+    if "ratio" in request.fixturenames:
+        request.getfixturevalue("ratio").versions.setdefault("linux", platform.release())

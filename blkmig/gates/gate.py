@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Promises about ratios: where they are written down, and the comparison that keeps or breaks them.
+
+A gate says: in this group, the contender is at least `at_least` times better than the rival, by this metric.
+It stands in the code (``at_least={"numpy": 4, "numpy:cpu": 3}``) or in the nearest ``gates.toml``::
+
+    ["zero scan of 1 MiB"]                      # the group
+    numpy       = { at_least = 4.0, margin = 0.2, ci = true }
+    "numpy:cpu" = { at_least = 3.0 }            # another metric than "wall"
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import statistics
+import time
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+
+from . import judge, stopwatch
+
+
+class GateError(ValueError):
+    """A gate that cannot be understood: an unknown key, group, side or metric."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Gate:
+    """One promise: the contender is `at_least` so many times better than `rival`, by `metric`.
+
+    `ci`: stable enough to be judged on shared machines; there, `margin` (0.1 = 10 %) is forgiven.
+    """
+
+    rival: str
+    at_least: float
+    metric: str = "wall"
+    margin: float = 0.0
+    ci: bool = True
+
+    @classmethod
+    def parse(cls, key: str, value: object) -> Gate:
+        """Read ``"rival"`` or ``"rival:metric"`` and a number or a table; raises :class:`GateError`."""
+        rival, _, metric = key.partition(":")
+        table: Mapping[str, object] = value if isinstance(value, Mapping) else {"at_least": value, "ci": True}
+        at_least, margin, ci = table.get("at_least"), table.get("margin", 0.0), table.get("ci", False)
+        if not isinstance(at_least, int | float) or isinstance(at_least, bool) or at_least <= 0:
+            raise GateError(f"gate {key!r}: at_least must be a number above 0, not {at_least!r}")
+        if not isinstance(margin, int | float) or not 0 <= margin < 1:
+            raise GateError(f"gate {key!r}: margin must be from 0 to below 1, not {margin!r}")
+        if not isinstance(ci, bool) or table.keys() - {"at_least", "margin", "ci"}:
+            raise GateError(f"gate {key!r}: only at_least, margin and ci (true or false) are known: {dict(table)}")
+        return cls(rival, float(at_least), metric or "wall", float(margin), ci)
+
+    @property
+    def key(self) -> str:
+        """The name that stands in the file."""
+        return self.rival if self.metric == "wall" else f"{self.rival}:{self.metric}"
+
+
+def parse_gates(table: Mapping[str, object]) -> list[Gate]:
+    """Read all gates of one group."""
+    return [Gate.parse(key, value) for key, value in table.items()]
+
+
+def load_gates(start: pathlib.Path, root: pathlib.Path) -> dict[str, list[Gate]]:
+    """Return group -> gates from the nearest ``gates.toml``: in the folder `start` or above, up to `root`."""
+    for folder in (start, *start.parents):
+        path = folder / "gates.toml"
+        if path.is_file():
+            try:
+                groups = tomllib.loads(path.read_text(encoding="utf-8"))
+                return {group: parse_gates(table) for group, table in groups.items()}
+            except (tomllib.TOMLDecodeError, GateError, AttributeError) as error:
+                raise GateError(f"{path}: {error}") from error
+        if folder == root:
+            break
+    return {}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a measurement says about a gate; `threshold` is `at_least` less the margin where that is forgiven."""
+
+    gate: Gate
+    threshold: float
+    estimate: judge.Estimate
+
+    @property
+    def verdict(self) -> judge.Verdict:
+        """Pass, fail (a decided loss) or undecided."""
+        return self.estimate.verdict(self.threshold)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """When to stop: `max_time` seconds or `max_rounds` at the latest, never before `min_rounds`.
+
+    `precision`: half the width of a ratio's interval at which more rounds teach nothing (0.01 = 1 %).
+    `sample_time`: seconds that a sample of a fast callable takes at least, by looping.
+    """
+
+    max_time: float = 10.0
+    min_rounds: int = 5
+    max_rounds: int = 1000
+    precision: float = 0.01
+    sample_time: float = 0.005
+
+
+class Comparison:
+    """One contender, the first side, against its rivals, measured in turns.
+
+    `margins`: forgive the gates' margins. `skipped`: rivals that are not here, with the reason; their gates are not
+    judged.
+    """
+
+    def __init__(
+        self,
+        group: str,
+        sides: Mapping[str, stopwatch.Timed],
+        *,
+        gates: Iterable[Gate] = (),
+        margins: bool = False,
+        skipped: Mapping[str, str] | None = None,
+        limits: Limits | None = None,
+    ) -> None:
+        self.group = group
+        self.sides = {name: stopwatch.as_side(timed) for name, timed in sides.items()}
+        if not self.sides:
+            raise GateError(f"{group!r}: there is nothing to measure")
+        self.contender, *self.rivals = self.sides
+        self.skipped = dict(skipped or {})
+        self.margins = margins
+        self.limits = limits or Limits()
+        self.gates = [gate for gate in gates if gate.rival not in self.skipped]
+        self.looks = 0
+        self.seconds = 0.0
+        if unknown := {gate.rival for gate in self.gates} - set(self.rivals):
+            raise GateError(f"{group!r}: gates against {sorted(unknown)}, but the rivals are {self.rivals}")
+
+    def measure(self) -> None:
+        """Run rounds until every gate is decided, or the ratios are known to `precision`, or time is up."""
+        limits, start = self.limits, time.monotonic()
+        self.rounds = stopwatch.Rounds(self.sides, sample_time=limits.sample_time, seed=self.group)
+        while not self._enough(time.monotonic() - start):
+            self.rounds.run()
+        self.seconds = time.monotonic() - start
+
+    def _enough(self, seconds: float) -> bool:
+        """Look at the samples if it is time for a look; say whether they suffice. Only looks spend confidence."""
+        count, limits = len(self.rounds), self.limits
+        if count == 0:
+            return False
+        last = seconds >= limits.max_time or count >= limits.max_rounds
+        if not last and (count < judge.look_rounds(self.looks + 1) or count < limits.min_rounds):
+            return False
+        self.looks += 1
+        return last or all(self._settled(rival) for rival in self.rivals)
+
+    def _settled(self, rival: str) -> bool:
+        judgements = [self._judge(gate) for gate in self.gates if gate.rival == rival]
+        if judgements and all(judgement.verdict is not judge.Verdict.UNDECIDED for judgement in judgements):
+            return True
+        estimates = [judgement.estimate for judgement in judgements] or [self.ratio(rival)]
+        return all(estimate.spread <= self.limits.precision for estimate in estimates)
+
+    def figures(self, side: str, metric: str = "wall") -> list[float]:
+        """Return what each round cost this side."""
+        return self.rounds.series(side, metric)
+
+    def median(self, side: str, metric: str = "wall") -> float:
+        """Return the median of :meth:`figures`."""
+        return statistics.median(self.figures(side, metric))
+
+    def ratio(self, rival: str, metric: str = "wall", *, of: str | None = None) -> judge.Estimate:
+        """Return how many times better than `rival` the contender (or the side `of`) is, with its interval."""
+        ours, theirs = self.figures(of or self.contender, metric), self.figures(rival, metric)
+        return judge.estimate(ours, theirs, error=judge.error_of_look(max(1, self.looks)))
+
+    def _judge(self, gate: Gate) -> Judgement:
+        threshold = gate.at_least * (1 - gate.margin if self.margins else 1)
+        return Judgement(gate, threshold, self.ratio(gate.rival, gate.metric))
+
+    def judgements(self) -> list[Judgement]:
+        """Judge every gate by all samples."""
+        return [self._judge(gate) for gate in self.gates]
+
+    def failures(self) -> Sequence[Judgement]:
+        """Return the decided losses."""
+        return [judgement for judgement in self.judgements() if judgement.verdict is judge.Verdict.FAIL]

@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Show comparisons to people (a table) and to programs (JSON).
+
+The JSON is a superset of pytest-benchmark's: the sides stand under ``benchmarks`` with the same groups, names and
+statistics, so ``pytest-benchmark compare`` reads it; the ratios and their verdicts stand under ``comparisons``.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from . import gate, judge
+
+_UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
+
+
+def format_figure(value: float, metric: str) -> str:
+    """Return seconds or bytes ("rss") for a person; the unit of other metrics is not known."""
+    if metric == "rss":
+        return f"{value / (1 << 20):.1f} MiB"
+    if metric not in ("wall", "cpu"):
+        return f"{value:.4g}"
+    factor, unit = next((pair for pair in _UNITS if value >= pair[0]), _UNITS[-1])
+    return f"{value / factor:.4g} {unit}"
+
+
+def format_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return rows of texts as columns; the first column stands left, the others right."""
+    lines = [head, *rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+    texts = [
+        "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(pairs))
+        for pairs in (list(zip(line, widths, strict=True)) for line in lines)
+    ]
+    return "\n".join([texts[0].rstrip(), "-" * len(texts[0]), *(text.rstrip() for text in texts[1:])])
+
+
+def _ratio_cells(estimate: judge.Estimate) -> tuple[str, str]:
+    interval = "too few rounds" if math.isinf(estimate.high) else f"{estimate.low:.3g} .. {estimate.high:.3g}"
+    return f"{estimate.ratio:.3g}x", interval
+
+
+def comparison_rows(comparison: gate.Comparison) -> list[tuple[str, ...]]:
+    """Return the rows under :data:`TABLE_HEAD`, one per side and metric that somebody asked for."""
+    metrics = ["wall", *dict.fromkeys(item.metric for item in comparison.gates if item.metric != "wall")]
+    rows: list[tuple[str, ...]] = []
+    for metric in metrics:
+        judged = {item.gate.rival: item for item in comparison.judgements() if item.gate.metric == metric}
+        for side in comparison.sides:
+            if metric != "wall" and side != comparison.contender and side not in judged:
+                continue
+            figures = comparison.figures(side, metric)
+            median = statistics.median(figures)
+            deviation = statistics.median(abs(value - median) for value in figures) / median if median else 0.0
+            name = side if metric == "wall" else f"{side} ({metric})"
+            cells = (f"  {name}", format_figure(median, metric), f"{deviation:.1%}")
+            if side == comparison.contender:
+                rows.append((*cells, "", "", "", ""))
+                continue
+            promise = (f">= {judged[side].threshold:.3g}", judged[side].verdict.value) if side in judged else ("", "")
+            rows.append((*cells, *_ratio_cells(comparison.ratio(side, metric)), *promise))
+    rows += [(f"  {side}", "-", "", "", "", "", f"skipped: {why}") for side, why in comparison.skipped.items()]
+    return rows
+
+
+TABLE_HEAD = ("group / side", "median", "+-", "ratio", "interval", "gate", "verdict")
+
+
+def format_comparisons(comparisons: Iterable[gate.Comparison]) -> str:
+    """Return one table of all comparisons; "ratio" is how many times better than this rival the first side is."""
+    rows: list[tuple[str, ...]] = []
+    for comparison in comparisons:
+        title = f"{comparison.group} ({len(comparison.rounds)} rounds, {comparison.seconds:.1f} s)"
+        rows += [(title, "", "", "", "", "", ""), *comparison_rows(comparison)]
+    return format_table(TABLE_HEAD, rows)
+
+
+def _git(folder: pathlib.Path, *arguments: str) -> str:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return done.stdout.strip()
+
+
+def commit_info(folder: pathlib.Path) -> dict[str, Any]:
+    """Return the commit that `folder` stands at, with keys as pytest-benchmark has them; empty texts outside of git."""
+    return {
+        "id": _git(folder, "rev-parse", "HEAD"),
+        "time": _git(folder, "show", "-s", "--format=%cI", "HEAD"),
+        "branch": _git(folder, "rev-parse", "--abbrev-ref", "HEAD"),
+        "dirty": bool(_git(folder, "status", "--porcelain", "--untracked-files=no")),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def machine_info() -> dict[str, Any]:
+    """Return what decides how fast this machine is; no host name."""
+    return {
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "release": platform.release(),
+        "python_implementation": platform.python_implementation(),
+        "python_version": platform.python_version(),
+        "cpu": {"brand_raw": _cpu_model(), "count": len(os.sched_getaffinity(0))},
+        "memory": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+
+
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def statistics_of(values: Sequence[float], loops: int) -> dict[str, Any]:
+    """Return the statistics that pytest-benchmark's tools read, with all values."""
+    ordered = sorted(values)
+    q1, median, q3 = statistics.quantiles(ordered, n=4) if len(ordered) > 1 else [ordered[0]] * 3
+    mean = statistics.mean(ordered)
+    stddev = statistics.stdev(ordered) if len(ordered) > 1 else 0.0
+    mild = sum(1 for value in ordered if abs(value - mean) > stddev)
+    severe = sum(1 for value in ordered if not q1 - 1.5 * (q3 - q1) <= value <= q3 + 1.5 * (q3 - q1))
+    return {
+        "min": ordered[0],
+        "max": ordered[-1],
+        "mean": mean,
+        "stddev": stddev,
+        "rounds": len(ordered),
+        "median": median,
+        "iqr": q3 - q1,
+        "q1": q1,
+        "q3": q3,
+        "iqr_outliers": severe,
+        "stddev_outliers": mild,
+        "outliers": f"{mild};{severe}",
+        "ld15iqr": next(value for value in ordered if value >= q1 - 1.5 * (q3 - q1)),
+        "hd15iqr": next(value for value in reversed(ordered) if value <= q3 + 1.5 * (q3 - q1)),
+        "ops": 1 / mean if mean else 0.0,
+        "total": sum(ordered),
+        "iterations": loops,
+        "data": list(values),
+    }
+
+
+def benchmark_records(comparison: gate.Comparison, nodeid: str) -> list[dict[str, Any]]:
+    """Return one record per side, wall time, in the shape of pytest-benchmark; other metrics stand in extra_info."""
+    records = []
+    for side in comparison.sides:
+        metrics = sorted(set.intersection(*(set(figures) for figures in comparison.rounds.figures[side])) - {"wall"})
+        records.append(
+            {
+                "group": comparison.group,
+                "name": side,
+                "fullname": f"{nodeid}[{side}]",
+                "params": None,
+                "param": None,
+                "extra_info": {metric: comparison.median(side, metric) for metric in metrics},
+                "options": {},
+                "stats": statistics_of(comparison.figures(side), comparison.rounds.loops[side]),
+            }
+        )
+    return records
+
+
+def _estimate_record(estimate: judge.Estimate) -> dict[str, Any]:
+    high = None if math.isinf(estimate.high) else estimate.high
+    return {"ratio": estimate.ratio, "low": estimate.low, "high": high, "rounds": estimate.rounds}
+
+
+def comparison_record(comparison: gate.Comparison, nodeid: str) -> dict[str, Any]:
+    """Return everything about one comparison: all figures of all rounds, the ratios, the gates with their verdicts."""
+    metrics = ["wall", *dict.fromkeys(item.metric for item in comparison.gates if item.metric != "wall")]
+    return {
+        "group": comparison.group,
+        "test": nodeid,
+        "contender": comparison.contender,
+        "seconds": comparison.seconds,
+        "figures": comparison.rounds.figures,
+        "skipped": comparison.skipped,
+        "ratios": [
+            {"rival": rival, "metric": metric, **_estimate_record(comparison.ratio(rival, metric))}
+            for metric in metrics
+            for rival in comparison.rivals
+            if metric in comparison.rounds.figures[rival][0]
+        ],
+        "gates": [
+            {
+                "rival": item.gate.rival,
+                "metric": item.gate.metric,
+                "at_least": item.gate.at_least,
+                "threshold": item.threshold,
+                "verdict": item.verdict.value,
+                **_estimate_record(item.estimate),
+            }
+            for item in comparison.judgements()
+        ],
+    }
+
+
+def document(
+    comparisons: Iterable[tuple[str, gate.Comparison]],
+    *,
+    root: pathlib.Path,
+    versions: Mapping[str, str],
+    complete: bool,
+) -> dict[str, Any]:
+    """Return the whole JSON document; `complete` is False for a smoke run, whose figures mean nothing."""
+    pairs = list(comparisons)
+    return {
+        "machine_info": machine_info(),
+        "commit_info": commit_info(root),
+        "versions": dict(versions),
+        "datetime": datetime.datetime.now(datetime.UTC).isoformat(),
+        "version": "5.0.0",
+        "complete": complete,
+        "benchmarks": [record for nodeid, item in pairs for record in benchmark_records(item, nodeid)],
+        "comparisons": [comparison_record(item, nodeid) for nodeid, item in pairs],
+    }
+
+
+def write_json(path: pathlib.Path, record: Mapping[str, Any]) -> None:
+    """Write `record` so that `path` is never half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".part")
+    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Run the sides of a comparison in turns, A B A B, and note what each run cost.
+
+A round runs every side once, in an order that changes from round to round, so that no side is always the first after
+a pause or always the one behind the heaviest neighbour. Only the run is timed: `setup` and `check` stand outside.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import itertools
+import os
+import random
+import resource
+import subprocess
+import time
+import timeit
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
+
+#: What one run cost, by metric: "wall" and "cpu" in seconds, and whatever the run returned.
+Figures: TypeAlias = dict[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One side of a comparison.
+
+    `run`: a callable without arguments, a command as a list of texts, or a ``timeit.Timer``, whose statement is run in
+    a loop of its own (for calls of a few nanoseconds). If a callable returns a mapping, its entries become figures of
+    this run and replace those measured here: so a run may say what it counts itself, "downtime" or "rss".
+    `setup`, `check`: called before and after each run, not timed; with one of them, a sample is exactly one run.
+    A run fails by raising, a command by an exit code that is not 0.
+    """
+
+    run: Callable[[], object] | Sequence[str] | timeit.Timer
+    setup: Callable[[], object] | None = None
+    check: Callable[[], object] | None = None
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether one sample may be a loop of many runs."""
+        runs_here = callable(self.run) or isinstance(self.run, timeit.Timer)
+        return runs_here and self.setup is None and self.check is None
+
+
+#: What may be given as a side where only `run` matters.
+Timed: TypeAlias = Callable[[], object] | Sequence[str] | timeit.Timer | Side
+
+
+def as_side(timed: Timed) -> Side:
+    """Return `timed` as a :class:`Side`. Raises TypeError for a text: a command is a list, a statement a Timer."""
+    if isinstance(timed, Side):
+        return timed
+    if isinstance(timed, str):
+        raise TypeError(f"{timed!r}: give a command as a list of texts, a Python statement as a timeit.Timer")
+    return Side(timed)
+
+
+def _cpu_seconds() -> float:
+    """Return the CPU time of this process and of its children that have been waited for."""
+    usages = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def run_command(command: Sequence[str]) -> Figures:
+    """Run `command` and return its wall and CPU seconds; raises CalledProcessError.
+
+    No peak RSS: what the kernel reports for a child is at least what this process had when it started the child.
+    """
+    start = time.perf_counter()
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, list(command))
+    return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime}
+
+
+def _run_callable(run: Callable[[], object], loops: int) -> Figures:
+    result: object = None
+    cpu_start = _cpu_seconds()
+    start = time.perf_counter()
+    for _ in itertools.repeat(None, loops):
+        result = run()
+    wall = time.perf_counter() - start
+    figures = {"wall": wall / loops, "cpu": (_cpu_seconds() - cpu_start) / loops}
+    if isinstance(result, Mapping):
+        figures.update(result)
+    return figures
+
+
+def _run_timer(timer: timeit.Timer, loops: int) -> Figures:
+    cpu_start = _cpu_seconds()
+    wall = timer.timeit(loops)
+    return {"wall": wall / loops, "cpu": (_cpu_seconds() - cpu_start) / loops}
+
+
+def sample(side: Side, loops: int = 1) -> Figures:
+    """Run `side` `loops` times and return the figures of one run, the mean; the garbage collector stands still."""
+    if side.setup:
+        side.setup()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        if isinstance(side.run, timeit.Timer):
+            figures = _run_timer(side.run, loops)
+        elif callable(side.run):
+            figures = _run_callable(side.run, loops)
+        else:
+            figures = run_command(side.run)
+    finally:
+        if collecting:
+            gc.enable()
+    if side.check:
+        side.check()
+    return figures
+
+
+def calibrate(side: Side, sample_time: float) -> int:
+    """Return how many runs make a sample of at least `sample_time` seconds; it warms the side up, too."""
+    loops = 1
+    while True:
+        wall = sample(side, loops)["wall"] * loops
+        if not side.repeatable or wall >= sample_time:
+            return loops
+        loops = max(loops * 2, min(loops * 100, int(loops * sample_time / max(wall, 1e-9)) + 1))
+
+
+class Rounds:
+    """The samples of several sides, round by round; `figures[side][i]` belongs to round i, on every side."""
+
+    def __init__(self, sides: Mapping[str, Side], *, sample_time: float, seed: str) -> None:
+        self.sides = dict(sides)
+        self.figures: dict[str, list[Figures]] = {name: [] for name in sides}
+        self._order = random.Random(seed)
+        self.loops = {name: calibrate(side, sample_time) for name, side in self.sides.items()}
+
+    def __len__(self) -> int:
+        return min(len(figures) for figures in self.figures.values())
+
+    def run(self) -> None:
+        """Run every side once more. If one fails, the round is gone as a whole."""
+        order = self._order.sample(sorted(self.sides), len(self.sides))
+        results = {name: sample(self.sides[name], self.loops[name]) for name in order}
+        for name, figures in results.items():
+            self.figures[name].append(figures)
+
+    def series(self, side: str, metric: str) -> list[float]:
+        """Return the figures of one metric; KeyError says which metrics the side has."""
+        try:
+            return [figures[metric] for figures in self.figures[side]]
+        except KeyError:
+            raise KeyError(f"{side!r} has no metric {metric!r}, only {sorted(self.figures[side][0])}") from None
