@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The part of libnbd that blkmig uses, bound with ctypes and loaded when the first NBD disk is opened.
+
+Only declarations and errors live here, no policy. Every function releases the GIL. libnbd keeps the text and the
+errno of the last error per thread, so :func:`last_error` must be called in the thread whose call failed.
+
+The types and constants are those of libnbd(3), whose ABI is stable: ``libnbd.so.0`` from 1.12 on has all of it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import os
+import re
+from ctypes import POINTER, c_bool, c_char_p, c_int, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+
+LIBRARY = "libnbd.so.0"
+
+DIRECTION_READ = 1
+DIRECTION_WRITE = 2
+SIZE_MINIMUM = 0
+SIZE_MAXIMUM = 2
+TLS_REQUIRE = 2
+
+EXTENT_FUNCTION = ctypes.CFUNCTYPE(
+    c_int, c_void_p, c_char_p, c_uint64, POINTER(c_uint32), c_size_t, POINTER(c_int), use_errno=False
+)
+
+
+class CompletionCallback(ctypes.Structure):
+    """``nbd_completion_callback``, always empty here: completions are asked for."""
+
+    _fields_ = (("callback", c_void_p), ("user_data", c_void_p), ("free", c_void_p))
+
+
+class ExtentCallback(ctypes.Structure):
+    """``nbd_extent_callback``; the Python function must outlive the command."""
+
+    _fields_ = (("callback", EXTENT_FUNCTION), ("user_data", c_void_p), ("free", c_void_p))
+
+
+NO_COMPLETION = CompletionCallback()
+
+_PROTOTYPES = {
+    "nbd_create": (c_void_p, ()),
+    "nbd_close": (None, (c_void_p,)),
+    "nbd_get_error": (c_char_p, ()),
+    "nbd_get_errno": (c_int, ()),
+    "nbd_set_uri_allow_local_file": (c_int, (c_void_p, c_bool)),
+    "nbd_set_tls_certificates": (c_int, (c_void_p, c_char_p)),
+    "nbd_set_tls_psk_file": (c_int, (c_void_p, c_char_p)),
+    "nbd_set_tls_username": (c_int, (c_void_p, c_char_p)),
+    "nbd_add_meta_context": (c_int, (c_void_p, c_char_p)),
+    "nbd_can_meta_context": (c_int, (c_void_p, c_char_p)),
+    "nbd_get_size": (c_int64, (c_void_p,)),
+    "nbd_get_block_size": (c_int64, (c_void_p, c_int)),
+    "nbd_is_read_only": (c_int, (c_void_p,)),
+    "nbd_can_zero": (c_int, (c_void_p,)),
+    "nbd_can_flush": (c_int, (c_void_p,)),
+    "nbd_can_multi_conn": (c_int, (c_void_p,)),
+    "nbd_aio_connect_uri": (c_int, (c_void_p, c_char_p)),
+    "nbd_aio_get_fd": (c_int, (c_void_p,)),
+    "nbd_aio_get_direction": (c_uint32, (c_void_p,)),
+    "nbd_aio_notify_read": (c_int, (c_void_p,)),
+    "nbd_aio_notify_write": (c_int, (c_void_p,)),
+    "nbd_aio_is_connecting": (c_int, (c_void_p,)),
+    "nbd_aio_is_ready": (c_int, (c_void_p,)),
+    "nbd_aio_is_dead": (c_int, (c_void_p,)),
+    "nbd_aio_is_closed": (c_int, (c_void_p,)),
+    "nbd_aio_peek_command_completed": (c_int64, (c_void_p,)),
+    "nbd_aio_command_completed": (c_int, (c_void_p, c_uint64)),
+    "nbd_aio_pread": (c_int64, (c_void_p, c_void_p, c_size_t, c_uint64, CompletionCallback, c_uint32)),
+    "nbd_aio_pwrite": (c_int64, (c_void_p, c_void_p, c_size_t, c_uint64, CompletionCallback, c_uint32)),
+    "nbd_aio_zero": (c_int64, (c_void_p, c_uint64, c_uint64, CompletionCallback, c_uint32)),
+    "nbd_aio_flush": (c_int64, (c_void_p, CompletionCallback, c_uint32)),
+    "nbd_aio_block_status": (
+        c_int64,
+        (c_void_p, c_uint64, c_uint64, ExtentCallback, CompletionCallback, c_uint32),
+    ),
+    "nbd_aio_disconnect": (c_int, (c_void_p, c_uint32)),
+}
+
+
+@functools.cache
+def load() -> ctypes.CDLL:
+    """Return the library with its prototypes set.
+
+    Raises OSError with ELIBACC and a text that names the package to install.
+    """
+    try:
+        library = ctypes.CDLL(LIBRARY)
+        for name, (restype, argtypes) in _PROTOTYPES.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = restype, argtypes
+    except (OSError, AttributeError) as error:
+        raise OSError(
+            errno.ELIBACC,
+            f"NBD disks need {LIBRARY}, 1.12 or later ({error}); install the package libnbd0 (Debian, Ubuntu) "
+            "or libnbd (Fedora, RHEL, SUSE)",
+        ) from error
+    return library
+
+
+def last_error(library: ctypes.CDLL, fallback: int = errno.EIO) -> OSError:
+    """Return libnbd's last error in this thread as an OSError, with `fallback` where it knows no errno."""
+    code: int = library.nbd_get_errno() or fallback
+    text: bytes | None = library.nbd_get_error()
+    if not text:
+        return OSError(code, os.strerror(code))
+    return OSError(code, re.sub("^nbd_[a-z_]+: ", "", text.decode(errors="replace")))  # whom we called is no news

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The verbs of an NBD export: read, write, zero, flush, block status, in bytes and from any number of threads.
+
+One connection carries up to as many requests as there are threads. That is enough: with 5 ms of latency sixteen
+threads read ten times as fast as one, and more connections only cost more context switches. Requests are cut to what
+the server takes, and widened to its minimum block size where it has one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import threading
+import urllib.parse
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from .. import errors, units
+from . import _libnbd, nbd_handle
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+BASE_ALLOCATION = "base:allocation"
+ALLOCATION_DEPTH = "qemu:allocation-depth"
+STATE_ZERO = 2
+"""Flag of base:allocation: the extent reads as zeros."""
+
+MAX_PAYLOAD = 32 * units.MiB
+"""Bytes of one read or write: what every server takes that does not say otherwise."""
+MAX_ZERO = 256 * units.MiB
+"""Bytes of one WRITE_ZEROES, small enough that a server which has to write them answers in time."""
+MAX_STATUS = 4 * units.GiB - units.MiB
+"""Bytes of one BLOCK_STATUS, whose length has 32 bits."""
+
+SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock")
+_ZEROS = bytes(units.MiB)
+
+
+def is_nbd_uri(text: str) -> bool:
+    """Tell whether `text` starts like an NBD URI."""
+    return text.partition(":")[0].lower() in SCHEMES
+
+
+def unix_uri(socket_path: str, export: str = "") -> str:
+    """Return the URI of an export behind a Unix socket."""
+    return f"nbd+unix:///{urllib.parse.quote(export, safe='')}?socket={urllib.parse.quote(socket_path)}"
+
+
+def export_of(uri: str) -> str:
+    """Return the name of the export that `uri` means, "" for the server's default."""
+    return urllib.parse.unquote(urllib.parse.urlsplit(uri).path.removeprefix("/"))
+
+
+def with_export(uri: str, export: str) -> str:
+    """Return `uri` with another export name."""
+    return urllib.parse.urlsplit(uri)._replace(path="/" + urllib.parse.quote(export, safe="")).geturl()
+
+
+class NbdConnection:
+    """An open NBD export of `size` bytes.
+
+    Ranges must lie inside the export. A failure is a :class:`~blkmig.errors.DeviceError` with the range, the server's
+    errno and libnbd's text; after an error of the server everything else goes on, after one of the connection every
+    later call fails as well.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        device: str = "",
+        export: str | None = None,
+        contexts: Iterable[str] = (BASE_ALLOCATION,),
+        tls_certificates: str | None = None,
+        tls_psk_file: str | None = None,
+        tls_username: str | None = None,
+        connect_timeout: float = 30.0,
+        request_timeout: float = 120.0,
+    ) -> None:
+        """Connect to `uri`, or to the `export` of that server.
+
+        `device` is the disk's name in errors. `contexts` are the meta contexts to ask for; those the server has are
+        in `self.contexts`. Of a TCP server's X.509 certificate the host name is verified; `tls_certificates` is a
+        directory with ca-cert.pem and, if the server wants to know its clients, client-cert.pem and client-key.pem.
+        `request_timeout` is how long, in seconds, the connection may stand still while requests are in flight.
+        """
+        self.uri = check_uri(uri if export is None else with_export(uri, export), tls_certificates or tls_psk_file)
+        self.device = device or export_of(self.uri) or "nbd"
+        tls = {"certificates": tls_certificates, "psk_file": tls_psk_file, "username": tls_username}
+        contexts = tuple(contexts)
+        with self._errors(f"cannot connect to {self.uri}"):
+            self._handle = nbd_handle.NbdHandle(
+                self.uri,
+                lambda library, handle: configure(library, handle, contexts, tls),
+                connect_timeout=connect_timeout,
+                request_timeout=request_timeout,
+            )
+        try:
+            with self._errors(f"cannot learn about {self.uri}"):
+                self._learn(contexts)
+        except BaseException:
+            self.close()
+            raise
+        self._edges = threading.Lock()
+
+    def _learn(self, contexts: Iterable[str]) -> None:
+        ask = self._handle.ask
+        self.size = ask("nbd_get_size")
+        self.is_read_only = bool(ask("nbd_is_read_only"))
+        self.can_zero = bool(ask("nbd_can_zero"))
+        self.can_flush = bool(ask("nbd_can_flush"))
+        self.can_multi_conn = bool(ask("nbd_can_multi_conn"))
+        self.contexts = frozenset(name for name in contexts if ask("nbd_can_meta_context", name.encode()))
+        self.minimum = ask("nbd_get_block_size", _libnbd.SIZE_MINIMUM) or 1
+        self.maximum = min(ask("nbd_get_block_size", _libnbd.SIZE_MAXIMUM) or MAX_PAYLOAD, MAX_PAYLOAD)
+
+    # -- data ----------------------------------------------------------------------------------------------------------
+
+    def pread_into(self, buffer: Buffer, offset: int) -> None:
+        """Fill the writable `buffer`, of any length, from `offset` on. Blocks without the GIL; copies nothing."""
+        view = memoryview(buffer).cast("B")
+        if self._is_unaligned(offset, len(view)):
+            start, stop = self._widen(offset, len(view))
+            whole = bytearray(stop - start)
+            self.pread_into(whole, start)
+            view[:] = whole[offset - start : offset - start + len(view)]
+            return
+        for done, count in _pieces(len(view), self.maximum):
+            self._transfer("read", "nbd_aio_pread", view[done : done + count], offset + done)
+
+    def pwrite(self, buffer: Buffer, offset: int) -> None:
+        """Write `buffer`, of any length, at `offset`. Blocks without the GIL; copies only what is read-only."""
+        view = memoryview(buffer).cast("B")
+        if self._is_unaligned(offset, len(view)):
+            with self._edges:  # two writers must not put back each other's part of a block
+                start, stop = self._widen(offset, len(view))
+                whole = bytearray(stop - start)
+                self.pread_into(whole, start)
+                whole[offset - start : offset - start + len(view)] = view
+                self.pwrite(whole, start)
+            return
+        for done, count in _pieces(len(view), self.maximum):
+            piece = view[done : done + count]
+            self._transfer("write", "nbd_aio_pwrite", bytearray(piece) if view.readonly else piece, offset + done)
+
+    def zero(self, offset: int, nbytes: int) -> None:
+        """Make [offset, offset + nbytes), any length, read as zeros: as holes where the server can. Blocks."""
+        head = min(-offset % self.minimum, nbytes)
+        tail = (offset + nbytes) % self.minimum if head < nbytes else 0
+        if head or tail:
+            self.pwrite(bytes(head), offset)
+            self.pwrite(bytes(tail), offset + nbytes - tail)
+            offset, nbytes = offset + head, nbytes - head - tail
+        if not self.can_zero:
+            for done, count in _pieces(nbytes, len(_ZEROS)):
+                self.pwrite(_ZEROS[:count], offset + done)
+            return
+        for done, count in _pieces(nbytes, MAX_ZERO):
+            with self._errors("cannot write zeroes", offset + done, count):
+                self._handle.run("nbd_aio_zero", count, offset + done, _libnbd.NO_COMPLETION, 0)
+
+    def flush(self) -> None:
+        """Return when everything written before is on stable storage, as far as the server can say. Blocks."""
+        if self.can_flush:
+            with self._errors("cannot flush"):
+                self._handle.run("nbd_aio_flush", _libnbd.NO_COMPLETION, 0)
+
+    # -- block status --------------------------------------------------------------------------------------------------
+
+    def block_status(self, context: str, offset: int, nbytes: int) -> Iterator[tuple[int, int]]:
+        """Yield the (length, flags) of one extent after the other; together they cover the range exactly.
+
+        Neighbours have different flags. `context` must be one of `self.contexts`. Blocks before each reply's first.
+        """
+        end = offset + nbytes
+        length, flags = 0, -1
+        while offset < end:
+            for more, their_flags in self._one_status(context, offset, end - offset):
+                if their_flags != flags:
+                    if length:
+                        yield length, flags
+                    length, flags = 0, their_flags
+                length += more
+                offset += more
+        if length:
+            yield length, flags
+
+    def _one_status(self, context: str, offset: int, nbytes: int) -> list[tuple[int, int]]:
+        """Return what one reply tells about a beginning of the range, of at least one byte."""
+        start, stop = self._widen(offset, min(nbytes, MAX_STATUS - self.minimum))
+        wanted = context.encode()
+        entries: list[int] = []
+
+        def collect(_data: Any, name: bytes, _offset: int, pairs: Any, count: int, _error: Any) -> int:
+            if name == wanted and not entries:
+                entries.extend(pairs[:count])
+            return 0
+
+        callback = _libnbd.ExtentCallback(_libnbd.EXTENT_FUNCTION(collect), None, None)
+        with self._errors(f"cannot get {context}", offset, nbytes):
+            if context not in self.contexts:
+                raise OSError(errno.EOPNOTSUPP, f"the server does not offer {context}")
+            self._handle.run(
+                "nbd_aio_block_status", stop - start, start, callback, _libnbd.NO_COMPLETION, 0, keep=callback
+            )
+            extents = _clip(zip(entries[0::2], entries[1::2], strict=True), start, offset, offset + nbytes)
+            if not extents:
+                raise OSError(errno.EPROTO, "the server's reply describes nothing of the range asked for")
+        return extents
+
+    # -- the rest ------------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Close the connection; calls in other threads fail with ECANCELED. Twice does no harm."""
+        self._handle.close()
+
+    def _transfer(self, what: str, function: str, piece: memoryview | bytearray, offset: int) -> None:
+        memory = (ctypes.c_char * len(piece)).from_buffer(piece)
+        with self._errors(f"cannot {what}", offset, len(piece)):
+            self._handle.run(function, memory, len(piece), offset, _libnbd.NO_COMPLETION, 0, keep=memory)
+
+    def _is_unaligned(self, offset: int, nbytes: int) -> bool:
+        return bool((offset | nbytes) & (self.minimum - 1))
+
+    def _widen(self, offset: int, nbytes: int) -> tuple[int, int]:
+        """Return start and stop of the range widened to whole blocks of the server."""
+        return offset & -self.minimum, -(-(offset + nbytes) & -self.minimum)
+
+    @contextlib.contextmanager
+    def _errors(self, doing: str, offset: int | None = None, nbytes: int | None = None) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise errors.DeviceError(doing, device=self.device, cause=error, offset=offset, nbytes=nbytes) from error
+
+
+def check_uri(uri: str, wants_tls: object) -> str:
+    """Return `uri`, or raise :class:`~blkmig.errors.ParameterError` if it is none or would drop TLS silently."""
+    scheme = uri.partition(":")[0].lower()
+    if scheme not in SCHEMES:
+        raise errors.ParameterError(f"{uri!r} is not an NBD URI: it must start with one of {', '.join(SCHEMES)}")
+    if not scheme.startswith("nbds") and (wants_tls or "tls-" in urllib.parse.urlsplit(uri).query):
+        raise errors.ParameterError(f"{uri!r} would not be encrypted: say nbds instead of nbd")
+    return uri
+
+
+def configure(library: ctypes.CDLL, handle: int, contexts: Iterable[str], tls: dict[str, str | None]) -> None:
+    """Set up libnbd's handle before it connects. Raises OSError."""
+    calls = [("nbd_set_uri_allow_local_file", True)]  # tls-certificates= and tls-psk-file= of the user's own URI
+    calls += [("nbd_add_meta_context", name.encode()) for name in contexts]
+    calls += [(f"nbd_set_tls_{key}", value.encode()) for key, value in tls.items() if value is not None]
+    for function, value in calls:
+        if getattr(library, function)(handle, value) == -1:
+            raise _libnbd.last_error(library)
+
+
+def _pieces(nbytes: int, most: int) -> Iterator[tuple[int, int]]:
+    """Cut `nbytes` into pieces (start, length) of at most `most`."""
+    return ((done, min(most, nbytes - done)) for done in range(0, nbytes, most))
+
+
+def _clip(pairs: Iterable[tuple[int, int]], position: int, start: int, stop: int) -> list[tuple[int, int]]:
+    """Return the (length, flags) in `pairs`, which begin at `position`, that lie in [start, stop)."""
+    clipped = []
+    for length, flags in pairs:
+        inside = min(position + length, stop) - max(position, start)
+        if inside > 0:
+            clipped.append((inside, flags))
+        position += length
+    return clipped

@@ -1,0 +1,272 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One NBD connection that any number of threads use at once, their requests in flight together.
+
+libnbd's own blocking calls keep the connection to themselves while they wait. Here requests are only *started* by
+the thread that wants them, and one of the waiting threads, the leader, moves bytes for all (leader and followers)::
+
+    thread A   start ─ leads:  poll ─ notify_read ─ poll ─ notify_read ─ mine is done ─ hands the lead to B
+    thread B       start ─ waits ───────────────────────────────────────────────────── leads: poll ─ ...
+    thread C           start ─ waits ────────────── done
+
+A single thread is its own leader: no thread is switched to, nothing runs in the background. What always holds:
+
+* every use of libnbd's handle is under `_lock`, and nobody waits for the network under it;
+* while a request is in `_requests`, somebody leads or has been told to;
+* a buffer is referenced from its request until libnbd is done with it or its handle is closed: an interrupted call
+  closes the handle, so that no late reply is written into memory that is used for something else.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from . import _libnbd
+
+_EVENTS = {0: 0, 1: select.POLLIN, 2: select.POLLOUT, 3: select.POLLIN | select.POLLOUT}
+
+
+class Request:
+    """One command in flight; every field is under the handle's lock."""
+
+    __slots__ = ("done", "error", "keep", "signal", "signalled")
+
+    def __init__(self, keep: object) -> None:
+        self.done = False
+        self.error: OSError | None = None
+        self.keep = keep
+        self.rearm()
+
+    def rearm(self) -> None:
+        """Make ready for one more :meth:`wake`."""
+        self.signal = threading.Lock()
+        self.signal.acquire()
+        self.signalled = False
+
+    def wake(self) -> None:
+        """Wake the thread that waits for this request, or keep it from falling asleep."""
+        if not self.signalled:
+            self.signalled = True
+            self.signal.release()
+
+
+class NbdHandle:
+    """A connection to one export. Every failure is an OSError with libnbd's text."""
+
+    def __init__(
+        self,
+        uri: str,
+        configure: Callable[[ctypes.CDLL, int], None],
+        *,
+        connect_timeout: float,
+        request_timeout: float,
+    ) -> None:
+        """Connect to `uri` within `connect_timeout` seconds; `configure` sets libnbd's handle up before that.
+
+        `request_timeout` is how many seconds the connection may stand still while requests are in flight.
+        """
+        self._library = _libnbd.load()
+        self._request_timeout = request_timeout
+        self._lock = threading.Lock()
+        self._requests: dict[int, Request] = {}  # by libnbd's cookie
+        self._leading = False
+        self._polling = 0  # the direction that the leader waits for just now, 0 if it does not wait
+        self._failure: OSError | None = None
+        self._handle: int | None = self._library.nbd_create()
+        if self._handle is None:
+            raise _libnbd.last_error(self._library)
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            configure(self._library, self._handle)
+            self._check(self._library.nbd_aio_connect_uri(self._handle, os.fsencode(uri)))
+            self._finish_connecting(time.monotonic() + connect_timeout)
+        except BaseException:
+            self.close()
+            raise
+        self._fd: int = self._library.nbd_aio_get_fd(self._handle)
+        self._poll = select.poll()
+        self._poll.register(self._wake_fd, select.POLLIN)
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are in flight now."""
+        return len(self._requests)
+
+    def ask(self, function: str, *args: Any) -> int:
+        """Return what a libnbd `function` that does not block says about the export."""
+        with self._lock:
+            return self._check(getattr(self._library, function)(self._open_handle(), *args))
+
+    def run(self, function: str, *args: Any, keep: object = None) -> None:
+        """Run one command, ``nbd_aio_...``, and return when the server has answered it.
+
+        `keep` owns whatever memory the command uses. Any number of threads may call it at once. Drops the GIL while
+        it waits. After an error of the server the connection goes on; after one of the connection all else fails too.
+        """
+        request = Request(keep)
+        with self._lock:
+            cookie = getattr(self._library, function)(self._open_handle(), *args)
+            if cookie == -1:
+                self._refused(_libnbd.last_error(self._library))
+            self._requests[cookie] = request
+            leads = self._take_lead()
+            if self._polling and self._library.nbd_aio_get_direction(self._handle) & ~self._polling:
+                os.eventfd_write(self._wake_fd, 1)  # the leader must wait for room in the socket as well
+        try:
+            self._wait(request, leads)
+        except BaseException:
+            self.close()
+            raise
+        if request.error is not None:
+            raise request.error
+
+    def close(self) -> None:
+        """Close the connection, from any thread; requests in flight fail with ECANCELED. Twice does no harm."""
+        with self._lock:
+            self._fail(OSError(errno.ECANCELED, "the connection was closed"))
+            self._release_wake_fd()
+
+    # -- connecting: no other thread knows the handle yet --------------------------------------------------------------
+
+    def _check(self, result: int) -> int:
+        if result == -1:
+            raise _libnbd.last_error(self._library)
+        return result
+
+    def _finish_connecting(self, deadline: float) -> None:
+        while self._library.nbd_aio_is_connecting(self._handle) == 1:
+            direction = self._library.nbd_aio_get_direction(self._handle)
+            poll = select.poll()  # a new one each time: libnbd changes sockets when it tries the next address
+            poll.register(self._library.nbd_aio_get_fd(self._handle), _EVENTS[direction])
+            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            if not ready:
+                raise OSError(errno.ETIMEDOUT, "the server did not answer in time")
+            self._check(self._notify(direction, ready[0][1]))
+        if self._library.nbd_aio_is_ready(self._handle) != 1:
+            raise OSError(errno.ENOTCONN, "the server closed the connection during the handshake")
+
+    # -- waiting: not under the lock -----------------------------------------------------------------------------------
+
+    def _wait(self, request: Request, leads: bool) -> None:
+        while not leads:
+            request.signal.acquire()
+            with self._lock:
+                if request.done:
+                    return
+                request.rearm()
+                leads = self._take_lead()
+        try:
+            self._lead(request)
+        finally:
+            with self._lock:
+                self._hand_over_lead()
+
+    def _lead(self, request: Request) -> None:
+        """Move bytes for everybody until `request` is done."""
+        while not request.done:
+            with self._lock:
+                if self._handle is None:
+                    return
+                self._polling = self._library.nbd_aio_get_direction(self._handle)
+                self._poll.register(self._fd, _EVENTS[self._polling])
+            ready = self._poll.poll(self._request_timeout * 1000)
+            with self._lock:
+                self._move_bytes(dict(ready))
+
+    # -- under the lock ------------------------------------------------------------------------------------------------
+
+    def _open_handle(self) -> int:
+        if self._handle is None:
+            assert self._failure is not None
+            raise _copy(self._failure)
+        return self._handle
+
+    def _refused(self, error: OSError) -> NoReturn:
+        if self._is_over():
+            self._fail(error)
+        raise error
+
+    def _is_over(self) -> bool:
+        return bool(
+            self._library.nbd_aio_is_dead(self._handle) == 1 or self._library.nbd_aio_is_closed(self._handle) == 1
+        )
+
+    def _take_lead(self) -> bool:
+        taken = not self._leading
+        self._leading = True
+        return taken
+
+    def _hand_over_lead(self) -> None:
+        self._leading = False
+        self._polling = 0
+        for follower in self._requests.values():
+            follower.wake()
+            break
+        if self._handle is None:
+            self._release_wake_fd()
+
+    def _move_bytes(self, ready: dict[int, int]) -> None:
+        direction, self._polling = self._polling, 0
+        if self._handle is None:
+            return
+        if not ready:
+            text = f"the server has been silent for {self._request_timeout:g} s with requests in flight"
+            self._fail(OSError(errno.ETIMEDOUT, text))
+            return
+        if self._wake_fd in ready:
+            os.eventfd_read(self._wake_fd)
+        if self._fd in ready and self._notify(direction, ready[self._fd]) == -1:
+            self._fail(_libnbd.last_error(self._library, errno.ENOTCONN))
+            return
+        self._collect_completed()
+        if self._is_over():
+            self._fail(OSError(errno.ENOTCONN, "the server closed the connection"))
+
+    def _notify(self, direction: int, events: int) -> int:
+        """Let libnbd move the bytes that can be moved; -1 if the connection died of it."""
+        if direction & _libnbd.DIRECTION_READ and events & ~select.POLLOUT:
+            result: int = self._library.nbd_aio_notify_read(self._handle)
+        else:
+            result = self._library.nbd_aio_notify_write(self._handle)
+        return result
+
+    def _collect_completed(self) -> None:
+        while (cookie := self._library.nbd_aio_peek_command_completed(self._handle)) > 0:
+            request = self._requests.pop(cookie)
+            if self._library.nbd_aio_command_completed(self._handle, cookie) == -1:
+                request.error = _libnbd.last_error(self._library)
+            request.done = True
+            request.wake()
+
+    def _fail(self, error: OSError) -> None:
+        """Close libnbd's handle; what is in flight and whatever comes later fails with `error`."""
+        if self._handle is None:
+            return
+        self._failure = error
+        if not self._requests and self._library.nbd_aio_is_ready(self._handle) == 1:
+            self._library.nbd_aio_disconnect(self._handle, 0)  # the server need not complain then
+        self._library.nbd_close(self._handle)
+        self._handle = None
+        for request in self._requests.values():
+            request.done, request.error = True, _copy(error)
+            request.wake()
+        self._requests.clear()
+        if self._polling:
+            os.eventfd_write(self._wake_fd, 1)
+
+    def _release_wake_fd(self) -> None:
+        """Close the eventfd; a leader may still be polling it and does this itself when it leaves."""
+        if not self._leading and self._wake_fd >= 0:
+            os.close(self._wake_fd)
+            self._wake_fd = -1
+
+
+def _copy(error: OSError) -> OSError:
+    """Return an error of one's own for each thread, because raising changes it."""
+    return OSError(error.errno, error.strerror)
