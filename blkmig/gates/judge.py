@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import fractions
+import functools
 import math
 import statistics
 from collections.abc import Sequence
@@ -78,6 +79,7 @@ def error_of_look(look: int, *, confidence: float = CONFIDENCE) -> float:
     return error / 3 / (look - 1) ** 2 * 6 / math.pi**2
 
 
+@functools.cache
 def order_rank(rounds: int, error: float) -> int:
     """Return the largest k such that the k-th smallest of `rounds` values exceeds the median with at most `error`.
 
