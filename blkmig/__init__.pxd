@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Makes the package visible to ``cimport blkmig._core``.

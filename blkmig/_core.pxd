@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+# The contract of blkmig._core for other packages: ``cimport blkmig._core``.
+#
+# Everything here is C: it takes pointers, needs no GIL and raises nothing. The inline
+# functions compile into the importing module; the others come through the module's
+# capsules. No header and no include path is needed.
+
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef enum:
+    BLOCK_SIZE = 1048576
+    SECTOR_SIZE = 512
+    SECTOR_BITS = 9
+    SECTORS_PER_BLOCK = 2048
+
+    FLAG_DEVICE_BLOCK = 1
+    FLAG_EOS = 2
+    FLAG_PROGRESS = 4
+    FLAG_ZERO_BLOCK = 8
+
+    WORD_SHIFT = 5 + sizeof(unsigned long) // 8
+    WORD_BITS = 8 * sizeof(unsigned long)
+    GROUP_SHIFT = 9                 # 512 words, 4 KiB, under one byte of a Bitmap's summary
+    GROUP_WORDS = 512
+
+
+cdef extern from *:
+    """
+    #include <stdint.h>
+    #include <string.h>
+
+    #ifndef BLKMIG_CORE_PXD
+    #define BLKMIG_CORE_PXD
+    #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
+    #define blkmig_swap16(v) __builtin_bswap16(v)
+    #define blkmig_swap32(v) __builtin_bswap32(v)
+    #define blkmig_swap64(v) __builtin_bswap64(v)
+    #else
+    #define blkmig_swap16(v) (v)
+    #define blkmig_swap32(v) (v)
+    #define blkmig_swap64(v) (v)
+    #endif
+
+    /* memcpy: the fields of a stream stand at any address. */
+    static inline uint16_t blkmig_load_be16(const void *p) { uint16_t v; memcpy(&v, p, 2); return blkmig_swap16(v); }
+    static inline uint32_t blkmig_load_be32(const void *p) { uint32_t v; memcpy(&v, p, 4); return blkmig_swap32(v); }
+    static inline uint64_t blkmig_load_be64(const void *p) { uint64_t v; memcpy(&v, p, 8); return blkmig_swap64(v); }
+    static inline void blkmig_store_be16(void *p, uint16_t v) { v = blkmig_swap16(v); memcpy(p, &v, 2); }
+    static inline void blkmig_store_be32(void *p, uint32_t v) { v = blkmig_swap32(v); memcpy(p, &v, 4); }
+    static inline void blkmig_store_be64(void *p, uint64_t v) { v = blkmig_swap64(v); memcpy(p, &v, 8); }
+
+    #define blkmig_word_load(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
+    #define blkmig_word_or(p, mask) __atomic_fetch_or((p), (mask), __ATOMIC_SEQ_CST)
+    #define blkmig_word_and(p, mask) __atomic_fetch_and((p), (mask), __ATOMIC_SEQ_CST)
+    #define blkmig_word_swap(p, value) __atomic_exchange_n((p), (value), __ATOMIC_SEQ_CST)
+    #define blkmig_byte_load(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
+    #define blkmig_byte_store(p, value) __atomic_store_n((p), (uint8_t)(value), __ATOMIC_SEQ_CST)
+    #endif
+    """
+    uint16_t load_be16 "blkmig_load_be16"(const void* p) noexcept nogil
+    uint32_t load_be32 "blkmig_load_be32"(const void* p) noexcept nogil
+    uint64_t load_be64 "blkmig_load_be64"(const void* p) noexcept nogil
+    void store_be16 "blkmig_store_be16"(void* p, uint16_t value) noexcept nogil
+    void store_be32 "blkmig_store_be32"(void* p, uint32_t value) noexcept nogil
+    void store_be64 "blkmig_store_be64"(void* p, uint64_t value) noexcept nogil
+    unsigned long word_load "blkmig_word_load"(const unsigned long* p) noexcept nogil
+    unsigned long word_or "blkmig_word_or"(unsigned long* p, unsigned long mask) noexcept nogil
+    unsigned long word_and "blkmig_word_and"(unsigned long* p, unsigned long mask) noexcept nogil
+    unsigned long word_swap "blkmig_word_swap"(unsigned long* p, unsigned long value) noexcept nogil
+    uint8_t byte_load "blkmig_byte_load"(const uint8_t* p) noexcept nogil
+    void byte_store "blkmig_byte_store"(uint8_t* p, uint8_t value) noexcept nogil
+
+
+# Whether n bytes at `buffer` are all zero; any alignment, any length.
+cdef bint buffer_is_zero_c "blkmig_buffer_is_zero"(const void* buffer, size_t n) noexcept nogil
+
+
+cdef class Bitmap:
+    # `words` holds `size` bits, bit i in words[i / WORD_BITS]; the bits behind `size` are 0.
+    # Read the words as you like, but set bits with set_bit() below: it keeps the summary true.
+    cdef unsigned long* words
+    cdef size_t size
+    cdef size_t nwords
+    cdef uint8_t* summary           # see the class in _core.pyx
+    cdef Py_ssize_t exports         # views of the words that are alive; under the GIL
+    cdef bint stale                 # somebody may have written words past the summary; under the GIL
+    cdef uint8_t sweeping           # atomic: a thread clears summary bytes
+
+
+cdef inline bint test_bit(Bitmap bitmap, size_t bit) noexcept nogil:
+    return (word_load(&bitmap.words[bit >> WORD_SHIFT]) >> (bit & (WORD_BITS - 1))) & 1
+
+
+cdef inline void set_word(Bitmap bitmap, size_t index, unsigned long mask) noexcept nogil:
+    # Test first: a line that many threads only read stays in all their caches.
+    if word_load(&bitmap.words[index]) & mask != mask:
+        word_or(&bitmap.words[index], mask)
+    if byte_load(&bitmap.summary[index >> GROUP_SHIFT]) != 1:
+        byte_store(&bitmap.summary[index >> GROUP_SHIFT], 1)
+
+
+cdef inline void set_bit(Bitmap bitmap, size_t bit) noexcept nogil:
+    set_word(bitmap, bit >> WORD_SHIFT, 1UL << (bit & (WORD_BITS - 1)))
+
+
+cdef inline bint take_bit(Bitmap bitmap, size_t bit) noexcept nogil:
+    # Clear the bit; whether it was set.
+    cdef unsigned long mask = 1UL << (bit & (WORD_BITS - 1))
+    if not word_load(&bitmap.words[bit >> WORD_SHIFT]) & mask:
+        return False
+    return (word_and(&bitmap.words[bit >> WORD_SHIFT], ~mask) & mask) != 0
