@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import threading
 from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -26,6 +27,16 @@ from .. import errors
 if TYPE_CHECKING:
     from .. import _core
     from .dirty import DirtyBitmap
+
+
+MAX_NAME_BYTES = 255
+"""A name's length is one byte on the wire."""
+
+
+def check_name(name: str) -> None:
+    """Raise :class:`~blkmig.errors.ParameterError` unless `name` can stand on the wire."""
+    if not 0 < len(name.encode(errors="surrogateescape")) <= MAX_NAME_BYTES:
+        raise errors.ParameterError(f"a disk's name must have 1 to {MAX_NAME_BYTES} bytes: {name!r}")
 
 
 class BlockBackend(abc.ABC):
@@ -120,6 +131,7 @@ class BlockBackend(abc.ABC):
     # -- use ---------------------------------------------------------------------------------------------------------
 
     _used_for: str | None = None
+    _use_lock = threading.Lock()  # guards `_used_for` of all disks, for a moment
 
     @contextlib.contextmanager
     def block_use(self, reason: str) -> Iterator[None]:
@@ -127,10 +139,11 @@ class BlockBackend(abc.ABC):
 
         Raises :class:`~blkmig.errors.DeviceBusy` if it is kept already.
         """
-        if self._used_for is not None:
-            cause = f"it is already used for {self._used_for}"
-            raise errors.DeviceBusy("cannot be used", device=self.name, cause=cause)
-        self._used_for = reason
+        with self._use_lock:
+            if self._used_for is not None:
+                cause = f"it is already used for {self._used_for}"
+                raise errors.DeviceBusy("cannot be used", device=self.name, cause=cause)
+            self._used_for = reason
         try:
             yield
         finally:

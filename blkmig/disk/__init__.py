@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where blocks come from and where they go: disks behind one contract, and the marks of what was written."""
+
+from .backend import BlockBackend
+from .dirty import DirtyBitmap
+from .file import FileBackend
+from .geometry import BlockGeometry
+from .local import LocalBackend
+from .memory import MemoryBackend
+
+__all__ = ["BlockBackend", "BlockGeometry", "DirtyBitmap", "FileBackend", "LocalBackend", "MemoryBackend"]

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Disks whose writers are threads of this process: the writer gate and the trackers.
+
+Every write goes through the gate, and is marked before it leaves it::
+
+    writer            enter ─ write ─ mark every tracker ─ leave
+    hold_writers      close the gate ─ wait until nobody is inside        so: what is finished is marked
+
+The trackers are an immutable tuple that is replaced as a whole. A writer looks it up *after* its write, without a lock.
+That is enough: a writer that missed a new tracker had finished its write before the tracker was there, so every read
+that relies on the tracker, being later, sees the data. A writer that still sees a released one marks it in vain.
+
+A write that fails marks, too: a part of it may have been written.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import threading
+from collections.abc import Iterator
+
+from typing_extensions import Buffer
+
+from .. import errors
+from . import backend, dirty
+
+
+class LocalBackend(backend.BlockBackend):
+    """What all disks with writers in this process share; a subclass says how bytes are read and written."""
+
+    def __init__(self, name: str, size: int, *, read_only: bool = False) -> None:
+        backend.check_name(name)
+        self.name = name
+        self.size = size
+        self.is_read_only = read_only
+        # Under `_lock`; `_gate` tells those who wait that one of them has changed.
+        self._lock = threading.Lock()
+        self._gate = threading.Condition(self._lock)
+        self._inside = 0
+        self._held = False
+        self._refused = False
+        self._closed = False
+        # Replaced under `_lock`, read without it.
+        self._trackers: tuple[dirty.DirtyBitmap, ...] = ()
+
+    # -- for the subclass; errors are OSError ------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    def _pread_into(self, view: memoryview, offset: int) -> None:
+        """Fill `view` with what the disk holds at `offset`; the range lies inside the disk."""
+
+    @abc.abstractmethod
+    def _pwrite(self, view: memoryview, offset: int) -> None:
+        """Write all of `view` at `offset`; the range lies inside the disk."""
+
+    @abc.abstractmethod
+    def _pwrite_zeroes(self, offset: int, nbytes: int) -> None:
+        """Make [offset, offset + nbytes), which lies inside the disk, read as zeros."""
+
+    @abc.abstractmethod
+    def _close(self) -> None:
+        """Release what the disk holds, with no writer inside; may be called again."""
+
+    # -- the guest: any thread ---------------------------------------------------------------------------------------
+
+    def pread(self, offset: int, nbytes: int) -> bytes:
+        """Read [offset, offset + nbytes), which must lie inside the disk. Blocks."""
+        self.check_open()
+        self.check_range("cannot read", offset, nbytes)
+        data = bytearray(nbytes)
+        with self.failing("cannot read", offset, nbytes):
+            self._pread_into(memoryview(data), offset)
+        return bytes(data)
+
+    def pwrite(self, data: Buffer, offset: int) -> None:
+        """Write all of `data`, any contiguous buffer, at `offset` and mark it dirty.
+
+        Blocks, also while writers are held. Nothing is written if any of it lies outside the disk. After a failed
+        write the range holds old bytes or new ones.
+        """
+        view = bytes_of(data)
+        self.check_range("cannot write", offset, view.nbytes)
+        self._enter()
+        try:
+            self._pwrite(view, offset)
+        except OSError as error:
+            raise self.failed("cannot write", error, offset, view.nbytes) from error
+        finally:
+            self._leave(offset, view.nbytes)
+
+    def pwrite_zeroes(self, offset: int, nbytes: int) -> None:
+        """Make [offset, offset + nbytes) read as zeros, as :meth:`pwrite` does, leaving holes where the disk can."""
+        self.check_range("cannot write zeros", offset, nbytes)
+        with self.writing(offset, nbytes), self.failing("cannot write zeros", offset, nbytes):
+            self._pwrite_zeroes(offset, nbytes)
+
+    def mark_dirty(self, offset: int, nbytes: int) -> None:
+        """Say that [offset, offset + nbytes) was written by other means; call it *after* that write.
+
+        It goes through the gate: while writers are held it blocks, and when the disk has moved it raises. A write
+        counts as done when this returns, and one that meets a held gate may be missing from the copy, as a write in
+        flight is after a crash. For a write that is wholly on one side of the switchover use :meth:`writing`.
+        """
+        self.check_range("cannot mark", offset, nbytes)
+        self._enter()
+        self._leave(offset, nbytes)
+
+    @contextlib.contextmanager
+    def writing(self, offset: int, nbytes: int) -> Iterator[None]:
+        """Be inside the gate for a ``with`` whose body writes [offset, offset + nbytes) by other means.
+
+        Entering blocks while writers are held. Leaving marks the range, also after an exception. The body must not
+        write through this object or hold writers.
+        """
+        self._enter()
+        try:
+            yield
+        finally:
+            self._leave(offset, nbytes)
+
+    def _enter(self) -> None:
+        with self._lock:
+            while self._held:
+                self._gate.wait()
+            self.check_open()
+            if self.is_read_only:
+                raise errors.DeviceError("cannot be written", device=self.name, cause="it is read-only")
+            if self._refused:
+                raise errors.DeviceError("cannot be written", device=self.name, cause="the disk has moved")
+            self._inside += 1
+
+    def _leave(self, offset: int, nbytes: int) -> None:
+        try:
+            for tracker in self._trackers:
+                tracker.mark(offset, nbytes)
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if not self._inside:
+                    self._gate.notify_all()
+
+    # -- the target --------------------------------------------------------------------------------------------------
+
+    def write_zeroes(self, offset: int, nbytes: int) -> None:
+        """Make [offset, offset + nbytes) read as zeros; see the contract."""
+        self.check_open()
+        self.check_range("cannot write zeros", offset, nbytes)
+        with self.failing("cannot write zeros", offset, nbytes):
+            self._pwrite_zeroes(offset, nbytes)
+
+    # -- the migration -----------------------------------------------------------------------------------------------
+
+    def create_dirty_bitmap(self, granularity: int) -> dirty.DirtyBitmap:
+        """Start tracking; writers may be at work."""
+        bitmap = dirty.DirtyBitmap(self.size, granularity)
+        with self._lock:
+            self.check_open()
+            self._trackers = (*self._trackers, bitmap)
+        return bitmap
+
+    def release_dirty_bitmap(self, bitmap: dirty.DirtyBitmap) -> None:
+        """Stop tracking in `bitmap`, also after the disk was closed; writers may be at work."""
+        with self._lock:
+            self._trackers = tuple(tracker for tracker in self._trackers if tracker is not bitmap)
+
+    def hold_writers(self) -> None:
+        """Close the gate and wait until nobody is inside. Held writers wait, they do not fail.
+
+        Holding twice is holding once. If somebody releases the writers meanwhile, that is a :class:`Cancelled`.
+        """
+        with self._lock:
+            self._held = True
+            try:
+                self._gate.wait_for(lambda: not self._inside or not self._held)
+                if not self._held:
+                    raise errors.Cancelled(f"disk {self.name!r}: the writers were released while they were being held")
+            except BaseException:
+                self._open_gate()
+                raise
+
+    def release_writers(self, *, refuse: bool = False) -> None:
+        """Open the gate, or with `refuse` turn the writers away for good."""
+        with self._lock:
+            if self._held:
+                self._refused = self._refused or refuse
+                self._open_gate()
+
+    def _open_gate(self) -> None:
+        self._held = False
+        self._gate.notify_all()
+
+    def close(self) -> None:
+        """Turn held and new writers away, wait for those inside, and release the disk.
+
+        Reads in flight are the caller's to wait for: the migration does so before it closes its disks.
+        """
+        with self._lock:
+            self._closed = True
+            self._open_gate()
+            self._gate.wait_for(lambda: not self._inside)
+        self._close()
+
+    # -- errors ------------------------------------------------------------------------------------------------------
+
+    def check_range(self, doing: str, offset: int, nbytes: int) -> None:
+        """Raise :class:`~blkmig.errors.DeviceError` unless [offset, offset + nbytes) lies inside the exact size."""
+        if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
+            cause = f"that is outside the disk of {self.size} bytes"
+            raise errors.DeviceError(doing, device=self.name, cause=cause, offset=offset, nbytes=nbytes)
+
+    def failed(
+        self, doing: str, error: OSError, offset: int | None = None, nbytes: int | None = None
+    ) -> errors.DeviceError:
+        """Return the :class:`~blkmig.errors.DeviceError` to raise from `error`."""
+        cause = _CLOSED if self._closed else error
+        return errors.DeviceError(doing, device=self.name, cause=cause, offset=offset, nbytes=nbytes)
+
+    @contextlib.contextmanager
+    def failing(self, doing: str, offset: int | None = None, nbytes: int | None = None) -> Iterator[None]:
+        """Turn an :class:`OSError` of the body into the :class:`~blkmig.errors.DeviceError` that says where."""
+        try:
+            yield
+        except OSError as error:
+            raise self.failed(doing, error, offset, nbytes) from error
+
+    def check_open(self) -> None:
+        if self._closed:
+            raise errors.DeviceError("cannot be used", device=self.name, cause=_CLOSED)
+
+
+_CLOSED = "device without a medium (closed)"
+
+
+def bytes_of(data: Buffer) -> memoryview:
+    """Return the bytes of any contiguous buffer; a memoryview cannot be cast while it has no bytes."""
+    view = memoryview(data)
+    return view.cast("B") if view.nbytes else memoryview(b"")

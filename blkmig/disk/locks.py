@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Image locks, the way QEMU takes them, so that neither writes a disk that the other uses.
+
+What a program does to an image is told by locks on single bytes of the file::
+
+    byte  100 + i    "I use permission i"               i: 0 consistent read
+    byte  200 + i    "I do not share permission i"         1 write
+                                                           2 write unchanged
+                                                           3 resize
+
+All locks are shared ones (F_RDLCK) of the open file description, so they never collide with each other. Whoever
+opens an image **first takes its own locks, then looks** whether somebody holds the opposite bytes: of two that
+start at once, at least one sees the other. The kernel drops the locks with the last duplicate of the descriptor.
+
+No lock does not mean unused: only QEMU and its tools take them (and not with locking=off, nor for a guest that waits
+for an incoming migration).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import fcntl
+import logging
+import os
+import struct
+
+from .. import errors
+
+CONSISTENT_READ, WRITE, WRITE_UNCHANGED, RESIZE = range(4)
+
+_NAMES = ("consistent read", "write", "write unchanged", "resize")
+_USED = 100
+_UNSHARED = 200
+_F_OFD_GETLK = 36  # not in the fcntl module; the same number on every Linux
+_F_OFD_SETLK = 37
+_FLOCK = struct.Struct("hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid (0 for these locks)
+_UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Permissions:
+    """What the holder does to an image, and what it lets nobody else do."""
+
+    doing: str
+    used: tuple[int, ...]
+    unshared: tuple[int, ...]
+
+
+READER = Permissions("reading", used=(CONSISTENT_READ,), unshared=(WRITE, RESIZE))
+"""The image must not change: it is a base, or the source of a copy whose changes nobody tracks. Readers share it."""
+
+WRITER = Permissions(
+    "writing", used=(CONSISTENT_READ, WRITE, RESIZE), unshared=(WRITE, WRITE_UNCHANGED, RESIZE)
+)
+"""The image changes by the holder alone: a target, or a live source whose writers are in this process."""
+
+
+def acquire(fd: int, permissions: Permissions, *, device: str) -> None:
+    """Lock the image open at `fd`, which must be open for reading, until its last duplicate is closed.
+
+    Raises :class:`~blkmig.errors.DeviceBusy`, naming the permission, if another program (or another descriptor of
+    this one) is in the way; close the descriptor then. Where the file system has no locks it does nothing but log.
+    """
+    try:
+        for permission in permissions.used:
+            _lock(fd, _USED + permission)
+        for permission in permissions.unshared:
+            _lock(fd, _UNSHARED + permission)
+        for permission in permissions.used:
+            if _is_locked(fd, _UNSHARED + permission):
+                raise _busy(permissions, device, "does not share", permission)
+        for permission in permissions.unshared:
+            if _is_locked(fd, _USED + permission):
+                raise _busy(permissions, device, "holds", permission)
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            cause = "another program locks it exclusively"
+            raise errors.DeviceBusy(f"cannot be opened for {permissions.doing}", device=device, cause=cause) from error
+        if error.errno not in _UNSUPPORTED:
+            raise errors.DeviceError("cannot be locked", device=device, cause=error) from error
+        _logger.warning("disk %r: its file system has no image locks; make sure that nothing else uses it", device)
+
+
+def _busy(permissions: Permissions, device: str, does: str, permission: int) -> errors.DeviceBusy:
+    cause = (
+        f'another program {does} the "{_NAMES[permission]}" permission (a QEMU? Stop it first, or send the disk of a '
+        f"running one as qemu:SOCKET)"
+    )
+    return errors.DeviceBusy(f"cannot be opened for {permissions.doing}", device=device, cause=cause)
+
+
+def _lock(fd: int, byte: int) -> None:
+    fcntl.fcntl(fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0))
+
+
+def _is_locked(fd: int, byte: int) -> bool:
+    """Return whether somebody else holds `byte`: would an exclusive lock of ours be refused?"""
+    answer = fcntl.fcntl(fd, _F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+    lock_type: int = _FLOCK.unpack(answer)[0]
+    return lock_type != fcntl.F_UNLCK

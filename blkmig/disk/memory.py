@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A disk in memory: any writable buffer, such as a numpy array, an mmap or a bytearray.
+
+The buffer stays the caller's, who may read it at any time; who writes it without :meth:`~.local.LocalBackend.pwrite`
+says so with ``mark_dirty`` or ``writing``. It cannot be resized while the disk is open.
+"""
+
+from __future__ import annotations
+
+from typing_extensions import Buffer
+
+from .. import _core, errors
+from . import local
+
+_ZEROS = memoryview(bytes(_core.BLOCK_SIZE))
+
+
+class MemoryBackend(local.LocalBackend):
+    """A disk whose bytes are those of `buffer`, C-contiguous and writable, whatever its items and dimensions are.
+
+    Raises :class:`~blkmig.errors.ParameterError` for any other buffer.
+    """
+
+    def __init__(self, buffer: Buffer, *, name: str) -> None:
+        try:
+            view = local.bytes_of(buffer)
+        except (TypeError, ValueError, BufferError) as error:
+            raise errors.ParameterError(f"disk {name!r} needs a C-contiguous buffer: {error}") from error
+        if view.readonly:
+            raise errors.ParameterError(f"disk {name!r} needs a writable buffer, this one is read-only")
+        super().__init__(name, view.nbytes)
+        self._buffer: Buffer | None = buffer
+        self._view = view
+
+    def read_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
+        """Copy a block out of the buffer."""
+        self.check_open()
+        count = max(0, min(nbytes, self.size - offset))
+        blk.data[:count] = self._view[offset : offset + count]
+        return blk.filled(count)
+
+    def write_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
+        """Copy a block into the buffer."""
+        self.check_open()
+        self.check_range("cannot write", offset, nbytes)
+        self._view[offset : offset + nbytes] = blk.payload[:nbytes]
+
+    def flush(self) -> None:
+        """Flush the buffer if it can be, as an mmap or a numpy.memmap can; other memory has nothing to flush to."""
+        self.check_open()
+        flush = getattr(self._buffer, "flush", None)
+        if flush is not None:
+            with self.failing("cannot flush"):
+                flush()
+
+    def _pread_into(self, view: memoryview, offset: int) -> None:
+        view[:] = self._view[offset : offset + view.nbytes]
+
+    def _pwrite(self, view: memoryview, offset: int) -> None:
+        self._view[offset : offset + view.nbytes] = view
+
+    def _pwrite_zeroes(self, offset: int, nbytes: int) -> None:
+        """Write zeros where there are none yet: memory that was never touched stays unbacked."""
+        for start in range(offset, offset + nbytes, _core.BLOCK_SIZE):
+            part = self._view[start : min(start + _core.BLOCK_SIZE, offset + nbytes)]
+            if not _core.buffer_is_zero(part):
+                part[:] = _ZEROS[: part.nbytes]
+
+    def _close(self) -> None:
+        self._view.release()
+        self._buffer = None

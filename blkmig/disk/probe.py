@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Recognise image formats that are not raw by their first bytes, or their last sector.
+
+Reading such a file as raw would copy its tables instead of the guest's disk, and writing it would destroy it. A raw
+disk whose guest wrote such bytes itself is opened by saying that the format is raw.
+"""
+
+from __future__ import annotations
+
+import os
+
+from .. import errors
+
+_HEAD = (
+    ("qcow2", 0, b"QFI\xfb"),
+    ("qed", 0, b"QED\0"),
+    ("vmdk", 0, b"KDMV"),
+    ("vmdk", 0, b"COWD"),
+    ("vmdk", 0, b"# Disk DescriptorFile"),
+    ("vmdk", 0, b"\xbe\xba\xfe\xca\0\0\0\0"),
+    ("vhdx", 0, b"vhdxfile"),
+    ("vpc", 0, b"conectix"),
+    ("luks", 0, b"LUKS\xba\xbe"),
+    ("vdi", 64, b"\x7f\x10\xda\xbe"),
+    ("parallels", 0, b"WithoutFreeSpace"),
+    ("parallels", 0, b"WithouFreSpacExt"),
+    ("bochs", 0, b"Bochs Virtual HD Image"),
+    ("cloop", 0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop"),
+)
+_TAIL = (("vpc", b"conectix"), ("dmg", b"koly"))
+_SECTOR = 512
+
+
+def probe_format(fd: int, size: int) -> str:
+    """Return the format, by QEMU's name for it, of the image of `size` bytes open at `fd`; "raw" if none is known."""
+    head = os.pread(fd, _SECTOR, 0)
+    for name, offset, magic in _HEAD:
+        if head.startswith(magic, offset):
+            return name
+    tail = os.pread(fd, _SECTOR, size - _SECTOR) if size >= _SECTOR else b""
+    return next((name for name, magic in _TAIL if tail.startswith(magic)), "raw")
+
+
+def require_raw(fd: int, size: int, *, device: str) -> None:
+    """Raise :class:`~blkmig.errors.FormatError` unless the image looks raw."""
+    found = probe_format(fd, size)
+    if found != "raw":
+        raise errors.FormatError(
+            "cannot be opened as a raw disk",
+            device=device,
+            cause=f"it looks like a {found} image; say format={found} to use it as one, or format=raw if it is a raw "
+            f"disk whose contents happen to look so",
+        )

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One open raw file or block device: how it is opened, read, written and zeroed. No policy, no dirty tracking.
+
+Opening raises :class:`~blkmig.errors.DeviceError`; the verbs raise :class:`OSError`, and their caller says where.
+Opening costs the same for a disk of any size.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+import struct
+from pathlib import Path
+
+from .. import _core, errors
+from . import locks, probe
+
+DIRECT_ALIGNMENT = 4096
+"""O_DIRECT needs offsets and lengths in whole logical blocks, of 512 or 4096 bytes; what is not, goes another way."""
+
+CLUSTER = 1 << 16
+"""Zeros inside a block of data become holes in steps of this size: smaller ones only fragment the file."""
+
+WRITEBACK_NBYTES = 16 << 20
+"""How much is written before the kernel is told to start writing it back, so that the flush finds little to do."""
+
+_ZERO_STEP = 1 << 30  # one request of the kernel cannot be interrupted
+
+_BLKGETSIZE64 = 0x80081272
+_BLKSSZGET = 0x1268
+_SYNC_FILE_RANGE_WRITE = 2
+_UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL})
+_ZEROS = bytes(_core.BLOCK_SIZE)
+
+
+class RawFile:
+    """An open raw image. `size` is exact, in bytes; `fd` is -1 once it is closed."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        device: str,
+        writable: bool,
+        create_size: int | None = None,
+        direct: bool = False,
+        format: str | None = None,
+        permissions: locks.Permissions | None,
+    ) -> None:
+        self.path = path
+        self.writable = writable
+        self.fd = self._direct_fd = -1
+        self._mapping: _core.Mapping | None = None
+        self._new_name = create_size is not None
+        self._dirty_nbytes = 0  # written since writeback was last started; writers may miscount it, no matter
+        try:
+            self.is_device = self._open(permissions, create_size)
+            self.cluster_size = max(os.fstat(self.fd).st_blksize, CLUSTER)
+            if permissions is not None:
+                locks.acquire(self.fd, permissions, device=device)
+            if create_size is not None:
+                os.ftruncate(self.fd, create_size)
+            self._set_size()
+            if format is None:
+                probe.require_raw(self.fd, self.size, device=device)
+            if direct:
+                self._direct_fd = os.open(path, os.O_CLOEXEC | os.O_DIRECT | (os.O_RDWR if writable else os.O_RDONLY))
+        except OSError as error:
+            self._undo()
+            kind = errors.DeviceBusy if error.errno == errno.EBUSY else errors.DeviceError
+            doing = f"cannot {'create' if create_size is not None else 'open'} {path!r}"
+            raise kind(doing, device=device, cause=error) from error
+        except BaseException:
+            self._undo()
+            raise
+
+    def _open(self, permissions: locks.Permissions | None, create_size: int | None) -> bool:
+        """Open the file and return whether it is a block device; anything but files and devices is refused."""
+        flags = os.O_CLOEXEC | (os.O_RDWR if self.writable else os.O_RDONLY)
+        if create_size is not None:
+            self.fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+            return False
+        mode = Path(self.path).stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+            raise OSError(errno.EINVAL, "neither a regular file nor a block device")
+        if stat.S_ISBLK(mode) and self.writable and permissions is not None:
+            flags |= os.O_EXCL  # EBUSY if it is mounted, or part of a device-mapper or RAID device
+        self.fd = os.open(self.path, flags)
+        return stat.S_ISBLK(mode)
+
+    def _undo(self) -> None:
+        """Close after a failed open, and remove what this open created."""
+        created = self._new_name and self.fd >= 0
+        self.close()
+        if created:
+            with contextlib.suppress(OSError):
+                Path(self.path).unlink()
+
+    def _set_size(self) -> None:
+        self.size = _device_size(self.fd) if self.is_device else os.fstat(self.fd).st_size
+        # Of what a device can zero by itself; a file takes any range.
+        self._alignment = _logical_block_size(self.fd) if self.is_device else 1
+        if not self.is_device:
+            self._mapping = _core.Mapping(self.fd, self.size)
+
+    def _drop_mapping(self) -> None:
+        mapping, self._mapping = self._mapping, None
+        if mapping is not None:
+            mapping.close()
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    @property
+    def reads_in_parallel(self) -> bool:
+        """Whether reads reach a device; those of a file are mostly answered by the page cache."""
+        return self.is_device or self._direct_fd >= 0
+
+    def fill(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
+        """Fill `blk` from [offset, offset + nbytes), zeros past the end; return whether it is all zero."""
+        if self._mapping is not None and self._direct_fd < 0:
+            is_zero = blk.fill_mapped(self._mapping, self.fd, offset, nbytes)
+        else:
+            is_zero = blk.fill(self._fd_for(offset, nbytes), offset, nbytes)
+        self.check_size()
+        return is_zero
+
+    def pread_into(self, view: memoryview, offset: int) -> None:
+        """Fill `view` from `offset`, zeros past the end."""
+        count = _core.pread_full(self.fd, view, offset) if view.nbytes else 0
+        view[count:] = bytes(view.nbytes - count)
+
+    def next_data(self, offset: int, end: int) -> tuple[int, int] | None:
+        """Return the first extent in [offset, end) that may hold data, None if there are only holes."""
+        end = min(end, self.size)
+        return _core.next_data(self.fd, offset, end) if offset < end else None
+
+    def check_size(self) -> None:
+        """Raise :class:`OSError` if the file is shorter than it was: what was read past its end was no data."""
+        if not self.is_device and (now := os.lseek(self.fd, 0, os.SEEK_END)) < self.size:
+            raise OSError(errno.EIO, f"the file was cut from {self.size} to {now} bytes while it was in use")
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def pwrite(self, view: memoryview, offset: int) -> None:
+        """Write all of `view` at `offset`."""
+        if view.nbytes:
+            _core.pwrite_full(self.fd, view, offset)
+            self._write_back(view.nbytes)
+
+    def store(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
+        """Write the first `nbytes` of `blk` at `offset`; its zero clusters become holes in a file.
+
+        Punching what is a hole already costs little and needs no memory of what was written before. On a device
+        each punch would be a request that waits.
+        """
+        fd = self._fd_for(offset, nbytes)
+        if self.is_device:
+            blk.store(fd, offset, nbytes)
+        else:
+            blk.store_sparse(fd, offset, nbytes, CLUSTER, True)
+        self._write_back(nbytes)
+
+    def write_zeroes(self, offset: int, nbytes: int) -> None:
+        """Make [offset, offset + nbytes) read as zeros, without storing them where that is possible."""
+        end = offset + nbytes
+        if self.next_data(offset, end) is None:
+            return
+        start, stop = -(-offset // self._alignment) * self._alignment, end // self._alignment * self._alignment
+        if start < stop and self._zero_out(start, stop):
+            self.pwrite_zeros(offset, start - offset)
+            self.pwrite_zeros(stop, end - stop)
+        else:
+            self.pwrite_zeros(offset, nbytes)
+
+    def _zero_out(self, start: int, stop: int) -> bool:
+        """Zero a range of whole logical blocks by the first way that works here; a hole gives the space back."""
+        for way in (_core.punch_hole, _core.zero_out if self.is_device else _core.zero_range):
+            try:
+                for offset in range(start, stop, _ZERO_STEP):
+                    way(self.fd, offset, min(_ZERO_STEP, stop - offset))
+            except OSError as error:
+                if error.errno not in _UNSUPPORTED:
+                    raise
+            else:
+                return True
+        return False
+
+    def pwrite_zeros(self, offset: int, nbytes: int) -> None:
+        """Write zeros as data."""
+        for start in range(offset, offset + nbytes, len(_ZEROS)):
+            self.pwrite(memoryview(_ZEROS)[: offset + nbytes - start], start)
+
+    def resize(self, size: int) -> None:
+        """Grow a file by a hole, or cut it. It is read without the mapping from then on."""
+        os.ftruncate(self.fd, size)
+        self.size = size
+        self._drop_mapping()
+
+    def _write_back(self, nbytes: int) -> None:
+        """Count what was written, and now and then have it written back; this does not wait for it."""
+        self._dirty_nbytes += nbytes
+        if self._dirty_nbytes >= WRITEBACK_NBYTES:
+            self._dirty_nbytes = 0
+            _start_writeback(self.fd)
+
+    def flush(self) -> None:
+        """Return when what was written is on stable storage, the name of a new file included."""
+        os.fdatasync(self.fd)
+        if self._new_name:
+            _sync_directory(Path(self.path).parent)
+            self._new_name = False
+
+    def _fd_for(self, offset: int, nbytes: int) -> int:
+        """Return the descriptor to use: O_DIRECT only for what is aligned; the kernel keeps both coherent."""
+        return self.fd if self._direct_fd < 0 or (offset | nbytes) % DIRECT_ALIGNMENT else self._direct_fd
+
+    def close(self) -> None:
+        """Close the file and drop its locks; closing twice does no harm."""
+        self._drop_mapping()
+        fds, self.fd, self._direct_fd = (self.fd, self._direct_fd), -1, -1
+        for fd in fds:
+            if fd >= 0:
+                os.close(fd)
+
+
+def _device_size(fd: int) -> int:
+    size: int = struct.unpack("Q", fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8)))[0]
+    return size
+
+
+def _logical_block_size(fd: int) -> int:
+    size: int = struct.unpack("i", fcntl.ioctl(fd, _BLKSSZGET, bytes(4)))[0]
+    return size
+
+
+def _start_writeback(fd: int) -> None:
+    """Start writing back the file's dirty pages: sync_file_range, which Python lacks. An error here is the flush's."""
+    import ctypes  # where it is used: importing the package stays quick
+
+    ctypes.CDLL(None).sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
