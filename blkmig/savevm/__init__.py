@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The migration stream around the disks: registry, sections, configuration, end of file, description.
+
+Knows neither disks nor policy: what a section's payload holds is its handlers' business.
+"""
+
+from __future__ import annotations
+
+from .configuration import Configuration
+from .container import ContainerFormat, looks_like_footer
+from .handlers import SaveVMHandlers
+from .load import LoadVM
+from .savestate import SaveState
+from .stream import LoadedStream, SectionInfo, StreamObserver
+
+__all__ = [
+    "Configuration",
+    "ContainerFormat",
+    "LoadVM",
+    "LoadedStream",
+    "SaveState",
+    "SaveVMHandlers",
+    "SectionInfo",
+    "StreamObserver",
+    "looks_like_footer",
+]

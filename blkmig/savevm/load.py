@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The loading side of the container: from the file header to the description behind the end of file.
+
+::
+
+    header ─ [configuration] ─ { section | command }* ─ EOF ─ [vmdescription] ─ finish: SHUT on the return path
+                                    │
+                                    └─ first FULL section that nobody registered: from there on all is device state
+
+Configuration and footers are detected, not told. Sections go to the handlers that the caller registered; those that
+are not disks are skipped (:mod:`.skip`). Everything that concerns a disk comes before the first device's state, which
+is not parsed but drained to its end (:mod:`.vmdescription`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from .. import errors
+from . import configuration, container, drain, return_path, savestate, sections, skip, stream, vmdescription
+
+if TYPE_CHECKING:
+    from ..channel import InputQEMUFile, OutputQEMUFile
+
+log = logging.getLogger(__name__)
+
+_KINDS: Final[dict[int, stream.SectionKind]] = {
+    container.QEMU_VM_SECTION_START: "START",
+    container.QEMU_VM_SECTION_PART: "PART",
+    container.QEMU_VM_SECTION_END: "END",
+    container.QEMU_VM_SECTION_FULL: "FULL",
+}
+
+_OTHER_FILES: Final = {
+    b"QFI\xfb": "a qcow2 image",
+    b"KDMV": "a VMDK image",
+    b"\x1f\x8b\x08": "a gzip file: decompress it first",
+    b"\xfd7zX": "an xz file: decompress it first",
+    b"\x28\xb5\x2f\xfd": "a zstd file: decompress it first",
+    b"\x11\x22\x33\x44": "an extra connection of a multifd migration: switch the capability `multifd` off",
+    b"Libv": "a libvirt save file",
+}
+
+_NOBODY: Final = stream.StreamObserver()
+
+
+class LoadVM:
+    """One loading of one stream.
+
+    `loadvm` reads the stream to its end; then the caller makes its disks durable, and says with `finish` how it went.
+    After an error, `summary` tells what had come until then.
+    """
+
+    def __init__(
+        self, state: savestate.SaveState, f: InputQEMUFile, *, observer: stream.StreamObserver | None = None
+    ) -> None:
+        """Load from `f` into the sections that are registered in `state`."""
+        self._state = state
+        self._f = f
+        self._observer = observer or _NOBODY
+        self._version = 0
+        self._configuration = configuration.Configuration()
+        self._has_footers: bool | None = None
+        self._commands: dict[str, int] = {}
+        self._sections = sections.SectionTable(state)
+        self._reached_eof = False
+        self._vmdescription: dict[str, Any] | None = None
+        self._drained_bytes = 0
+        self._return_path: OutputQEMUFile | None = None
+        self._is_between_records = False
+
+    def loadvm(self) -> stream.LoadedStream:
+        """Read the whole stream. Blocks; every handler's `load_cleanup` runs, whatever happens.
+
+        Raises :class:`~blkmig.errors.StreamError` for what is wrong with the stream, and what channel, handlers and
+        observer raise; then the source is not told: `finish` with a status other than 0 does that.
+        """
+        cleanups = [entry.handlers.load_cleanup for entry in self._state]
+        try:
+            self._load()
+        except BaseException:
+            with contextlib.suppress(Exception):
+                savestate.run_cleanups(cleanups)
+            raise
+        savestate.run_cleanups(cleanups)
+        return self.summary()
+
+    def finish(self, status: int = 0) -> None:
+        """Tell a source that waits for it how loading ended: 0 all is on stable storage, else it failed.
+
+        Nothing is sent where the source did not ask, or was told already. Blocks until the link took it.
+        """
+        f, self._return_path = self._return_path, None
+        if f is not None:
+            return_path.send_shut(f, status)
+
+    def summary(self) -> stream.LoadedStream:
+        """Return what the stream has held so far."""
+        return stream.LoadedStream(
+            version=self._version,
+            configuration=self._configuration,
+            has_footers=self._has_footers,
+            commands=dict(self._commands),
+            sections=tuple(entry.info() for entry in self._sections),
+            reached_eof=self._reached_eof,
+            vmdescription=self._vmdescription,
+            drained_bytes=self._drained_bytes,
+            nbytes=self._f.position,
+            is_between_records=self._is_between_records,
+            return_path_open=self._return_path is not None,
+        )
+
+    def _load(self) -> None:
+        self._get_header()
+        for entry in self._state:
+            entry.handlers.load_setup()
+        self._get_records()
+
+    # -- before the first section ------------------------------------------------------------------------------------
+
+    def _get_header(self) -> None:
+        f = self._f
+        magic = f.get_buffer(4)
+        if magic != container.QEMU_VM_FILE_MAGIC:
+            other = next((what for start, what in _OTHER_FILES.items() if magic.startswith(start)), None)
+            hint = "" if other is None else f": this looks like {other}"
+            raise errors.StreamError(f"not a migration stream, it starts with {magic.hex(' ')}{hint}", position=0)
+        self._version = f.get_be32()
+        if self._version == 2:
+            raise errors.UnsupportedStream("stream version 2, obsolete since QEMU 0.10", position=4)
+        if self._version != container.QEMU_VM_FILE_VERSION:
+            raise errors.UnsupportedStream(f"stream version {self._version}, not 3", position=4)
+        if f.peek_byte() == container.QEMU_VM_CONFIGURATION:
+            position = f.position
+            f.skip(1)
+            self._configuration = configuration.get_configuration(f)
+            self._observer.configuration(self._configuration, position)
+
+    # -- records -----------------------------------------------------------------------------------------------------
+
+    def _get_records(self) -> None:
+        """Read records to the end of the stream, which lies behind device state or a description."""
+        while True:
+            position = self._f.position
+            kind = self._get_type()
+            if kind == container.QEMU_VM_EOF:
+                self._reached_eof = True
+                self._observer.eof(position)
+                self._get_vmdescription()
+                return
+            if not self._get_record(kind, position):
+                self._drain(position)
+                return
+
+    def _get_package(self, nbytes: int) -> None:
+        """Read the records of a package, `nbytes` long; device state in it ends where the package does."""
+        f = self._f
+        end = f.position + nbytes
+        while f.position < end:
+            position = f.position
+            kind = f.get_byte()
+            if kind == container.QEMU_VM_EOF:
+                break
+            if not self._get_record(kind, position, in_package=True):
+                self._drained_device_state(end - position, position)
+                break
+        if f.position > end:
+            raise errors.StreamError("the last record of a package is longer than the package", position=end)
+        f.skip(end - f.position)
+
+    def _get_type(self) -> int:
+        """Read a record's type; a stream that ends here was ended by its source, or by the link."""
+        self._is_between_records = True
+        try:
+            kind = self._f.get_byte()
+        except errors.TruncatedStream as error:
+            raise errors.TruncatedStream(
+                "the stream stops between two records: the source cancelled or failed, or the link broke",
+                position=error.position,
+            ) from None
+        self._is_between_records = False
+        return kind
+
+    def _get_record(self, kind: int, position: int, *, in_package: bool = False) -> bool:
+        """Read the rest of one record; return False if it, or what follows, is device state without lengths."""
+        if kind in (container.QEMU_VM_SECTION_PART, container.QEMU_VM_SECTION_END):
+            return self._get_part(kind, position)
+        if kind in (container.QEMU_VM_SECTION_START, container.QEMU_VM_SECTION_FULL):
+            return self._get_start(kind, position)
+        if kind == container.QEMU_VM_COMMAND:
+            self._get_command(position, in_package)
+            return True
+        raise errors.StreamError(f"unknown record type {kind:#04x}", position=position)
+
+    def _get_start(self, kind: int, position: int) -> bool:
+        f = self._f
+        section_id = f.get_be32()
+        idstr = configuration.get_counted_string(f)
+        instance_id = f.get_be32()
+        version_id = f.get_be32()
+        self._observer.section_start(_KINDS[kind], idstr, instance_id, version_id, section_id, position)
+        entry = self._sections.find_registered(idstr, instance_id, version_id, position)
+        if entry is None:
+            if kind == container.QEMU_VM_SECTION_FULL:
+                return False
+            entry = self._sections.find_skipped(idstr, instance_id, version_id, self._configuration, position)
+        self._sections.start(entry, section_id, version_id, position)
+        return self._get_payload(entry, kind, position)
+
+    def _get_part(self, kind: int, position: int) -> bool:
+        section_id = self._f.get_be32()
+        entry = self._sections.find(section_id, position)
+        self._observer.section_start(
+            _KINDS[kind], entry.idstr, entry.instance_id, entry.version_id, section_id, position
+        )
+        return self._get_payload(entry, kind, position)
+
+    def _get_payload(self, entry: sections.LoadStateEntry, kind: int, position: int) -> bool:
+        """Let the handlers read the payload, check the footer, count."""
+        try:
+            entry.handlers.load_state(self._f, entry.version_id)
+        except skip.NotSkippable:
+            if not (kind == container.QEMU_VM_SECTION_END and self._sections.registered_ended()):
+                raise
+            return False
+        self._get_footer(entry)
+        end = self._f.position
+        entry.nbytes += end - position
+        if kind == container.QEMU_VM_SECTION_PART:
+            entry.parts += 1
+        elif kind != container.QEMU_VM_SECTION_START:
+            entry.ended = True
+        self._observer.section_end(entry.section_id, end)
+        return True
+
+    def _get_footer(self, entry: sections.LoadStateEntry) -> None:
+        """Check the footer; whether the stream has any shows behind the first section."""
+        f = self._f
+        if self._has_footers is None:
+            self._has_footers = f.peek_byte() == container.QEMU_VM_SECTION_FOOTER
+        if not self._has_footers:
+            return
+        position = f.position
+        mark = f.get_byte()
+        if mark != container.QEMU_VM_SECTION_FOOTER:
+            raise errors.StreamError(
+                f"section {entry.idstr!r} is not followed by its footer, but by {mark:#04x}", position=position
+            )
+        section_id = f.get_be32()
+        if section_id != entry.section_id:
+            raise errors.StreamError(
+                f"the footer of section {entry.idstr!r} has id {section_id}, not {entry.section_id}", position=position
+            )
+
+    # -- commands ----------------------------------------------------------------------------------------------------
+
+    def _get_command(self, position: int, in_package: bool) -> None:
+        """Answer what must be answered, skip the rest by its length."""
+        f = self._f
+        command, nbytes = f.get_be16(), f.get_be16()
+        self._check_command(command, nbytes, position)
+        name = container.COMMAND_NAMES.get(command, str(command))
+        self._commands[name] = self._commands.get(name, 0) + 1
+        self._observer.command(command, nbytes, position)
+        if command == container.MIG_CMD_OPEN_RETURN_PATH:
+            self._return_path = f.return_path()
+        elif command == container.MIG_CMD_PING:
+            value = f.get_be32()
+            if self._return_path is not None:
+                return_path.send_pong(self._return_path, value)
+        elif command == container.MIG_CMD_PACKAGED:
+            if in_package:
+                raise errors.StreamError("a package inside a package", position=position)
+            self._get_package(f.get_be32())
+        else:
+            f.skip(nbytes)
+
+    def _check_command(self, command: int, nbytes: int, position: int) -> None:
+        expected = container.COMMAND_LENGTHS.get(command, nbytes)
+        if nbytes != expected:
+            raise errors.StreamError(
+                f"command {container.COMMAND_NAMES[command]} has {nbytes} bytes of data, not {expected}",
+                position=position,
+            )
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def _drain(self, position: int) -> None:
+        """Read device state, from the record at `position` on, and the stream to its end."""
+        drained_from = self._f.position
+        end = drain.drain_to_end(
+            self._f, is_kept_open=self._return_path is not None, has_footers=bool(self._has_footers)
+        )
+        eof_position = drained_from + end.eof_offset
+        self._reached_eof = True
+        self._drained_device_state(eof_position - position, position)
+        self._observer.eof(eof_position)
+        if end.description is not None:
+            self._vmdescription = end.description
+            self._observer.vmdescription(end.description, end.description_nbytes, eof_position + 1)
+
+    def _drained_device_state(self, nbytes: int, position: int) -> None:
+        self._drained_bytes += nbytes
+        self._observer.device_state(nbytes, position)
+
+    def _get_vmdescription(self) -> None:
+        """Read the description, if one follows; a stream from a machine type up to 2.2 has none."""
+        f = self._f
+        if self._return_path is not None and not f.wait_readable(drain.IDLE_TIME):
+            return
+        if f.at_eof():
+            return
+        position = f.position
+        kind = f.peek_byte()
+        if kind != container.QEMU_VM_VMDESCRIPTION:
+            log.warning("the end of the stream is followed by %#04x instead of a description: ignored", kind)
+            return
+        f.skip(1)
+        length = f.get_be32()
+        if length > vmdescription.MAX_VMDESCRIPTION:
+            f.skip(length)
+        else:
+            self._vmdescription = vmdescription.parse_vmdescription(f.get_buffer(length))
+        self._observer.vmdescription(self._vmdescription, length, position)
