@@ -1330,6 +1330,24 @@ cdef class InputBuffer:
         self.take_to(<uint8_t*>PyBytes_AS_STRING(result), nbytes)
         return result
 
+    @property
+    def staged(self):
+        """Bytes that have arrived and were not consumed yet: so many can be had without waiting."""
+        return self.tail - self.head
+
+    def get_some(self, Py_ssize_t nbytes, /):
+        """Get at least one byte and at most `nbytes`: what is staged, else what the next read brings; b"" at the end."""
+        if nbytes <= 0:
+            raise ValueError(f"cannot get {nbytes} bytes")
+        try:
+            self.require(1)
+        except EOFError:
+            return b""
+        cdef size_t n = min(<size_t>nbytes, self.tail - self.head)
+        result = PyBytes_FromStringAndSize(<const char*>self.staging + self.head, n)
+        self.consume(n)
+        return result
+
     def peek_byte(self):
         """Return the next byte without consuming it; EOFError at the end of the stream."""
         self.require(1)
