@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Literal
 
 from . import _core, errors, units
@@ -51,6 +52,9 @@ class MigrationParameters:
 
     timeout: float | None = None
     """Give up after so many seconds without convergence."""
+
+    auto_converge: bool = False
+    """Slow the writers down, step by step, while they dirty blocks faster than half of what the link carries."""
 
     switchover: Switchover = "auto"
     """``auto``: as soon as what is pending fits the downtime limit; ``manual``: when the caller says so."""
@@ -111,6 +115,37 @@ class MigrationParameters:
         ):
             if getattr(self, name) not in allowed:
                 raise errors.ParameterError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class IncomingParameters:
+    """The parameters of an incoming migration."""
+
+    sizes: Mapping[str, int | str] = dataclasses.field(default_factory=dict)
+    """Exact sizes of disks, by name, where the stream does not say them; "" stands for every other disk."""
+
+    incremental: bool = False
+    """The targets hold the base already: write what comes, and do not ask for every block."""
+
+    verify: bool = False
+    """Read everything back and compare it with the digests in the stream; a stream without digests is an error."""
+
+    direct: bool = False
+    """Write around the page cache (O_DIRECT)."""
+
+    accept_timeout: float | None = None
+    """Seconds to wait for the source to connect; None waits for ever."""
+
+    def __post_init__(self) -> None:
+        """Turn texts into bytes and refuse what makes no sense."""
+        object.__setattr__(self, "sizes", {name: units.parse_size(size) for name, size in self.sizes.items()})
+        if self.accept_timeout is not None:
+            check_range("accept_timeout", self.accept_timeout, 0, 1e9)
+
+    def size_of(self, name: str) -> int | None:
+        """Return the size that was given for this disk, in bytes."""
+        size = self.sizes.get(name, self.sizes.get(""))
+        return None if size is None else units.parse_size(size)
 
 
 def check_range(name: str, value: float, low: float, high: float) -> None:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-Status = Literal["none", "setup", "active", "pre-switchover", "device", "completed", "failed", "cancelling", "cancelled"]
+Status = Literal["none", "setup", "active", "device", "completed", "failed", "cancelling", "cancelled"]
 """The states of a migration, in QEMU's words; "device" is the last pass, with the writers held."""
 
+SizeSource = Literal["stream", "target", "option", "inferred"]
 Phase = Literal["bulk", "dirty", "switchover"]
 
 
@@ -83,7 +84,7 @@ class DiskStatistics:
     size: int | None = None
     """Bytes; None while it is not known."""
 
-    size_source: Literal["stream", "target", "option", "inferred"] = "inferred"
+    size_source: SizeSource = "inferred"
     blocks: int = 0
     """Blocks that came, each time one came, zero blocks included."""
 

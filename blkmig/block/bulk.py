@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The bulk phase: each disk once from its start to its end, disk after disk.
+
+The cursor `cur_sector` counts in steps of a block. What lies behind it was submitted, sent as a hole, or skipped
+because only the base holds it; what lies before it will be read later, so clearing dirty bits there loses nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from .. import _core, channel, errors, params
+from . import device, send, state
+
+logger = logging.getLogger(__name__)
+SEARCH_BYTES = params.BDRV_SECTORS_PER_SEARCH * _core.SECTOR_SIZE
+
+
+def blk_mig_save_bulked_block(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile) -> bool:
+    """Submit the next block of the bulk phase, or send a run of holes; False if the phase is over.
+
+    The caller knows that there is room for a read.
+    """
+    for bmds in blk_mig.bmds_list:
+        if not bmds.bulk_completed:
+            save_device_bulk(blk_mig, f, bmds)
+            return True
+    blk_mig.bulk_completed = True
+    return False
+
+
+def save_device_bulk(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState) -> None:
+    """Do one step of one disk's bulk phase."""
+    if bmds.shared_base:
+        skip_unallocated(bmds)
+        if bmds.bulk_completed:
+            return
+    block = bmds.cur_sector // _core.SECTORS_PER_BLOCK
+    if blk_mig.zero_blocks and (count := take_hole(bmds, block)):
+        send.send_zero_run(blk_mig, f, bmds, block, count)
+        bmds.completed_sectors += advance(bmds, count)
+        return
+    blk = blk_mig.reads.get()
+    bmds.dirty_bitmap.take_block(block)  # before the read: a write that races it marks the block again
+    blk.bulk_sectors = advance(bmds, 1)
+    send.submit(blk_mig, bmds, block, blk)
+
+
+def advance(bmds: device.BlkMigDevState, count: int) -> int:
+    """Move the cursor over `count` blocks and return how many sectors that were."""
+    before = bmds.cur_sector
+    bmds.cur_sector = min(before + count * _core.SECTORS_PER_BLOCK, bmds.total_sectors)
+    bmds.bulk_completed = bmds.cur_sector == bmds.total_sectors
+    return bmds.cur_sector - before
+
+
+def take_hole(bmds: device.BlkMigDevState, block: int) -> int:
+    """Return how many blocks from `block` on are holes, their dirty bits cleared; 0 if `block` may hold data.
+
+    The disk is asked twice: once to know which bits to clear, and once more after they were cleared, because only an
+    answer that is younger than the clearing can be relied on.
+    """
+    count = hole_blocks(bmds, block)
+    if not count:
+        return 0
+    bmds.dirty_bitmap.clear_blocks(block, count)
+    return min(count, hole_blocks(bmds, block))
+
+
+def hole_blocks(bmds: device.BlkMigDevState, block: int) -> int:
+    """Return how many whole blocks from `block` on lie before the next data."""
+    geometry = bmds.geometry
+    offset, _ = geometry.block_range(block)
+    if bmds.data_start <= offset < bmds.data_end:
+        return 0
+    extent = bmds.backend.next_data(offset)
+    if extent is None:
+        return geometry.nblocks - block
+    bmds.data_start, bmds.data_end = extent
+    # The last block is not a hole here: it ends where the disk ends, and there is data before that.
+    return max(0, min(bmds.data_start // _core.BLOCK_SIZE, geometry.nblocks - 1) - block)
+
+
+def skip_unallocated(bmds: device.BlkMigDevState) -> None:
+    """Move the cursor to the block in which the top layer's next data begins, or to the end of the disk.
+
+    The bits of skipped blocks stay as they are: a write that allocates one of them marks it, and the dirty phase
+    sends it.
+    """
+    nblocks = bmds.geometry.nblocks
+    while not bmds.bulk_completed:
+        block = bmds.cur_sector // _core.SECTORS_PER_BLOCK
+        offset, _ = bmds.geometry.block_range(block)
+        if bmds.allocated_start <= offset < bmds.allocated_end:
+            return
+        extent = next_allocated(bmds, offset)
+        if extent is None:
+            bmds.completed_sectors += advance(bmds, min((offset + SEARCH_BYTES) // _core.BLOCK_SIZE, nblocks) - block)
+            continue
+        bmds.allocated_start, bmds.allocated_end = extent
+        first = max(block, min(extent[0] // _core.BLOCK_SIZE, nblocks - 1))
+        bmds.completed_sectors += advance(bmds, first - block)
+        return
+
+
+def next_allocated(bmds: device.BlkMigDevState, offset: int) -> tuple[int, int] | None:
+    """Ask the disk what its top layer holds; a disk that fails to answer counts as holding everything."""
+    try:
+        return bmds.backend.next_allocated(offset, SEARCH_BYTES)
+    except errors.DeviceError as error:
+        logger.warning("%s; sending what it may hold", error)
+        return offset, offset + SEARCH_BYTES

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One disk that is being sent, and one block on its way from it to the stream."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+from .. import _core, disk
+from ..disk import geometry
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class BlkMigDevState:
+    """One disk that is being sent (`bmds` in QEMU)."""
+
+    # Set in save_setup, then read-only.
+    backend: disk.BlockBackend
+    name: bytes
+    geometry: geometry.BlockGeometry
+    shared_base: bool
+    dirty_bitmap: disk.DirtyBitmap
+    blocker: contextlib.ExitStack
+    """Keeps other migrations off the disk and the tracker attached; closing it undoes both."""
+
+    digests: bytearray | None
+    """Sixteen bytes for each block, as it was sent last; None where nobody asked."""
+
+    # Migration thread only.
+    aio_bitmap: _core.Bitmap
+    """One bit per block: set while a read of the block is in flight, bulk reads included."""
+
+    cur_sector: int = 0
+    """Where the bulk phase goes on."""
+
+    cur_dirty: int = 0
+    """The sector where the dirty phase goes on; it goes round, so that no high sector starves."""
+
+    completed_sectors: int = 0
+    """Sectors of the bulk phase that were sent, or skipped because only the base holds them."""
+
+    bulk_completed: bool = False
+    """All of it was submitted, sent or skipped."""
+
+    data_start: int = 0
+    data_end: int = 0
+    """The extent of data that the disk named last: inside it nobody asks again for holes."""
+
+    allocated_start: int = 0
+    allocated_end: int = 0
+    """The same for what the top layer holds."""
+
+    @property
+    def total_sectors(self) -> int:
+        """Return the size of the disk in sectors, rounded up."""
+        return self.geometry.total_sectors
+
+    @property
+    def label(self) -> str:
+        """Return the name for messages."""
+        return self.backend.name
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class BlkMigBlock:
+    """One block on its way from a disk to the stream (`blk` in QEMU), with the buffer that carries it.
+
+    It belongs to one thread at a time: the migration thread fills in what to read and submits it, a reading thread
+    has it until it is completed, then the migration thread sends it and takes it back into the pool.
+    """
+
+    buf: _core.BlockBuffer
+    bmds: BlkMigDevState | None = None
+    block: int = 0
+    offset: int = 0
+    nbytes: int = 0
+    bulk_sectors: int = 0
+    """How far the bulk phase is when this block is sent; 0 for a dirty block."""
+
+    error: BaseException | None = None
+    """What the read raised; the migration thread raises it again when it collects the block."""

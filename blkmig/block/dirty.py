@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The dirty phase: rounds over the disks that send what was written since it was last read.
+
+A round visits each disk once, from where the cursor stands to the end. The cursor moves on after each block, so a
+writer that keeps one block dirty costs one block a round, and no disk and no high sector starves.
+"""
+
+from __future__ import annotations
+
+from .. import _core
+from . import device, send, state
+
+
+def begin_round(blk_mig: state.BlkMigState) -> None:
+    """Fetch what remote trackers know and put the cursors at the start."""
+    for bmds in blk_mig.bmds_list:
+        bmds.backend.sync_dirty()
+        bmds.cur_dirty = 0
+    blk_mig.dirty_disk = 0
+    blk_mig.round_number += 1
+    blk_mig.round_dirty_blocks = blk_mig.count_dirty_blocks()
+
+
+def round_over(blk_mig: state.BlkMigState) -> bool:
+    """Return whether this round has visited every disk."""
+    return blk_mig.dirty_disk >= len(blk_mig.bmds_list)
+
+
+def blk_mig_save_dirty_block(blk_mig: state.BlkMigState) -> bool:
+    """Submit the next dirty block of this round; False if the round is over.
+
+    The caller knows that there is room for a read.
+    """
+    while not round_over(blk_mig):
+        bmds = blk_mig.bmds_list[blk_mig.dirty_disk]
+        block = bmds.dirty_bitmap.next_dirty(bmds.cur_dirty // _core.SECTORS_PER_BLOCK)
+        if block >= 0:
+            return save_device_dirty(blk_mig, bmds, block)
+        blk_mig.dirty_disk += 1
+    return False
+
+
+def save_device_dirty(blk_mig: state.BlkMigState, bmds: device.BlkMigDevState, block: int) -> bool:
+    """Submit one dirty block; False if it is still being read and the wait for that was cut short.
+
+    An older read of the block is waited for: so its contents are in the list before the new ones.
+    """
+    while bmds.aio_bitmap.test(block):
+        if not send.collect_one(blk_mig):
+            return False
+    bmds.dirty_bitmap.take_block(block)  # before the read: a write that races it marks the block again
+    bmds.cur_dirty = (block + 1) * _core.SECTORS_PER_BLOCK
+    blk = blk_mig.reads.get()
+    blk.bulk_sectors = 0
+    send.submit(blk_mig, bmds, block, blk)
+    return True

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The ``block`` section, loading side.
+
+Nothing is written before all of a block has arrived, and nothing outside the disk is ever written. Blocks may come in
+any order and more than once: they are applied in the order of the stream, so the last one wins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .. import _core, channel, errors, savevm
+from . import target
+
+OpenTarget = Callable[[str, int], target.BlkLoadDevice]
+"""Given a disk's name and the position of its first block in the stream, return where it goes, or raise."""
+
+
+class BlockLoadHandlers(savevm.SaveVMHandlers):
+    """Loads the blocks of every disk of a stream into what `open_target` returns for its name."""
+
+    def __init__(self, open_target: OpenTarget) -> None:
+        self._open_target = open_target
+        self._buf = _core.BlockBuffer()
+        self.devices: dict[bytes, target.BlkLoadDevice] = {}
+        self.percent = 0
+        """The last progress record."""
+
+        self.percent_before_section = 0
+        """The last progress record that came before the section that came last: what QEMU's bulk phase reached."""
+
+        self.on_progress: Callable[[], None] | None = None
+
+    def load_state(self, f: channel.InputQEMUFile, version_id: int) -> None:
+        """Load one section's records up to its EOS. Blocks.
+
+        Raises errors of the stream, of the channel and of the disks; the stream cannot be read on after any of them.
+        """
+        self.percent_before_section = self.percent
+        while True:
+            position = f.position
+            flags, name, sector, count = self._next_run(f)
+            if flags & _core.FLAG_DEVICE_BLOCK:
+                self._load_run(f, flags, name, sector, count, position)
+            elif flags & _core.FLAG_PROGRESS:
+                self.percent = min(sector, 100)
+            elif not flags & _core.FLAG_EOS:
+                raise errors.StreamError(f"unknown flags {flags:#x} in the block section", position=position)
+            if self.on_progress is not None:
+                self.on_progress()
+            if flags & _core.FLAG_EOS:
+                return
+
+    def _load_run(
+        self, f: channel.InputQEMUFile, flags: int, name: bytes, sector: int, count: int, position: int
+    ) -> None:
+        """Load one data block, or a run of zero blocks."""
+        device = self.devices.get(name)
+        if device is None:
+            device = self._open_target(name.decode("utf-8", "surrogateescape"), position)
+            self.devices[name] = device
+        if flags & _core.FLAG_ZERO_BLOCK:
+            device.load_zero_run(sector, count, position)
+        else:
+            f.get_block(self._buf)
+            device.load_block(sector, self._buf, position)
+
+    def _next_run(self, f: channel.InputQEMUFile) -> tuple[int, bytes, int, int]:
+        """Return the next record, or say that the source could not read its disk.
+
+        A source that meets a read error closes the section without EOS: where a record is due, there is the footer.
+        """
+        position = f.position
+        try:
+            run = f.next_run()
+        except errors.TruncatedStream:
+            if is_footer_next(f):
+                raise source_read_error(position) from None
+            raise
+        if run[2] >> (56 - _core.SECTOR_BITS) == target.FOOTER_TYPE:
+            raise source_read_error(position)
+        return run
+
+
+def is_footer_next(f: channel.InputQEMUFile) -> bool:
+    """Return whether the rest of a stream that ended within a record starts like a section footer."""
+    try:
+        return f.peek_byte() == target.FOOTER_TYPE
+    except errors.TruncatedStream:
+        return False
+
+
+def source_read_error(position: int) -> errors.SourceReadError:
+    """Return the error for a section that ended without EOS."""
+    return errors.SourceReadError(
+        "the source could not read its disk and gave up: look for a read error in its log, then start again",
+        position=position,
+    )

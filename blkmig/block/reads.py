@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Reading blocks: at once on the migration thread, or many in flight on threads of their own.
+
+Which is faster is a matter of the disk. What stands in the page cache is read fastest by the thread that sends it,
+through one buffer that stays in the cache of its core; a disk with latency wants many requests in flight.
+
+Both keep one promise: **a block has at most one read in flight**. Two reads of one block could complete in the wrong
+order, and the older contents would be sent last.
+
+Who owns what: `submit`, `collect` and `close` are called by the migration thread alone, `wake` by any thread. A block
+belongs to a reading thread from `requests.put` to `completions.put`; the two queues are the only things shared.
+"""
+
+from __future__ import annotations
+
+import abc
+import queue
+import threading
+
+from .. import _core
+from . import device
+
+
+class BlockReads(abc.ABC):
+    """A pool of at most `max_buffers` blocks, and the reads into them."""
+
+    def __init__(self, max_buffers: int) -> None:
+        self._free: list[device.BlkMigBlock] = []
+        self._unallocated = max_buffers
+
+    def has_room(self) -> bool:
+        """Return whether another read may be put in flight: not all blocks are in flight or wait to be sent."""
+        return bool(self._free or self._unallocated)
+
+    def get(self) -> device.BlkMigBlock:
+        """Return a free block; the caller knows that there is room."""
+        if self._free:
+            return self._free.pop()
+        self._unallocated -= 1
+        return device.BlkMigBlock(_core.BlockBuffer())
+
+    def put(self, blk: device.BlkMigBlock) -> None:
+        """Take `blk` back into the pool: it was sent, or nobody will send it."""
+        blk.bmds = None
+        self._free.append(blk)
+
+    @abc.abstractmethod
+    def submit(self, blk: device.BlkMigBlock) -> None:
+        """Start the read that `blk` describes."""
+
+    @abc.abstractmethod
+    def collect(self, *, wait: bool) -> device.BlkMigBlock | None:
+        """Return a block whose read is completed, None if there is none.
+
+        With `wait` it blocks until a read completes or somebody calls `wake` (None); the caller must know that a
+        read is in flight.
+        """
+
+    def wake(self) -> None:  # noqa: B027 - nothing blocks where reads are not in flight
+        """Let a waiting `collect` return now. From any thread, or a signal handler."""
+
+    def close(self) -> None:
+        """Wait for the reads in flight and free the buffers. Twice does no harm."""
+        self._free.clear()
+        self._unallocated = 0
+
+
+class InlineReads(BlockReads):
+    """Reads that are over when `submit` returns: one buffer, hot in the cache."""
+
+    def __init__(self) -> None:
+        super().__init__(max_buffers=1)
+        self._done: device.BlkMigBlock | None = None
+
+    def submit(self, blk: device.BlkMigBlock) -> None:
+        """Read `blk` now; an error is kept for `collect`, as one of a read in flight would be."""
+        read(blk)
+        self._done = blk
+
+    def collect(self, *, wait: bool) -> device.BlkMigBlock | None:
+        """Return the block that was read, if it was not yet collected."""
+        blk, self._done = self._done, None
+        return blk
+
+
+class ParallelReads(BlockReads):
+    """Up to `max_parallel` reads in flight, each on a thread that is started when it is first needed."""
+
+    def __init__(self, *, max_parallel: int, max_buffers: int) -> None:
+        super().__init__(max_buffers)
+        self._max_parallel = max_parallel
+        self._in_flight = 0
+        self._threads: list[threading.Thread] = []
+        self._requests: queue.SimpleQueue[device.BlkMigBlock | None] = queue.SimpleQueue()
+        self._completions: queue.SimpleQueue[device.BlkMigBlock | None] = queue.SimpleQueue()
+
+    def has_room(self) -> bool:
+        """Return whether another read may be put in flight."""
+        return self._in_flight < self._max_parallel and super().has_room()
+
+    def submit(self, blk: device.BlkMigBlock) -> None:
+        """Put the read of `blk` in flight."""
+        assert blk.bmds is not None
+        blk.bmds.aio_bitmap.set(blk.block)
+        self._in_flight += 1
+        if len(self._threads) < min(self._in_flight, self._max_parallel):
+            thread = threading.Thread(target=self._run, name="blkmig-read", daemon=True)
+            self._threads.append(thread)
+            thread.start()
+        self._requests.put(blk)
+
+    def collect(self, *, wait: bool) -> device.BlkMigBlock | None:
+        """Return a block whose read is completed; from here on another read of it may be put in flight."""
+        try:
+            blk = self._completions.get(block=wait)
+        except queue.Empty:
+            return None
+        if blk is None:
+            return None
+        assert blk.bmds is not None
+        blk.bmds.aio_bitmap.clear(blk.block)
+        self._in_flight -= 1
+        return blk
+
+    def wake(self) -> None:
+        """Let a waiting `collect` return. SimpleQueue.put is reentrant, so a signal handler may call this."""
+        self._completions.put(None)
+
+    def close(self) -> None:
+        """Wait until every read in flight is over, then end the threads."""
+        for _ in self._threads:
+            self._requests.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._threads.clear()
+        super().close()
+
+    def _run(self) -> None:
+        """Read until told to end."""
+        while (blk := self._requests.get()) is not None:
+            read(blk)
+            self._completions.put(blk)
+
+
+def read(blk: device.BlkMigBlock) -> None:
+    """Read what `blk` describes into its buffer, and keep an error for the thread that collects it."""
+    assert blk.bmds is not None
+    blk.error = None
+    try:
+        blk.bmds.backend.read_block(blk.buf, blk.offset, blk.nbytes)
+    except BaseException as error:
+        blk.error = error

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The ``block`` section, sending side: the handlers and the order in which they live.
+
+::
+
+    save_setup ──► { save_live_iterate }* ──► save_live_complete_precopy ──► save_cleanup
+        │                                                                        ▲
+        └────────────── a failure or a cancel, at any moment ───────────────────┘
+
+All handlers are called by one thread, the migration thread, except `wake`, which any thread and any signal handler
+may call. Two invariants hold everywhere: a block's dirty bits are cleared before it is read, and a block has at most
+one read in flight.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable
+
+from .. import _core, channel, disk, errors, params, savevm
+from ..disk import geometry
+from . import bulk, device, dirty, reads, send, state
+
+logger = logging.getLogger(__name__)
+
+SECTION_SECONDS = 0.1
+"""A section ends after this long, so that other handlers have their turn: QEMU's window."""
+
+
+class BlockSaveHandlers(savevm.SaveVMHandlers):
+    """Sends `disks` as the ``block`` section.
+
+    Read-only and zero-length disks are skipped and named in `skipped`. The disks are in use from `save_setup` to
+    `save_cleanup`; they are not closed.
+    """
+
+    def __init__(
+        self,
+        disks: Iterable[disk.BlockBackend],
+        parameters: params.MigrationParameters,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.skipped: list[str] = []
+        self._disks = list(disks)
+        self._parameters = parameters
+        self._clock = clock
+        self._blk_enable = True
+        self._shared_base = parameters.shared_base
+        self._blk_mig: state.BlkMigState | None = None
+
+    # -- what to do --------------------------------------------------------------------------------------------------
+
+    def set_params(self, *, blk_enable: bool, shared_base: bool) -> None:
+        """Choose whether disks are sent, and whether only their top layers are; `shared_base` implies the former.
+
+        Raises :class:`~blkmig.errors.StateError` after `save_setup`.
+        """
+        if self._blk_mig is not None:
+            raise errors.StateError("the parameters cannot be changed", state="active", required="none")
+        self._blk_enable = blk_enable or shared_base
+        self._shared_base = shared_base
+
+    def is_active(self) -> bool:
+        """Return whether disks are to be sent."""
+        return self._blk_enable
+
+    @property
+    def blk_mig(self) -> state.BlkMigState:
+        """Return the state of the migration, between `save_setup` and `save_cleanup`."""
+        if self._blk_mig is None:
+            raise errors.StateError("the block section is not set up", state="none", required="active")
+        return self._blk_mig
+
+    # -- the life of the section -------------------------------------------------------------------------------------
+
+    def save_setup(self, f: channel.OutputQEMUFile) -> None:
+        """Take every writable disk into use, start dirty tracking on all of them, write EOS. All or nothing."""
+        if self._blk_mig is not None:
+            raise errors.StateError("the block section is set up already", state="active", required="none")
+        self.skipped.clear()
+        blk_mig = state.BlkMigState(reads=self._choose_reads(), zero_blocks=self._parameters.zero_blocks)
+        try:
+            for backend in self._disks:
+                self._init_device(blk_mig, backend)
+            blk_mig.dirty_disk = len(blk_mig.bmds_list)  # no dirty round is under way
+            f.put_be64(_core.FLAG_EOS)
+        except BaseException:
+            release(blk_mig)
+            raise
+        self._blk_mig = blk_mig
+
+    def save_live_iterate(self, f: channel.OutputQEMUFile) -> int:
+        """Send blocks until the section is long enough, the rate limit is reached, or nothing is left in this round.
+
+        Returns 1 if everything that is known to be dirty was sent, else 0. Errors of disks and of the channel are
+        raised; then the section has no EOS, as QEMU does it, and only `save_cleanup` may follow.
+        """
+        blk_mig = self.blk_mig
+        deadline = self._clock() + SECTION_SECONDS
+        while not f.rate_limit_exceeded() and self._send_some(f) and self._clock() < deadline:
+            pass
+        f.put_be64(_core.FLAG_EOS)
+        if blk_mig.bulk_completed and dirty.round_over(blk_mig) and not blk_mig.submitted:
+            dirty.begin_round(blk_mig)
+        return int(self.save_live_pending() == 0)
+
+    def save_live_pending(self) -> int:
+        """Return how many bytes of the disks are still to be sent: not yet read by bulk, dirty, and in flight."""
+        blk_mig = self.blk_mig
+        blocks = blk_mig.count_dirty_blocks() + blk_mig.submitted + blk_mig.read_done
+        return blk_mig.bulk_remaining_bytes() + blocks * _core.BLOCK_SIZE
+
+    def save_live_complete_precopy(self, f: channel.OutputQEMUFile) -> None:
+        """Send everything that is left, with the writers held by the caller; nothing is in flight on return.
+
+        Also what bulk has not sent yet, so that an early end costs time and never contents.
+        """
+        blk_mig = self.blk_mig
+        self._drain(f)
+        dirty.begin_round(blk_mig)
+        while self.save_live_pending():
+            while self._send_some(f):
+                pass
+            blk_mig.dirty_disk = 0
+            for bmds in blk_mig.bmds_list:
+                bmds.cur_dirty = 0
+        f.put_be64(100 << _core.SECTOR_BITS | _core.FLAG_PROGRESS)
+        f.put_be64(_core.FLAG_EOS)
+
+    def save_cleanup(self) -> None:
+        """Wait for reads in flight, release the trackers, let the disks go, free the buffers. Twice does no harm."""
+        if self._blk_mig is not None:
+            blk_mig, self._blk_mig = self._blk_mig, None
+            release(blk_mig)
+
+    def wake(self) -> None:
+        """Let a wait for a read return at once: somebody cancels. From any thread, or a signal handler."""
+        if self._blk_mig is not None:
+            self._blk_mig.reads.wake()
+
+    def disk_descriptions(self) -> list[dict[str, object]]:
+        """Return what the vmdescription says of each disk: name, exact size and, if asked for, the digest."""
+        return [describe(bmds) for bmds in self.blk_mig.bmds_list]
+
+    # -- details -----------------------------------------------------------------------------------------------------
+
+    def _choose_reads(self) -> reads.BlockReads:
+        """Return the reading strategy that the parameters say, or the one that the disks ask for."""
+        reading = self._parameters.reading
+        if reading == "inline" or (reading == "auto" and not any(disk.reads_in_parallel for disk in self._disks)):
+            return reads.InlineReads()
+        return reads.ParallelReads(
+            max_parallel=self._parameters.max_parallel_reads, max_buffers=self._parameters.max_buffers
+        )
+
+    def _init_device(self, blk_mig: state.BlkMigState, backend: disk.BlockBackend) -> None:
+        """Take one disk into use and add it to the list."""
+        if backend.is_read_only or backend.size == 0:
+            why = "it is read-only" if backend.is_read_only else "it has no bytes"
+            self.skipped.append(backend.name)
+            logger.info("disk %r is not sent: %s", backend.name, why)
+            return
+        name = backend.name.encode("utf-8", "surrogateescape")
+        check_device(backend, name, blk_mig, self._parameters)
+        with contextlib.ExitStack() as blocker:
+            blocker.enter_context(backend.block_use("a migration that sends it"))
+            bitmap = backend.create_dirty_bitmap(int(self._parameters.granularity))
+            blocker.callback(backend.release_dirty_bitmap, bitmap)
+            shape = geometry.BlockGeometry(backend.size)
+            bmds = device.BlkMigDevState(
+                backend=backend,
+                name=name,
+                geometry=shape,
+                shared_base=self._shared_base,
+                dirty_bitmap=bitmap,
+                blocker=blocker.pop_all(),
+                digests=bytearray(shape.nblocks * send.DIGEST_SIZE) if self._parameters.digests else None,
+                aio_bitmap=_core.Bitmap(shape.nblocks),
+            )
+        blk_mig.bmds_list.append(bmds)
+        blk_mig.total_sector_sum += shape.total_sectors
+
+    def _send_some(self, f: channel.OutputQEMUFile) -> bool:
+        """Submit what there is room for and send what was read; False if this round has nothing more to send."""
+        blk_mig = self.blk_mig
+        while blk_mig.reads.has_room() and self._submit_next(f):
+            pass
+        sent = send.flush_blks(blk_mig, f, wait=True)
+        send.send_progress(blk_mig, f)
+        return sent or not blk_mig.bulk_completed or not dirty.round_over(blk_mig)
+
+    def _submit_next(self, f: channel.OutputQEMUFile) -> bool:
+        """Put one more read in flight, or send one run of holes; False if this round has nothing more to read."""
+        blk_mig = self.blk_mig
+        if not blk_mig.bulk_completed:
+            return bulk.blk_mig_save_bulked_block(blk_mig, f)
+        return dirty.blk_mig_save_dirty_block(blk_mig)
+
+    def _drain(self, f: channel.OutputQEMUFile) -> None:
+        """Send every block that is in flight or waits."""
+        while self.blk_mig.submitted or self.blk_mig.read_done:
+            send.flush_blks(self.blk_mig, f, wait=True)
+
+
+def check_device(
+    backend: disk.BlockBackend, name: bytes, blk_mig: state.BlkMigState, parameters: params.MigrationParameters
+) -> None:
+    """Refuse a disk that the stream cannot carry."""
+    if len(name) > 255:
+        raise errors.ParameterError(
+            f"the name of disk {backend.name!r} is {len(name)} bytes long; the stream allows 255"
+        )
+    if any(bmds.name == name for bmds in blk_mig.bmds_list):
+        raise errors.ParameterError(f"two disks are called {backend.name!r}: give them names, as in NAME=DISK")
+    if parameters.qemu and backend.size < _core.BLOCK_SIZE:
+        raise errors.ParameterError(
+            f"disk {backend.name!r} has {backend.size} bytes, and a QEMU from 2.10 on cannot load a disk under 1 MiB: "
+            "make the disk 1 MiB at both ends"
+        )
+
+
+def release(blk_mig: state.BlkMigState) -> None:
+    """Give everything back, whatever fails on the way; the first error is raised at the end."""
+    with contextlib.ExitStack() as stack:
+        for bmds in blk_mig.bmds_list:
+            stack.callback(bmds.blocker.close)
+        stack.callback(blk_mig.blk_list.clear)
+        stack.callback(blk_mig.reads.close)  # first: no read may be in flight when the disks are let go
+
+
+def describe(bmds: device.BlkMigDevState) -> dict[str, object]:
+    """Return the vmdescription's entry for one disk."""
+    entry: dict[str, object] = {"name": bmds.backend.name, "size": bmds.geometry.size}
+    if bmds.digests is not None:
+        entry["digest"] = send.combine_digests(bmds.digests)
+        entry["digest_algorithm"] = send.DIGEST_ALGORITHM
+    return entry

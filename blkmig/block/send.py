@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Putting blocks on the wire: ``blk_send`` and what calls it."""
+
+from __future__ import annotations
+
+import hashlib
+
+from .. import _core, channel, errors
+from . import device, state
+
+DIGEST_SIZE = 16
+DIGEST_ALGORITHM = "blake2b-256 of the blake2b-128 of each block"
+ZERO_FLAGS = _core.FLAG_DEVICE_BLOCK | _core.FLAG_ZERO_BLOCK
+
+
+def digest_of(payload: memoryview) -> bytes:
+    """Return the digest of one block: BLAKE2b of its whole MiB, zeros behind the end of a smaller disk included."""
+    return hashlib.blake2b(payload, digest_size=DIGEST_SIZE).digest()
+
+
+def combine_digests(digests: bytes | bytearray) -> str:
+    """Return the digest of a disk from those of its blocks; all zeros stands for a block that was not sent."""
+    return hashlib.blake2b(digests, digest_size=2 * DIGEST_SIZE).hexdigest()
+
+
+ZERO_DIGEST = digest_of(memoryview(bytes(_core.BLOCK_SIZE)))
+
+
+def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.BlkMigBlock) -> None:
+    """Send `blk`: a header and 1 MiB, or a header alone if it is zero and `zero_blocks` is on.
+
+    A zero block is pushed out at once, so that the slow side, the target's storage, starts early. May block.
+    """
+    bmds, buf = blk.bmds, blk.buf
+    assert bmds is not None
+    if buf.is_zero and blk_mig.zero_blocks:
+        send_zero_run(blk_mig, f, bmds, blk.block, 1)
+        return
+    f.put_block(blk.offset >> _core.SECTOR_BITS, _core.FLAG_DEVICE_BLOCK, bmds.name, buf)
+    blk_mig.transferred += 1
+    if bmds.digests is not None:
+        bmds.digests[blk.block * DIGEST_SIZE : (blk.block + 1) * DIGEST_SIZE] = digest_of(buf.payload)
+
+
+def send_zero_run(
+    blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState, block: int, count: int
+) -> None:
+    """Send `count` zero blocks from `block` on as records without payload. May block."""
+    offset, _ = bmds.geometry.block_range(block)
+    last = bmds.geometry.nblocks - 1
+    if count > 1 and block + count - 1 == last:  # the last block starts where it likes
+        f.put_zero_records(offset >> _core.SECTOR_BITS, count - 1, bmds.name)
+        offset, _ = bmds.geometry.block_range(last)
+        f.put_zero_records(offset >> _core.SECTOR_BITS, 1, bmds.name)
+    else:
+        f.put_zero_records(offset >> _core.SECTOR_BITS, count, bmds.name)
+    f.flush()
+    blk_mig.transferred += count
+    blk_mig.zero_transferred += count
+    if bmds.digests is not None:
+        bmds.digests[block * DIGEST_SIZE : (block + count) * DIGEST_SIZE] = ZERO_DIGEST * count
+
+
+def flush_blks(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, *, wait: bool) -> bool:
+    """Send every block whose read is completed and return whether there was one.
+
+    With `wait`, if none is completed and one is in flight, it blocks until one is. A read error surfaces here, as
+    :class:`~blkmig.errors.DeviceError` with disk, offset and errno; the other blocks stay in the list.
+    """
+    collect(blk_mig, wait=wait)
+    sent = False
+    while blk_mig.blk_list:
+        blk = blk_mig.blk_list[0]
+        bmds = blk.bmds
+        assert bmds is not None
+        if blk.error is not None:
+            raise read_failure(blk)
+        blk_send(blk_mig, f, blk)
+        bmds.completed_sectors += blk.bulk_sectors
+        blk_mig.blk_list.popleft()
+        blk_mig.reads.put(blk)
+        sent = True
+    return sent
+
+
+def collect(blk_mig: state.BlkMigState, *, wait: bool) -> None:
+    """Move the blocks whose reads are completed to `blk_list`; with `wait` and an empty list, wait for the first."""
+    if wait and blk_mig.submitted and not blk_mig.blk_list:
+        collect_one(blk_mig, wait=True)
+    while blk_mig.submitted and collect_one(blk_mig, wait=False):
+        pass
+
+
+def collect_one(blk_mig: state.BlkMigState, *, wait: bool = True) -> bool:
+    """Move one block whose read is completed to `blk_list`; False if there is none, or the wait was cut short."""
+    blk = blk_mig.reads.collect(wait=wait)
+    if blk is None:
+        return False
+    blk_mig.submitted -= 1
+    blk_mig.blk_list.append(blk)
+    return True
+
+
+def read_failure(blk: device.BlkMigBlock) -> BaseException:
+    """Return the error of a failed read; what is not a disk's own error is wrapped, so that it names the disk."""
+    assert blk.bmds is not None
+    if isinstance(blk.error, OSError):
+        error = errors.DeviceError(
+            "cannot read", device=blk.bmds.label, cause=blk.error, offset=blk.offset, nbytes=blk.nbytes
+        )
+        error.__cause__ = blk.error
+        return error
+    assert blk.error is not None
+    return blk.error
+
+
+def send_progress(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile) -> None:
+    """Send a PROGRESS record if the overall percentage has changed."""
+    if blk_mig.total_sector_sum:
+        percent = sum(bmds.completed_sectors for bmds in blk_mig.bmds_list) * 100 // blk_mig.total_sector_sum
+    else:
+        percent = 100
+    if percent > blk_mig.prev_progress:
+        blk_mig.prev_progress = percent
+        f.put_be64(percent << _core.SECTOR_BITS | _core.FLAG_PROGRESS)
+
+
+def submit(blk_mig: state.BlkMigState, bmds: device.BlkMigDevState, block: int, blk: device.BlkMigBlock) -> None:
+    """Start reading `block` of `bmds` into `blk`. The caller has cleared the block's dirty bits before."""
+    blk.bmds, blk.block = bmds, block
+    blk.offset, blk.nbytes = bmds.geometry.block_range(block)
+    blk_mig.submitted += 1
+    blk_mig.reads.submit(blk)

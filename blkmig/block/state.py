@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The state of the sending side: one :class:`BlkMigState` per migration, one `BlkMigDevState` per disk.
+
+There are no globals and there is no lock here: everything belongs to the migration thread, but for the two things
+that other threads change: the dirty bitmaps, by atomic operations alone (the writers), and the blocks in flight (the
+reading threads, see `reads.py`).
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+from .. import _core
+from . import device, reads
+
+
+@dataclasses.dataclass(slots=True, eq=False)
+class BlkMigState:
+    """The disks of one migration and how far they are."""
+
+    # Set in save_setup, then read-only.
+    reads: reads.BlockReads
+    bmds_list: list[device.BlkMigDevState] = dataclasses.field(default_factory=list)
+    total_sector_sum: int = 0
+    zero_blocks: bool = True
+
+    # Migration thread only.
+    blk_list: collections.deque[device.BlkMigBlock] = dataclasses.field(default_factory=collections.deque)
+    """Blocks that were read and wait to be sent, in the order in which their reads completed."""
+
+    submitted: int = 0
+    """Reads in flight."""
+
+    transferred: int = 0
+    """Blocks sent, zero blocks included; a block that is sent again counts again."""
+
+    zero_transferred: int = 0
+    """Zero blocks among them."""
+
+    prev_progress: int = -1
+    bulk_completed: bool = False
+    dirty_disk: int = 0
+    """Index of the disk at which the dirty round is."""
+
+    round_number: int = 0
+    """0 in the bulk phase, then the number of the dirty round."""
+
+    round_dirty_blocks: int = 0
+    """Dirty blocks when the round began."""
+
+    @property
+    def read_done(self) -> int:
+        """Return how many blocks were read and wait to be sent."""
+        return len(self.blk_list)
+
+    def count_dirty_blocks(self) -> int:
+        """Return how many blocks are marked, over all disks."""
+        return sum(bmds.dirty_bitmap.count_blocks() for bmds in self.bmds_list)
+
+    def bulk_remaining_bytes(self) -> int:
+        """Return what the bulk phase has not yet submitted, over all disks."""
+        return sum(
+            (bmds.total_sectors - min(bmds.cur_sector, bmds.total_sectors)) * _core.SECTOR_SIZE
+            for bmds in self.bmds_list
+            if not bmds.bulk_completed
+        )
+
+    def bytes_total(self) -> int:
+        """Return the size of all disks."""
+        return self.total_sector_sum * _core.SECTOR_SIZE
+
+    def bytes_transferred(self) -> int:
+        """Return how much of the disks was sent (or skipped, with a shared base) at least once."""
+        return sum(bmds.completed_sectors for bmds in self.bmds_list) * _core.SECTOR_SIZE
+
+    def bytes_remaining(self) -> int:
+        """Return how much of the disks was not sent even once."""
+        return self.bytes_total() - self.bytes_transferred()

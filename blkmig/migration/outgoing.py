@@ -1,0 +1,423 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The outgoing side of a migration: setup, iterate, switchover, complete, cleanup.
+
+::
+
+    none ─ setup ─► active ─ complete ─► device ──► completed
+                      │  ▲      (writers held)
+                      └──┘ iterate
+             any of them ─► failed, or cancelling ─► cancelled
+
+Who owns what: one thread, the migration thread, calls everything but `cancel` and `switchover`, which any thread and
+any signal handler may call; so these two take no lock. They set a flag that only ever goes from False to True, and
+then wake whatever the migration thread may be blocked in: the channel, a read, or the wait between two rounds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import time
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Any, Self
+
+from .. import _core, block, channel, disk, errors, params, savevm, stats
+from . import convergence
+
+OnProgress = Callable[[stats.Event], None]
+PROGRESS_SECONDS = 0.1
+VMDESCRIPTION_VERSION = 1
+
+
+class OutgoingMigration:
+    """One migration of `disks` to `uri`. Use it in a ``with``: entering sets it up, leaving cleans up.
+
+    `savevm` is its registry: other live sections may be registered there before it is entered. An error, or leaving
+    the ``with`` before `complete`, ends the migration: the disks stay as they are, in use by their writers.
+    """
+
+    def __init__(
+        self,
+        disks: Iterable[disk.BlockBackend],
+        uri: str,
+        parameters: params.MigrationParameters | None = None,
+        *,
+        on_progress: OnProgress | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        # Set here, then read-only.
+        self.parameters = parameters or params.MigrationParameters()
+        self.uri = uri
+        self.savevm = savevm.SaveState(
+            savevm.ContainerFormat.for_machine_compat(self.parameters.machine_compat, machine=self.parameters.machine)
+        )
+        self._disks = list(disks)
+        self._block = block.BlockSaveHandlers(self._disks, self.parameters, clock=clock)
+        self.savevm.register_savevm_live("block", 0, 1, self._block)
+        self._on_progress = on_progress
+        self._clock = clock
+        # Migration thread only.
+        self.stats = stats.OutgoingStatistics()
+        self._started = 0.0
+        self._last_report = 0.0
+        self._f: channel.OutputQEMUFile | None = None
+        self._return_path: channel.InputQEMUFile | None = None
+        self._meter = convergence.BandwidthMeter()
+        self._rounds = convergence.Rounds(self.stats)
+        self._auto_converge = convergence.AutoConverge([])
+        # Any thread may set these, nobody clears them.
+        self._cancel_requested = False
+        self._switchover_requested = False
+        self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    # -- life --------------------------------------------------------------------------------------------------------
+
+    @property
+    def status(self) -> stats.Status:
+        """Return the state of the migration, in QEMU's words."""
+        return self.stats.status
+
+    @property
+    def skipped(self) -> list[str]:
+        """Return the names of the disks that are not sent because they are read-only or have no bytes."""
+        return self._block.skipped
+
+    def __enter__(self) -> Self:
+        """Connect, take the disks into use, start dirty tracking: QEMU's setup."""
+        self._require("none")
+        self._started = self._clock()
+        self._set_status("setup")
+        try:
+            self._setup()
+        except BaseException as error:
+            self._end(error)
+            raise
+        self.stats.setup_time = self._elapsed()
+        self._set_status("active")
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Clean up; a migration that was not completed is cancelled (or failed, after an error)."""
+        if self.status != "completed":
+            self._end(exc or errors.Cancelled("the migration was left before it was complete"))
+
+    def run(self) -> None:
+        """Migrate until everything is at the target: iterate while more is pending than the downtime limit allows.
+
+        Raises :class:`~blkmig.errors.NotConverged` when `max_rounds` or `timeout` are over before that.
+        """
+        while not self._ready():
+            self.iterate()
+        self.complete()
+
+    def iterate(self) -> None:
+        """Send one section, of about 100 ms. Blocks for the channel, the disks and the rate limit."""
+        self._require("active")
+        f, round_number = self._file(), self._block.blk_mig.round_number
+        transferred, blocks, started = f.transferred, self._block.blk_mig.transferred, self._clock()
+        f.wait_rate_limit()
+        self.savevm.state_iterate(f)
+        self._check_cancelled()
+        blocks = self._block.blk_mig.transferred - blocks
+        # In the bulk phase holes are as many blocks as one likes, so only wire bytes count there.
+        nbytes = blocks * _core.BLOCK_SIZE if round_number else f.transferred - transferred
+        self._meter.add(nbytes, self._clock() - started)
+        self._update_statistics()
+        if self._block.blk_mig.round_number != round_number:
+            self._round_ended()
+        self._report()
+
+    def pending(self) -> int:
+        """Return the bytes that the last pass would have to send if it began now."""
+        return self.savevm.state_pending()
+
+    def threshold_size(self) -> int:
+        """Return the bytes that the last pass may have: what the link carries within the downtime limit."""
+        return int(self._meter.bandwidth * self.parameters.downtime_limit)
+
+    def switchover(self) -> None:
+        """Begin the last pass at the next opportunity, whatever is pending. From any thread, or a signal handler."""
+        self._switchover_requested = True
+        self._wakeups.put(None)
+
+    def complete(self) -> None:
+        """Hold the writers, send what is left, end the stream, and wait for the target's word if there is one.
+
+        On success the writers are released or refused, as `writers_after` says; on failure they go on. The downtime
+        runs from hold to release; where the disk moves (``refuse``), to the target's word that it has everything.
+        """
+        self._require("active")
+        self._set_status("device")
+        self._auto_converge.release()
+        held_at = self._clock()
+        with contextlib.ExitStack() as held:
+            for backend in self._sent_disks():
+                held.callback(backend.release_writers)
+                backend.hold_writers()
+            self._last_pass()
+            if self.parameters.writers_after == "release":
+                held.close()
+                self.stats.downtime = self._clock() - held_at
+            self._await_target()
+            if self.parameters.writers_after == "refuse":
+                for backend in self._sent_disks():
+                    backend.release_writers(refuse=True)
+                held.pop_all()
+                self.stats.downtime = self._clock() - held_at
+        self._end(None)
+
+    def cancel(self) -> None:
+        """End the migration as soon as possible: whatever it does next raises :class:`~blkmig.errors.Cancelled`.
+
+        From any thread, or a signal handler. Without effect once the migration is completed or has failed.
+        """
+        self._cancel_requested = True
+        if self._f is not None:
+            self._f.cancel()
+        if self._return_path is not None:
+            self._return_path.cancel()
+        self._block.wake()
+        self._wakeups.put(None)
+
+    # -- steps -------------------------------------------------------------------------------------------------------
+
+    def _setup(self) -> None:
+        """Connect and write everything before the first part."""
+        self._f = f = channel.connect(self.uri, timeout=self.parameters.connect_timeout)
+        self._check_cancelled()
+        f.set_rate_limit(int(self.parameters.max_bandwidth))
+        self.savevm.state_header(f)
+        if self.parameters.return_path and self.parameters.machine_compat is None:
+            self._return_path = f.return_path()
+            if self._return_path is not None:
+                self.savevm.send_open_return_path(f)
+        self.savevm.state_setup(f)
+        self.stats.disk_bytes = self._block.blk_mig.bytes_total()
+        self._begin_round(self.stats.disk_bytes)
+        if self.parameters.auto_converge:
+            self._auto_converge = convergence.AutoConverge(self._sent_disks())
+
+    def _ready(self) -> bool:
+        """Return whether it is time for the last pass; wait a little if there is nothing to do before it."""
+        self._check_cancelled()
+        pending = self.pending()
+        if self._switchover_requested:
+            return True
+        if pending > self.threshold_size():
+            self._check_limits(pending)
+            return False
+        if self.parameters.switchover == "auto":
+            return True
+        if pending == 0:
+            with contextlib.suppress(queue.Empty):
+                self._wakeups.get(timeout=convergence.WINDOW_SECONDS)
+        return False
+
+    def _check_limits(self, pending: int) -> None:
+        """Give up if the caller's limits are reached."""
+        rounds = self._block.blk_mig.round_number
+        convergence.check_limits(self.parameters, self.stats, elapsed=self._elapsed(), pending=pending, rounds=rounds)
+
+    def _last_pass(self) -> None:
+        """Send what is left and end the stream."""
+        f = self._file()
+        f.set_rate_limit(0)
+        self._close_round()
+        self._begin_round(self.pending())
+        self.savevm.state_complete_precopy(f)
+        self.savevm.state_end(f, self._vmdescription())
+        self._check_cancelled()
+        self._update_statistics()
+        self._close_round()
+
+    def _await_target(self) -> None:
+        """Close the stream; on a two-way channel, wait for the target's word first."""
+        f = self._file()
+        if self._return_path is not None:
+            try:
+                status = savevm.await_shut(self._return_path)
+            except errors.TruncatedStream as error:
+                raise errors.ChannelError(
+                    "the target closed the link without saying that it has everything; look at its messages",
+                    uri=self.uri,
+                    cause="no answer",
+                ) from error
+            if status:
+                raise errors.MigrationError(
+                    f"the target received everything, but failed to finish (status {status}); look at its messages"
+                )
+        f.close()
+
+    def _vmdescription(self) -> dict[str, Any]:
+        """Return what a reader of the stream should know; QEMU reads and ignores it."""
+        about = {
+            "version": VMDESCRIPTION_VERSION,
+            "incremental": self.parameters.shared_base,
+            "disks": self._block.disk_descriptions(),
+        }
+        return {"page_size": 4096, "devices": [], "blkmig": about}
+
+    def _end(self, error: BaseException | None) -> None:
+        """Release everything and say how it ended; `error` is what ended it, and stays the error. None: success."""
+        cancelled = isinstance(error, errors.Cancelled | KeyboardInterrupt | GeneratorExit)
+        if cancelled:
+            self._set_status("cancelling")
+        try:
+            with contextlib.ExitStack() as stack:
+                stack.callback(self._abort_channel)
+                stack.callback(self.savevm.state_cleanup)
+                stack.callback(self._auto_converge.release)
+        except Exception as cleanup_error:
+            if error is None:
+                self._finish("failed")
+                raise
+            error.add_note(f"and then: {cleanup_error}")
+        self._finish("cancelled" if cancelled else "failed" if error else "completed")
+
+    def _finish(self, status: stats.Status) -> None:
+        """Enter the last state."""
+        self.stats.total_time = self._elapsed()
+        self._set_status(status)
+
+    def _abort_channel(self) -> None:
+        """Close the channel as it is; after success there is nothing left to close."""
+        for f in (self._return_path, self._f):
+            if f is not None:
+                f.abort()
+        self._return_path = self._f = None
+
+    # -- figures -----------------------------------------------------------------------------------------------------
+
+    def _begin_round(self, dirty_bytes: int) -> None:
+        """Open a round in the statistics."""
+        self._rounds.begin(
+            len(self.stats.rounds) and self.stats.rounds[-1].number + 1,
+            dirty_bytes,
+            now=self._clock(),
+            transferred=self._file().transferred,
+            blocks=self._block.blk_mig.transferred,
+        )
+
+    def _close_round(self) -> stats.RoundStatistics:
+        """Close the round that is under way."""
+        blk_mig = self._block.blk_mig
+        return self._rounds.end(
+            blk_mig.count_dirty_blocks() * _core.BLOCK_SIZE,
+            now=self._clock(),
+            transferred=self._file().transferred,
+            blocks=blk_mig.transferred,
+        )
+
+    def _round_ended(self) -> None:
+        """Close the round in the statistics, tell the caller, and begin the next one."""
+        ended = self._close_round()
+        self._auto_converge.round_ended(ended)
+        self._notify(stats.RoundEnded(self._elapsed(), ended, self.pending(), self.threshold_size()))
+        self._begin_round(self._block.blk_mig.round_dirty_blocks * _core.BLOCK_SIZE)
+
+    def _update_statistics(self) -> None:
+        """Copy the counters to where others read them."""
+        blk_mig = self._block.blk_mig
+        self.stats.transferred = self._file().transferred
+        self.stats.blocks = blk_mig.transferred
+        self.stats.zero_blocks = blk_mig.zero_transferred
+        self.stats.bandwidth = self._meter.bandwidth
+        self.stats.total_time = self._elapsed()
+        if self._meter.bandwidth:
+            self.stats.expected_downtime = self.pending() / self._meter.bandwidth
+
+    def _report(self) -> None:
+        """Tell the caller how far it is, at most ten times a second."""
+        now = self._clock()
+        if self._on_progress is None or now - self._last_report < PROGRESS_SECONDS:
+            return
+        self._last_report = now
+        blk_mig = self._block.blk_mig
+        total = blk_mig.bytes_total()
+        self._notify(
+            stats.Progressed(
+                elapsed=self._elapsed(),
+                phase="dirty" if blk_mig.bulk_completed else "bulk",
+                percent=100.0 * blk_mig.bytes_transferred() / total if total else 100.0,
+                transferred=self.stats.transferred,
+                remaining=self.pending(),
+                total=total,
+                bandwidth=self.stats.bandwidth,
+                dirty_rate=self.stats.dirty_rate,
+                expected_downtime=self.stats.expected_downtime,
+                round_number=blk_mig.round_number,
+            )
+        )
+
+    def _notify(self, event: stats.Event) -> None:
+        """Call the caller's callback."""
+        if self._on_progress is not None:
+            self._on_progress(event)
+
+    # -- small things ------------------------------------------------------------------------------------------------
+
+    def _sent_disks(self) -> list[disk.BlockBackend]:
+        """Return the disks that are sent."""
+        return [bmds.backend for bmds in self._block.blk_mig.bmds_list]
+
+    def _file(self) -> channel.OutputQEMUFile:
+        """Return the channel of an active migration."""
+        assert self._f is not None
+        return self._f
+
+    def _elapsed(self) -> float:
+        """Return the seconds since the migration began."""
+        return self._clock() - self._started
+
+    def _check_cancelled(self) -> None:
+        """Raise if somebody has cancelled."""
+        if self._cancel_requested:
+            raise errors.Cancelled("the migration was cancelled")
+
+    def _set_status(self, status: stats.Status) -> None:
+        """Enter a state and tell the caller."""
+        self.stats.status = status
+        self._notify(stats.StatusChanged(self._elapsed(), status))
+
+    def _require(self, status: stats.Status) -> None:
+        """Raise unless the migration is in the state that a call needs."""
+        if self.status != status:
+            raise errors.StateError("the call is not possible now", state=self.status, required=status)
+
+
+def outgoing(
+    disks: Iterable[disk.BlockBackend],
+    uri: str,
+    parameters: params.MigrationParameters | None = None,
+    *,
+    on_progress: OnProgress | None = None,
+) -> OutgoingMigration:
+    """Return a migration of `disks` to `uri`, driven step by step in a ``with``; see :class:`OutgoingMigration`."""
+    return OutgoingMigration(disks, uri, parameters, on_progress=on_progress)
+
+
+def send(
+    disks: Iterable[disk.BlockBackend | str | os.PathLike[str]],
+    uri: str,
+    *,
+    on_progress: OnProgress | None = None,
+    **parameters: Any,
+) -> stats.OutgoingStatistics:
+    """Migrate `disks` to `uri` and return the statistics. Blocks until it is done or has failed.
+
+    A disk may be a path: it is opened for the length of the call. `parameters` are those of
+    :class:`~blkmig.MigrationParameters`.
+    """
+    with contextlib.ExitStack() as opened:
+        backends = [
+            backend if isinstance(backend, disk.BlockBackend) else opened.enter_context(disk.FileBackend(backend))
+            for backend in disks
+        ]
+        migration = OutgoingMigration(backends, uri, params.MigrationParameters(**parameters), on_progress=on_progress)
+        with migration:
+            migration.run()
+        return migration.stats

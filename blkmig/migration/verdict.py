@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whether everything came: sizes, coverage, and the progress that the source reported.
+
+QEMU 7.2 to 9.0 may say "completed" with most of a disk never sent. A receiver can tell: in a full migration every
+block comes at least once, and the last progress that bulk reports is what its last block makes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from .. import _core, block, errors, params, stats
+
+
+@dataclasses.dataclass(frozen=True)
+class Announcement:
+    """What the vmdescription of a stream from blkmig says; all empty for one from QEMU."""
+
+    is_present: bool = False
+    incremental: bool = False
+    sizes: dict[str, int] = dataclasses.field(default_factory=dict)
+    digests: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+def read_announcement(vmdescription: dict[str, Any] | None) -> Announcement:
+    """Return what the description says of the disks; what is not as it should be counts as not said."""
+    about = (vmdescription or {}).get("blkmig")
+    if not isinstance(about, dict) or not isinstance(about.get("disks"), list):
+        return Announcement()
+    disks = [entry for entry in about["disks"] if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
+    return Announcement(
+        is_present=True,
+        incremental=about.get("incremental") is True,
+        sizes={entry["name"]: entry["size"] for entry in disks if is_size(entry.get("size"))},
+        digests={entry["name"]: entry["digest"] for entry in disks if isinstance(entry.get("digest"), str)},
+    )
+
+
+def is_size(value: object) -> bool:
+    """Return whether `value` is a possible size of a disk."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 63
+
+
+def settle_sizes(
+    devices: list[block.BlkLoadDevice],
+    announced: Announcement,
+    parameters: params.IncomingParameters,
+    statistics: stats.IncomingStatistics,
+) -> None:
+    """Give each disk its size: what the stream says, else what the user said, else the target's, else what came."""
+    for device in devices:
+        name = device.statistics.name
+        said = parameters.size_of(name)
+        source: stats.SizeSource
+        if name in announced.sizes:
+            size, source = announced.sizes[name], "stream"
+            if said is not None and said != size:
+                raise errors.ParameterError(f"disk {name!r} has {size} bytes, not {said} as was said")
+        elif said is not None:
+            size, source = said, "option"
+        elif device.backend.is_growable:
+            size, source = device.end_sector << _core.SECTOR_BITS, "inferred"
+            statistics.notes.append(f"disk {name!r}: size not in the stream, taken as {size} bytes from its last block")
+        else:
+            size, source = device.backend.size, "target"
+        device.settle(size, source)
+
+
+def check_coverage(devices: list[block.BlkLoadDevice], announced: Announcement, bulk_percent: int) -> None:
+    """Raise :class:`~blkmig.errors.IncompleteMigration` unless every block of every disk came.
+
+    `bulk_percent` is the progress that the source reported last before its final section.
+    """
+    never_came = sorted(set(announced.sizes) - {device.statistics.name for device in devices})
+    missing = {name: [(0, -(-announced.sizes[name] // _core.BLOCK_SIZE))] for name in never_came}
+    for device in devices:
+        device.statistics.missing = device.missing()
+        if device.statistics.missing:
+            missing[device.statistics.name] = device.statistics.missing
+    if missing:
+        raise errors.IncompleteMigration(describe_missing(missing, announced), missing=missing)
+    expected = expected_bulk_percent(devices)
+    if not announced.is_present and devices and bulk_percent < expected:
+        raise errors.IncompleteMigration(
+            f"the source reported {bulk_percent} % of its disks sent, not {expected} %: blocks behind the last one "
+            f"that came are missing; {QEMU_ADVICE}",
+            missing={},
+        )
+
+
+QEMU_ADVICE = (
+    "a QEMU from 7.2 to 9.0 loses blocks when it finishes before its bulk phase: "
+    "set its downtime-limit to 0 and migrate again"
+)
+
+
+def expected_bulk_percent(devices: list[block.BlkLoadDevice]) -> int:
+    """Return the progress that QEMU reports when it reads the last block of a full migration of these disks."""
+    total = sum(-(-(device.statistics.size or 0) // _core.SECTOR_SIZE) for device in devices)
+    last = -(-(devices[-1].statistics.size or 0) // _core.SECTOR_SIZE) if devices else 0
+    tail = last - (max(last - 1, 0) // _core.SECTORS_PER_BLOCK) * _core.SECTORS_PER_BLOCK
+    return 100 * (total - tail) // total if total else 0
+
+
+def describe_missing(missing: dict[str, list[tuple[int, int]]], announced: Announcement) -> str:
+    """Say which blocks are missing, and what usually is the reason."""
+    count = sum(number for ranges in missing.values() for _, number in ranges)
+    where = "; ".join(f"disk {name!r}: {format_ranges(ranges)}" for name, ranges in missing.items())
+    if announced.incremental:
+        reason = "the stream holds only the disks' top layers: receive it with --incremental onto a copy of the base"
+    elif announced.is_present:
+        reason = "this is an error of the sender"
+    else:
+        reason = QEMU_ADVICE
+    return f"{count} blocks of 1 MiB never came ({where}); the target is incomplete; {reason}"
+
+
+def format_ranges(ranges: list[tuple[int, int]], *, most: int = 8) -> str:
+    """Return block ranges as text: ``blocks 3, 7-9``."""
+    shown = [str(first) if count == 1 else f"{first}-{first + count - 1}" for first, count in ranges[:most]]
+    more = [f"and {len(ranges) - most} more ranges"] if len(ranges) > most else []
+    return f"blocks {', '.join(shown + more)}"
+
+
+def verify_digests(devices: list[block.BlkLoadDevice], announced: Announcement) -> None:
+    """Read every disk back and compare it with the digest in the stream. Blocks.
+
+    Raises :class:`~blkmig.errors.ContentMismatch`, also for a disk that the stream has no digest of.
+    """
+    for device in devices:
+        name = device.statistics.name
+        if name not in announced.digests:
+            raise errors.ContentMismatch(
+                f"disk {name!r} cannot be verified: the stream has no digest of it; send it with --verify", device=name
+            )
+        if device.digest(announced.sizes[name]) != announced.digests[name]:
+            raise errors.ContentMismatch(
+                f"disk {name!r}: what was written differs from what was sent; suspect the target's storage",
+                device=name,
+            )
+        device.statistics.verified = True
