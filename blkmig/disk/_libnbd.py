@@ -14,7 +14,11 @@ import errno
 import functools
 import os
 import re
-from ctypes import POINTER, c_bool, c_char_p, c_int, c_int64, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, c_bool, c_char_p, c_int, c_int64, c_size_t, c_ssize_t, c_uint32, c_uint64, c_void_p
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 LIBRARY = "libnbd.so.0"
 
@@ -42,6 +46,47 @@ class ExtentCallback(ctypes.Structure):
 
 
 NO_COMPLETION = CompletionCallback()
+
+
+class _PyBuffer(ctypes.Structure):
+    """``Py_buffer``, in CPython's stable ABI since 3.11."""
+
+    _fields_ = (
+        ("buf", c_void_p),
+        ("obj", c_void_p),
+        ("len", c_ssize_t),
+        ("itemsize", c_ssize_t),
+        ("readonly", c_int),
+        ("ndim", c_int),
+        ("format", c_void_p),
+        ("shape", c_void_p),
+        ("strides", c_void_p),
+        ("suboffsets", c_void_p),
+        ("internal", c_void_p),
+    )
+
+
+_get_buffer = ctypes.pythonapi.PyObject_GetBuffer
+_get_buffer.argtypes = (ctypes.py_object, POINTER(_PyBuffer), c_int)
+_release_buffer = ctypes.pythonapi.PyBuffer_Release
+_release_buffer.argtypes = (POINTER(_PyBuffer),)
+
+
+class Memory:
+    """The address of any contiguous buffer, also a read-only one, which stays where it is while this object lives."""
+
+    __slots__ = ("_buffer", "address", "nbytes")
+
+    def __init__(self, buffer: Buffer, *, writable: bool) -> None:
+        """Raise BufferError if `buffer` is not contiguous, or not writable and must be."""
+        self._buffer = _PyBuffer()
+        _get_buffer(buffer, ctypes.byref(self._buffer), int(writable))  # PyBUF_SIMPLE or PyBUF_WRITABLE
+        self.address: int | None = self._buffer.buf
+        self.nbytes: int = self._buffer.len
+
+    def __del__(self) -> None:
+        if self._buffer.obj:
+            _release_buffer(ctypes.byref(self._buffer))
 
 _PROTOTYPES = {
     "nbd_create": (c_void_p, ()),

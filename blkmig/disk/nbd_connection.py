@@ -8,6 +8,7 @@ the server takes, and widened to its minimum block size where it has one.
 
 from __future__ import annotations
 
+import array
 import contextlib
 import ctypes
 import errno
@@ -128,10 +129,12 @@ class NbdConnection:
             view[:] = whole[offset - start : offset - start + len(view)]
             return
         for done, count in _pieces(len(view), self.maximum):
-            self._transfer("read", "nbd_aio_pread", view[done : done + count], offset + done)
+            memory = _libnbd.Memory(view[done : done + count], writable=True)
+            with self._errors("cannot read", offset + done, count):
+                self._handle.wait(self._start("nbd_aio_pread", memory, offset + done))
 
     def pwrite(self, buffer: Buffer, offset: int) -> None:
-        """Write `buffer`, of any length, at `offset`. Blocks without the GIL; copies only what is read-only."""
+        """Write `buffer`, of any length, at `offset`. Blocks without the GIL; copies nothing."""
         view = memoryview(buffer).cast("B")
         if self._is_unaligned(offset, len(view)):
             with self._edges:  # two writers must not put back each other's part of a block
@@ -142,24 +145,40 @@ class NbdConnection:
                 self.pwrite(whole, start)
             return
         for done, count in _pieces(len(view), self.maximum):
-            piece = view[done : done + count]
-            self._transfer("write", "nbd_aio_pwrite", bytearray(piece) if view.readonly else piece, offset + done)
+            memory = _libnbd.Memory(view[done : done + count], writable=False)
+            with self._errors("cannot write", offset + done, count):
+                self._handle.wait(self._start("nbd_aio_pwrite", memory, offset + done))
 
     def zero(self, offset: int, nbytes: int) -> None:
         """Make [offset, offset + nbytes), any length, read as zeros: as holes where the server can. Blocks."""
+        if not self.can_zero:
+            for done, count in _pieces(nbytes, len(_ZEROS)):
+                self.pwrite(_ZEROS[:count], offset + done)
+            return
         head = min(-offset % self.minimum, nbytes)
         tail = (offset + nbytes) % self.minimum if head < nbytes else 0
         if head or tail:
             self.pwrite(bytes(head), offset)
             self.pwrite(bytes(tail), offset + nbytes - tail)
             offset, nbytes = offset + head, nbytes - head - tail
-        if not self.can_zero:
-            for done, count in _pieces(nbytes, len(_ZEROS)):
-                self.pwrite(_ZEROS[:count], offset + done)
-            return
         for done, count in _pieces(nbytes, MAX_ZERO):
             with self._errors("cannot write zeroes", offset + done, count):
                 self._handle.run("nbd_aio_zero", count, offset + done, _libnbd.NO_COMPLETION, 0)
+
+    def start_write(self, data: bytearray, offset: int) -> nbd_handle.Request | None:
+        """Start writing `data`, which stays untouched until :meth:`finish_write`; None: it is written already."""
+        if len(data) > self.maximum or self._is_unaligned(offset, len(data)):
+            self.pwrite(data, offset)
+            return None
+        with self._errors("cannot write", offset, len(data)):
+            request = self._start("nbd_aio_pwrite", _libnbd.Memory(data, writable=False), offset)
+            self._handle.push()
+        return request
+
+    def finish_write(self, request: nbd_handle.Request, offset: int, nbytes: int) -> None:
+        """Return when a write that was started is done, or raise its error. Blocks."""
+        with self._errors("cannot write", offset, nbytes):
+            self._handle.wait(request)
 
     def flush(self) -> None:
         """Return when everything written before is on stable storage, as far as the server can say. Blocks."""
@@ -177,7 +196,7 @@ class NbdConnection:
         end = offset + nbytes
         length, flags = 0, -1
         while offset < end:
-            for more, their_flags in self._one_status(context, offset, end - offset):
+            for more, their_flags in self.one_block_status(context, offset, end - offset):
                 if their_flags != flags:
                     if length:
                         yield length, flags
@@ -187,15 +206,18 @@ class NbdConnection:
         if length:
             yield length, flags
 
-    def _one_status(self, context: str, offset: int, nbytes: int) -> list[tuple[int, int]]:
-        """Return what one reply tells about a beginning of the range, of at least one byte."""
+    def one_block_status(self, context: str, offset: int, nbytes: int) -> list[tuple[int, int]]:
+        """Return the (length, flags) of the extents in one reply of the server: at least one byte, at most the range.
+
+        A reply has up to 131,072 extents from QEMU; neighbours may have equal flags. Blocks.
+        """
         start, stop = self._widen(offset, min(nbytes, MAX_STATUS - self.minimum))
         wanted = context.encode()
-        entries: list[int] = []
+        entries = array.array("I")
 
         def collect(_data: Any, name: bytes, _offset: int, pairs: Any, count: int, _error: Any) -> int:
             if name == wanted and not entries:
-                entries.extend(pairs[:count])
+                entries.frombytes(ctypes.string_at(pairs, 4 * count))
             return 0
 
         callback = _libnbd.ExtentCallback(_libnbd.EXTENT_FUNCTION(collect), None, None)
@@ -216,10 +238,10 @@ class NbdConnection:
         """Close the connection; calls in other threads fail with ECANCELED. Twice does no harm."""
         self._handle.close()
 
-    def _transfer(self, what: str, function: str, piece: memoryview | bytearray, offset: int) -> None:
-        memory = (ctypes.c_char * len(piece)).from_buffer(piece)
-        with self._errors(f"cannot {what}", offset, len(piece)):
-            self._handle.run(function, memory, len(piece), offset, _libnbd.NO_COMPLETION, 0, keep=memory)
+    def _start(self, function: str, memory: _libnbd.Memory, offset: int) -> nbd_handle.Request:
+        return self._handle.start(
+            function, memory.address, memory.nbytes, offset, _libnbd.NO_COMPLETION, 0, keep=memory
+        )
 
     def _is_unaligned(self, offset: int, nbytes: int) -> bool:
         return bool((offset | nbytes) & (self.minimum - 1))
@@ -248,7 +270,7 @@ def check_uri(uri: str, wants_tls: object) -> str:
 
 def configure(library: ctypes.CDLL, handle: int, contexts: Iterable[str], tls: dict[str, str | None]) -> None:
     """Set up libnbd's handle before it connects. Raises OSError."""
-    calls = [("nbd_set_uri_allow_local_file", True)]  # tls-certificates= and tls-psk-file= of the user's own URI
+    calls: list[tuple[str, bool | bytes]] = [("nbd_set_uri_allow_local_file", True)]  # for tls-certificates=
     calls += [("nbd_add_meta_context", name.encode()) for name in contexts]
     calls += [(f"nbd_set_tls_{key}", value.encode()) for key, value in tls.items() if value is not None]
     for function, value in calls:

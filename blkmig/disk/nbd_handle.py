@@ -8,10 +8,11 @@ the thread that wants them, and one of the waiting threads, the leader, moves by
     thread B       start ─ waits ───────────────────────────────────────────────────── leads: poll ─ ...
     thread C           start ─ waits ────────────── done
 
-A single thread is its own leader: no thread is switched to, nothing runs in the background. What always holds:
+A single thread is its own leader: no thread is switched to, nothing runs in the background. A thread may also start
+several requests and wait for them later. What always holds:
 
 * every use of libnbd's handle is under `_lock`, and nobody waits for the network under it;
-* while a request is in `_requests`, somebody leads or has been told to;
+* while somebody waits for a request, somebody leads or has been told to;
 * a buffer is referenced from its request until libnbd is done with it or its handle is closed: an interrupted call
   closes the handle, so that no late reply is written into memory that is used for something else.
 """
@@ -35,25 +36,27 @@ _EVENTS = {0: 0, 1: select.POLLIN, 2: select.POLLOUT, 3: select.POLLIN | select.
 class Request:
     """One command in flight; every field is under the handle's lock."""
 
-    __slots__ = ("done", "error", "keep", "signal", "signalled")
+    __slots__ = ("done", "error", "keep", "signal")
 
     def __init__(self, keep: object) -> None:
         self.done = False
         self.error: OSError | None = None
         self.keep = keep
-        self.rearm()
+        self.signal: threading.Lock | None = None  # held while a thread sleeps on it
 
-    def rearm(self) -> None:
-        """Make ready for one more :meth:`wake`."""
+    def will_wait(self) -> threading.Lock:
+        """Return what the calling thread shall acquire, later and without the handle's lock, in order to sleep."""
         self.signal = threading.Lock()
         self.signal.acquire()
-        self.signalled = False
+        return self.signal
 
-    def wake(self) -> None:
-        """Wake the thread that waits for this request, or keep it from falling asleep."""
-        if not self.signalled:
-            self.signalled = True
-            self.signal.release()
+    def wake(self) -> bool:
+        """Wake the thread that waits for this request, or is about to; False if there is none."""
+        if self.signal is None:
+            return False
+        self.signal.release()
+        self.signal = None
+        return True
 
 
 class NbdHandle:
@@ -104,10 +107,13 @@ class NbdHandle:
             return self._check(getattr(self._library, function)(self._open_handle(), *args))
 
     def run(self, function: str, *args: Any, keep: object = None) -> None:
-        """Run one command, ``nbd_aio_...``, and return when the server has answered it.
+        """Run one command, ``nbd_aio_...``, and return when the server has answered it; see `start` and `wait`."""
+        self.wait(self.start(function, *args, keep=keep))
 
-        `keep` owns whatever memory the command uses. Any number of threads may call it at once. Drops the GIL while
-        it waits. After an error of the server the connection goes on; after one of the connection all else fails too.
+    def start(self, function: str, *args: Any, keep: object = None) -> Request:
+        """Start one command, ``nbd_aio_...``; `keep` owns whatever memory it uses. Does not block.
+
+        Any number of threads may call it at once. Its bytes move while somebody is in :meth:`wait` or :meth:`push`.
         """
         request = Request(keep)
         with self._lock:
@@ -115,16 +121,34 @@ class NbdHandle:
             if cookie == -1:
                 self._refused(_libnbd.last_error(self._library))
             self._requests[cookie] = request
-            leads = self._take_lead()
             if self._polling and self._library.nbd_aio_get_direction(self._handle) & ~self._polling:
                 os.eventfd_write(self._wake_fd, 1)  # the leader must wait for room in the socket as well
+        return request
+
+    def wait(self, request: Request) -> None:
+        """Return when the server has answered `request`, or raise its error. Drops the GIL while it waits.
+
+        After an error of the server the connection goes on; after one of the connection everything else fails too, and
+        so it does after an exception, such as KeyboardInterrupt, in the waiting thread.
+        """
         try:
-            self._wait(request, leads)
+            self._wait(request)
         except BaseException:
             self.close()
             raise
         if request.error is not None:
             raise request.error
+
+    def push(self) -> None:
+        """Move the bytes that can be moved without waiting, for whatever was started."""
+        with self._lock:
+            if self._handle is None or not self._take_lead():
+                return
+        try:
+            self._move_bytes_once(timeout=0)
+        finally:
+            with self._lock:
+                self._hand_over_lead()
 
     def close(self) -> None:
         """Close the connection, from any thread; requests in flight fail with ECANCELED. Twice does no harm."""
@@ -153,31 +177,42 @@ class NbdHandle:
 
     # -- waiting: not under the lock -----------------------------------------------------------------------------------
 
-    def _wait(self, request: Request, leads: bool) -> None:
-        while not leads:
-            request.signal.acquire()
+    def _wait(self, request: Request) -> None:
+        while True:
             with self._lock:
                 if request.done:
                     return
-                request.rearm()
                 leads = self._take_lead()
+                signal = None if leads else request.will_wait()
+            if signal is None:
+                break
+            signal.acquire()
         try:
-            self._lead(request)
+            while not request.done:
+                self._move_bytes_once(timeout=self._request_timeout)
         finally:
             with self._lock:
                 self._hand_over_lead()
 
-    def _lead(self, request: Request) -> None:
-        """Move bytes for everybody until `request` is done."""
-        while not request.done:
-            with self._lock:
-                if self._handle is None:
-                    return
-                self._polling = self._library.nbd_aio_get_direction(self._handle)
-                self._poll.register(self._fd, _EVENTS[self._polling])
-            ready = self._poll.poll(self._request_timeout * 1000)
-            with self._lock:
-                self._move_bytes(dict(ready))
+    def _move_bytes_once(self, timeout: float) -> None:
+        """Wait until bytes can be moved, and move them; only the leader does this."""
+        with self._lock:
+            if self._handle is None:
+                return
+            self._polling = self._library.nbd_aio_get_direction(self._handle)
+            self._poll.register(self._fd, _EVENTS[self._polling])
+        ready = dict(self._poll.poll(timeout * 1000))
+        with self._lock:
+            direction, self._polling = self._polling, 0
+            if self._handle is None:
+                return
+            if self._wake_fd in ready:
+                os.eventfd_read(self._wake_fd)
+            if self._fd in ready:
+                self._move_bytes(direction, ready[self._fd])
+            elif not ready and timeout:
+                text = f"the server has been silent for {timeout:g} s with requests in flight"
+                self._fail(OSError(errno.ETIMEDOUT, text))
 
     # -- under the lock ------------------------------------------------------------------------------------------------
 
@@ -205,23 +240,12 @@ class NbdHandle:
     def _hand_over_lead(self) -> None:
         self._leading = False
         self._polling = 0
-        for follower in self._requests.values():
-            follower.wake()
-            break
+        any(follower.wake() for follower in self._requests.values())
         if self._handle is None:
             self._release_wake_fd()
 
-    def _move_bytes(self, ready: dict[int, int]) -> None:
-        direction, self._polling = self._polling, 0
-        if self._handle is None:
-            return
-        if not ready:
-            text = f"the server has been silent for {self._request_timeout:g} s with requests in flight"
-            self._fail(OSError(errno.ETIMEDOUT, text))
-            return
-        if self._wake_fd in ready:
-            os.eventfd_read(self._wake_fd)
-        if self._fd in ready and self._notify(direction, ready[self._fd]) == -1:
+    def _move_bytes(self, direction: int, events: int) -> None:
+        if self._notify(direction, events) == -1:
             self._fail(_libnbd.last_error(self._library, errno.ENOTCONN))
             return
         self._collect_completed()
