@@ -7,5 +7,14 @@ from .file import FileBackend
 from .geometry import BlockGeometry
 from .local import LocalBackend
 from .memory import MemoryBackend
+from .open import open_target
 
-__all__ = ["BlockBackend", "BlockGeometry", "DirtyBitmap", "FileBackend", "LocalBackend", "MemoryBackend"]
+__all__ = [
+    "BlockBackend",
+    "BlockGeometry",
+    "DirtyBitmap",
+    "FileBackend",
+    "LocalBackend",
+    "MemoryBackend",
+    "open_target",
+]

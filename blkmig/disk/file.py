@@ -31,8 +31,8 @@ class FileBackend(local.LocalBackend):
     goes past the page cache. ``format="raw"`` opens a file that looks like another format. ``locking=False`` takes no
     image locks and ignores those of others.
 
-    `create_size` makes a new sparse file of so many bytes; an existing one is never touched by that. A new file
-    can be resized; an existing one keeps its size, whatever is written to it.
+    `create_size` makes a new sparse file of so many bytes; an existing one is never touched by that. A new file, or an
+    empty one, can be resized; any other keeps its size, whatever is written to it.
 
     Opening raises :class:`~blkmig.errors.DeviceError`, :class:`~blkmig.errors.DeviceBusy` if a QEMU or a mount
     is in the way, :class:`~blkmig.errors.FormatError` if the file does not look raw.
@@ -54,35 +54,32 @@ class FileBackend(local.LocalBackend):
         path = os.fspath(path)
         super().__init__(Path(path).stem if name is None else name, 0, read_only=read_only)
         writable = writable and not read_only
-        self._base: rawfile.RawFile | None = None
-        self._top = rawfile.RawFile(
-            path,
-            device=self.name,
-            writable=writable,
-            create_size=create_size,
-            direct=direct,
-            format=format,
-            permissions=(locks.WRITER if writable else locks.READER) if locking else None,
-        )
-        self.size = self._top.size
-        self.reads_in_parallel = self._top.reads_in_parallel
-        self.is_growable = create_size is not None and base is None
-        self._fill_lock = threading.Lock()  # held while a cluster of an overlay is filled up
-        if base is not None:
-            self._open_base(os.fspath(base), direct=direct, locking=locking)
-
-    def _open_base(self, path: str, *, direct: bool, locking: bool) -> None:
+        self._base = None if base is None else self._open_base(os.fspath(base), direct=direct, locking=locking)
         try:
-            self._base = rawfile.RawFile(
+            self._top = rawfile.RawFile(
                 path,
                 device=self.name,
-                writable=False,
+                writable=writable,
+                create_size=create_size,
                 direct=direct,
-                permissions=locks.READER if locking else None,
+                format=format,
+                permissions=(locks.WRITER if writable else locks.READER) if locking else None,
             )
         except BaseException:
-            self._top.close()
+            if self._base is not None:
+                self._base.close()
             raise
+        self.size = self._top.size
+        self.reads_in_parallel = self._top.reads_in_parallel
+        self.is_growable = writable and base is None and self._is_new(create_size)
+        self._cluster_lock = threading.Lock()  # held while a cluster of an overlay is written whole
+
+    def _is_new(self, create_size: int | None) -> bool:
+        return create_size is not None or (self.size == 0 and not self._top.is_device)
+
+    def _open_base(self, path: str, *, direct: bool, locking: bool) -> rawfile.RawFile:
+        permissions = locks.READER if locking else None
+        return rawfile.RawFile(path, device=self.name, writable=False, direct=direct, permissions=permissions)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], size: int = 0, *, name: str | None = None) -> Self:
@@ -172,7 +169,7 @@ class FileBackend(local.LocalBackend):
         cluster = self._top.cluster_size
         start = offset // cluster * cluster
         end = min(-(-(offset + view.nbytes) // cluster) * cluster, self.size)
-        with self._fill_lock:
+        with self._cluster_lock:
             if (start, end) != (offset, offset + view.nbytes):
                 whole = bytearray(end - start)
                 self._pread_into(memoryview(whole)[: offset - start], start)
@@ -208,6 +205,7 @@ class FileBackend(local.LocalBackend):
 
     def flush(self) -> None:
         """Wait for the disk (fdatasync), and for the directory entry of a new file."""
+        self.check_open()
         with self.failing("cannot flush"):
             self._top.flush()
 

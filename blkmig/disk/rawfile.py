@@ -236,11 +236,11 @@ def _logical_block_size(fd: int) -> int:
     return size
 
 
-def _start_writeback(fd: int) -> None:
+def _start_writeback(fd: int) -> int:
     """Start writing back the file's dirty pages: sync_file_range, which Python lacks. An error here is the flush's."""
     import ctypes  # where it is used: importing the package stays quick
 
-    ctypes.CDLL(None).sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)
+    return ctypes.CDLL(None).sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)  # type: ignore[no-any-return]
 
 
 def _sync_directory(path: Path) -> None:

@@ -1,0 +1,370 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Raw files: opening, creating, resizing, sparseness, errors of the disk, O_DIRECT."""
+
+import errno
+import os
+import resource
+import signal
+from pathlib import Path
+
+import disks
+import peers
+import pytest
+
+from blkmig import _core, disk, errors
+from blkmig.disk import rawfile
+
+MiB = 1 << 20
+
+
+@pytest.fixture
+def blk():
+    return _core.BlockBuffer()
+
+
+def filled(blk: _core.BlockBuffer, data: bytes) -> _core.BlockBuffer:
+    """Put `data` into `blk` as a receiver does."""
+    blk.data[: len(data)] = data
+    blk.filled(len(data))
+    return blk
+
+
+def allocated(path) -> int:
+    """Return the bytes that a file takes on its disk."""
+    return path.stat().st_blocks * 512
+
+
+def open_descriptors() -> set[int]:
+    """Return the descriptors of this process, but for the one that looks."""
+    return {int(entry.name) for entry in Path("/proc/self/fd").iterdir() if entry.exists()}
+
+
+class TestOpen:
+    def test_name_and_size(self, tmp_path):
+        path = tmp_path / "vda.raw"
+        path.write_bytes(bytes(1234))
+        with disk.FileBackend(path) as backend:
+            assert (backend.name, backend.size, backend.is_read_only) == ("vda", 1234, False)
+            assert not backend.reads_in_parallel
+            assert not backend.is_growable
+        with disk.FileBackend(str(path), name="drive0", read_only=True) as backend:
+            assert (backend.name, backend.is_read_only) == ("drive0", True)
+
+    @pytest.mark.parametrize(
+        ("name", "why"),
+        [("missing.raw", "No such file"), ("folder", "neither a regular file"), ("fifo", "neither a regular file")],
+    )
+    def test_what_is_no_disk(self, tmp_path, name, why):
+        (tmp_path / "folder").mkdir()
+        os.mkfifo(tmp_path / "fifo")
+        with pytest.raises(errors.DeviceError, match=why) as caught:
+            disk.FileBackend(tmp_path / name, name="vda")
+        assert str(tmp_path / name) in str(caught.value)
+        assert caught.value.device == "vda"
+        assert isinstance(caught.value.__cause__, OSError)
+
+    def test_a_file_that_may_not_be_written(self, tmp_path):
+        path = tmp_path / "vda.raw"
+        path.write_bytes(bytes(512))
+        path.chmod(0o400)
+        if os.geteuid() == 0:
+            pytest.skip("root may write it")
+        with pytest.raises(errors.DeviceError, match="Permission denied"):
+            disk.FileBackend(path)
+
+    def test_a_disk_that_nobody_writes_is_opened_for_reading_and_yet_migrated(self, tmp_path, blk):
+        path = tmp_path / "vda.raw"
+        path.write_bytes(b"contents".ljust(4096, b"\0"))
+        with disk.FileBackend(path, writable=False) as backend, disk.FileBackend(path, writable=False) as other:
+            assert not backend.is_read_only
+            assert backend.pread(0, 8) == other.pread(0, 8) == b"contents"
+            for write in (
+                lambda: backend.pwrite(b"a", 0),
+                lambda: backend.pwrite_zeroes(0, 1),
+                lambda: backend.write_zeroes(0, 1),
+                lambda: backend.write_block(filled(blk, b"a"), 0, 1),
+            ):
+                with pytest.raises(errors.DeviceError, match="opened for reading only"):
+                    write()
+            backend.mark_dirty(0, 1)  # somebody else may write it, and say so
+
+    def test_opening_does_not_depend_on_the_size(self, tmp_path, blk):
+        path = tmp_path / "huge.raw"
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with disk.FileBackend.create(path, 1 << 43) as backend:
+            assert backend.next_data(0) is None
+            backend.pwrite(b"x", (1 << 42) + 7)
+            start, end = backend.next_data(0)
+            assert start <= (1 << 42) + 7 < end <= start + MiB
+            assert not backend.read_block(blk, 1 << 42, MiB)
+            backend.write_zeroes(0, 1 << 43)
+            assert backend.next_data(0) is None
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 20_000  # KiB
+
+    def test_no_descriptor_is_left_open_or_given_to_children(self, tmp_path):
+        path = tmp_path / "vda.raw"
+        path.write_bytes(b"QFI\xfb".ljust(512))
+        before = open_descriptors()
+        for options in ({}, {"format": "raw", "base": tmp_path / "missing"}, {"base": path, "format": "raw"}):
+            with pytest.raises(errors.DeviceError):
+                disk.FileBackend(path, **options)
+        with disk.FileBackend(path, format="raw", direct=True):
+            opened = open_descriptors() - before
+            assert len(opened) == 2
+            assert not any(os.get_inheritable(fd) for fd in opened)
+        assert open_descriptors() == before
+
+
+class TestCreate:
+    def test_a_new_file_is_a_hole_and_durable(self, tmp_path):
+        path = tmp_path / "new.raw"
+        with disk.FileBackend.create(path, 5 * MiB + 7) as backend:
+            assert backend.is_growable
+            assert (backend.name, backend.size) == ("new", 5 * MiB + 7)
+            backend.flush()
+        assert path.stat().st_size == 5 * MiB + 7
+        assert allocated(path) == 0
+
+    def test_an_existing_file_is_not_touched(self, tmp_path):
+        path = tmp_path / "old.raw"
+        path.write_bytes(b"precious")
+        with pytest.raises(errors.DeviceError, match="File exists") as caught:
+            disk.FileBackend.create(path, MiB)
+        assert caught.value.errno == errno.EEXIST
+        assert path.read_bytes() == b"precious"
+
+    def test_a_creation_that_fails_leaves_nothing(self, tmp_path):
+        with pytest.raises(errors.DeviceError):
+            disk.FileBackend.create(tmp_path / "new.raw", -1)
+        with pytest.raises(errors.DeviceError):
+            disk.FileBackend(tmp_path / "new.raw", create_size=512, base=tmp_path / "missing")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_resize(self, tmp_path, blk):
+        path = tmp_path / "new.raw"
+        with disk.FileBackend.create(path) as backend:
+            assert backend.size == 0
+            assert backend.next_data(0) is None
+            backend.resize(3 * MiB)
+            backend.write_block(filled(blk, b"x" * MiB), MiB, MiB)
+            assert not backend.read_block(blk, MiB, MiB)
+            assert backend.read_block(blk, 2 * MiB, MiB)
+            backend.resize(MiB + 1000)
+            assert backend.pread(MiB, 1000) == b"x" * 1000
+            with pytest.raises(errors.DeviceError, match="outside the disk of 1049576 bytes"):
+                backend.pwrite(b"abc", MiB + 998)
+            bitmap = backend.create_dirty_bitmap(MiB)
+            with pytest.raises(errors.DeviceError, match="its size is fixed"):
+                backend.resize(MiB)
+            backend.release_dirty_bitmap(bitmap)
+            backend.flush()
+        assert path.read_bytes() == bytes(MiB) + b"x" * 1000
+
+    def test_an_empty_file_is_as_good_as_a_new_one(self, tmp_path):
+        path = tmp_path / "empty.raw"
+        path.touch()
+        with disk.FileBackend(path) as backend:
+            assert backend.is_growable
+            backend.resize(1000)
+        assert path.stat().st_size == 1000
+        path.write_bytes(b"")
+        with disk.FileBackend(path, writable=False) as backend:
+            assert not backend.is_growable
+
+    def test_only_a_new_file_can_be_resized(self, tmp_path):
+        path = tmp_path / "old.raw"
+        path.write_bytes(bytes(512))
+        with disk.FileBackend(path) as backend, pytest.raises(errors.DeviceError, match="its size is fixed"):
+            backend.resize(1024)
+
+
+class TestSparse:
+    def test_zeros_inside_a_block_stay_holes(self, tmp_path, blk):
+        path = tmp_path / "new.raw"
+        with disk.FileBackend.create(path, 8 * MiB) as backend:
+            backend.write_block(filled(blk, bytes(65536 * 3) + b"x" * 10), MiB, MiB)
+            backend.flush()
+            assert allocated(path) <= 65536
+            assert backend.next_data(0)[0] >= MiB + 65536 * 3
+
+    def test_zeros_over_data_give_the_space_back(self, tmp_path, blk):
+        path = tmp_path / "old.raw"
+        path.write_bytes(b"x" * 4 * MiB)
+        with disk.FileBackend(path) as backend:
+            backend.write_block(filled(blk, b"y" * 65536), MiB, MiB)
+            backend.flush()
+            assert allocated(path) <= 3 * MiB + 65536 * 2
+            backend.write_zeroes(2 * MiB, MiB)
+            backend.pwrite_zeroes(3 * MiB + 5, MiB - 5)
+            backend.flush()
+            assert allocated(path) <= MiB + 65536 * 3
+        assert path.read_bytes() == b"x" * MiB + b"y" * 65536 + bytes(2 * MiB - 65536) + b"x" * 5 + bytes(MiB - 5)
+        assert path.stat().st_size == 4 * MiB
+
+    def test_zeros_over_a_hole_ask_for_nothing(self, tmp_path, monkeypatch):
+        with disk.FileBackend.create(tmp_path / "new.raw", 1 << 40) as backend:
+            backend.pwrite(b"x", 0)
+            monkeypatch.setattr(_core, "punch_hole", None)
+            backend.write_zeroes(MiB, (1 << 40) - MiB)
+
+    def test_where_the_file_system_has_no_holes_zeros_are_written(self, tmp_path, monkeypatch):
+        path = tmp_path / "old.raw"
+        path.write_bytes(b"x" * 3 * MiB)
+
+        def unsupported(fd, offset, nbytes):
+            raise OSError(errno.EOPNOTSUPP, "not here")
+
+        with disk.FileBackend(path) as backend:
+            monkeypatch.setattr(_core, "punch_hole", unsupported)
+            backend.write_zeroes(1, MiB)
+            monkeypatch.setattr(_core, "zero_range", unsupported)
+            backend.write_zeroes(MiB + 2, 2 * MiB - 3)
+        assert path.read_bytes() == b"x" + bytes(MiB) + b"x" + bytes(2 * MiB - 3) + b"x"
+
+    def test_an_error_of_the_disk_while_punching_is_no_reason_to_write(self, tmp_path, monkeypatch):
+        (tmp_path / "old.raw").write_bytes(b"x" * MiB)
+
+        def broken(fd, offset, nbytes):
+            raise OSError(errno.EIO, "Input/output error")
+
+        monkeypatch.setattr(_core, "punch_hole", broken)
+        with (
+            disk.FileBackend(tmp_path / "old.raw") as backend,
+            pytest.raises(errors.DeviceError, match="cannot write zeros at offset 512, 1024 bytes: Input/output error"),
+        ):
+            backend.write_zeroes(512, 1024)
+
+
+class TestErrors:
+    def test_a_file_that_is_cut_while_it_is_read(self, tmp_path, blk):
+        path = tmp_path / "vda.raw"
+        path.write_bytes(b"x" * 3 * MiB)
+        with disk.FileBackend(path) as backend:
+            backend.sync_dirty()
+            os.truncate(path, 2 * MiB + 5)
+            with pytest.raises(errors.DeviceError, match="was cut from 3145728 to 2097157 bytes") as caught:
+                backend.read_block(blk, 2 * MiB, MiB)
+            assert (caught.value.offset, caught.value.errno) == (2 * MiB, errno.EIO)
+            with pytest.raises(errors.DeviceError, match="was cut"):
+                backend.sync_dirty()
+
+    def test_a_base_that_is_cut(self, tmp_path, blk):
+        disks.write_sparse(tmp_path / "top.raw", bytes(2 * MiB))
+        (tmp_path / "base.raw").write_bytes(b"x" * 2 * MiB)
+        with disk.FileBackend(tmp_path / "top.raw", base=tmp_path / "base.raw") as backend:
+            os.truncate(tmp_path / "base.raw", MiB)
+            with pytest.raises(errors.DeviceError, match="was cut"):
+                backend.read_block(blk, 0, MiB)
+            with pytest.raises(errors.DeviceError, match="was cut"):
+                backend.sync_dirty()
+
+    @pytest.mark.parametrize("how", ["pwrite", "write_block", "pwrite_zeroes"])
+    def test_no_space(self, tmp_path, blk, how, monkeypatch):
+        """A limit on the size of files stands in for a full disk: the write fails in the middle."""
+        path = tmp_path / "vda.raw"
+        with disk.FileBackend.create(path, 4 * MiB) as backend:
+            bitmap = backend.create_dirty_bitmap(MiB)
+            backend.pwrite(b"x", 4 * MiB - 1)
+            if how == "pwrite_zeroes":
+                monkeypatch.setattr(_core, "punch_hole", full)
+            old = resource.getrlimit(resource.RLIMIT_FSIZE)
+            handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (2 * MiB + 5, old[1]))
+            try:
+                with pytest.raises(errors.DeviceError) as caught:
+                    {
+                        "pwrite": lambda: backend.pwrite(b"y" * 2 * MiB, MiB),
+                        "write_block": lambda: backend.write_block(filled(blk, b"y" * MiB), 2 * MiB, MiB),
+                        "pwrite_zeroes": lambda: backend.pwrite_zeroes(3 * MiB, MiB),
+                    }[how]()
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, old)
+                signal.signal(signal.SIGXFSZ, handler)
+            assert caught.value.errno in (errno.EFBIG, errno.ENOSPC)
+            if how == "pwrite":
+                assert backend.pread(2 * MiB, 6) == b"yyyyy\0"  # a part of it was written, and all of it is marked
+                assert bitmap.count_blocks() == 3
+            backend.flush()
+
+    def test_writes_outside_the_exact_size(self, tmp_path, blk):
+        path = tmp_path / "vda.raw"
+        with disk.FileBackend.create(path, 1000) as backend:
+            for write in (
+                lambda: backend.write_block(filled(blk, b"x" * 1024), 0, 1024),
+                lambda: backend.write_zeroes(0, 1001),
+                lambda: backend.pwrite(b"xy", 999),
+            ):
+                with pytest.raises(errors.DeviceError, match="outside the disk of 1000 bytes"):
+                    write()
+            backend.write_block(filled(blk, b"x" * 1024), 0, 1000)
+        assert path.read_bytes() == b"x" * 1000
+
+    def test_calls_on_a_closed_disk(self, tmp_path, blk):
+        backend = disk.FileBackend.create(tmp_path / "vda.raw", 2 * MiB)
+        backend.close()
+        backend.close()
+        for call in (
+            lambda: backend.read_block(blk, 0, MiB),
+            lambda: backend.write_block(blk, 0, MiB),
+            lambda: backend.write_zeroes(0, MiB),
+            lambda: backend.pread(0, 1),
+            lambda: backend.pwrite(b"a", 0),
+            lambda: backend.next_data(0),
+            lambda: backend.flush(),
+            lambda: backend.sync_dirty(),
+            lambda: backend.resize(0),
+        ):
+            with pytest.raises(errors.DeviceError, match="device without a medium \\(closed\\)"):
+                call()
+
+
+class TestDirect:
+    @pytest.fixture
+    def path(self, tmp_path):
+        path = tmp_path / "vda.raw"
+        path.write_bytes(os.urandom(3 * MiB + 1000))
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_DIRECT))
+        except OSError:
+            peers.lacking("the file system of temporary files has no O_DIRECT")
+        return path
+
+    def test_aligned_and_unaligned_blocks(self, path, blk):
+        contents = bytearray(path.read_bytes())
+        with disk.FileBackend(path, direct=True) as backend:
+            assert backend.reads_in_parallel
+            shape = disk.BlockGeometry(backend.size)
+            for block in range(shape.nblocks):
+                offset, nbytes = shape.block_range(block)
+                backend.read_block(blk, offset, nbytes)
+                inside = shape.clip(offset, nbytes)
+                assert blk.payload[:inside] == contents[offset : offset + inside]
+                assert not any(blk.payload[inside:])
+                contents[offset : offset + inside] = os.urandom(inside)
+                backend.write_block(filled(blk, contents[offset : offset + inside]), offset, inside)
+        assert path.read_bytes() == contents
+
+    def test_writes_of_either_way_are_seen_by_the_other(self, path, blk):
+        with disk.FileBackend(path, direct=True) as backend:
+            for fill in (b"1", b"2", b"3"):
+                backend.pwrite(fill, 5)
+                assert blk.payload[5:6] != fill
+                backend.read_block(blk, 0, MiB)
+                assert blk.payload[5:6] == fill
+                backend.write_block(filled(blk, fill * MiB), 0, MiB)
+                assert backend.pread(MiB - 1, 1) == fill
+
+
+def test_writeback_starts_behind_the_writes(tmp_path, blk, monkeypatch):
+    started = []
+    start_writeback = rawfile._start_writeback
+    monkeypatch.setattr(rawfile, "_start_writeback", lambda fd: started.append(start_writeback(fd)))
+    with disk.FileBackend.create(tmp_path / "vda.raw", 40 * MiB) as backend:
+        for block in range(40):
+            backend.write_block(filled(blk, b"x" * MiB), block * MiB, MiB)
+    assert started == [0, 0]
+
+
+def full(fd, offset, nbytes):
+    """Fail as a full disk does."""
+    raise OSError(errno.ENOSPC, "No space left on device")
