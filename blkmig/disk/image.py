@@ -1,0 +1,216 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Images that are not raw: qcow2, vmdk, vhdx and the others, through a qemu-nbd that lives as long as the disk is open.
+
+The listening socket is handed to qemu-nbd, so there is nothing to wait for, and as soon as the one connection is made
+its name is removed::
+
+    blkmig                                 qemu-nbd
+      bind, listen ──── socket as fd 3 ────► opens the image (and locks it), accepts
+      connect ─────────────────────────────► serves
+      unlink the socket
+      close ───────────────────────────────► nobody connected any more: closes the image, ends
+
+The last arrow is also what happens when blkmig is killed: the kernel closes its connection. The format is always said,
+for the image and for a base that is named; nothing is guessed from bytes that a guest could have written. (A qcow2
+image that names its own backing file without that file's format makes QEMU guess; naming the base avoids it.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import re
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+
+from .. import errors
+from . import nbd, nbd_connection
+
+CLOSE_TIMEOUT = 60.0
+"""Seconds that a qemu-nbd may take to write out its image's tables."""
+
+_SPAWN = 'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&0 </dev/null'
+"""Socket activation as systemd does it, which wants to know the process id before there is a process."""
+
+
+class ImageBackend(nbd.NbdBackend):
+    """The disk in an image file of any format that QEMU knows.
+
+    `format`, and `base_format` if a `base` is named, are QEMU's names. `base` replaces the backing file that the image
+    names. What the image holds on top of its backing files is what `next_allocated` tells. With `create_size`, a
+    missing image is made, on top of `base` if there is one. Other parameters are those of :class:`~.file.FileBackend`.
+
+    Needs qemu-nbd, and qemu-img to make images. Opening raises :class:`~blkmig.errors.DeviceBusy` if a QEMU
+    uses the image, :class:`~blkmig.errors.FormatError` if it is of another format.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        format: str,
+        name: str | None = None,
+        base: str | os.PathLike[str] | None = None,
+        base_format: str = "raw",
+        read_only: bool = False,
+        writable: bool = True,
+        create_size: int | None = None,
+        direct: bool = False,
+        locking: bool = True,
+    ) -> None:
+        path = pathlib.Path(path)
+        name = path.stem if name is None else name
+        if create_size is not None and not path.exists():
+            create_image(path, create_size, format=format, device=name, base=base, base_format=base_format)
+        options = image_options(path, format=format, locking=locking)
+        if base is not None:
+            backing = image_options(pathlib.Path(base), format=base_format, locking=locking)
+            options |= {f"backing.{key}": value for key, value in backing.items()}
+        self._server = QemuNbd(options, device=name, writable=writable and not read_only, direct=direct)
+        with self._server.connecting() as uri:
+            super().__init__(uri, name=name, read_only=read_only, writable=writable)
+
+    def _close(self) -> None:
+        super()._close()
+        self._server.close()
+
+
+class QemuNbd:
+    """A qemu-nbd process with one image open, for one connection."""
+
+    def __init__(self, options: dict[str, str], *, device: str, writable: bool, direct: bool) -> None:
+        self._device = device
+        self._writable = writable
+        self._folder = pathlib.Path(tempfile.mkdtemp(prefix="blkmig-"))  # for this user only
+        self._socket_path = str(self._folder / "nbd")
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
+        try:
+            self._process = self._start(options, direct)
+        except BaseException:
+            self._forget_files()
+            self._stderr.close()
+            raise
+
+    def _start(self, options: dict[str, str], direct: bool) -> subprocess.Popen[bytes]:
+        command = [
+            find_program("qemu-nbd", device=self._device),
+            "--image-opts",
+            ",".join(f"{key}={value.replace(',', ',,')}" for key, value in options.items()),
+            "--allocation-depth",
+            "--discard=unmap",
+            "--detect-zeroes=off",
+            f"--cache={'none' if direct else 'writeback'}",
+        ]
+        if not self._writable:
+            command.append("--read-only")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(self._socket_path)
+            listener.listen()
+            return subprocess.Popen(
+                ["/bin/sh", "-c", _SPAWN, "sh", *command],
+                stdin=listener.fileno(),
+                stdout=subprocess.DEVNULL,
+                stderr=self._stderr,
+                start_new_session=True,  # Ctrl-C is for blkmig; this one is to end when its client has gone
+            )
+
+    @contextlib.contextmanager
+    def connecting(self) -> Iterator[str]:
+        """Give the URI to connect to in the body of a ``with``; if that fails, stop and say why."""
+        try:
+            yield nbd_connection.unix_uri(self._socket_path)
+        except errors.DeviceError as error:
+            refusal = self._refusal()
+            self.close(check=False)
+            raise refusal or error from error
+        except BaseException:
+            self.close(check=False)
+            raise
+        finally:
+            self._forget_files()
+
+    def _refusal(self) -> errors.DeviceError | None:
+        """Return why qemu-nbd ended by itself, None if it did not."""
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            return None
+        self._stderr.seek(0)
+        text = self._stderr.read().decode(errors="replace").strip()
+        text = re.sub(r"^qemu-nbd: (Failed to blk_new_open '.*?': (?=\S))?", "", text, count=1)
+        cause = " ".join(text.split()) or f"qemu-nbd ended with status {self._process.returncode}"
+        return refusal_of(text)("cannot be opened", device=self._device, cause=cause)
+
+    def close(self, *, check: bool = True) -> None:
+        """Wait until qemu-nbd, whose client has gone, has closed the image. Twice does no harm.
+
+        With `check`, raise :class:`~blkmig.errors.DeviceError` if it did not end well.
+        """
+        if self._stderr.closed:
+            return
+        if not check:
+            self._process.terminate()
+        try:
+            self._process.wait(CLOSE_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._stderr.close()
+        if check and self._writable and self._process.returncode:
+            cause = f"its qemu-nbd ended with status {self._process.returncode}"
+            raise errors.DeviceError("cannot be closed", device=self._device, cause=cause)
+
+    def _forget_files(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def refusal_of(text: str) -> type[errors.DeviceError]:
+    """Return the kind of error that QEMU's words mean."""
+    if "Is another process using the image" in text or re.search('Failed to get (shared )?"', text):
+        return errors.DeviceBusy
+    if re.search(r"not in .* format|Unknown driver|^invalid |invalid .* (image|signature|header)", text, re.IGNORECASE):
+        return errors.FormatError
+    return errors.DeviceError
+
+
+def image_options(path: pathlib.Path, *, format: str, locking: bool) -> dict[str, str]:
+    """Return QEMU's block options of an image."""
+    protocol = "host_device" if path.is_block_device() else "file"
+    options = {"driver": format, "file.driver": protocol, "file.filename": str(path.absolute())}
+    return options if locking else options | {"file.locking": "off"}
+
+
+def create_image(
+    path: pathlib.Path,
+    size: int,
+    *,
+    format: str,
+    device: str,
+    base: str | os.PathLike[str] | None = None,
+    base_format: str = "raw",
+) -> None:
+    """Make an image of `size` bytes, rounded up to what the format counts in. Refuses an existing `path`."""
+    if path.exists():
+        raise errors.DeviceError("cannot be made", device=device, cause=f"{path} exists")
+    command = [find_program("qemu-img", device=device), "create", "-q", "-f", format]
+    if base is not None:
+        command += ["-b", str(pathlib.Path(base).absolute()), "-F", base_format]
+    result = subprocess.run(
+        [*command, str(path.absolute()), str(size)], stdin=subprocess.DEVNULL, capture_output=True, check=False
+    )
+    if result.returncode:
+        text = " ".join(result.stderr.decode(errors="replace").split()).removeprefix("qemu-img: ")
+        raise refusal_of(text)("cannot be made", device=device, cause=text)
+
+
+def find_program(program: str, *, device: str) -> str:
+    """Return the path of one of QEMU's tools, or say which package has it."""
+    found = shutil.which(program)
+    if found is None:
+        cause = f"{program} is not installed; it comes with qemu-utils (Debian, Ubuntu) or qemu-img (Fedora, RHEL)"
+        raise errors.DeviceError("cannot be opened", device=device, cause=cause)
+    return found
