@@ -108,7 +108,7 @@ class Qemu:
         incoming: bool = False,
         program: str = "qemu-system-x86_64",
     ) -> None:
-        """Start it. `folder` takes its stderr and the empty firmware."""
+        """Start it in `folder`, which takes its stderr and the empty firmware."""
         self.command = [program, "-machine", f"{machine},accel=tcg", "-m", memory, "-nodefaults", "-display", "none"]
         if not running:
             firmware = folder / "firmware"
@@ -123,6 +123,7 @@ class Qemu:
             chardev = ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control"]
             self.process = subprocess.Popen(
                 self.command + chardev,
+                cwd=folder,
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -245,12 +246,22 @@ def create_raw(path: pathlib.Path, contents: bytes) -> pathlib.Path:
     return path
 
 
-def qemu_img(*arguments: str | pathlib.Path) -> str:
-    """Run ``qemu-img``, return what it printed, fail with what it said."""
-    done = subprocess.run(["qemu-img", *map(str, arguments)], capture_output=True, text=True, timeout=TIMEOUT)
+def run(*command: str | pathlib.Path) -> str:
+    """Run `command`, return what it printed, fail with what it said."""
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, timeout=TIMEOUT)
     if done.returncode:
-        raise AssertionError(f"qemu-img {' '.join(map(str, arguments))}: {done.stdout}{done.stderr}")
+        raise AssertionError(f"{' '.join(map(str, command))}: {done.stdout}{done.stderr}")
     return done.stdout
+
+
+def qemu_img(*arguments: str | pathlib.Path) -> str:
+    """Run ``qemu-img``."""
+    return run("qemu-img", *arguments)
+
+
+def version(program: str = "qemu-system-x86_64") -> str:
+    """Return what `program` says about its version, without the rest."""
+    return run(program, "--version").splitlines()[0].removeprefix("QEMU emulator version ")
 
 
 def create_qcow2(path: pathlib.Path, contents: bytes | int, **options: str | int) -> pathlib.Path:
@@ -285,16 +296,20 @@ def capture(path: pathlib.Path) -> str:
 
 GUEST_SOURCE = pathlib.Path(__file__).parent / "guest" / "boot.S"
 GUEST_BLOCK = 4096
-_PARAMETERS = 0x1F6
+_PARAMETERS = 0x1F2
 _FIRST_BLOCK = 8 * 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Guest:
-    """What guest/boot.S does to a disk of `size` bytes: write n fills block ``n * stride % area`` with n."""
+    """What guest/boot.S does to a disk of `size` bytes: write n fills block ``n * stride % area`` with n.
+
+    After `limit` writes it leaves the disk alone and keeps changing memory.
+    """
 
     size: int
     stride: int = 97
+    limit: int = 0xFFFFFFFF
 
     @property
     def area(self) -> int:
@@ -308,7 +323,7 @@ class Guest:
         linking = ["ld", "-m", "elf_i386", "-Ttext", "0x7c00", "--oformat", "binary", "-o", flat, obj]
         subprocess.run(linking, check=True)
         code = bytearray(flat.read_bytes())
-        struct.pack_into("<II", code, _PARAMETERS, self.area, self.stride)
+        struct.pack_into("<III", code, _PARAMETERS, self.limit, self.area, self.stride)
         return bytes(code)
 
     def written(self, disk: bytes) -> int:

@@ -11,7 +11,8 @@
 #
 # INT 13h does the I/O, so that the disk may be IDE or virtio-blk. Assembled by real_qemu.guest_disk() with
 #     as --32 -o boot.o boot.S && ld -m elf_i386 -Ttext 0x7c00 --oformat binary -o boot.bin boot.o
-# and `area` and `stride` (both below 65536) are patched at 0x1f6 and 0x1fa.
+# and `limit`, `area` and `stride` (the last two below 65536) are patched at 0x1f2, 0x1f6 and 0x1fa. After write number
+# `limit` the guest leaves the disk alone and keeps changing 96 pages of memory.
 
         .code16
         .globl  _start
@@ -32,6 +33,8 @@ _start:
         mov     buffer, %ebx            # ebx = n
 
 next:
+        cmp     %ebx, limit
+        je      idle
         mov     $buffer, %di            # fill the block with n
         mov     %ebx, %eax
         mov     $1024, %cx
@@ -58,6 +61,16 @@ next:
         call    disk
         jmp     next
 
+idle:                                   # one word in each page from 0x20000 to 0x7ffff
+        inc     %ebx
+        mov     $0x2000, %ax
+1:      mov     %ax, %es
+        mov     %ebx, %es:0x10
+        add     $0x100, %ax
+        cmp     $0x8000, %ax
+        jne     1b
+        jmp     idle
+
 disk:   # INT 13h extension %ah (0x42 read, 0x43 write) on the packet; keeps ebx; stops for good when it fails
         push    %ebx
         xor     %al, %al
@@ -75,7 +88,8 @@ sectors: .word  1
 lba:    .long   1, 0
 drive:  .byte   0
 
-        .org    0x1f6
+        .org    0x1f2
+limit:  .long   0xffffffff
 area:   .long   256
 stride: .long   1
         .byte   0x55, 0xaa              # 0x1fe
