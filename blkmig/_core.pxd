@@ -20,8 +20,7 @@ cdef enum:
 
     WORD_SHIFT = 5 + sizeof(unsigned long) // 8
     WORD_BITS = 8 * sizeof(unsigned long)
-    GROUP_SHIFT = 9                 # 512 words, 4 KiB, under one byte of a Bitmap's summary
-    GROUP_WORDS = 512
+    GROUP_WORDS = 512               # 4 KiB under one byte of a Bitmap's summary
 
 
 cdef extern from *:
@@ -53,8 +52,19 @@ cdef extern from *:
     #define blkmig_word_or(p, mask) __atomic_fetch_or((p), (mask), __ATOMIC_SEQ_CST)
     #define blkmig_word_and(p, mask) __atomic_fetch_and((p), (mask), __ATOMIC_SEQ_CST)
     #define blkmig_word_swap(p, value) __atomic_exchange_n((p), (value), __ATOMIC_SEQ_CST)
-    #define blkmig_byte_load(p) __atomic_load_n((p), __ATOMIC_SEQ_CST)
-    #define blkmig_byte_store(p, value) __atomic_store_n((p), (uint8_t)(value), __ATOMIC_SEQ_CST)
+
+    /* The word before its byte of the summary, always. Test first: a line that is only read stays in all caches. */
+    static inline void blkmig_set_summary(uint8_t *summary, size_t group)
+    {
+        if (__atomic_load_n(summary + group, __ATOMIC_SEQ_CST) != 1)
+            __atomic_store_n(summary + group, 1, __ATOMIC_SEQ_CST);
+    }
+    static inline void blkmig_set_word(unsigned long *words, uint8_t *summary, size_t index, unsigned long mask)
+    {
+        if ((blkmig_word_load(words + index) & mask) != mask)
+            blkmig_word_or(words + index, mask);
+        blkmig_set_summary(summary, index >> 9);
+    }
     #endif
     """
     uint16_t load_be16 "blkmig_load_be16"(const void* p) noexcept nogil
@@ -67,8 +77,7 @@ cdef extern from *:
     unsigned long word_or "blkmig_word_or"(unsigned long* p, unsigned long mask) noexcept nogil
     unsigned long word_and "blkmig_word_and"(unsigned long* p, unsigned long mask) noexcept nogil
     unsigned long word_swap "blkmig_word_swap"(unsigned long* p, unsigned long value) noexcept nogil
-    uint8_t byte_load "blkmig_byte_load"(const uint8_t* p) noexcept nogil
-    void byte_store "blkmig_byte_store"(uint8_t* p, uint8_t value) noexcept nogil
+    void set_word "blkmig_set_word"(unsigned long* words, uint8_t* summary, size_t index, unsigned long mask) noexcept nogil
 
 
 # Whether n bytes at `buffer` are all zero; any alignment, any length.
@@ -91,16 +100,8 @@ cdef inline bint test_bit(Bitmap bitmap, size_t bit) noexcept nogil:
     return (word_load(&bitmap.words[bit >> WORD_SHIFT]) >> (bit & (WORD_BITS - 1))) & 1
 
 
-cdef inline void set_word(Bitmap bitmap, size_t index, unsigned long mask) noexcept nogil:
-    # Test first: a line that many threads only read stays in all their caches.
-    if word_load(&bitmap.words[index]) & mask != mask:
-        word_or(&bitmap.words[index], mask)
-    if byte_load(&bitmap.summary[index >> GROUP_SHIFT]) != 1:
-        byte_store(&bitmap.summary[index >> GROUP_SHIFT], 1)
-
-
 cdef inline void set_bit(Bitmap bitmap, size_t bit) noexcept nogil:
-    set_word(bitmap, bit >> WORD_SHIFT, 1UL << (bit & (WORD_BITS - 1)))
+    set_word(bitmap.words, bitmap.summary, bit >> WORD_SHIFT, 1UL << (bit & (WORD_BITS - 1)))
 
 
 cdef inline bint take_bit(Bitmap bitmap, size_t bit) noexcept nogil:

@@ -11,34 +11,15 @@ handlers) and after short counts, and raise OSError with the errno. Classes that
 import os
 
 cimport cython
-from cpython.buffer cimport (
-    PyBUF_FORMAT,
-    PyBUF_ND,
-    PyBUF_SIMPLE,
-    PyBUF_STRIDES,
-    PyBUF_WRITABLE,
-    PyBuffer_FillInfo,
-    PyBuffer_Release,
-    PyObject_GetBuffer,
-)
+from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_SIMPLE, PyBUF_STRIDES, PyBUF_WRITABLE
+from cpython.buffer cimport PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_CheckExact, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
-from libc.errno cimport (
-    EAGAIN,
-    EFAULT,
-    EINTR,
-    EINVAL,
-    ENODEV,
-    ENOSYS,
-    ENXIO,
-    EOPNOTSUPP,
-    EPERM,
-    errno,
-)
+from libc.errno cimport EAGAIN, EFAULT, EINTR, EINVAL, ENODEV, ENOSYS, ENXIO, EOPNOTSUPP, EPERM, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcmp, memcpy, memmove, memset
+from libc.string cimport memcpy, memmove, memset
 
 
 cdef extern from "_zero.h":
@@ -48,20 +29,40 @@ cdef extern from "_zero.h":
         zero_kernel_fn fn
     zero_kernel_entry* zero_kernels_built
     int zero_kernels_built_count
-    int ZERO_KERNEL_MIN
+    zero_kernel_fn zero_chosen
     void zero_detect() noexcept nogil
     bint zero_sample(const uint8_t*, size_t) noexcept nogil
     bint zero_run(zero_kernel_fn, const void*, size_t) noexcept nogil
 
 cdef extern from "_bits.h":
-    int word_ctz(unsigned long) noexcept nogil
-    size_t words_popcount(const unsigned long*, size_t) noexcept nogil
-    size_t words_next_set(const unsigned long*, size_t, size_t) noexcept nogil
-    size_t words_next_clear(const unsigned long*, size_t, size_t) noexcept nogil
-    size_t summary_next(const uint8_t*, size_t, size_t) noexcept nogil
-    bint summary_change(uint8_t*, uint8_t, uint8_t) noexcept nogil
-    bint sweep_begin(uint8_t*) noexcept nogil
-    void sweep_end(uint8_t*) noexcept nogil
+    struct bits:
+        unsigned long* words
+        uint8_t* summary
+        uint8_t* sweeping
+        size_t nwords
+        bint summed
+    Py_ssize_t bits_find_set(const bits*, size_t start, size_t stop) noexcept nogil
+    Py_ssize_t bits_find_clear(const bits*, size_t start, size_t stop) noexcept nogil
+    Py_ssize_t bits_count(const bits*, size_t start, size_t stop) noexcept nogil
+    Py_ssize_t bits_set(const bits*, size_t start, size_t stop) noexcept nogil
+    Py_ssize_t bits_clear(const bits*, size_t start, size_t stop) noexcept nogil
+    Py_ssize_t bits_take(const bits*, size_t start, size_t stop) noexcept nogil
+    void bits_merge(const bits*, const bits* other) noexcept nogil
+    size_t bits_move(const bits*, const bits* target) noexcept nogil
+    void bits_summarise(const bits*) noexcept nogil
+
+ctypedef Py_ssize_t (*bits_fn)(const bits*, size_t start, size_t stop) noexcept nogil
+
+cdef extern from "_frame.h":
+    struct frame_run:
+        uint64_t word
+        size_t count
+        const char* name
+        size_t length
+        size_t nbytes
+    size_t frame_head(uint8_t*, uint64_t word, const char* name, size_t length) noexcept nogil
+    void frame_zero_records(uint8_t*, uint64_t word, size_t count, const char* name, size_t length) noexcept nogil
+    frame_run frame_parse(const uint8_t*, size_t) noexcept nogil
 
 cdef extern from "_io.h":
     enum: SPEAKS_SOCKET, SPEAKS_PIPE, SPEAKS_FILE
@@ -87,6 +88,7 @@ cdef extern from "_io.h":
 
 cdef enum:
     NOGIL_NBYTES = 65536            # dropping the GIL costs 50 ns: not for less than this
+    GIL_BITS = 8 * 65536
     HEADER_MAX = 8 + 1 + 255        # word, length byte, name
     READ_AHEAD = 512                # bytes taken behind a payload: the next headers, no more, since they are copied
 
@@ -103,9 +105,6 @@ globals().update(
 
 
 # ---- zero detection ----
-
-cdef zero_kernel_fn zero_chosen
-
 
 cdef bint buffer_is_zero_c(const void* buffer, size_t n) noexcept nogil:
     return zero_run(zero_chosen, buffer, n)
@@ -201,7 +200,7 @@ cdef class Bitmap:
         self.size = nbits
         self.nwords = (self.size + WORD_BITS - 1) >> WORD_SHIFT
         self.words = <unsigned long*>calloc(max(self.nwords, <size_t>1), sizeof(unsigned long))
-        self.summary = <uint8_t*>calloc((((self.nwords + GROUP_WORDS - 1) >> GROUP_SHIFT) | 7) + 1, 1)
+        self.summary = <uint8_t*>calloc(((self.nwords // <size_t>GROUP_WORDS) | 7) + 1, 1)
         if self.words == NULL or self.summary == NULL:
             raise MemoryError(f"no memory for a bitmap of {nbits} bits")
 
@@ -245,102 +244,69 @@ cdef class Bitmap:
 
     def set(self, Py_ssize_t bit, /):
         """Set `bit`."""
-        set_bit(self, checked_bit(self, bit))
+        set_bit(self, checked(self, bit, self.size))
 
     def clear(self, Py_ssize_t bit, /):
         """Clear `bit`."""
-        take_bit(self, checked_bit(self, bit))
+        take_bit(self, checked(self, bit, self.size))
 
     def test(self, Py_ssize_t bit, /):
         """Tell whether `bit` is set."""
-        return test_bit(self, checked_bit(self, bit))
+        return test_bit(self, checked(self, bit, self.size))
 
     def take(self, Py_ssize_t bit, /):
         """Clear `bit` and tell whether it was set, in one atomic step."""
-        return take_bit(self, checked_bit(self, bit))
+        return take_bit(self, checked(self, bit, self.size))
 
     def set_range(self, Py_ssize_t start, Py_ssize_t count, /):
         """Set `count` bits from `start`."""
-        cdef size_t first = checked_range(self, start, count), n = count
-        if n < 8 * NOGIL_NBYTES:
-            set_range(self, first, first + n)
-            return
-        with nogil:
-            set_range(self, first, first + n)
+        over(bits_set, self, start, checked_end(self, start, count))
 
     def clear_range(self, Py_ssize_t start, Py_ssize_t count, /):
         """Clear `count` bits from `start`."""
-        self.take_range(start, count)
+        over(bits_clear, self, start, checked_end(self, start, count))
 
     def take_range(self, Py_ssize_t start, Py_ssize_t count, /):
         """Clear `count` bits from `start`, word by word, and tell whether any was set."""
-        cdef size_t first = checked_range(self, start, count), n = count
-        cdef bint any
-        if n < 8 * NOGIL_NBYTES:
-            return take_range(self, first, first + n)
-        with nogil:
-            any = take_range(self, first, first + n)
-        return any
+        return over(bits_take, self, start, checked_end(self, start, count)) != 0
 
     def count(self, Py_ssize_t start=0, stop=None):
         """Count the bits set in [start, stop)."""
-        cdef size_t first = checked_start(self, start), last = checked_stop(self, stop), n
-        cdef bint summed = use_summary(self)
-        if first >= last:
-            return 0
-        if last - first < 8 * NOGIL_NBYTES:
-            return count_range(self, first, last, summed)
-        with nogil:
-            n = count_range(self, first, last, summed)
-        return n
+        return over(bits_count, self, checked(self, start, self.size + 1), checked_stop(self, stop))
 
     def find_next_set(self, Py_ssize_t start=0, stop=None):
         """Return the first set bit in [start, stop), -1 if there is none."""
-        cdef size_t first = checked_start(self, start), last = checked_stop(self, stop)
-        return search(self, first, last)
+        return find(bits_find_set, self, checked(self, start, self.size + 1), checked_stop(self, stop))
 
     def find_next_clear(self, Py_ssize_t start=0, stop=None):
         """Return the first clear bit in [start, stop), -1 if there is none."""
-        cdef size_t first = checked_start(self, start), last = checked_stop(self, stop)
-        cdef Py_ssize_t bit
-        if first >= last:
-            return -1
-        if last - first < 8 * NOGIL_NBYTES:
-            return find_clear(self, first, last)
-        with nogil:
-            bit = find_clear(self, first, last)
-        return bit
+        return find(bits_find_clear, self, checked(self, start, self.size + 1), checked_stop(self, stop))
 
     def next_dirty_area(self, Py_ssize_t start=0, stop=None, max_count=None):
         """Return (start, count) of the first run of set bits in [start, stop), None if there is none.
 
         `max_count` ends a longer run early.
         """
-        cdef size_t last = checked_stop(self, stop), end = last
-        cdef Py_ssize_t first = search(self, checked_start(self, start), last), most, clear
+        cdef size_t end = checked_stop(self, stop)
+        cdef Py_ssize_t most = end if max_count is None else max_count
+        cdef Py_ssize_t first = find(bits_find_set, self, checked(self, start, self.size + 1), end), clear
+        if max_count is not None and most < 1:
+            raise ValueError(f"max_count must be at least 1, not {most}")
         if first < 0:
             return None
-        if max_count is not None:
-            most = max_count
-            if most < 1:
-                raise ValueError(f"max_count must be at least 1, not {most}")
-            if <size_t>most < last - first:
-                end = first + most
-        if end - first < 8 * NOGIL_NBYTES:
-            clear = find_clear(self, first, end)
-        else:
-            with nogil:
-                clear = find_clear(self, first, end)
+        end = min(end, <size_t>first + <size_t>most)
+        clear = find(bits_find_clear, self, first, end)
         return first, (clear if clear >= 0 else <Py_ssize_t>end) - first
 
     def merge(self, Bitmap other not None, /):
         """Set every bit that is set in `other`, a bitmap of the same length."""
-        cdef bint summed = check_same_size(self, other)
-        if other.nwords * sizeof(unsigned long) < NOGIL_NBYTES:
-            merge_words(self, other, summed)
+        cdef bits to = bits_of(self), source = bits_of(other)
+        check_same_size(self, other)
+        if self.size <= GIL_BITS:
+            bits_merge(&to, &source)
             return
         with nogil:
-            merge_words(self, other, summed)
+            bits_merge(&to, &source)
 
     def take_into(self, Bitmap target not None, /):
         """Move every set bit into `target`, a bitmap of the same length; return how many moved.
@@ -348,221 +314,77 @@ cdef class Bitmap:
         A word is emptied first and then added to the target, so that a bit set again meanwhile is never lost; between
         the two steps its bits are in neither map.
         """
-        cdef bint summed = check_same_size(self, target)
+        cdef bits source = bits_of(self), to = bits_of(target)
         cdef size_t moved
+        check_same_size(self, target)
         if target is self:
             raise ValueError("a bitmap cannot be moved into itself")
-        if self.nwords * sizeof(unsigned long) < NOGIL_NBYTES:
-            return move_words(self, target, summed)
+        if self.size <= GIL_BITS:
+            return bits_move(&source, &to)
         with nogil:
-            moved = move_words(self, target, summed)
+            moved = bits_move(&source, &to)
         return moved
 
 
-cdef inline size_t checked_bit(Bitmap bitmap, Py_ssize_t bit) except? 0:
-    if <size_t>bit >= bitmap.size:
-        raise IndexError(f"bit {bit} is outside a bitmap of {bitmap.size} bits")
+cdef inline size_t checked(Bitmap bitmap, Py_ssize_t bit, size_t limit) except? 0:
+    if <size_t>bit >= limit:
+        raise IndexError(f"{bit} is outside a bitmap of {bitmap.size} bits")
     return bit
-
-
-cdef inline size_t checked_range(Bitmap bitmap, Py_ssize_t start, Py_ssize_t count) except? 0:
-    if start < 0 or count < 0 or <size_t>start > bitmap.size or <size_t>count > bitmap.size - start:
-        raise IndexError(f"{count} bits from {start} are not inside a bitmap of {bitmap.size} bits")
-    return start
-
-
-cdef inline size_t checked_start(Bitmap bitmap, Py_ssize_t start) except? 0:
-    if <size_t>start > bitmap.size:
-        raise IndexError(f"start {start} is outside a bitmap of {bitmap.size} bits")
-    return start
 
 
 cdef inline size_t checked_stop(Bitmap bitmap, stop) except? 0:
-    if stop is None:
-        return bitmap.size
-    cdef Py_ssize_t last = stop
-    if <size_t>last > bitmap.size:
-        raise IndexError(f"stop {last} is outside a bitmap of {bitmap.size} bits")
-    return last
+    return bitmap.size if stop is None else checked(bitmap, stop, bitmap.size + 1)
 
 
-cdef bint check_same_size(Bitmap bitmap, Bitmap other) except -1:
-    # Returns whether the summary of the one that is read may be used: see the callers.
+cdef inline size_t checked_end(Bitmap bitmap, Py_ssize_t start, Py_ssize_t count) except? 0:
+    if start < 0 or count < 0 or <size_t>start > bitmap.size or <size_t>count > bitmap.size - start:
+        raise IndexError(f"{count} bits from {start} are not inside a bitmap of {bitmap.size} bits")
+    return start + count
+
+
+cdef int check_same_size(Bitmap bitmap, Bitmap other) except -1:
     if bitmap.size != other.size:
         raise ValueError(f"the bitmaps differ in length: {bitmap.size} and {other.size} bits")
-    return use_summary(bitmap) and use_summary(other)
+    return 0
 
 
-cdef bint use_summary(Bitmap bitmap):
-    # Under the GIL from end to end: nobody may search a summary that is half built.
-    cdef size_t group, ngroups
-    if bitmap.exports:
-        return False
+cdef inline bits bits_of(Bitmap bitmap) noexcept:
+    # The summary is built again under the GIL from end to end: nobody may search one that is half built.
+    cdef bits result = bits(bitmap.words, bitmap.summary, &bitmap.sweeping, bitmap.nwords, True)
     if bitmap.stale:
-        ngroups = (bitmap.nwords + GROUP_WORDS - 1) >> GROUP_SHIFT
-        for group in range(ngroups):
-            if not group_is_zero(bitmap, group):
-                byte_store(&bitmap.summary[group], 1)
-        bitmap.stale = False
-    return True
+        if bitmap.exports:
+            result.summed = False
+        else:
+            bits_summarise(&result)
+            bitmap.stale = False
+    return result
 
 
-cdef bint group_is_zero(Bitmap bitmap, size_t group) noexcept nogil:
-    cdef size_t first = group << GROUP_SHIFT, n = min(<size_t>GROUP_WORDS, bitmap.nwords - first)
-    return buffer_is_zero_c(bitmap.words + first, n * sizeof(unsigned long))
-
-
-cdef void sweep(Bitmap bitmap, size_t group) noexcept nogil:
-    # The group looked empty: lower its byte if it still is. See the class for why this loses nothing.
-    if not sweep_begin(&bitmap.sweeping):
-        return
-    if summary_change(&bitmap.summary[group], 1, 2):
-        summary_change(&bitmap.summary[group], 2, 0 if group_is_zero(bitmap, group) else 1)
-    sweep_end(&bitmap.sweeping)
-
-
-cdef inline unsigned long mask_from(size_t bit) noexcept nogil:
-    return ~0UL << (bit & (WORD_BITS - 1))
-
-
-cdef inline unsigned long mask_to(size_t bit) noexcept nogil:
-    # Bits of the word of bit - 1 that stand before `bit`.
-    return ~0UL >> ((WORD_BITS - (bit & (WORD_BITS - 1))) & (WORD_BITS - 1))
-
-
-cdef void set_range(Bitmap bitmap, size_t start, size_t stop) noexcept nogil:
-    cdef size_t index = start >> WORD_SHIFT, last
-    cdef unsigned long mask = mask_from(start)
-    if start == stop:
-        return
-    last = (stop - 1) >> WORD_SHIFT
-    while index < last:
-        set_word(bitmap, index, mask)
-        mask = ~0UL
-        index += 1
-    set_word(bitmap, last, mask & mask_to(stop))
-
-
-cdef unsigned long take_word(Bitmap bitmap, size_t index, unsigned long mask) noexcept nogil:
-    if not word_load(&bitmap.words[index]) & mask:
+cdef Py_ssize_t over(bits_fn fn, Bitmap bitmap, size_t start, size_t stop) noexcept:
+    cdef bits all = bits_of(bitmap)
+    cdef Py_ssize_t result
+    if start >= stop:
         return 0
-    if mask == ~0UL:
-        return word_swap(&bitmap.words[index], 0)
-    return word_and(&bitmap.words[index], ~mask) & mask
+    if stop - start <= GIL_BITS:
+        return fn(&all, start, stop)
+    with nogil:
+        result = fn(&all, start, stop)
+    return result
 
 
-cdef bint take_range(Bitmap bitmap, size_t start, size_t stop) noexcept nogil:
-    cdef size_t index = start >> WORD_SHIFT, last
-    cdef unsigned long mask = mask_from(start), taken = 0
-    if start == stop:
-        return False
-    last = (stop - 1) >> WORD_SHIFT
-    while index < last:
-        taken |= take_word(bitmap, index, mask)
-        mask = ~0UL
-        index += 1
-    return (taken | take_word(bitmap, last, mask & mask_to(stop))) != 0
-
-
-cdef size_t count_range(Bitmap bitmap, size_t start, size_t stop, bint summed) noexcept nogil:
-    cdef size_t index = start >> WORD_SHIFT, last = (stop - 1) >> WORD_SHIFT, end, n
-    cdef unsigned long word = bitmap.words[index] & mask_from(start)
-    if index == last:
-        word &= mask_to(stop)
-        return words_popcount(&word, 1)
-    n = words_popcount(&word, 1)
-    word = bitmap.words[last] & mask_to(stop)
-    n += words_popcount(&word, 1)
-    index += 1
-    while index < last:             # n: all bits before `index`, and those of the last word
-        end = min(last, ((index >> GROUP_SHIFT) + 1) << GROUP_SHIFT)
-        if not summed or byte_load(&bitmap.summary[index >> GROUP_SHIFT]):
-            n += words_popcount(bitmap.words + index, end - index)
-        index = end
-    return n
-
-
-cdef Py_ssize_t search(Bitmap bitmap, size_t start, size_t stop):
-    cdef bint summed = use_summary(bitmap)
+cdef Py_ssize_t find(bits_fn fn, Bitmap bitmap, size_t start, size_t stop) noexcept:
+    # What is near is found before the GIL could be dropped.
+    cdef bits all = bits_of(bitmap)
     cdef Py_ssize_t bit
+    cdef size_t near = min(stop, (start + GIL_BITS) & ~<size_t>(GROUP_WORDS * WORD_BITS - 1))
     if start >= stop:
         return -1
-    if stop - start < 8 * NOGIL_NBYTES:
-        return find_set(bitmap, start, stop, summed)
+    bit = fn(&all, start, near)
+    if bit >= 0 or near == stop:
+        return bit
     with nogil:
-        bit = find_set(bitmap, start, stop, summed)
+        bit = fn(&all, near, stop)
     return bit
-
-
-cdef Py_ssize_t find_set(Bitmap bitmap, size_t start, size_t stop, bint summed) noexcept nogil:
-    cdef size_t index = start >> WORD_SHIFT, last = (stop - 1) >> WORD_SHIFT, group, end, found
-    cdef unsigned long word = bitmap.words[index] & mask_from(start)
-    if word == 0:
-        index += 1
-        while True:                 # no bit in [start, index * WORD_BITS)
-            if index > last:
-                return -1
-            group = index >> GROUP_SHIFT
-            if summed and byte_load(&bitmap.summary[group]) == 0:
-                index = summary_next(bitmap.summary, group, (last >> GROUP_SHIFT) + 1) << GROUP_SHIFT
-                continue
-            end = min(last + 1, (group + 1) << GROUP_SHIFT)
-            found = words_next_set(bitmap.words, index, end)
-            if found < end:
-                index = found
-                word = word_load(&bitmap.words[index])
-                if word:
-                    break
-                continue            # taken since: look on from here
-            if summed and index == group << GROUP_SHIFT:
-                sweep(bitmap, group)
-            index = end
-    start = (index << WORD_SHIFT) + word_ctz(word)
-    return start if start < stop else -1
-
-
-cdef Py_ssize_t find_clear(Bitmap bitmap, size_t start, size_t stop) noexcept nogil:
-    cdef size_t index = start >> WORD_SHIFT, end = ((stop - 1) >> WORD_SHIFT) + 1
-    cdef unsigned long word = ~bitmap.words[index] & mask_from(start)
-    while word == 0:
-        index = words_next_clear(bitmap.words, index + 1, end)
-        if index >= end:
-            return -1
-        word = ~word_load(&bitmap.words[index])
-    start = (index << WORD_SHIFT) + word_ctz(word)
-    return start if start < stop else -1
-
-
-cdef void merge_words(Bitmap bitmap, Bitmap other, bint summed) noexcept nogil:
-    cdef size_t index = 0, end
-    cdef unsigned long word
-    while index < other.nwords:
-        end = min(other.nwords, index + GROUP_WORDS)
-        if not summed or byte_load(&other.summary[index >> GROUP_SHIFT]):
-            while index < end:
-                word = word_load(&other.words[index])
-                if word:
-                    set_word(bitmap, index, word)
-                index += 1
-        index = end
-
-
-cdef size_t move_words(Bitmap bitmap, Bitmap target, bint summed) noexcept nogil:
-    cdef size_t index = 0, end, moved = 0
-    cdef unsigned long word
-    while index < bitmap.nwords:
-        end = min(bitmap.nwords, index + GROUP_WORDS)
-        if not summed or byte_load(&bitmap.summary[index >> GROUP_SHIFT]):
-            while index < end:
-                word = take_word(bitmap, index, ~0UL)
-                if word:
-                    set_word(target, index, word)
-                    moved += words_popcount(&word, 1)
-                index += 1
-            if summed:
-                sweep(bitmap, (end - 1) >> GROUP_SHIFT)
-        index = end
-    return moved
 
 
 # ---- big-endian framing ----
@@ -666,21 +488,6 @@ cdef int check_zero_run(uint64_t sector, uint64_t count, bytes name) except -1:
     return 0
 
 
-cdef size_t encode_header(uint8_t* p, uint64_t word, const uint8_t* name, size_t length) noexcept nogil:
-    store_be64(p, word)
-    p[8] = <uint8_t>length
-    memcpy(p + 9, name, length)
-    return 9 + length
-
-
-cdef void encode_zero_records(uint8_t* p, uint64_t sector, size_t count, const uint8_t* name, size_t length) noexcept nogil:
-    cdef uint64_t word = sector << SECTOR_BITS | FLAG_DEVICE_BLOCK | FLAG_ZERO_BLOCK
-    cdef size_t i
-    for i in range(count):
-        p += encode_header(p, word, name, length)
-        word += BLOCK_SIZE
-
-
 def put_block_header(buffer, Py_ssize_t offset, uint64_t sector, uint64_t flags, bytes name not None, /):
     """Write a record's word and name at `offset`; return the offset behind it.
 
@@ -693,7 +500,7 @@ def put_block_header(buffer, Py_ssize_t offset, uint64_t sector, uint64_t flags,
     cdef size_t length = len(name), n
     check_record(sector, flags, name)
     p = writable(buffer, &view, offset, 9 + length)
-    n = encode_header(p, sector << SECTOR_BITS | flags, <const uint8_t*>PyBytes_AS_STRING(name), length)
+    n = frame_head(p, sector << SECTOR_BITS | flags, PyBytes_AS_STRING(name), length)
     PyBuffer_Release(&view)
     return offset + <Py_ssize_t>n
 
@@ -702,56 +509,19 @@ def put_zero_records(buffer, Py_ssize_t offset, uint64_t sector, uint64_t count,
     """Write `count` zero-block records, at `sector` and every 2048 sectors on; return the offset behind them."""
     cdef Py_buffer view
     cdef uint8_t* p
-    cdef const uint8_t* text = <const uint8_t*>PyBytes_AS_STRING(name)
+    cdef const char* text = PyBytes_AS_STRING(name)
     cdef size_t length = len(name), n = count
     check_zero_run(sector, count, name)
     if n > <size_t>-1 // HEADER_MAX:
         raise IndexError(f"{count} records are more than any buffer holds")
     p = writable(buffer, &view, offset, n * (9 + length))
     if n * (9 + length) < NOGIL_NBYTES:
-        encode_zero_records(p, sector, n, text, length)
+        frame_zero_records(p, sector << SECTOR_BITS, n, text, length)
     else:
         with nogil:
-            encode_zero_records(p, sector, n, text, length)
+            frame_zero_records(p, sector << SECTOR_BITS, n, text, length)
     PyBuffer_Release(&view)
     return offset + <Py_ssize_t>(n * (9 + length))
-
-
-cdef struct Run:
-    uint64_t word                   # of the first record
-    size_t count                    # records in the run
-    const uint8_t* name
-    size_t length                   # of the name
-    size_t nbytes                   # of the run in the stream; 0: its first record is not complete
-
-
-cdef Run decode_run(const uint8_t* p, size_t n) noexcept nogil:
-    cdef Run run = Run(0, 1, p, 0, 0)
-    cdef size_t step
-    cdef uint64_t word
-    if n < 8:
-        return run
-    run.word = word = load_be64(p)
-    if not word & FLAG_DEVICE_BLOCK:        # WIRE.md 1.7: bit 0 comes first, whatever else is set
-        run.nbytes = 8
-        return run
-    if n < 9 or n < 9 + <size_t>p[8]:
-        return run
-    run.name = p + 9
-    run.length = p[8]
-    step = run.nbytes = 9 + run.length
-    if not word & FLAG_ZERO_BLOCK:
-        return run
-    # Invariant: [0, nbytes) are `count` records that follow each other in all but the sector.
-    while n - run.nbytes >= step:
-        word += BLOCK_SIZE
-        if word < BLOCK_SIZE or load_be64(p + run.nbytes) != word:
-            break
-        if memcmp(p + run.nbytes + 8, p + 8, 1 + run.length) != 0:
-            break
-        run.nbytes += step
-        run.count += 1
-    return run
 
 
 def parse_run(buffer, Py_ssize_t start, Py_ssize_t stop, /):
@@ -764,22 +534,22 @@ def parse_run(buffer, Py_ssize_t start, Py_ssize_t stop, /):
         anything else           flags = the low 9 bits, name = b"", sector = the rest, e.g. the percentage
     """
     cdef Py_buffer view
-    cdef Run run
+    cdef frame_run run
     cdef const uint8_t* p
     if start > stop:
         raise IndexError(f"start {start} is behind stop {stop}")
     p = readable(buffer, &view, start, stop - start)
     try:
         if stop - start < NOGIL_NBYTES:
-            run = decode_run(p, stop - start)
+            run = frame_parse(p, stop - start)
         else:
             with nogil:
-                run = decode_run(p, stop - start)
+                run = frame_parse(p, stop - start)
         if run.nbytes == 0:
             return None
         return (
             run.word & (SECTOR_SIZE - 1),
-            PyBytes_FromStringAndSize(<const char*>run.name, run.length),
+            PyBytes_FromStringAndSize(run.name, run.length),
             run.word >> SECTOR_BITS,
             run.count,
             start + <Py_ssize_t>run.nbytes,
@@ -1192,7 +962,7 @@ cdef class OutputBuffer:
         """Put a record's word and name. OverflowError if sector, flags or name do not fit."""
         check_record(sector, flags, name)
         cdef uint8_t* p = self.reserve(HEADER_MAX)
-        self.staged(encode_header(p, sector << SECTOR_BITS | flags, <const uint8_t*>PyBytes_AS_STRING(name), len(name)))
+        self.staged(frame_head(p, sector << SECTOR_BITS | flags, PyBytes_AS_STRING(name), len(name)))
 
     def put_zero_records(self, uint64_t sector, uint64_t count, bytes name not None, /):
         """Put `count` zero-block records, at `sector` and every 2048 sectors on; they leave with what follows."""
@@ -1202,7 +972,7 @@ cdef class OutputBuffer:
         while count:
             p = self.reserve(9 + length)
             room = min(count, <uint64_t>((self.capacity - self.tail) // (9 + length)))
-            encode_zero_records(p, sector, room, <const uint8_t*>PyBytes_AS_STRING(name), length)
+            frame_zero_records(p, sector << SECTOR_BITS, room, PyBytes_AS_STRING(name), length)
             self.staged(room * (9 + length))
             sector += room * SECTORS_PER_BLOCK
             count -= room
@@ -1367,13 +1137,13 @@ cdef class InputBuffer:
 
         Returns (flags, name, sector, count) as parse_run does. The payload of a data record is next: get_block.
         """
-        cdef Run run
+        cdef frame_run run
         while True:
-            run = decode_run(self.staging + self.head, self.tail - self.head)
+            run = frame_parse(self.staging + self.head, self.tail - self.head)
             if run.nbytes:
                 break
             self.require(self.tail - self.head + 1)
-        name = PyBytes_FromStringAndSize(<const char*>run.name, run.length)
+        name = PyBytes_FromStringAndSize(run.name, run.length)
         self.consume(run.nbytes)
         return run.word & (SECTOR_SIZE - 1), name, run.word >> SECTOR_BITS, run.count
 

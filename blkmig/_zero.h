@@ -187,6 +187,9 @@ static void zero_detect(void)
 #endif
 }
 
+/* The one that is used, set at import. */
+static zero_kernel_fn zero_chosen = zero_portable;
+
 static inline int zero_run(zero_kernel_fn kernel, const void *buffer, size_t n)
 {
     const unsigned char *p = buffer;
