@@ -56,7 +56,9 @@ def export_of(uri: str) -> str:
 
 def with_export(uri: str, export: str) -> str:
     """Return `uri` with another export name."""
-    return urllib.parse.urlsplit(uri)._replace(path="/" + urllib.parse.quote(export, safe="")).geturl()
+    parts = urllib.parse.urlsplit(uri)
+    query = f"?{parts.query}" if parts.query else ""  # geturl() would drop the slashes of an empty host
+    return f"{parts.scheme}://{parts.netloc}/{urllib.parse.quote(export, safe='')}{query}"
 
 
 class NbdConnection:
