@@ -288,8 +288,14 @@ def sha256(contents: bytes) -> str:
 
 
 def capture(path: pathlib.Path) -> str:
-    """Return a one-way URI that stores the stream in `path`; all of it is there once QEMU has quit."""
-    return f"exec:exec cat > '{path}'"
+    """Return a one-way URI that stores the stream in `path`; see :func:`captured`."""
+    return f"exec:cat > '{path}'; touch '{path}.end'"
+
+
+def captured(vm: Qemu, path: pathlib.Path) -> pathlib.Path:
+    """Wait until the source has closed a captured stream and all of it is in `path`."""
+    vm.wait_until(pathlib.Path(f"{path}.end").exists, "the end of the stream")
+    return path
 
 
 # -- the guest -------------------------------------------------------------------------------------------------------

@@ -124,7 +124,10 @@ class Session:
         status = vm.wait_migration()
         if status != self.recording.status:
             raise AssertionError(f"{self.recording.name}: {status}, {vm.log}")
-        vm.quit()
+        if self.recording.run is not with_return_path:
+            real_qemu.captured(vm, self.stream)
+        if status == "completed":
+            vm.quit()  # else QEMU may still be cleaning up, and then it aborts
 
     def wait_stream(self, nbytes: int) -> None:
         """Wait until the file holds `nbytes` of the stream."""
