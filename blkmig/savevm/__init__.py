@@ -10,6 +10,7 @@ from .configuration import Configuration
 from .container import ContainerFormat, looks_like_footer
 from .handlers import SaveVMHandlers
 from .load import LoadVM
+from .return_path import await_shut
 from .savestate import SaveState
 from .stream import LoadedStream, SectionInfo, StreamObserver
 
@@ -22,5 +23,6 @@ __all__ = [
     "SaveVMHandlers",
     "SectionInfo",
     "StreamObserver",
+    "await_shut",
     "looks_like_footer",
 ]
