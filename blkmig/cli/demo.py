@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``blkmig demo``: watch a disk move while it is being written.
+
+A writer thread scribbles over a disk, a receiver waits in another process, and the disk migrates to it over loopback
+TCP. When the last pass is over the writer is turned away, and the two disks are compared byte for byte.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import pathlib
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from typing import IO, Any
+
+from .. import disk, errors, migration, params, stats, units
+from . import arguments, output
+
+DATA_SHARE = 0.4
+"""How much of the demo's disk holds data; the rest are holes."""
+
+HOT_BYTES = 32 << 20
+"""The writer works in this part of the disk most of the time, as real writers do."""
+
+EXTENT_BYTES = 4 << 20
+TICK_SECONDS = 0.005
+RECEIVER_SECONDS = 30.0
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser = arguments.add_command(
+        commands, "demo", run, summary="watch a disk move over loopback TCP while it is being written, and verify it"
+    )
+    parser.add_argument("--size", type=arguments.size, default=1 << 30, help="size of the disk (default: 1GiB)")
+    parser.add_argument("--write-rate", type=arguments.size, default=24 << 20, metavar="SIZE",
+                        help="bytes per second that the writer writes (default: 24MiB)")  # fmt: skip
+    parser.add_argument("--max-bandwidth", type=arguments.size, default=160 << 20, metavar="SIZE",
+                        help="bytes per second on the wire, 0 for all there is (default: 160MiB)")  # fmt: skip
+    parser.add_argument("--downtime-limit", type=float, default=0.02, metavar="SECONDS", help="(default: 0.02)")
+    parser.add_argument(
+        "--dir", metavar="DIR", help="where the two disks are for a moment (default: the temporary folder)"
+    )
+    arguments.add_progress(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    with tempfile.TemporaryDirectory(prefix="blkmig-demo-", dir=args.dir) as folder:
+        check_space(folder, args.size)
+        source, target = pathlib.Path(folder, "source.raw"), pathlib.Path(folder, "target.raw")
+        make_disk(source, args.size)
+        print(f"a disk of {units.format_size(args.size)}, written at {units.format_rate(args.write_rate)}, moves "
+              "over loopback TCP to another process", file=sys.stderr)  # fmt: skip
+        with (
+            receiving(target) as uri,
+            disk.FileBackend(source, name="demo") as backend,
+            Writer(backend, args.write_rate) as writer,
+        ):
+            result = migrate(backend, uri, args)
+        equal = same_contents(source, target)
+    print_result(result, writer, args, equal=equal)
+    return 0 if equal else errors.ContentMismatch.exit_code
+
+
+def check_space(folder: str, size: int) -> None:
+    """Refuse a demo that would fill the file system."""
+    needed, free = int(2 * size * (DATA_SHARE + 0.1)) + 2 * HOT_BYTES, shutil.disk_usage(folder).free
+    if free < needed:
+        raise errors.ParameterError(
+            f"{folder} has {units.format_size(free)} free and the demo needs {units.format_size(needed)}: "
+            "say another folder with --dir, or a smaller --size"
+        )
+
+
+def make_disk(path: pathlib.Path, size: int) -> None:
+    """Make a sparse disk with extents of data all over it."""
+    with disk.FileBackend(path, create_size=size, name="demo") as backend:
+        for offset in range(0, size, int(EXTENT_BYTES / DATA_SHARE)):
+            backend.pwrite(os.urandom(min(EXTENT_BYTES, size - offset)), offset)
+
+
+def migrate(backend: disk.BlockBackend, uri: str, args: argparse.Namespace) -> stats.OutgoingStatistics:
+    """Move the disk; afterwards its writer is refused."""
+    parameters = params.MigrationParameters(
+        max_bandwidth=args.max_bandwidth, downtime_limit=args.downtime_limit, writers_after="refuse", timeout=60
+    )
+    with output.reporter(args.progress) as report:
+        outgoing = migration.OutgoingMigration([backend], uri, parameters, on_progress=report)
+        with outgoing:
+            outgoing.run()
+    return outgoing.stats
+
+
+@contextlib.contextmanager
+def receiving(target: pathlib.Path) -> Iterator[str]:
+    """Run ``blkmig receive`` in another process and yield the address that it listens on."""
+    command = [sys.executable, "-m", "blkmig", "receive", "--progress=none", "--accept-timeout", str(RECEIVER_SECONDS),
+               "tcp:127.0.0.1:0", f"demo={target}"]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            yield read_address(process.stderr)
+            if process.wait(RECEIVER_SECONDS):
+                raise errors.MigrationError(f"the receiver failed: {process.stderr.read().strip()}")
+        finally:
+            process.kill()
+
+
+def read_address(stderr: IO[str]) -> str:
+    """Return the address that the receiver announces in its first line."""
+    line = stderr.readline()
+    announcement, _, uri = line.strip().rpartition(" ")
+    if announcement != "listening on":
+        raise errors.MigrationError(f"the receiver did not start: {line}{stderr.read()}".strip())
+    return uri
+
+
+@dataclasses.dataclass(slots=True)
+class WriterFigures:
+    """What the writer did and noticed."""
+
+    writes: int = 0
+    nbytes: int = 0
+    longest_stall: float = 0.0
+
+
+class Writer:
+    """A thread that writes 4 to 64 KiB here and there, at a steady rate, until its disk has moved."""
+
+    def __init__(self, backend: disk.LocalBackend, rate: int) -> None:
+        self.figures = WriterFigures()
+        self._backend = backend
+        self._rate = rate
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="demo-writer", daemon=True)
+
+    def __enter__(self) -> Writer:
+        """Start writing."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Stop writing."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        """Write, keeping to the rate, until stopped or turned away."""
+        rng, pool, started = random.Random(1), os.urandom(1 << 20), time.monotonic()
+        while not self._stop.is_set():
+            if self.figures.nbytes > self._rate * (time.monotonic() - started):
+                self._stop.wait(TICK_SECONDS)
+                continue
+            try:
+                self._write(rng, pool)
+            except errors.DeviceError:
+                return  # the disk has moved
+
+    def _write(self, rng: random.Random, pool: bytes) -> None:
+        """Write once and note how long it took."""
+        area = min(HOT_BYTES, self._backend.size) if rng.random() < 0.95 else self._backend.size
+        nbytes = min(rng.choice((4096, 16384, 65536)), area)
+        offset = rng.randrange(0, area - nbytes + 1, 512)
+        start = rng.randrange(len(pool) - nbytes)
+        before = time.monotonic()
+        self._backend.pwrite(pool[start : start + nbytes], offset)
+        self.figures.longest_stall = max(self.figures.longest_stall, time.monotonic() - before)
+        self.figures.writes += 1
+        self.figures.nbytes += nbytes
+
+
+def same_contents(first: pathlib.Path, second: pathlib.Path) -> bool:
+    """Compare two files byte for byte."""
+    if first.stat().st_size != second.stat().st_size:
+        return False
+    with first.open("rb", buffering=0) as one, second.open("rb", buffering=0) as other:
+        while piece := one.read(1 << 20):
+            if piece != other.read(1 << 20):
+                return False
+    return True
+
+
+def print_result(result: stats.OutgoingStatistics, writer: Writer, args: argparse.Namespace, *, equal: bool) -> None:
+    """Print the table."""
+    figures = writer.figures
+    if args.json:
+        output.print_json({"migration": output.to_json(result), "writer": output.to_json(figures), "verified": equal})
+        return
+    rows = [
+        ("disk", f"{units.format_size(result.disk_bytes)}, {result.blocks} blocks sent, {result.zero_blocks} zero"),
+        ("on the wire", f"{units.format_size(result.transferred)} in {units.format_duration(result.total_time)}"),
+        ("dirty rounds", str(max(0, result.rounds[-1].number - 1))),
+        ("downtime", f"{units.format_duration(result.downtime or 0.0)}, the target's flush included"),
+        ("writer", f"{figures.writes} writes, {units.format_size(figures.nbytes)}; longest stall "
+                   f"{units.format_duration(figures.longest_stall)}"),
+        ("verified", "the two disks are equal, byte for byte" if equal else "THE DISKS DIFFER"),
+    ]  # fmt: skip
+    output.print_table(rows)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``blkmig receive``: take the disks of a migration, from blkmig or from a QEMU 2.2 to 9.0."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from .. import errors, migration, params, stats, units
+from . import arguments, output
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser = arguments.add_command(
+        commands,
+        "receive",
+        run,
+        summary="take the disks of a migration, from blkmig or from a QEMU 2.2 to 9.0",
+        description="Listens on tcp: and unix:, reads exec:, fd:, file: and - (stdin). A target that does not exist is "
+        "created; it is complete only if the exit code is 0.",
+    )
+    parser.add_argument("uri", metavar="URI", help=arguments.URI_HELP)
+    parser.add_argument("disks", nargs="*", metavar="[NAME=]DISK", help="where the disk NAME goes; without a name, the "
+                        "disks of the stream in their order")  # fmt: skip
+    parser.add_argument("--into", metavar="DIR", help="put every other disk into this folder, as NAME.raw")
+    parser.add_argument("--map", action="append", default=[], metavar="INDEX=DISK",
+                        help="where the disk that appears as number INDEX, from 0, goes")  # fmt: skip
+    parser.add_argument("--size", action="append", default=[], metavar="[NAME=]SIZE",
+                        help="exact size of a disk, where the stream does not say it")  # fmt: skip
+    parser.add_argument(
+        "--incremental", action="store_true", help="the targets hold the base already: write what comes"
+    )
+    parser.add_argument("--verify", action="store_true", help="read everything back and compare it with the digests")
+    parser.add_argument("--direct", action="store_true", help="write around the page cache")
+    parser.add_argument("--accept-timeout", type=float, metavar="SECONDS", help="how long to wait for the source")
+    arguments.add_progress(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    named = [arguments.named(text) for text in args.disks]
+    targets = {name: path for name, path in named if name is not None}
+    by_index = dict(enumerate(path for name, path in named if name is None))
+    by_index.update(map(parse_map, args.map))
+    parameters = params.IncomingParameters(
+        sizes=dict(map(parse_named_size, args.size)),
+        incremental=args.incremental,
+        verify=args.verify,
+        direct=args.direct,
+        accept_timeout=args.accept_timeout,
+    )
+    with output.reporter(args.progress) as report:
+        incoming = migration.IncomingMigration(
+            args.uri, targets, parameters, into=args.into, by_index=by_index, on_progress=report
+        )
+        with incoming:
+            if args.uri.startswith(("tcp:", "unix:")):
+                print(f"listening on {incoming.uri}", file=sys.stderr, flush=True)
+            result = incoming.run()
+    print_result(result, args)
+    return 0
+
+
+def parse_map(text: str) -> tuple[int, str]:
+    """Parse ``INDEX=DISK``."""
+    index, _, path = text.partition("=")
+    if not index.isdecimal() or not path:
+        raise errors.ParameterError(f"--map takes INDEX=DISK, for instance 0=vda.raw, not {text!r}")
+    return int(index), path
+
+
+def parse_named_size(text: str) -> tuple[str, int]:
+    """Parse ``[NAME=]SIZE``; no name stands for every disk."""
+    name, _, size = text.rpartition("=")
+    return name, units.parse_size(size)
+
+
+def print_result(result: stats.IncomingStatistics, args: argparse.Namespace) -> None:
+    """Print what came."""
+    if args.json:
+        output.print_json(result)
+        return
+    for note in result.notes:
+        output.print_error(note)
+    rows = [(received.name or "(no name)", describe_disk(received)) for received in result.disks.values()]
+    speed = units.format_rate(result.transferred / result.total_time) if result.total_time else "-"
+    rows.append(("time", f"{units.format_duration(result.total_time)}, {speed} on the wire"))
+    output.print_table(rows)
+
+
+def describe_disk(received: stats.DiskStatistics) -> str:
+    """Return a line about one disk."""
+    text = f"{units.format_size(received.size or 0)}, {received.blocks} blocks, {received.zero_blocks} zero"
+    if received.resent_blocks:
+        text += f", {received.resent_blocks} sent again"
+    return text + (", verified" if received.verified else "")

@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``blkmig send``: migrate disks to another host, process or file."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from typing import Any
+
+from .. import disk, migration, params, stats, units
+from . import arguments, output
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser = arguments.add_command(
+        commands,
+        "send",
+        run,
+        summary="migrate disks to a receiver, a QEMU up to 9.0 with -incoming, or a file",
+    )
+    parser.add_argument("disks", nargs="+", metavar="[NAME=]DISK", help="a raw file or block device; NAME is what the "
+                        "receiver calls it (default: the file's name without suffix)")  # fmt: skip
+    parser.add_argument("uri", metavar="URI", help=arguments.URI_HELP)
+    add_limits(parser)
+    add_stream(parser)
+    arguments.add_progress(parser)
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add the options about speed, downtime and giving up."""
+    parser.add_argument("--max-bandwidth", type=arguments.size, default=0, metavar="SIZE", help="bytes per second")
+    parser.add_argument("--downtime-limit", type=float, default=0.3, metavar="SECONDS",
+                        help="how long the writers may be held at the end (default: 0.3)")  # fmt: skip
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up if it has not converged by then")
+    parser.add_argument("--max-rounds", type=int, metavar="N", help="give up if it has not converged in N dirty rounds")
+    parser.add_argument("--auto-converge", action="store_true", help="slow the writers down when they are too fast")
+
+
+def add_stream(parser: argparse.ArgumentParser) -> None:
+    """Add the options about what is sent, and in which form."""
+    parser.add_argument("--incremental", action="store_true", help="send only what the top layer of each disk holds")
+    parser.add_argument("--verify", action="store_true", help="put digests into the stream, for receive --verify")
+    parser.add_argument("--no-zero-blocks", dest="zero_blocks", action="store_false",
+                        help="send zeros as data")  # fmt: skip
+    parser.add_argument("--reading", choices=("auto", "inline", "parallel"), default="auto",
+                        help="how blocks are read (default: what suits the disk)")  # fmt: skip
+    parser.add_argument("--direct", action="store_true", help="read around the page cache")
+    parser.add_argument("--qemu", action="store_true", help="the target is a QEMU: refuse what it cannot load")
+    parser.add_argument("--machine", default="", metavar="TYPE", help="machine type of the target QEMU; "
+                        "needed for types of 2.3 and older")  # fmt: skip
+    parser.add_argument("--connect-timeout", type=float, default=30.0, metavar="SECONDS", help="(default: 30)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    parameters = params.MigrationParameters(
+        max_bandwidth=args.max_bandwidth,
+        downtime_limit=args.downtime_limit,
+        timeout=args.timeout,
+        max_rounds=args.max_rounds,
+        auto_converge=args.auto_converge,
+        shared_base=args.incremental,
+        digests=args.verify,
+        zero_blocks=args.zero_blocks,
+        reading=args.reading,
+        qemu=args.qemu,
+        machine=args.machine,
+        machine_compat=machine_compat(args.machine),
+        connect_timeout=args.connect_timeout,
+    )
+    with contextlib.ExitStack() as stack:
+        disks = [
+            stack.enter_context(disk.open_disk(path, name=name, direct=args.direct))
+            for name, path in map(arguments.named, args.disks)
+        ]
+        report = stack.enter_context(output.reporter(args.progress))
+        outgoing = migration.OutgoingMigration(disks, args.uri, parameters, on_progress=report)
+        with outgoing:
+            outgoing.run()
+    for name in outgoing.skipped:
+        output.print_error(f"disk {name!r} was not sent: it is read-only or has no bytes")
+    print_result(outgoing.stats, args)
+    return 0
+
+
+def machine_compat(machine: str) -> params.MachineCompat | None:
+    """Return what the container of a machine type as old as this one looks like."""
+    version = machine.rpartition("-")[2]
+    if version in ("2.3", "2.2"):
+        return "2.3" if version == "2.3" else "2.2"
+    is_older = version in ("2.0", "2.1") or version.startswith(("0.", "1."))
+    return "2.2" if is_older else None
+
+
+def print_result(result: stats.OutgoingStatistics, args: argparse.Namespace) -> None:
+    """Print what was done: on stdout, or on stderr if the stream is there."""
+    file = sys.stderr if args.uri == "-" else sys.stdout
+    if args.json:
+        output.print_json(result, file)
+        return
+    rounds = max(0, result.rounds[-1].number - 1) if result.rounds else 0
+    rows = [
+        ("disks", units.format_size(result.disk_bytes)),
+        (
+            "on the wire",
+            f"{units.format_size(result.transferred)} in {result.blocks} blocks, {result.zero_blocks} zero",
+        ),
+        ("dirty rounds", str(rounds)),
+        ("time", f"{units.format_duration(result.total_time)}, {units.format_rate(result.throughput)}"),
+        ("downtime", units.format_duration(result.downtime or 0.0)),
+    ]
+    output.print_table(rows, file)
