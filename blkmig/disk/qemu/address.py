@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How a running QEMU and its disks are named: ``qemu:PATH[,device=ID][,node=NAME][,nbd=ADDRESS][,export=ID]``."""
+
+from __future__ import annotations
+
+import dataclasses
+import urllib.parse
+from typing import Any
+
+from ... import errors
+from .. import nbd_connection
+
+SCHEME = "qemu:"
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class QemuAddress:
+    """A QMP socket and what to use behind it."""
+
+    path: str
+    """The QMP socket."""
+
+    devices: tuple[str, ...] = ()
+    nodes: tuple[str, ...] = ()
+    """Which disks, by the device's id or by the node's name; all writable ones if both are empty."""
+
+    nbd: str | None = None
+    """URI of QEMU's NBD server, where one is running already, or is to be started."""
+
+    exports: tuple[str, ...] = ()
+    """The exports through which others write; found by themselves if this is empty."""
+
+
+def is_qemu_address(text: str) -> bool:
+    """Tell whether `text` names a running QEMU."""
+    return text.startswith(SCHEME)
+
+
+def parse(text: str) -> QemuAddress:
+    """Parse ``qemu:PATH,...``; a comma in a value is written twice, as for QEMU.
+
+    `device`, `node` and `export` may stand there more than once. `nbd` takes an NBD URI or ``unix:PATH``.
+    Raises :class:`~blkmig.errors.ParameterError`.
+    """
+    if not is_qemu_address(text):
+        raise errors.ParameterError(f"{text!r} does not start with {SCHEME!r}")
+    path, *options = (part.replace("\0", ",") for part in text.removeprefix(SCHEME).replace(",,", "\0").split(","))
+    if not path:
+        raise errors.ParameterError(f"{text!r} names no QMP socket: write qemu:PATH")
+    values: dict[str, list[str]] = {"device": [], "node": [], "nbd": [], "export": []}
+    for option in options:
+        key, equals, value = option.partition("=")
+        if key not in values or not equals or not value:
+            raise errors.ParameterError(
+                f"{option!r} in {text!r} is not known: say device=ID, node=NAME, nbd=URI or export=ID"
+            )
+        values[key].append(value)
+    if len(values["nbd"]) > 1:
+        raise errors.ParameterError(f"{text!r}: a QEMU has one NBD server, so nbd= can stand there once")
+    return QemuAddress(
+        path=path,
+        devices=tuple(values["device"]),
+        nodes=tuple(values["node"]),
+        nbd=_nbd_uri(values["nbd"][0]) if values["nbd"] else None,
+        exports=tuple(values["export"]),
+    )
+
+
+def _nbd_uri(text: str) -> str:
+    if text.startswith("unix:"):
+        return nbd_connection.unix_uri(text.removeprefix("unix:"))
+    if not nbd_connection.is_nbd_uri(text):
+        raise errors.ParameterError(f"nbd={text!r} is neither an NBD URI nor unix:PATH")
+    return text
+
+
+def socket_address(uri: str) -> dict[str, Any] | None:
+    """Return the NBD server's `uri` as QMP's SocketAddress, None if blkmig cannot start a server like that (TLS)."""
+    parts = urllib.parse.urlsplit(uri)
+    if parts.scheme == "nbd+unix":
+        socket_path = urllib.parse.parse_qs(parts.query).get("socket", [""])[0]
+        return {"type": "unix", "data": {"path": socket_path}} if socket_path else None
+    if parts.scheme == "nbd" and parts.hostname:
+        return {"type": "inet", "data": {"host": parts.hostname, "port": str(parts.port or 10809)}}
+    return None

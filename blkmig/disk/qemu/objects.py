@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What blkmig creates inside QEMU: exports, bitmaps, the NBD server. Nothing of it outlives the run.
+
+All names start with one prefix, ``blkmig-<random>-``, so that a later run recognises what a killed one left behind.
+A name is noted *before* QEMU is told, and forgotten after QEMU has confirmed that it is gone: an interruption in
+between costs a vain removal, never a leftover.
+
+A connection to an export is always closed by the server first (delete the export, wait for the event, then close our
+end). QEMU before 9.0 aborts when a client closes first while the node runs in an iothread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import pathlib
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+
+from ... import errors
+from .. import nbd_connection
+from . import address, qmp
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "blkmig-"
+
+SOCKET_SUFFIX = ".nbd"
+MAX_SOCKET_PATH = 107
+
+
+class OwnObjects:
+    """The exports, bitmaps and the NBD server of one run. One thread at a time."""
+
+    def __init__(self, connection: qmp.QmpConnection) -> None:
+        self.prefix = f"{PREFIX}{secrets.token_hex(4)}-"
+        self.uri = ""
+        """Of the NBD server, without an export; set by :meth:`start_server`."""
+
+        self._qmp = connection
+        self._exports: dict[str, None] = {}
+        self._bitmaps: dict[tuple[str, str], None] = {}
+        self._owns_server = False
+
+    # -- NBD server --------------------------------------------------------------------------------------------------
+
+    def start_server(self, uri: str | None) -> None:
+        """Start the NBD server at `uri`, or use the one that is running there; by default beside the QMP socket."""
+        self.uri = uri or nbd_connection.unix_uri(default_socket(self._qmp.path, self.prefix))
+        where = address.socket_address(self.uri)
+        if where is None:
+            return
+        try:
+            self._owns_server = True
+            self._qmp.execute("nbd-server-start", {"addr": where})
+        except qmp.QmpError as error:
+            self._owns_server = False
+            if "already running" not in error.text:
+                cause = f"{error.text}; name a place where QEMU may create a socket, with nbd=unix:PATH"
+                raise errors.DeviceError("start the NBD server", device=self._qmp.device, cause=cause) from error
+            if uri is None:
+                raise errors.DeviceError("start the NBD server", device=self._qmp.device, cause=SERVER_RUNS) from error
+
+    # -- exports -----------------------------------------------------------------------------------------------------
+
+    def add_export(self, name: str, node: str, **options: object) -> None:
+        """Export `node` read-only over NBD, with `name` as its id and its NBD name."""
+        self._exports[name] = None
+        arguments = {"type": "nbd", "id": name, "node-name": node, "name": name, **options}
+        self._qmp.execute("block-export-add", arguments)
+
+    def connect(self, name: str, device: str, contexts: Iterable[str]) -> nbd_connection.NbdConnection:
+        """Connect to the export `name`; the caller closes it, after :meth:`remove_export`."""
+        return nbd_connection.NbdConnection(self.uri, device=device, export=name, contexts=contexts)
+
+    def remove_export(self, name: str) -> None:
+        """Drop the clients of an export, delete it, and wait until it is gone; nothing if it is gone already."""
+        if name in self._exports:
+            delete_export(self._qmp, name)
+            del self._exports[name]
+
+    # -- bitmaps -----------------------------------------------------------------------------------------------------
+
+    def note_bitmap(self, node: str, name: str) -> None:
+        """Remember a bitmap that is about to be added."""
+        self._bitmaps[node, name] = None
+
+    def remove_bitmap(self, node: str, name: str) -> None:
+        """Remove a bitmap; nothing if it is gone already, or if its node is."""
+        if (node, name) in self._bitmaps:
+            with ignoring_missing():
+                self._qmp.execute("block-dirty-bitmap-remove", {"node": node, "name": name})
+            del self._bitmaps[node, name]
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def remove_all(self) -> None:
+        """Remove everything that is left, in order; what cannot be removed is logged. Never raises; safe twice."""
+        for name in list(self._exports):
+            self._try(functools.partial(self.remove_export, name), f"export {name}")
+        for node, name in list(self._bitmaps):
+            self._try(functools.partial(self.remove_bitmap, node, name), f"bitmap {name}")
+        if self._owns_server:
+            self._owns_server = False
+            self._try(functools.partial(stop_server_if_idle, self._qmp), "the NBD server")
+
+    def _try(self, remove: Callable[[], None], what: str) -> None:
+        try:
+            remove()
+        except qmp.QmpGone:
+            logger.debug("%s ended, and %s with it", self._qmp.device, what)
+        except errors.DeviceError as error:
+            logger.warning("%s stays behind (blkmig cleanup %s removes it): %s", what, self._qmp.device, error)
+
+
+SERVER_RUNS = (
+    "QEMU's NBD server is running already, and QEMU does not tell where: name it, with nbd=unix:PATH or nbd=URI"
+)
+
+
+def default_socket(qmp_path: str, prefix: str) -> str:
+    """Return where blkmig has QEMU listen: a socket beside the QMP socket, for the same users."""
+    path = str(pathlib.Path(f"{qmp_path}.{prefix.rstrip('-')}{SOCKET_SUFFIX}").absolute())
+    if len(path.encode()) > MAX_SOCKET_PATH:
+        raise errors.ParameterError(f"{path} is too long for a socket: name a shorter one, with nbd=unix:PATH")
+    return path
+
+
+def delete_export(connection: qmp.QmpConnection, name: str, *, mode: str = "hard") -> None:
+    """Delete an export and wait until QEMU says that its last request is over; nothing if there is none."""
+    with ignoring_missing():
+        connection.execute("block-export-del", {"id": name, "mode": mode})
+        connection.wait_event("BLOCK_EXPORT_DELETED", lambda data: data.get("id") == name)
+
+
+def stop_server_if_idle(connection: qmp.QmpConnection) -> None:
+    """Stop the NBD server unless somebody else has put an export on it meanwhile."""
+    if not any(export["type"] == "nbd" for export in connection.execute("query-block-exports")):
+        with ignoring_missing():
+            connection.execute("nbd-server-stop")
+
+
+@contextlib.contextmanager
+def ignoring_missing() -> Iterator[None]:
+    """Swallow QEMU's word that what is to be removed is not there."""
+    try:
+        yield
+    except qmp.QmpError as error:
+        if not any(text in error.text for text in MISSING):
+            raise
+
+
+MISSING = ("is not found", "not found", "Cannot find", "not running")

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A disk of a running QEMU as a source: QEMU tracks, blkmig reads through a read-only NBD export."""
+
+from __future__ import annotations
+
+from ... import _core, errors
+from .. import backend, dirty
+from . import session
+
+
+class QemuBackend(backend.BlockBackend):
+    """Disk `number` of a :class:`~blkmig.disk.qemu.session.QemuSession`; the session ends with its last disk.
+
+    `name` is what the wire calls it, by default the device's id or the node's name. Its writers are the guest and
+    QEMU's other clients: holding one disk holds the writers of all disks of the session. It cannot be written through
+    this object: as a target, name QEMU's NBD export.
+    """
+
+    reads_in_parallel = True
+
+    def __init__(self, shared: session.QemuSession, number: int, *, name: str | None = None) -> None:
+        disk = shared.disks[number]
+        self.session = shared
+        self.name = name or disk.name
+        self.size = shared.connections[number].size
+        self.is_read_only = disk.is_read_only
+        self._number = number
+        self._connection = shared.connections[number]
+        self._extents = shared.extents[number]
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def read_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
+        """Read a block straight into its buffer; drops the GIL. Any number of threads: requests are pipelined."""
+        count = max(0, min(nbytes, self.size - offset))
+        if count:
+            self._connection.pread_into(blk.data[:count], offset)
+        return blk.filled(count)
+
+    def next_data(self, offset: int) -> tuple[int, int] | None:
+        """Return the next extent that may hold data, by base:allocation."""
+        return self._extents.next_data(offset)
+
+    def next_allocated(self, offset: int, nbytes: int) -> tuple[int, int] | None:
+        """Return the next extent that the top image holds, by qemu:allocation-depth."""
+        return self._extents.next_allocated(offset, nbytes)
+
+    # -- dirty tracking ----------------------------------------------------------------------------------------------
+
+    def create_dirty_bitmap(self, granularity: int) -> dirty.DirtyBitmap:
+        """Have QEMU track the writes, from now on."""
+        return self.session.create_dirty_bitmap(self._number, granularity)
+
+    def release_dirty_bitmap(self, bitmap: dirty.DirtyBitmap) -> None:
+        """Have QEMU stop tracking."""
+        self.session.release_dirty_bitmap(self._number, bitmap)
+
+    def sync_dirty(self) -> None:
+        """Mark what QEMU saw being written. About 5 ms; nothing is listed if nothing was written."""
+        self.session.sync_dirty(self._number)
+
+    # -- writers -----------------------------------------------------------------------------------------------------
+
+    def hold_writers(self) -> None:
+        """Stop the guest and close the writable exports of the session's disks, whichever disk asks first.
+
+        With ``switchover="pause-before"`` wait for QEMU's own migration to stop the guest.
+        """
+        self.session.hold_writers(self._number)
+
+    def release_writers(self, *, refuse: bool = False) -> None:
+        """Undo that when the last disk asks, or with `refuse` leave the guest stopped: the disks have moved.
+
+        Raises :class:`~blkmig.errors.DeviceError` if a disk was written meanwhile; then its writers go on.
+        """
+        self.session.release_writers(self._number, refuse=refuse)
+
+    def throttle_writers(self, fraction: float) -> bool:
+        """Limit the disk's write throughput to `fraction` of what it was; 1 gives the user's own limits back."""
+        return self.session.throttle_writers(self._number, fraction)
+
+    # -- not for targets ---------------------------------------------------------------------------------------------
+
+    def write_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
+        """Refuse: the disk of a running QEMU is a source."""
+        raise self._is_a_source()
+
+    def write_zeroes(self, offset: int, nbytes: int) -> None:
+        """Refuse: the disk of a running QEMU is a source."""
+        raise self._is_a_source()
+
+    def flush(self) -> None:
+        """Nothing was written through this object."""
+
+    def _is_a_source(self) -> errors.DeviceError:
+        cause = "the disk of a running QEMU is a source; as a target, name a writable NBD export of it"
+        return errors.DeviceError("cannot be written", device=self.name, cause=cause)
+
+    def close(self) -> None:
+        """Remove what was created inside QEMU for it; with the last disk, everything."""
+        self.session.close_disk(self._number)

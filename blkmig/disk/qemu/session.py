@@ -1,0 +1,269 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One connection to a running QEMU and everything that its disks share: tracking, holding, throttling, cleaning up.
+
+::
+
+    QemuBackend ─┐                     ┌─ QmpConnection    commands and events
+    QemuBackend ─┼─► QemuSession ──────┼─ OwnObjects       what was created inside QEMU
+    QemuBackend ─┘   (one lock)        ├─ Tracking, Throttle   one of each per disk
+                                       └─ Writers          stop, or close the writable exports
+
+Before bitmaps are swapped, and after the writers were held, the block graph is compared with what it was at the start.
+If a snapshot moved the writers to another node, their writes are not in our bitmaps any more: that ends the migration
+with an explanation instead of a wrong copy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any, Literal
+
+from ... import errors
+from .. import dirty, extents, nbd_connection
+from . import address, discover, graph, leftovers, objects, qmp, throttle, tracking, writers
+
+logger = logging.getLogger(__name__)
+
+Switchover = Literal["auto", "pause-before"]
+CONTEXTS = (nbd_connection.BASE_ALLOCATION, nbd_connection.ALLOCATION_DEPTH)
+
+
+class QemuSession:
+    """A running QEMU, with one read-only export for each disk that is to be sent.
+
+    Made by :func:`~blkmig.disk.qemu.open_qemu`. Any thread may call anything; calls that talk to QEMU come one after
+    the other. `force` uses iothread disks where that is dangerous. With `switchover` ``"pause-before"`` the writers are
+    held by QEMU's own migration, for which holding waits `switchover_timeout` seconds.
+    """
+
+    def __init__(
+        self,
+        where: address.QemuAddress,
+        *,
+        force: bool = False,
+        switchover: Switchover = "auto",
+        switchover_timeout: float = 3600.0,
+        timeout: float = 60.0,
+    ) -> None:
+        self._lock = threading.RLock()
+        self._open: set[int] = set()
+        self._held: set[int] = set()
+        self._refused = False
+        self._is_synced = False
+        """The writers are held, and everything they wrote is marked."""
+
+        self._qmp = qmp.QmpConnection(where.path, timeout=timeout)
+        self.own = objects.OwnObjects(self._qmp)
+        self.connections: list[nbd_connection.NbdConnection] = []
+        self._writers: writers.Writers | None = None
+        try:
+            self._set_up(where, force, switchover, switchover_timeout)
+        except BaseException:
+            self._shut_down()
+            raise
+
+    def _set_up(
+        self, where: address.QemuAddress, force: bool, switchover: Switchover, switchover_timeout: float
+    ) -> None:
+        self._commands = discover.check_version(self._qmp)
+        is_vm = "query-status" in self._commands
+        if switchover == "pause-before" and not is_vm:
+            cause = "only a VM migrates as a whole; this is a storage daemon"
+            raise errors.DeviceError("cannot pause before the switchover", device=self._qmp.device, cause=cause)
+        leftovers.remove(self._qmp)
+        facts = self._read_graph()
+        self.disks = discover.find_disks(self._qmp, facts, where)
+        discover.check_iothreads(self._qmp, self.disks, force=force)
+        self.own.start_server(where.nbd)
+        for number, disk in enumerate(self.disks):
+            self._export(number, disk)
+        self.extents = [extents.Extents(connection) for connection in self.connections]
+        self._tracking = [
+            tracking.Tracking(self.own, disk, number, self.extents[number]) for number, disk in enumerate(self.disks)
+        ]
+        self._throttles = [throttle.Throttle(self._qmp, disk, facts.throttle_group(disk.node)) for disk in self.disks]
+        kind: type[writers.Writers] = writers.Writers
+        options: dict[str, Any] = {}
+        if switchover == "pause-before":
+            kind, options = writers.PreSwitchover, {"drop": self._drop, "wait": switchover_timeout}
+        self._writers = kind(
+            self._qmp,
+            self.own,
+            self.disks,
+            read_graph=self._read_graph,
+            named=where.exports,
+            is_vm=is_vm,
+            **options,
+        )
+        self._writers.prepare()
+        facts = self._read_graph()
+        self._homes = [facts.ancestors(disk.node) for disk in self.disks]
+        self._open = set(range(len(self.disks)))
+
+    def _export(self, number: int, disk: discover.QemuDisk) -> None:
+        name = self._export_name(number)
+        self.own.add_export(name, disk.node, **{"allocation-depth": True})
+        self.connections.append(self.own.connect(name, disk.name, CONTEXTS))
+
+    def _export_name(self, number: int) -> str:
+        return f"{self.own.prefix}d{number}"
+
+    def _read_graph(self) -> graph.BlockGraph:
+        return graph.BlockGraph.read(self._qmp, self._commands)
+
+    # -- dirty tracking ----------------------------------------------------------------------------------------------
+
+    def create_dirty_bitmap(self, number: int, granularity: int) -> dirty.DirtyBitmap:
+        """Track the writes of a disk in one more bitmap. The first one starts the tracking in QEMU."""
+        with self._lock:
+            mine = self._tracking[number]
+            bitmap = dirty.DirtyBitmap(mine.disk.size, granularity)
+            if not mine.active:
+                mine.granularity = min(granularity, tracking.GRANULARITY)
+                name = mine.next_name()
+                self._qmp.execute("block-dirty-bitmap-add", mine.add_arguments(name))
+                mine.active = name
+                self._throttles[number].start()
+            self.extents[number].forget()
+            mine.trackers = (*mine.trackers, bitmap)
+            return bitmap
+
+    def release_dirty_bitmap(self, number: int, bitmap: dirty.DirtyBitmap) -> None:
+        """Stop tracking in `bitmap`; the last one ends the tracking in QEMU."""
+        with self._lock:
+            mine = self._tracking[number]
+            mine.trackers = tuple(tracker for tracker in mine.trackers if tracker is not bitmap)
+            if not mine.trackers:
+                with contextlib.suppress(qmp.QmpGone):
+                    mine.remove_all()
+
+    def sync_dirty(self, number: int) -> None:
+        """Fetch what was written to a disk. With the writers held, fetch it for all disks at once, and only once."""
+        with self._lock:
+            if not self._held:
+                self._fetch([self._tracking[number]])
+            elif self._is_synced:
+                self._check_quiet()
+            else:
+                self._fetch(self._tracking)
+                self._is_synced = True
+
+    def _fetch(self, disks: list[tracking.Tracking]) -> None:
+        facts = self._read_graph()
+        self._check_graph(facts)
+        tracked = [mine for mine in disks if mine.active]
+        # What QEMU counts as clean now has had no write that finished before this call: nothing to fetch.
+        written = [mine for mine in tracked if tracking.dirty_count(facts, mine)]
+        if written:
+            tracking.swap(self._qmp, written)
+        for mine in tracked:
+            self._throttles[self._tracking.index(mine)].count_dirty(mine.list_frozen())
+
+    def _check_graph(self, facts: graph.BlockGraph) -> None:
+        """Raise unless all writes still come through the nodes that are tracked."""
+        for number, (disk, home) in enumerate(zip(self.disks, self._homes, strict=True)):
+            export = facts.exports.get(self._export_name(number))
+            if export is None:
+                cause = "blkmig's export was deleted by somebody else, or QEMU's NBD server was stopped"
+                raise errors.DeviceError("cannot be read any more", device=disk.name, cause=cause)
+            if export["node-name"] != disk.node or facts.ancestors(disk.node) != home:
+                where = f"it was node {disk.node}, below {', '.join(sorted(home - {disk.node})) or 'no other'}"
+                cause = f"a snapshot was taken or a block job was started ({where}): finish that, then send it again"
+                raise errors.DeviceError("its block graph has changed", device=disk.name, cause=cause)
+
+    def _check_quiet(self) -> None:
+        """Raise if a disk was written although its writers are held: what was sent of it is not what it holds."""
+        facts = self._read_graph()
+        self._check_graph(facts)
+        for mine in self._tracking:
+            if mine.active and tracking.dirty_count(facts, mine):
+                cause = "somebody writes past the guest and the exports, a block job perhaps; the copy is not complete"
+                raise errors.DeviceError("was written while its writers were held", device=mine.disk.name, cause=cause)
+
+    # -- writers -----------------------------------------------------------------------------------------------------
+
+    def hold_writers(self, number: int) -> None:
+        """Hold the writers of all disks at the first call; the others change nothing."""
+        with self._lock:
+            if not self._held:
+                self._is_synced = False
+                self._refused = False
+                self._the_writers.hold()
+            self._held.add(number)
+
+    def release_writers(self, number: int, *, refuse: bool) -> None:
+        """Release the writers of all disks at the last call, or keep them held if one call said `refuse`."""
+        with self._lock:
+            if number not in self._held:
+                return
+            self._refused |= refuse
+            if len(self._held) > 1:
+                self._held.discard(number)
+                return
+            try:
+                if self._is_synced:
+                    self._check_quiet()
+            except BaseException:
+                self._refused = False  # the source is the only true copy: its writers go on here
+                raise
+            finally:
+                self._held.discard(number)
+                self._the_writers.release(refuse=self._refused)
+
+    @property
+    def _the_writers(self) -> writers.Writers:
+        assert self._writers is not None, "a session that is set up"
+        return self._writers
+
+    def pre_switchover_reached(self) -> bool:
+        """Return whether QEMU's own migration waits for the last pass now; never without ``pause-before``."""
+        with self._lock:
+            return isinstance(self._writers, writers.PreSwitchover) and self._writers.is_reached
+
+    def throttle_writers(self, number: int, fraction: float) -> bool:
+        """Slow a disk's writers down to `fraction` of the speed they had; False if this disk cannot be."""
+        with self._lock:
+            return self._throttles[number].set(fraction)
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def close_disk(self, number: int) -> None:
+        """Remove what belongs to a disk; the last one ends the session. Never raises for what is gone; safe twice."""
+        with self._lock:
+            if number not in self._open:
+                return
+            self._open.discard(number)
+            if not self._open:
+                self._shut_down()
+
+    def _shut_down(self) -> None:
+        """Release the writers, lift throttles, remove everything of ours from QEMU, disconnect."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._qmp.close)
+            stack.callback(self._drop)
+            for limit in getattr(self, "_throttles", ()):
+                stack.callback(self._try, limit.lift, "lift the throttle")
+            if self._writers is not None:
+                stack.callback(self._writers.close)
+                stack.callback(self._try, self._let_go, "release the writers")
+
+    def _let_go(self) -> None:
+        self._held.clear()
+        self._the_writers.release(refuse=False)
+
+    def _drop(self) -> None:
+        """Remove our exports, bitmaps and NBD server: the server closes first, then our end."""
+        self.own.remove_all()
+        for connection in self.connections:
+            connection.close()
+
+    def _try(self, undo: Callable[[], None], what: str) -> None:
+        try:
+            undo()
+        except qmp.QmpGone:
+            pass
+        except errors.DeviceError as error:
+            logger.warning("could not %s of %s: %s", what, self._qmp.device, error)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Slowing the writers of a QEMU disk down, and giving them their own limits back.
+
+Only writes are limited, so that blkmig's reads are not. A guest's disk takes ``block_set_io_throttle``; a node with a
+throttle filter above it takes new limits for the filter's group. Any other disk cannot be throttled.
+
+The speed that a fraction refers to is measured between the start of the tracking and the first throttling: what the
+guest wrote, or, where QEMU does not count that, what became dirty.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from . import discover, qmp
+
+FLOOR = 64 << 10
+"""Bytes per second that are always left: a guest that cannot write at all breaks."""
+
+GUEST_LIMITS = ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")
+GUEST_EXTRAS = (*(f"{name}{suffix}" for name in GUEST_LIMITS for suffix in ("_max", "_max_length")), "iops_size")
+GUEST_GROUP = "group"
+
+
+class Throttle:
+    """The write limit of one disk. Under the session's lock."""
+
+    def __init__(
+        self,
+        connection: qmp.QmpConnection,
+        disk: discover.QemuDisk,
+        group: str | None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._qmp = connection
+        self._disk = disk
+        self._group = group
+        self._clock = clock
+        self._started = clock()
+        self._written_before = self._written()
+        self._dirtied = 0
+        self._speed: float | None = None
+        self._saved: dict[str, Any] | None = None
+
+    def count_dirty(self, nbytes: int) -> None:
+        """Take note that so many bytes became dirty since the last time."""
+        self._dirtied += nbytes
+
+    def start(self) -> None:
+        """Measure from now on."""
+        self._started, self._written_before, self._dirtied, self._speed = self._clock(), self._written(), 0, None
+
+    def set(self, fraction: float) -> bool:
+        """Limit writes to `fraction` of the speed measured before the first limit; 1 lifts it. False: cannot."""
+        if not self._disk.qdev and self._group is None:
+            return False
+        if fraction >= 1:
+            self.lift()
+            return True
+        if self._speed is None:
+            self._speed = self._measure()
+        limit = max(FLOOR, int(self._speed * max(fraction, 0.0)))
+        if self._saved is None:
+            self._saved = self._read_limits()
+        self._write_limits(lower_write_limit(self._saved, limit, "bps-write" if self._group else "bps_wr"))
+        return True
+
+    def lift(self) -> None:
+        """Give the user's own limits back. Nothing if there is no limit of ours."""
+        if self._saved is not None:
+            self._write_limits(self._saved)
+            self._saved = None
+
+    # -- details -----------------------------------------------------------------------------------------------------
+
+    def _measure(self) -> float:
+        written = self._written()
+        nbytes = self._dirtied if written is None else written - (self._written_before or 0)
+        return nbytes / max(self._clock() - self._started, 0.001)
+
+    def _written(self) -> int | None:
+        if not self._disk.qdev:
+            return None
+        for entry in self._qmp.execute("query-blockstats"):
+            if entry.get("qdev") == self._disk.qdev:
+                return int(entry["stats"]["wr_bytes"])
+        return None
+
+    def _read_limits(self) -> dict[str, Any]:
+        if self._group is not None:
+            return dict(self._qmp.execute("qom-get", {"path": f"/objects/{self._group}", "property": "limits"}))
+        for entry in self._qmp.execute("query-block"):
+            if entry.get("qdev") == self._disk.qdev:
+                return guest_limits(entry["inserted"])
+        return dict.fromkeys(GUEST_LIMITS, 0)
+
+    def _write_limits(self, limits: dict[str, Any]) -> None:
+        if self._group is not None:
+            path = f"/objects/{self._group}"
+            self._qmp.execute("qom-set", {"path": path, "property": "limits", "value": limits})
+        else:
+            self._qmp.execute("block_set_io_throttle", {"id": self._disk.qdev, **limits})
+
+
+def guest_limits(inserted: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``block_set_io_throttle`` that describe the limits of a ``query-block`` entry."""
+    limits = {name: inserted.get(name, 0) for name in GUEST_LIMITS}
+    limits |= {name: inserted[name] for name in GUEST_EXTRAS if name in inserted}
+    if GUEST_GROUP in inserted:
+        limits[GUEST_GROUP] = inserted[GUEST_GROUP]
+    return limits
+
+
+def lower_write_limit(limits: dict[str, Any], limit: int, key: str) -> dict[str, Any]:
+    """Return `limits` with writes at most `limit` bytes per second; `key` is bps_wr or bps-write.
+
+    QEMU takes either one limit for reads and writes together or one for each, so a common one becomes one for each.
+    A burst allowance would let the writer outrun the new limit and goes.
+    """
+    common = {"bps_wr": "bps", "bps-write": "bps-total"}[key]
+    reads = {"bps_wr": "bps_rd", "bps-write": "bps-read"}[key]
+    sep = key[3]
+    lowered = dict(limits)
+    total, own = lowered.get(common, 0), lowered.get(key, 0)
+    if total:
+        for suffix in ("", f"{sep}max", f"{sep}max{sep}length"):
+            if f"{common}{suffix}" in lowered:
+                lowered[f"{reads}{suffix}"] = lowered[f"{common}{suffix}"]
+                lowered[f"{common}{suffix}"] = 1 if suffix.endswith("length") else 0
+    lowered[key] = min(value for value in (limit, own, total) if value)
+    if f"{key}{sep}max" in lowered:
+        lowered[f"{key}{sep}max"] = 0
+    if f"{key}{sep}max{sep}length" in lowered:
+        lowered[f"{key}{sep}max{sep}length"] = 1
+    return lowered
