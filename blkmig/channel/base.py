@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What both directions of a channel share: errors that say what was being done, cancelling, the end of life.
+
+One thread uses a file; only `cancel` and `set_rate_limit` may come from other threads and from signal handlers. The
+first error of a file is kept: every later call raises it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from types import TracebackType
+from typing import Concatenate, NoReturn, ParamSpec, Self, TypeVar
+
+from .. import errors
+from . import link
+
+P = ParamSpec("P")
+R = TypeVar("R")
+F = TypeVar("F", bound="QEMUFile")
+
+
+def transfer(method: Callable[Concatenate[F, P], R]) -> Callable[Concatenate[F, P], R]:
+    """Give a method that moves bytes its checks and errors; it costs one flag test while nothing is wrong."""
+
+    @functools.wraps(method)
+    def call(self: F, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            if self._link.careful:
+                self._check()
+            return method(self, *args, **kwargs)
+        except BaseException as error:
+            self._fail(error)
+            raise
+
+    return call
+
+
+class QEMUFile:
+    """What both directions share: cancelling, the first error, the end."""
+
+    doing: str
+
+    def __init__(self, transport: link.Transport) -> None:
+        self.uri = transport.link.uri
+        self._transport = transport
+        self._link = transport.link
+        self._error: BaseException | None = None
+        self._is_closed = False
+
+    def __enter__(self) -> Self:
+        """Return the file itself."""
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the file; after an error abort it."""
+        if exc_type is None:
+            self.close()
+        else:
+            self.abort()
+
+    @property
+    def position(self) -> int:
+        """Return the bytes put or consumed so far."""
+        raise NotImplementedError
+
+    def cancel(self) -> None:
+        """Make every blocked or later call raise :class:`~blkmig.errors.Cancelled`, in both directions of the link.
+
+        From any thread and from signal handlers, at any time, also after close(). A write to a regular file is not
+        interrupted; it ends by itself.
+        """
+        self._link.cancel()
+
+    def close(self) -> None:
+        """End this direction; twice does no harm."""
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """Drop this direction as it is; never raises, twice does no harm."""
+        self._is_closed = self._link.careful = True
+        with contextlib.suppress(OSError):
+            self._transport.close()
+        self._transport.end_child()
+
+    def _check(self) -> None:
+        """Raise what stands against using the file."""
+        if self._is_closed:
+            raise errors.StateError(f"the channel was closed [{self.uri}]", state="closed", required="open")
+        self._link.check()
+        if self._error is not None:
+            raise self._error
+
+    def _fail(self, error: BaseException) -> None:
+        """Raise what `error`, caught in a put or get, means; return if it means itself."""
+        if isinstance(error, OSError):
+            self._link.check()
+            self._keep(errors.ChannelError(self._where(), uri=self.uri, cause=self._explained(error)), error)
+        if not isinstance(error, Exception):
+            # KeyboardInterrupt and the like: nobody knows where in the item, so nothing may follow it.
+            self._error = errors.ChannelError(self._where(), uri=self.uri, cause="it was interrupted before")
+            self._link.careful = True
+
+    def _keep(self, error: errors.MigrationError, cause: BaseException | None) -> NoReturn:
+        self._error = error
+        self._link.careful = True
+        raise error from cause
+
+    def _where(self) -> str:
+        return f"{self.doing} at byte {self.position}"
+
+    def _explained(self, error: OSError) -> OSError:
+        """Return `error` with what the command at the other end of the pipe has to say, if it has ended."""
+        status = self._transport.child_status(link.CHILD_GRACE_SECONDS)
+        if status is None:
+            return error
+        return OSError(error.errno, f"{error.strerror}; {link.describe_status(status)}")
+
+    def _wait_for_command(self, allowed: tuple[int, ...] = ()) -> None:
+        """Wait for an exec: command to end; raises ChannelError for a bad exit status."""
+        status = self._transport.child_status(None)
+        if status and status not in allowed:
+            raise errors.ChannelError("closing", uri=self.uri, cause=link.describe_status(status))
+
+    def _close_transport(self) -> None:
+        self._is_closed = self._link.careful = True
+        try:
+            self._transport.close()
+        except OSError as error:
+            raise errors.ChannelError("closing", uri=self.uri, cause=error) from error

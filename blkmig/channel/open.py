@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From a URI to an open channel: connect for the sending side, listen and accept for the receiving side."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import socket
+import time
+from types import TracebackType
+from typing import Self
+
+from .. import errors
+from . import link, qemufile, sockets, streams, uri
+
+
+def connect(address: str, *, timeout: float) -> qemufile.OutputQEMUFile:
+    """Open the sending side of the URI `address`.
+
+    tcp: and unix: must answer within `timeout` seconds, else :class:`~blkmig.errors.ChannelTimeout`; the others open at
+    once. exec: starts the command; file: creates the file, or cuts it at the offset. Raises ParameterError for a bad
+    URI and ChannelError for everything else.
+    """
+    parsed = uri.parse_uri(address)
+    if not isinstance(parsed, uri.TcpAddress | uri.UnixAddress):
+        return qemufile.OutputQEMUFile(streams.open_stream(parsed, writing=True))
+    if isinstance(parsed, uri.TcpAddress) and parsed.port == 0:
+        raise errors.ParameterError(f"bad address {address!r}: say the port that the receiver listens on")
+    sock = sockets.connect(parsed, timeout=timeout)
+    return qemufile.OutputQEMUFile(link.Transport(link.Link(str(parsed)), sock))
+
+
+def listen(address: str) -> Listener:
+    """Open the receiving side of the URI `address`: tcp: and unix: listen from now on, the others open in accept()."""
+    parsed = uri.parse_uri(address)
+    if isinstance(parsed, uri.TcpAddress | uri.UnixAddress):
+        sock = sockets.listen(parsed)
+        return Listener(sockets.bound_address(sock, parsed), sock)
+    return Listener(parsed, None)
+
+
+class Listener:
+    """The receiving side of an address, before the stream. `uri` is where to connect to, its port never 0."""
+
+    def __init__(self, address: uri.Address, sock: socket.socket | None) -> None:
+        self.uri = str(address)
+        self._address = address
+        self._socket = sock
+        self._link = link.Link(self.uri)
+        self._is_closed = False
+        self._socket_file = os.lstat(address.path) if isinstance(address, uri.UnixAddress) else None
+
+    def accept(self, *, timeout: float | None) -> qemufile.InputQEMUFile:
+        """Wait for the source and return its stream; None waits as long as it takes.
+
+        Raises ChannelTimeout after `timeout` seconds, Cancelled, and ChannelError. May be called again.
+        """
+        if self._is_closed:
+            raise errors.StateError(f"nobody listens any more [{self.uri}]", state="closed", required="listening")
+        self._link.check()
+        if isinstance(self._address, uri.TcpAddress | uri.UnixAddress):
+            return self._accept_socket(timeout)
+        return qemufile.InputQEMUFile(streams.open_stream(self._address, writing=False))
+
+    def _accept_socket(self, timeout: float | None) -> qemufile.InputQEMUFile:
+        sock = self._accepted(timeout)
+        try:
+            sock.setblocking(True)
+            sockets.tune(sock)
+            return qemufile.InputQEMUFile(link.Transport(link.Link(sockets.peer_uri(sock, self.uri)), sock))
+        except OSError as error:
+            sock.close()
+            raise errors.ChannelError("accepting a connection", uri=self.uri, cause=error) from error
+
+    def _accepted(self, timeout: float | None) -> socket.socket:
+        assert self._socket is not None
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while self._link.wait(None if deadline is None else deadline - time.monotonic(), self._socket.fileno()):
+            try:
+                return self._socket.accept()[0]
+            except (BlockingIOError, ConnectionAbortedError):
+                continue
+            except OSError as error:
+                raise errors.ChannelError("accepting a connection", uri=self.uri, cause=error) from error
+        raise errors.ChannelTimeout(
+            "waiting for the source", uri=self.uri, cause=f"nobody connected within {timeout:g} s"
+        )
+
+    def cancel(self) -> None:
+        """Make a waiting accept(), and every later one, raise Cancelled; from any thread or a signal handler.
+
+        Streams that were accepted before are not touched.
+        """
+        self._link.cancel()
+
+    def close(self) -> None:
+        """Stop listening and remove our socket file; twice does no harm. Accepted streams stay open."""
+        self._is_closed = True
+        if self._socket is None:
+            return
+        self._socket.close()
+        self._socket = None
+        if isinstance(self._address, uri.UnixAddress) and self._socket_file is not None:
+            # Only if it is still ours: another receiver may have put its own there.
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.lstat(self._address.path), self._socket_file):
+                    pathlib.Path(self._address.path).unlink()
+
+    def __enter__(self) -> Self:
+        """Return the listener itself."""
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop listening."""
+        self.close()

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Commands, open descriptors, files and the standard streams.
+
+A pipe is used non-blocking, so that cancelling wakes a blocked call; its flag belongs to the open description, which
+other processes may share, so an inherited pipe is opened again for ourselves. Descriptors that were given stay open and
+stay the caller's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import socket
+import stat
+import subprocess
+
+from .. import errors, units
+from . import link, sockets, uri
+
+PIPE_BUFFER = units.MiB
+"""What an unprivileged user may have; the default of 64 KiB makes sixteen wake-ups of a block."""
+
+StreamAddress = uri.ExecAddress | uri.FdAddress | uri.FileAddress | uri.StdioAddress
+
+
+def open_stream(address: StreamAddress, *, writing: bool) -> link.Transport:
+    """Return the transport of a one-way address (a socket behind ``fd:`` goes both ways). Raises ChannelError."""
+    connection = link.Link(str(address))
+    try:
+        match address:
+            case uri.ExecAddress():
+                return _open_command(connection, address.command, writing=writing)
+            case uri.FileAddress():
+                return _open_file(connection, address, writing=writing)
+            case uri.FdAddress():
+                return _open_fd(connection, address.fd, writing=writing)
+            case uri.StdioAddress():
+                return _open_fd(connection, 1 if writing else 0, writing=writing)
+    except OSError as error:
+        raise errors.ChannelError("opening", uri=str(address), cause=error) from error
+
+
+def _open_command(connection: link.Link, command: str, *, writing: bool) -> link.Transport:
+    """Start `command` with a pipe to its standard input or from its standard output.
+
+    Of its other streams, what it prints goes to our standard error, because our standard output may be read by a
+    program, and its standard input is empty, because ssh and others swallow what they find there.
+    """
+    read_end, write_end = os.pipe2(os.O_CLOEXEC)
+    ours, theirs = (write_end, read_end) if writing else (read_end, write_end)
+    try:
+        stdin, stdout = (theirs, 2) if writing else (subprocess.DEVNULL, theirs)
+        child = subprocess.Popen(["/bin/sh", "-c", command], stdin=stdin, stdout=stdout)
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(theirs)
+    os.set_blocking(ours, False)
+    _enlarge_pipe(ours)
+    return link.Transport(connection, ours, child=child)
+
+
+def _open_file(connection: link.Link, address: uri.FileAddress, *, writing: bool) -> link.Transport:
+    """Open a file at its offset; for writing, it is created, and what stood behind the offset is dropped."""
+    flags = os.O_WRONLY | os.O_CREAT if writing else os.O_RDONLY
+    fd = os.open(address.path, flags | os.O_CLOEXEC, 0o600)
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if writing and stat.S_ISREG(mode):
+            os.ftruncate(fd, address.offset)
+        if address.offset:
+            os.lseek(fd, address.offset, os.SEEK_SET)
+        if stat.S_ISFIFO(mode):
+            os.set_blocking(fd, False)
+            _enlarge_pipe(fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return link.Transport(connection, fd, sync=writing and (stat.S_ISREG(mode) or stat.S_ISBLK(mode)))
+
+
+def _open_fd(connection: link.Link, given_fd: int, *, writing: bool) -> link.Transport:
+    """Open what descriptor `given_fd` stands for once more."""
+    _check_fd(connection, given_fd, writing=writing)
+    mode = os.fstat(given_fd).st_mode
+    if stat.S_ISSOCK(mode):
+        return link.Transport(connection, _open_socket(connection, given_fd))
+    if stat.S_ISFIFO(mode):
+        return link.Transport(connection, _open_pipe(given_fd, writing=writing))
+    return link.Transport(connection, os.dup(given_fd))
+
+
+def _check_fd(connection: link.Link, given_fd: int, *, writing: bool) -> None:
+    try:
+        access = fcntl.fcntl(given_fd, fcntl.F_GETFL) & os.O_ACCMODE
+    except OSError as error:
+        why = f"descriptor {given_fd} is not open in this process; whoever starts it must pass it on"
+        raise errors.ChannelError("opening", uri=connection.uri, cause=OSError(error.errno, why)) from error
+    if access not in (os.O_RDWR, os.O_WRONLY if writing else os.O_RDONLY):
+        why = f"descriptor {given_fd} is not open for {'writing' if writing else 'reading'}"
+        raise errors.ChannelError("opening", uri=connection.uri, cause=OSError(errno.EBADF, why))
+    if os.isatty(given_fd):
+        raise errors.ParameterError(
+            f"{connection.uri}: a stream of disk blocks does not go over a terminal; redirect it to a file or a pipe"
+        )
+
+
+def _open_socket(connection: link.Link, given_fd: int) -> socket.socket:
+    sock = socket.socket(fileno=os.dup(given_fd))
+    if sock.type != socket.SOCK_STREAM:
+        sock.close()
+        raise errors.ParameterError(f"{connection.uri}: the socket is not a stream socket")
+    with contextlib.suppress(OSError):
+        sockets.tune(sock)
+    return sock
+
+
+def _open_pipe(given_fd: int, *, writing: bool) -> int:
+    """Return a non-blocking descriptor of the pipe that leaves the description of `given_fd` alone.
+
+    A pipe that another user made cannot be opened again; it is used as it is, and cancelling waits for the other end.
+    """
+    flags = (os.O_WRONLY if writing else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(f"/proc/self/fd/{given_fd}", flags)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from error
+        fd = os.dup(given_fd)
+    _enlarge_pipe(fd)
+    return fd
+
+
+def _enlarge_pipe(fd: int) -> None:
+    with contextlib.suppress(OSError):
+        if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < PIPE_BUFFER:
+            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BUFFER)

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where a stream goes to or comes from, as QEMU spells it.
+
+::
+
+    tcp:HOST:PORT            a name, an IPv4 address or an [IPv6 address]; an empty HOST listens on every address,
+                             and connects to this machine; port 0 listens on any free port
+    unix:PATH                a stream socket
+    exec:COMMAND             the standard input or output of a shell command
+    fd:N                     an open descriptor: socket, pipe or file
+    file:PATH[,offset=N]     a file from its byte N on; a comma in PATH is written ",,"
+    -                        the standard output or input
+
+``str()`` of an address gives its URI again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+from collections.abc import Callable
+
+from .. import errors, units
+
+FORMS = "tcp:HOST:PORT, unix:PATH, exec:COMMAND, fd:N, file:PATH[,offset=N] or -"
+
+SUN_PATH_MAX = 107
+"""Bytes of the longest path that a Unix socket can have on Linux."""
+
+_TCP = re.compile(r"(?P<host>\[[^\[\]]+\]|[^:\[\]]*):(?P<port>\d{1,5})", re.ASCII)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """A host, "" for none, and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        """Return the URI, an IPv6 address in brackets."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"tcp:{host}:{self.port}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class UnixAddress:
+    """The path of a Unix stream socket."""
+
+    path: str
+
+    def __str__(self) -> str:
+        """Return the URI."""
+        return f"unix:{self.path}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ExecAddress:
+    """A command for /bin/sh."""
+
+    command: str
+
+    def __str__(self) -> str:
+        """Return the URI."""
+        return f"exec:{self.command}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FdAddress:
+    """An open file descriptor of this process."""
+
+    fd: int
+
+    def __str__(self) -> str:
+        """Return the URI."""
+        return f"fd:{self.fd}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class FileAddress:
+    """A file, from byte `offset` on."""
+
+    path: str
+    offset: int = 0
+
+    def __str__(self) -> str:
+        """Return the URI, commas doubled."""
+        path = self.path.replace(",", ",,")
+        return f"file:{path},offset={self.offset}" if self.offset else f"file:{path}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StdioAddress:
+    """Standard output for a sender, standard input for a receiver."""
+
+    def __str__(self) -> str:
+        """Return the URI."""
+        return "-"
+
+
+Address = TcpAddress | UnixAddress | ExecAddress | FdAddress | FileAddress | StdioAddress
+
+
+def parse_uri(uri: str) -> Address:
+    """Return the address that `uri` spells; raises :class:`~blkmig.errors.ParameterError` that names the forms."""
+    if uri == "-":
+        return StdioAddress()
+    scheme, colon, rest = uri.partition(":")
+    parse = _PARSERS.get(scheme)
+    if parse is None or not colon:
+        raise errors.ParameterError(f"{uri!r} is not an address of a stream: say {FORMS}")
+    if "\0" in rest:
+        raise _bad(uri, "it holds a NUL character")
+    return parse(uri, rest)
+
+
+def _bad(uri: str, why: str) -> errors.ParameterError:
+    return errors.ParameterError(f"bad address {uri!r}: {why} (the forms are {FORMS})")
+
+
+def _parse_tcp(uri: str, rest: str) -> TcpAddress:
+    match = _TCP.fullmatch(rest)
+    if match is None:
+        ipv6 = rest.count(":") > 1 and "[" not in rest
+        raise _bad(uri, "an IPv6 address goes into brackets, as in tcp:[::1]:4444" if ipv6 else "say tcp:HOST:PORT")
+    port = int(match["port"])
+    if port > 65535:
+        raise _bad(uri, "a port is from 0 to 65535")
+    return TcpAddress(match["host"].strip("[]"), port)
+
+
+def _parse_unix(uri: str, rest: str) -> UnixAddress:
+    if not rest:
+        raise _bad(uri, "the path is missing")
+    if len(os.fsencode(rest)) > SUN_PATH_MAX:
+        raise _bad(uri, f"the path of a Unix socket has at most {SUN_PATH_MAX} bytes; a relative one may be shorter")
+    return UnixAddress(rest)
+
+
+def _parse_exec(uri: str, rest: str) -> ExecAddress:
+    if not rest.strip():
+        raise _bad(uri, "the command is missing")
+    return ExecAddress(rest)
+
+
+def _parse_fd(uri: str, rest: str) -> FdAddress:
+    if not (rest.isascii() and rest.isdigit()) or int(rest) >= 1 << 31:
+        raise _bad(uri, "say the number of an open descriptor")
+    return FdAddress(int(rest))
+
+
+def _parse_file(uri: str, rest: str) -> FileAddress:
+    path, *options = (part.replace("\0", ",") for part in rest.replace(",,", "\0").split(","))
+    if not path:
+        raise _bad(uri, "the path is missing")
+    if not options:
+        return FileAddress(path)
+    key, _, value = options[0].partition("=")
+    if len(options) > 1 or key != "offset":
+        raise _bad(uri, "the only option is offset=N, and a comma in the path is written ',,'")
+    return FileAddress(path, _parse_offset(value))
+
+
+def _parse_offset(text: str) -> int:
+    return int(text, 16) if re.fullmatch(r"0[xX][0-9a-fA-F]{1,15}", text) else units.parse_size(text)
+
+
+_PARSERS: dict[str, Callable[[str, str], Address]] = {
+    "tcp": _parse_tcp,
+    "unix": _parse_unix,
+    "exec": _parse_exec,
+    "fd": _parse_fd,
+    "file": _parse_file,
+}
