@@ -235,4 +235,4 @@ _CLOSED = "device without a medium (closed)"
 def bytes_of(data: Buffer) -> memoryview:
     """Return the bytes of any contiguous buffer; a memoryview cannot be cast while it has no bytes."""
     view = memoryview(data)
-    return view.cast("B") if view.nbytes else memoryview(b"")
+    return view.cast("B") if view.nbytes else memoryview(bytearray())

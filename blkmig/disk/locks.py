@@ -69,12 +69,12 @@ def acquire(fd: int, permissions: Permissions, *, device: str) -> None:
             _lock(fd, _USED + permission)
         for permission in permissions.unshared:
             _lock(fd, _UNSHARED + permission)
-        for permission in permissions.used:
-            if _is_locked(fd, _UNSHARED + permission):
-                raise _busy(permissions, device, "does not share", permission)
         for permission in permissions.unshared:
             if _is_locked(fd, _USED + permission):
                 raise _busy(permissions, device, "holds", permission)
+        for permission in permissions.used:
+            if _is_locked(fd, _UNSHARED + permission):
+                raise _busy(permissions, device, "does not share", permission)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             cause = "another program locks it exclusively"

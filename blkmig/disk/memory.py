@@ -60,7 +60,7 @@ class MemoryBackend(local.LocalBackend):
         self._view[offset : offset + view.nbytes] = view
 
     def _pwrite_zeroes(self, offset: int, nbytes: int) -> None:
-        """Write zeros where there are none yet: memory that was never touched stays unbacked."""
+        """Write zeros where there are none yet: private memory that was never touched stays unbacked."""
         for start in range(offset, offset + nbytes, _core.BLOCK_SIZE):
             part = self._view[start : min(start + _core.BLOCK_SIZE, offset + nbytes)]
             if not _core.buffer_is_zero(part):

@@ -31,6 +31,7 @@ _ZERO_STEP = 1 << 30  # one request of the kernel cannot be interrupted
 
 _BLKGETSIZE64 = 0x80081272
 _BLKSSZGET = 0x1268
+_BLKROGET = 0x125E
 _SYNC_FILE_RANGE_WRITE = 2
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL})
 _ZEROS = bytes(_core.BLOCK_SIZE)
@@ -89,6 +90,8 @@ class RawFile:
         if stat.S_ISBLK(mode) and self.writable and permissions is not None:
             flags |= os.O_EXCL  # EBUSY if it is mounted, or part of a device-mapper or RAID device
         self.fd = os.open(self.path, flags)
+        if stat.S_ISBLK(mode) and self.writable and _ask_int(self.fd, _BLKROGET):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))  # Linux would say so at the first write only
         return stat.S_ISBLK(mode)
 
     def _undo(self) -> None:
@@ -102,7 +105,7 @@ class RawFile:
     def _set_size(self) -> None:
         self.size = _device_size(self.fd) if self.is_device else os.fstat(self.fd).st_size
         # Of what a device can zero by itself; a file takes any range.
-        self._alignment = _logical_block_size(self.fd) if self.is_device else 1
+        self._alignment = _ask_int(self.fd, _BLKSSZGET) if self.is_device else 1
         if not self.is_device:
             self._mapping = _core.Mapping(self.fd, self.size)
 
@@ -231,9 +234,9 @@ def _device_size(fd: int) -> int:
     return size
 
 
-def _logical_block_size(fd: int) -> int:
-    size: int = struct.unpack("i", fcntl.ioctl(fd, _BLKSSZGET, bytes(4)))[0]
-    return size
+def _ask_int(fd: int, request: int) -> int:
+    answer: int = struct.unpack("i", fcntl.ioctl(fd, request, bytes(4)))[0]
+    return answer
 
 
 def _start_writeback(fd: int) -> int:

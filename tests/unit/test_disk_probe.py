@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Images that are not raw are refused as raw: by their magic bytes, and as qemu-img makes them."""
+
+import subprocess
+
+import peers
+import pytest
+
+from blkmig import disk, errors
+from blkmig.disk import probe
+
+HEADS = [
+    ("qcow2", b"QFI\xfb\0\0\0\3"),
+    ("qed", b"QED\0"),
+    ("vmdk", b"KDMV\1\0\0\0"),
+    ("vmdk", b"COWD\1\0\0\0"),
+    ("vmdk", b"# Disk DescriptorFile\nversion=1\n"),
+    ("vmdk", b"\xbe\xba\xfe\xca\0\0\0\0"),
+    ("vhdx", b"vhdxfile"),
+    ("vpc", b"conectix"),
+    ("luks", b"LUKS\xba\xbe\0\1"),
+    ("vdi", b"<<< QEMU VM Virtual Disk Image >>>\n".ljust(64, b"\0") + b"\x7f\x10\xda\xbe"),
+    ("parallels", b"WithoutFreeSpace"),
+    ("parallels", b"WithouFreSpacExt"),
+    ("bochs", b"Bochs Virtual HD Image\0"),
+    ("cloop", b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop file=$0 && mount -r -t iso9660 /dev/cloop $1\n"),
+]
+RAW = [b"", b"Q", b"QFI", b"\xeb\x63\x90" + bytes(507) + b"\x55\xaa", b"LUKS", b"koly", b"conectiX"]
+
+
+@pytest.mark.parametrize("size", [0, 100, 1 << 20])
+@pytest.mark.parametrize(("found", "head"), HEADS)
+def test_magic_at_the_start(tmp_path, found, head, size):
+    path = tmp_path / "disk.img"
+    path.write_bytes(head.ljust(size, b"\0"))
+    with pytest.raises(errors.FormatError, match=f"looks like a {found} image; say format={found}") as caught:
+        disk.FileBackend(path)
+    assert caught.value.exit_code == 2
+    with disk.FileBackend(path, format="raw") as backend:
+        assert backend.pread(0, len(head)) == head
+
+
+@pytest.mark.parametrize(("found", "tail"), [("vpc", b"conectix"), ("dmg", b"koly")])
+def test_magic_in_the_last_sector(tmp_path, found, tail):
+    path = tmp_path / "disk.img"
+    path.write_bytes(bytes(4096) + tail.ljust(512, b"\0"))
+    with pytest.raises(errors.FormatError, match=f"looks like a {found} image"):
+        disk.FileBackend(path)
+    path.write_bytes(bytes(4096) + tail.ljust(513, b"\0"))
+    disk.FileBackend(path).close()
+
+
+@pytest.mark.parametrize("head", RAW)
+def test_what_is_raw(tmp_path, head):
+    path = tmp_path / "disk.img"
+    path.write_bytes(head)
+    with path.open("rb") as file:
+        assert probe.probe_format(file.fileno(), len(head)) == "raw"
+    path.write_bytes(head.ljust(2048, b"\0"))
+    with disk.FileBackend(path) as backend:
+        assert backend.size == 2048
+
+
+def test_a_base_must_be_raw_too(tmp_path):
+    (tmp_path / "base.qcow2").write_bytes(b"QFI\xfb".ljust(1024, b"\0"))
+    (tmp_path / "top.raw").write_bytes(bytes(1024))
+    with pytest.raises(errors.FormatError):
+        disk.FileBackend(tmp_path / "top.raw", base=tmp_path / "base.qcow2")
+
+
+@pytest.mark.parametrize(
+    ("format", "options"),
+    [
+        ("qcow2", ""),
+        ("qcow", ""),
+        ("qed", ""),
+        ("vmdk", "subformat=monolithicSparse"),
+        ("vmdk", "subformat=monolithicFlat"),
+        ("vhdx", ""),
+        ("vpc", "subformat=dynamic"),
+        ("vpc", "subformat=fixed"),
+        ("vdi", ""),
+        ("parallels", ""),
+    ],
+)
+def test_images_made_by_qemu_img(tmp_path, format, options):
+    peers.require("qemu-img")
+    path = tmp_path / "disk.img"
+    made = subprocess.run(
+        ["qemu-img", "create", "-q", "-f", format, *(["-o", options] if options else []), path, "4M"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if made.returncode:
+        pytest.skip(f"this qemu-img makes no {format}: {made.stderr.strip()}")
+    with pytest.raises(errors.FormatError, match="looks like a"):
+        disk.FileBackend(path)
