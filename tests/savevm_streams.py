@@ -7,6 +7,7 @@ import contextlib
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -106,6 +107,20 @@ def conversation() -> Iterator[tuple[channel.InputQEMUFile, socket.socket]]:
             yield f, far
         finally:
             f.abort()
+
+
+def send_in_background(far: socket.socket, *pieces: bytes, close: bool = False) -> threading.Thread:
+    """Send `pieces` one after the other, then nothing; the caller joins."""
+
+    def send() -> None:
+        for piece in pieces:
+            far.sendall(piece)
+        if close:
+            far.shutdown(socket.SHUT_WR)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
 
 
 class CountingHandlers(savevm.SaveVMHandlers):

@@ -7,11 +7,13 @@ big pieces and thrown away, and the end is recognised from behind::
     ... device state ...  [7e section id]  00  06 length {"page_size":4096,"devices":[...]}  end of stream
                                           └── at this distance from the end ──┘
 
-JSON has neither 00 nor 06 bytes in it, so nothing inside a description looks like the start of another one.
+JSON has neither 00 nor 06 bytes in it, so nothing inside a description looks like the start of another one: if there is
+a description at the end, it is the last thing that looks like one (but for what its length field may look like).
 """
 
 from __future__ import annotations
 
+import collections
 import json
 import re
 from typing import Any, Final
@@ -21,7 +23,9 @@ from . import container
 MAX_VMDESCRIPTION: Final = 16 << 20
 """Longer ones are skipped unread: a bare PC's has 98 KB, a busy one's a few MB."""
 
-MAX_CANDIDATES: Final = 256
+CANDIDATES: Final = 8
+"""So many of the last places where a description may start are remembered: the last one, and its length field."""
+
 _CANDIDATE: Final = re.compile(rb'\x00\x06(?=(.{4})\{[\s"}])', re.DOTALL)
 _SHORTEST: Final = 8  # 00 06 00000002 {}
 _EOF_AND_FOOTER: Final = 6
@@ -40,8 +44,8 @@ class TailFinder:
     """Takes device state in pieces and finds the end of file record and the description that end it.
 
     Invariant: `_tail` is what came from `_start` on, at least the last eight bytes; it grows beyond that only while
-    a description of at most 16 MiB may have begun in it. `_ends` maps where such a description would end to where its
-    end of file record stands.
+    a description of at most 16 MiB may have begun in it. `_candidates` are where one may have begun, as (offset of its
+    end of file record, offset of its end), in order, none of which ends before the last byte so far.
     """
 
     def __init__(self) -> None:
@@ -49,26 +53,26 @@ class TailFinder:
         self.nbytes = 0
         self._tail = bytearray()
         self._start = 0
-        self._ends: dict[int, int] = {}
+        self._candidates: list[tuple[int, int]] = []
 
     def feed(self, piece: bytes) -> None:
         """Take the next piece."""
         unscanned = max(len(self._tail) - _SHORTEST + 1, 0)
         self._tail += piece
         self.nbytes += len(piece)
-        for match in _CANDIDATE.finditer(self._tail, unscanned):
-            self._add(self._start + match.start(), int.from_bytes(match[1]))
-        self._ends = {end: start for end, start in self._ends.items() if end >= self.nbytes}
-        self._trim(min(self._ends.values(), default=self.nbytes))
+        matches = collections.deque(_CANDIDATE.finditer(self._tail, unscanned), maxlen=CANDIDATES)
+        self._add([(self._start + match.start(), int.from_bytes(match[1])) for match in matches])
+        self._trim()
 
     def find(self) -> tuple[int, dict[str, Any], int] | None:
         """Return (offset of the end of file record, description, its length) if the last byte so far ends one."""
-        start = self._ends.get(self.nbytes)
-        if start is None:
-            return None
-        text = bytes(self._tail[start - self._start + 6 :])
-        description = parse_vmdescription(text)
-        return None if description is None else (start, description, len(text))
+        for start, end in reversed(self._candidates):
+            if end == self.nbytes:
+                text = bytes(self._tail[start - self._start + 6 :])
+                description = parse_vmdescription(text)
+                if description is not None:
+                    return start, description, len(text)
+        return None
 
     def ends_like_eof(self, *, has_footers: bool) -> bool:
         """Tell whether the last byte so far may be the end of file record of a stream without description."""
@@ -77,14 +81,15 @@ class TailFinder:
             return len(last) == _EOF_AND_FOOTER and last[0] == container.QEMU_VM_SECTION_FOOTER and last[-1] == 0
         return self._tail[-1:] == b"\0"
 
-    def _add(self, start: int, length: int) -> None:
-        if length <= MAX_VMDESCRIPTION:
-            self._ends[start + 6 + length] = start
-        if len(self._ends) > MAX_CANDIDATES:  # only device state made to look like this has so many
-            del self._ends[next(iter(self._ends))]
+    def _add(self, found: list[tuple[int, int]]) -> None:
+        """Remember those of `found`, as (offset, length of the description), that may come to an end."""
+        new = [(start, start + 6 + length) for start, length in found if length <= MAX_VMDESCRIPTION]
+        alive = [candidate for candidate in self._candidates + new if candidate[1] >= self.nbytes]
+        self._candidates = alive[-CANDIDATES:]
 
-    def _trim(self, first: int) -> None:
-        """Forget what lies before `first`, but for the last few bytes."""
+    def _trim(self) -> None:
+        """Forget what lies before the first candidate, but for the last few bytes."""
+        first = self._candidates[0][0] if self._candidates else self.nbytes
         keep = min(first, max(self.nbytes - _SHORTEST, self._start))
         del self._tail[: keep - self._start]
         self._start = keep

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import socket
 import struct
-import threading
 
 import pytest
 import savevm_streams as streams
@@ -53,12 +52,6 @@ def receive(far: socket.socket, nbytes: int) -> bytes:
         assert piece, f"closed after {data.hex()}"
         data += piece
     return data
-
-
-def send_pieces(far: socket.socket, pieces: list[bytes]) -> None:
-    for piece in pieces:
-        far.sendall(piece)
-    far.shutdown(socket.SHUT_WR)
 
 
 def nothing_more(far: socket.socket) -> bool:
@@ -146,8 +139,7 @@ def test_device_state_that_comes_slowly(monkeypatch: pytest.MonkeyPatch) -> None
     state = [device(number, bytes(number)) + b"\0" for number in range(2, 60)]
     pieces = [BEGIN + OPEN + BLOCK, *state, streams.EMPTY_DESCRIPTION]
     with streams.conversation() as (f, far):
-        sender = threading.Thread(target=send_pieces, args=(far, pieces))
-        sender.start()
+        sender = streams.send_in_background(far, *pieces, close=True)
         loaded = savevm.LoadVM(block_state(), f).loadvm()
         sender.join()
     assert loaded.drained_bytes == sum(map(len, state)) - 1
