@@ -111,7 +111,7 @@ def is_nbd(text: str | os.PathLike[str]) -> bool:
 
 def describe(text: str | os.PathLike[str], *, direct: bool = False) -> FileDescription:
     """Take apart ``PATH[,option=value]...``. Raises :class:`~blkmig.errors.ParameterError`."""
-    if not isinstance(text, str) or pathlib.Path(text).exists():
+    if not isinstance(text, str) or (text and pathlib.Path(text).exists()):
         return FileDescription(path=os.fspath(text), direct=direct)
     path, *options = (part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
     if not path:

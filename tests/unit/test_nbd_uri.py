@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a text says about an NBD export, or about any disk."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from blkmig import errors
+from blkmig.disk import nbd, nbd_connection
+from blkmig.disk import open as opening
+
+
+@pytest.mark.parametrize("export", ["", "vda", "a b", "a/b", "ünï?&#%", "x" * 4096])
+def test_export_in_uri(export: str) -> None:
+    uri = nbd_connection.unix_uri("/tmp/a b&c?d/s", export)
+    assert nbd_connection.export_of(uri) == export
+    assert uri.startswith("nbd+unix:///")
+    assert "socket=/tmp/a%20b%26c%3Fd/s" in uri
+
+
+def test_another_export() -> None:
+    assert nbd_connection.with_export("nbds://h:1/a?tls-certificates=/d", "b/c") == "nbds://h:1/b%2Fc?tls-certificates=/d"
+
+
+@pytest.mark.parametrize(
+    ("uri", "tls"),
+    [
+        ("http://host/", None),
+        ("/dev/vda", None),
+        ("nbd://host/?tls-certificates=/dir", None),
+        ("nbd+unix:///?socket=s", "dir"),
+    ],
+)
+def test_uri_refused(uri: str, tls: str | None) -> None:
+    with pytest.raises(errors.ParameterError):
+        nbd_connection.NbdConnection(uri, tls_certificates=tls)
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [("nbd://h/vda", "vda"), ("nbd://h/", "nbd"), ("nbd://h", "nbd"), ("nbd+unix:///a%2Fb?socket=s", "b")],
+)
+def test_default_name(uri: str, name: str) -> None:
+    assert nbd.default_name(uri) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "described"),
+    [
+        ("vda.raw", {"path": "vda.raw"}),
+        ("a,,b.raw", {"path": "a,b.raw"}),
+        ("v,format=qcow2,base=b,,c,base-format=qcow2", {"path": "v", "format": "qcow2", "base": "b,c",
+                                                        "base_format": "qcow2"}),
+        ("v,direct=on,locking=off,format=raw", {"path": "v", "direct": True, "locking": False, "format": "raw"}),
+    ],
+)  # fmt: skip
+def test_described(text: str, described: dict[str, object]) -> None:
+    assert opening.describe(text) == opening.FileDescription(**described)  # type: ignore[arg-type]
+
+
+REFUSED = ["", ",format=raw", "v,b", "v,format=", "v,direct=yes", "v,size=3", "v,base-format=qcow2", "v,"]
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_description_refused(text: str) -> None:
+    with pytest.raises(errors.ParameterError):
+        opening.describe(text)
+
+
+def test_existing_path_is_no_description(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a,format=qcow2"
+    path.write_bytes(bytes(512))
+    assert opening.describe(str(path)).path == str(path)
+    assert opening.describe(path).path == str(path)
+    with opening.open_disk(str(path)) as disk:
+        assert disk.size == 512
+
+
+@pytest.mark.parametrize("suffix", [".qcow2", ".VMDK", ".vhd"])
+def test_new_target_by_suffix(tmp_path: pathlib.Path, suffix: str) -> None:
+    path = tmp_path / f"new{suffix}"
+    with pytest.raises(errors.ParameterError, match="say format="):
+        opening.open_target(str(path), name="disk", size=1 << 20)
+    with opening.open_target(f"{path},format=raw", name="disk", size=1 << 20) as disk:
+        assert disk.size == 1 << 20
+
+
+def test_new_image_needs_a_size(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(errors.ParameterError, match="size"):
+        opening.open_target(f"{tmp_path}/new.qcow2,format=qcow2", name="disk")
+
+
+def test_qemu_is_no_target() -> None:
+    with pytest.raises(errors.ParameterError, match="source"):
+        opening.open_target("qemu:/nowhere", name="disk")
