@@ -96,11 +96,13 @@ QEMU_ADVICE = (
 
 
 def expected_bulk_percent(devices: list[block.BlkLoadDevice]) -> int:
-    """Return the progress that QEMU reports when it reads the last block of a full migration of these disks."""
-    total = sum(-(-(device.statistics.size or 0) // _core.SECTOR_SIZE) for device in devices)
-    last = -(-(devices[-1].statistics.size or 0) // _core.SECTOR_SIZE) if devices else 0
-    tail = last - (max(last - 1, 0) // _core.SECTORS_PER_BLOCK) * _core.SECTORS_PER_BLOCK
-    return 100 * (total - tail) // total if total else 0
+    """Return the progress that QEMU reports when it reads the last block of a full migration of these disks.
+
+    It counts each disk only up to the start of its last block, in whatever order they go.
+    """
+    sectors = [-(-(device.statistics.size or 0) // _core.SECTOR_SIZE) for device in devices]
+    starts = [max(count - 1, 0) // _core.SECTORS_PER_BLOCK * _core.SECTORS_PER_BLOCK for count in sectors]
+    return 100 * sum(starts) // sum(sectors) if any(sectors) else 0
 
 
 def describe_missing(missing: dict[str, list[tuple[int, int]]], announced: Announcement) -> str:
