@@ -171,7 +171,10 @@ class LoadVM:
         f.skip(end - f.position)
 
     def _get_type(self) -> int:
-        """Read a record's type; a stream that ends here was ended by its source, or by the link."""
+        """Read the first byte of a record or a footer; a stream that ends here was ended by its source, or by the link.
+
+        A QEMU that is told to cancel stops between a section's payload and its footer.
+        """
         self._is_between_records = True
         try:
             kind = self._f.get_byte()
@@ -243,7 +246,7 @@ class LoadVM:
         if not self._has_footers:
             return
         position = f.position
-        mark = f.get_byte()
+        mark = self._get_type()
         if mark != container.QEMU_VM_SECTION_FOOTER:
             raise errors.StreamError(
                 f"section {entry.idstr!r} is not followed by its footer, but by {mark:#04x}", position=position
