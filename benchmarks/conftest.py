@@ -5,10 +5,15 @@ from __future__ import annotations
 
 import pathlib
 import platform
+import sys
 import tempfile
 from collections.abc import Iterator
 
 import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent))  # the package `harness`
+from harness import arena as arenas
+from harness import images, tools
 
 pytest_plugins = ["blkmig.gates.plugin"]  # the fixture `ratio`, also where blkmig is not installed
 
@@ -36,6 +41,23 @@ def bench_dir(request: pytest.FixtureRequest) -> Iterator[pathlib.Path]:
     """Return a folder for images; it is removed with all that is in it."""
     with tempfile.TemporaryDirectory(prefix="blkmig-bench-", dir=request.config.option.bench_dir) as folder:
         yield pathlib.Path(folder)
+
+
+@pytest.fixture(scope="session")
+def arena(bench_dir: pathlib.Path, quick: bool) -> arenas.Arena:
+    """Return the place for end-to-end comparisons."""
+    if tools.compiler() is None:
+        pytest.skip("no C compiler: the processes cannot be measured")
+    return arenas.Arena(bench_dir, tools.Tools(bench_dir / "tools"), quick)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    """Skip what the disk has no room for."""
+    try:
+        return (yield)
+    except images.DiskFull as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Put the sides of a comparison together: prepare the target, run, compare the contents; skip what is not installed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Sequence
+
+from blkmig import gates
+
+from . import images, peers, tools
+
+
+@dataclasses.dataclass(frozen=True)
+class Arena:
+    """The place where the sides meet: a folder for images, compiled tools."""
+
+    folder: pathlib.Path
+    tools: tools.Tools
+    quick: bool
+
+    def job(self, source: pathlib.Path, **options: object) -> peers.Job:
+        """Return the job of copying `source` to the one target that all sides share."""
+        return peers.Job(source, self.folder / "target.raw", self.tools, self.folder, **options)  # type: ignore[arg-type]
+
+    def prepare(self, job: peers.Job) -> None:
+        """Bring the target into the state in which every run finds it."""
+        if job.fresh:
+            images.renew(job.target, job.size)
+        else:
+            images.stamp(job.target)
+
+    def side(self, name: str, job: peers.Job) -> gates.Side:
+        """Return a side that prepares, runs and verifies `job`."""
+        run, _ = peers.SIDES[name]
+        verify = functools.partial(images.require_same, self.tools.program("same"), job.source, job.target)
+        return gates.Side(functools.partial(run, job), setup=functools.partial(self.prepare, job), check=verify)
+
+    def sides(self, names: Sequence[str], job: peers.Job) -> tuple[dict[str, gates.Side], dict[str, str]]:
+        """Return the sides that can run here, and the reasons why the others cannot."""
+        skipped = {name: reason for name in names if (reason := peers.missing(name))}
+        return {name: self.side(name, job) for name in names if name not in skipped}, skipped
+
+    def create_target(self, job: peers.Job) -> None:
+        """Make the existing target: as large as the source, other data in the page cache."""
+        if not job.fresh:
+            images.require_space(self.folder, job.size)
+            images.create_random(job.target, job.size)
+
+    def random_image(self, size: int) -> pathlib.Path:
+        """Return an image of random data; it is made once."""
+        path = self.folder / f"random-{size}.raw"
+        if not path.exists():
+            images.require_space(self.folder, size)
+            images.create_random(path, size)
+        images.warm(path)
+        return path
+
+    def sparse_image(self, size: int, data: int, *, piece: int) -> pathlib.Path:
+        """Return an image with `data` bytes scattered in pieces; it is made once."""
+        path = self.folder / f"sparse-{size}-{data}.raw"
+        if not path.exists():
+            images.require_space(self.folder, 2 * data)
+            images.create_sparse(path, size, data, piece=piece)
+        images.warm(path)
+        return path

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Images to migrate, and targets that show whether everything arrived.
+
+An existing target is *stamped* before each run: a few bytes in every 1 MiB block are overwritten with what the source
+does not have there, so a block that a side leaves out is found when the contents are compared. The page cache keeps the
+rest warm. Data is random: nothing on the way may gain from zero pages or repetition.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import random
+import shutil
+import subprocess
+
+MiB = 1 << 20
+GiB = 1 << 30
+TiB = 1 << 40
+STAMP = b"stale!!\0" * 8
+
+
+def create_random(path: pathlib.Path, size: int) -> pathlib.Path:
+    """Write `size` bytes of random data."""
+    with path.open("wb") as file:
+        for _ in range(size // MiB):
+            file.write(os.urandom(MiB))
+    return path
+
+
+def create_sparse(path: pathlib.Path, size: int, data: int, *, piece: int) -> pathlib.Path:
+    """Make an image of `size` bytes: `data` bytes of random data in scattered pieces of `piece`, the rest holes."""
+    places = random.Random(f"{size} {data} {piece}").sample(range(size // piece), data // piece)
+    with path.open("wb") as file:
+        file.truncate(size)
+        for place in sorted(places):
+            file.seek(place * piece)
+            for _ in range(piece // MiB):
+                file.write(os.urandom(MiB))
+    return path
+
+
+def stamp(path: pathlib.Path) -> None:
+    """Spoil every block of an existing target; its page cache stays as warm as it was."""
+    with path.open("r+b", buffering=0) as file:
+        for offset in range(MiB // 2, path.stat().st_size, MiB):
+            os.pwrite(file.fileno(), STAMP, offset)
+
+
+def renew(path: pathlib.Path, size: int) -> None:
+    """Replace a target by a new one of `size` bytes that holds nothing."""
+    path.unlink(missing_ok=True)
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
+def warm(path: pathlib.Path) -> None:
+    """Bring the data of an image into the page cache."""
+    buffer = bytearray(MiB)
+    with path.open("rb", buffering=0) as file:
+        for start, end in extents(file.fileno(), path.stat().st_size):
+            for offset in range(start, end, MiB):
+                os.preadv(file.fileno(), [buffer], offset)
+
+
+def extents(fd: int, size: int) -> list[tuple[int, int]]:
+    """Return what is not a hole."""
+    found, offset = [], 0
+    while offset < size:
+        try:
+            start = os.lseek(fd, offset, os.SEEK_DATA)
+        except OSError:
+            break
+        offset = os.lseek(fd, start, os.SEEK_HOLE)
+        found.append((start, offset))
+    return found
+
+
+class DiskFull(Exception):
+    """There is not enough room for the images."""
+
+
+def require_space(folder: pathlib.Path, nbytes: int) -> None:
+    """Raise :class:`DiskFull` unless `folder` has room for `nbytes` and a reserve."""
+    free = shutil.disk_usage(folder).free
+    if free < nbytes + GiB:
+        raise DiskFull(f"{folder} has {free / GiB:.1f} GiB free; {nbytes / GiB:.1f} GiB and 1 GiB to spare are needed")
+
+
+class Different(AssertionError):
+    """The target does not hold what the source holds."""
+
+
+def require_same(same: str, source: pathlib.Path, target: pathlib.Path) -> None:
+    """Raise :class:`Different` unless both files read the same; `same` is the compiled c/same.c."""
+    done = subprocess.run([same, str(source), str(target)], capture_output=True, text=True)
+    if done.returncode:
+        raise Different(done.stderr.strip())

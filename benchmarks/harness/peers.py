@@ -1,0 +1,307 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The sides of the end-to-end comparisons: how each program copies a disk, from its start to a usable target.
+
+Every function takes a :class:`Job` and returns what the run cost, by metric. Servers and virtual machines, which would
+be running already, are started before the clock; everything that transfers is inside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import pathlib
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import real_qemu
+
+import blkmig
+
+from . import processes, tools
+
+Figures: TypeAlias = Mapping[str, float]
+Command: TypeAlias = Sequence[str | pathlib.Path]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Copy the image `source` to `target` over a link of kind tcp, unix or pipe; `fresh`: the target holds nothing yet.
+
+    `preload`: a library for every side (see c/unflushed.c); `flush`: what arrived must be on stable storage at the end.
+    """
+
+    source: pathlib.Path
+    target: pathlib.Path
+    tools: tools.Tools
+    folder: pathlib.Path
+    link: str = "tcp"
+    fresh: bool = False
+    flush: bool = False
+
+    @property
+    def size(self) -> int:
+        """Bytes of the disk."""
+        return self.source.stat().st_size
+
+    def start(self, *command: str | pathlib.Path, fds: Sequence[int] = ()) -> processes.Measured:
+        """Start a measured process of this job."""
+        preload = None if self.flush else self.tools.library("unflushed")
+        measured = self.tools.program("measured")
+        return processes.Measured(measured, command, folder=self.folder, preload=preload, pass_fds=fds)
+
+
+Run: TypeAlias = Callable[[Job], Figures]
+
+
+EndOf: TypeAlias = Callable[[processes.Link], Command]
+
+
+def transfer(job: Job, receiver: EndOf, sender: EndOf) -> Figures:
+    """Run a receiver that serves one stream and a sender; both have ended in the end."""
+    with (
+        processes.open_link(job.link, job.folder) as link,
+        job.start(*receiver(link), fds=link.receiver_fds) as receiving,
+    ):
+        link.close(link.receiver_fds)
+        link.wait_listening(receiving)
+        start = time.perf_counter()
+        with job.start(*sender(link), fds=link.sender_fds) as sending:
+            link.close(link.sender_fds)
+            sent, received = sending.wait(), receiving.wait()
+        wall = time.perf_counter() - start
+    return processes.figures(wall, sent, received)
+
+
+# -- blkmig and the C loops ------------------------------------------------------------------------------------------
+
+
+def _python(*arguments: str | pathlib.Path) -> Command:
+    root = pathlib.Path(blkmig.__file__).parents[1]
+    return ["env", f"PYTHONPATH={root}", sys.executable, *arguments]
+
+
+def run_blkmig(job: Job) -> Figures:
+    """``blkmig receive`` and ``blkmig send``, whole processes, the interpreters' start included."""
+    return transfer(
+        job,
+        lambda link: _python("-m", "blkmig", "receive", link.receiver_uri, f"drive0={job.target}"),
+        lambda link: _python("-m", "blkmig", "send", f"drive0={job.source}", link.sender_uri),
+    )
+
+
+def run_pump(job: Job, *, send: str, receive: str) -> Figures:
+    """The all-C loop of the same shape, see c/pump.c."""
+    pump = job.tools.program("pump")
+    uri = {"tcp": lambda text: f"tcp:{text.rpartition(':')[2]}"}.get(job.link, str)
+    return transfer(
+        job,
+        lambda link: [pump, "receive", receive, job.target, uri(link.receiver_uri)],
+        lambda link: [pump, "send", send, job.source, uri(link.sender_uri)],
+    )
+
+
+def run_c_loop(job: Job) -> Figures:
+    """One thread a side, preadv, scan, send; read, one pwrite."""
+    receive = "readv" if job.link == "pipe" else "fresh" if job.fresh else "waitall"
+    return run_pump(job, send="pread", receive=receive)
+
+
+def run_c_mapped(job: Job) -> Figures:
+    """The same with the payload sent from a mapping of the file."""
+    receive = "readv" if job.link == "pipe" else "fresh" if job.fresh else "waitall"
+    return run_pump(job, send="map", receive=receive)
+
+
+def run_c_sendfile(job: Job) -> Figures:
+    """The kernel moves the pages on the sender's side: sendfile, or splice into a pipe."""
+    if job.link == "pipe":
+        return run_pump(job, send="splice", receive="readv")
+    return run_pump(job, send="sendfile", receive="fresh" if job.fresh else "waitall")
+
+
+# -- NBD -------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def nbd_server(job: Job) -> Iterator[tuple[processes.Measured, processes.Link, str]]:
+    """Serve the target with nbdkit's file plugin; yields the server, the link and the NBD URI."""
+    with processes.open_link(job.link, job.folder) as link:
+        if job.link == "unix":
+            where, uri = ["-U", link.address], f"nbd+unix:///?socket={link.address}"
+        else:
+            host, _, port = link.address.rpartition(":")
+            where, uri = ["-i", host, "-p", port], f"nbd://{link.address}"
+        with job.start("nbdkit", "-f", *where, "file", job.target) as server:
+            link.wait_listening(server)
+            yield server, link, uri
+
+
+def run_nbd_client(job: Job, command: Callable[[str], Command]) -> Figures:
+    """Run a program that copies the source to an NBD URI."""
+    with nbd_server(job) as (server, _link, uri):
+        start = time.perf_counter()
+        with job.start(*command(uri)) as client:
+            sent = client.wait()
+        wall = time.perf_counter() - start
+        return processes.figures(wall, sent, server.terminate())
+
+
+def run_nbdcopy(job: Job) -> Figures:
+    """``nbdcopy`` file to nbdkit, with its defaults."""
+    flags = [*(["--destination-is-zero"] if job.fresh else []), *(["--flush"] if job.flush else [])]
+    return run_nbd_client(job, lambda uri: ["nbdcopy", *flags, job.source, uri])
+
+
+def run_qemu_img(job: Job) -> Figures:
+    """``qemu-img convert``, 16 coroutines, out of order, to nbdkit."""
+    flags = ["--target-is-zero"] if job.fresh else []
+    base = ["qemu-img", "convert", "-n", "-W", "-m", "16", "-f", "raw", "-O", "raw"]
+    return run_nbd_client(job, lambda uri: [*base, *flags, job.source, uri])
+
+
+def run_blockdev_mirror(job: Job) -> Figures:
+    """``blockdev-mirror`` of a storage daemon to nbdkit, until the job is ready and ended."""
+    with nbd_server(job) as (server, link, _uri), _qmp_pair() as (ours, theirs):
+        address = (
+            {"type": "unix", "path": link.address}
+            if job.link == "unix"
+            else {"type": "inet", "host": link.address.rpartition(":")[0], "port": link.address.rpartition(":")[2]}
+        )
+        chardev = ["--chardev", f"socket,id=qmp,fd={theirs.fileno()}", "--monitor", "chardev=qmp"]
+        source = ["--blockdev", f"driver=file,node-name=source,filename={job.source}"]
+        with job.start("qemu-storage-daemon", *chardev, *source, fds=[theirs.fileno()]) as daemon:
+            qmp = _greet(ours, theirs)
+            start = time.perf_counter()
+            qmp.execute("blockdev-add", driver="nbd", node_name="target", server=address, export="")
+            qmp.execute("blockdev-mirror", job_id="m", device="source", target="target", sync="full")
+            qmp.wait_event(lambda event: event["event"] == "BLOCK_JOB_READY")
+            qmp.execute("block-job-cancel", device="m")
+            qmp.wait_event(lambda event: event["event"] == "BLOCK_JOB_COMPLETED")
+            wall = time.perf_counter() - start
+            qmp.execute("blockdev-del", node_name="target")
+            qmp.execute("quit")
+            sent = daemon.wait()
+        return processes.figures(wall, sent, server.terminate())
+
+
+# -- QEMU ------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _qmp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+def _greet(ours: socket.socket, theirs: socket.socket) -> real_qemu.Qmp:
+    """Return a QMP client; our copy of the server's end is closed so that its death is noticed."""
+    theirs.close()
+    return real_qemu.Qmp(ours)
+
+
+@contextlib.contextmanager
+def _vm(job: Job, disk: pathlib.Path, *arguments: str) -> Iterator[tuple[processes.Measured, real_qemu.Qmp]]:
+    """Start a QEMU that never runs, with `disk` and next to no memory."""
+    firmware = job.folder / "firmware"
+    firmware.write_bytes(bytes(64 << 10))
+    base = ["qemu-system-x86_64", "-machine", "pc,accel=tcg", "-m", "4M", "-nodefaults", "-display", "none", "-S"]
+    with _qmp_pair() as (ours, theirs):
+        chardev = ["-chardev", f"socket,id=qmp,fd={theirs.fileno()}", "-mon", "chardev=qmp,mode=control"]
+        # With if=none QEMU 7.2's incoming side fails an assertion of its own: nobody has asked for the right to write.
+        drive = ["-drive", f"file={disk},format=raw,if=virtio,id=drive0"]
+        command = [*base, "-bios", str(firmware), *chardev, *drive, *arguments]
+        with job.start(*command, fds=[theirs.fileno()]) as process:
+            qmp = _greet(ours, theirs)
+            events = [{"capability": "events", "state": True}]
+            qmp.execute("migrate-set-capabilities", capabilities=events)
+            yield process, qmp
+            with contextlib.suppress(ConnectionError):
+                qmp.execute("quit")
+
+
+def _wait_completed(qmp: real_qemu.Qmp) -> None:
+    def ended(event: dict[str, Any]) -> bool:
+        return event["event"] == "MIGRATION" and event["data"]["status"] in real_qemu.FINAL
+
+    status = qmp.wait_event(ended)["data"]["status"]
+    if status != "completed":
+        raise RuntimeError(f"QEMU's migration {status}")
+
+
+def run_qemu_migrate(job: Job) -> Figures:
+    """``migrate`` with blk from one QEMU to another; without a downtime limit of 0 it may lose blocks."""
+    with _vm(job, job.target, "-incoming", "defer") as (receiving, target), _vm(job, job.source) as (sending, source):
+        source.execute("migrate-set-parameters", downtime_limit=0, max_bandwidth=1 << 40)
+        target.execute("migrate-incoming", uri="tcp:127.0.0.1:0")
+        address = target.execute("query-migrate")["socket-address"][0]
+        start = time.perf_counter()
+        source.execute("migrate", uri=f"tcp:{address['host']}:{address['port']}", blk=True)
+        _wait_completed(source)
+        _wait_completed(target)
+        wall = time.perf_counter() - start
+        for qmp, process in ((source, sending), (target, receiving)):
+            qmp.execute("quit")
+            process.process.wait(processes.TIMEOUT)
+        return processes.figures(wall, sending.wait(), receiving.wait())
+
+
+# -- local copies ----------------------------------------------------------------------------------------------------
+
+
+def run_local(job: Job, command: Callable[[Job], Command]) -> Figures:
+    """Run a command that copies without a link."""
+    start = time.perf_counter()
+    with job.start(*command(job)) as process:
+        cost = process.wait()
+    return processes.figures(time.perf_counter() - start, cost)
+
+
+run_dd: Run = functools.partial(
+    run_local,
+    command=lambda job: [
+        *("dd", f"if={job.source}", f"of={job.target}", "bs=1M", "conv=notrunc"),
+        *(["conv=notrunc,fdatasync"] if job.flush else []),
+    ],
+)
+run_cp: Run = functools.partial(run_local, command=lambda job: ["cp", "--sparse=auto", job.source, job.target])
+run_cp_sparse: Run = functools.partial(run_local, command=lambda job: ["cp", "--sparse=always", job.source, job.target])
+run_copy_file_range: Run = functools.partial(
+    run_local, command=lambda job: [job.tools.program("copyrange"), job.source, job.target]
+)
+
+
+#: Every side by the name that tables and gates use, with the programs it needs.
+SIDES: Mapping[str, tuple[Run, Sequence[str]]] = {
+    "blkmig": (run_blkmig, ()),
+    "C loop": (run_c_loop, ()),
+    "C loop, mapped": (run_c_mapped, ()),
+    "C loop, sendfile": (run_c_sendfile, ()),
+    "nbdcopy": (run_nbdcopy, ("nbdcopy", "nbdkit")),
+    "qemu-img convert": (run_qemu_img, ("qemu-img", "nbdkit")),
+    "blockdev-mirror": (run_blockdev_mirror, ("qemu-storage-daemon", "nbdkit")),
+    "QEMU migrate": (run_qemu_migrate, ("qemu-system-x86_64",)),
+    "copy_file_range": (run_copy_file_range, ()),
+    "dd": (run_dd, ("dd",)),
+    "cp": (run_cp, ("cp",)),
+    "cp --sparse": (run_cp_sparse, ("cp",)),
+}
+
+
+def missing(name: str) -> str | None:
+    """Return why a side cannot run here, None if it can."""
+    absent = [program for program in SIDES[name][1] if shutil.which(program) is None]
+    if name == "QEMU migrate" and not absent and (reason := _lacks_block_migration()):
+        return reason
+    return f"{' and '.join(absent)} not installed" if absent else None
+
+
+@functools.cache
+def _lacks_block_migration() -> str | None:
+    text = real_qemu.version()
+    return f"QEMU {text} has no block migration" if tuple(map(int, text.split(".")[:2])) >= (9, 1) else None
