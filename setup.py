@@ -16,7 +16,7 @@ setup(
         Extension(
             "blkmig._core",
             ["blkmig/_core.pyx"],
-            depends=["blkmig/_core.pxd", "blkmig/_bits.h", "blkmig/_frame.h", "blkmig/_io.h", "blkmig/_zero.h"],
+            depends=["blkmig/_core.pxd", "blkmig/_bits.h", "blkmig/_frame.h", "blkmig/_io.h", "blkmig/_stream.h", "blkmig/_zero.h"],
             extra_compile_args=[*flags, "-Wall", "-Wno-unused-function"],
             extra_link_args=flags[:1] if sanitizers else [],
         )

@@ -77,7 +77,9 @@ cdef extern from *:
     unsigned long word_or "blkmig_word_or"(unsigned long* p, unsigned long mask) noexcept nogil
     unsigned long word_and "blkmig_word_and"(unsigned long* p, unsigned long mask) noexcept nogil
     unsigned long word_swap "blkmig_word_swap"(unsigned long* p, unsigned long value) noexcept nogil
-    void set_word "blkmig_set_word"(unsigned long* words, uint8_t* summary, size_t index, unsigned long mask) noexcept nogil
+    void set_word "blkmig_set_word"(
+        unsigned long* words, uint8_t* summary, size_t index, unsigned long mask
+    ) noexcept nogil
 
 
 # Whether n bytes at `buffer` are all zero; any alignment, any length.

@@ -11,15 +11,13 @@ handlers) and after short counts, and raise OSError with the errno. Classes that
 import os
 
 cimport cython
-from cpython.buffer cimport PyBUF_FORMAT, PyBUF_ND, PyBUF_SIMPLE, PyBUF_STRIDES, PyBUF_WRITABLE
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE
 from cpython.buffer cimport PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_CheckExact, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.exc cimport PyErr_CheckSignals, PyErr_SetFromErrno
-from libc.errno cimport EAGAIN, EFAULT, EINTR, EINVAL, ENODEV, ENOSYS, ENXIO, EOPNOTSUPP, EPERM, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport calloc, free, malloc
-from libc.string cimport memcpy, memmove, memset
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
 
 
 cdef extern from "_zero.h":
@@ -60,47 +58,49 @@ cdef extern from "_frame.h":
         const char* name
         size_t length
         size_t nbytes
+    void frame_put_number(uint8_t*, uint64_t value, size_t) noexcept nogil
+    uint64_t frame_get_number(const uint8_t*, size_t) noexcept nogil
     size_t frame_head(uint8_t*, uint64_t word, const char* name, size_t length) noexcept nogil
     void frame_zero_records(uint8_t*, uint64_t word, size_t count, const char* name, size_t length) noexcept nogil
     frame_run frame_parse(const uint8_t*, size_t) noexcept nogil
 
 cdef extern from "_io.h":
-    enum: SPEAKS_SOCKET, SPEAKS_PIPE, SPEAKS_FILE
-    struct iovec:
-        void* iov_base
-        size_t iov_len
-    int io_kind(int fd) noexcept nogil
-    Py_ssize_t io_write(int fd, int kind, iovec*, int) noexcept nogil
-    Py_ssize_t io_read(int fd, int kind, iovec*, int) noexcept nogil
-    int io_wait(int fd, int wake_fd, bint output) noexcept nogil
-    Py_ssize_t io_pread(int fd, void*, size_t, int64_t) noexcept nogil
-    Py_ssize_t io_pwrite(int fd, const void*, size_t, int64_t) noexcept nogil
-    int io_punch_hole(int fd, int64_t, int64_t) noexcept nogil
-    int io_zero_range(int fd, int64_t, int64_t) noexcept nogil
-    int io_zero_out(int fd, uint64_t, uint64_t) noexcept nogil
-    int64_t io_seek_data(int fd, int64_t) noexcept nogil
-    int64_t io_seek_hole(int fd, int64_t) noexcept nogil
-    void* io_map(int fd, size_t) noexcept nogil
-    void io_unmap(void*, size_t) noexcept nogil
-    int io_populate(uint8_t*, size_t) noexcept nogil
-    void* io_alloc_pages(size_t) noexcept nogil
+    int FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
+    int io_fail(int error) except -1 nogil
+    Py_ssize_t io_pread(int fd, uint8_t*, size_t, int64_t offset) except -1 nogil
+    int io_pwrite(int fd, const uint8_t*, size_t, int64_t offset) except -1 nogil
+    int io_fallocate(int fd, int mode, int64_t offset, int64_t) except -1 nogil
+    int io_zero_out(int fd, uint64_t offset, uint64_t) except -1 nogil
+    int io_next_data(int fd, int64_t offset, int64_t size, int64_t* start, int64_t* end) except -1 nogil
+    Py_ssize_t io_store_sparse(int fd, const uint8_t*, size_t, int64_t offset, size_t, bint) except -1 nogil
+    bint io_populate(uint8_t*, size_t) noexcept nogil
+    uint8_t* io_map(int fd, size_t) except NULL
+    uint8_t* io_alloc_pages(size_t) except NULL
+    int munmap(void*, size_t) noexcept nogil
+
+cdef extern from "_stream.h":
+    struct stream:
+        uint8_t* staging
+        size_t capacity, head, tail
+        uint64_t position, flushed
+    int stream_init(stream*, int fd, Py_ssize_t capacity, int wake_fd) except -1
+    void stream_staged(stream*, size_t) noexcept nogil
+    int stream_send(stream*, const uint8_t* end, size_t* left) except -1 nogil
+    void stream_consume(stream*, size_t) noexcept nogil
+    int stream_require(stream*, size_t) except -1 nogil
+    int stream_take(stream*, uint8_t*, size_t) except -1 nogil
 
 
 cdef enum:
     NOGIL_NBYTES = 65536            # dropping the GIL costs 50 ns: not for less than this
-    GIL_BITS = 8 * 65536
+    GIL_BITS = 8 * 65536            # the same of a bitmap
     HEADER_MAX = 8 + 1 + 255        # word, length byte, name
-    READ_AHEAD = 512                # bytes taken behind a payload: the next headers, no more, since they are copied
+    FLAGS = SECTOR_SIZE - 1         # of a record's word
 
 globals().update(
-    BLOCK_SIZE=BLOCK_SIZE,
-    SECTOR_SIZE=SECTOR_SIZE,
-    SECTOR_BITS=SECTOR_BITS,
-    SECTORS_PER_BLOCK=SECTORS_PER_BLOCK,
-    FLAG_DEVICE_BLOCK=FLAG_DEVICE_BLOCK,
-    FLAG_EOS=FLAG_EOS,
-    FLAG_PROGRESS=FLAG_PROGRESS,
-    FLAG_ZERO_BLOCK=FLAG_ZERO_BLOCK,
+    BLOCK_SIZE=BLOCK_SIZE, SECTOR_SIZE=SECTOR_SIZE, SECTOR_BITS=SECTOR_BITS, SECTORS_PER_BLOCK=SECTORS_PER_BLOCK,
+    FLAG_DEVICE_BLOCK=FLAG_DEVICE_BLOCK, FLAG_EOS=FLAG_EOS,
+    FLAG_PROGRESS=FLAG_PROGRESS, FLAG_ZERO_BLOCK=FLAG_ZERO_BLOCK,
 )
 
 
@@ -131,7 +131,7 @@ except ValueError as error:
     raise ImportError(f"BLKMIG_ZERO_KERNEL={zero_kernel}: {error}") from None
 
 
-cdef bint scan(zero_kernel_fn kernel, const uint8_t* p, size_t n):
+cdef bint scan(zero_kernel_fn kernel, const uint8_t* p, size_t n) noexcept:
     cdef bint zero
     if n < NOGIL_NBYTES:
         return zero_run(kernel, p, n)
@@ -142,33 +142,31 @@ cdef bint scan(zero_kernel_fn kernel, const uint8_t* p, size_t n):
     return zero
 
 
+cdef bint scan_buffer(zero_kernel_fn kernel, buffer) except -1:
+    cdef Py_buffer view
+    cdef bint zero
+    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
+    zero = scan(kernel, <const uint8_t*>view.buf, view.len)
+    PyBuffer_Release(&view)
+    return zero
+
+
 def buffer_is_zero(buffer, /):
     """Tell whether every byte of `buffer` is 0; an empty buffer is.
 
     Any contiguous buffer of any length and alignment. Stops at the first 512 bytes that are not zero; drops the GIL
     from 64 KiB on.
     """
-    cdef Py_buffer view
     if PyBytes_CheckExact(buffer):
         return scan(zero_chosen, <const uint8_t*>PyBytes_AS_STRING(buffer), PyBytes_GET_SIZE(buffer))
     if PyByteArray_CheckExact(buffer) and PyByteArray_GET_SIZE(buffer) < NOGIL_NBYTES:
         return zero_run(zero_chosen, PyByteArray_AS_STRING(buffer), PyByteArray_GET_SIZE(buffer))
-    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
-    try:
-        return scan(zero_chosen, <const uint8_t*>view.buf, view.len)
-    finally:
-        PyBuffer_Release(&view)
+    return scan_buffer(zero_chosen, buffer)
 
 
 def buffer_is_zero_using(str kernel not None, buffer, /):
-    """Do what buffer_is_zero does, with one of `zero_kernels`. ValueError for one that is unknown or not for this CPU."""
-    cdef zero_kernel_fn fn = find_zero_kernel(kernel)
-    cdef Py_buffer view
-    PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
-    try:
-        return scan(fn, <const uint8_t*>view.buf, view.len)
-    finally:
-        PyBuffer_Release(&view)
+    """Do what buffer_is_zero does, with one of `zero_kernels`; ValueError for one that this CPU cannot run."""
+    return scan_buffer(find_zero_kernel(kernel), buffer)
 
 
 # ---- bitmap ----
@@ -212,29 +210,16 @@ cdef class Bitmap:
         return self.size
 
     def __getbuffer__(self, Py_buffer* view, int flags):
-        cdef Py_ssize_t* shape = <Py_ssize_t*>malloc(2 * sizeof(Py_ssize_t))
-        if shape == NULL:
-            raise MemoryError
-        shape[0] = self.nwords
-        shape[1] = sizeof(unsigned long)
-        view.obj = self
-        view.buf = self.words
-        view.len = self.nwords * sizeof(unsigned long)
+        PyBuffer_FillInfo(view, self, self.words, self.nwords * sizeof(unsigned long), 0, flags)
         view.itemsize = sizeof(unsigned long)
-        view.readonly = 0
-        view.ndim = 1
-        view.format = NULL
-        if flags & PyBUF_FORMAT:
+        if view.format != NULL:
             view.format = <char*>b"L"
-        view.shape = shape if flags & PyBUF_ND else NULL
-        view.strides = shape + 1 if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
-        view.suboffsets = NULL
-        view.internal = shape
+        if view.shape != NULL:
+            view.shape = <Py_ssize_t*>&self.nwords
         self.exports += 1
         self.stale = True
 
     def __releasebuffer__(self, Py_buffer* view):
-        free(view.internal)
         self.exports -= 1
 
     @property
@@ -389,85 +374,67 @@ cdef Py_ssize_t find(bits_fn fn, Bitmap bitmap, size_t start, size_t stop) noexc
 
 # ---- big-endian framing ----
 
-cdef uint8_t* writable(object buffer, Py_buffer* view, Py_ssize_t offset, size_t n) except NULL:
-    # `n` bytes at `offset` for writing; the caller releases the view.
-    PyObject_GetBuffer(buffer, view, PyBUF_WRITABLE)
+cdef uint8_t* at(buffer, Py_buffer* view, int flags, Py_ssize_t offset, size_t n) except NULL:
+    # Where `n` bytes at `offset` stand; the caller releases the view.
+    PyObject_GetBuffer(buffer, view, flags)
     if offset < 0 or offset > view.len or n > <size_t>(view.len - offset):
         PyBuffer_Release(view)
         raise IndexError(f"{n} bytes at offset {offset} are not inside a buffer of {view.len} bytes")
     return <uint8_t*>view.buf + offset
 
 
-cdef const uint8_t* readable(object buffer, Py_buffer* view, Py_ssize_t offset, size_t n) except NULL:
-    PyObject_GetBuffer(buffer, view, PyBUF_SIMPLE)
-    if offset < 0 or offset > view.len or n > <size_t>(view.len - offset):
-        PyBuffer_Release(view)
-        raise IndexError(f"{n} bytes at offset {offset} are not inside a buffer of {view.len} bytes")
-    return <const uint8_t*>view.buf + offset
+cdef Py_ssize_t put_number(buffer, Py_ssize_t offset, uint64_t value, size_t n) except -1:
+    cdef Py_buffer view
+    frame_put_number(at(buffer, &view, PyBUF_WRITABLE, offset, n), value, n)
+    PyBuffer_Release(&view)
+    return offset + <Py_ssize_t>n
+
+
+cdef uint64_t get_number(buffer, Py_ssize_t offset, size_t n) except? 0:
+    cdef Py_buffer view
+    cdef uint64_t value = frame_get_number(at(buffer, &view, PyBUF_SIMPLE, offset, n), n)
+    PyBuffer_Release(&view)
+    return value
 
 
 def put_byte(buffer, Py_ssize_t offset, uint8_t value, /):
     """Write an 8-bit number at `offset`; return the offset behind it."""
-    cdef Py_buffer view
-    writable(buffer, &view, offset, 1)[0] = value
-    PyBuffer_Release(&view)
-    return offset + 1
+    return put_number(buffer, offset, value, 1)
 
 
 def put_be16(buffer, Py_ssize_t offset, uint16_t value, /):
     """Write a 16-bit number, big-endian, at `offset`; return the offset behind it."""
-    cdef Py_buffer view
-    store_be16(writable(buffer, &view, offset, 2), value)
-    PyBuffer_Release(&view)
-    return offset + 2
+    return put_number(buffer, offset, value, 2)
 
 
 def put_be32(buffer, Py_ssize_t offset, uint32_t value, /):
     """Write a 32-bit number, big-endian, at `offset`; return the offset behind it."""
-    cdef Py_buffer view
-    store_be32(writable(buffer, &view, offset, 4), value)
-    PyBuffer_Release(&view)
-    return offset + 4
+    return put_number(buffer, offset, value, 4)
 
 
 def put_be64(buffer, Py_ssize_t offset, uint64_t value, /):
     """Write a 64-bit number, big-endian, at `offset`; return the offset behind it."""
-    cdef Py_buffer view
-    store_be64(writable(buffer, &view, offset, 8), value)
-    PyBuffer_Release(&view)
-    return offset + 8
+    return put_number(buffer, offset, value, 8)
 
 
 def get_byte(buffer, Py_ssize_t offset, /):
     """Read the 8-bit number at `offset`."""
-    cdef Py_buffer view
-    cdef uint8_t value = readable(buffer, &view, offset, 1)[0]
-    PyBuffer_Release(&view)
-    return value
+    return get_number(buffer, offset, 1)
 
 
 def get_be16(buffer, Py_ssize_t offset, /):
     """Read the 16-bit big-endian number at `offset`."""
-    cdef Py_buffer view
-    cdef uint16_t value = load_be16(readable(buffer, &view, offset, 2))
-    PyBuffer_Release(&view)
-    return value
+    return get_number(buffer, offset, 2)
 
 
 def get_be32(buffer, Py_ssize_t offset, /):
     """Read the 32-bit big-endian number at `offset`."""
-    cdef Py_buffer view
-    cdef uint32_t value = load_be32(readable(buffer, &view, offset, 4))
-    PyBuffer_Release(&view)
-    return value
+    return get_number(buffer, offset, 4)
 
 
 def get_be64(buffer, Py_ssize_t offset, /):
     """Read the 64-bit big-endian number at `offset`."""
-    cdef Py_buffer view
-    cdef uint64_t value = load_be64(readable(buffer, &view, offset, 8))
-    PyBuffer_Release(&view)
-    return value
+    return get_number(buffer, offset, 8)
 
 
 cdef int check_record(uint64_t sector, uint64_t flags, bytes name) except -1:
@@ -482,8 +449,7 @@ cdef int check_record(uint64_t sector, uint64_t flags, bytes name) except -1:
 
 cdef int check_zero_run(uint64_t sector, uint64_t count, bytes name) except -1:
     check_record(sector, 0, name)
-    if count and (count - 1 > (<uint64_t>-1 >> SECTOR_BITS) // SECTORS_PER_BLOCK
-                  or (sector + (count - 1) * SECTORS_PER_BLOCK) >> (64 - SECTOR_BITS)):
+    if count and count - 1 > ((<uint64_t>-1 >> SECTOR_BITS) - sector) // SECTORS_PER_BLOCK:
         raise OverflowError(f"{count} blocks from sector {sector} do not fit the 55 bits of a record's sector")
     return 0
 
@@ -499,7 +465,7 @@ def put_block_header(buffer, Py_ssize_t offset, uint64_t sector, uint64_t flags,
     cdef uint8_t* p
     cdef size_t length = len(name), n
     check_record(sector, flags, name)
-    p = writable(buffer, &view, offset, 9 + length)
+    p = at(buffer, &view, PyBUF_WRITABLE, offset, 9 + length)
     n = frame_head(p, sector << SECTOR_BITS | flags, PyBytes_AS_STRING(name), length)
     PyBuffer_Release(&view)
     return offset + <Py_ssize_t>n
@@ -512,9 +478,7 @@ def put_zero_records(buffer, Py_ssize_t offset, uint64_t sector, uint64_t count,
     cdef const char* text = PyBytes_AS_STRING(name)
     cdef size_t length = len(name), n = count
     check_zero_run(sector, count, name)
-    if n > <size_t>-1 // HEADER_MAX:
-        raise IndexError(f"{count} records are more than any buffer holds")
-    p = writable(buffer, &view, offset, n * (9 + length))
+    p = at(buffer, &view, PyBUF_WRITABLE, offset, n * (9 + length))
     if n * (9 + length) < NOGIL_NBYTES:
         frame_zero_records(p, sector << SECTOR_BITS, n, text, length)
     else:
@@ -538,113 +502,49 @@ def parse_run(buffer, Py_ssize_t start, Py_ssize_t stop, /):
     cdef const uint8_t* p
     if start > stop:
         raise IndexError(f"start {start} is behind stop {stop}")
-    p = readable(buffer, &view, start, stop - start)
+    p = at(buffer, &view, PyBUF_SIMPLE, start, stop - start)
     try:
-        if stop - start < NOGIL_NBYTES:
-            run = frame_parse(p, stop - start)
-        else:
-            with nogil:
-                run = frame_parse(p, stop - start)
+        run = frame_parse(p, stop - start)
         if run.nbytes == 0:
             return None
-        return (
-            run.word & (SECTOR_SIZE - 1),
-            PyBytes_FromStringAndSize(run.name, run.length),
-            run.word >> SECTOR_BITS,
-            run.count,
-            start + <Py_ssize_t>run.nbytes,
-        )
+        name = PyBytes_FromStringAndSize(run.name, run.length)
+        return run.word & FLAGS, name, run.word >> SECTOR_BITS, run.count, start + <Py_ssize_t>run.nbytes
     finally:
         PyBuffer_Release(&view)
 
 
 # ---- system calls ----
 
-cdef int fail(int error) except -1 with gil:
-    global errno
-    errno = error
-    PyErr_SetFromErrno(OSError)
-    return -1
-
-
-cdef int check_signals() except -1 with gil:
-    return PyErr_CheckSignals()
-
-
-cdef int again() except -1 nogil:
-    # After a call failed: 0 if it was only interrupted, else its error.
-    if errno == EINTR:
-        return check_signals()
-    return fail(errno)
-
-
-cdef Py_ssize_t pread_loop(int fd, uint8_t* p, size_t n, int64_t offset) except -1 nogil:
-    # Bytes read: n, or fewer at the end of the file.
-    cdef size_t done = 0
-    cdef Py_ssize_t got
-    while done < n:
-        got = io_pread(fd, p + done, n - done, offset + <int64_t>done)
-        if got < 0:
-            again()
-        elif got == 0:
-            break
-        else:
-            done += got
-    return done
-
-
-cdef int pwrite_loop(int fd, const uint8_t* p, size_t n, int64_t offset) except -1 nogil:
-    cdef size_t done = 0
-    cdef Py_ssize_t put
-    while done < n:
-        put = io_pwrite(fd, p + done, n - done, offset + <int64_t>done)
-        if put < 0:
-            again()
-        else:
-            done += put
-    return 0
-
-
 def next_data(int fd, int64_t offset, int64_t size, /):
     """Return [start, end) of the next stretch of data at or behind `offset` in the first `size` bytes, or None.
 
     Where the file system cannot tell, all is data: (offset, size). Moves the file's own position. Drops the GIL.
     """
-    cdef int64_t start, end = -1
+    cdef int64_t start, end
+    cdef bint found
     if offset >= size:
         return None
     with nogil:
-        start = io_seek_data(fd, offset)
-        if start >= 0:
-            end = io_seek_hole(fd, start)
-    if end >= 0:
-        return (start, min(end, size)) if start < size else None
-    if errno == ENXIO:
-        return None
-    if errno in (EINVAL, EOPNOTSUPP):
-        return offset, size
-    fail(errno)
+        found = io_next_data(fd, offset, size, &start, &end)
+    return (start, end) if found else None
 
 
 def punch_hole(int fd, int64_t offset, int64_t nbytes, /):
     """Make [offset, offset + nbytes) a hole that reads as zeros; the file's size stays. OSError where it cannot."""
     with nogil:
-        while io_punch_hole(fd, offset, nbytes) < 0:
-            again()
+        io_fallocate(fd, FALLOC_FL_PUNCH_HOLE, offset, nbytes)
 
 
 def zero_range(int fd, int64_t offset, int64_t nbytes, /):
     """Zero [offset, offset + nbytes) and keep it allocated; the file's size stays. OSError where it cannot."""
     with nogil:
-        while io_zero_range(fd, offset, nbytes) < 0:
-            again()
+        io_fallocate(fd, FALLOC_FL_ZERO_RANGE, offset, nbytes)
 
 
 def zero_out(int fd, uint64_t offset, uint64_t nbytes, /):
     """Zero [offset, offset + nbytes) of a block device (BLKZEROOUT). OSError where it cannot."""
     with nogil:
-        while io_zero_out(fd, offset, nbytes) < 0:
-            again()
+        io_zero_out(fd, offset, nbytes)
 
 
 def pread_full(int fd, buffer, int64_t offset, /):
@@ -654,7 +554,7 @@ def pread_full(int fd, buffer, int64_t offset, /):
     PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
     try:
         with nogil:
-            done = pread_loop(fd, <uint8_t*>view.buf, view.len, offset)
+            done = io_pread(fd, <uint8_t*>view.buf, view.len, offset)
         return done
     finally:
         PyBuffer_Release(&view)
@@ -666,7 +566,7 @@ def pwrite_full(int fd, buffer, int64_t offset, /):
     PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
     try:
         with nogil:
-            pwrite_loop(fd, <const uint8_t*>view.buf, view.len, offset)
+            io_pwrite(fd, <const uint8_t*>view.buf, view.len, offset)
     finally:
         PyBuffer_Release(&view)
 
@@ -678,8 +578,7 @@ cdef class Mapping:
     """The first `size` bytes of a regular file, mapped shared and read-only.
 
     The buffer protocol shows them. Where the file has been truncated, touching them is a SIGBUS, so hand them to
-    system calls only, which answer EFAULT. close() is final for new users; the pages go when the last view or
-    BlockBuffer that shows them lets go.
+    system calls only, which answer EFAULT. The pages go when the last view or BlockBuffer that shows them lets go.
     """
 
     cdef uint8_t* base
@@ -690,18 +589,14 @@ cdef class Mapping:
         if size < 0:
             raise ValueError(f"a mapping cannot have {size} bytes")
         if size:
-            self.base = <uint8_t*>io_map(fd, size)
-            if self.base == NULL:
-                fail(errno)
+            self.base = io_map(fd, size)
         self.length = size
 
     def __dealloc__(self):
         if self.base != NULL:
-            io_unmap(self.base, self.length)
+            munmap(self.base, self.length)
 
     def __getbuffer__(self, Py_buffer* view, int flags):
-        if self.closed:
-            raise ValueError("the mapping is closed")
         PyBuffer_FillInfo(view, self, self.base, self.length, 1, flags)
 
     @property
@@ -710,7 +605,7 @@ cdef class Mapping:
         return self.length
 
     def close(self):
-        """Accept no new users. Safe twice."""
+        """Keep later fill_mapped calls from using it. Safe twice."""
         self.closed = True
 
 
@@ -729,9 +624,7 @@ cdef class BlockBuffer:
     cdef int64_t offset
 
     def __cinit__(self):
-        self.own = <uint8_t*>io_alloc_pages(BLOCK_SIZE)
-        if self.own == NULL:
-            raise MemoryError("no memory for a block of 1 MiB")
+        self.own = io_alloc_pages(BLOCK_SIZE)
         self.zero = True
 
     def __dealloc__(self):
@@ -772,8 +665,8 @@ cdef class BlockBuffer:
         """Do what fill does, but show the mapping's pages instead of a copy if the block is data.
 
         `mapping` maps the file `fd`, which must stay open until the payload is sent. The first 4 KiB decide: if they
-        are not zero the block is data, its pages are made present without touching them, and it is not scanned. Wherever that fails, it
-        is filled by reading.
+        are not zero the block is data, its pages are made present without touching them, and it is not scanned.
+        Wherever that fails it is filled by reading.
         """
         cdef bint mappable, mapped = False
         check_nbytes(nbytes)
@@ -801,24 +694,22 @@ cdef class BlockBuffer:
         check_nbytes(nbytes)
         self.unmap()
         with nogil:
-            pwrite_loop(fd, self.own, nbytes, offset)
+            io_pwrite(fd, self.own, nbytes, offset)
 
     def store_sparse(self, int fd, int64_t offset, Py_ssize_t nbytes, Py_ssize_t cluster, bint punch, /):
         """Write the clusters of the first `nbytes` that are not zero at `offset`; return the bytes written.
 
-        Clusters are those of the target: they begin at multiples of `cluster` there. Zero ones are skipped, for targets known to be
-        zero, or with `punch` made holes, and written where holes are not supported. The size of the file is the
-        caller's: skipped and punched clusters do not extend it. Drops the GIL.
+        Clusters begin at multiples of `cluster` in the target. Zero ones are skipped, for targets known to be zero, or
+        with `punch` made holes, and written where holes are not supported. The size of the file is the caller's:
+        skipped and punched clusters do not extend it. Drops the GIL.
         """
         cdef size_t written
         check_nbytes(nbytes)
         if cluster < 1:
             raise ValueError(f"a cluster must have at least one byte, not {cluster}")
-        if offset < 0:
-            raise ValueError(f"offset {offset} is negative")
         self.unmap()
         with nogil:
-            written = store_clusters(self.own, fd, offset, nbytes, cluster, punch)
+            written = io_store_sparse(fd, self.own, nbytes, offset, cluster, punch)
         return written
 
     cdef int finish(self, size_t nbytes) noexcept nogil:
@@ -827,28 +718,24 @@ cdef class BlockBuffer:
         return 0
 
     cdef int read(self, int fd, int64_t offset, size_t done, size_t nbytes) except -1 nogil:
-        done += pread_loop(fd, self.own + done, nbytes - done, offset + <int64_t>done)
+        done += io_pread(fd, self.own + done, nbytes - done, offset + <int64_t>done)
         return self.finish(done)
 
     cdef bint read_or_map(self, uint8_t* base, int fd, int64_t offset, size_t nbytes) except -1 nogil:
         cdef size_t probed = min(nbytes, <size_t>4096)
-        cdef size_t got = pread_loop(fd, self.own, probed, offset)
-        if got < probed:
-            self.finish(got)
-            return False
-        if base != NULL and not buffer_is_zero_c(self.own, probed) and io_populate(base + offset, BLOCK_SIZE) == 0:
+        cdef size_t got = io_pread(fd, self.own, probed, offset)
+        if base != NULL and not buffer_is_zero_c(self.own, got) and io_populate(base + offset, BLOCK_SIZE):
             self.zero = False
             return True
-        self.read(fd, offset, probed, nbytes)
+        self.read(fd, offset, got, nbytes)
         return False
 
     cdef int unmap(self) except -1:
         # Make the payload the own bytes: for whoever must touch it, and for sends that met a hole in the mapping.
-        if self.mapping is None:
-            return 0
-        self.mapping = None
-        with nogil:
-            self.read(self.fd, self.offset, 0, BLOCK_SIZE)
+        if self.mapping is not None:
+            self.mapping = None
+            with nogil:
+                self.read(self.fd, self.offset, 0, BLOCK_SIZE)
         return 0
 
 
@@ -856,45 +743,6 @@ cdef int check_nbytes(Py_ssize_t nbytes) except -1:
     if not 0 <= nbytes <= BLOCK_SIZE:
         raise ValueError(f"a block holds 0 to {BLOCK_SIZE} bytes, not {nbytes}")
     return 0
-
-
-cdef Py_ssize_t store_clusters(
-    const uint8_t* p, int fd, int64_t offset, size_t nbytes, size_t cluster, bint punch
-) except -1 nogil:
-    cdef size_t start = 0, stop = 0, end, written = 0
-    cdef bint zero = False, next_zero
-    # Invariant: [0, start) is done, [start, stop) is one run of clusters, all zero or none.
-    while start < nbytes:
-        next_zero = zero
-        while stop < nbytes:
-            end = min(nbytes, stop + cluster - <size_t>offset_in(offset + <int64_t>stop, cluster))
-            next_zero = buffer_is_zero_c(p + stop, end - stop)
-            if stop == start:
-                zero = next_zero
-            elif next_zero != zero:
-                break
-            stop = end
-        if zero and punch:
-            punch = punch_run(fd, offset + <int64_t>start, stop - start)
-            zero = punch
-        if not zero:
-            pwrite_loop(fd, p + start, stop - start, offset + <int64_t>start)
-            written += stop - start
-        start = stop
-    return written
-
-
-cdef inline size_t offset_in(int64_t offset, size_t cluster) noexcept nogil:
-    return <uint64_t>offset % cluster
-
-
-cdef bint punch_run(int fd, int64_t offset, size_t nbytes) except -1 nogil:
-    # Whether holes are supported here.
-    while io_punch_hole(fd, offset, nbytes) < 0:
-        if errno in (EOPNOTSUPP, ENOSYS, ENODEV, EINVAL, EPERM):
-            return False
-        again()
-    return True
 
 
 # ---- the stream ----
@@ -906,53 +754,52 @@ cdef class OutputBuffer:
         position - flushed bytes are staged:   [..... head ====== tail .....]
 
     A wait for the other side ends with OSError(ECANCELED) when `wake_fd` becomes readable; to be woken in a pipe, `fd`
-    must be non-blocking. A broken peer is EPIPE, never SIGPIPE. After an error the stream is dead. The fds stay the caller's.
+    must be non-blocking. A broken peer is EPIPE, never SIGPIPE. After an error the stream is dead. The fds stay the
+    caller's.
     """
 
-    cdef int fd, wake_fd, kind
-    cdef uint8_t* staging
-    cdef size_t capacity, head, tail
-    cdef readonly uint64_t position     # bytes put
-    cdef readonly uint64_t flushed      # bytes the kernel took
+    cdef stream s
 
     def __cinit__(self, int fd, Py_ssize_t capacity=65536, /, *, int wake_fd=-1):
-        self.staging = alloc_staging(capacity)
-        self.capacity = capacity
-        self.fd = fd
-        self.wake_fd = wake_fd
-        self.kind = checked_kind(fd)
+        stream_init(&self.s, fd, capacity, wake_fd)
 
     def __dealloc__(self):
-        free(self.staging)
+        free(self.s.staging)
+
+    @property
+    def position(self):
+        """Bytes put."""
+        return self.s.position
+
+    @property
+    def flushed(self):
+        """Bytes that the kernel took."""
+        return self.s.flushed
 
     def put_byte(self, uint8_t value, /):
         """Put an 8-bit number."""
-        self.reserve(1)[0] = value
-        self.staged(1)
+        self.put_number(value, 1)
 
     def put_be16(self, uint16_t value, /):
         """Put a 16-bit number, big-endian."""
-        store_be16(self.reserve(2), value)
-        self.staged(2)
+        self.put_number(value, 2)
 
     def put_be32(self, uint32_t value, /):
         """Put a 32-bit number, big-endian."""
-        store_be32(self.reserve(4), value)
-        self.staged(4)
+        self.put_number(value, 4)
 
     def put_be64(self, uint64_t value, /):
         """Put a 64-bit number, big-endian."""
-        store_be64(self.reserve(8), value)
-        self.staged(8)
+        self.put_number(value, 8)
 
     def put_buffer(self, buffer, /):
         """Put the bytes of `buffer`: staged if they fit, else sent from where they are."""
         cdef Py_buffer view
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
         try:
-            if <size_t>view.len <= self.capacity - self.tail:
-                memcpy(self.staging + self.tail, view.buf, view.len)
-                self.staged(view.len)
+            if <size_t>view.len <= self.s.capacity - self.s.tail:
+                memcpy(self.s.staging + self.s.tail, view.buf, view.len)
+                stream_staged(&self.s, view.len)
             else:
                 self.send(<const uint8_t*>view.buf, view.len, None)
         finally:
@@ -962,7 +809,7 @@ cdef class OutputBuffer:
         """Put a record's word and name. OverflowError if sector, flags or name do not fit."""
         check_record(sector, flags, name)
         cdef uint8_t* p = self.reserve(HEADER_MAX)
-        self.staged(frame_head(p, sector << SECTOR_BITS | flags, PyBytes_AS_STRING(name), len(name)))
+        stream_staged(&self.s, frame_head(p, sector << SECTOR_BITS | flags, PyBytes_AS_STRING(name), len(name)))
 
     def put_zero_records(self, uint64_t sector, uint64_t count, bytes name not None, /):
         """Put `count` zero-block records, at `sector` and every 2048 sectors on; they leave with what follows."""
@@ -971,9 +818,9 @@ cdef class OutputBuffer:
         check_zero_run(sector, count, name)
         while count:
             p = self.reserve(9 + length)
-            room = min(count, <uint64_t>((self.capacity - self.tail) // (9 + length)))
+            room = min(count, <uint64_t>((self.s.capacity - self.s.tail) // (9 + length)))
             frame_zero_records(p, sector << SECTOR_BITS, room, PyBytes_AS_STRING(name), length)
-            self.staged(room * (9 + length))
+            stream_staged(&self.s, room * (9 + length))
             sector += room * SECTORS_PER_BLOCK
             count -= room
 
@@ -995,86 +842,57 @@ cdef class OutputBuffer:
 
     def flush(self):
         """Hand everything that is staged to the kernel."""
-        if self.tail > self.head:
+        if self.s.tail > self.s.head:
             self.send(NULL, 0, None)
 
     cdef uint8_t* reserve(self, size_t n) except NULL:
         # Room for n bytes, n <= HEADER_MAX.
-        if n > self.capacity - self.tail:
+        if n > self.s.capacity - self.s.tail:
             self.send(NULL, 0, None)
-        return self.staging + self.tail
+        return self.s.staging + self.s.tail
 
-    cdef void staged(self, size_t n) noexcept:
-        self.tail += n
-        self.position += n
+    cdef int put_number(self, uint64_t value, size_t n) except -1:
+        frame_put_number(self.reserve(n), value, n)
+        stream_staged(&self.s, n)
+        return 0
 
     cdef int send(self, const uint8_t* p, size_t n, BlockBuffer blk, size_t offset=0) except -1:
         # What is staged, then n bytes at p, or at `offset` of the payload of blk.
         cdef size_t left = n
         cdef int error
-        self.position += n
+        self.s.position += n
         while True:
             if blk is not None:
-                p = blk.own if blk.mapping is None else blk.mapping.base + blk.offset
-                p += offset
+                p = (blk.own if blk.mapping is None else blk.mapping.base + blk.offset) + offset
             with nogil:
-                error = self.push(p + n - left, &left)
+                error = stream_send(&self.s, p + n, &left)
             if error == 0:
                 return 0
             if blk is None or blk.mapping is None:
-                return fail(error)
-            blk.unmap()
-
-    cdef int push(self, const uint8_t* p, size_t* left) except -1 nogil:
-        # Returns 0 when all is sent, EFAULT when memory could not be read; *left bytes at the end of p are not sent.
-        cdef iovec iov[2]
-        cdef size_t n
-        cdef Py_ssize_t put
-        while self.tail > self.head or left[0]:
-            iov[0].iov_base = self.staging + self.head
-            iov[0].iov_len = self.tail - self.head
-            iov[1].iov_base = <void*>p
-            iov[1].iov_len = left[0]
-            put = io_write(self.fd, self.kind, iov, 2 if left[0] else 1)
-            if put < 0:
-                if errno == EFAULT:
-                    return EFAULT
-                if errno == EAGAIN:
-                    wait_for(self.fd, self.wake_fd, True)
-                else:
-                    again()
-                continue
-            self.flushed += put
-            n = min(<size_t>put, self.tail - self.head)
-            self.head += n
-            p += put - n
-            left[0] -= put - n
-        self.head = self.tail = 0
-        return 0
+                return io_fail(error)
+            blk.unmap()                 # the file was truncated, or cannot be read there: pread() tells
 
 
 @cython.final
 cdef class InputBuffer:
-    """Bytes that come out of `fd`, a socket, a pipe or a file; headers come staged, payloads go straight to their block.
+    """Bytes that come out of `fd`, a socket, a pipe or a file; payloads go straight to their block.
 
     A wait for the other side ends with OSError(ECANCELED) when `wake_fd` becomes readable. The end of the stream inside
     an item is EOFError. After either the stream is dead. The fds stay the caller's.
     """
 
-    cdef int fd, wake_fd, kind
-    cdef uint8_t* staging
-    cdef size_t capacity, head, tail
-    cdef readonly uint64_t position     # bytes consumed
+    cdef stream s
 
     def __cinit__(self, int fd, Py_ssize_t capacity=65536, /, *, int wake_fd=-1):
-        self.staging = alloc_staging(capacity)
-        self.capacity = capacity
-        self.fd = fd
-        self.wake_fd = wake_fd
-        self.kind = checked_kind(fd)
+        stream_init(&self.s, fd, capacity, wake_fd)
 
     def __dealloc__(self):
-        free(self.staging)
+        free(self.s.staging)
+
+    @property
+    def position(self):
+        """Bytes consumed."""
+        return self.s.position
 
     def get_byte(self):
         """Get an 8-bit number."""
@@ -1102,34 +920,34 @@ cdef class InputBuffer:
 
     @property
     def staged(self):
-        """Bytes that have arrived and were not consumed yet: so many can be had without waiting."""
-        return self.tail - self.head
+        """Bytes that have arrived and are not consumed: so many can be had without waiting."""
+        return self.s.tail - self.s.head
 
     def get_some(self, Py_ssize_t nbytes, /):
-        """Get at least one byte and at most `nbytes`: what is staged, else what the next read brings; b"" at the end."""
+        """Get 1 to `nbytes` bytes: what is staged, else what the next read brings; b"" at the end."""
         if nbytes <= 0:
             raise ValueError(f"cannot get {nbytes} bytes")
         try:
             self.require(1)
         except EOFError:
             return b""
-        cdef size_t n = min(<size_t>nbytes, self.tail - self.head)
-        result = PyBytes_FromStringAndSize(<const char*>self.staging + self.head, n)
-        self.consume(n)
+        cdef size_t n = min(<size_t>nbytes, self.s.tail - self.s.head)
+        result = PyBytes_FromStringAndSize(<const char*>self.s.staging + self.s.head, n)
+        stream_consume(&self.s, n)
         return result
 
     def peek_byte(self):
         """Return the next byte without consuming it; EOFError at the end of the stream."""
         self.require(1)
-        return self.staging[self.head]
+        return self.s.staging[self.s.head]
 
     def skip(self, uint64_t nbytes, /):
         """Drop the next `nbytes` bytes."""
         cdef size_t n
         while nbytes:
             self.require(1)
-            n = min(nbytes, <uint64_t>(self.tail - self.head))
-            self.consume(n)
+            n = min(nbytes, <uint64_t>(self.s.tail - self.s.head))
+            stream_consume(&self.s, n)
             nbytes -= n
 
     def next_run(self):
@@ -1139,13 +957,13 @@ cdef class InputBuffer:
         """
         cdef frame_run run
         while True:
-            run = frame_parse(self.staging + self.head, self.tail - self.head)
+            run = frame_parse(self.s.staging + self.s.head, self.s.tail - self.s.head)
             if run.nbytes:
                 break
-            self.require(self.tail - self.head + 1)
+            self.require(self.s.tail - self.s.head + 1)
         name = PyBytes_FromStringAndSize(run.name, run.length)
-        self.consume(run.nbytes)
-        return run.word & (SECTOR_SIZE - 1), name, run.word >> SECTOR_BITS, run.count
+        stream_consume(&self.s, run.nbytes)
+        return run.word & FLAGS, name, run.word >> SECTOR_BITS, run.count
 
     def get_block(self, BlockBuffer blk not None, /):
         """Get a payload, 1 MiB, into the own bytes of `blk`. It is not scanned: `is_zero` is False afterwards.
@@ -1156,89 +974,22 @@ cdef class InputBuffer:
         blk.zero = False
         self.take_to(blk.own, BLOCK_SIZE)
 
-    cdef void consume(self, size_t n) noexcept:
-        self.head += n
-        self.position += n
-        if self.head == self.tail:
-            self.head = self.tail = 0
-
     cdef int require(self, size_t n) except -1:
-        # At least n bytes are staged, n <= capacity.
-        if n <= self.tail - self.head:
-            return 0
-        if n > self.capacity - self.head:
-            memmove(self.staging, self.staging + self.head, self.tail - self.head)
-            self.tail -= self.head
-            self.head = 0
-        with nogil:
-            while self.tail - self.head < n:
-                self.pull(NULL, 0, self.capacity - self.tail)
+        if n > self.s.tail - self.s.head:
+            with nogil:
+                stream_require(&self.s, n)
         return 0
 
     cdef const uint8_t* take(self, size_t n) except NULL:
+        # The bytes stay where they are until the next read.
         self.require(n)
-        cdef const uint8_t* p = self.staging + self.head
-        self.consume(n)                 # the bytes stay where they are until the next read
+        cdef const uint8_t* p = self.s.staging + self.s.head
+        stream_consume(&self.s, n)
         return p
 
     cdef int take_to(self, uint8_t* p, size_t n) except -1:
-        cdef size_t done = min(n, self.tail - self.head)
-        cdef Py_ssize_t got
-        memcpy(p, self.staging + self.head, done)
-        self.consume(done)
+        if n <= self.s.tail - self.s.head and n < NOGIL_NBYTES:
+            return stream_take(&self.s, p, n)
         with nogil:
-            while done < n:             # nothing is staged until the last of these reads
-                got = self.pull(p + done, n - done, READ_AHEAD)
-                done += got
-                self.position += got
+            stream_take(&self.s, p, n)
         return 0
-
-    cdef Py_ssize_t pull(self, uint8_t* p, size_t n, size_t room) except -1 nogil:
-        # Read once, up to n bytes to p and then `room` behind what is staged; returns the bytes at p.
-        cdef iovec iov[2]
-        cdef Py_ssize_t got
-        iov[0].iov_base = p
-        iov[0].iov_len = n
-        iov[1].iov_base = self.staging + self.tail
-        iov[1].iov_len = room
-        while True:
-            if self.kind == SPEAKS_PIPE:
-                wait_for(self.fd, self.wake_fd, False)
-            got = io_read(self.fd, self.kind, iov, 2)
-            if got > 0:
-                break
-            if got == 0:
-                raise_end(self.position, self.tail - self.head)
-            elif errno == EAGAIN:
-                wait_for(self.fd, self.wake_fd, False)
-            else:
-                again()
-        if <size_t>got <= n:
-            return got
-        self.tail += got - n
-        return n
-
-
-cdef uint8_t* alloc_staging(Py_ssize_t capacity) except NULL:
-    if capacity < 2 * HEADER_MAX:
-        raise ValueError(f"a staging buffer needs at least {2 * HEADER_MAX} bytes, not {capacity}")
-    cdef uint8_t* staging = <uint8_t*>malloc(capacity)
-    if staging == NULL:
-        raise MemoryError(f"no memory for a staging buffer of {capacity} bytes")
-    return staging
-
-
-cdef int checked_kind(int fd) except -1:
-    cdef int kind = io_kind(fd)
-    return kind if kind >= 0 else fail(errno)
-
-
-cdef int wait_for(int fd, int wake_fd, bint output) except -1 nogil:
-    cdef int rc = io_wait(fd, wake_fd, output)
-    if rc > 0:
-        return fail(rc)
-    return again() if rc < 0 else 0
-
-
-cdef int raise_end(uint64_t position, size_t staged) except -1 with gil:
-    raise EOFError(f"the stream ends at byte {position + staged}, inside an item")

@@ -14,6 +14,24 @@
 
 enum { FRAME_DEVICE_BLOCK = 1, FRAME_ZERO_BLOCK = 8, FRAME_BLOCK_SIZE = 1 << 20 };
 
+/* Numbers of 1, 2, 4 or 8 bytes. */
+static inline void frame_put_number(uint8_t *p, uint64_t value, size_t n)
+{
+    while (n--) {
+        p[n] = (uint8_t)value;
+        value >>= 8;
+    }
+}
+
+static inline uint64_t frame_get_number(const uint8_t *p, size_t n)
+{
+    uint64_t value = 0;
+
+    while (n--)
+        value = value << 8 | *p++;
+    return value;
+}
+
 /* Write a record's head; its length. */
 static inline size_t frame_head(uint8_t *p, uint64_t word, const char *name, size_t length)
 {

@@ -1,161 +1,192 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
 /*
- * System calls under names that say what they are used for; none loops, all leave errno.
+ * System calls on files, gone on with until done.
+ *
+ * All run without the GIL.  They go on after short counts and after EINTR, when Python's signal handlers have run, and
+ * return -1 with a Python exception set, as Cython's `except -1 nogil` wants it.
  */
 #ifndef BLKMIG_IO_H
 #define BLKMIG_IO_H
 
-#ifndef _GNU_SOURCE
-#define _GNU_SOURCE
-#endif
+#include <Python.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
-#include <poll.h>
-#include <signal.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
+
+#include "_zero.h"
 
 #ifndef MADV_POPULATE_READ              /* Linux 5.14, glibc 2.35 */
 #define MADV_POPULATE_READ 22
 #endif
 
-enum { SPEAKS_SOCKET, SPEAKS_PIPE, SPEAKS_FILE };
-
-/* What `fd` is, -1 with errno if it is nothing. A pipe is whatever may make the caller wait. */
-static int io_kind(int fd)
+static int io_fail(int error)
 {
-    struct stat st;
+    PyGILState_STATE gil = PyGILState_Ensure();
 
-    if (fstat(fd, &st) < 0)
-        return -1;
-    if (S_ISSOCK(st.st_mode))
-        return SPEAKS_SOCKET;
-    return S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) ? SPEAKS_FILE : SPEAKS_PIPE;
-}
-
-/* writev() whose broken pipe is EPIPE and never SIGPIPE, whatever the process does with the signal. */
-static ssize_t io_write_pipe(int fd, const struct iovec *iov, int n)
-{
-    static const struct timespec now = {0, 0};
-    sigset_t pipe_set, pending, old;
-    ssize_t put;
-    int error;
-
-    sigemptyset(&pipe_set);
-    sigaddset(&pipe_set, SIGPIPE);
-    pthread_sigmask(SIG_BLOCK, &pipe_set, &old);
-    put = writev(fd, iov, n);
-    error = errno;
-    if (put < 0 && error == EPIPE && !sigismember(&old, SIGPIPE) && sigpending(&pending) == 0 &&
-        sigismember(&pending, SIGPIPE))
-        while (sigtimedwait(&pipe_set, NULL, &now) < 0 && errno == EINTR)
-            ;
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
     errno = error;
-    return put;
+    PyErr_SetFromErrno(PyExc_OSError);
+    PyGILState_Release(gil);
+    return -1;
 }
 
-static ssize_t io_write(int fd, int kind, struct iovec *iov, int n)
+/* After a call has failed: 0 if it was only interrupted. */
+static int io_again(void)
 {
-    struct msghdr msg = {.msg_iov = iov, .msg_iovlen = n};
+    PyGILState_STATE gil;
+    int rc;
 
-    if (kind == SPEAKS_SOCKET)
-        return sendmsg(fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
-    return kind == SPEAKS_PIPE ? io_write_pipe(fd, iov, n) : writev(fd, iov, n);
+    if (errno != EINTR)
+        return io_fail(errno);
+    gil = PyGILState_Ensure();
+    rc = PyErr_CheckSignals();
+    PyGILState_Release(gil);
+    return rc;
 }
 
-static ssize_t io_read(int fd, int kind, struct iovec *iov, int n)
+/* Bytes read: n, or fewer at the end of the file. */
+static ssize_t io_pread(int fd, uint8_t *p, size_t n, int64_t offset)
 {
-    struct msghdr msg = {.msg_iov = iov, .msg_iovlen = n};
+    size_t done = 0;
+    ssize_t got;
 
-    return kind == SPEAKS_SOCKET ? recvmsg(fd, &msg, MSG_DONTWAIT) : readv(fd, iov, n);
+    while (done < n) {
+        got = pread(fd, p + done, n - done, offset + done);
+        if (got == 0)
+            break;
+        if (got > 0)
+            done += got;
+        else if (io_again() < 0)
+            return -1;
+    }
+    return done;
 }
 
-/* Wait until `fd` is ready or broken: 0; until `wake_fd` is: ECANCELED; -1 with errno. */
-static int io_wait(int fd, int wake_fd, int output)
+static int io_pwrite(int fd, const uint8_t *p, size_t n, int64_t offset)
 {
-    struct pollfd fds[2] = {{fd, output ? POLLOUT : POLLIN, 0}, {wake_fd, POLLIN, 0}};
+    size_t done = 0;
+    ssize_t put;
 
-    if (poll(fds, 2, -1) < 0)
-        return -1;
-    return fds[1].revents ? ECANCELED : 0;
+    while (done < n) {
+        put = pwrite(fd, p + done, n - done, offset + done);
+        if (put >= 0)
+            done += put;
+        else if (io_again() < 0)
+            return -1;
+    }
+    return 0;
 }
 
-static ssize_t io_pread(int fd, void *p, size_t n, int64_t offset)
+static int io_fallocate(int fd, int mode, int64_t offset, int64_t n)
 {
-    return pread(fd, p, n, offset);
-}
-
-static ssize_t io_pwrite(int fd, const void *p, size_t n, int64_t offset)
-{
-    return pwrite(fd, p, n, offset);
-}
-
-static int io_punch_hole(int fd, int64_t offset, int64_t n)
-{
-    return fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, n);
-}
-
-static int io_zero_range(int fd, int64_t offset, int64_t n)
-{
-    return fallocate(fd, FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, offset, n);
+    while (fallocate(fd, mode | FALLOC_FL_KEEP_SIZE, offset, n) < 0)
+        if (io_again() < 0)
+            return -1;
+    return 0;
 }
 
 static int io_zero_out(int fd, uint64_t offset, uint64_t n)
 {
     uint64_t range[2] = {offset, n};
 
-    return ioctl(fd, BLKZEROOUT, range);
+    while (ioctl(fd, BLKZEROOUT, range) < 0)
+        if (io_again() < 0)
+            return -1;
+    return 0;
 }
 
-static int64_t io_seek_data(int fd, int64_t offset)
+/* Find [*start, *end), the next data in [offset, size): 1, or 0 if there is none. What cannot tell is data. */
+static int io_next_data(int fd, int64_t offset, int64_t size, int64_t *start, int64_t *end)
 {
-    return lseek(fd, offset, SEEK_DATA);
+    *start = lseek(fd, offset, SEEK_DATA);
+    *end = *start < 0 ? -1 : lseek(fd, *start, SEEK_HOLE);
+    if (*end >= 0) {
+        *end = *end < size ? *end : size;
+        return *start < size;
+    }
+    if (errno == ENXIO)
+        return 0;
+    if (errno != EINVAL && errno != EOPNOTSUPP)
+        return io_fail(errno);
+    *start = offset;
+    *end = size;
+    return 1;
 }
 
-static int64_t io_seek_hole(int fd, int64_t offset)
+/* ---- blocks ---- */
+
+/* Punch [offset, offset + n): 1, or 0 where holes are not supported. */
+static int io_punch(int fd, int64_t offset, size_t n)
 {
-    return lseek(fd, offset, SEEK_HOLE);
+    while (fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, n) < 0) {
+        if (errno == EOPNOTSUPP || errno == ENOSYS || errno == ENODEV || errno == EINVAL || errno == EPERM)
+            return 0;
+        if (io_again() < 0)
+            return -1;
+    }
+    return 1;
 }
 
-static void *io_map(int fd, size_t n)
+/* Write the clusters of [p, p + n) that are not zero at `offset`; the bytes written. Clusters begin at multiples of
+ * `cluster` in the file. Zero ones are skipped, or punched. */
+static ssize_t io_store_sparse(int fd, const uint8_t *p, size_t n, int64_t offset, size_t cluster, int punch)
 {
-    void *base = mmap(NULL, n, PROT_READ, MAP_SHARED, fd, 0);
+    size_t start, stop, end, written = 0;
+    int zero, punched;
 
-    return base == MAP_FAILED ? NULL : base;
+    /* Invariant: [0, start) is done; [start, stop) is one run of clusters, all of them zero or none. */
+    for (start = 0; start < n; start = stop) {
+        for (zero = -1, stop = start; stop < n; stop = end) {
+            end = stop + cluster - (uint64_t)(offset + stop) % cluster;
+            end = end < n ? end : n;
+            punched = zero_run(zero_chosen, p + stop, end - stop);
+            if (zero >= 0 && punched != zero)
+                break;
+            zero = punched;
+        }
+        if (zero && !punch)
+            continue;
+        punched = zero ? io_punch(fd, offset + start, stop - start) : 0;
+        if (punched < 0 || (!punched && io_pwrite(fd, p + start, stop - start, offset + start) < 0))
+            return -1;
+        written += punched ? 0 : stop - start;
+    }
+    return written;
 }
 
-static void io_unmap(void *base, size_t n)
-{
-    munmap(base, n);
-}
-
-/* Make the pages of [p, p + n) present without touching them: errors come back as errno, not as SIGBUS. */
+/* Make the pages of [p, p + n) present without touching them: whether they all are. A fault would be a SIGBUS. */
 static int io_populate(uint8_t *p, size_t n)
 {
     size_t slack = (uintptr_t)p & (uintptr_t)(sysconf(_SC_PAGESIZE) - 1);
 
-    return madvise(p - slack, n + slack, MADV_POPULATE_READ);
+    return madvise(p - slack, n + slack, MADV_POPULATE_READ) == 0;
+}
+
+static uint8_t *io_map(int fd, size_t n)
+{
+    void *base = mmap(NULL, n, PROT_READ, MAP_SHARED, fd, 0);
+
+    if (base != MAP_FAILED)
+        return base;
+    io_fail(errno);
+    return NULL;
 }
 
 /* Zeroed and resident memory, page aligned, for free(). */
-static void *io_alloc_pages(size_t n)
+static uint8_t *io_alloc_pages(size_t n)
 {
     void *p;
 
-    if (posix_memalign(&p, sysconf(_SC_PAGESIZE), n) != 0)
-        return NULL;
-    return memset(p, 0, n);
+    if (posix_memalign(&p, sysconf(_SC_PAGESIZE), n) == 0)
+        return memset(p, 0, n);
+    PyErr_NoMemory();
+    return NULL;
 }
 
 #endif
