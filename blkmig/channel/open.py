@@ -18,13 +18,13 @@ from . import link, qemufile, sockets, streams, uri
 def connect(address: str, *, timeout: float) -> qemufile.OutputQEMUFile:
     """Open the sending side of the URI `address`.
 
-    tcp: and unix: must answer within `timeout` seconds, else :class:`~blkmig.errors.ChannelTimeout`; the others open at
-    once. exec: starts the command; file: creates the file, or cuts it at the offset. Raises ParameterError for a bad
-    URI and ChannelError for everything else.
+    tcp:, unix: and a named pipe need somebody at the other end within `timeout` seconds, else
+    :class:`~blkmig.errors.ChannelTimeout`; the others open at once. exec: starts the command; file: creates the file,
+    or cuts it at the offset. Raises ParameterError for a bad URI and ChannelError for everything else.
     """
     parsed = uri.parse_uri(address)
     if not isinstance(parsed, uri.TcpAddress | uri.UnixAddress):
-        return qemufile.OutputQEMUFile(streams.open_stream(parsed, writing=True))
+        return qemufile.OutputQEMUFile(streams.open_stream(parsed, writing=True, timeout=timeout))
     if isinstance(parsed, uri.TcpAddress) and parsed.port == 0:
         raise errors.ParameterError(f"bad address {address!r}: say the port that the receiver listens on")
     sock = sockets.connect(parsed, timeout=timeout)

@@ -351,7 +351,8 @@ class InputQEMUFile(base.QEMUFile):
             self._link.check()
             status = self._transport.child_status(link.CHILD_GRACE_SECONDS)
             why = f"; {link.describe_status(status)}" if status else ""
-            raise errors.TruncatedStream(f"the stream from {self.uri} ends too early{why}", position=self.position)
+            message = f"the stream from {self.uri} ends too early{why}"
+            raise errors.TruncatedStream(message, position=self.position) from error
         super()._fail(error)
 
 

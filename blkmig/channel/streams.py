@@ -12,9 +12,11 @@ import contextlib
 import errno
 import fcntl
 import os
+import pathlib
 import socket
 import stat
 import subprocess
+import time
 
 from .. import errors, units
 from . import link, sockets, uri
@@ -22,18 +24,27 @@ from . import link, sockets, uri
 PIPE_BUFFER = units.MiB
 """What an unprivileged user may have; the default of 64 KiB makes sixteen wake-ups of a block."""
 
+FIFO_RETRY_SECONDS = 0.02
+
+# Without O_NONBLOCK opening a named pipe waits for its other end, and nothing but a signal ends that.
+_READ_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+_WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
+
 StreamAddress = uri.ExecAddress | uri.FdAddress | uri.FileAddress | uri.StdioAddress
 
 
-def open_stream(address: StreamAddress, *, writing: bool) -> link.Transport:
-    """Return the transport of a one-way address (a socket behind ``fd:`` goes both ways). Raises ChannelError."""
+def open_stream(address: StreamAddress, *, writing: bool, timeout: float | None = None) -> link.Transport:
+    """Return the transport of a one-way address (a socket behind ``fd:`` goes both ways). Raises ChannelError.
+
+    Only writing to a named pipe waits, up to `timeout` seconds, for somebody who reads it.
+    """
     connection = link.Link(str(address))
     try:
         match address:
             case uri.ExecAddress():
                 return _open_command(connection, address.command, writing=writing)
             case uri.FileAddress():
-                return _open_file(connection, address, writing=writing)
+                return _open_file(connection, address, writing=writing, timeout=timeout)
             case uri.FdAddress():
                 return _open_fd(connection, address.fd, writing=writing)
             case uri.StdioAddress():
@@ -63,10 +74,11 @@ def _open_command(connection: link.Link, command: str, *, writing: bool) -> link
     return link.Transport(connection, ours, child=child)
 
 
-def _open_file(connection: link.Link, address: uri.FileAddress, *, writing: bool) -> link.Transport:
+def _open_file(
+    connection: link.Link, address: uri.FileAddress, *, writing: bool, timeout: float | None
+) -> link.Transport:
     """Open a file at its offset; for writing, it is created, and what stood behind the offset is dropped."""
-    flags = os.O_WRONLY | os.O_CREAT if writing else os.O_RDONLY
-    fd = os.open(address.path, flags | os.O_CLOEXEC, 0o600)
+    fd = _open_for_writing(connection, address.path, timeout) if writing else os.open(address.path, _READ_FLAGS)
     try:
         mode = os.fstat(fd).st_mode
         if stat.S_ISDIR(mode):
@@ -75,13 +87,26 @@ def _open_file(connection: link.Link, address: uri.FileAddress, *, writing: bool
             os.ftruncate(fd, address.offset)
         if address.offset:
             os.lseek(fd, address.offset, os.SEEK_SET)
-        if stat.S_ISFIFO(mode):
-            os.set_blocking(fd, False)
-            _enlarge_pipe(fd)
+        _enlarge_pipe(fd)
     except BaseException:
         os.close(fd)
         raise
     return link.Transport(connection, fd, sync=writing and (stat.S_ISREG(mode) or stat.S_ISBLK(mode)))
+
+
+def _open_for_writing(connection: link.Link, path: str, timeout: float | None) -> int:
+    """Open `path`, trying a named pipe that nobody reads yet again and again."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    while True:
+        try:
+            return os.open(path, _WRITE_FLAGS, 0o600)
+        except OSError as error:
+            if error.errno != errno.ENXIO or not stat.S_ISFIFO(pathlib.Path(path).stat().st_mode):
+                raise
+            if deadline is not None and time.monotonic() > deadline:
+                why = f"nobody reads the pipe within {timeout:g} s"
+                raise errors.ChannelTimeout("opening", uri=connection.uri, cause=why) from error
+        connection.wait(FIFO_RETRY_SECONDS)
 
 
 def _open_fd(connection: link.Link, given_fd: int, *, writing: bool) -> link.Transport:
@@ -125,9 +150,8 @@ def _open_pipe(given_fd: int, *, writing: bool) -> int:
 
     A pipe that another user made cannot be opened again; it is used as it is, and cancelling waits for the other end.
     """
-    flags = (os.O_WRONLY if writing else os.O_RDONLY) | os.O_NONBLOCK | os.O_CLOEXEC
     try:
-        fd = os.open(f"/proc/self/fd/{given_fd}", flags)
+        fd = os.open(f"/proc/self/fd/{given_fd}", _WRITE_FLAGS & ~os.O_CREAT if writing else _READ_FLAGS)
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from error
