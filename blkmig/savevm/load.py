@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
@@ -144,7 +145,7 @@ class LoadVM:
         """Read records to the end of the stream, which lies behind device state or a description."""
         while True:
             position = self._f.position
-            kind = self._get_type()
+            kind = self._between_records(self._f.get_byte)
             if kind == container.QEMU_VM_EOF:
                 self._reached_eof = True
                 self._observer.eof(position)
@@ -170,14 +171,14 @@ class LoadVM:
             raise errors.StreamError("the last record of a package is longer than the package", position=end)
         f.skip(end - f.position)
 
-    def _get_type(self) -> int:
-        """Read the first byte of a record or a footer; a stream that ends here was ended by its source, or by the link.
+    def _between_records(self, read: Callable[[], int]) -> int:
+        """Return what `read` does of a record's or footer's first byte; a source that gives up ends the stream there.
 
         A QEMU that is told to cancel stops between a section's payload and its footer.
         """
         self._is_between_records = True
         try:
-            kind = self._f.get_byte()
+            kind = read()
         except errors.TruncatedStream as error:
             raise errors.TruncatedStream(
                 "the stream stops between two records: the source cancelled or failed, or the link broke",
@@ -242,11 +243,11 @@ class LoadVM:
         """Check the footer; whether the stream has any shows behind the first section."""
         f = self._f
         if self._has_footers is None:
-            self._has_footers = f.peek_byte() == container.QEMU_VM_SECTION_FOOTER
+            self._has_footers = self._between_records(f.peek_byte) == container.QEMU_VM_SECTION_FOOTER
         if not self._has_footers:
             return
         position = f.position
-        mark = self._get_type()
+        mark = self._between_records(f.get_byte)
         if mark != container.QEMU_VM_SECTION_FOOTER:
             raise errors.StreamError(
                 f"section {entry.idstr!r} is not followed by its footer, but by {mark:#04x}", position=position
