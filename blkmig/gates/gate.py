@@ -98,6 +98,7 @@ class Limits:
 
     `precision`: half the width of a ratio's interval at which more rounds teach nothing (0.01 = 1 %).
     `sample_time`: seconds that a sample of a fast callable takes at least, by looping.
+    `warm_up`: run every side once before the first round.
     """
 
     max_time: float = 10.0
@@ -105,6 +106,7 @@ class Limits:
     max_rounds: int = 1000
     precision: float = 0.01
     sample_time: float = 0.005
+    warm_up: bool = True
 
 
 class Comparison:
@@ -141,7 +143,9 @@ class Comparison:
     def measure(self) -> None:
         """Run rounds until every gate is decided, or the ratios are known to `precision`, or time is up."""
         limits, start = self.limits, time.monotonic()
-        self.rounds = stopwatch.Rounds(self.sides, sample_time=limits.sample_time, seed=self.group)
+        self.rounds = stopwatch.Rounds(
+            self.sides, sample_time=limits.sample_time, seed=self.group, warm_up=limits.warm_up
+        )
         while not self._enough(time.monotonic() - start):
             self.rounds.run()
         self.seconds = time.monotonic() - start

@@ -120,7 +120,7 @@ class Ratio:
 
     def _limits(self, limits: gate.Limits) -> gate.Limits:
         if self._session.quick:
-            return dataclasses.replace(limits, max_time=0.0, min_rounds=1, max_rounds=1, sample_time=0.0)
+            return dataclasses.replace(limits, max_time=0.0, min_rounds=1, max_rounds=1, warm_up=False)
         if self._session.max_time is not None:
             return dataclasses.replace(limits, max_time=min(limits.max_time, self._session.max_time))
         return limits

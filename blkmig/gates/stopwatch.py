@@ -132,11 +132,12 @@ def calibrate(side: Side, sample_time: float) -> int:
 class Rounds:
     """The samples of several sides, round by round; `figures[side][i]` belongs to round i, on every side."""
 
-    def __init__(self, sides: Mapping[str, Side], *, sample_time: float, seed: str) -> None:
+    def __init__(self, sides: Mapping[str, Side], *, sample_time: float, seed: str, warm_up: bool = True) -> None:
+        """Warm every side up and find out how many runs make a sample, unless `warm_up` is False: then one does."""
         self.sides = dict(sides)
         self.figures: dict[str, list[Figures]] = {name: [] for name in sides}
         self._order = random.Random(seed)
-        self.loops = {name: calibrate(side, sample_time) for name, side in self.sides.items()}
+        self.loops = {name: calibrate(side, sample_time) if warm_up else 1 for name, side in self.sides.items()}
 
     def __len__(self) -> int:
         return min(len(figures) for figures in self.figures.values())
