@@ -14,19 +14,19 @@ MAX_TIME = 110.0  # seconds for a group, all sides together, comparisons not cou
 @pytest.mark.parametrize("fresh", [False, True], ids=["existing", "fresh"])
 def test_tcp(ratio, arena, fresh):
     """2 GiB of random data over loopback TCP."""
-    names = ["blkmig", "C loop", "C loop, mapped", "nbdcopy", "qemu-img convert", "blockdev-mirror", "QEMU migrate"]
-    names += ["copy_file_range", "cp" if fresh else "dd"]
+    names = ["blkmig", "blkmig command", "C loop", "C loop, mapped", "nbdcopy", "qemu-img convert"]
+    names += ["blockdev-mirror", "QEMU migrate", "copy_file_range", "cp" if fresh else "dd"]
     compare(ratio, arena, names, "tcp", fresh=fresh)
 
 
 def test_unix(ratio, arena):
     """2 GiB of random data over a unix socket."""
-    compare(ratio, arena, ["blkmig", "C loop", "C loop, sendfile", "nbdcopy", "dd"], "unix")
+    compare(ratio, arena, ["blkmig", "blkmig command", "C loop", "C loop, sendfile", "nbdcopy", "dd"], "unix")
 
 
 def test_pipe(ratio, arena):
     """2 GiB of random data through a pipe."""
-    compare(ratio, arena, ["blkmig", "C loop", "C loop, sendfile", "dd"], "pipe")
+    compare(ratio, arena, ["blkmig", "blkmig command", "C loop", "C loop, sendfile", "dd"], "pipe")
 
 
 def compare(ratio, arena, names, link, *, fresh=False):
@@ -44,7 +44,7 @@ def test_flushed(ratio, arena):
     source = arena.random_image(32 * images.MiB if arena.quick else 512 * images.MiB)
     job = arena.job(source, link="tcp", flush=True)
     arena.create_target(job)
-    sides, skipped = arena.sides(["blkmig", "nbdcopy", "dd"], job)
+    sides, skipped = arena.sides(["blkmig", "blkmig command", "nbdcopy", "dd"], job)
     ratio(sides, group="512 MiB random, TCP, flushed", skipped=skipped, max_time=60, max_rounds=8)
 
 
@@ -52,6 +52,6 @@ def test_sparse(ratio, arena):
     """16 GiB with 2 GiB of data in pieces of 16 MiB, over TCP, fresh target."""
     size, data = (images.GiB, 64 * images.MiB) if arena.quick else (16 * images.GiB, 2 * images.GiB)
     job = arena.job(arena.sparse_image(size, data, piece=16 * images.MiB), link="tcp", fresh=True)
-    names = ["blkmig", "C loop", "nbdcopy", "qemu-img convert", "QEMU migrate", "cp"]
+    names = ["blkmig", "blkmig command", "C loop", "nbdcopy", "qemu-img convert", "QEMU migrate", "cp"]
     sides, skipped = arena.sides(names, job)
     ratio(sides, group="16 GiB sparse, 2 GiB of data, TCP", skipped=skipped, max_time=MAX_TIME, max_rounds=8)

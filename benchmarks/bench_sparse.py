@@ -8,7 +8,7 @@ def test_terabyte(ratio, arena):
     """The holes of a million blocks cost next to nothing, and everybody else is slower."""
     size, data = (64 * images.GiB, 32 * images.MiB) if arena.quick else (images.TiB, images.GiB)
     job = arena.job(arena.sparse_image(size, data, piece=images.MiB), link="tcp", fresh=True)
-    names = ["blkmig", "C loop", "nbdcopy", "qemu-img convert", "cp --sparse"]
+    names = ["blkmig", "blkmig command", "C loop", "nbdcopy", "qemu-img convert", "cp --sparse"]
     sides, skipped = arena.sides(names, job)
     dense = arena.job(arena.random_image(data), link="tcp", fresh=True)
     sides["blkmig, dense"] = arena.side("blkmig", dense)

@@ -80,18 +80,48 @@ def transfer(job: Job, receiver: EndOf, sender: EndOf) -> Figures:
 # -- blkmig and the C loops ------------------------------------------------------------------------------------------
 
 
-def _python(*arguments: str | pathlib.Path) -> Command:
+def python(job: Job, *arguments: str | pathlib.Path) -> Command:
+    """Return the command of a Python that finds blkmig and keeps its bytecode, as an installed one does."""
     root = pathlib.Path(blkmig.__file__).parents[1]
-    return ["env", f"PYTHONPATH={root}", sys.executable, *arguments]
+    settings = [f"PYTHONPATH={root}", f"PYTHONPYCACHEPREFIX={job.folder / 'bytecode'}"]
+    return ["env", "-u", "PYTHONDONTWRITEBYTECODE", *settings, sys.executable, *arguments]
+
+
+def run_blkmig_command(job: Job) -> Figures:
+    """``blkmig receive`` and ``blkmig send``, whole processes, the start of the interpreters included."""
+    return transfer(
+        job,
+        lambda link: python(job, "-m", "blkmig", "receive", link.receiver_uri, f"drive0={job.target}"),
+        lambda link: python(job, "-m", "blkmig", "send", f"drive0={job.source}", link.sender_uri),
+    )
 
 
 def run_blkmig(job: Job) -> Figures:
-    """``blkmig receive`` and ``blkmig send``, whole processes, the interpreters' start included."""
-    return transfer(
-        job,
-        lambda link: _python("-m", "blkmig", "receive", link.receiver_uri, f"drive0={job.target}"),
-        lambda link: _python("-m", "blkmig", "send", f"drive0={job.source}", link.sender_uri),
-    )
+    """``blkmig.send`` and ``blkmig.receive`` in two processes that have imported blkmig already."""
+    script = pathlib.Path(__file__).with_name("started.py")
+    with (
+        processes.open_link(job.link, job.folder) as link,
+        processes.Control() as to_receiver,
+        processes.Control() as to_sender,
+    ):
+        receiver = python(job, script, "receive", to_receiver.fd, job.target, link.receiver_uri)
+        sender = python(job, script, "send", to_sender.fd, job.source, link.sender_uri)
+        with (
+            job.start(*receiver, fds=[*link.receiver_fds, int(to_receiver.fd)]) as receiving,
+            job.start(*sender, fds=[*link.sender_fds, int(to_sender.fd)]) as sending,
+        ):
+            link.close([*link.receiver_fds, *link.sender_fds])
+            to_receiver.wait_ready(receiving)
+            to_sender.wait_ready(sending)
+            to_receiver.go()
+            link.wait_listening(receiving)
+            start = time.perf_counter()
+            to_sender.go()
+            cpu_sender, cpu_receiver = to_sender.wait_done(sending), to_receiver.wait_done(receiving)
+            wall = time.perf_counter() - start
+            sent, received = sending.wait(), receiving.wait()
+    sent, received = dataclasses.replace(sent, cpu=cpu_sender), dataclasses.replace(received, cpu=cpu_receiver)
+    return processes.figures(wall, sent, received)
 
 
 def run_pump(job: Job, *, send: str, receive: str) -> Figures:
@@ -279,6 +309,7 @@ run_copy_file_range: Run = functools.partial(
 #: Every side by the name that tables and gates use, with the programs it needs.
 SIDES: Mapping[str, tuple[Run, Sequence[str]]] = {
     "blkmig": (run_blkmig, ()),
+    "blkmig command": (run_blkmig_command, ()),
     "C loop": (run_c_loop, ()),
     "C loop, mapped": (run_c_mapped, ()),
     "C loop, sendfile": (run_c_sendfile, ()),

@@ -89,14 +89,54 @@ class Measured:
 
     @property
     def output(self) -> str:
-        """The last lines of stdout and stderr."""
-        return self._log.read_text(errors="replace")[-2000:]
+        """The last lines of stdout and stderr, until its cost has been returned."""
+        return self._log.read_text(errors="replace")[-2000:] if self._log.exists() else ""
 
     def __enter__(self) -> Measured:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
         self.kill()
+        if error is not None:
+            error.add_note(f"{self.command[-1]}: {self.output}")
+
+
+class Control:
+    """Lines to and from a child that waits for "go" (see started.py); `fd` is its end, which it inherits."""
+
+    def __init__(self) -> None:
+        self._ours, self._theirs = socket.socketpair()
+        self._ours.settimeout(TIMEOUT)
+        self.fd = str(self._theirs.fileno())
+        self._lines = self._ours.makefile("rb")
+
+    def wait_ready(self, child: Measured) -> None:
+        """Wait until the child is up; our copy of its end is closed, so that its death is noticed."""
+        self._theirs.close()
+        self._line(child)
+
+    def go(self) -> None:
+        """Let the child begin."""
+        self._ours.sendall(b"go\n")
+
+    def wait_done(self, child: Measured) -> float:
+        """Wait until the child is done and return the CPU seconds that it took since "go"."""
+        return float(self._line(child))
+
+    def _line(self, child: Measured) -> bytes:
+        line = self._lines.readline()
+        if not line:
+            child.wait()
+            raise RuntimeError(f"{child.command} ended too early: {child.output}")
+        return line
+
+    def __enter__(self) -> Control:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lines.close()
+        self._ours.close()
+        self._theirs.close()
 
 
 @dataclasses.dataclass(frozen=True)
