@@ -127,9 +127,13 @@ class BlkLoadDevice:
             ranges.append((stop, nblocks - stop))
         return ranges
 
-    def digest(self, size: int) -> str:
-        """Read back every block that came and return the digest of the disk, as the sender computes it. Blocks."""
-        geometry = disk_geometry.BlockGeometry(size)
+    def digest(self) -> str:
+        """Read back every block that came and return the digest of the disk, as the sender computes it. Blocks.
+
+        Call it after `settle`.
+        """
+        assert self.statistics.size is not None
+        geometry = disk_geometry.BlockGeometry(self.statistics.size)
         digests = bytearray(geometry.nblocks * send.DIGEST_SIZE)
         buf = _core.BlockBuffer()
         block = self.coverage.find_next_set(0, geometry.nblocks)

@@ -8,6 +8,7 @@ stdout is for results, stderr for progress and errors. Exit codes: 0 done and, i
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import signal
@@ -15,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import errors
-from . import arguments, output
+from . import demo, output, receive, send
 
 EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
@@ -25,9 +26,23 @@ class Terminated(BaseException):
     """SIGTERM, raised where the main thread is: it unwinds like Ctrl-C, so everything is cleaned up."""
 
 
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser; each command's `run` default is the function that runs it."""
+    parser = argparse.ArgumentParser(
+        prog="blkmig",
+        description="Move disks while they are being written: QEMU's live block migration, without QEMU.",
+        epilog="Sizes take K, M, G and T, powers of 1024.",
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    for module in (send, receive, demo):
+        module.add_command(commands)
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name) and return its exit code."""
-    args = arguments.build_parser().parse_args(argv)
+    args = build_parser().parse_args(argv)
     output.set_up_logging(verbose=args.verbose)
     signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The command line: its commands and options, and what they turn into."""
+"""What the commands share of the command line: options, and what texts turn into."""
 
 from __future__ import annotations
 
@@ -10,22 +10,6 @@ from typing import Any
 from .. import errors, units
 
 URI_HELP = "tcp:HOST:PORT, unix:PATH, exec:COMMAND, fd:N, file:PATH[,offset=N] or - (a stream on stdin or stdout)"
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser; each command's `run` default is the function that runs it."""
-    from . import demo, receive, send
-
-    parser = argparse.ArgumentParser(
-        prog="blkmig",
-        description="Move disks while they are being written: QEMU's live block migration, without QEMU.",
-        epilog="Sizes take K, M, G and T, powers of 1024.",
-    )
-    parser.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (send, receive, demo):
-        module.add_command(commands)
-    return parser
 
 
 def add_command(

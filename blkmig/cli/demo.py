@@ -28,8 +28,10 @@ from . import arguments, output
 DATA_SHARE = 0.4
 """How much of the demo's disk holds data; the rest are holes."""
 
-HOT_BYTES = 32 << 20
-"""The writer works in this part of the disk most of the time, as real writers do."""
+HOT_BYTES = 4 << 20
+"""The writer works in this part of the disk most of the time, as real writers do; the rest it writes like a log."""
+
+HOT_SHARE = 0.8
 
 EXTENT_BYTES = 4 << 20
 TICK_SECONDS = 0.005
@@ -46,7 +48,7 @@ def add_command(commands: Any) -> None:
                         help="bytes per second that the writer writes (default: 24MiB)")  # fmt: skip
     parser.add_argument("--max-bandwidth", type=arguments.size, default=160 << 20, metavar="SIZE",
                         help="bytes per second on the wire, 0 for all there is (default: 160MiB)")  # fmt: skip
-    parser.add_argument("--downtime-limit", type=float, default=0.02, metavar="SECONDS", help="(default: 0.02)")
+    parser.add_argument("--downtime-limit", type=float, default=0.05, metavar="SECONDS", help="(default: 0.05)")
     parser.add_argument(
         "--dir", metavar="DIR", help="where the two disks are for a moment (default: the temporary folder)"
     )
@@ -141,6 +143,7 @@ class Writer:
         self.figures = WriterFigures()
         self._backend = backend
         self._rate = rate
+        self._log_end = backend.size // 2
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="demo-writer", daemon=True)
 
@@ -166,11 +169,18 @@ class Writer:
             except errors.DeviceError:
                 return  # the disk has moved
 
+    def _next(self, rng: random.Random) -> tuple[int, int]:
+        """Return where to write next, and how much: in the hot part, or at the end of the log, which goes round."""
+        hot, size = min(HOT_BYTES, self._backend.size), self._backend.size
+        nbytes = min(rng.choice((4096, 16384, 65536)), hot)
+        if rng.random() < HOT_SHARE:
+            return rng.randrange(0, hot - nbytes + 1), nbytes
+        self._log_end = 0 if self._log_end + 2 * nbytes > size else self._log_end + nbytes
+        return self._log_end, nbytes
+
     def _write(self, rng: random.Random, pool: bytes) -> None:
         """Write once and note how long it took."""
-        area = min(HOT_BYTES, self._backend.size) if rng.random() < 0.95 else self._backend.size
-        nbytes = min(rng.choice((4096, 16384, 65536)), area)
-        offset = rng.randrange(0, area - nbytes + 1, 512)
+        offset, nbytes = self._next(rng)
         start = rng.randrange(len(pool) - nbytes)
         before = time.monotonic()
         self._backend.pwrite(pool[start : start + nbytes], offset)

@@ -72,8 +72,9 @@ def run(args: argparse.Namespace) -> int:
     )
     with contextlib.ExitStack() as stack:
         disks = [
-            stack.enter_context(disk.open_disk(path, name=name, direct=args.direct))
-            for name, path in map(arguments.named, args.disks)
+            stack.enter_context(backend)
+            for name, text in map(arguments.named, args.disks)
+            for backend in disk.open_disks(text, name=name, writable=False, direct=args.direct)
         ]
         report = stack.enter_context(output.reporter(args.progress))
         outgoing = migration.OutgoingMigration(disks, args.uri, parameters, on_progress=report)

@@ -38,6 +38,10 @@ class BandwidthMeter:
             self.bandwidth = self._nbytes / self._seconds
         self._nbytes, self._seconds = 0, 0.0
 
+    def estimate(self) -> float:
+        """Return the bandwidth, or before the first window is over what there is of it."""
+        return self.bandwidth or (self._nbytes / self._seconds if self._seconds else 0.0)
+
 
 class Rounds:
     """Keeps the statistics of the rounds; the round that is under way is the last."""

@@ -130,6 +130,7 @@ class IncomingMigration:
         verdict.settle_sizes(devices, announced, self.parameters, self.stats)
         if not self.parameters.incremental:
             verdict.check_coverage(devices, announced, self._block.percent_before_section)
+            self._targets.check_all_came()
         for device in devices:
             device.backend.flush()
         if self.parameters.verify:

@@ -66,7 +66,7 @@ class OutgoingMigration:
         self._return_path: channel.InputQEMUFile | None = None
         self._meter = convergence.BandwidthMeter()
         self._rounds = convergence.Rounds(self.stats)
-        self._auto_converge = convergence.AutoConverge([])
+        self._auto_converge: convergence.AutoConverge | None = None
         # Any thread may set these, nobody clears them.
         self._cancel_requested = False
         self._switchover_requested = False
@@ -152,7 +152,7 @@ class OutgoingMigration:
         """
         self._require("active")
         self._set_status("device")
-        self._auto_converge.release()
+        self._release_throttle()
         held_at = self._clock()
         with contextlib.ExitStack() as held:
             for backend in self._sent_disks():
@@ -270,7 +270,7 @@ class OutgoingMigration:
             with contextlib.ExitStack() as stack:
                 stack.callback(self._abort_channel)
                 stack.callback(self.savevm.state_cleanup)
-                stack.callback(self._auto_converge.release)
+                stack.callback(self._release_throttle)
         except Exception as cleanup_error:
             if error is None:
                 self._finish("failed")
@@ -282,6 +282,11 @@ class OutgoingMigration:
         """Enter the last state."""
         self.stats.total_time = self._elapsed()
         self._set_status(status)
+
+    def _release_throttle(self) -> None:
+        """Give the writers their speed back, if it was taken."""
+        if self._auto_converge is not None:
+            self._auto_converge.release()
 
     def _abort_channel(self) -> None:
         """Close the channel as it is; after success there is nothing left to close."""
@@ -315,7 +320,8 @@ class OutgoingMigration:
     def _round_ended(self) -> None:
         """Close the round in the statistics, tell the caller, and begin the next one."""
         ended = self._close_round()
-        self._auto_converge.round_ended(ended)
+        if self._auto_converge is not None:
+            self._auto_converge.round_ended(ended)
         self._notify(stats.RoundEnded(self._elapsed(), ended, self.pending(), self.threshold_size()))
         self._begin_round(self._block.blk_mig.round_dirty_blocks * _core.BLOCK_SIZE)
 
@@ -325,10 +331,10 @@ class OutgoingMigration:
         self.stats.transferred = self._file().transferred
         self.stats.blocks = blk_mig.transferred
         self.stats.zero_blocks = blk_mig.zero_transferred
-        self.stats.bandwidth = self._meter.bandwidth
+        self.stats.bandwidth = self._meter.estimate()
         self.stats.total_time = self._elapsed()
-        if self._meter.bandwidth:
-            self.stats.expected_downtime = self.pending() / self._meter.bandwidth
+        if self.stats.bandwidth:
+            self.stats.expected_downtime = self.pending() / self.stats.bandwidth
 
     def _report(self) -> None:
         """Tell the caller how far it is, at most ten times a second."""
@@ -413,10 +419,12 @@ def send(
     :class:`~blkmig.MigrationParameters`.
     """
     with contextlib.ExitStack() as opened:
-        backends = [
-            backend if isinstance(backend, disk.BlockBackend) else opened.enter_context(disk.FileBackend(backend))
-            for backend in disks
-        ]
+        backends: list[disk.BlockBackend] = []
+        for source in disks:
+            if isinstance(source, disk.BlockBackend):
+                backends.append(source)
+            else:
+                backends.extend(map(opened.enter_context, disk.open_disks(source, writable=False)))
         migration = OutgoingMigration(backends, uri, params.MigrationParameters(**parameters), on_progress=on_progress)
         with migration:
             migration.run()

@@ -63,6 +63,16 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         self.devices.append(device)
         return device
 
+    def check_all_came(self) -> None:
+        """Raise :class:`~blkmig.errors.IncompleteMigration` if a disk that was named is not in the stream."""
+        absent = [name for name in self._targets if name not in self._statistics.disks]
+        if absent:
+            raise errors.IncompleteMigration(
+                f"the stream holds no block of {', '.join(f'disk {name!r}' for name in absent)}; it holds "
+                f"{', '.join(map(repr, self._statistics.disks)) or 'no disks'}",
+                missing={name: [] for name in absent},
+            )
+
     def _find(self, name: str, position: int) -> Target:
         """Return where the disk called `name` goes."""
         index = len(self.devices)

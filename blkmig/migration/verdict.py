@@ -72,8 +72,10 @@ def check_coverage(devices: list[block.BlkLoadDevice], announced: Announcement, 
 
     `bulk_percent` is the progress that the source reported last before its final section.
     """
-    never_came = sorted(set(announced.sizes) - {device.statistics.name for device in devices})
-    missing = {name: [(0, -(-announced.sizes[name] // _core.BLOCK_SIZE))] for name in never_came}
+    came = {device.statistics.name for device in devices}
+    missing = {
+        name: [(0, -(-size // _core.BLOCK_SIZE))] for name, size in announced.sizes.items() if name not in came
+    }
     for device in devices:
         device.statistics.missing = device.missing()
         if device.statistics.missing:
@@ -136,7 +138,7 @@ def verify_digests(devices: list[block.BlkLoadDevice], announced: Announcement) 
             raise errors.ContentMismatch(
                 f"disk {name!r} cannot be verified: the stream has no digest of it; send it with --verify", device=name
             )
-        if device.digest(announced.sizes[name]) != announced.digests[name]:
+        if device.digest() != announced.digests[name]:
             raise errors.ContentMismatch(
                 f"disk {name!r}: what was written differs from what was sent; suspect the target's storage",
                 device=name,
