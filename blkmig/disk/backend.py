@@ -22,12 +22,14 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from .. import errors
+from .. import _core, errors
 
 if TYPE_CHECKING:
-    from .. import _core
     from .dirty import DirtyBitmap
 
+
+ZEROS = memoryview(bytes(_core.BLOCK_SIZE))
+"""A block of zeros, for disks that have no better way to write them."""
 
 MAX_NAME_BYTES = 255
 """A name's length is one byte on the wire."""

@@ -73,6 +73,7 @@ class FileBackend(local.LocalBackend):
         self.reads_in_parallel = self._top.reads_in_parallel
         self.is_growable = writable and base is None and self._is_new(create_size)
         self._cluster_lock = threading.Lock()  # held while a cluster of an overlay is written whole
+        self._known_data = (0, 0)  # an extent of the top's data; it stays data, for nothing punches holes there
 
     def _is_new(self, create_size: int | None) -> bool:
         return create_size is not None or (self.size == 0 and not self._top.is_device)
@@ -98,10 +99,13 @@ class FileBackend(local.LocalBackend):
             raise self.failed("cannot read", error, offset, nbytes) from error
 
     def _fill_from_layers(self, base: rawfile.RawFile, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
-        extent = self._top.next_data(offset, offset + nbytes)
-        if extent == (offset, offset + nbytes):
+        start, stop = self._known_data
+        if not (start <= offset and offset + nbytes <= stop):
+            start, stop = self._top.next_data(offset, self.size) or (self.size, self.size)
+            self._known_data = (start, stop)
+        if start <= offset and offset + nbytes <= stop:
             return self._top.fill(blk, offset, nbytes)
-        if extent is None:
+        if start >= offset + nbytes:
             return base.fill(blk, offset, nbytes)
         self._pread_into(blk.data[:nbytes], offset)
         return blk.filled(nbytes)

@@ -18,12 +18,17 @@ from __future__ import annotations
 import abc
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
-
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING
 
 from .. import errors
 from . import backend, dirty
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_THROTTLE_PERIOD = 0.05  # seconds: short against the rounds of a migration, long against a write
 
 
 class LocalBackend(backend.BlockBackend):
@@ -41,6 +46,7 @@ class LocalBackend(backend.BlockBackend):
         self._held = False
         self._refused = False
         self._closed = False
+        self._fraction = 1.0
         # Replaced under `_lock`, read without it.
         self._trackers: tuple[dirty.DirtyBitmap, ...] = ()
 
@@ -121,8 +127,8 @@ class LocalBackend(backend.BlockBackend):
 
     def _enter(self) -> None:
         with self._lock:
-            while self._held:
-                self._gate.wait()
+            while self._held or (self._fraction < 1 and self._pause() > 0):
+                self._gate.wait(None if self._held else self._pause())
             self.check_open()
             if self.is_read_only:
                 raise errors.DeviceError("cannot be written", device=self.name, cause="it is read-only")
@@ -137,7 +143,7 @@ class LocalBackend(backend.BlockBackend):
         finally:
             with self._lock:
                 self._inside -= 1
-                if not self._inside:
+                if not self._inside and (self._held or self._closed):
                     self._gate.notify_all()
 
     # -- the target --------------------------------------------------------------------------------------------------
@@ -186,6 +192,18 @@ class LocalBackend(backend.BlockBackend):
                 self._refused = self._refused or refuse
                 self._open_gate()
 
+    def throttle_writers(self, fraction: float) -> bool:
+        """Open the gate for only this fraction of every 50 ms, so that busy writers get that much of their speed."""
+        with self._lock:
+            self._fraction = fraction
+            self._gate.notify_all()
+        return True
+
+    def _pause(self) -> float:
+        """Return the seconds until a throttled writer may enter; 0 if it may now."""
+        now = time.monotonic() % _THROTTLE_PERIOD
+        return 0 if now < self._fraction * _THROTTLE_PERIOD else _THROTTLE_PERIOD - now
+
     def _open_gate(self) -> None:
         self._held = False
         self._gate.notify_all()
@@ -197,6 +215,7 @@ class LocalBackend(backend.BlockBackend):
         """
         with self._lock:
             self._closed = True
+            self._fraction = 1.0
             self._open_gate()
             self._gate.wait_for(lambda: not self._inside)
         self._close()

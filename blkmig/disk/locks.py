@@ -87,7 +87,7 @@ def acquire(fd: int, permissions: Permissions, *, device: str) -> None:
 def _busy(permissions: Permissions, device: str, does: str, permission: int) -> errors.DeviceBusy:
     cause = (
         f'another program {does} the "{_NAMES[permission]}" permission (a QEMU? Stop it first, or send the disk of a '
-        f"running one as qemu:SOCKET)"
+        f"running one as qemu:SOCKET; or it is open in this program already)"
     )
     return errors.DeviceBusy(f"cannot be opened for {permissions.doing}", device=device, cause=cause)
 

@@ -7,12 +7,13 @@ says so with ``mark_dirty`` or ``writing``. It cannot be resized while the disk 
 
 from __future__ import annotations
 
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING
 
 from .. import _core, errors
-from . import local
+from . import backend, local
 
-_ZEROS = memoryview(bytes(_core.BLOCK_SIZE))
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 
 class MemoryBackend(local.LocalBackend):
@@ -64,7 +65,7 @@ class MemoryBackend(local.LocalBackend):
         for start in range(offset, offset + nbytes, _core.BLOCK_SIZE):
             part = self._view[start : min(start + _core.BLOCK_SIZE, offset + nbytes)]
             if not _core.buffer_is_zero(part):
-                part[:] = _ZEROS[: part.nbytes]
+                part[:] = backend.ZEROS[: part.nbytes]
 
     def _close(self) -> None:
         self._view.release()

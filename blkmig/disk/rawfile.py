@@ -16,7 +16,7 @@ import struct
 from pathlib import Path
 
 from .. import _core, errors
-from . import locks, probe
+from . import backend, locks, probe
 
 DIRECT_ALIGNMENT = 4096
 """O_DIRECT needs offsets and lengths in whole logical blocks, of 512 or 4096 bytes; what is not, goes another way."""
@@ -34,7 +34,6 @@ _BLKSSZGET = 0x1268
 _BLKROGET = 0x125E
 _SYNC_FILE_RANGE_WRITE = 2
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL})
-_ZEROS = bytes(_core.BLOCK_SIZE)
 
 
 class RawFile:
@@ -51,12 +50,12 @@ class RawFile:
         format: str | None = None,
         permissions: locks.Permissions | None,
     ) -> None:
-        self.path = path
-        self.writable = writable
         self.fd = self._direct_fd = -1
         self._mapping: _core.Mapping | None = None
+        self.path = path
+        self.writable = writable
         self._new_name = create_size is not None
-        self._dirty_nbytes = 0  # written since writeback was last started; writers may miscount it, no matter
+        self._dirty_nbytes = 0  # stored since writeback was last started
         try:
             self.is_device = self._open(permissions, create_size)
             self.cluster_size = max(os.fstat(self.fd).st_blksize, CLUSTER)
@@ -107,7 +106,8 @@ class RawFile:
         # Of what a device can zero by itself; a file takes any range.
         self._alignment = _ask_int(self.fd, _BLKSSZGET) if self.is_device else 1
         if not self.is_device:
-            self._mapping = _core.Mapping(self.fd, self.size)
+            with contextlib.suppress(OSError):  # no room for it in the address space: reads do without
+                self._mapping = _core.Mapping(self.fd, self.size)
 
     def _drop_mapping(self) -> None:
         mapping, self._mapping = self._mapping, None
@@ -151,7 +151,6 @@ class RawFile:
         """Write all of `view` at `offset`."""
         if view.nbytes:
             _core.pwrite_full(self.fd, view, offset)
-            self._write_back(view.nbytes)
 
     def store(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
         """Write the first `nbytes` of `blk` at `offset`; its zero clusters become holes in a file.
@@ -169,7 +168,7 @@ class RawFile:
     def write_zeroes(self, offset: int, nbytes: int) -> None:
         """Make [offset, offset + nbytes) read as zeros, without storing them where that is possible."""
         end = offset + nbytes
-        if self.next_data(offset, end) is None:
+        if not self._has_data(offset, end):
             return
         start, stop = -(-offset // self._alignment) * self._alignment, end // self._alignment * self._alignment
         if start < stop and self._zero_out(start, stop):
@@ -177,6 +176,13 @@ class RawFile:
             self.pwrite_zeros(stop, end - stop)
         else:
             self.pwrite_zeros(offset, nbytes)
+
+    def _has_data(self, offset: int, end: int) -> bool:
+        """Return whether there may be data in [offset, end); only next_data would look for where it ends."""
+        try:
+            return os.lseek(self.fd, offset, os.SEEK_DATA) < end
+        except OSError as error:
+            return error.errno != errno.ENXIO
 
     def _zero_out(self, start: int, stop: int) -> bool:
         """Zero a range of whole logical blocks by the first way that works here; a hole gives the space back."""
@@ -193,8 +199,8 @@ class RawFile:
 
     def pwrite_zeros(self, offset: int, nbytes: int) -> None:
         """Write zeros as data."""
-        for start in range(offset, offset + nbytes, len(_ZEROS)):
-            self.pwrite(memoryview(_ZEROS)[: offset + nbytes - start], start)
+        for start in range(offset, offset + nbytes, _core.BLOCK_SIZE):
+            self.pwrite(backend.ZEROS[: offset + nbytes - start], start)
 
     def resize(self, size: int) -> None:
         """Grow a file by a hole, or cut it. It is read without the mapping from then on."""
@@ -203,7 +209,7 @@ class RawFile:
         self._drop_mapping()
 
     def _write_back(self, nbytes: int) -> None:
-        """Count what was written, and now and then have it written back; this does not wait for it."""
+        """Count what was stored, and now and then have it written back; this does not wait for it."""
         self._dirty_nbytes += nbytes
         if self._dirty_nbytes >= WRITEBACK_NBYTES:
             self._dirty_nbytes = 0
@@ -219,6 +225,10 @@ class RawFile:
     def _fd_for(self, offset: int, nbytes: int) -> int:
         """Return the descriptor to use: O_DIRECT only for what is aligned; the kernel keeps both coherent."""
         return self.fd if self._direct_fd < 0 or (offset | nbytes) % DIRECT_ALIGNMENT else self._direct_fd
+
+    def __del__(self) -> None:
+        """Close a file that was forgotten: its locks would keep others, and this program, from using it."""
+        self.close()
 
     def close(self) -> None:
         """Close the file and drop its locks; closing twice does no harm."""

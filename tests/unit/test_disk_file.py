@@ -115,6 +115,28 @@ class TestOpen:
         assert open_descriptors() == before
 
 
+    def test_a_forgotten_disk_gives_its_locks_back(self, tmp_path):
+        path = tmp_path / "vda.raw"
+        path.write_bytes(bytes(512))
+        backend = disk.FileBackend(path)
+        with pytest.raises(errors.DeviceBusy, match="open in this program already"):
+            disk.FileBackend(path)
+        del backend
+        disk.FileBackend(path).close()
+
+    def test_a_file_that_cannot_be_mapped_is_read_all_the_same(self, tmp_path, monkeypatch, blk):
+        path = tmp_path / "vda.raw"
+        path.write_bytes(b"x" * 2 * MiB)
+
+        def no_room(fd, size):
+            raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+        monkeypatch.setattr(_core, "Mapping", no_room)
+        with disk.FileBackend(path) as backend:
+            assert not backend.read_block(blk, MiB, MiB)
+            assert blk.payload == b"x" * MiB
+
+
 class TestCreate:
     def test_a_new_file_is_a_hole_and_durable(self, tmp_path):
         path = tmp_path / "new.raw"

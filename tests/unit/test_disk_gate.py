@@ -3,6 +3,7 @@
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -278,3 +279,55 @@ class TestClose:
                 call()
         backend.release_dirty_bitmap(bitmap)
         backend.release_writers()
+
+class TestThrottle:
+    def test_a_throttled_writer_enters_in_its_slice_only(self, monkeypatch):
+        backend = disk.MemoryBackend(bytearray(MiB), name="m")
+        assert backend.throttle_writers(0.25)
+        waited = []
+        clock = [100.0 + 0.02]
+        monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+
+        def wait(seconds):
+            waited.append(round(seconds, 6))
+            clock[0] += seconds
+
+        monkeypatch.setattr(backend._gate, "wait", wait)
+        backend.pwrite(b"a", 0)  # too late in the first slice: waits for the second
+        backend.pwrite(b"b", 1)
+        clock[0] += 0.012
+        backend.pwrite(b"c", 2)
+        clock[0] += 0.001
+        backend.pwrite(b"d", 3)
+        assert waited == [0.03, 0.037]
+        assert backend.pread(0, 4) == b"abcd"
+
+    def test_lifting_it_wakes_those_who_wait(self):
+        backend = disk.MemoryBackend(bytearray(MiB), name="m")
+        backend.throttle_writers(0)
+        done = threading.Event()
+
+        def write():
+            backend.pwrite(b"abc", 0)
+            done.set()
+
+        with thread(write):
+            assert not done.wait(timeout=0.02)
+            backend.hold_writers()
+            backend.release_writers()
+            backend.throttle_writers(1)
+            assert done.wait(timeout=LONG)
+
+    def test_a_closed_disk_does_not_keep_throttled_writers(self):
+        backend = disk.MemoryBackend(bytearray(MiB), name="m")
+        backend.throttle_writers(0)
+        turned_away = threading.Event()
+
+        def write():
+            with pytest.raises(errors.DeviceError, match="without a medium"):
+                backend.pwrite(b"abc", 0)
+            turned_away.set()
+
+        with thread(write):
+            backend.close()
+        assert turned_away.is_set()

@@ -112,6 +112,21 @@ def test_a_disk_without_base_holds_all_of_it(tmp_path):
         assert backend.next_allocated(SIZE, MiB) is None
 
 
+def test_blocks_of_one_long_extent_are_looked_up_once(overlay, monkeypatch):
+    overlay.pwrite(b"x" * 3 * MiB, 0)
+    blk = _core.BlockBuffer()
+    asked = []
+    next_data = _core.next_data
+    monkeypatch.setattr(_core, "next_data", lambda *args: asked.append(args) or next_data(*args))
+    for block in range(3):
+        assert not overlay.read_block(blk, block * MiB, MiB)
+        assert blk.payload == b"x" * MiB
+    assert len(asked) == 1
+    overlay.pwrite(b"y", 3 * MiB + 5)
+    assert not overlay.read_block(blk, 3 * MiB, MiB)
+    assert blk.payload[5] == ord("y")
+
+
 def test_data_of_either_layer_is_data(tmp_path):
     base = bytearray(SIZE)
     base[2 * MiB : 2 * MiB + 4096] = b"b" * 4096
