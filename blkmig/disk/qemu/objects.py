@@ -80,6 +80,26 @@ class OwnObjects:
             delete_export(self._qmp, name)
             del self._exports[name]
 
+    @contextlib.contextmanager
+    def exported(
+        self, name: str, node: str, *, device: str, context: str, **options: object
+    ) -> Iterator[nbd_connection.NbdConnection]:
+        """Export a node for a ``with`` and connect to it; the server closes first, also after an error."""
+        self.add_export(name, node, **options)
+        connection = None
+        try:
+            connection = self.connect(name, device, (context,))
+            yield connection
+        except BaseException:
+            with contextlib.suppress(errors.DeviceError):
+                self.remove_export(name)
+            raise
+        else:
+            self.remove_export(name)
+        finally:
+            if connection is not None:
+                connection.close()
+
     # -- bitmaps -----------------------------------------------------------------------------------------------------
 
     def note_bitmap(self, node: str, name: str) -> None:

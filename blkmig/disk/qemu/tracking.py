@@ -16,7 +16,6 @@ A bitmap that could not be listed stays in `frozen` and is listed with the next 
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable
 
 from ... import errors
@@ -66,12 +65,8 @@ class Tracking:
 
     def _list(self, name: str) -> int:
         context = f"qemu:dirty-bitmap:{name}"
-        self._own.add_export(name, self.disk.node, bitmaps=[name])
-        with contextlib.ExitStack() as stack:
-            connection = stack.enter_context(
-                contextlib.closing(self._own.connect(name, self.disk.name, contexts=(context,)))
-            )
-            stack.callback(self._own.remove_export, name)  # runs first: the server closes before we do
+        node, device = self.disk.node, self.disk.name
+        with self._own.exported(name, node, device=device, context=context, bitmaps=[name]) as connection:
             areas = dirty_areas(connection.block_status(context, 0, connection.size))
         self._extents.forget()  # before the marks: who clears a mark and then asks for holes gets a younger answer
         for tracker in self.trackers:

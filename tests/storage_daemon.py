@@ -1,0 +1,229 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A qemu-storage-daemon with disks that somebody writes, for tests of live sources.
+
+The listening sockets are handed to the daemon, so there is nothing to wait for; it writes to files, never to pipes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import socket
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from blkmig.disk import nbd_connection
+from blkmig.disk.qemu import qmp
+
+MiB = 1 << 20
+
+
+def listen(path: Path) -> socket.socket:
+    """Return a listening socket at `path`."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+    return listener
+
+
+class StorageDaemon:
+    """A daemon with `arguments` after those for its monitor and, unless `nbd_server` is off, its NBD server."""
+
+    def __init__(self, folder: Path, *arguments: str, nbd_server: bool = True) -> None:
+        self.folder = folder
+        self.qmp_path = folder / "qmp"
+        self.nbd_path = folder / "nbd"
+        self.log = folder / "qsd.log"
+        with contextlib.ExitStack() as stack:
+            sockets = [stack.enter_context(listen(self.qmp_path))]
+            command = ["qemu-storage-daemon", "--monitor", "chardev=qmp"]
+            command[1:1] = ["--chardev", f"socket,id=qmp,fd={sockets[0].fileno()},server=on,wait=off"]
+            if nbd_server:
+                sockets.append(stack.enter_context(listen(self.nbd_path)))
+                command += ["--nbd-server", f"addr.type=fd,addr.str={sockets[1].fileno()},max-connections=0"]
+            with self.log.open("wb") as log:
+                self.process = subprocess.Popen(
+                    [*command, *arguments],
+                    pass_fds=[listener.fileno() for listener in sockets],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                )
+
+    @property
+    def address(self) -> str:
+        """How blkmig is told about it."""
+        return f"qemu:{self.qmp_path},nbd=unix:{self.nbd_path}"
+
+    def uri(self, export: str) -> str:
+        """Return the URI of an export."""
+        return nbd_connection.unix_uri(str(self.nbd_path), export)
+
+    def ask(self, command: str, **values: Any) -> Any:
+        """Run one QMP command while blkmig is not connected; underscores stand for hyphens."""
+        connection = qmp.QmpConnection(self.qmp_path)
+        try:
+            return connection.execute(command, {key.replace("_", "-"): value for key, value in values.items()} or None)
+        finally:
+            connection.close()
+
+    def leftovers(self) -> list[str]:
+        """Return what of blkmig's is in the daemon."""
+        exports = [entry["id"] for entry in self.ask("query-block-exports")]
+        nodes = self.ask("query-named-block-nodes", flat=True)
+        bitmaps = [bitmap["name"] for node in nodes for bitmap in node.get("dirty-bitmaps", ())]
+        return [name for name in exports + bitmaps if name.startswith("blkmig")] + [
+            path.name for path in self.folder.iterdir() if "blkmig" in path.name
+        ]
+
+    def quit(self) -> None:
+        """End it in good order: then its images are closed."""
+        self.process.terminate()
+        assert self.process.wait(30) == 0, self.log.read_text()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.process.kill()
+        self.process.wait(30)
+
+
+def image_options(path: Path, name: str = "disk0", *, throttled: bool = False, export: str = "") -> list[str]:
+    """Return the daemon's options for one image and a writable export of it; the node is called `name`."""
+    driver = "qcow2" if path.suffix == ".qcow2" else "raw"
+    top = f"{name}-limit" if throttled else name
+    options = ["--blockdev", f"file,node-name={name}-file,filename={path},discard=unmap"]
+    options += ["--blockdev", f"{driver},node-name={name},file={name}-file,discard=unmap"]
+    if throttled:
+        options += ["--object", f"throttle-group,id={top}"]
+        options += ["--blockdev", f"throttle,node-name={top},throttle-group={top},file={name},discard=unmap"]
+    return [*options, "--export", f"nbd,id={name}-w,node-name={top},name={export or name},writable=on"]
+
+
+@contextlib.contextmanager
+def private_folder() -> Iterator[Path]:
+    """Give a folder whose path is short enough for sockets."""
+    with tempfile.TemporaryDirectory(prefix="qsd-") as folder:
+        yield Path(folder)
+
+
+class QemuIo:
+    """An NBD client that does what it is told: the real qemu-io, one command at a time."""
+
+    def __init__(self, uri: str) -> None:
+        self._process = subprocess.Popen(
+            ["qemu-io", "-f", "raw", "-d", "unmap", uri],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            bufsize=1,
+        )
+
+    def run(self, command: str) -> bool:
+        """Run a command; False if it failed or the server has gone."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(f"{command}\n")
+        for line in self._process.stdout:
+            if " ops; " in line:
+                return True
+            if "wrote " not in line and "discard " not in line:
+                return False
+        return False
+
+    def kill(self) -> None:
+        """End it; a command in flight fails."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """End it and wait for that."""
+        self._process.kill()
+        self._process.communicate()
+
+
+class Writer:
+    """A thread that writes, zeroes and discards at random places until its server goes away or `stop` is called."""
+
+    def __init__(self, uri: str, size: int, *, seed: int, area: int | None = None) -> None:
+        self.writes = 0
+        self._size = size
+        self._area = area or size
+        self._random = random.Random(seed)
+        self._stopping = threading.Event()
+        self._client = QemuIo(uri)
+        self._progress = threading.Condition()
+        self._thread = threading.Thread(target=self._write, daemon=True)
+        self._thread.start()
+        self.wait_for_more(5)
+
+    def _write(self) -> None:
+        while not self._stopping.is_set() and self._client.run(self.command()):
+            with self._progress:
+                self.writes += 1
+                self._progress.notify_all()
+
+    def wait_for_more(self, count: int) -> None:
+        """Return after `count` more writes."""
+        with self._progress:
+            wanted = self.writes + count
+            assert self._progress.wait_for(lambda: self.writes >= wanted, 30), "the writer does not get to write"
+
+    def command(self) -> str:
+        """Return the next thing to do."""
+        nbytes = self._random.choice([512, 4096, 65536, 200 * 1024]) if self._random.random() < 0.9 else MiB
+        nbytes = min(nbytes, self._area)
+        offset = self._random.randrange(0, (self._area - nbytes) // 512 + 1) * 512
+        if self._random.random() < 0.2:  # the end of the disk is a place of its own
+            offset = self._size - nbytes - self._random.randrange(0, 8) * 512 if self._area == self._size else offset
+            offset = max(0, offset)
+        kind = self._random.choice(["write -P {pattern}", "write -P {pattern}", "write -z", "write -z -u", "discard"])
+        return f"{kind.format(pattern=self._random.randrange(1, 256))} {offset} {nbytes}"
+
+    def stop(self) -> None:
+        """Stop it: by killing the client, because one whose server goes away may hang (seen with qemu-io 7.2)."""
+        self._stopping.set()
+        self._client.kill()
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+        self._client.close()
+
+
+@contextlib.contextmanager
+def writing(uris: Sequence[tuple[str, int]], *, seed: int) -> Iterator[list[Writer]]:
+    """Have somebody write to each (URI, size) for a ``with``."""
+    writers: list[Writer] = []
+    try:
+        for number, (uri, size) in enumerate(uris):
+            writers.append(Writer(uri, size, seed=seed * 1000 + number))
+        yield writers
+    finally:
+        for writer in writers:
+            writer.stop()
+
+
+class ImagesDiffer(AssertionError):
+    """The two images do not show the same disk."""
+
+
+def compare(left: Path, right: Path) -> None:
+    """Raise :class:`ImagesDiffer` unless both images show the same disk."""
+    formats = ["qcow2" if path.suffix == ".qcow2" else "raw" for path in (left, right)]
+    command = ["qemu-img", "compare", "-f", formats[0], "-F", formats[1], left, right]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    if done.returncode == 1:
+        raise ImagesDiffer(done.stdout)
+    assert done.returncode == 0, done.stderr
+
+
+def map_of(path: Path) -> Any:
+    """Return what qemu-img says about the allocation of an image."""
+    return json.loads(subprocess.check_output(["qemu-img", "map", "--output=json", path]))
