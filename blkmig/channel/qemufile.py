@@ -292,6 +292,14 @@ class InputQEMUFile(base.QEMUFile):
         self._buffer.skip(nbytes)
 
     @base.transfer
+    def skip_words(self, mask: int, a: int, a_nbytes: int, b: int, b_nbytes: int) -> int:
+        """Drop words that are `a` or `b` under `mask`, each with the bytes behind it, and get the first other word.
+
+        After 65,536 of them the next one is got, whatever it is: look at it yourself.
+        """
+        return self._buffer.skip_words(mask, a, a_nbytes, b, b_nbytes)
+
+    @base.transfer
     def next_run(self) -> tuple[int, bytes, int, int]:
         """Get the next record with the zero records that continue it and have arrived: (flags, name, sector, count).
 

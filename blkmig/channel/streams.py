@@ -152,9 +152,7 @@ def _open_pipe(given_fd: int, *, writing: bool) -> int:
     """
     try:
         fd = os.open(f"/proc/self/fd/{given_fd}", _WRITE_FLAGS & ~os.O_CREAT if writing else _READ_FLAGS)
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from error
+    except OSError:
         fd = os.dup(given_fd)
     _enlarge_pipe(fd)
     return fd

@@ -1,0 +1,419 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What goes wrong with a channel: peers that are absent or vanish, disks that are full, commands that fail."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pathlib
+import signal
+import socket
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from blkmig import _core, channel, errors
+from blkmig.channel import link
+
+TIMEOUT = 20
+
+
+@contextlib.contextmanager
+def tcp_pair() -> Iterator[tuple[channel.OutputQEMUFile, channel.InputQEMUFile]]:
+    with (
+        channel.listen("tcp:127.0.0.1:0") as listener,
+        channel.connect(listener.uri, timeout=TIMEOUT) as f,
+        listener.accept(timeout=TIMEOUT) as peer,
+    ):
+        yield f, peer
+        f.abort()
+
+
+@contextlib.contextmanager
+def full_listener(family: int, where: object) -> Iterator[socket.socket]:
+    """A listening socket that takes nobody any more."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(family))
+        listener.bind(where)  # type: ignore[arg-type]
+        listener.listen(0)
+        for _ in range(4):
+            client = stack.enter_context(socket.socket(family))
+            client.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                client.connect(listener.getsockname())
+        yield listener
+
+
+def reset(peer: channel.InputQEMUFile) -> None:
+    """Close as a crashing machine does."""
+    sock = peer._transport.socket
+    assert sock is not None
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.abort()
+
+
+def put_until_error(f: channel.OutputQEMUFile) -> errors.ChannelError:
+    blk = _core.BlockBuffer()
+    for _ in range(100):
+        try:
+            f.put_block(0, 1, b"x", blk)
+        except errors.ChannelError as error:
+            return error
+    pytest.fail("the peer is gone and nothing was said")
+
+
+# -- connecting ------------------------------------------------------------------------------------------------------
+
+
+def test_nobody_listens(tmp_path: pathlib.Path) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        uri = f"tcp:127.0.0.1:{unused.getsockname()[1]}"
+        with pytest.raises(errors.ChannelError, match="start the receiving side first") as caught:
+            channel.connect(uri, timeout=TIMEOUT)
+    assert caught.value.errno == errno.ECONNREFUSED
+    assert caught.value.uri == uri
+    assert caught.value.doing == "connecting"
+    assert isinstance(caught.value.__cause__, ConnectionRefusedError)
+    assert not isinstance(caught.value, errors.ChannelTimeout)
+    with pytest.raises(errors.ChannelError, match="start the receiving side first") as caught:
+        channel.connect(f"unix:{tmp_path}/none", timeout=TIMEOUT)
+    assert caught.value.errno == errno.ENOENT
+
+
+def test_a_receiver_that_does_not_answer() -> None:
+    with (
+        full_listener(socket.AF_INET, ("127.0.0.1", 0)) as listener,
+        pytest.raises(errors.ChannelTimeout, match=r"no answer within 0\.2 s"),
+    ):
+        channel.connect(f"tcp:127.0.0.1:{listener.getsockname()[1]}", timeout=0.2)
+
+
+def test_a_unix_receiver_that_does_not_answer(tmp_path: pathlib.Path) -> None:
+    with full_listener(socket.AF_UNIX, str(tmp_path / "s")), pytest.raises(errors.ChannelTimeout, match="no answer"):
+        channel.connect(f"unix:{tmp_path}/s", timeout=0.1)
+
+
+def test_one_address_that_never_answers_leaves_time_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    with full_listener(socket.AF_INET, ("127.0.0.1", 0)) as silent, channel.listen("tcp:127.0.0.1:0") as listener:
+        ports = [silent.getsockname()[1], int(listener.uri.rpartition(":")[2])]
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port)) for port in ports]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: found)
+        channel.connect("tcp:name:1", timeout=0.4).close()
+
+
+def test_different_reasons_are_all_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with full_listener(socket.AF_INET, ("127.0.0.1", 0)) as silent, socket.socket() as closed:
+        closed.bind(("127.0.0.2", 0))
+        wheres = [silent.getsockname(), closed.getsockname()]
+        found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", where) for where in wheres]
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **kwargs: found)
+        with pytest.raises(errors.ChannelError, match=r"127\.0\.0\.1: .*127\.0\.0\.2: Connection refused"):
+            channel.connect("tcp:name:1", timeout=0.2)
+
+
+def test_an_unknown_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    def getaddrinfo(*args: object, **kwargs: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    with pytest.raises(errors.ChannelError, match="the host 'nowhere' is not known"):
+        channel.connect("tcp:nowhere:1", timeout=TIMEOUT)
+    with pytest.raises(errors.ChannelError, match="the host 'nowhere' is not known"):
+        channel.listen("tcp:nowhere:1")
+
+
+def test_port_0_cannot_be_connected_to() -> None:
+    with pytest.raises(errors.ParameterError, match="port"):
+        channel.connect("tcp:localhost:0", timeout=TIMEOUT)
+
+
+# -- listening -------------------------------------------------------------------------------------------------------
+
+
+def test_a_port_in_use() -> None:
+    with (
+        channel.listen("tcp:127.0.0.1:0") as listener,
+        pytest.raises(errors.ChannelError, match="another program listens there already"),
+    ):
+        channel.listen(listener.uri)
+
+
+def test_a_port_in_use_on_every_address() -> None:
+    with channel.listen("tcp::0") as listener, pytest.raises(errors.ChannelError, match="another program"):
+        channel.listen(listener.uri)
+
+
+def test_an_address_of_another_machine() -> None:
+    with pytest.raises(errors.ChannelError, match="this machine does not have that address"):
+        channel.listen("tcp:192.0.2.1:0")
+
+
+@pytest.mark.parametrize("timeout", [0, 0.05])
+def test_nobody_connects(timeout: float) -> None:
+    with channel.listen("tcp:127.0.0.1:0") as listener, pytest.raises(errors.ChannelTimeout, match="nobody connected"):
+        listener.accept(timeout=timeout)
+
+
+def test_a_closed_listener_says_so() -> None:
+    listener = channel.listen("tcp:127.0.0.1:0")
+    listener.close()
+    listener.close()
+    with pytest.raises(errors.StateError):
+        listener.accept(timeout=0)
+    with pytest.raises(errors.ChannelError):
+        channel.connect(listener.uri, timeout=TIMEOUT)
+
+
+# -- the peer --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("disposition", [signal.SIG_IGN, signal.SIG_DFL])
+@pytest.mark.parametrize("kind", ["socket", "pipe"])
+def test_a_broken_peer_is_an_error_and_no_signal(kind: str, disposition: signal.Handlers) -> None:
+    before = signal.signal(signal.SIGPIPE, disposition)
+    try:
+        ours, theirs = (end.detach() for end in socket.socketpair()) if kind == "socket" else reversed(os.pipe())
+        f = channel.connect(f"fd:{ours}", timeout=TIMEOUT)
+        os.close(theirs)
+        error = put_until_error(f)
+        assert error.errno == errno.EPIPE
+        assert error.doing == "sending at byte 0"
+        f.abort()
+        os.close(ours)
+    finally:
+        signal.signal(signal.SIGPIPE, before)
+
+
+def test_a_pipe_whose_reader_has_gone_before() -> None:
+    read_fd, write_fd = os.pipe()
+    os.close(read_fd)
+    f = channel.connect(f"fd:{write_fd}", timeout=TIMEOUT)
+    f.put_byte(0)
+    with pytest.raises(errors.ChannelError, match="sending at byte 0: Broken pipe"):
+        f.close()
+    os.close(write_fd)
+
+
+def test_a_reset_is_told_with_its_position_and_kept() -> None:
+    with tcp_pair() as (f, peer):
+        f.put_buffer(bytes(1000))
+        f.flush()
+        peer.skip(1000)
+        reset(peer)
+        first = put_until_error(f)
+        assert first.doing.startswith("sending at byte ")
+        assert int(first.doing.rpartition(" ")[2]) >= 1000
+        assert first.errno in (errno.ECONNRESET, errno.EPIPE)
+        for call in (f.flush, lambda: f.put_byte(0), f.wait_rate_limit):
+            with pytest.raises(errors.ChannelError) as caught:
+                call()
+            assert caught.value is first
+        with pytest.raises(errors.ChannelError) as caught:
+            f.close()
+        assert caught.value is first
+        f.close()
+
+
+def test_the_return_path_can_be_read_after_a_send_failed() -> None:
+    with tcp_pair() as (f, peer):
+        back = f.return_path()
+        answer = peer.return_path()
+        assert back is not None
+        assert answer is not None
+        answer.put_be32(42)
+        answer.close()
+        f.put_byte(0)
+        f.flush()
+        peer.skip(1)
+        peer.close()
+        put_until_error(f)
+        assert back.get_be32() == 42
+
+
+def test_the_stream_stops_inside_an_item() -> None:
+    with tcp_pair() as (f, peer):
+        f.put_buffer(bytes(7))
+        f.close()
+        peer.skip(2)
+        with pytest.raises(errors.TruncatedStream) as caught:
+            peer.get_be64()
+        assert caught.value.position == 2
+        assert isinstance(caught.value.__cause__, EOFError)
+        assert peer.peek_byte() == 0, "what came of the record is still there"
+        peer.skip(5)
+        assert peer.at_eof()
+        with pytest.raises(errors.TruncatedStream):
+            peer.get_block(_core.BlockBuffer())
+        assert peer.get_some(1) == b""
+
+
+def test_a_source_that_resets() -> None:
+    with tcp_pair() as (f, peer):
+        sock = f._transport.socket
+        assert sock is not None
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        f.abort()
+        with pytest.raises(errors.ChannelError, match="receiving at byte 0: Connection reset") as caught:
+            peer.get_byte()
+        with pytest.raises(errors.ChannelError) as again:
+            peer.next_run()
+        assert again.value is caught.value
+
+
+def test_a_peer_that_left_early_does_not_spoil_the_end() -> None:
+    with tcp_pair() as (f, peer):
+        f.put_byte(1)
+        f.flush()
+        peer.skip(1)
+        reset(peer)
+        f.close()
+
+
+# -- the life of a file ----------------------------------------------------------------------------------------------
+
+
+def test_a_closed_file_says_so(tmp_path: pathlib.Path) -> None:
+    f = channel.connect(f"file:{tmp_path}/x", timeout=TIMEOUT)
+    f.close()
+    f.close()
+    f.abort()
+    for call in (f.flush, lambda: f.put_byte(0), f.return_path, f.wait_rate_limit):
+        with pytest.raises(errors.StateError, match="closed"):
+            call()
+    peer = channel.listen(f"file:{tmp_path}/x").accept(timeout=TIMEOUT)
+    peer.abort()
+    peer.close()
+    for call in (peer.get_byte, peer.at_eof, lambda: peer.wait_readable(0), peer.return_path):
+        with pytest.raises(errors.StateError, match="closed"):
+            call()
+
+
+def test_leaving_with_an_error_sends_nothing_more(tmp_path: pathlib.Path) -> None:
+    def fail() -> None:
+        with channel.connect(f"file:{tmp_path}/x", timeout=TIMEOUT) as f:
+            f.put_byte(0)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert (tmp_path / "x").read_bytes() == b""
+
+
+def test_a_bad_argument_changes_nothing(tmp_path: pathlib.Path) -> None:
+    for limit in (0, 1 << 30):
+        with channel.connect(f"file:{tmp_path}/x", timeout=TIMEOUT) as f:
+            f.set_rate_limit(limit)
+            with pytest.raises(OverflowError):
+                f.put_byte(256)
+            with pytest.raises(TypeError):
+                f.put_buffer("text")  # type: ignore[arg-type]
+            with pytest.raises((OverflowError, ValueError)):
+                f.put_zero_records(0, 1, b"x" * 256)
+            f.put_buffer(b"")
+            f.put_byte(7)
+        assert (tmp_path / "x").read_bytes() == b"\7"
+
+
+# -- files and descriptors -------------------------------------------------------------------------------------------
+
+
+def test_a_full_disk() -> None:
+    f = channel.connect("file:/dev/full", timeout=TIMEOUT)
+    error = put_until_error(f)
+    assert error.errno == errno.ENOSPC
+    assert str(error) == "sending at byte 0: No space left on device [file:/dev/full]"
+    with pytest.raises(errors.ChannelError):
+        f.close()
+
+
+def test_a_disk_that_is_full_only_at_the_end() -> None:
+    f = channel.connect("file:/dev/full", timeout=TIMEOUT)
+    f.put_byte(1)
+    with pytest.raises(errors.ChannelError, match="No space left"):
+        f.close()
+    f.close()
+
+
+def test_a_failing_sync_is_an_error(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(fd: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    f = channel.connect(f"file:{tmp_path}/x", timeout=TIMEOUT)
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(errors.ChannelError, match="Input/output error"):
+        f.close()
+    f.close()
+
+
+def test_files_that_cannot_be_opened(tmp_path: pathlib.Path) -> None:
+    for uri in (f"file:{tmp_path}", f"file:{tmp_path}/no/such"):
+        with pytest.raises(errors.ChannelError, match="opening"):
+            channel.connect(uri, timeout=TIMEOUT)
+        with pytest.raises(errors.ChannelError, match="opening"):
+            channel.listen(uri).accept(timeout=TIMEOUT)
+
+
+def test_descriptors_that_cannot_be_used(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(errors.ChannelError, match="99999 is not open in this process"):
+        channel.connect("fd:99999", timeout=TIMEOUT)
+    read_fd, write_fd = os.pipe()
+    with pytest.raises(errors.ChannelError, match="not open for writing"):
+        channel.connect(f"fd:{read_fd}", timeout=TIMEOUT)
+    with pytest.raises(errors.ChannelError, match="not open for reading"):
+        channel.listen(f"fd:{write_fd}").accept(timeout=TIMEOUT)
+    os.close(read_fd)
+    os.close(write_fd)
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as datagrams,
+        pytest.raises(errors.ParameterError, match="not a stream socket"),
+    ):
+        channel.connect(f"fd:{datagrams.fileno()}", timeout=TIMEOUT)
+
+
+# -- commands --------------------------------------------------------------------------------------------------------
+
+
+def test_a_command_that_fails_at_the_end() -> None:
+    f = channel.connect("exec:cat > /dev/null; exit 3", timeout=TIMEOUT)
+    f.put_byte(0)
+    with pytest.raises(errors.ChannelError, match="the command ended with exit status 3"):
+        f.close()
+    f.close()
+
+
+def test_a_command_that_dies_is_quoted_in_the_error() -> None:
+    f = channel.connect("exec:exit 5", timeout=TIMEOUT)
+    error = put_until_error(f)
+    assert error.errno == errno.EPIPE
+    assert "Broken pipe; the command ended with exit status 5" in str(error)
+    f.abort()
+
+
+def test_a_command_that_does_not_exist() -> None:
+    with channel.listen("exec:exec /no/such/program 2>/dev/null") as listener:
+        f = listener.accept(timeout=TIMEOUT)
+        with pytest.raises(errors.TruncatedStream, match="exit status 127, it was not found"):
+            f.get_byte()
+        with pytest.raises(errors.ChannelError, match="127"):
+            f.close()
+
+
+def test_a_command_ended_by_a_signal() -> None:
+    f = channel.connect("exec:kill -9 $$", timeout=TIMEOUT)
+    with pytest.raises(errors.ChannelError, match="ended by signal 9"):
+        f.close()
+
+
+def test_aborting_ends_a_command_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link, "CHILD_GRACE_SECONDS", 0.05)
+    # Its own trap makes the shell deaf to SIGTERM, so that it takes SIGKILL.
+    with channel.listen("exec:trap '' TERM; echo; while :; do read x <&- 2>/dev/null; done") as listener:
+        f = listener.accept(timeout=TIMEOUT)
+        assert f.get_some(1) == b"\n"
+        child = f._transport.child
+        assert child is not None
+        f.abort()
+        assert child.returncode == -signal.SIGKILL
