@@ -65,9 +65,10 @@ class BlockBackend(abc.ABC):
 
     @abc.abstractmethod
     def write_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
-        """Write the first `nbytes` of `blk` at `offset`; the range lies inside the disk. Zero clusters may stay holes.
+        """Write the first `nbytes` of `blk` at `offset`. Zero clusters may stay holes.
 
-        It is a target's verb: it marks nothing dirty.
+        A range that is not wholly inside the exact size is refused: see ``BlockGeometry.clip``. It is a target's verb:
+        it marks nothing dirty.
         """
 
     @abc.abstractmethod

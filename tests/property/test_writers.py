@@ -16,7 +16,7 @@ import pytest
 from blkmig import _core, disk
 
 MiB = 1 << 20
-SWITCHOVERS = 6
+SWITCHOVERS = 4
 SIZES = [1000, MiB - 512, MiB + 512, 3 * MiB + 1000, 5 * MiB]
 CASES = [(kind, size) for kind in disks.KINDS for size in SIZES if kind != "device" or size % 512 == 0]
 

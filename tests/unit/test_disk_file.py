@@ -5,6 +5,7 @@ import errno
 import os
 import resource
 import signal
+import subprocess
 from pathlib import Path
 
 import disks
@@ -67,10 +68,15 @@ class TestOpen:
         path = tmp_path / "vda.raw"
         path.write_bytes(bytes(512))
         path.chmod(0o400)
-        if os.geteuid() == 0:
-            pytest.skip("root may write it")
-        with pytest.raises(errors.DeviceError, match="Permission denied"):
-            disk.FileBackend(path)
+        user = os.geteuid()
+        if user == 0:
+            os.seteuid(65534)  # root may do anything
+        try:
+            with pytest.raises(errors.DeviceError, match="Permission denied") as caught:
+                disk.FileBackend(path)
+            assert caught.value.errno == errno.EACCES
+        finally:
+            os.seteuid(user)
 
     def test_a_disk_that_nobody_writes_is_opened_for_reading_and_yet_migrated(self, tmp_path, blk):
         path = tmp_path / "vda.raw"
@@ -308,6 +314,28 @@ class TestErrors:
                 assert bitmap.count_blocks() == 3
             backend.flush()
 
+    def test_a_full_file_system(self, tmp_path, blk):
+        peers.require("mount", "umount")
+        if os.geteuid() != 0:
+            pytest.skip("only root may mount a small file system")
+        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", tmp_path], check=False)
+        if mounted.returncode:
+            peers.lacking("nothing can be mounted here")
+        try:
+            with disk.FileBackend.create(tmp_path / "vda.raw", 8 * MiB) as backend:
+                backend.write_block(filled(blk, b"x" * MiB), 0, MiB)
+                with pytest.raises(errors.DeviceError, match="No space left on device") as caught:
+                    backend.pwrite(b"y" * 2 * MiB, 4 * MiB)
+                assert (caught.value.errno, caught.value.offset) == (errno.ENOSPC, 4 * MiB)
+                with pytest.raises(errors.DeviceError, match="cannot write at offset 6291456, 1048576 bytes: No space"):
+                    backend.write_block(filled(blk, b"z" * MiB), 6 * MiB, MiB)
+                backend.write_zeroes(4 * MiB, 2 * MiB)  # gives space back
+                backend.write_block(filled(blk, b"z" * 65536), 6 * MiB, MiB)
+                backend.flush()
+                assert backend.pread(6 * MiB, 65537) == b"z" * 65536 + b"\0"
+        finally:
+            subprocess.run(["umount", tmp_path], check=True)
+
     def test_writes_outside_the_exact_size(self, tmp_path, blk):
         path = tmp_path / "vda.raw"
         with disk.FileBackend.create(path, 1000) as backend:
@@ -365,6 +393,14 @@ class TestDirect:
                 contents[offset : offset + inside] = os.urandom(inside)
                 backend.write_block(filled(blk, contents[offset : offset + inside]), offset, inside)
         assert path.read_bytes() == contents
+
+    def test_a_file_that_ends_within_an_aligned_block(self, tmp_path, path, blk):
+        """Its last sector is whole for the geometry, but the file is not: the read meets the end in the middle."""
+        path = tmp_path / "short.raw"
+        path.write_bytes(b"x" * 12188)
+        with disk.FileBackend(path, direct=True) as backend:
+            assert not backend.read_block(blk, *disk.BlockGeometry(12188).block_range(0))
+            assert blk.payload == b"x" * 12188 + bytes(MiB - 12188)
 
     def test_writes_of_either_way_are_seen_by_the_other(self, path, blk):
         with disk.FileBackend(path, direct=True) as backend:
