@@ -87,7 +87,9 @@ cdef extern from "_stream.h":
     void stream_staged(stream*, size_t) noexcept nogil
     int stream_send(stream*, const uint8_t* end, size_t* left) except -1 nogil
     void stream_consume(stream*, size_t) noexcept nogil
-    int stream_require(stream*, size_t) except -1 nogil
+    int stream_need(stream*, size_t) except -1
+    int stream_skip(stream*, uint64_t) except -1
+    uint64_t stream_skip_words(stream*, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t) except? 0
     int stream_take(stream*, uint8_t*, size_t) except -1 nogil
 
 
@@ -943,12 +945,14 @@ cdef class InputBuffer:
 
     def skip(self, uint64_t nbytes, /):
         """Drop the next `nbytes` bytes."""
-        cdef size_t n
-        while nbytes:
-            self.require(1)
-            n = min(nbytes, <uint64_t>(self.s.tail - self.s.head))
-            stream_consume(&self.s, n)
-            nbytes -= n
+        stream_skip(&self.s, nbytes)
+
+    def skip_words(self, uint64_t mask, uint64_t a, uint64_t a_nbytes, uint64_t b, uint64_t b_nbytes, /):
+        """Drop words that are `a` or `b` under `mask`, each with the bytes behind it, and get the first other word.
+
+        After 65,536 of them the next one is got, whatever it is, so that signals and cancels are heard.
+        """
+        return stream_skip_words(&self.s, mask, a, a_nbytes, b, b_nbytes)
 
     def next_run(self):
         """Get the next record, with the zero records behind it that continue it and have arrived.
@@ -975,10 +979,7 @@ cdef class InputBuffer:
         self.take_to(blk.own, BLOCK_SIZE)
 
     cdef int require(self, size_t n) except -1:
-        if n > self.s.tail - self.s.head:
-            with nogil:
-                stream_require(&self.s, n)
-        return 0
+        return stream_need(&self.s, n)
 
     cdef const uint8_t* take(self, size_t n) except NULL:
         # The bytes stay where they are until the next read.

@@ -12,6 +12,7 @@
 #ifndef BLKMIG_STREAM_H
 #define BLKMIG_STREAM_H
 
+#include <endian.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
@@ -26,6 +27,7 @@ enum {
     /* What is read behind a payload: the next heads, in the same call, and no more, since it is copied once more.
      * 0, 64 and 512 measure the same; MSG_WAITALL instead of taking what is there loses a tenth. */
     STREAM_READ_AHEAD = 512,
+    STREAM_WORDS = 65536,
 };
 
 enum stream_kind { STREAM_SOCKET, STREAM_PIPE, STREAM_FILE };
@@ -186,6 +188,53 @@ static int stream_require(struct stream *s, size_t n)
     while (s->tail - s->head < n)
         if (stream_read(s, NULL, 0, s->capacity - s->tail) < 0)
             return -1;
+    return 0;
+}
+
+/* As stream_require(), called with the GIL, which is dropped while reading. */
+static int stream_need(struct stream *s, size_t n)
+{
+    int rc = 0;
+
+    if (n > s->tail - s->head) {
+        Py_BEGIN_ALLOW_THREADS
+        rc = stream_require(s, n);
+        Py_END_ALLOW_THREADS
+    }
+    return rc;
+}
+
+/* Drop n bytes. With the GIL. */
+static int stream_skip(struct stream *s, uint64_t n)
+{
+    size_t staged;
+
+    for (; n; n -= staged) {
+        if (stream_need(s, 1) < 0)
+            return -1;
+        staged = n < s->tail - s->head ? n : s->tail - s->head;
+        stream_consume(s, staged);
+    }
+    return 0;
+}
+
+/* Consume words that are `a` or `b` under `mask`, each with the bytes behind it, and the first other word, which is
+ * returned. With the GIL. After STREAM_WORDS the next word is returned whatever it is: a caller hears its signals. */
+static uint64_t stream_skip_words(struct stream *s, uint64_t mask, uint64_t a, uint64_t a_nbytes, uint64_t b,
+                                  uint64_t b_nbytes)
+{
+    uint64_t word;
+    int i;
+
+    for (i = 0; stream_need(s, sizeof(word)) == 0; i++) {
+        memcpy(&word, s->staging + s->head, sizeof(word));
+        word = be64toh(word);
+        stream_consume(s, sizeof(word));
+        if (((word & mask) != a && (word & mask) != b) || i == STREAM_WORDS)
+            return word;
+        if (stream_skip(s, (word & mask) == a ? a_nbytes : b_nbytes) < 0)
+            break;
+    }
     return 0;
 }
 

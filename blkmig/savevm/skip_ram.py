@@ -57,27 +57,21 @@ class RamSkipper(SaveVMHandlers):
         self._mapped_ram = "mapped-ram" in configuration.capabilities
 
     def load_state(self, f: InputQEMUFile, version_id: int) -> None:
-        """Consume one payload, page by page: two calls for each of the common kinds."""
+        """Consume one payload; runs of pages of the same block and of zero pages are dropped in one call."""
         if version_id != RAM_VERSION:
             raise errors.UnsupportedStream(f"section 'ram' has version {version_id}, not 4", position=f.position)
         if self._mapped_ram:
             raise errors.UnsupportedStream("guest memory of a seekable file (mapped-ram)", position=f.position)
-        page_size, flags_mask, get_be64, skip = self._page_size, self._page_size - 1, f.get_be64, f.skip
-        word = get_be64()
+        flags_mask = self._page_size - 1
         while True:
+            word = f.skip_words(flags_mask, _PAGE_AGAIN, self._page_size, _ZERO_AGAIN, 1)
+            if word & flags_mask == RAM_SAVE_FLAG_MEM_SIZE:
+                word = self._skip_block_list(f, word & ~flags_mask)
             flags = word & flags_mask
-            if flags == _PAGE_AGAIN:
-                skip(page_size)
-            elif flags == _ZERO_AGAIN:
-                skip(1)
-            elif flags == RAM_SAVE_FLAG_EOS:
+            if flags == RAM_SAVE_FLAG_EOS:
                 return
-            elif flags == RAM_SAVE_FLAG_MEM_SIZE:
-                word = self._skip_block_list(f, word - flags)
-                continue
-            elif flags != RAM_SAVE_FLAG_MULTIFD_FLUSH:
+            if flags != RAM_SAVE_FLAG_MULTIFD_FLUSH:
                 self._skip_page(f, flags)
-            word = get_be64()
 
     def _skip_page(self, f: InputQEMUFile, flags: int) -> None:
         """Consume what follows the word of a page."""

@@ -61,6 +61,29 @@ def test_pages_of_all_kinds_in_any_order() -> None:
         assert memory(payload + END).reached_eof, f"seed {seed}"
 
 
+@pytest.mark.parametrize("count", [65535, 65536, 65537, 65538, 200000])
+def test_long_runs_of_zero_pages(count: int) -> None:
+    """They are dropped in one call, which comes up for air every 65,536 words."""
+    run = page(ZERO_FLAG, None, b"\0") * count
+    assert memory(run + page(PAGE_FLAG, "pc.ram", b"\x10" * PAGE) + run[:9] + END).reached_eof
+
+
+def test_runs_that_cross_every_border_of_the_staging() -> None:
+    """Pages and zero pages of all alignments, some 300 times what is read ahead."""
+    seed = 3
+    rng = random.Random(seed)
+    kinds = [page(ZERO_FLAG, None, b"\0"), page(PAGE_FLAG, None, b"\x10" * PAGE)]
+    payload = b"".join(rng.choice(kinds) * rng.randrange(20) for _ in range(1000))
+    assert memory(payload + END).nbytes > len(payload), f"seed {seed}"
+
+
+@pytest.mark.parametrize("cut", range(1, 2 * (8 + 1) + 8))
+def test_runs_that_are_cut(cut: int) -> None:
+    data = streams.HEADER + streams.start(2, "ram", page(ZERO_FLAG, None, b"\0") * 2 + END, version=4, footers=False)
+    with pytest.raises(errors.TruncatedStream):
+        streams.load(data[:-cut])
+
+
 def test_continue_lasts_across_sections() -> None:
     ram = [
         streams.start(2, "ram", page(PAGE_FLAG, "pc.ram", bytes(PAGE)) + END, version=4),
