@@ -6,6 +6,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import os
+import select
 import signal
 import socket
 import struct
@@ -43,11 +44,13 @@ def running(command: list[str | Path], uri: str, folder: Path) -> Iterator[Serve
         status = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False).returncode
     assert status == 0, log.read_text()
     server = Server(uri, int((folder / "pid").read_text()))
+    process = os.pidfd_open(server.pid)
     try:
         yield server
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            server.kill()
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        select.select([process], [], [])  # its image locks end with it
+        os.close(process)
 
 
 @contextlib.contextmanager
@@ -58,14 +61,31 @@ def private_folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def nbdkit(*arguments: str | Path, export: str = "") -> Iterator[Server]:
-    """Run nbdkit with the plugin and the filters in `arguments`, on a Unix socket."""
+def nbdkit(*arguments: str | Path, tcp: bool = False, scheme: str = "nbd") -> Iterator[Server]:
+    """Run nbdkit with the plugin and the filters in `arguments`, on a Unix socket or on ``localhost``.
+
+    It gets its listening socket handed over, so there is nothing to wait for.
+    """
     peers.require("nbdkit")
-    with private_folder() as folder:
-        path = folder / "socket"
-        command = ["nbdkit", "--unix", path, "--pidfile", folder / "pid", *arguments]
-        with running(command, nbd_connection.unix_uri(str(path), export), folder) as server:
-            yield server
+    with private_folder() as folder, contextlib.ExitStack() as stack:
+        if tcp:
+            listener = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+            uri = f"{scheme}://localhost:{listener.getsockname()[1]}/"
+        else:
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(str(folder / "socket"))
+            listener.listen()
+            uri = f"{scheme}+unix:///?socket={folder}/socket"
+        log = stack.enter_context((folder / "log").open("wb"))
+        activate = 'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&0 </dev/null'
+        command = ["sh", "-c", activate, "sh", "nbdkit", "--foreground", *arguments]
+        process = subprocess.Popen(command, stdin=listener, stdout=log, stderr=log)
+        listener.close()
+        try:
+            yield Server(uri, process.pid)
+        finally:
+            process.kill()
+            process.wait()
 
 
 @contextlib.contextmanager

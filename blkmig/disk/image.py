@@ -26,12 +26,21 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from typing import Any
 
 from .. import errors
 from . import nbd, nbd_connection
 
 CLOSE_TIMEOUT = 60.0
 """Seconds that a qemu-nbd may take to write out its image's tables."""
+
+SECTOR = 512
+
+_BUSY = 'Failed to get (shared )?"'
+_WRONG_FORMAT = (
+    r"not in .* format|unknown (driver|file format)|invalid \w+ image|invalid .*(signature|header)"
+    r"|^Could not open '.*': Invalid argument$"
+)
 
 _SPAWN = 'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&0 </dev/null'
 """Socket activation as systemd does it, which wants to know the process id before there is a process."""
@@ -42,7 +51,8 @@ class ImageBackend(nbd.NbdBackend):
 
     `format`, and `base_format` if a `base` is named, are QEMU's names. `base` replaces the backing file that the image
     names. What the image holds on top of its backing files is what `next_allocated` tells. With `create_size`, a
-    missing image is made, on top of `base` if there is one. Other parameters are those of :class:`~.file.FileBackend`.
+    missing image is made: on top of `base` if there is one, and then 0 means as large as that. A new qcow2 image
+    without a base can be resized. Other parameters are those of :class:`~.file.FileBackend`.
 
     Needs qemu-nbd, and qemu-img to make images. Opening raises :class:`~blkmig.errors.DeviceBusy` if a QEMU
     uses the image, :class:`~blkmig.errors.FormatError` if it is of another format.
@@ -62,21 +72,67 @@ class ImageBackend(nbd.NbdBackend):
         direct: bool = False,
         locking: bool = True,
     ) -> None:
-        path = pathlib.Path(path)
-        name = path.stem if name is None else name
-        if create_size is not None and not path.exists():
-            create_image(path, create_size, format=format, device=name, base=base, base_format=base_format)
-        options = image_options(path, format=format, locking=locking)
+        self._path = pathlib.Path(path)
+        self._format = format
+        self._direct = direct
+        name = self._path.stem if name is None else name
+        self._is_new = create_size is not None and not self._path.exists()
+        if self._is_new:
+            create_image(
+                self._path, create_size or 0, format=format, device=name, base=base, base_format=base_format
+            )
+        self._options = image_options(self._path, format=format, locking=locking)
         if base is not None:
             backing = image_options(pathlib.Path(base), format=base_format, locking=locking)
-            options |= {f"backing.{key}": value for key, value in backing.items()}
-        self._server = QemuNbd(options, device=name, writable=writable and not read_only, direct=direct)
-        with self._server.connecting() as uri:
-            super().__init__(uri, name=name, read_only=read_only, writable=writable)
+            self._options |= {f"backing.{key}": value for key, value in backing.items()}
+        self._server: QemuNbd | None = None
+        super().__init__("", name=name, read_only=read_only, writable=writable)
+        self.is_growable = self._is_new and format == "qcow2" and base is None
+        self._image_size = self.size
+
+    def _connect(self, uri: str, **connect: Any) -> None:
+        """Start a server and connect to it; there is no other `uri`."""
+        server = QemuNbd(self._options, device=self.name, writable=self._writable, direct=self._direct)
+        with server.connecting() as uri:
+            super()._connect(uri)
+        self._server = server
+
+    def resize(self, size: int) -> None:
+        """Give a new image another size. It grows by leaps and is cut to size by `flush`."""
+        self.check_open()
+        if not self.is_growable or self._trackers:
+            super().resize(size)
+        if size > self._image_size:
+            self._resize_image(max(size, 2 * self._image_size))
+        self.size = size
+
+    def _resize_image(self, size: int) -> None:
+        self._behind.finish_all()
+        self._connection.close()
+        self._close_server()
+        resize_image(self._path, size, format=self._format, device=self.name)
+        self._connect("")
+        self._image_size = self.size
+
+    def flush(self) -> None:
+        """Wait for the disk, and for the directory entry of a new image."""
+        if self.is_growable and self._image_size >= self.size + SECTOR:
+            size = self.size
+            self._resize_image(size)
+            self.size = size
+        super().flush()
+        if self._is_new:
+            with self.failing("cannot flush"):
+                sync_folder(self._path.parent)
 
     def _close(self) -> None:
         super()._close()
-        self._server.close()
+        self._close_server()
+
+    def _close_server(self) -> None:
+        if self._server is not None:
+            server, self._server = self._server, None
+            server.close()
 
 
 class QemuNbd:
@@ -170,11 +226,9 @@ class QemuNbd:
 
 def refusal_of(text: str) -> type[errors.DeviceError]:
     """Return the kind of error that QEMU's words mean."""
-    if "Is another process using the image" in text or re.search('Failed to get (shared )?"', text):
+    if re.search(_BUSY, text):
         return errors.DeviceBusy
-    if re.search(r"not in .* format|Unknown driver|^invalid |invalid .* (image|signature|header)", text, re.IGNORECASE):
-        return errors.FormatError
-    return errors.DeviceError
+    return errors.FormatError if re.search(_WRONG_FORMAT, text, re.IGNORECASE) else errors.DeviceError
 
 
 def image_options(path: pathlib.Path, *, format: str, locking: bool) -> dict[str, str]:
@@ -193,18 +247,43 @@ def create_image(
     base: str | os.PathLike[str] | None = None,
     base_format: str = "raw",
 ) -> None:
-    """Make an image of `size` bytes, rounded up to what the format counts in. Refuses an existing `path`."""
+    """Make an image of `size` bytes, rounded up to what the format counts in; on a base, 0 means its size.
+
+    Refuses an existing `path`.
+    """
     if path.exists():
         raise errors.DeviceError("cannot be made", device=device, cause=f"{path} exists")
-    command = [find_program("qemu-img", device=device), "create", "-q", "-f", format]
+    arguments = ["create", "-q", "-f", format]
     if base is not None:
-        command += ["-b", str(pathlib.Path(base).absolute()), "-F", base_format]
-    result = subprocess.run(
-        [*command, str(path.absolute()), str(size)], stdin=subprocess.DEVNULL, capture_output=True, check=False
+        arguments += ["-b", str(pathlib.Path(base).absolute()), "-F", base_format]
+    sizes = [] if base is not None and not size else [str(size)]
+    run_qemu_img("cannot be made", *arguments, str(path.absolute()), *sizes, device=device)
+
+
+def resize_image(path: pathlib.Path, size: int, *, format: str, device: str) -> None:
+    """Make an image that nobody has open `size` bytes long, rounded up to a sector."""
+    size = -(-size // SECTOR) * SECTOR
+    run_qemu_img(
+        "cannot be resized", "resize", "-q", "-f", format, "--shrink", str(path.absolute()), str(size), device=device
     )
+
+
+def run_qemu_img(doing: str, *arguments: str, device: str) -> None:
+    """Run qemu-img, or raise what its words mean."""
+    command = [find_program("qemu-img", device=device), *arguments]
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if result.returncode:
         text = " ".join(result.stderr.decode(errors="replace").split()).removeprefix("qemu-img: ")
-        raise refusal_of(text)("cannot be made", device=device, cause=text)
+        raise refusal_of(text)(doing, device=device, cause=text)
+
+
+def sync_folder(folder: pathlib.Path) -> None:
+    """Return when the names in `folder` are on stable storage."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def find_program(program: str, *, device: str) -> str:

@@ -52,21 +52,24 @@ class NbdBackend(local.LocalBackend):
         self, uri: str, *, name: str | None = None, read_only: bool = False, writable: bool = True, **connect: Any
     ) -> None:
         super().__init__(default_name(uri) if name is None else name, 0, read_only=read_only)
-        self._connection = nbd_connection.NbdConnection(
+        self._writable = writable and not read_only
+        self._connect(uri, **connect)
+
+    def _connect(self, uri: str, **connect: Any) -> None:
+        connection = nbd_connection.NbdConnection(
             uri,
             device=self.name,
             contexts=(nbd_connection.BASE_ALLOCATION, nbd_connection.ALLOCATION_DEPTH),
             **connect,
         )
-        self.size = self._connection.size
-        self._writable = writable and not read_only
-        self._extents = extents.Extents(self._connection)
-        self._behind = WritesBehind(self._connection)
-        if self._writable and self._connection.is_read_only:
-            self._connection.close()
-            raise errors.DeviceError(
-                "cannot be written", device=self.name, cause=f"the server offers it read-only [{uri}]"
-            )
+        if self._writable and connection.is_read_only:
+            connection.close()
+            cause = f"the server offers it read-only [{uri}]"
+            raise errors.DeviceError("cannot be written", device=self.name, cause=cause)
+        self.size = connection.size
+        self._connection = connection
+        self._extents = extents.Extents(connection)
+        self._behind = WritesBehind(connection)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 

@@ -88,7 +88,7 @@ def open_target(
     """Open the target of a migration, or create it.
 
     What exists keeps its size. A missing file, or an empty raw one, becomes a disk of `size` bytes; where nobody knows
-    that, a raw one grows and another format cannot be. Raises :class:`~blkmig.errors.DeviceError` and
+    that, a raw or qcow2 one grows, and other formats cannot be. Raises :class:`~blkmig.errors.DeviceError` and
     :class:`~blkmig.errors.ParameterError`.
     """
     if is_nbd(text):
@@ -165,7 +165,7 @@ def _create_file(described: FileDescription, *, name: str, size: int | None) -> 
     usual = _IMAGE_SUFFIXES.get(pathlib.Path(described.path).suffix.lower())
     if described.format is None and usual is not None:
         raise errors.ParameterError(f"{described.path!r} would be a raw disk: say format={usual}, or format=raw")
-    if size is None and not described.is_raw:
+    if size is None and described.format not in (None, "raw", "qcow2") and described.base is None:
         raise errors.ParameterError(f"{described.path!r}: to make a {described.format} image, its size must be said")
     return _open_file(described, name=name, create_size=size or 0)
 

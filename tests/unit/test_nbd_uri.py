@@ -89,7 +89,7 @@ def test_new_target_by_suffix(tmp_path: pathlib.Path, suffix: str) -> None:
 
 def test_new_image_needs_a_size(tmp_path: pathlib.Path) -> None:
     with pytest.raises(errors.ParameterError, match="size"):
-        opening.open_target(f"{tmp_path}/new.qcow2,format=qcow2", name="disk")
+        opening.open_target(f"{tmp_path}/new.vmdk,format=vmdk", name="disk")
 
 
 def test_qemu_is_no_target() -> None:
