@@ -17,6 +17,7 @@ from real_qemu import MiB
 import blkmig
 from blkmig import errors
 
+
 @pytest.fixture
 def store(tmp_path: Path) -> Callable[[Golden], str]:
     """Return a function that unpacks a stream and returns its URI."""
