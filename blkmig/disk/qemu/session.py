@@ -218,10 +218,16 @@ class QemuSession:
         assert self._writers is not None, "a session that is set up"
         return self._writers
 
-    def pre_switchover_reached(self) -> bool:
-        """Return whether QEMU's own migration waits for the last pass now; never without ``pause-before``."""
-        with self._lock:
-            return isinstance(self._writers, writers.PreSwitchover) and self._writers.is_reached
+    def when_pre_switchover(self, call: Callable[[], None]) -> None:
+        """Call `call`, in a thread of ours, as soon as QEMU's own migration waits for the last pass.
+
+        For ``pause-before`` only, once: ``session.when_pre_switchover(migration.switchover)``. Never called if QEMU's
+        migration does not get there before the disks are closed.
+        """
+        watched = self._the_writers
+        if not isinstance(watched, writers.PreSwitchover):
+            raise errors.StateError("no migration of the whole VM", state="auto", required="pause-before")
+        threading.Thread(target=watched.watch, args=(call,), name="blkmig-switchover", daemon=True).start()
 
     def throttle_writers(self, number: int, fraction: float) -> bool:
         """Slow a disk's writers down to `fraction` of the speed they had; False if this disk cannot be."""

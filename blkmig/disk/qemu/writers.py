@@ -184,10 +184,12 @@ class PreSwitchover(Writers):
         self._qmp.drop_events("MIGRATION")
         self._set([{"capability": name, "state": True} for name in self.CAPABILITIES])
 
-    @property
-    def is_reached(self) -> bool:
-        """Whether QEMU waits for the disks now; cheap, and to be asked between two rounds."""
-        return bool(self._qmp.execute("query-migrate").get("status") == self.WAITING)
+    def watch(self, call: Callable[[], None]) -> None:
+        """Call `call` when QEMU waits for the disks; return without it when the connection is closed. Blocks."""
+        with contextlib.suppress(errors.DeviceError):
+            while self._qmp.execute("query-migrate").get("status") != self.WAITING:
+                self._qmp.wait_event("MIGRATION", lambda data: data["status"] == self.WAITING, wait=self._wait)
+            call()
 
     def _hold_guest(self) -> None:
         """Wait until QEMU has sent the RAM and stopped the guest."""

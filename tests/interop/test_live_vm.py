@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The disk of a running VM, whose guest writes it, moves over QMP and NBD: copied, moved, and with all of the VM."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import lab
+import peers
+import pytest
+import real_qemu
+import storage_daemon
+from real_qemu import MiB
+
+import blkmig
+from blkmig import errors
+from blkmig.disk import qemu
+from blkmig.disk.qemu import qmp
+
+peers.require("qemu-system-x86_64", "qemu-img")
+if not real_qemu.has_guest_tools():
+    peers.lacking("an assembler for x86 (Debian: binutils)")
+
+SIZE = 16 * MiB
+GUEST = real_qemu.Guest(SIZE)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with storage_daemon.private_folder() as path:
+        yield path
+
+
+def guest_image(folder: Path, kind: str = "raw") -> Path:
+    """Make a disk that boots the guest: raw, or qcow2 on a raw base."""
+    base = folder / "guest.raw"
+    with base.open("wb") as file:
+        file.write(GUEST.boot_sector(folder))
+        file.truncate(SIZE)
+    if kind == "raw":
+        return base
+    top = folder / "guest.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", top], check=True)
+    return top
+
+
+def contents(image: Path, folder: Path) -> bytes:
+    """Return what an image, in use by nobody, shows to a guest."""
+    raw = folder / "contents"
+    subprocess.run(["qemu-img", "convert", "-O", "raw", image, raw], check=True)
+    return raw.read_bytes()
+
+
+class Machine(real_qemu.Qemu):
+    """A VM with the guest on virtio-blk and a QMP socket for blkmig."""
+
+    def __init__(self, folder: Path, image: Path, name: str, *, incoming: bool = False, iothread: bool = False) -> None:
+        self.qmp_path = folder / f"{name}.qmp"
+        disk_format = image.suffix.removeprefix(".")
+        super().__init__(
+            *("-qmp", f"unix:{self.qmp_path},server=on,wait=off"),
+            *("-blockdev", f"file,node-name=file0,filename={image}"),
+            *("-blockdev", f"{disk_format},node-name=fmt0,file=file0"),
+            *("-object", "iothread,id=io0"),
+            *("-device", f"virtio-blk-pci,id=vda,drive=fmt0,{'iothread=io0' if iothread else 'ioeventfd=off'}"),
+            folder=folder,
+            memory="16M",
+            running=True,
+            incoming=incoming,
+        )
+
+    @property
+    def address(self) -> str:
+        return f"qemu:{self.qmp_path}"
+
+    def wait_for_writes(self) -> None:
+        """Return when the guest has begun to write, or has gone on to."""
+        before = self._written()
+        self.wait_until(lambda: self._written() > before, "the guest to write")
+
+    def _written(self) -> int:
+        stats = self.execute("query-blockstats")
+        return int(stats[0]["stats"]["wr_operations"])
+
+    def is_running(self) -> bool:
+        return bool(self.execute("query-status")["running"])
+
+    def leftovers(self) -> list[str]:
+        nodes = self.execute("query-named-block-nodes", flat=True)
+        bitmaps = [bitmap["name"] for node in nodes for bitmap in node.get("dirty-bitmaps", ())]
+        sockets = [path.name for path in self.qmp_path.parent.iterdir() if ".blkmig-" in path.name]
+        return [entry["id"] for entry in self.execute("query-block-exports")] + bitmaps + sockets
+
+
+def send(folder: Path, disks: list[qemu.QemuBackend], target: Path, **parameters: object) -> blkmig.OutgoingStatistics:
+    """Send `disks` of which the first is called vda to `target`, and close them."""
+    try:
+        sent, _ = lab.migrate(folder, "unix", list(disks), {"vda": target}, **parameters)
+    finally:
+        for disk in disks:
+            disk.close()
+    return sent
+
+
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+def test_a_disk_moves_while_its_guest_writes(folder: Path, kind: str) -> None:
+    image, target = guest_image(folder, kind), folder / "target.raw"
+    with Machine(folder, image, "source") as vm:
+        vm.wait_for_writes()
+        sent = send(folder, qemu.open_qemu(vm.address), target, writers_after="refuse", downtime_limit=1)
+        assert not vm.is_running()
+        assert vm.leftovers() == []
+        vm.quit()
+    storage_daemon.compare(image, target)
+    assert GUEST.check(target.read_bytes()) > 0
+    assert sent.downtime is not None
+
+
+def test_the_guest_of_a_copied_disk_goes_on(folder: Path) -> None:
+    image, target = guest_image(folder), folder / "target.raw"
+    with Machine(folder, image, "source") as vm:
+        vm.wait_for_writes()
+        send(folder, qemu.open_qemu(f"{vm.address},device=vda"), target, downtime_limit=1)
+        assert vm.is_running()
+        vm.wait_for_writes()
+        assert vm.leftovers() == []
+        vm.quit()
+    copied = GUEST.check(target.read_bytes())
+    assert 0 < copied < GUEST.check(contents(image, folder))
+
+
+def test_a_whole_vm_moves_with_ram_by_qemu_and_disk_by_blkmig(folder: Path) -> None:
+    image, target = guest_image(folder), folder / "target.raw"
+    target.touch()
+    target.open("r+b").truncate(SIZE)
+    with Machine(folder, image, "source") as source, Machine(folder, target, "target", incoming=True) as destination:
+        source.wait_for_writes()
+        [disk] = qemu.open_qemu(source.address, switchover="pause-before")
+
+        def drive(outgoing: blkmig.OutgoingMigration) -> None:
+            while outgoing.stats.rounds[-1].number < 2:
+                outgoing.iterate()
+            source.execute("migrate", uri=destination.listen(f"unix:{folder}/ram"))
+            disk.session.when_pre_switchover(outgoing.switchover)
+            outgoing.run()
+
+        with disk:
+            moved = {"switchover": "manual", "writers_after": "refuse", "drive": drive}
+            lab.migrate(folder, "unix", [disk], {"vda": target}, **moved)
+            assert source.execute("query-migrate")["status"] == "completed"
+        assert source.leftovers() == []
+        capabilities = {entry["capability"]: entry["state"] for entry in source.execute("query-migrate-capabilities")}
+        assert not capabilities["pause-before-switchover"]
+        handed_over = GUEST.check(image.read_bytes())
+        destination.wait_until(destination.is_running, "the guest to go on")
+        destination.wait_for_writes()
+        destination.execute("stop")
+        assert not source.is_running()
+        destination.quit()
+    assert GUEST.check(target.read_bytes()) > handed_over > 0
+
+
+def test_a_vm_migration_that_fails_leaves_the_guest_here(folder: Path) -> None:
+    image = guest_image(folder)
+    with Machine(folder, image, "source") as source:
+        source.wait_for_writes()
+        [disk] = qemu.open_qemu(source.address, switchover="pause-before")
+        with disk:
+            source.execute("migrate", uri="exec:cat > /dev/null")
+            disk.hold_writers()
+            assert not source.is_running()
+            disk.release_writers()
+            source.wait_migration("cancelled")
+        source.wait_until(source.is_running, "the guest to go on")
+        source.wait_for_writes()
+        assert source.leftovers() == []
+
+
+def test_a_held_vm_migration_that_ends_otherwise(folder: Path) -> None:
+    with Machine(folder, guest_image(folder), "source") as source:
+        [disk] = qemu.open_qemu(source.address, switchover="pause-before")
+        with disk:
+            source.execute("migrate", uri="exec:false")
+            with pytest.raises(errors.DeviceError, match="is failed"):
+                disk.hold_writers()
+        assert source.is_running()
+
+
+def test_a_disk_in_an_iothread_is_refused_but_for_force(folder: Path) -> None:
+    image, target = guest_image(folder), folder / "target.raw"
+    with Machine(folder, image, "source", iothread=True) as vm:
+        version = vm.execute("query-version")["qemu"]
+        vm.wait_for_writes()
+        if version["major"] < 9:
+            with pytest.raises(errors.DeviceError, match="aborts if blkmig is killed"):
+                qemu.open_qemu(vm.address)
+        disks = qemu.open_qemu(vm.address, force=True)
+        send(folder, disks, target, writers_after="refuse", downtime_limit=1)
+        assert vm.leftovers() == []
+        vm.quit()
+    storage_daemon.compare(image, target)
+
+
+def test_a_snapshot_in_mid_flight_ends_the_migration(folder: Path) -> None:
+    image, target = guest_image(folder), folder / "target.raw"
+    with Machine(folder, image, "source") as vm:
+        vm.wait_for_writes()
+
+        def drive(outgoing: blkmig.OutgoingMigration) -> None:
+            outgoing.iterate()
+            overlay = {"node_name": "fmt0", "snapshot_file": f"{folder}/overlay", "snapshot_node_name": "overlay"}
+            vm.execute("blockdev-snapshot-sync", **{key.replace("_", "-"): value for key, value in overlay.items()})
+            outgoing.run()
+
+        with pytest.raises(errors.DeviceError, match="a snapshot was taken"):
+            send(folder, qemu.open_qemu(vm.address), target, drive=drive, downtime_limit=0)
+        assert vm.is_running()
+        vm.wait_for_writes()
+        assert vm.leftovers() == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_vm_that_is_killed_is_an_error(folder: Path, seed: int) -> None:
+    with Machine(folder, guest_image(folder), "source") as vm:
+        vm.wait_for_writes()
+        disks = qemu.open_qemu(vm.address)
+
+        def drive(outgoing: blkmig.OutgoingMigration) -> None:
+            for _ in range(seed):
+                outgoing.iterate()
+            vm.process.kill()
+            vm.process.wait(30)
+            outgoing.run()
+
+        with pytest.raises(errors.DeviceError):
+            send(folder, disks, folder / "target.raw", drive=drive, downtime_limit=0)
+
+
+def test_a_guest_is_throttled_and_gets_its_own_limits_back(folder: Path) -> None:
+    def limits() -> list[int]:
+        inserted = vm.execute("query-block")[0]["inserted"]
+        return [inserted[name] for name in ("bps", "bps_rd", "bps_wr", "iops", "iops_wr")]
+
+    with Machine(folder, guest_image(folder), "source") as vm:
+        own = {"bps": 900 << 20, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 50_000}
+        qdev = vm.execute("query-block")[0]["qdev"]
+        connection = qmp.QmpConnection(vm.qmp_path)
+        connection.execute("block_set_io_throttle", {"id": qdev, **own})
+        connection.close()
+        with qemu.open_qemu(vm.address)[0] as disk:
+            disk.create_dirty_bitmap(MiB)
+            vm.wait_for_writes()
+            assert disk.throttle_writers(0.5)
+            total, reads, writes, _, iops = limits()
+            assert (total, reads, iops) == (0, 900 << 20, 50_000)
+            assert 0 < writes < 900 << 20
+        assert limits() == [900 << 20, 0, 0, 0, 50_000]
+
+
+def test_two_disks_of_one_vm_by_their_names(folder: Path) -> None:
+    second = folder / "second.raw"
+    second.open("wb").truncate(3 * MiB + 512)
+    more = ["-drive", f"if=none,id=drive1,file={second},format=raw", "-device", "virtio-blk-pci,drive=drive1"]
+    with real_qemu.Qemu("-qmp", f"unix:{folder}/qmp,server=on,wait=off", *more, folder=folder):
+        [disk] = qemu.open_qemu(f"qemu:{folder}/qmp")
+        with disk:
+            assert disk.name == "drive1"
+            assert disk.size == 3 * MiB + 512
+        with qemu.open_qemu(f"qemu:{folder}/qmp,device=drive1", name="other")[0] as disk:
+            assert disk.name == "other"
+
+
+def test_a_vm_that_nobody_is_told_of() -> None:
+    started = time.monotonic()
+    with pytest.raises(errors.DeviceError, match="No such file"):
+        qemu.open_qemu("qemu:/nonexistent/qmp")
+    assert time.monotonic() - started < 60
