@@ -103,7 +103,7 @@ class MigrationParameters:
             check_range("timeout", self.timeout, 0, float("inf"))
         if self.max_rounds is not None:
             check_range("max_rounds", self.max_rounds, 1, float("inf"))
-        if self.granularity not in (1 << shift for shift in range(16, 21)):
+        if self.granularity not in [1 << shift for shift in range(16, 21)]:
             raise errors.ParameterError(
                 f"granularity must be a power of two from 64K to 1M, not {units.format_size(int(self.granularity))}"
             )

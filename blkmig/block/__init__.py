@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The ``block`` section, version 1: the only room that knows both a disk and a stream."""
 
+from .coverage import MAX_INFERRED_BYTES, BlockCoverage
 from .load import BlockLoadHandlers
 from .save import BlockSaveHandlers
 from .target import BlkLoadDevice
 
-__all__ = ["BlkLoadDevice", "BlockLoadHandlers", "BlockSaveHandlers"]
+__all__ = ["MAX_INFERRED_BYTES", "BlkLoadDevice", "BlockCoverage", "BlockLoadHandlers", "BlockSaveHandlers"]

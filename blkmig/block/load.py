@@ -8,21 +8,36 @@ any order and more than once: they are applied in the order of the stream, so th
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 from .. import _core, channel, errors, savevm
-from . import target
 
-OpenTarget = Callable[[str, int], target.BlkLoadDevice]
+MAX_DISKS = 256
+"""Names of disks in one stream; a damaged stream must not make up any number of them."""
+
+FOOTER_TYPE = 0x7E
+
+
+class LoadDevice(Protocol):
+    """Where the blocks of one disk go; `position` is where their record stands in the stream."""
+
+    def load_block(self, f: channel.InputQEMUFile, sector: int, position: int) -> None:
+        """Take the payload of one block out of `f`, 1 MiB."""
+
+    def load_zero_run(self, sector: int, count: int, position: int) -> None:
+        """Take note of `count` zero blocks from `sector` on."""
+
+
+OpenDevice = Callable[[str, int], LoadDevice]
 """Given a disk's name and the position of its first block in the stream, return where it goes, or raise."""
 
 
 class BlockLoadHandlers(savevm.SaveVMHandlers):
-    """Loads the blocks of every disk of a stream into what `open_target` returns for its name."""
+    """Loads the blocks of every disk of a stream into what `open_device` returns for its name."""
 
-    def __init__(self, open_target: OpenTarget) -> None:
-        self._open_target = open_target
-        self._buf = _core.BlockBuffer()
-        self.devices: dict[bytes, target.BlkLoadDevice] = {}
+    def __init__(self, open_device: OpenDevice) -> None:
+        self._open_device = open_device
+        self._devices: dict[bytes, LoadDevice] = {}
         self.percent = 0
         """The last progress record."""
 
@@ -39,7 +54,7 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         self.percent_before_section = self.percent
         while True:
             position = f.position
-            flags, name, sector, count = self._next_run(f)
+            flags, name, sector, count = next_run(f)
             if flags & _core.FLAG_DEVICE_BLOCK:
                 self._load_run(f, flags, name, sector, count, position)
             elif flags & _core.FLAG_PROGRESS:
@@ -55,37 +70,42 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         self, f: channel.InputQEMUFile, flags: int, name: bytes, sector: int, count: int, position: int
     ) -> None:
         """Load one data block, or a run of zero blocks."""
-        device = self.devices.get(name)
-        if device is None:
-            device = self._open_target(name.decode("utf-8", "surrogateescape"), position)
-            self.devices[name] = device
+        device = self._devices.get(name) or self._new_device(name, position)
         if flags & _core.FLAG_ZERO_BLOCK:
             device.load_zero_run(sector, count, position)
         else:
-            f.get_block(self._buf)
-            device.load_block(sector, self._buf, position)
+            device.load_block(f, sector, position)
 
-    def _next_run(self, f: channel.InputQEMUFile) -> tuple[int, bytes, int, int]:
-        """Return the next record, or say that the source could not read its disk.
+    def _new_device(self, name: bytes, position: int) -> LoadDevice:
+        """Return where a disk goes that appears for the first time."""
+        if len(self._devices) >= MAX_DISKS:
+            raise errors.StreamError(f"the stream names more than {MAX_DISKS} disks", position=position)
+        device = self._open_device(name.decode("utf-8", "surrogateescape"), position)
+        self._devices[name] = device
+        return device
 
-        A source that meets a read error closes the section without EOS: where a record is due, there is the footer.
-        """
-        position = f.position
-        try:
-            run = f.next_run()
-        except errors.TruncatedStream:
-            if is_footer_next(f):
-                raise source_read_error(position) from None
-            raise
-        if run[2] >> (56 - _core.SECTOR_BITS) == target.FOOTER_TYPE:
-            raise source_read_error(position)
-        return run
+
+def next_run(f: channel.InputQEMUFile) -> tuple[int, bytes, int, int]:
+    """Return the next record, or say that the source could not read its disk.
+
+    A source that meets a read error closes the section without EOS: where a record is due, there is the footer.
+    """
+    position = f.position
+    try:
+        run = f.next_run()
+    except errors.TruncatedStream:
+        if is_footer_next(f):
+            raise source_read_error(position) from None
+        raise
+    if run[2] >> (56 - _core.SECTOR_BITS) == FOOTER_TYPE:
+        raise source_read_error(position)
+    return run
 
 
 def is_footer_next(f: channel.InputQEMUFile) -> bool:
     """Return whether the rest of a stream that ended within a record starts like a section footer."""
     try:
-        return f.peek_byte() == target.FOOTER_TYPE
+        return savevm.looks_like_footer(f)
     except errors.TruncatedStream:
         return False
 

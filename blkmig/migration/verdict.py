@@ -8,7 +8,8 @@ block comes at least once, and the last progress that bulk reports is what its l
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from .. import _core, block, errors, params, stats
 
@@ -60,14 +61,26 @@ def settle_sizes(
         elif said is not None:
             size, source = said, "option"
         elif device.backend.is_growable:
-            size, source = device.end_sector << _core.SECTOR_BITS, "inferred"
+            size, source = device.coverage.inferred_size(), "inferred"
             statistics.notes.append(f"disk {name!r}: size not in the stream, taken as {size} bytes from its last block")
         else:
             size, source = device.backend.size, "target"
         device.settle(size, source)
 
 
-def check_coverage(devices: list[block.BlkLoadDevice], announced: Announcement, bulk_percent: int) -> None:
+class CoveredDisk(Protocol):
+    """A disk of a stream that was read."""
+
+    @property
+    def statistics(self) -> stats.DiskStatistics:
+        """Return its figures."""
+
+    @property
+    def coverage(self) -> block.BlockCoverage:
+        """Return which of its blocks came."""
+
+
+def check_coverage(devices: Sequence[CoveredDisk], announced: Announcement, bulk_percent: int) -> None:
     """Raise :class:`~blkmig.errors.IncompleteMigration` unless every block of every disk came.
 
     `bulk_percent` is the progress that the source reported last before its final section.
@@ -77,13 +90,16 @@ def check_coverage(devices: list[block.BlkLoadDevice], announced: Announcement, 
         name: [(0, -(-size // _core.BLOCK_SIZE))] for name, size in announced.sizes.items() if name not in came
     }
     for device in devices:
-        device.statistics.missing = device.missing()
+        device.statistics.missing = device.coverage.missing(device.statistics.size or 0)
         if device.statistics.missing:
             missing[device.statistics.name] = device.statistics.missing
+    expected = 0 if announced.is_present else expected_bulk_percent(devices)
     if missing:
-        raise errors.IncompleteMigration(describe_missing(missing, announced), missing=missing)
-    expected = expected_bulk_percent(devices)
-    if not announced.is_present and devices and bulk_percent < expected:
+        looks_incremental = announced.incremental or (not announced.is_present and bulk_percent >= expected)
+        raise errors.IncompleteMigration(
+            describe_missing(missing, announced, looks_incremental=looks_incremental), missing=missing
+        )
+    if bulk_percent < expected:
         raise errors.IncompleteMigration(
             f"the source reported {bulk_percent} % of its disks sent, not {expected} %: blocks behind the last one "
             f"that came are missing; {QEMU_ADVICE}",
@@ -97,7 +113,7 @@ QEMU_ADVICE = (
 )
 
 
-def expected_bulk_percent(devices: list[block.BlkLoadDevice]) -> int:
+def expected_bulk_percent(devices: Sequence[CoveredDisk]) -> int:
     """Return the progress that QEMU reports when it reads the last block of a full migration of these disks.
 
     It counts each disk only up to the start of its last block, in whatever order they go.
@@ -107,12 +123,15 @@ def expected_bulk_percent(devices: list[block.BlkLoadDevice]) -> int:
     return 100 * sum(starts) // sum(sectors) if any(sectors) else 0
 
 
-def describe_missing(missing: dict[str, list[tuple[int, int]]], announced: Announcement) -> str:
+def describe_missing(
+    missing: dict[str, list[tuple[int, int]]], announced: Announcement, *, looks_incremental: bool
+) -> str:
     """Say which blocks are missing, and what usually is the reason."""
     count = sum(number for ranges in missing.values() for _, number in ranges)
     where = "; ".join(f"disk {name!r}: {format_ranges(ranges)}" for name, ranges in missing.items())
-    if announced.incremental:
-        reason = "the stream holds only the disks' top layers: receive it with --incremental onto a copy of the base"
+    if looks_incremental:
+        verb = "holds" if announced.incremental else "seems to hold"
+        reason = f"the stream {verb} only the disks' top layers: receive it with --incremental onto a copy of the base"
     elif announced.is_present:
         reason = "this is an error of the sender"
     else:
