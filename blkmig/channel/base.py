@@ -119,9 +119,9 @@ class QEMUFile:
             return error
         return OSError(error.errno, f"{error.strerror}; {link.describe_status(status)}")
 
-    def _wait_for_command(self, allowed: tuple[int, ...] = ()) -> None:
-        """Wait for an exec: command to end; raises ChannelError for a bad exit status."""
-        status = self._transport.child_status(None)
+    def _wait_for_command(self, seconds: float | None = None, *, allowed: tuple[int, ...] = ()) -> None:
+        """Wait up to `seconds` for an exec: command to end; raises ChannelError for a bad exit status."""
+        status = self._transport.child_status(seconds)
         if status and status not in allowed:
             raise errors.ChannelError("closing", uri=self.uri, cause=link.describe_status(status))
 

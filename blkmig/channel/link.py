@@ -18,11 +18,15 @@ import os
 import select
 import socket
 import subprocess
+import time
 
 from .. import errors
 
 CHILD_GRACE_SECONDS = 1.0
 """How long a command may take to end by itself when its channel is aborted, or to explain a broken pipe."""
+
+CHILD_POLL_SECONDS = 0.005
+"""How often a command is asked whether it has ended: the ways to be told are missing in old kernels and sandboxes."""
 
 
 class Link:
@@ -114,10 +118,10 @@ class Transport:
         """Return the command's exit status as Popen gives it, None if it still runs then or there is none."""
         if self.child is None:
             return None
-        if self.child.poll() is None:
-            with contextlib.closing(_PidFd(self.child.pid)) as pidfd:
-                self.link.wait(seconds, pidfd.fd)
-        return self.child.poll()
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while self.child.poll() is None and (deadline is None or time.monotonic() < deadline):
+            self.link.wait(CHILD_POLL_SECONDS)
+        return self.child.returncode
 
     def end_child(self) -> None:
         """Make the command end, by force if it must be, and forget it; never raises."""
@@ -129,17 +133,6 @@ class Transport:
                 end()
                 child.wait(CHILD_GRACE_SECONDS)
                 return
-
-
-class _PidFd:
-    """A descriptor that becomes readable when a process has ended."""
-
-    def __init__(self, pid: int) -> None:
-        self.fd = os.pidfd_open(pid)
-
-    def close(self) -> None:
-        """Give the descriptor back."""
-        os.close(self.fd)
 
 
 def describe_status(status: int) -> str:

@@ -16,19 +16,8 @@ from . import link, qemufile, sockets, streams, uri
 
 
 def connect(address: str, *, timeout: float) -> qemufile.OutputQEMUFile:
-    """Open the sending side of the URI `address`.
-
-    tcp:, unix: and a named pipe need somebody at the other end within `timeout` seconds, else
-    :class:`~blkmig.errors.ChannelTimeout`; the others open at once. exec: starts the command; file: creates the file,
-    or cuts it at the offset. Raises ParameterError for a bad URI and ChannelError for everything else.
-    """
-    parsed = uri.parse_uri(address)
-    if not isinstance(parsed, uri.TcpAddress | uri.UnixAddress):
-        return qemufile.OutputQEMUFile(streams.open_stream(parsed, writing=True, timeout=timeout))
-    if isinstance(parsed, uri.TcpAddress) and parsed.port == 0:
-        raise errors.ParameterError(f"bad address {address!r}: say the port that the receiver listens on")
-    sock = sockets.connect(parsed, timeout=timeout)
-    return qemufile.OutputQEMUFile(link.Transport(link.Link(str(parsed)), sock))
+    """Open the sending side of the URI `address`; see :class:`Connector` for one that can be cancelled meanwhile."""
+    return Connector(address).connect(timeout=timeout)
 
 
 def listen(address: str) -> Listener:
@@ -38,6 +27,39 @@ def listen(address: str) -> Listener:
         sock = sockets.listen(parsed)
         return Listener(sockets.bound_address(sock, parsed), sock)
     return Listener(parsed, None)
+
+
+class Connector:
+    """The sending side of an address, before the stream. Raises ParameterError for a bad URI."""
+
+    def __init__(self, address: str) -> None:
+        self._address = uri.parse_uri(address)
+        if isinstance(self._address, uri.TcpAddress) and self._address.port == 0:
+            raise errors.ParameterError(f"bad address {address!r}: say the port that the receiver listens on")
+        self.uri = str(self._address)
+        self._link = link.Link(self.uri)
+
+    def connect(self, *, timeout: float) -> qemufile.OutputQEMUFile:
+        """Open the stream; call it once.
+
+        tcp:, unix: and a named pipe need somebody at the other end within `timeout` seconds, else
+        :class:`~blkmig.errors.ChannelTimeout`; the others open at once. exec: starts the command; file: creates the
+        file, or cuts it at the offset. Raises Cancelled, and ChannelError for everything else.
+        """
+        self._link.check()
+        if isinstance(self._address, uri.TcpAddress | uri.UnixAddress):
+            sock = sockets.connect(self._link, self._address, timeout=timeout)
+            return qemufile.OutputQEMUFile(link.Transport(self._link, sock))
+        return qemufile.OutputQEMUFile(
+            streams.open_stream(self._link, self._address, writing=True, timeout=timeout)
+        )
+
+    def cancel(self) -> None:
+        """Make connect(), and every call of the stream that came out of it, raise Cancelled.
+
+        From any thread or a signal handler, at any time. Only the lookup of a name is not interrupted.
+        """
+        self._link.cancel()
 
 
 class Listener:
@@ -61,7 +83,7 @@ class Listener:
         self._link.check()
         if isinstance(self._address, uri.TcpAddress | uri.UnixAddress):
             return self._accept_socket(timeout)
-        return qemufile.InputQEMUFile(streams.open_stream(self._address, writing=False))
+        return qemufile.InputQEMUFile(streams.open_stream(link.Link(self.uri), self._address, writing=False))
 
     def _accept_socket(self, timeout: float | None) -> qemufile.InputQEMUFile:
         sock = self._accepted(timeout)

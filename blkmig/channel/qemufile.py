@@ -21,6 +21,9 @@ LONGEST_WAIT = 0.1
 SIGPIPE_STATUS = (-13, 128 + 13)
 """How a command ends that wrote on after its reader had all it wanted."""
 
+COMMAND_SECONDS = 5.0
+"""How long a command may go on after its stream was read: it cannot add anything, only fail."""
+
 
 class OutputQEMUFile(base.QEMUFile):
     """The sending direction. Small items are staged; they leave with a payload, when 64 KiB are full, or by flush()."""
@@ -338,13 +341,13 @@ class InputQEMUFile(base.QEMUFile):
     def close(self) -> None:
         """Close this direction and wait for an exec: command to finish; ChannelError if it failed.
 
-        What the command wrote after the part that was read is dropped.
+        What the command wrote after the part that was read is dropped; a command that goes on nevertheless is ended.
         """
         if self._is_closed:
             return
         try:
             self._close_transport()
-            self._wait_for_command(SIGPIPE_STATUS)
+            self._wait_for_command(COMMAND_SECONDS, allowed=SIGPIPE_STATUS)
         finally:
             super().abort()
 

@@ -33,12 +33,13 @@ _WRITE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC
 StreamAddress = uri.ExecAddress | uri.FdAddress | uri.FileAddress | uri.StdioAddress
 
 
-def open_stream(address: StreamAddress, *, writing: bool, timeout: float | None = None) -> link.Transport:
+def open_stream(
+    connection: link.Link, address: StreamAddress, *, writing: bool, timeout: float | None = None
+) -> link.Transport:
     """Return the transport of a one-way address (a socket behind ``fd:`` goes both ways). Raises ChannelError.
 
     Only writing to a named pipe waits, up to `timeout` seconds, for somebody who reads it.
     """
-    connection = link.Link(str(address))
     try:
         match address:
             case uri.ExecAddress():

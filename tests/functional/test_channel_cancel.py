@@ -133,6 +133,39 @@ def test_a_blocked_accept(tmp_path: pathlib.Path) -> None:
                 listener.accept(timeout=0)
 
 
+@pytest.mark.parametrize("kind", ["tcp", "unix", "named pipe"])
+def test_a_blocked_connect(tmp_path: pathlib.Path, kind: str) -> None:
+    with contextlib.ExitStack() as stack:
+        if kind == "named pipe":
+            os.mkfifo(tmp_path / "pipe")
+            connector = channel.Connector(f"file:{tmp_path}/pipe")
+        else:
+            family = socket.AF_INET if kind == "tcp" else socket.AF_UNIX
+            where = ("127.0.0.1", 0) if kind == "tcp" else str(tmp_path / "s")
+            full = stack.enter_context(socket.socket(family))
+            full.bind(where)
+            full.listen(0)
+            for _ in range(4):
+                client = stack.enter_context(socket.socket(family))
+                client.setblocking(False)
+                client.connect_ex(full.getsockname())
+            tcp = f"tcp:127.0.0.1:{full.getsockname()[1]}"
+            connector = channel.Connector(tcp if kind == "tcp" else f"unix:{tmp_path}/s")
+        error = cancel_while_blocked(lambda: connector.connect(timeout=1000), connector.cancel)
+        assert isinstance(error, errors.Cancelled)
+        with pytest.raises(errors.Cancelled):
+            connector.connect(timeout=TIMEOUT)
+
+
+def test_a_cancelled_connector_cancels_its_stream(tmp_path: pathlib.Path) -> None:
+    connector = channel.Connector(f"file:{tmp_path}/x")
+    f = connector.connect(timeout=TIMEOUT)
+    connector.cancel()
+    with pytest.raises(errors.Cancelled):
+        f.put_byte(0)
+    f.abort()
+
+
 @pytest.mark.parametrize("put", ["put_byte", "put_buffer", "put_block", "put_zero_records", "wait_rate_limit"])
 def test_a_wait_for_the_rate_limit(tmp_path: pathlib.Path, put: str) -> None:
     f = channel.connect(f"file:{tmp_path}/x", timeout=TIMEOUT)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from blkmig import _core, channel, errors
-from blkmig.channel import link
+from blkmig.channel import link, qemufile
 
 TIMEOUT = 20
 
@@ -405,6 +405,16 @@ def test_a_command_ended_by_a_signal() -> None:
     f = channel.connect("exec:kill -9 $$", timeout=TIMEOUT)
     with pytest.raises(errors.ChannelError, match="ended by signal 9"):
         f.close()
+
+
+def test_a_command_that_goes_on_after_its_stream_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qemufile, "COMMAND_SECONDS", 0.05)
+    f = channel.listen("exec:echo; exec sleep 1000").accept(timeout=TIMEOUT)
+    assert f.get_some(1) == b"\n"
+    child = f._transport.child
+    assert child is not None
+    f.close()
+    assert child.returncode == -signal.SIGTERM
 
 
 def test_aborting_ends_a_command_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,7 @@ class World:
         self.late = 0.0
         self.trace: list[tuple[float, int]] = []
         monkeypatch.setattr(link.Link, "wait", self.wait)
-        transport = streams.open_stream(uri.FileAddress("/dev/null"), writing=True)
+        transport = streams.open_stream(link.Link("null"), uri.FileAddress("/dev/null"), writing=True)
         self.limiter = rate.RateLimiter(lambda: self.now)
         self.f = channel.OutputQEMUFile(transport, limiter=self.limiter)
         self.blk = _core.BlockBuffer()
@@ -165,7 +165,7 @@ def test_no_limit_never_waits_nor_asks_the_clock(monkeypatch: pytest.MonkeyPatch
     def clock() -> float:
         raise AssertionError("the clock was asked")
 
-    transport = streams.open_stream(uri.FileAddress("/dev/null"), writing=True)
+    transport = streams.open_stream(link.Link("null"), uri.FileAddress("/dev/null"), writing=True)
     with channel.OutputQEMUFile(transport, limiter=rate.RateLimiter(clock)) as f:
         f.put_block(0, 1, b"x", _core.BlockBuffer())
         f.put_zero_records(0, 100, b"x")
