@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-or-later */
-/* same A B: exit status 0 if both files have the same size and read the same. Holes that both have are not read. */
+/* same A B [SAMPLE]: exit status 0 if both files have the same size and read the same; with SAMPLE only so many bytes in
+ * the middle of every 1 MiB are compared. Holes that both have are not read. */
 #define _GNU_SOURCE
 #include <err.h>
 #include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/types.h>
 #include <unistd.h>
@@ -21,9 +23,11 @@ int main(int argc, char **argv)
 {
     int a, b;
     off_t size, offset = 0;
+    size_t sample;
 
-    if (argc != 3)
-        errx(2, "usage: same A B");
+    if (argc < 3)
+        errx(2, "usage: same A B [SAMPLE]");
+    sample = argc > 3 ? atoi(argv[3]) : STEP;
     if ((a = open(argv[1], O_RDONLY)) < 0 || (b = open(argv[2], O_RDONLY)) < 0)
         err(2, "open");
     size = lseek(a, 0, SEEK_END);
@@ -34,11 +38,12 @@ int main(int argc, char **argv)
         offset = (data_a < data_b ? data_a : data_b) / STEP * STEP;
         if (offset >= size)
             break;
-        memset(left, 0, STEP);
-        memset(right, 0, STEP);
-        if (pread(a, left, STEP, offset) < 0 || pread(b, right, STEP, offset) < 0)
+        memset(left, 0, sample);
+        memset(right, 0, sample);
+        if (pread(a, left, sample, offset + (STEP - sample) / 2) < 0 ||
+            pread(b, right, sample, offset + (STEP - sample) / 2) < 0)
             err(2, "read");
-        if (memcmp(left, right, STEP))
+        if (memcmp(left, right, sample))
             errx(1, "%s and %s differ in the 1 MiB at %lld", argv[1], argv[2], (long long)offset);
         offset += STEP;
     }
