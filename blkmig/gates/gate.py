@@ -94,7 +94,7 @@ class Judgement:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:
-    """When to stop: `max_time` seconds or `max_rounds` at the latest, never before `min_rounds`.
+    """When to stop: after `max_time` seconds or `max_rounds` at the latest, but never before `min_rounds`.
 
     `precision`: half the width of a ratio's interval at which more rounds teach nothing (0.01 = 1 %).
     `sample_time`: seconds that a sample of a fast callable takes at least, by looping.
@@ -155,7 +155,7 @@ class Comparison:
         count, limits = len(self.rounds), self.limits
         if count == 0:
             return False
-        last = seconds >= limits.max_time or count >= limits.max_rounds
+        last = count >= limits.max_rounds or (seconds >= limits.max_time and count >= limits.min_rounds)
         if not last and (count < judge.look_rounds(self.looks + 1) or count < limits.min_rounds):
             return False
         self.looks += 1

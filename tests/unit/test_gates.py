@@ -179,10 +179,11 @@ class TestComparison:
         assert len(measured({"ours": constant(1), "rival": constant(2)}).rounds) == 5
         assert len(measured({"alone": constant(1)}).rounds) == 5
 
-    def test_time_up_before_the_first_look(self):
+    def test_time_is_up_after_the_fewest_rounds(self):
         sides = {"ours": constant(1), "rival": constant(9)}
-        comparison = measured(sides, gates=[gates.Gate("rival", 2)], limits=gates.Limits(max_time=0))
-        assert len(comparison.rounds) == 1
+        limits = gates.Limits(max_time=0, min_rounds=3)
+        comparison = measured(sides, gates=[gates.Gate("rival", 2)], limits=limits)
+        assert len(comparison.rounds) == 3
         assert comparison.judgements()[0].verdict is gates.Verdict.UNDECIDED
 
     def test_gates_must_fit(self):
