@@ -46,3 +46,9 @@ def named(text: str) -> tuple[str | None, str]:
     if equals and path and not any(mark in name for mark in "/:,"):
         return name, path
     return None, text
+
+
+def named_size(text: str) -> tuple[str, int]:
+    """Parse ``[NAME=]SIZE``; no name stands for every disk."""
+    name, _, nbytes = text.rpartition("=")
+    return name, units.parse_size(nbytes)

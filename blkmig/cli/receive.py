@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     by_index = dict(enumerate(path for name, path in named if name is None))
     by_index.update(map(parse_map, args.map))
     parameters = params.IncomingParameters(
-        sizes=dict(map(parse_named_size, args.size)),
+        sizes=dict(map(arguments.named_size, args.size)),
         incremental=args.incremental,
         verify=args.verify,
         direct=args.direct,
@@ -69,12 +69,6 @@ def parse_map(text: str) -> tuple[int, str]:
     if not index.isdecimal() or not path:
         raise errors.ParameterError(f"--map takes INDEX=DISK, for instance 0=vda.raw, not {text!r}")
     return int(index), path
-
-
-def parse_named_size(text: str) -> tuple[str, int]:
-    """Parse ``[NAME=]SIZE``; no name stands for every disk."""
-    name, _, size = text.rpartition("=")
-    return name, units.parse_size(size)
 
 
 def print_result(result: stats.IncomingStatistics, args: argparse.Namespace) -> None:

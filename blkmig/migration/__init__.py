@@ -2,6 +2,19 @@
 """Outgoing and incoming migrations: setup, iterate, switchover, complete, cleanup; convergence and the verdict."""
 
 from .incoming import IncomingMigration, incoming, receive
+from .inspection import InspectedDisk, Inspection, RecordListener, as_json, inspect
 from .outgoing import OutgoingMigration, outgoing, send
 
-__all__ = ["IncomingMigration", "OutgoingMigration", "incoming", "outgoing", "receive", "send"]
+__all__ = [
+    "IncomingMigration",
+    "InspectedDisk",
+    "Inspection",
+    "OutgoingMigration",
+    "RecordListener",
+    "as_json",
+    "incoming",
+    "inspect",
+    "outgoing",
+    "receive",
+    "send",
+]

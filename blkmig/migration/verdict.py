@@ -86,9 +86,7 @@ def check_coverage(devices: Sequence[CoveredDisk], announced: Announcement, bulk
     `bulk_percent` is the progress that the source reported last before its final section.
     """
     came = {device.statistics.name for device in devices}
-    missing = {
-        name: [(0, -(-size // _core.BLOCK_SIZE))] for name, size in announced.sizes.items() if name not in came
-    }
+    missing = {name: [(0, -(-size // _core.BLOCK_SIZE))] for name, size in announced.sizes.items() if name not in came}
     for device in devices:
         device.statistics.missing = device.coverage.missing(device.statistics.size or 0)
         if device.statistics.missing:

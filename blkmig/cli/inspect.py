@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""``blkmig inspect``: what is in a stream, and whether all of it is there."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from .. import channel, errors, migration, savevm, units
+from . import arguments, output
+
+CELLS = 64
+"""Cells of a picture at most; each stands for the same number of blocks."""
+
+EXIT_CODES = {"complete": 0, "incremental": 0, "lossy": 3, "cancelled": 5, "truncated": 5, "error": 1}
+
+
+def add_command(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser = arguments.add_command(
+        commands,
+        "inspect",
+        run,
+        summary="show what is in a stream, from blkmig or from a QEMU 2.2 to 9.0, whole or broken",
+        description="Exit codes: 0 complete or incremental, 3 lossy, 5 cancelled or truncated, 1 damaged.",
+    )
+    parser.add_argument("stream", metavar="STREAM", help="a file, or - for stdin, or any URI that receive takes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--records", action="store_true", help="list each record with its offset")
+    parser.add_argument("--size", action="append", default=[], metavar="[NAME=]SIZE",
+                        help="exact size of a disk, where the stream does not say it")  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the command."""
+    sizes = dict(map(arguments.named_size, args.size))
+    listing = Listing() if args.records else None
+    with channel.listen(stream_uri(args.stream)) as listener:
+        f = listener.accept(timeout=None)
+        try:
+            inspection = migration.inspect(
+                f, sizes=sizes, observer=listing, records=None if listing is None else listing.records
+            )
+        finally:
+            f.abort()
+    if args.json:
+        output.print_json(migration.as_json(inspection))
+    else:
+        print_inspection(inspection)
+    return EXIT_CODES[inspection.verdict]
+
+
+def stream_uri(text: str) -> str:
+    """Return the URI that `text` means: what looks like no URI is a path."""
+    try:
+        channel.parse_uri(text)
+    except errors.ParameterError:
+        return "file:" + text.replace(",", ",,")
+    return text
+
+
+class Listing(savevm.StreamObserver):
+    """Prints each record of the container, and through `records` those of the block section."""
+
+    def __init__(self) -> None:
+        self.records = BlockListing()
+
+    def configuration(self, configuration: savevm.Configuration, position: int) -> None:
+        """Print the configuration section."""
+        print_record(position, f"CONFIGURATION machine {configuration.machine!r}")
+
+    def command(self, command: int, nbytes: int, position: int) -> None:
+        """Print a command."""
+        print_record(position, f"COMMAND {command}, {nbytes} bytes")
+
+    def section_start(
+        self, kind: str, idstr: str, instance_id: int, version_id: int, section_id: int, position: int
+    ) -> None:
+        """Print a section's header."""
+        print_record(position, f"{kind} {idstr!r} instance {instance_id} version {version_id} id {section_id}")
+
+    def device_state(self, nbytes: int, position: int) -> None:
+        """Print how much device state there is."""
+        print_record(position, f"device state, {nbytes} bytes")
+
+    def eof(self, position: int) -> None:
+        """Print the end of file."""
+        print_record(position, "EOF")
+
+    def vmdescription(self, description: dict[str, Any] | None, nbytes: int, position: int) -> None:
+        """Print the description."""
+        print_record(position, f"VMDESCRIPTION {nbytes} bytes{'' if description is not None else ', not JSON'}")
+
+
+class BlockListing(migration.RecordListener):
+    """Prints each record of the block section."""
+
+    def block(self, name: str, sector: int, count: int, position: int, *, is_zero: bool) -> None:
+        """Print a block, or a run of zero blocks."""
+        what = "ZERO_BLOCK" if is_zero else "DEVICE_BLOCK"
+        print_record(position, f"  {what} {name!r} sector {sector}{f', {count} blocks' if count > 1 else ''}")
+
+
+def print_record(position: int, text: str) -> None:
+    """Print one line of the listing."""
+    print(f"{position:>14}  {text}")
+
+
+def print_inspection(inspection: migration.Inspection) -> None:
+    """Print an inspection for a person."""
+    output.print_table(container_rows(inspection))
+    for disk in inspection.disks:
+        print()
+        output.print_table(disk_rows(disk))
+        print_picture(disk)
+    print(f"\n{inspection.verdict}: {inspection.reason}")
+
+
+def container_rows(inspection: migration.Inspection) -> list[tuple[str, str]]:
+    """Return the rows about the container."""
+    stream = inspection.stream
+    footers = {None: "no section to tell", True: "yes", False: "no"}[stream.has_footers]
+    commands = ", ".join(f"{name} x {count}" for name, count in stream.commands.items())
+    rows = [
+        ("stream", f"{units.format_size(stream.nbytes)}, version {stream.version}"),
+        ("machine", "(none said)" if not stream.machine else stream.machine),
+        ("footers", footers),
+    ]
+    if stream.capabilities:
+        rows.append(("capabilities", ", ".join(stream.capabilities)))
+    if commands:
+        rows.append(("commands", commands))
+    for section in stream.sections:
+        ended = "ended" if section.ended else "NOT ended"
+        size = units.format_size(section.nbytes)
+        rows.append((f"section {section.section_id}", f"{section.idstr}: {section.parts} parts, {size}, {ended}"))
+    if stream.drained_bytes:
+        rows.append(("devices", units.format_size(stream.drained_bytes)))
+    return rows
+
+
+def disk_rows(disk: migration.InspectedDisk) -> list[tuple[str, str]]:
+    """Return the rows about one disk."""
+    figures = disk.statistics
+    size = figures.size or 0
+    nblocks = -(-size // (1 << 20))
+    missing = sum(count for _, count in figures.missing)
+    source = {"stream": "said by the stream", "option": "as was said", "inferred": "inferred from its last block"}
+    return [
+        ("disk", figures.name or "(no name)"),
+        ("size", f"{size} bytes ({units.format_size(size)}), {source[figures.size_source]}"),
+        ("blocks", f"{figures.blocks} came, {figures.zero_blocks} zero, {figures.resent_blocks} sent again"),
+        ("rounds", str(disk.rounds)),
+        ("coverage", f"{nblocks - missing} of {nblocks} blocks"),
+    ]
+
+
+def print_picture(disk: migration.InspectedDisk) -> None:
+    """Print one cell per range of blocks: the most interesting thing that is true of one of its blocks."""
+    nblocks = -(-(disk.statistics.size or 0) // (1 << 20))
+    if not nblocks:
+        return
+    step = -(-nblocks // CELLS)
+    cells = "".join(cell(disk, start, min(start + step, nblocks)) for start in range(0, nblocks, step))
+    print(f"[{cells}]  {step} MiB a cell: # data, o sent again, . zero, ? missing", file=sys.stdout)
+
+
+def cell(disk: migration.InspectedDisk, start: int, stop: int) -> str:
+    """Return the cell for blocks [start, stop)."""
+    came = disk.coverage.bits.count(start, stop)
+    if came < stop - start:
+        return "?"
+    if disk.resent.count(start, stop):
+        return "o"
+    return "." if disk.zero.count(start, stop) == stop - start else "#"
