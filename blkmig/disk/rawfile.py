@@ -29,6 +29,7 @@ WRITEBACK_NBYTES = 16 << 20
 
 _ZERO_STEP = 1 << 30  # one request of the kernel cannot be interrupted
 
+# ioctl numbers as x86, Arm, RISC-V and s390 have them
 _BLKGETSIZE64 = 0x80081272
 _BLKSSZGET = 0x1268
 _BLKROGET = 0x125E
@@ -67,7 +68,7 @@ class RawFile:
             if format is None:
                 probe.require_raw(self.fd, self.size, device=device)
             if direct:
-                self._direct_fd = os.open(path, os.O_CLOEXEC | os.O_DIRECT | (os.O_RDWR if writable else os.O_RDONLY))
+                self._direct_fd = self._open_direct()
         except OSError as error:
             self._undo()
             kind = errors.DeviceBusy if error.errno == errno.EBUSY else errors.DeviceError
@@ -92,6 +93,14 @@ class RawFile:
         if stat.S_ISBLK(mode) and self.writable and _ask_int(self.fd, _BLKROGET):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))  # Linux would say so at the first write only
         return stat.S_ISBLK(mode)
+
+    def _open_direct(self) -> int:
+        try:
+            return os.open(self.path, os.O_CLOEXEC | os.O_DIRECT | (os.O_RDWR if self.writable else os.O_RDONLY))
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            raise OSError(errno.EINVAL, "its file system cannot do direct I/O; open it without") from error
 
     def _undo(self) -> None:
         """Close after a failed open, and remove what this open created."""
@@ -133,7 +142,9 @@ class RawFile:
     def pread_into(self, view: memoryview, offset: int) -> None:
         """Fill `view` from `offset`, zeros past the end."""
         count = _core.pread_full(self.fd, view, offset) if view.nbytes else 0
-        view[count:] = bytes(view.nbytes - count)
+        if count < view.nbytes:
+            self.check_size()
+            view[count:] = bytes(view.nbytes - count)
 
     def next_data(self, offset: int, end: int) -> tuple[int, int] | None:
         """Return the first extent in [offset, end) that may hold data, None if there are only holes."""

@@ -273,6 +273,9 @@ class TestErrors:
             with pytest.raises(errors.DeviceError, match="was cut from 3145728 to 2097157 bytes") as caught:
                 backend.read_block(blk, 2 * MiB, MiB)
             assert (caught.value.offset, caught.value.errno) == (2 * MiB, errno.EIO)
+            assert backend.pread(2 * MiB, 5) == b"x" * 5
+            with pytest.raises(errors.DeviceError, match="cannot read at offset 2097152, 6 bytes: the file was cut"):
+                backend.pread(2 * MiB, 6)
             with pytest.raises(errors.DeviceError, match="was cut"):
                 backend.sync_dirty()
 
@@ -393,6 +396,18 @@ class TestDirect:
                 contents[offset : offset + inside] = os.urandom(inside)
                 backend.write_block(filled(blk, contents[offset : offset + inside]), offset, inside)
         assert path.read_bytes() == contents
+
+    def test_a_file_system_without_it(self, path, monkeypatch):
+        open_file = os.open
+
+        def refuse(path, flags, *args):
+            if flags & os.O_DIRECT:
+                raise OSError(errno.EINVAL, "Invalid argument")
+            return open_file(path, flags, *args)
+
+        monkeypatch.setattr(os, "open", refuse)
+        with pytest.raises(errors.DeviceError, match="cannot do direct I/O; open it without"):
+            disk.FileBackend(path, direct=True)
 
     def test_a_file_that_ends_within_an_aligned_block(self, tmp_path, path, blk):
         """Its last sector is whole for the geometry, but the file is not: the read meets the end in the middle."""
