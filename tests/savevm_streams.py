@@ -82,31 +82,31 @@ def description(text: bytes) -> bytes:
 @contextlib.contextmanager
 def reading(data: bytes) -> Iterator[channel.InputQEMUFile]:
     """Give a one-way channel that holds `data` and nothing more."""
-    fd = os.memfd_create("stream")
-    try:
-        os.write(fd, data)
-        os.lseek(fd, 0, os.SEEK_SET)
-        with channel.listen(f"fd:{fd}") as listener:
-            f = listener.accept(timeout=None)
-            try:
-                yield f
-            finally:
-                f.abort()
-    finally:
-        with contextlib.suppress(OSError):
-            os.close(fd)
+    with os.fdopen(os.memfd_create("stream"), "r+b", buffering=0) as file:
+        file.write(data)
+        file.seek(0)
+        with accepting(file.fileno()) as f:
+            yield f
 
 
 @contextlib.contextmanager
 def conversation() -> Iterator[tuple[channel.InputQEMUFile, socket.socket]]:
     """Give a two-way channel and the socket of the source at its other end."""
     near, far = socket.socketpair()
-    with contextlib.closing(far), channel.listen(f"fd:{near.detach()}") as listener:
+    with near, far, accepting(near.fileno()) as f:
+        near.close()  # the channel has a descriptor of its own
+        yield f, far
+
+
+@contextlib.contextmanager
+def accepting(fd: int) -> Iterator[channel.InputQEMUFile]:
+    """Read from a descriptor of ours."""
+    with channel.listen(f"fd:{fd}") as listener:
         f = listener.accept(timeout=None)
-        try:
-            yield f, far
-        finally:
-            f.abort()
+    try:
+        yield f
+    finally:
+        f.abort()
 
 
 def send_in_background(far: socket.socket, *pieces: bytes, close: bool = False) -> threading.Thread:

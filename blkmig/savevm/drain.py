@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Reading device state to the end of the stream, where nothing says how long either is.
 
-Without a return path the end of the link is the end of the stream. With one, the source keeps the link open and waits
-for our SHUT, so the end is where the last byte so far completes a description, and nothing follows.
+The stream ends where a description comes whose sizes add up to the state before it, or else with the link. A source
+with a return path keeps that open and waits for our SHUT: then the end is also where what came so far looks like one,
+and nothing follows.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from .. import errors
 from . import vmdescription
@@ -28,39 +28,30 @@ Machine types up to 2.2 have none, and nothing else tells that a stream of their
 """
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class StreamEnd:
-    """Where the stream ended, counted from where draining began."""
-
-    eof_offset: int
-    """Bytes before the end of file record."""
-
-    description: dict[str, Any] | None = None
-    description_nbytes: int = 0
-
-
-def drain_to_end(f: InputQEMUFile, *, is_kept_open: bool, has_footers: bool) -> StreamEnd:
+def drain_to_end(
+    f: InputQEMUFile, already_read: int, *, is_kept_open: bool, has_footers: bool
+) -> vmdescription.StreamEnd:
     """Read and drop everything to the end of the stream; blocks until it is there.
 
-    Raises :class:`~blkmig.errors.TruncatedStream` if what came last is no end of a stream.
+    `already_read` are the bytes of the first FULL record that the caller has read. Raises
+    :class:`~blkmig.errors.TruncatedStream` if what came last is no end of a stream.
     """
-    tail = vmdescription.TailFinder()
-    while not (is_kept_open and _is_silent_after(f, tail, has_footers)):
+    tail = vmdescription.TailFinder(already_read, has_footers=has_footers)
+    while tail.end is None and not (is_kept_open and _is_silent_after(f, tail)):
         piece = f.get_some(DRAIN_PIECE)
         if not piece:
             break
         tail.feed(piece)
-    found = tail.find()
-    if found is not None:
-        eof_offset, description, nbytes = found
-        return StreamEnd(eof_offset=eof_offset, description=description, description_nbytes=nbytes)
-    if tail.ends_like_eof(has_footers=has_footers):
-        return StreamEnd(eof_offset=tail.nbytes - 1)
+    end = tail.end or tail.find_here()
+    if end is not None:
+        return end
+    if tail.ends_like_eof():
+        return vmdescription.StreamEnd(tail.nbytes - 1)
     raise errors.TruncatedStream("the stream stops inside the state of the devices", position=f.position)
 
 
-def _is_silent_after(f: InputQEMUFile, tail: vmdescription.TailFinder, has_footers: bool) -> bool:
+def _is_silent_after(f: InputQEMUFile, tail: vmdescription.TailFinder) -> bool:
     """Tell whether the source may be done, and is silent for as long as it takes to believe it."""
-    if tail.find() is not None:
+    if tail.find_here() is not None:
         return not f.wait_readable(SETTLE_TIME)
-    return tail.ends_like_eof(has_footers=has_footers) and not f.wait_readable(IDLE_TIME)
+    return tail.ends_like_eof() and not f.wait_readable(IDLE_TIME)

@@ -295,7 +295,10 @@ class LoadVM:
         """Read device state, from the record at `position` on, and the stream to its end."""
         drained_from = self._f.position
         end = drain.drain_to_end(
-            self._f, is_kept_open=self._return_path is not None, has_footers=bool(self._has_footers)
+            self._f,
+            drained_from - position,
+            is_kept_open=self._return_path is not None,
+            has_footers=bool(self._has_footers),
         )
         eof_position = drained_from + end.eof_offset
         self._reached_eof = True

@@ -12,6 +12,7 @@ import pytest
 import savevm_streams as streams
 
 from blkmig import channel, errors, savevm
+from blkmig.savevm import drain
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 RECORDINGS: list[dict[str, Any]] = json.loads((GOLDEN / "manifest.json").read_text())
@@ -151,6 +152,16 @@ def field_size(field: dict[str, Any]) -> int:
     return int(field["size"]) * int(field.get("array_len", 1))
 
 
+@pytest.mark.parametrize("junk", [b"\0" * 4096, b"garbage", b"\0\6\0\0\0\2{}", b"\x7e\0\0\0\1\0"])
+def test_what_lies_behind_the_stream_is_left_alone(junk: bytes) -> None:
+    """A stream on a tape or a block device, or in a file that was longer before."""
+    data = golden("no-disk")
+    loaded, _, tiles = load(data + junk)
+    assert loaded.reached_eof
+    assert loaded.vmdescription is not None
+    assert tiles.position == len(data)
+
+
 @pytest.mark.parametrize("name", names(BROKEN))
 def test_streams_without_an_end(name: str) -> None:
     counter = BlockCounter()
@@ -178,13 +189,14 @@ def test_capabilities_and_uuid() -> None:
     assert load(golden("validate-uuid"))[0].configuration.vm_uuid is not None
 
 
-def test_return_path_is_answered_as_soon_as_the_stream_has_ended() -> None:
+def test_return_path_is_answered_as_soon_as_the_stream_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """The source keeps its link open until it hears SHUT."""
     data = golden("return-path")
     state = savevm.SaveState()
     state.register_savevm_live("block", 0, 1, BlockCounter())
     with streams.conversation() as (f, far):
         sender = streams.send_in_background(far, data)
+        monkeypatch.setattr(drain, "SETTLE_TIME", 1000)  # the sizes prove that this is the end: no need to wait
         loader = savevm.LoadVM(state, f)
         loaded = loader.loadvm()
         sender.join()
