@@ -9,7 +9,7 @@
 
 `charge` moves ``paid_at`` by the time that the bytes are worth at the present rate; a sender whose ``paid_at`` lies in
 the future waits for it. What was slept too long is credit, what was sent too much is debt, so nothing is lost or won in
-the long run: over any window of T seconds at most rate * (T + BURST_SECONDS) bytes and one slice leave, 1.4 % more than
+the long run: over any window of T seconds at most rate * (T + BURST_SECONDS) bytes and one slice leave, 1.8 % more than
 the rate over five seconds. Debt is time: bytes sent at one rate are paid at that rate, whatever the rate is now.
 
 Any thread may write `rate` at any time; everything else belongs to the sending thread. No lock: `rate` is one word, and
@@ -23,7 +23,7 @@ from collections.abc import Callable
 
 from .. import units
 
-BURST_SECONDS = 0.05
+BURST_SECONDS = 0.07
 """What an idle or late sender may catch up: covers a badly timed wake-up, and keeps bursts short."""
 
 SLICES_PER_SECOND = 50

@@ -373,6 +373,23 @@ def test_descriptors_that_cannot_be_used(tmp_path: pathlib.Path) -> None:
         channel.connect(f"fd:{datagrams.fileno()}", timeout=TIMEOUT)
 
 
+@pytest.mark.parametrize("limit", [0, 1 << 30])
+def test_a_disk_cut_off_while_its_block_is_sent(tmp_path: pathlib.Path, limit: int) -> None:
+    """A block that is sent from the disk's mapping needs pages that are there; what is gone is read again, as zeros."""
+    content = b"disk" * (_core.BLOCK_SIZE // 4)
+    with (tmp_path / "disk").open("w+b") as disk, channel.connect(f"file:{tmp_path}/x", timeout=TIMEOUT) as f:
+        disk.write(content)
+        disk.flush()
+        f.set_rate_limit(limit)
+        mapping = _core.Mapping(disk.fileno(), _core.BLOCK_SIZE)
+        blk = _core.BlockBuffer()
+        assert not blk.fill_mapped(mapping, disk.fileno(), 0, _core.BLOCK_SIZE)
+        disk.truncate(_core.BLOCK_SIZE // 2)
+        f.put_block(0, _core.FLAG_DEVICE_BLOCK, b"x", blk)
+    arrived = (tmp_path / "x").read_bytes()[10:]
+    assert arrived == content[: _core.BLOCK_SIZE // 2] + bytes(_core.BLOCK_SIZE // 2)
+
+
 # -- commands --------------------------------------------------------------------------------------------------------
 
 
