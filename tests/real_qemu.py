@@ -218,6 +218,12 @@ class Qemu:
         self.close()
 
 
+def has_block_migration(program: str = "qemu-system-x86_64") -> bool:
+    """Whether this QEMU can still migrate disks: up to 9.0."""
+    major, minor = version(program).split(".")[:2]
+    return (int(major), int(minor)) <= (9, 0)
+
+
 # -- disks -----------------------------------------------------------------------------------------------------------
 
 
