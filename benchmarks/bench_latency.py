@@ -7,6 +7,7 @@ nbdcopy, the field's own, has four connections with up to 64 requests of 256 KiB
 
 import contextlib
 import itertools
+import os
 import pathlib
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ from blkmig.disk import nbd
 MiB = 1 << 20
 DELAYS = [0, 1, 5, 20, 50]
 IN_FLIGHT = 16
+MAX_TIME = 7.0  # seconds for a group
 
 pytestmark = pytest.mark.skipif(shutil.which("nbdkit") is None, reason="nbdkit is not installed")
 
@@ -41,7 +43,7 @@ def server(nblocks, delay, what):
     delays = [f"{what}={delay}ms"] if delay else []
     with nbd_servers.nbdkit(*filters, "memory", f"{nblocks}M", *delays) as running:
         with nbd.NbdBackend(running.uri) as disk:
-            data = pathlib.Path("/dev/urandom").open("rb").read(MiB)
+            data = os.urandom(MiB)
             for block in range(nblocks):
                 disk.pwrite(data, block * MiB)
         yield running.uri
@@ -79,7 +81,7 @@ def test_read(ratio, quick, delay):
         sides = {"blkmig, 16 in flight": lambda: read(disk, IN_FLIGHT), "blkmig, one": lambda: read(disk, 1)}
         if not (skipped := without("nbdcopy")):
             sides["nbdcopy"] = nbdcopy(uri)
-        ratio(sides, group=f"NBD read, {delay} ms per request", skipped=skipped, max_rounds=9)
+        ratio(sides, group=f"NBD read, {delay} ms per request", skipped=skipped, max_time=MAX_TIME, max_rounds=9)
 
 
 @pytest.mark.parametrize("delay", DELAYS)
@@ -87,7 +89,7 @@ def test_write(ratio, quick, delay):
     """Writes of 1 MiB by one thread, behind its back if they are slow."""
     nblocks = nblocks_for(delay, quick)
     blk = _core.BlockBuffer()
-    blk.data[:] = pathlib.Path("/dev/urandom").open("rb").read(MiB)
+    blk.data[:] = os.urandom(MiB)
     blk.filled(MiB)
 
     def write():
@@ -102,7 +104,7 @@ def test_write(ratio, quick, delay):
 
     with server(nblocks, delay, "wdelay") as uri, nbd.NbdBackend(uri) as disk:
         sides = {"blkmig": write, "one in flight": write_one_by_one}
-        ratio(sides, group=f"NBD write, {delay} ms per request", max_rounds=9)
+        ratio(sides, group=f"NBD write, {delay} ms per request", max_time=MAX_TIME, max_rounds=9)
 
 
 @pytest.mark.parametrize("delay", DELAYS)
@@ -124,4 +126,4 @@ def test_migrate(ratio, quick, delay, tmp_path):
         sides = {"blkmig": migrate}
         if not (skipped := without("nbdcopy")):
             sides["nbdcopy"] = nbdcopy(source, target)
-        ratio(sides, group=f"NBD to NBD, {delay} ms per request", skipped=skipped, max_rounds=9)
+        ratio(sides, group=f"NBD to NBD, {delay} ms per request", skipped=skipped, max_time=MAX_TIME, max_rounds=9)
