@@ -99,7 +99,7 @@ class QEMUFile:
         if isinstance(error, OSError):
             self._link.check()
             self._keep(errors.ChannelError(self._where(), uri=self.uri, cause=self._explained(error)), error)
-        if not isinstance(error, Exception):
+        if self._error is None and not isinstance(error, Exception):
             # KeyboardInterrupt and the like: nobody knows where in the item, so nothing may follow it.
             self._error = errors.ChannelError(self._where(), uri=self.uri, cause="it was interrupted before")
             self._link.careful = True
