@@ -92,15 +92,30 @@ class OutOfRange(StreamError):
 
 
 class ChannelError(MigrationError):
-    """The link broke or could not be made; `doing` says what was being done, `uri` to whom."""
+    """The link broke or could not be made; `doing` says what was being done, `uri` to whom.
+
+    `device` and `offset` are the block that was sent last, where that is known.
+    """
 
     exit_code = 5
 
-    def __init__(self, doing: str, *, uri: str, cause: OSError | str) -> None:
+    def __init__(
+        self,
+        doing: str,
+        *,
+        uri: str,
+        cause: OSError | str,
+        device: str | None = None,
+        offset: int | None = None,
+        hint: str = "",
+    ) -> None:
         why = cause if isinstance(cause, str) else (cause.strerror or str(cause))
-        super().__init__(f"{doing}: {why} [{uri}]")
+        where = "" if device is None else f"; disk {device!r} was at offset {offset}"
+        super().__init__(f"{doing}: {why} [{uri}]{where}{hint and '; '}{hint}")
         self.doing = doing
         self.uri = uri
+        self.device = device
+        self.offset = offset
         self.errno = cause.errno if isinstance(cause, OSError) else None
 
 

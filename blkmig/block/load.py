@@ -45,6 +45,10 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         """The last progress record that came before the section that came last: what QEMU's bulk phase reached."""
 
         self.on_progress: Callable[[], None] | None = None
+        """Called after each record."""
+
+        self.on_percent: Callable[[int], None] | None = None
+        """Called with each new percentage."""
 
     def load_state(self, f: channel.InputQEMUFile, version_id: int) -> None:
         """Load one section's records up to its EOS. Blocks.
@@ -58,13 +62,19 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
             if flags & _core.FLAG_DEVICE_BLOCK:
                 self._load_run(f, flags, name, sector, count, position)
             elif flags & _core.FLAG_PROGRESS:
-                self.percent = min(sector, 100)
+                self._set_percent(min(sector, 100))
             elif not flags & _core.FLAG_EOS:
                 raise errors.StreamError(f"unknown flags {flags:#x} in the block section", position=position)
             if self.on_progress is not None:
                 self.on_progress()
             if flags & _core.FLAG_EOS:
                 return
+
+    def _set_percent(self, percent: int) -> None:
+        """Note the progress that the source reports."""
+        if percent != self.percent and self.on_percent is not None:
+            self.on_percent(percent)
+        self.percent = percent
 
     def _load_run(
         self, f: channel.InputQEMUFile, flags: int, name: bytes, sector: int, count: int, position: int

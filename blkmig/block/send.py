@@ -36,6 +36,7 @@ def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.
     if buf.is_zero and blk_mig.zero_blocks:
         send_zero_run(blk_mig, f, bmds, blk.block, 1)
         return
+    blk_mig.last_sent = bmds, blk.block
     f.put_block(blk.offset >> _core.SECTOR_BITS, _core.FLAG_DEVICE_BLOCK, bmds.name, buf)
     blk_mig.transferred += 1
     if bmds.digests is not None:
@@ -46,6 +47,7 @@ def send_zero_run(
     blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState, block: int, count: int
 ) -> None:
     """Send `count` zero blocks from `block` on as records without payload. May block."""
+    blk_mig.last_sent = bmds, block
     offset, _ = bmds.geometry.block_range(block)
     last = bmds.geometry.nblocks - 1
     if count > 1 and block + count - 1 == last:  # the last block starts where it likes

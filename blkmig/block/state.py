@@ -38,6 +38,9 @@ class BlkMigState:
     zero_transferred: int = 0
     """Zero blocks among them."""
 
+    last_sent: tuple[device.BlkMigDevState, int] | None = None
+    """The disk and the block that were sent last."""
+
     prev_progress: int = -1
     bulk_completed: bool = False
     dirty_disk: int = 0

@@ -102,7 +102,12 @@ class BlockListing(migration.RecordListener):
         print_record(position, f"  {what} {name!r} sector {sector}{f', {count} blocks' if count > 1 else ''}")
 
 
-def print_record(position: int, text: str) -> None:
+    def progress(self, percent: int) -> None:
+        """Print the source's progress."""
+        print_record("", f"  PROGRESS {percent} %")
+
+
+def print_record(position: int | str, text: str) -> None:
     """Print one line of the listing."""
     print(f"{position:>14}  {text}")
 

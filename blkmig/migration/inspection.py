@@ -24,7 +24,7 @@ from . import verdict
 Verdict = Literal["complete", "incremental", "lossy", "cancelled", "truncated", "error"]
 
 SCHEMA = "blkmig-inspect/1"
-INCREMENTAL = "the stream holds only what the top layers of its disks hold: receive it with --incremental, onto the base"
+INCREMENTAL = "the stream holds only the top layers of its disks: receive it with --incremental, onto the base"
 
 
 class RecordListener:
@@ -32,6 +32,9 @@ class RecordListener:
 
     def block(self, name: str, sector: int, count: int, position: int, *, is_zero: bool) -> None:
         """Take note of a block, or of a run of zero blocks."""
+
+    def progress(self, percent: int) -> None:
+        """Take note of the progress that the source reports; it has changed."""
 
 
 class InspectedDisk:
@@ -122,6 +125,7 @@ def inspect(
         return disks[-1]
 
     handlers = block.BlockLoadHandlers(open_device)
+    handlers.on_percent = listener.progress
     state = savevm.SaveState()
     state.register_savevm_live("block", 0, 1, handlers)
     loader = savevm.LoadVM(state, f, observer=observer)

@@ -19,7 +19,7 @@ import contextlib
 import os
 import queue
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
@@ -29,6 +29,10 @@ from . import convergence
 OnProgress = Callable[[stats.Event], None]
 PROGRESS_SECONDS = 0.1
 VMDESCRIPTION_VERSION = 1
+QEMU_HINT = (
+    "look at the target's messages; a QEMU that goes away has no drive of that id, one that no device uses, a smaller "
+    "or a read-only image, or another machine type"
+)
 
 
 class OutgoingMigration:
@@ -120,7 +124,8 @@ class OutgoingMigration:
         f, round_number = self._file(), self._block.blk_mig.round_number
         transferred, blocks, started = f.transferred, self._block.blk_mig.transferred, self._clock()
         f.wait_rate_limit()
-        self.savevm.state_iterate(f)
+        with self._explaining_link_errors():
+            self.savevm.state_iterate(f)
         self._check_cancelled()
         blocks = self._block.blk_mig.transferred - blocks
         # In the bulk phase holes are as many blocks as one likes, so only wire bytes count there.
@@ -228,8 +233,9 @@ class OutgoingMigration:
         f.set_rate_limit(0)
         self._close_round()
         self._begin_round(self.pending())
-        self.savevm.state_complete_precopy(f)
-        self.savevm.state_end(f, self._vmdescription())
+        with self._explaining_link_errors():
+            self.savevm.state_complete_precopy(f)
+            self.savevm.state_end(f, self._vmdescription())
         self._check_cancelled()
         self._update_statistics()
         self._close_round()
@@ -239,18 +245,39 @@ class OutgoingMigration:
         f = self._file()
         if self._return_path is not None:
             try:
-                status = savevm.await_shut(self._return_path)
+                with self._explaining_link_errors():
+                    status = savevm.await_shut(self._return_path)
             except errors.TruncatedStream as error:
                 raise errors.ChannelError(
-                    "the target closed the link without saying that it has everything; look at its messages",
+                    "waiting for the target's word that it has everything",
                     uri=self.uri,
-                    cause="no answer",
+                    cause="it closed the link",
+                    hint=QEMU_HINT,
                 ) from error
             if status:
                 raise errors.MigrationError(
                     f"the target received everything, but failed to finish (status {status}); look at its messages"
                 )
         f.close()
+
+    @contextlib.contextmanager
+    def _explaining_link_errors(self) -> Iterator[None]:
+        """Say of a link that breaks which block was on its way, and what that usually means."""
+        try:
+            yield
+        except errors.ChannelTimeout:
+            raise
+        except errors.ChannelError as error:
+            sent = self._block.blk_mig.last_sent
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else "the link broke"
+            raise errors.ChannelError(
+                error.doing,
+                uri=error.uri,
+                cause=cause,
+                device=sent and sent[0].label,
+                offset=sent and sent[0].geometry.block_range(sent[1])[0],
+                hint=QEMU_HINT,
+            ) from error
 
     def _vmdescription(self) -> dict[str, Any]:
         """Return what a reader of the stream should know; QEMU reads and ignores it."""
