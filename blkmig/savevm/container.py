@@ -19,6 +19,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Final
 
+from .. import errors
+
 if TYPE_CHECKING:
     from ..channel import InputQEMUFile
     from ..params import MachineCompat
@@ -75,6 +77,15 @@ class ContainerFormat:
         """Return what a loader whose machine type is as old as `machine_compat` expects; None is 2.4 and later."""
         modern = machine_compat is None
         return cls(machine=machine, configuration=modern, footers=modern, vmdescription=machine_compat != "2.2")
+
+
+def check_command(command: int, nbytes: int, position: int) -> None:
+    """Raise :class:`~blkmig.errors.StreamError` unless `nbytes` is what the command's data must have."""
+    expected = COMMAND_LENGTHS.get(command, nbytes)
+    if nbytes != expected:
+        raise errors.StreamError(
+            f"command {COMMAND_NAMES[command]} has {nbytes} bytes of data, not {expected}", position=position
+        )
 
 
 def looks_like_footer(f: InputQEMUFile) -> bool:

@@ -15,33 +15,20 @@ is not parsed but drained to its end (:mod:`.vmdescription`).
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
-from . import configuration, container, drain, return_path, savestate, sections, skip, stream, vmdescription
+from . import configuration, container, drain, header, return_path, savestate, sections, skip, stream
 
 if TYPE_CHECKING:
     from ..channel import InputQEMUFile, OutputQEMUFile
-
-log = logging.getLogger(__name__)
 
 _KINDS: Final[dict[int, stream.SectionKind]] = {
     container.QEMU_VM_SECTION_START: "START",
     container.QEMU_VM_SECTION_PART: "PART",
     container.QEMU_VM_SECTION_END: "END",
     container.QEMU_VM_SECTION_FULL: "FULL",
-}
-
-_OTHER_FILES: Final = {
-    b"QFI\xfb": "a qcow2 image",
-    b"KDMV": "a VMDK image",
-    b"\x1f\x8b\x08": "a gzip file: decompress it first",
-    b"\xfd7zX": "an xz file: decompress it first",
-    b"\x28\xb5\x2f\xfd": "a zstd file: decompress it first",
-    b"\x11\x22\x33\x44": "an extra connection of a multifd migration: switch the capability `multifd` off",
-    b"Libv": "a libvirt save file",
 }
 
 _NOBODY: Final = stream.StreamObserver()
@@ -123,16 +110,7 @@ class LoadVM:
 
     def _get_header(self) -> None:
         f = self._f
-        magic = f.get_buffer(4)
-        if magic != container.QEMU_VM_FILE_MAGIC:
-            other = next((what for start, what in _OTHER_FILES.items() if magic.startswith(start)), None)
-            hint = "" if other is None else f": this looks like {other}"
-            raise errors.StreamError(f"not a migration stream, it starts with {magic.hex(' ')}{hint}", position=0)
-        self._version = f.get_be32()
-        if self._version == 2:
-            raise errors.UnsupportedStream("stream version 2, obsolete since QEMU 0.10", position=4)
-        if self._version != container.QEMU_VM_FILE_VERSION:
-            raise errors.UnsupportedStream(f"stream version {self._version}, not 3", position=4)
+        self._version = header.get_header(f)
         if f.peek_byte() == container.QEMU_VM_CONFIGURATION:
             position = f.position
             f.skip(1)
@@ -183,7 +161,7 @@ class LoadVM:
             raise errors.TruncatedStream(
                 "the stream stops between two records: the source cancelled or failed, or the link broke",
                 position=error.position,
-            ) from None
+            ) from error
         self._is_between_records = False
         return kind
 
@@ -264,7 +242,7 @@ class LoadVM:
         """Answer what must be answered, skip the rest by its length."""
         f = self._f
         command, nbytes = f.get_be16(), f.get_be16()
-        self._check_command(command, nbytes, position)
+        container.check_command(command, nbytes, position)
         name = container.COMMAND_NAMES.get(command, str(command))
         self._commands[name] = self._commands.get(name, 0) + 1
         self._observer.command(command, nbytes, position)
@@ -281,14 +259,6 @@ class LoadVM:
         else:
             f.skip(nbytes)
 
-    def _check_command(self, command: int, nbytes: int, position: int) -> None:
-        expected = container.COMMAND_LENGTHS.get(command, nbytes)
-        if nbytes != expected:
-            raise errors.StreamError(
-                f"command {container.COMMAND_NAMES[command]} has {nbytes} bytes of data, not {expected}",
-                position=position,
-            )
-
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def _drain(self, position: int) -> None:
@@ -298,7 +268,7 @@ class LoadVM:
             self._f,
             drained_from - position,
             is_kept_open=self._return_path is not None,
-            has_footers=bool(self._has_footers),
+            has_footers=self._expects_footers(),
         )
         eof_position = drained_from + end.eof_offset
         self._reached_eof = True
@@ -308,26 +278,18 @@ class LoadVM:
             self._vmdescription = end.description
             self._observer.vmdescription(end.description, end.description_nbytes, eof_position + 1)
 
+    def _expects_footers(self) -> bool:
+        """Tell whether sections have footers; where none has come yet, those with a configuration section have."""
+        return self._configuration.machine is not None if self._has_footers is None else self._has_footers
+
     def _drained_device_state(self, nbytes: int, position: int) -> None:
         self._drained_bytes += nbytes
         self._observer.device_state(nbytes, position)
 
     def _get_vmdescription(self) -> None:
-        """Read the description, if one follows; a stream from a machine type up to 2.2 has none."""
-        f = self._f
-        if self._return_path is not None and not f.wait_readable(drain.IDLE_TIME):
-            return
-        if f.at_eof():
-            return
-        position = f.position
-        kind = f.peek_byte()
-        if kind != container.QEMU_VM_VMDESCRIPTION:
-            log.warning("the end of the stream is followed by %#04x instead of a description: ignored", kind)
-            return
-        f.skip(1)
-        length = f.get_be32()
-        if length > vmdescription.MAX_VMDESCRIPTION:
-            f.skip(length)
-        else:
-            self._vmdescription = vmdescription.parse_vmdescription(f.get_buffer(length))
-        self._observer.vmdescription(self._vmdescription, length, position)
+        position = self._f.position
+        is_kept_open = self._return_path is not None
+        found = drain.get_vmdescription(self._f, is_kept_open=is_kept_open, has_footers=self._expects_footers())
+        if found is not None:
+            self._vmdescription, nbytes = found
+            self._observer.vmdescription(self._vmdescription, nbytes, position)

@@ -223,6 +223,7 @@ def test_memory_stays_small_whatever_is_claimed() -> None:
 def test_flipped_bytes_on_a_link_that_stays_open(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a return path the loader looks for the end by itself; it always comes to one when the link closes."""
     monkeypatch.setattr(drain, "IDLE_TIME", 0.001)
+    monkeypatch.setattr(drain, "PATIENT_IDLE_TIME", 0.001)
     monkeypatch.setattr(drain, "SETTLE_TIME", 0.001)
     rng = random.Random(seed)
     for number in range(10):

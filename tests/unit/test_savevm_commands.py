@@ -34,8 +34,9 @@ def device(section_id: int, payload: bytes) -> bytes:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Do not wait for three seconds until silence is believed."""
+    """Do not wait for seconds until silence is believed."""
     monkeypatch.setattr(drain, "IDLE_TIME", 0.01)
+    monkeypatch.setattr(drain, "PATIENT_IDLE_TIME", 0.01)
     monkeypatch.setattr(drain, "SETTLE_TIME", 0.01)
 
 
@@ -134,7 +135,7 @@ def test_the_end_of_device_state_on_a_link_that_stays_open(described: bool) -> N
 
 def test_device_state_that_comes_slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pieces end where the stream could, and the next one comes while the loader asks whether that was all."""
-    monkeypatch.setattr(drain, "IDLE_TIME", 10)
+    monkeypatch.setattr(drain, "PATIENT_IDLE_TIME", 10)
     monkeypatch.setattr(drain, "SETTLE_TIME", 10)
     state = [device(number, bytes(number)) + b"\0" for number in range(2, 60)]
     pieces = [BEGIN + OPEN + BLOCK, *state, streams.EMPTY_DESCRIPTION]
@@ -144,6 +145,11 @@ def test_device_state_that_comes_slowly(monkeypatch: pytest.MonkeyPatch) -> None
         sender.join()
     assert loaded.drained_bytes == sum(map(len, state)) - 1
     assert loaded.vmdescription == {}
+
+
+@pytest.mark.parametrize(("footers", "seconds"), [(True, drain.PATIENT_IDLE_TIME), (False, drain.IDLE_TIME)])
+def test_old_machine_types_are_known_to_send_no_description(footers: bool, seconds: float) -> None:
+    assert drain.idle_time(has_footers=footers) == seconds
 
 
 def test_a_cut_in_device_state_is_found() -> None:

@@ -384,6 +384,21 @@ def test_garbage_behind_the_end_is_ignored(caplog: pytest.LogCaptureFixture) -> 
     assert "0x67" in caplog.text
 
 
+@pytest.mark.parametrize(("config", "footers"), [(CONFIG, True), (b"", False)])
+def test_nothing_but_device_state(config: bytes, footers: bool) -> None:
+    device = streams.start(9, "timer", bytes(24), kind=streams.FULL, footers=footers)
+    text = b'{"devices":[{"name":"timer","size":24}]}'
+    loaded = load(HEADER + config + device + EOF + streams.description(text) + b"junk")
+    assert loaded.drained_bytes == len(device)
+    assert loaded.vmdescription is not None
+
+
+def test_the_reason_of_the_channel_is_kept() -> None:
+    with pytest.raises(errors.TruncatedStream) as caught:
+        load(BEGIN + streams.start(1, "block"))
+    assert isinstance(caught.value.__cause__, errors.TruncatedStream)
+
+
 # -- handlers and observer -------------------------------------------------------------------------------------------
 
 
