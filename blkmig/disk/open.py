@@ -6,6 +6,7 @@
     vda.qcow2,format=qcow2           image of another format: [,base=FILE][,base-format=FORMAT]
     nbd://host/vda   nbds://...      export of an NBD server, also nbd+unix:///vda?socket=PATH
     qemu:qmp.sock[,device=ID]        disks of a running QEMU
+    dirtymap:FILE,disk=vda.raw,...   disk of another program that keeps a dirty map: see sharedmap
 
 Options of files are also ``direct=on`` and ``locking=off``. A comma in a path is written twice, as for QEMU, except in
 the path of a file that exists. What a kind of disk needs is imported when the first such disk is opened.
@@ -24,6 +25,7 @@ from . import backend, file
 _IMAGE_SUFFIXES = {f".{name}": name for name in ("qcow2", "qcow", "qed", "vmdk", "vhdx", "vdi")} | {".vhd": "vpc"}
 _NBD_SCHEMES = ("nbd:", "nbds:", "nbd+", "nbds+")
 _QEMU_SCHEME = "qemu:"
+_MAP_SCHEME = "dirtymap:"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,6 +59,10 @@ def open_disks(
         from . import qemu as qemu_disks
 
         return list(qemu_disks.open_qemu(text, name=name, **qemu))
+    if isinstance(text, str) and text.startswith(_MAP_SCHEME):
+        from . import sharedmap
+
+        return [sharedmap.open_shared_map(text, name=name, direct=direct)]
     return [open_disk(text, name=name, writable=writable, direct=direct)]
 
 
