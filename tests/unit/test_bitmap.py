@@ -1,0 +1,364 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Bitmap against a set of ints, after every operation; and against threads that set bits while others take them."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+from blkmig import _core
+
+GROUP_BITS = 512 * 64  # one byte of the summary
+SIZES = (0, 1, 2, 63, 64, 65, 127, 128, 129, 511, 512, 513)
+
+
+class Model:
+    """The slow, obvious bitmap."""
+
+    def __init__(self, nbits: int) -> None:
+        self.nbits = nbits
+        self.bits: set[int] = set()
+
+    def next_set(self, start: int, stop: int) -> int:
+        return next((bit for bit in range(start, stop) if bit in self.bits), -1)
+
+    def next_clear(self, start: int, stop: int) -> int:
+        return next((bit for bit in range(start, stop) if bit not in self.bits), -1)
+
+    def next_area(self, start: int, stop: int, most: int) -> tuple[int, int] | None:
+        first = self.next_set(start, stop)
+        if first < 0:
+            return None
+        end = self.next_clear(first, stop)
+        return first, min(most, (end if end >= 0 else stop) - first)
+
+
+def words_of(bitmap: _core.Bitmap) -> int:
+    return int.from_bytes(memoryview(bitmap).tobytes(), sys.byteorder) if sys.byteorder == "little" else 0
+
+
+def check(bitmap: _core.Bitmap, model: Model) -> None:
+    """All that can be derived from the bits is what the model says, the bits behind the last one included."""
+    assert bitmap.count() == len(model.bits)
+    assert bitmap.find_next_set() == min(model.bits, default=-1)
+    assert walk(bitmap) == sorted(model.bits)
+    assert words_of(bitmap) == sum(1 << bit for bit in model.bits)
+
+
+def walk(bitmap: _core.Bitmap) -> list[int]:
+    bits, bit = [], bitmap.find_next_set()
+    while bit >= 0:
+        bits.append(bit)
+        bit = bitmap.find_next_set(bit + 1)
+    return bits
+
+
+@pytest.mark.parametrize("nbits", SIZES)
+def test_new_is_clear(nbits: int) -> None:
+    bitmap = _core.Bitmap(nbits)
+    assert len(bitmap) == nbits
+    assert bitmap.nbytes == (nbits + 63) // 64 * 8
+    check(bitmap, Model(nbits))
+    assert bitmap.find_next_clear() == (0 if nbits else -1)
+
+
+@pytest.mark.parametrize("nbits", [size for size in SIZES if size])
+def test_single_bits(nbits: int) -> None:
+    for bit in range(nbits):
+        bitmap, model = _core.Bitmap(nbits), Model(nbits)
+        bitmap.set(bit)
+        bitmap.set(bit)
+        model.bits = {bit}
+        check(bitmap, model)
+        assert bitmap.test(bit)
+        assert not bitmap.test((bit + 1) % nbits) or nbits == 1
+        assert bitmap.take(bit)
+        assert not bitmap.take(bit)
+        bitmap.set(bit)
+        bitmap.clear(bit)
+        bitmap.clear(bit)
+        check(bitmap, Model(nbits))
+
+
+@pytest.mark.parametrize("nbits", [1, 64, 65, 130])
+def test_every_range(nbits: int) -> None:
+    """Every (start, stop) of a small map: set, count, search, take, clear."""
+    for start, stop in itertools.combinations_with_replacement(range(nbits + 1), 2):
+        count = stop - start
+        bitmap, model = _core.Bitmap(nbits), Model(nbits)
+        bitmap.set_range(start, count)
+        model.bits = set(range(start, stop))
+        assert words_of(bitmap) == (1 << stop) - (1 << start)
+        assert bitmap.count() == bitmap.count(start, stop) == count
+        assert bitmap.find_next_set() == (start if count else -1)
+        assert bitmap.find_next_clear(start, stop) == -1
+        assert bitmap.next_dirty_area() == ((start, count) if count else None)
+        bitmap.set_range(0, nbits)
+        bitmap.clear_range(start, count)
+        assert words_of(bitmap) == (1 << nbits) - 1 - ((1 << stop) - (1 << start))
+        assert bitmap.find_next_clear() == (start if count else -1)
+        assert bitmap.find_next_set(start, stop) == -1
+        assert not bitmap.take_range(start, count)
+        assert bitmap.take_range(0, nbits) == (count < nbits)
+        assert words_of(bitmap) == 0
+
+
+WALKS = [*SIZES, 4000, GROUP_BITS - 1, GROUP_BITS, GROUP_BITS + 1, 3 * GROUP_BITS + 77]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("nbits", [size for size in WALKS if size])
+def test_random_walk(nbits: int, seed: int) -> None:
+    """Any operations in any order, with searches from any place to any place after each."""
+    rnd = random.Random(f"{nbits} {seed}")
+    bitmap, model = _core.Bitmap(nbits), Model(nbits)
+    for step in range(60):
+        start = rnd.randrange(nbits)
+        count = rnd.randint(0, min(nbits - start, rnd.choice((1, 3, 70, 1000, nbits))))
+        bits = set(range(start, start + count))
+        operation = rnd.choice(("set", "clear", "take", "set_range", "set_range", "clear_range", "take_range", "merge"))
+        where = (seed, step, operation, start, count)
+        if operation == "set":
+            bitmap.set(start)
+            model.bits.add(start)
+        elif operation == "clear":
+            bitmap.clear(start)
+            model.bits.discard(start)
+        elif operation == "take":
+            assert bitmap.take(start) == (start in model.bits), where
+            model.bits.discard(start)
+        elif operation == "set_range":
+            bitmap.set_range(start, count)
+            model.bits |= bits
+        elif operation == "clear_range":
+            bitmap.clear_range(start, count)
+            model.bits -= bits
+        elif operation == "take_range":
+            assert bitmap.take_range(start, count) == bool(model.bits & bits), where
+            model.bits -= bits
+        else:
+            other = _core.Bitmap(nbits)
+            other.set_range(start, count)
+            bitmap.merge(other)
+            model.bits |= bits
+            assert other.count() == count, where
+        stop = rnd.randint(start, nbits)
+        most = rnd.choice((1, 2, 63, 64, 65, nbits))
+        assert bitmap.count(start, stop) == sum(start <= bit < stop for bit in model.bits), where
+        assert bitmap.find_next_set(start, stop) == model.next_set(start, stop), where
+        assert bitmap.find_next_clear(start, stop) == model.next_clear(start, stop), where
+        assert bitmap.next_dirty_area(start, stop, most) == model.next_area(start, stop, most), where
+        if step % 10 == 0:
+            check(bitmap, model)
+    check(bitmap, model)
+
+
+@pytest.mark.parametrize("nbits", [1, 64, 65, GROUP_BITS + 5, 20 * GROUP_BITS])
+def test_take_into(nbits: int) -> None:
+    rnd = random.Random(nbits)
+    source, target = _core.Bitmap(nbits), _core.Bitmap(nbits)
+    mine = {rnd.randrange(nbits) for _ in range(200)}
+    theirs = {rnd.randrange(nbits) for _ in range(200)}
+    for bit in mine:
+        source.set(bit)
+    for bit in theirs:
+        target.set(bit)
+    assert source.take_into(target) == len(mine)
+    assert walk(source) == []
+    assert walk(target) == sorted(mine | theirs)
+    assert source.take_into(target) == 0
+
+
+def test_two_maps_must_match() -> None:
+    bitmap = _core.Bitmap(64)
+    for operation in (bitmap.merge, bitmap.take_into):
+        with pytest.raises(ValueError, match="differ in length: 64 and 65 bits"):
+            operation(_core.Bitmap(65))
+        with pytest.raises(TypeError):
+            operation(None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="into itself"):
+        bitmap.take_into(bitmap)
+    bitmap.set(3)
+    bitmap.merge(bitmap)
+    assert walk(bitmap) == [3]
+
+
+@pytest.mark.parametrize("nbits", [0, 1, 64, 100])
+def test_outside(nbits: int) -> None:
+    bitmap = _core.Bitmap(nbits)
+    for bit in (-1, nbits, nbits + 1, sys.maxsize, -sys.maxsize - 1):
+        for operation in (bitmap.set, bitmap.clear, bitmap.test, bitmap.take):
+            with pytest.raises(IndexError):
+                operation(bit)
+    for start, count in ((-1, 1), (0, nbits + 1), (nbits, 1), (nbits + 1, 0), (1, sys.maxsize), (0, -1), (nbits, -1)):
+        for ranged in (bitmap.set_range, bitmap.clear_range, bitmap.take_range):
+            with pytest.raises(IndexError):
+                ranged(start, count)
+    for start, stop in ((-1, None), (nbits + 1, None), (0, nbits + 1), (0, -1)):
+        for search in (bitmap.count, bitmap.find_next_set, bitmap.find_next_clear, bitmap.next_dirty_area):
+            with pytest.raises(IndexError):
+                search(start, stop)
+    assert bitmap.count() == 0
+
+
+def test_empty_and_backward_ranges_hold_nothing() -> None:
+    bitmap = _core.Bitmap(100)
+    bitmap.set_range(0, 100)
+    assert bitmap.find_next_set(100) == bitmap.find_next_set(50, 50) == bitmap.find_next_set(60, 50) == -1
+    assert bitmap.find_next_clear(60, 50) == -1
+    assert bitmap.count(60, 50) == 0
+    assert bitmap.next_dirty_area(60, 50) is None
+    for most in (0, -1):
+        with pytest.raises(ValueError, match="at least 1"):
+            bitmap.next_dirty_area(0, 100, most)
+
+
+def test_sizes_that_cannot_be() -> None:
+    with pytest.raises(ValueError, match="-1 bits"):
+        _core.Bitmap(-1)
+    with pytest.raises(MemoryError):
+        _core.Bitmap(sys.maxsize)
+    with pytest.raises(OverflowError):
+        _core.Bitmap(sys.maxsize + 1)
+
+
+def test_a_disk_of_2_to_the_50_bytes() -> None:
+    """2^30 bits: searches, counts and moves pass over what is empty."""
+    bitmap, target = _core.Bitmap(1 << 30), _core.Bitmap(1 << 30)
+    bits = sorted(random.Random(1).sample(range(1 << 30), 16))
+    for bit in bits:
+        bitmap.set(bit)
+    assert walk(bitmap) == bits
+    assert bitmap.count() == 16
+    assert bitmap.take_into(target) == 16
+    assert walk(bitmap) == []
+    assert walk(target) == bits
+
+
+def test_words_are_shared_with_numpy() -> None:
+    bitmap = _core.Bitmap(3 * GROUP_BITS)
+    words = np.asarray(bitmap)
+    assert words.dtype == np.uint64
+    assert words.shape == (bitmap.nbytes // 8,)
+    bitmap.set(70)
+    assert words[1] == 1 << 6
+    words[2] = 5
+    assert walk(bitmap) == [70, 128, 130]
+    view = memoryview(bitmap)
+    assert (view.format, view.itemsize, view.ndim, view.readonly) == ("L", 8, 1, False)
+    assert view.strides == (8,)
+    assert memoryview(view).cast("B").nbytes == bitmap.nbytes
+    assert bytes(bitmap) == words.tobytes()
+
+
+def test_searches_see_what_was_written_through_a_view() -> None:
+    """The summary knows nothing of it: while the view lives it is not used, and then it is built again."""
+    bitmap = _core.Bitmap(8 * GROUP_BITS)
+    bitmap.set_range(0, len(bitmap))
+    bitmap.clear_range(0, len(bitmap))
+    assert bitmap.find_next_set() == -1
+    words = np.frombuffer(bitmap, np.uint64)
+    words[3 * 512] = 1
+    assert bitmap.find_next_set() == 3 * GROUP_BITS
+    words[6 * 512 + 511] = 1 << 63
+    assert walk(bitmap) == [3 * GROUP_BITS, 7 * GROUP_BITS - 1]
+    assert bitmap.count() == 2
+    del words
+    assert walk(bitmap) == [3 * GROUP_BITS, 7 * GROUP_BITS - 1]
+    other = _core.Bitmap(len(bitmap))
+    np.frombuffer(other, np.uint64)[5 * 512] = 2
+    other.merge(bitmap)
+    assert bitmap.take_into(other) == 2
+    assert walk(other) == [3 * GROUP_BITS, 5 * GROUP_BITS + 1, 7 * GROUP_BITS - 1]
+
+
+def test_empty_map_has_an_empty_view() -> None:
+    assert memoryview(_core.Bitmap(0)).tolist() == []
+
+
+class Setters:
+    """Threads that set bits in random order, each all of its own, so that none may be missing in the end."""
+
+    def __init__(self, bitmap: _core.Bitmap, bits: list[list[int]]) -> None:
+        self.threads = [threading.Thread(target=self._run, args=(bitmap, mine)) for mine in bits]
+        for thread in self.threads:
+            thread.start()
+
+    @staticmethod
+    def _run(bitmap: _core.Bitmap, bits: list[int]) -> None:
+        for bit in bits:
+            bitmap.set(bit)
+
+    def alive(self) -> bool:
+        return any(thread.is_alive() for thread in self.threads)
+
+
+@pytest.fixture
+def hasty() -> object:
+    """Threads change places as often as they can."""
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    yield
+    sys.setswitchinterval(interval)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("nbits", [100, 40 * GROUP_BITS])
+def test_no_bit_is_lost_between_setters_and_take_into(nbits: int) -> None:
+    """Every bit that is set arrives once in the target, however the moves fall between."""
+    rnd = random.Random(nbits)
+    bits = rnd.sample(range(nbits), min(nbits, 20000))
+    bitmap, target = _core.Bitmap(nbits), _core.Bitmap(nbits)
+    setters = Setters(bitmap, [bits[0::2], bits[1::2]])
+    moved = 0
+    while setters.alive():
+        moved += bitmap.take_into(target)
+    moved += bitmap.take_into(target)
+    assert moved == len(bits)
+    assert walk(target) == sorted(bits)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_no_bit_is_lost_between_setters_and_searches_that_lower_the_summary() -> None:
+    """A large map that is nearly empty: searches without the GIL sweep groups in which bits are just being set."""
+    nbits = 64 * GROUP_BITS
+    bits = [group * GROUP_BITS + i for i in range(200) for group in range(64)]
+    bitmap = _core.Bitmap(nbits)
+    setters = Setters(bitmap, [bits[0::2], bits[1::2]])
+    seen: list[int] = []
+    start = 0
+    while setters.alive() or bitmap.count():
+        bit = bitmap.find_next_set(start)
+        if bit >= 0 and bitmap.take(bit):
+            seen.append(bit)
+        start = bit + 1 if 0 <= bit < nbits - 1 else 0
+    assert sorted(seen) == sorted(bits)
+    assert bitmap.find_next_set() == -1
+
+
+@pytest.mark.usefixtures("hasty")
+def test_ranges_in_one_word_do_not_disturb_each_other() -> None:
+    bitmap = _core.Bitmap(64)
+
+    def flicker(start: int) -> None:
+        for _ in range(5000):
+            bitmap.set_range(start, 8)
+            assert bitmap.count(start, start + 8) == 8
+            assert bitmap.take_range(start, 8)
+            assert bitmap.find_next_set(start, start + 8) == -1
+
+    threads = [threading.Thread(target=flicker, args=(start,)) for start in (0, 8, 56)]
+    failures: list[object] = []
+    hook, threading.excepthook = threading.excepthook, failures.append
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    threading.excepthook = hook
+    assert not failures
+    assert bitmap.count() == 0
