@@ -129,8 +129,8 @@ def bar(y: int, label: str, ratio: float, low: float, high: float, *, ours: bool
         f'fill="{"#2a7f62" if ours else "#9aa5b1"}"/>',
         f'<text x="{LEFT + max(shown, min(high, LONGEST)) * UNIT + 8:.1f}" y="{y + 14}">{text}</text>',
     ]
-    if high > low and high <= LONGEST:
-        start, end, middle = LEFT + low * UNIT, LEFT + high * UNIT, y + LINE / 2
+    if high > low and low < LONGEST:
+        start, end, middle = LEFT + low * UNIT, LEFT + min(high, LONGEST) * UNIT, y + LINE / 2
         parts.append(f'<path d="M{start:.1f} {middle}H{end:.1f}" stroke="#1f2933" stroke-width="1.5"/>')
     return parts
 

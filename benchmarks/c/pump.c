@@ -234,6 +234,8 @@ static void send_file(const char *design, int file, int fd)
                 move_pages(design[1] == 'p', file, fd, index);
             else
                 flush_staged(fd, payload, BLOCK, 0);
+            if (map) /* mapped pages count as this process's memory */
+                madvise(map + index * BLOCK, BLOCK, MADV_DONTNEED);
         }
     }
     if (staged_len + 8 > STAGING)
