@@ -22,7 +22,7 @@ import time
 from typing import Any
 
 from .. import _core, errors
-from . import extents, local, nbd_connection, nbd_handle
+from . import dirty, extents, local, nbd_connection, nbd_handle
 from .nbd_connection import NbdConnection as NbdConnection
 
 WRITES_BEHIND = 16
@@ -121,6 +121,12 @@ class NbdBackend(local.LocalBackend):
             if not flags & nbd_connection.STATE_ZERO:
                 self._connection.zero(offset, length)
             offset += length
+
+    def create_dirty_bitmap(self, granularity: int) -> dirty.DirtyBitmap:
+        """Start tracking; what was asked about data before that may have been overwritten unseen."""
+        bitmap = super().create_dirty_bitmap(granularity)
+        self._extents.forget()
+        return bitmap
 
     def _leave(self, offset: int, nbytes: int) -> None:
         self._extents.forget()  # before the write is marked

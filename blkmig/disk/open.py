@@ -26,6 +26,7 @@ _IMAGE_SUFFIXES = {f".{name}": name for name in ("qcow2", "qcow", "qed", "vmdk",
 _NBD_SCHEMES = ("nbd:", "nbds:", "nbd+", "nbds+")
 _QEMU_SCHEME = "qemu:"
 _MAP_SCHEME = "dirtymap:"
+_LIVE_SCHEMES = (_QEMU_SCHEME, _MAP_SCHEME)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,8 +80,8 @@ def open_disk(
         from . import nbd
 
         return nbd.NbdBackend(str(text), name=name, read_only=read_only, writable=writable)
-    if isinstance(text, str) and text.startswith(_QEMU_SCHEME):
-        return _only_one(open_disks(text, name=name), text)
+    if isinstance(text, str) and text.startswith(_LIVE_SCHEMES):
+        return _only_one(open_disks(text, name=name, direct=direct), text)
     return _open_file(describe(text, direct=direct), name=name, read_only=read_only, writable=writable)
 
 
@@ -99,7 +100,7 @@ def open_target(
     """
     if is_nbd(text):
         return open_disk(text, name=name)
-    if isinstance(text, str) and text.startswith(_QEMU_SCHEME):
+    if isinstance(text, str) and text.startswith(_LIVE_SCHEMES):
         raise errors.ParameterError(f"{text!r} can only be a source: give the target as a file or an NBD export")
     described = describe(text, direct=direct)
     if not pathlib.Path(described.path).exists():

@@ -19,7 +19,7 @@ import pytest
 from nbd_servers import FLUSH, READ, TRIM, WRITE, WRITE_ZEROES, Asked, FakeServer
 
 from blkmig import _core, errors
-from blkmig.disk import _libnbd, nbd, nbd_connection
+from blkmig.disk import _libnbd, dirty, nbd, nbd_connection
 
 try:
     _libnbd.load()
@@ -279,6 +279,33 @@ def test_many_threads_and_errors_at_random() -> None:
     assert failures == 800
 
 
+def test_reads_and_large_writes_together() -> None:
+    """A write that fills the socket, while the leader waits for a reply only, must go on as there is room."""
+    memory = bytearray(64 * MiB)
+
+    def answer(asked: Asked) -> None:
+        end = asked.offset + asked.nbytes
+        if asked.type == WRITE:
+            memory[asked.offset : end] = asked.data
+        asked.reply(bytes(memory[asked.offset : end]) if asked.type == READ else b"")
+
+    def work(thread: int) -> None:
+        mine = bytes([thread + 1]) * (2 * MiB)
+        for turn in range(6):
+            offset = (thread * 4 + turn % 2) * 2 * MiB
+            connection.pwrite(mine, offset)
+            buffer = bytearray(2 * MiB)
+            connection.pread_into(buffer, offset)
+            assert buffer == mine
+            connection.pread_into(bytearray(512), 0)
+
+    with FakeServer(answer, size=len(memory)) as server:
+        connection = connect(server, request_timeout=20)
+        with futures.ThreadPoolExecutor(8) as pool:
+            list(pool.map(work, range(8)))
+        connection.close()
+
+
 # -- a target --------------------------------------------------------------------------------------------------------
 
 
@@ -395,6 +422,28 @@ def test_writer_in_this_process_is_tracked() -> None:
         with pytest.raises(errors.DeviceError, match="moved"):
             disk.pwrite(b"x", 0)
     assert server.counted()[WRITE] == 1
+
+
+def test_new_tracker_and_marks_forget_what_was_asked() -> None:
+    """A hole seen before a write must not be believed after the write's mark was cleared."""
+
+    class Forgetful:
+        forgotten = 0
+
+        def forget(self) -> None:
+            self.forgotten += 1
+            assert not any(bitmap.is_dirty(0) for bitmap in bitmaps), "it was marked before it was forgotten"
+
+    bitmaps: list[dirty.DirtyBitmap] = []
+    with target(answer_all) as (_, disk):
+        disk._extents = known = Forgetful()  # type: ignore[assignment]
+        bitmaps.append(disk.create_dirty_bitmap(MiB))
+        assert known.forgotten == 1
+        for write in (lambda: disk.pwrite(b"x", 5), lambda: disk.pwrite_zeroes(5, 1), lambda: disk.mark_dirty(5, 1)):
+            before = known.forgotten
+            write()
+            assert known.forgotten > before
+            assert bitmaps[0].take_block(0)
 
 
 def test_outside_is_refused_and_reads_past_the_end_are_zeros() -> None:

@@ -92,6 +92,14 @@ def test_new_image_needs_a_size(tmp_path: pathlib.Path) -> None:
         opening.open_target(f"{tmp_path}/new.vmdk,format=vmdk", name="disk")
 
 
-def test_qemu_is_no_target() -> None:
+@pytest.mark.parametrize("text", ["qemu:/nowhere", "dirtymap:/nowhere,disk=x,hold=x,release=x"])
+def test_live_source_is_no_target(text: str) -> None:
     with pytest.raises(errors.ParameterError, match="source"):
-        opening.open_target("qemu:/nowhere", name="disk")
+        opening.open_target(text, name="disk")
+
+
+def test_one_disk_of_a_live_source() -> None:
+    with pytest.raises(errors.ParameterError, match="must be dirtymap:"):
+        opening.open_disk("dirtymap:/nowhere")
+    with pytest.raises(errors.DeviceError):
+        opening.open_disk("qemu:/nowhere")
