@@ -54,6 +54,7 @@ class OutgoingMigration:
         # Set here, then read-only.
         self.parameters = parameters or params.MigrationParameters()
         self.uri = uri
+        self._connector = channel.Connector(uri)
         self.savevm = savevm.SaveState(
             savevm.ContainerFormat.for_machine_compat(self.parameters.machine_compat, machine=self.parameters.machine)
         )
@@ -141,7 +142,12 @@ class OutgoingMigration:
         return self.savevm.state_pending()
 
     def threshold_size(self) -> int:
-        """Return the bytes that the last pass may have: what the link carries within the downtime limit."""
+        """Return the bytes that the last pass may have: what the link carries within the downtime limit.
+
+        0 in the bulk phase: sending it with the writers held would only make the pause longer.
+        """
+        if not self._block.blk_mig.bulk_completed:
+            return 0
         return int(self._meter.bandwidth * self.parameters.downtime_limit)
 
     def switchover(self) -> None:
@@ -181,10 +187,7 @@ class OutgoingMigration:
         From any thread, or a signal handler. Without effect once the migration is completed or has failed.
         """
         self._cancel_requested = True
-        if self._f is not None:
-            self._f.cancel()
-        if self._return_path is not None:
-            self._return_path.cancel()
+        self._connector.cancel()  # the stream and the return path, too
         self._block.wake()
         self._wakeups.put(None)
 
@@ -192,8 +195,7 @@ class OutgoingMigration:
 
     def _setup(self) -> None:
         """Connect and write everything before the first part."""
-        self._f = f = channel.connect(self.uri, timeout=self.parameters.connect_timeout)
-        self._check_cancelled()
+        self._f = f = self._connector.connect(timeout=self.parameters.connect_timeout)
         f.set_rate_limit(int(self.parameters.max_bandwidth))
         self.savevm.state_header(f)
         if self.parameters.return_path and self.parameters.machine_compat is None:

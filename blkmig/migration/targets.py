@@ -53,6 +53,12 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         Raises :class:`~blkmig.errors.UnknownDevice` if nobody said where it goes, and errors of the disk.
         """
         target = self._find(name, position)
+        if not name and self._parameters.incremental:
+            raise errors.UnsupportedStream(
+                "an incremental stream holds a disk without a name, and a second one would not be noticed: "
+                "give the source's disk a name, as in -drive id=NAME",
+                position=position,
+            )
         statistics = stats.DiskStatistics(name)
         backend = target if isinstance(target, disk.BlockBackend) else self._open_path(target, name)
         if backend.is_read_only:
@@ -96,7 +102,8 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
 
     def _open_path(self, path: str | os.PathLike[str], name: str) -> disk.BlockBackend:
         """Open a target, or create it: of the size that was said, else growing with the blocks that come."""
-        backend = disk.open_target(path, name=name, size=self._parameters.size_of(name), direct=self._parameters.direct)
+        size, label = self._parameters.size_of(name), name or f"number {len(self.devices)}"
+        backend = disk.open_target(path, name=label, size=size, direct=self._parameters.direct)
         return self._stack.enter_context(backend)
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -273,6 +274,23 @@ def test_cancel_while_blocked_in_the_channel(tmp_path: Path, how: str) -> None:
             thread.join()
             signal.signal(signal.SIGUSR1, old)
     assert is_free(disk)
+
+
+def test_cancel_while_connecting(tmp_path: Path) -> None:
+    """The peer's queue is full, so connecting hangs until somebody cancels."""
+    with socket.socket() as server, contextlib.ExitStack() as others:
+        server.bind(("127.0.0.1", 0))
+        server.listen(0)
+        address = server.getsockname()
+        for _ in range(4):
+            other = others.enter_context(socket.socket())
+            other.setblocking(False)
+            other.connect_ex(address)
+        migration = blkmig.outgoing([], f"tcp:127.0.0.1:{address[1]}")
+        threading.Timer(0.2, migration.cancel).start()
+        with pytest.raises(errors.Cancelled), migration:
+            pass
+    assert migration.status == "cancelled"
 
 
 def test_leaving_early_is_a_cancel(tmp_path: Path) -> None:
