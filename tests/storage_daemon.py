@@ -13,6 +13,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -33,7 +34,7 @@ def listen(path: Path) -> socket.socket:
 
 
 class StorageDaemon:
-    """A daemon with `arguments` after those for its monitor and, unless `nbd_server` is off, its NBD server."""
+    """A daemon with `arguments` between those for its NBD server, unless `nbd_server` is off, and for its monitor."""
 
     def __init__(self, folder: Path, *arguments: str, nbd_server: bool = True) -> None:
         self.folder = folder
@@ -42,14 +43,16 @@ class StorageDaemon:
         self.log = folder / "qsd.log"
         with contextlib.ExitStack() as stack:
             sockets = [stack.enter_context(listen(self.qmp_path))]
-            command = ["qemu-storage-daemon", "--monitor", "chardev=qmp"]
-            command[1:1] = ["--chardev", f"socket,id=qmp,fd={sockets[0].fileno()},server=on,wait=off"]
+            command = ["qemu-storage-daemon"]
+            # The last, because who is greeted by the monitor takes the rest for done.
+            monitor = ["--chardev", f"socket,id=qmp,fd={sockets[0].fileno()},server=on,wait=off"]
+            monitor += ["--monitor", "chardev=qmp"]
             if nbd_server:
                 sockets.append(stack.enter_context(listen(self.nbd_path)))
                 command += ["--nbd-server", f"addr.type=fd,addr.str={sockets[1].fileno()},max-connections=0"]
             with self.log.open("wb") as log:
                 self.process = subprocess.Popen(
-                    [*command, *arguments],
+                    [*command, *arguments, *monitor],
                     pass_fds=[listener.fileno() for listener in sockets],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -84,8 +87,12 @@ class StorageDaemon:
 
     def quit(self) -> None:
         """End it in good order: then its images are closed."""
-        self.process.terminate()
-        assert self.process.wait(30) == 0, self.log.read_text()
+        deadline = time.monotonic() + 30
+        while self.process.poll() is None and time.monotonic() < deadline:
+            self.process.terminate()  # again: one that meets the daemon on its way to sleep is not seen
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.2)
+        assert self.process.returncode == 0, self.log.read_text()
 
     def __enter__(self) -> Self:
         return self

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 import pathlib
 import re
 import shlex
@@ -28,7 +27,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .. import errors
-from . import nbd_connection, probe
+from . import file, nbd_connection
 from . import open as open_disks
 
 PROGRAM = "qemu-storage-daemon"
@@ -37,6 +36,7 @@ MAX_NAME = 24
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
 STOP_SECONDS = 30.0
+STOP_TRIES = 100
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -137,12 +137,14 @@ class StorageDaemon:
         self.close()
 
     def _stop(self) -> None:
-        self._process.terminate()
-        try:
-            self._process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        # Again and again: a signal that meets the daemon on its way to sleep is only seen when something else wakes it.
+        for _ in range(STOP_TRIES):
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(STOP_SECONDS / STOP_TRIES)
+                return
+        self._process.kill()
+        self._process.wait()
 
     def _ended(self) -> errors.DeviceError:
         status = self._process.wait()
@@ -157,8 +159,7 @@ class StorageDaemon:
 
 def arguments(disks: Sequence[ServedDisk], *, nbd_fd: int, qmp_fd: int) -> list[str]:
     """Return the daemon's arguments: a monitor and an NBD server on listening sockets, and the disks behind them."""
-    found = ["--chardev", f"socket,id=qmp,fd={qmp_fd},server=on,wait=off", "--monitor", "chardev=qmp"]
-    found += ["--nbd-server", f"addr.type=fd,addr.str={nbd_fd},max-connections=0"]
+    found = ["--nbd-server", f"addr.type=fd,addr.str={nbd_fd},max-connections=0"]
     for disk in disks:
         name, limit = disk.name, f"{disk.name}-limit"
         is_device = pathlib.Path(disk.image.path).is_block_device()
@@ -178,7 +179,8 @@ def arguments(disks: Sequence[ServedDisk], *, nbd_fd: int, qmp_fd: int) -> list[
         throttle = _options(driver="throttle", node_name=limit, throttle_group=limit, file=name, discard="unmap")
         found += ["--blockdev", throttle]
         found += ["--export", _options(type="nbd", id=name, node_name=limit, name=name, writable="on")]
-    return found
+    # The last, because who is greeted by the monitor takes the rest for done.
+    return [*found, "--chardev", f"socket,id=qmp,fd={qmp_fd},server=on,wait=off", "--monitor", "chardev=qmp"]
 
 
 def _options(**values: str) -> str:
@@ -190,13 +192,12 @@ def _escape(text: str) -> str:
 
 
 def _check_image(disk: ServedDisk) -> None:
-    """Raise unless the image is there and, if it is served as raw without that being said, looks raw."""
-    try:
-        with open(disk.image.path, "rb") as file:  # noqa: PTH123 - a name that may be bytes on disk
-            if disk.image.format is None:
-                probe.require_raw(file.fileno(), file.seek(0, os.SEEK_END), device=disk.name)
-    except OSError as error:
-        raise errors.DeviceError("cannot be opened", device=disk.name, cause=error) from error
+    """Raise unless nobody else uses the image and, if it is served as raw without that being said, it looks raw.
+
+    QEMU itself would let two daemons write one image, because both share it with their NBD clients.
+    """
+    path, image = disk.image.path, disk.image
+    file.FileBackend(path, name=disk.name, format="raw" if image.format else None, locking=image.locking).close()
 
 
 def _default_qmp(nbd: str) -> str:
