@@ -27,6 +27,7 @@ class BlkLoadDevice:
     def load_block(self, f: channel.InputQEMUFile, sector: int, position: int) -> None:
         """Write one block when all of it has come; what lies past the disk's end is slack. Blocks."""
         block = self.coverage.check(sector, 1, position)
+        self._check_is_one_disk(block, 1, position)
         f.get_block(self._buf)
         offset, nbytes = self._place(sector, 1)
         self.backend.write_block(self._buf, offset, nbytes)
@@ -35,10 +36,24 @@ class BlkLoadDevice:
     def load_zero_run(self, sector: int, count: int, position: int) -> None:
         """Make `count` blocks from `sector` on read as zeros. Blocks."""
         block = self.coverage.check(sector, count, position)
+        self._check_is_one_disk(block, count, position)
         offset, nbytes = self._place(sector, count)
         self.backend.write_zeroes(offset, nbytes)
         self._came(block, count)
         self.statistics.zero_blocks += count
+
+    def _check_is_one_disk(self, block: int, count: int, position: int) -> None:
+        """Refuse a block that comes again without a name: it may well be the block of another disk.
+
+        A QEMU sends every node of ``-blockdev`` without a name, an image and the file below it one after the other.
+        """
+        if not self.statistics.name and self.coverage.bits.count(block, block + count):
+            raise errors.UnsupportedStream(
+                f"block {block} of the disk without a name comes a second time: the stream holds two such disks, the "
+                "second most likely the image file below the first, or a guest was writing, and the two cannot be told "
+                "apart; give the source's disk a name, as in -drive id=NAME",
+                position=position,
+            )
 
     def _place(self, sector: int, count: int) -> tuple[int, int]:
         """Return (offset, nbytes) of blocks without the slack; the target grows if need be."""
