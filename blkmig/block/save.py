@@ -81,6 +81,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         if self._blk_mig is not None:
             raise errors.StateError("the block section is set up already", state="active", required="none")
         self.skipped.clear()
+        self.check_disks()
         blk_mig = state.BlkMigState(reads=self._choose_reads(), zero_blocks=self._parameters.zero_blocks)
         try:
             for backend in self._disks:
@@ -91,6 +92,17 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             release(blk_mig)
             raise
         self._blk_mig = blk_mig
+
+    def check_disks(self) -> None:
+        """Refuse disks that the stream, or a QEMU as its target, cannot carry. May read a disk of less than 1 MiB.
+
+        `save_setup` calls it; callers that want to know before they connect do so earlier.
+        """
+        names: set[bytes] = set()
+        for backend in self._disks:
+            if not backend.is_read_only and backend.size:
+                check_device(backend, names, self._parameters)
+                names.add(encode_name(backend))
 
     def save_live_iterate(self, f: channel.OutputQEMUFile) -> int:
         """Send blocks until the section is long enough, the rate limit is reached, or nothing is left in this round.
@@ -163,8 +175,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             self.skipped.append(backend.name)
             logger.info("disk %r is not sent: %s", backend.name, why)
             return
-        name = backend.name.encode("utf-8", "surrogateescape")
-        check_device(backend, name, blk_mig, self._parameters)
+        name = encode_name(backend)
         with contextlib.ExitStack() as blocker:
             blocker.enter_context(backend.block_use("a migration that sends it"))
             bitmap = backend.create_dirty_bitmap(int(self._parameters.granularity))
@@ -205,21 +216,30 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             send.flush_blks(self.blk_mig, f, wait=True)
 
 
-def check_device(
-    backend: disk.BlockBackend, name: bytes, blk_mig: state.BlkMigState, parameters: params.MigrationParameters
-) -> None:
-    """Refuse a disk that the stream cannot carry."""
+def encode_name(backend: disk.BlockBackend) -> bytes:
+    """Return a disk's name as it goes over the wire."""
+    return backend.name.encode("utf-8", "surrogateescape")
+
+
+def check_device(backend: disk.BlockBackend, names: set[bytes], parameters: params.MigrationParameters) -> None:
+    """Refuse a disk that the stream cannot carry beside those called `names`."""
+    name = encode_name(backend)
     if len(name) > 255:
         raise errors.ParameterError(
             f"the name of disk {backend.name!r} is {len(name)} bytes long; the stream allows 255"
         )
-    if any(bmds.name == name for bmds in blk_mig.bmds_list):
+    if name in names:
         raise errors.ParameterError(f"two disks are called {backend.name!r}: give them names, as in NAME=DISK")
-    if parameters.qemu and backend.size < _core.BLOCK_SIZE:
+    if parameters.qemu and backend.size < _core.BLOCK_SIZE and not is_sent_as_zero(backend, parameters):
         raise errors.ParameterError(
-            f"disk {backend.name!r} has {backend.size} bytes, and a QEMU from 2.10 on cannot load a disk under 1 MiB: "
-            "make the disk 1 MiB at both ends"
+            f"disk {backend.name!r} has {backend.size} bytes, and a QEMU from 2.10 on cannot load data for a disk "
+            "under 1 MiB: make it 1 MiB at both ends"
         )
+
+
+def is_sent_as_zero(backend: disk.BlockBackend, parameters: params.MigrationParameters) -> bool:
+    """Return whether a disk of one block holds nothing but zeros, and they are sent as such."""
+    return parameters.zero_blocks and backend.read_block(_core.BlockBuffer(), 0, backend.size)
 
 
 def release(blk_mig: state.BlkMigState) -> None:

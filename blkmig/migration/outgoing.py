@@ -195,6 +195,7 @@ class OutgoingMigration:
 
     def _setup(self) -> None:
         """Connect and write everything before the first part."""
+        self._block.check_disks()  # first: a QEMU at the other end takes a connection that ends for a failed migration
         self._f = f = self._connector.connect(timeout=self.parameters.connect_timeout)
         f.set_rate_limit(int(self.parameters.max_bandwidth))
         self.savevm.state_header(f)
