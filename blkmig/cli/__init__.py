@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from .. import errors
-from . import demo, inspect, output, receive, send
+from . import demo, inspect, output, receive, send, serve
 
 EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
@@ -35,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (send, receive, inspect, demo):
+    for module in (send, receive, inspect, serve, demo):
         module.add_command(commands)
     return parser
 

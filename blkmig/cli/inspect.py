@@ -101,7 +101,6 @@ class BlockListing(migration.RecordListener):
         what = "ZERO_BLOCK" if is_zero else "DEVICE_BLOCK"
         print_record(position, f"  {what} {name!r} sector {sector}{f', {count} blocks' if count > 1 else ''}")
 
-
     def progress(self, percent: int) -> None:
         """Print the source's progress."""
         print_record("", f"  PROGRESS {percent} %")

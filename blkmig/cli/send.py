@@ -8,7 +8,7 @@ import contextlib
 import sys
 from typing import Any
 
-from .. import disk, migration, params, stats, units
+from .. import disk, errors, migration, params, stats, units
 from . import arguments, output
 
 
@@ -20,11 +20,12 @@ def add_command(commands: Any) -> None:
         run,
         summary="migrate disks to a receiver, a QEMU up to 9.0 with -incoming, or a file",
     )
-    parser.add_argument("disks", nargs="+", metavar="[NAME=]DISK", help="a raw file or block device; NAME is what the "
-                        "receiver calls it (default: the file's name without suffix)")  # fmt: skip
+    parser.add_argument("disks", nargs="+", metavar="[NAME=]DISK", help="a file, a block device, nbd://..., "
+                        "qemu:QMP_SOCKET[,device=ID]; NAME is what the receiver calls it")  # fmt: skip
     parser.add_argument("uri", metavar="URI", help=arguments.URI_HELP)
     add_limits(parser)
     add_stream(parser)
+    add_live(parser)
     arguments.add_progress(parser)
 
 
@@ -53,14 +54,66 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connect-timeout", type=float, default=30.0, metavar="SECONDS", help="(default: 30)")
 
 
+def add_live(parser: argparse.ArgumentParser) -> None:
+    """Add the options about the source's writers."""
+    parser.add_argument("--move", action="store_true", help="the disk moves: its writers stay held when all is there "
+                        "(default: they go on, the target is a copy)")  # fmt: skip
+    parser.add_argument("--switchover", choices=("auto", "pause-before"), default="auto",
+                        help="pause-before: take part in the migration of a VM, whose RAM QEMU moves")  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="use a QEMU's disk in an iothread, although a QEMU before "
+                        "9.0 aborts if blkmig is killed")  # fmt: skip
+    parser.add_argument("--dry-run", nargs="?", type=float, const=3.0, metavar="SECONDS",
+                        help="send nothing: watch the writers (default: 3 s) and say what it would take")  # fmt: skip
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    parameters = params.MigrationParameters(
+    parameters = parameters_of(args)
+    with contextlib.ExitStack() as stack:
+        disks = [
+            stack.enter_context(backend)
+            for name, text in map(arguments.named, args.disks)
+            for backend in disk.open_disks(
+                text, name=name, writable=False, direct=args.direct, force=args.force, switchover=args.switchover
+            )
+        ]
+        if args.dry_run is not None:
+            print_forecast(migration.forecast(disks, parameters, seconds=args.dry_run), args)
+            return 0
+        report = stack.enter_context(output.reporter(args.progress))
+        outgoing = migration.OutgoingMigration(disks, args.uri, parameters, on_progress=report)
+        with outgoing:
+            if args.switchover == "pause-before":
+                watch_switchover(disks, outgoing)
+            outgoing.run()
+    for name in outgoing.skipped:
+        output.print_error(f"disk {name!r} was not sent: it is read-only or has no bytes")
+    print_result(outgoing.stats, args)
+    return 0
+
+
+def watch_switchover(disks: list[disk.BlockBackend], outgoing: migration.OutgoingMigration) -> None:
+    """Begin the last pass when the QEMU of the disks waits for it."""
+    from ..disk import qemu
+
+    sessions = {backend.session for backend in disks if isinstance(backend, qemu.QemuBackend)}
+    if not sessions:
+        raise errors.ParameterError("--switchover=pause-before is for the disks of a running QEMU: qemu:QMP_SOCKET")
+    for session in sessions:
+        session.when_pre_switchover(outgoing.switchover)
+
+
+def parameters_of(args: argparse.Namespace) -> params.MigrationParameters:
+    """Return what the options say of the migration."""
+    is_whole_vm = args.switchover == "pause-before"
+    return params.MigrationParameters(
         max_bandwidth=args.max_bandwidth,
         downtime_limit=args.downtime_limit,
         timeout=args.timeout,
         max_rounds=args.max_rounds,
         auto_converge=args.auto_converge,
+        switchover="manual" if is_whole_vm else "auto",
+        writers_after="refuse" if args.move or is_whole_vm else "release",
         shared_base=args.incremental,
         digests=args.verify,
         zero_blocks=args.zero_blocks,
@@ -70,20 +123,6 @@ def run(args: argparse.Namespace) -> int:
         machine_compat=machine_compat(args.machine),
         connect_timeout=args.connect_timeout,
     )
-    with contextlib.ExitStack() as stack:
-        disks = [
-            stack.enter_context(backend)
-            for name, text in map(arguments.named, args.disks)
-            for backend in disk.open_disks(text, name=name, writable=False, direct=args.direct)
-        ]
-        report = stack.enter_context(output.reporter(args.progress))
-        outgoing = migration.OutgoingMigration(disks, args.uri, parameters, on_progress=report)
-        with outgoing:
-            outgoing.run()
-    for name in outgoing.skipped:
-        output.print_error(f"disk {name!r} was not sent: it is read-only or has no bytes")
-    print_result(outgoing.stats, args)
-    return 0
 
 
 def machine_compat(machine: str) -> params.MachineCompat | None:
@@ -113,3 +152,23 @@ def print_result(result: stats.OutgoingStatistics, args: argparse.Namespace) -> 
         ("downtime", units.format_duration(result.downtime or 0.0)),
     ]
     output.print_table(rows, file)
+
+
+def print_forecast(found: migration.Forecast, args: argparse.Namespace) -> None:
+    """Print what a migration would take."""
+    if args.json:
+        output.print_json(found)
+        return
+    rows = [
+        ("disks", f"{units.format_size(found.disk_bytes)}, {units.format_size(found.data_bytes)} of data"),
+        (
+            "bandwidth",
+            f"{units.format_rate(found.bandwidth)}{'' if args.max_bandwidth else ', as fast as the disks are read'}",
+        ),
+        ("writers", f"dirty {units.format_rate(found.dirty_rate)}"),
+        ("would send", f"{units.format_size(found.total_bytes)} in {units.format_duration(found.total_time)}"),
+        ("dirty rounds", str(found.rounds)),
+        ("downtime", units.format_duration(found.downtime)),
+        ("converges", "yes" if found.converges else "no: allow more downtime or bandwidth, or --auto-converge"),
+    ]
+    output.print_table(rows)

@@ -7,7 +7,7 @@ from .file import FileBackend
 from .geometry import BlockGeometry
 from .local import LocalBackend
 from .memory import MemoryBackend
-from .open import open_disk, open_disks, open_target
+from .open import describe, open_disk, open_disks, open_target
 
 __all__ = [
     "BlockBackend",
@@ -16,6 +16,7 @@ __all__ = [
     "FileBackend",
     "LocalBackend",
     "MemoryBackend",
+    "describe",
     "open_disk",
     "open_disks",
     "open_target",
