@@ -115,7 +115,8 @@ def storage_daemon(path: Path, *, format: str = "raw", writable: bool = True, op
 class FakeServer:
     """A server in this process that keeps every request until `answer` says what to do about it.
 
-    `answer` is called in the server's thread with each :class:`Asked` and may call its `reply`, now or later.
+    `answer` is called in the server's thread with each :class:`Asked` and may call its `reply`, now or later. What it
+    raises ends the connection, and is raised at the end of the ``with``.
     """
 
     def __init__(self, answer: Callable[[Asked], None], *, size: int = 1 << 30, flags: int = 0) -> None:
@@ -132,6 +133,7 @@ class FakeServer:
         theirs.close()
         self.uri = nbd_connection.unix_uri(str(path))
         self._send_lock = threading.Lock()
+        self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 
@@ -147,6 +149,8 @@ class FakeServer:
         self._ours.close()
         self._listener.close()
         self._folder.close()
+        if self._failure is not None:
+            raise self._failure
 
     def hang_up(self) -> None:
         """Close the connection, as a server that died."""
@@ -162,20 +166,28 @@ class FakeServer:
             self._ours.sendall(data)
 
     def _serve(self) -> None:
-        with contextlib.suppress(OSError, EOFError):
+        try:
             self._ours, _ = self._listener.accept()
-            # The old handshake, which needs no negotiation.
-            self.send(b"NBDMAGIC" + struct.pack(">QQI124x", 0x420281861253, self.size, self.flags))
-            while True:
-                magic, flags, kind, cookie, offset, nbytes = struct.unpack(">IHHQQI", self._receive(28))
-                assert magic == 0x25609513
-                asked = Asked(self, kind, flags, cookie, offset, nbytes)
-                if kind == WRITE:
-                    asked.data = self._receive(nbytes)
-                self.seen.append(asked)
-                if kind == DISCONNECT:
-                    return
-                self._answer(asked)
+            self._converse()
+        except (OSError, EOFError):
+            pass  # the client has gone
+        except Exception as error:
+            self._failure = error
+            self.hang_up()
+
+    def _converse(self) -> None:
+        # The old handshake, which needs no negotiation.
+        self.send(b"NBDMAGIC" + struct.pack(">QQI124x", 0x420281861253, self.size, self.flags))
+        while True:
+            magic, flags, kind, cookie, offset, nbytes = struct.unpack(">IHHQQI", self._receive(28))
+            assert magic == 0x25609513
+            asked = Asked(self, kind, flags, cookie, offset, nbytes)
+            if kind == WRITE:
+                asked.data = self._receive(nbytes)
+            self.seen.append(asked)
+            if kind == DISCONNECT:
+                return
+            self._answer(asked)
 
     def _receive(self, nbytes: int) -> bytes:
         data = bytearray()
