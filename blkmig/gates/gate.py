@@ -136,6 +136,7 @@ class Comparison:
         self.limits = limits or Limits()
         self.gates = [gate for gate in gates if gate.rival not in self.skipped]
         self.looks = 0
+        self.error = judge.error_of_look(1)  # of the latest look, one-sided
         self.seconds = 0.0
         if unknown := {gate.rival for gate in self.gates} - set(self.rivals):
             raise GateError(f"{group!r}: gates against {sorted(unknown)}, but the rivals are {self.rivals}")
@@ -159,6 +160,7 @@ class Comparison:
         if not last and (count < judge.look_rounds(self.looks + 1) or count < limits.min_rounds):
             return False
         self.looks += 1
+        self.error = judge.error_of_look(self.looks, last=last)
         return last or all(self._settled(rival) for rival in self.rivals)
 
     def _settled(self, rival: str) -> bool:
@@ -179,7 +181,7 @@ class Comparison:
     def ratio(self, rival: str, metric: str = "wall", *, of: str | None = None) -> judge.Estimate:
         """Return how many times better than `rival` the contender (or the side `of`) is, with its interval."""
         ours, theirs = self.figures(of or self.contender, metric), self.figures(rival, metric)
-        return judge.estimate(ours, theirs, error=judge.error_of_look(max(1, self.looks)))
+        return judge.estimate(ours, theirs, error=self.error)
 
     def _judge(self, gate: Gate) -> Judgement:
         threshold = gate.at_least * (1 - gate.margin if self.margins else 1)

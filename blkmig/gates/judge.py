@@ -67,13 +67,15 @@ def look_rounds(look: int) -> int:
     return rounds
 
 
-def error_of_look(look: int, *, confidence: float = CONFIDENCE) -> float:
-    """Return the one-sided error that the `look`-th look (from 1) may make.
+def error_of_look(look: int, *, last: bool = False, confidence: float = CONFIDENCE) -> float:
+    """Return the one-sided error that the `look`-th look (from 1) may make; the last one spends what is left.
 
     The first look gets two thirds, so that five rounds that all agree (one chance in 32) decide at 95 %; the others
     share the last third as 1, 1/4, 1/9 ..., whose sum is pi^2 / 6.
     """
     error = 1 - confidence
+    if last:
+        return error - sum(error_of_look(earlier, confidence=confidence) for earlier in range(1, look))
     if look == 1:
         return error * 2 / 3
     return error / 3 / (look - 1) ** 2 * 6 / math.pi**2

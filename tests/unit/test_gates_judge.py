@@ -20,6 +20,12 @@ def test_all_looks_together_spend_at_most_the_error(confidence):
     assert 0.999 * (1 - confidence) < spent <= 1 - confidence
 
 
+@pytest.mark.parametrize("looks", [1, 2, 5])
+def test_the_last_look_spends_what_is_left(looks):
+    earlier = sum(judge.error_of_look(look) for look in range(1, looks))
+    assert earlier + judge.error_of_look(looks, last=True) == pytest.approx(0.05)
+
+
 @pytest.mark.parametrize("rounds", range(1, 13))
 @pytest.mark.parametrize("error", [0.5, 0.1, 1 / 32, 0.03, 0.001])
 def test_rank_is_what_counting_all_outcomes_says(rounds, error):
@@ -84,7 +90,8 @@ def run_to_verdict(generator, noise, *, true_ratio, threshold, max_rounds=62):
             a, b = noise(generator, len(ours))
             ours.append(a)
             theirs.append(true_ratio * b)
-        verdict = judge.estimate(ours, theirs, error=judge.error_of_look(look)).verdict(threshold)
+        error = judge.error_of_look(look, last=len(ours) >= max_rounds)
+        verdict = judge.estimate(ours, theirs, error=error).verdict(threshold)
     return verdict
 
 
