@@ -11,5 +11,5 @@ def test_terabyte(ratio, arena):
     names = ["blkmig", "blkmig command", "C loop", "nbdcopy", "qemu-img convert", "cp --sparse"]
     sides, skipped = arena.sides(names, job)
     dense = arena.job(arena.random_image(data), link="tcp", fresh=True)
-    sides["blkmig, dense"] = arena.side("blkmig", dense)
-    ratio(sides, group="1 TiB sparse, 1 GiB of data, TCP", skipped=skipped, max_time=100, max_rounds=8)
+    sides["blkmig dense"] = arena.side("blkmig", dense)
+    ratio(sides, group="1 TiB sparse, 1 GiB of data, TCP", skipped=skipped, min_rounds=8, max_rounds=8)

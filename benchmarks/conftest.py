@@ -13,7 +13,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # the package `harness`
 from harness import arena as arenas
-from harness import images, tools
+from harness import images, peers, tools
 
 pytest_plugins = ["blkmig.gates.plugin"]  # the fixture `ratio`, also where blkmig is not installed
 
@@ -22,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("benchmarks of blkmig")
     group.addoption("--quick", action="store_true", help="smoke run: small data, one round, nothing is judged")
     group.addoption("--bench-dir", metavar="DIR", type=pathlib.Path, help="where the images go (default: TMPDIR)")
+    group.addoption("--rivals", metavar="NAME,...", default="", help="the only rivals in whole copies: nbdcopy,dd ...")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -44,11 +45,14 @@ def bench_dir(request: pytest.FixtureRequest) -> Iterator[pathlib.Path]:
 
 
 @pytest.fixture(scope="session")
-def arena(bench_dir: pathlib.Path, quick: bool) -> arenas.Arena:
+def arena(request: pytest.FixtureRequest, bench_dir: pathlib.Path, quick: bool) -> arenas.Arena:
     """Return the place for end-to-end comparisons."""
     if tools.compiler() is None:
         pytest.skip("no C compiler: the processes cannot be measured")
-    return arenas.Arena(bench_dir, tools.Tools(bench_dir / "tools"), quick)
+    if not quick:
+        images.warm_memory()
+    rivals = frozenset(filter(None, request.config.option.rivals.split(",")))
+    return arenas.Arena(bench_dir, tools.Tools(bench_dir / "tools"), quick, rivals)
 
 
 @pytest.hookimpl(wrapper=True)
@@ -64,4 +68,4 @@ def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
 def _versions(request: pytest.FixtureRequest) -> None:
     """Add what the comparisons depend on to the JSON."""
     if "ratio" in request.fixturenames:
-        request.getfixturevalue("ratio").versions.setdefault("linux", platform.release())
+        request.getfixturevalue("ratio").versions.update({"linux": platform.release(), **peers.versions()})

@@ -16,11 +16,12 @@ from . import images, peers, tools
 
 @dataclasses.dataclass(frozen=True)
 class Arena:
-    """The place where the sides meet: a folder for images, compiled tools."""
+    """The place where the sides meet: a folder for images, compiled tools; `rivals`: the only ones, where named."""
 
     folder: pathlib.Path
     tools: tools.Tools
     quick: bool
+    rivals: frozenset[str] = frozenset()
 
     def job(self, source: pathlib.Path, **options: object) -> peers.Job:
         """Return the job of copying `source` to the one target that all sides share."""
@@ -48,8 +49,10 @@ class Arena:
         return gates.Side(functools.partial(run, job), setup=functools.partial(self.prepare, job), check=verify)
 
     def sides(self, names: Sequence[str], job: peers.Job) -> tuple[dict[str, gates.Side], dict[str, str]]:
-        """Return the sides that can run here, and the reasons why the others cannot."""
+        """Return the sides that can run here, the first always, and the reasons why the others cannot."""
         skipped = {name: reason for name in names if (reason := peers.missing(name))}
+        if self.rivals:
+            skipped |= {name: "not asked for" for name in names[1:] if name not in self.rivals}
         return {name: self.side(name, job) for name in names if name not in skipped}, skipped
 
     def create_target(self, job: peers.Job) -> None:

@@ -10,9 +10,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import pathlib
+import re
 import shutil
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -311,8 +314,8 @@ SIDES: Mapping[str, tuple[Run, Sequence[str]]] = {
     "blkmig": (run_blkmig, ()),
     "blkmig command": (run_blkmig_command, ()),
     "C loop": (run_c_loop, ()),
-    "C loop, mapped": (run_c_mapped, ()),
-    "C loop, sendfile": (run_c_sendfile, ()),
+    "C loop mapped": (run_c_mapped, ()),
+    "C loop sendfile": (run_c_sendfile, ()),
     "nbdcopy": (run_nbdcopy, ("nbdcopy", "nbdkit")),
     "qemu-img convert": (run_qemu_img, ("qemu-img", "nbdkit")),
     "blockdev-mirror": (run_blockdev_mirror, ("qemu-storage-daemon", "nbdkit")),
@@ -330,6 +333,18 @@ def missing(name: str) -> str | None:
     if name == "QEMU migrate" and not absent and (reason := _lacks_block_migration()):
         return reason
     return f"{' and '.join(absent)} not installed" if absent else None
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Return the versions of the programs that are installed."""
+    programs = dict.fromkeys(itertools.chain.from_iterable(needed for _, needed in SIDES.values()))
+    found = {}
+    for program in filter(shutil.which, programs):
+        text = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
+        if match := re.search(r"\d+\.\d+(\.\d+)?", text):
+            found[program] = match.group()
+    return found
 
 
 @functools.cache
