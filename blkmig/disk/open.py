@@ -20,7 +20,7 @@ import pathlib
 from typing import Any
 
 from .. import errors
-from . import backend, file
+from . import backend, file, local
 
 _IMAGE_SUFFIXES = {f".{name}": name for name in ("qcow2", "qcow", "qed", "vmdk", "vhdx", "vdi")} | {".vhd": "vpc"}
 _NBD_SCHEMES = ("nbd:", "nbds:", "nbd+", "nbds+")
@@ -61,9 +61,7 @@ def open_disks(
 
         return list(qemu_disks.open_qemu(text, name=name, **qemu))
     if isinstance(text, str) and text.startswith(_MAP_SCHEME):
-        from . import sharedmap
-
-        return [sharedmap.open_shared_map(text, name=name, direct=direct)]
+        return [_open_shared_map(text, name=name, direct=direct)]
     return [open_disk(text, name=name, writable=writable, direct=direct)]
 
 
@@ -139,6 +137,25 @@ def describe(text: str | os.PathLike[str], *, direct: bool = False) -> FileDescr
     if described.is_raw and described.base_format not in (None, "raw"):
         raise errors.ParameterError(f"{text!r}: a raw disk can only have a raw base; say format=, too")
     return described
+
+
+def _open_shared_map(text: str, *, name: str | None, direct: bool) -> backend.BlockBackend:
+    """Open ``dirtymap:MAP,disk=DISK,hold=COMMAND,release=COMMAND[,refuse=COMMAND]`` as a source.
+
+    DISK is a file or an NBD export; its name on the wire is `name`, or what the DISK alone would be called.
+    """
+    from . import sharedmap
+
+    where = sharedmap.parse(text)
+    source = open_disk(where.disk, name=name, writable=False, direct=direct)
+    try:
+        if not isinstance(source, local.LocalBackend):
+            raise errors.ParameterError(f"{where.disk!r} tracks its writes itself and needs no dirty map")
+        actions = {"hold": where.hold, "release": where.release, "refuse": where.refuse}
+        return sharedmap.SharedMapBackend(source, pathlib.Path(where.path), **actions)  # type: ignore[arg-type]
+    except BaseException:
+        source.close()
+        raise
 
 
 def _open_file(

@@ -38,7 +38,6 @@ from collections.abc import Callable
 
 from .. import _core, errors
 from . import backend, dirty, local
-from . import open as open_disks
 
 SCHEME = "dirtymap:"
 MAGIC = b"BLKDIRTY"
@@ -265,20 +264,3 @@ def parse(text: str) -> MapAddress:
     if unknown := values.keys() - {"disk", "hold", "release", "refuse"}:
         raise errors.ParameterError(f"{', '.join(unknown)} in {text!r} is not known; it may also have refuse=COMMAND")
     return MapAddress(path=path, **values)
-
-
-def open_shared_map(text: str, *, name: str | None = None, direct: bool = False) -> SharedMapBackend:
-    """Open ``dirtymap:MAP,disk=DISK,hold=COMMAND,release=COMMAND[,refuse=COMMAND]`` as a source.
-
-    DISK is a file or an NBD export; its name on the wire is `name`, or what the DISK alone would be called.
-    """
-    where = parse(text)
-    source = open_disks.open_disk(where.disk, name=name, writable=False, direct=direct)
-    try:
-        if not isinstance(source, local.LocalBackend):
-            raise errors.ParameterError(f"{where.disk!r} tracks its writes itself and needs no dirty map")
-        actions = {"hold": where.hold, "release": where.release, "refuse": where.refuse}
-        return SharedMapBackend(source, pathlib.Path(where.path), **actions)  # type: ignore[arg-type]
-    except BaseException:
-        source.close()
-        raise
