@@ -5,6 +5,7 @@
 """
 
 import os
+import pathlib
 
 from setuptools import Extension, setup
 
@@ -16,7 +17,7 @@ setup(
         Extension(
             "blkmig._core",
             ["blkmig/_core.pyx"],
-            depends=["blkmig/_core.pxd", "blkmig/_bits.h", "blkmig/_frame.h", "blkmig/_io.h", "blkmig/_stream.h", "blkmig/_zero.h"],
+            depends=["blkmig/_core.pxd", *map(str, pathlib.Path("blkmig").glob("_*.h"))],
             extra_compile_args=[*flags, "-Wall", "-Wno-unused-function"],
             extra_link_args=flags[:1] if sanitizers else [],
         )

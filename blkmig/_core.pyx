@@ -74,9 +74,9 @@ cdef extern from "_io.h":
     int io_next_data(int fd, int64_t offset, int64_t size, int64_t* start, int64_t* end) except -1 nogil
     Py_ssize_t io_store_sparse(int fd, const uint8_t*, size_t, int64_t offset, size_t, bint) except -1 nogil
     bint io_populate(uint8_t*, size_t) noexcept nogil
-    uint8_t* io_map(int fd, size_t) except NULL
+    uint8_t* io_map(int fd, size_t, int* own) except NULL
+    void io_unmap(uint8_t*, size_t, int own) noexcept nogil
     uint8_t* io_alloc_pages(size_t) except NULL
-    int munmap(void*, size_t) noexcept nogil
 
 cdef extern from "_stream.h":
     struct stream:
@@ -584,6 +584,7 @@ cdef class Mapping:
     """
 
     cdef uint8_t* base
+    cdef int fd                     # its own
     cdef size_t length
     cdef bint closed
 
@@ -591,12 +592,11 @@ cdef class Mapping:
         if size < 0:
             raise ValueError(f"a mapping cannot have {size} bytes")
         if size:
-            self.base = io_map(fd, size)
+            self.base = io_map(fd, size, &self.fd)
         self.length = size
 
     def __dealloc__(self):
-        if self.base != NULL:
-            munmap(self.base, self.length)
+        io_unmap(self.base, self.length, self.fd)
 
     def __getbuffer__(self, Py_buffer* view, int flags):
         PyBuffer_FillInfo(view, self, self.base, self.length, 1, flags)
@@ -622,12 +622,14 @@ cdef class BlockBuffer:
     cdef uint8_t* own               # BLOCK_SIZE bytes
     cdef bint zero                  # all of the payload is zero, as far as a scan has told
     cdef Mapping mapping            # None: the payload is `own`
-    cdef int fd                     # where a mapped payload comes from, and can be read again
-    cdef int64_t offset
+    cdef int64_t offset             # of a mapped payload
 
     def __cinit__(self):
         self.own = io_alloc_pages(BLOCK_SIZE)
         self.zero = True
+
+    def __init__(self):
+        pass                        # takes no arguments, which a __cinit__ without any does not check
 
     def __dealloc__(self):
         free(self.own)
@@ -666,9 +668,8 @@ cdef class BlockBuffer:
     def fill_mapped(self, Mapping mapping not None, int fd, int64_t offset, Py_ssize_t nbytes, /):
         """Do what fill does, but show the mapping's pages instead of a copy if the block is data.
 
-        `mapping` maps the file `fd`, which must stay open until the payload is sent. The first 4 KiB decide: if they
-        are not zero the block is data, its pages are made present without touching them, and it is not scanned.
-        Wherever that fails it is filled by reading.
+        `mapping` maps the file `fd`. The first 4 KiB decide: if they are not zero the block is data, its pages are made
+        present without touching them, and it is not scanned. Wherever that fails it is filled by reading.
         """
         cdef bint mappable, mapped = False
         check_nbytes(nbytes)
@@ -679,7 +680,6 @@ cdef class BlockBuffer:
             mapped = self.read_or_map(mapping.base if mappable else NULL, fd, offset, nbytes)
         if mapped:
             self.mapping = mapping
-            self.fd = fd
             self.offset = offset
         return self.zero
 
@@ -734,10 +734,11 @@ cdef class BlockBuffer:
 
     cdef int unmap(self) except -1:
         # Make the payload the own bytes: for whoever must touch it, and for sends that met a hole in the mapping.
-        if self.mapping is not None:
+        cdef Mapping mapping = self.mapping
+        if mapping is not None:
             self.mapping = None
             with nogil:
-                self.read(self.fd, self.offset, 0, BLOCK_SIZE)
+                self.read(mapping.fd, self.offset, 0, BLOCK_SIZE)
         return 0
 
 

@@ -106,17 +106,16 @@ static int io_next_data(int fd, int64_t offset, int64_t size, int64_t *start, in
 {
     *start = lseek(fd, offset, SEEK_DATA);
     *end = *start < 0 ? -1 : lseek(fd, *start, SEEK_HOLE);
-    if (*end >= 0) {
-        *end = *end < size ? *end : size;
-        return *start < size;
-    }
-    if (errno == ENXIO)
+    if (*end < 0 && errno == ENXIO)
         return 0;
-    if (errno != EINVAL && errno != EOPNOTSUPP)
+    if (*end < 0 && errno != EINVAL && errno != EOPNOTSUPP)
         return io_fail(errno);
-    *start = offset;
-    *end = size;
-    return 1;
+    if (*start < offset || *end <= *start) {    /* not supported, or a device that answers anything with 0 */
+        *start = offset;
+        *end = size;
+    }
+    *end = *end < size ? *end : size;
+    return *start < size;
 }
 
 /* ---- blocks ---- */
@@ -168,14 +167,28 @@ static int io_populate(uint8_t *p, size_t n)
     return madvise(p - slack, n + slack, MADV_POPULATE_READ) == 0;
 }
 
-static uint8_t *io_map(int fd, size_t n)
+/* Map the first n bytes. *own is a second fd of the file, for reading what the mapping no longer shows. */
+static uint8_t *io_map(int fd, size_t n, int *own)
 {
-    void *base = mmap(NULL, n, PROT_READ, MAP_SHARED, fd, 0);
+    void *base = MAP_FAILED;
 
+    *own = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    if (*own >= 0)
+        base = mmap(NULL, n, PROT_READ, MAP_SHARED, *own, 0);
     if (base != MAP_FAILED)
         return base;
     io_fail(errno);
+    if (*own >= 0)
+        close(*own);
     return NULL;
+}
+
+static void io_unmap(uint8_t *base, size_t n, int own)
+{
+    if (base == NULL)
+        return;
+    munmap(base, n);
+    close(own);
 }
 
 /* Zeroed and resident memory, page aligned, for free(). */

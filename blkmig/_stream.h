@@ -25,7 +25,7 @@
 enum {
     STREAM_CAPACITY_MIN = 512,          /* holds any record's head */
     /* What is read behind a payload: the next heads, in the same call, and no more, since it is copied once more.
-     * 0, 64 and 512 measure the same; MSG_WAITALL instead of taking what is there loses a tenth. */
+     * 16, 64 and 512 measure the same; MSG_WAITALL instead of taking what is there loses a tenth. */
     STREAM_READ_AHEAD = 512,
     STREAM_WORDS = 65536,
 };

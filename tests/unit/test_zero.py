@@ -7,6 +7,7 @@ import array
 import ctypes
 import mmap
 import os
+import pathlib
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import pytest
 from blkmig import _core
 
 ALIGNMENTS = (0, 1, 7, 8, 31, 33, 63)
-LENGTHS = (*range(0, 200), 255, 256, 257, 319, 320, 511, 512, 513, 575, 576, 577, 639, 640, 641, 1023, 1024, 1025, 1153)
+LENGTHS = (*range(200), 255, 256, 257, 319, 320, 511, 512, 513, 575, 576, 577, 639, 640, 641, 1023, 1024, 1025, 1153)
 
 
 @pytest.fixture(params=_core.zero_kernels)
@@ -62,7 +63,7 @@ def test_no_byte_outside_is_read(kernel: str) -> None:
     for outer in (base, base + 2 * size):
         assert mprotect(ctypes.c_void_p(outer), ctypes.c_size_t(size), 0) == 0
     view = memoryview(pages)
-    for length in (*range(0, 700), size - 1, size):
+    for length in (*range(700), size - 1, size):
         assert _core.buffer_is_zero_using(kernel, view[size : size + length])
         assert _core.buffer_is_zero_using(kernel, view[2 * size - length : 2 * size])
 
@@ -74,15 +75,14 @@ def test_kernels_are_named() -> None:
 
 
 def test_what_the_cpu_has_is_found() -> None:
-    with open("/proc/cpuinfo") as file:
-        flags = file.read().split()
+    flags = pathlib.Path("/proc/cpuinfo").read_text().split()
     assert ("avx2" in _core.zero_kernels) == ("avx2" in flags)
     assert ("avx512" in _core.zero_kernels) == ("avx512f" in flags)
 
 
 @pytest.mark.parametrize("name", ["", "AVX2", "sse9", "portable\0"])
 def test_unknown_kernel(name: str) -> None:
-    with pytest.raises(ValueError, match="no zero kernel is called .*use one of portable"):
+    with pytest.raises(ValueError, match=r"no zero kernel is called .*use one of portable"):
         _core.buffer_is_zero_using(name, b"")
 
 
