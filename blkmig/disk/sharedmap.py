@@ -31,7 +31,6 @@ import dataclasses
 import fcntl
 import mmap
 import os
-import pathlib
 import struct
 import subprocess
 from collections.abc import Callable
