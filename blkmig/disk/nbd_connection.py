@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .. import errors, units
-from . import _libnbd, nbd_handle
+from . import _libnbd, local, nbd_handle
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -123,7 +123,7 @@ class NbdConnection:
 
     def pread_into(self, buffer: Buffer, offset: int) -> None:
         """Fill the writable `buffer`, of any length, from `offset` on. Blocks without the GIL; copies nothing."""
-        view = memoryview(buffer).cast("B")
+        view = local.bytes_of(buffer)
         if self._is_unaligned(offset, len(view)):
             start, stop = self._widen(offset, len(view))
             whole = bytearray(stop - start)
@@ -137,7 +137,7 @@ class NbdConnection:
 
     def pwrite(self, buffer: Buffer, offset: int) -> None:
         """Write `buffer`, of any length, at `offset`. Blocks without the GIL; copies nothing."""
-        view = memoryview(buffer).cast("B")
+        view = local.bytes_of(buffer)
         if self._is_unaligned(offset, len(view)):
             with self._edges:  # two writers must not put back each other's part of a block
                 start, stop = self._widen(offset, len(view))

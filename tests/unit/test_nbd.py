@@ -6,7 +6,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import random
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -236,6 +238,27 @@ def test_nobody_answers_the_handshake() -> None:
             nbd_connection.NbdConnection(nbd_connection.unix_uri(str(folder / "s")), connect_timeout=0.05)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_handshake_of_anybody_else(seed: int) -> None:
+    """Who answers is no NBD server, or one that says strange things and hangs up: an error, soon."""
+    rng = random.Random(seed)
+    hello = b"NBDMAGICIHAVEOPT\0\3" + struct.pack(">QIII", 0x3E889045565A9, 7, 1, rng.randrange(2**32))
+    words = hello[: rng.randrange(len(hello) + 1)] + rng.randbytes(rng.choice((0, 1, 40, 4096)))
+    with nbd_servers.private_folder() as folder, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "s"))
+        listener.listen()
+        with futures.ThreadPoolExecutor(1) as pool:
+            pool.submit(say_and_hang_up, listener, words)
+            with pytest.raises(errors.DeviceError, match="cannot connect"):
+                nbd_connection.NbdConnection(nbd_connection.unix_uri(str(folder / "s")), connect_timeout=5)
+
+
+def say_and_hang_up(listener: socket.socket, words: bytes) -> None:
+    client, _ = listener.accept()
+    with client:
+        client.sendall(words)
+
+
 def test_error_of_the_server_is_not_the_end() -> None:
     def answer(asked: Asked) -> None:
         if asked.offset == 4096:
@@ -458,6 +481,11 @@ def test_outside_is_refused_and_reads_past_the_end_are_zeros() -> None:
         assert not disk.read_block(blk, MiB, MiB)
         assert blk.data[:512] == contents_at(MiB, 512)
         assert blk.data[512:] == bytes(MiB - 512)
+        assert disk.read_block(blk, 2 * MiB, MiB)
+        assert not any(blk.data)
+        disk.pwrite(b"", 5)
+        disk.pwrite_zeroes(5, 0)
+        assert disk.pread(5, 0) == b""
     assert server.counted() == {READ: 1, nbd_servers.DISCONNECT: 1}
 
 
