@@ -179,6 +179,21 @@ def test_a_vm_migration_that_fails_leaves_the_guest_here(folder: Path) -> None:
         assert source.leftovers() == []
 
 
+def test_a_vm_migration_does_not_go_on_without_its_disks(folder: Path) -> None:
+    with Machine(folder, guest_image(folder), "source") as source:
+        [disk] = qemu.open_qemu(source.address, switchover="pause-before")
+        with disk:
+            disk.session.migrate("exec:cat > /dev/null")
+            source.wait_migration("pre-switchover")
+        assert source.execute("query-migrate")["status"] == "cancelled"
+        source.wait_until(source.is_running, "the guest to go on")
+        capabilities = {entry["capability"]: entry["state"] for entry in source.execute("query-migrate-capabilities")}
+        assert not capabilities["pause-before-switchover"]
+        [disk] = qemu.open_qemu(source.address)
+        with disk, pytest.raises(errors.StateError):
+            disk.session.migrate("exec:cat > /dev/null")
+
+
 def test_a_held_vm_migration_that_ends_otherwise(folder: Path) -> None:
     with Machine(folder, guest_image(folder), "source") as source:
         [disk] = qemu.open_qemu(source.address, switchover="pause-before")

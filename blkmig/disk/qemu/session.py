@@ -218,16 +218,26 @@ class QemuSession:
         assert self._writers is not None, "a session that is set up"
         return self._writers
 
+    def migrate(self, uri: str) -> None:
+        """Start QEMU's own migration, of RAM and devices, to its `uri` (``pause-before`` only).
+
+        Whoever has a monitor may do it instead. If the disks are closed before they have moved, it is cancelled.
+        """
+        self._vm_migration().migrate(uri)
+
     def when_pre_switchover(self, call: Callable[[], None]) -> None:
         """Call `call`, in a thread of ours, as soon as QEMU's own migration waits for the last pass.
 
         For ``pause-before`` only, once: ``session.when_pre_switchover(migration.switchover)``. Never called if QEMU's
         migration does not get there before the disks are closed.
         """
-        watched = self._the_writers
-        if not isinstance(watched, writers.PreSwitchover):
-            raise errors.StateError("no migration of the whole VM", state="auto", required="pause-before")
-        threading.Thread(target=watched.watch, args=(call,), name="blkmig-switchover", daemon=True).start()
+        watch = self._vm_migration().watch
+        threading.Thread(target=watch, args=(call,), name="blkmig-switchover", daemon=True).start()
+
+    def _vm_migration(self) -> writers.PreSwitchover:
+        if not isinstance(self._writers, writers.PreSwitchover):
+            raise errors.StateError("the VM does not migrate as a whole", state="auto", required="pause-before")
+        return self._writers
 
     def throttle_writers(self, number: int, fraction: float) -> bool:
         """Slow a disk's writers down to `fraction` of the speed they had; False if this disk cannot be."""
@@ -253,7 +263,7 @@ class QemuSession:
             for limit in getattr(self, "_throttles", ()):
                 stack.callback(self._try, limit.lift, "lift the throttle")
             if self._writers is not None:
-                stack.callback(self._writers.close)
+                stack.callback(self._try, self._writers.close, "undo the preparations")
                 stack.callback(self._try, self._let_go, "release the writers")
 
     def _let_go(self) -> None:

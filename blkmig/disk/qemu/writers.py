@@ -205,11 +205,20 @@ class PreSwitchover(Writers):
             self._qmp.execute("migrate-continue", {"state": self.WAITING})
             self._await("completed")
 
+    def migrate(self, uri: str) -> None:
+        """Have QEMU begin to migrate RAM and devices to its `uri`."""
+        self._qmp.execute("migrate", {"uri": uri})
+
     def close(self) -> None:
-        """Put the capabilities back."""
-        with contextlib.suppress(errors.DeviceError):
-            self._set(self._before)
-        self._before = []
+        """Cancel a migration that would go on without its disks, and put the capabilities back."""
+        before, self._before = self._before, []
+        if not before:
+            return
+        if self._qmp.execute("query-migrate").get("status") not in (None, "none", *self.OVER):
+            self._qmp.execute("migrate_cancel")
+            with contextlib.suppress(errors.DeviceError):
+                self._await("cancelled")
+        self._set(before)
 
     def _await(self, wanted: str) -> None:
         """Wait for a status of QEMU's migration; raise if it ends with another one.

@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The synchronous QMP connection, against a monitor that does exactly what a test wants."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blkmig import errors
+from blkmig.disk.qemu import qmp
+
+GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": ""}, "capabilities": []}}
+
+Answer = Callable[[dict[str, Any]], list[dict[str, Any] | None]]
+"""What the monitor says to a command: messages, None closes the connection."""
+
+
+class Monitor:
+    """A QMP server for one client, in a thread."""
+
+    def __init__(self, path: Path, answer: Answer) -> None:
+        self.path = path
+        self._answer = answer
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._client: socket.socket | None = None
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        try:
+            self._client, _ = self._listener.accept()
+            self.say(GREETING)
+            for request in self._requests(self._client):
+                replies = [{"return": {}}] if request["execute"] == "qmp_capabilities" else self._answer(request)
+                for reply in replies:
+                    if reply is None:
+                        self._client.shutdown(socket.SHUT_RDWR)
+                        return
+                    self.say(reply if "event" in reply else reply | {"id": request.get("id")})
+        except OSError:
+            return
+
+    def _requests(self, client: socket.socket) -> Iterator[dict[str, Any]]:
+        """Yield one JSON object after the other; nothing separates them."""
+        text = ""
+        while data := client.recv(65536):
+            text += data.decode()
+            while text:
+                request, end = json.JSONDecoder().raw_decode(text)
+                text = text[end:].lstrip()
+                yield request
+
+    def say(self, message: dict[str, Any]) -> None:
+        assert self._client is not None
+        self._client.sendall(json.dumps(message).encode() + b"\r\n")
+
+    def close(self) -> None:
+        self._listener.close()
+        if self._client is not None:
+            self._client.close()
+
+
+def event(name: str, **data: Any) -> dict[str, Any]:
+    return {"event": name, "data": data, "timestamp": {"seconds": 1, "microseconds": 0}}
+
+
+@pytest.fixture
+def connect(tmp_path: Path) -> Iterator[Callable[[Answer], qmp.QmpConnection]]:
+    opened: list[Any] = []
+
+    def do_connect(answer: Answer) -> qmp.QmpConnection:
+        opened.append(Monitor(tmp_path / "qmp", answer))
+        opened.append(qmp.QmpConnection(tmp_path / "qmp", timeout=20))
+        return opened[-1]  # type: ignore[no-any-return]
+
+    yield do_connect
+    for one in reversed(opened):
+        one.close()
+
+
+def echo(request: dict[str, Any]) -> list[dict[str, Any] | None]:
+    return [{"return": request.get("arguments", {})}]
+
+
+def deleted(name: str) -> dict[str, Any]:
+    return event("BLOCK_EXPORT_DELETED", id=name)
+
+
+def test_commands_return_what_qemu_returns(connect: Callable[[Answer], qmp.QmpConnection]) -> None:
+    connection = connect(echo)
+    assert connection.version == (7, 2, 22)
+    assert connection.execute("anything", {"a": [1, {"b": None}]}) == {"a": [1, {"b": None}]}
+    assert connection.execute("nothing") == {}
+
+
+def test_an_error_keeps_what_qemu_said(connect: Callable[[Answer], qmp.QmpConnection]) -> None:
+    connection = connect(lambda request: [{"error": {"class": "GenericError", "desc": "no such thing"}}])
+    with pytest.raises(qmp.QmpError, match="QMP frob: no such thing") as caught:
+        connection.execute("frob")
+    assert (caught.value.command, caught.value.error_class, caught.value.text) == (
+        "frob",
+        "GenericError",
+        "no such thing",
+    )
+    assert caught.value.device == connection.device
+
+
+def test_a_command_without_an_answer_times_out(connect: Callable[[Answer], qmp.QmpConnection]) -> None:
+    connection = connect(lambda request: [] if request["execute"] == "slow" else echo(request))
+    with pytest.raises(qmp.QmpTimeout, match=r"no answer within 0\.05 s"):
+        connection.execute("slow", wait=0.05)
+    assert connection.execute("quick") == {}
+
+
+def test_events_are_kept_until_somebody_waits(connect: Callable[[Answer], qmp.QmpConnection]) -> None:
+    connection = connect(lambda request: [deleted("a"), event("RTC_CHANGE", offset=1), deleted("b"), *echo(request)])
+    connection.execute("delete")
+    assert connection.wait_event("BLOCK_EXPORT_DELETED", lambda data: data["id"] == "b")["data"] == {"id": "b"}
+    assert connection.wait_event("BLOCK_EXPORT_DELETED", lambda data: data["id"] == "a")["data"] == {"id": "a"}
+    with pytest.raises(qmp.QmpTimeout, match="waiting for BLOCK_EXPORT_DELETED"):
+        connection.wait_event("BLOCK_EXPORT_DELETED", lambda data: True, wait=0.05)
+
+
+def test_an_event_that_comes_later_is_waited_for(connect: Callable[[Answer], qmp.QmpConnection]) -> None:
+    connection = connect(lambda request: [*echo(request), deleted("a")])
+    waiting = threading.Timer(0.05, connection.execute, ("delete",))
+    waiting.start()
+    assert connection.wait_event("BLOCK_EXPORT_DELETED", lambda data: data["id"] == "a")
+    waiting.join(20)
+
+
+def test_events_of_before_can_be_dropped(connect: Callable[[Answer], qmp.QmpConnection]) -> None:
+    connection = connect(lambda request: [event("MIGRATION", status="failed"), deleted("a"), *echo(request)])
+    connection.execute("anything")
+    connection.drop_events("MIGRATION")
+    with pytest.raises(qmp.QmpTimeout):
+        connection.wait_event("MIGRATION", lambda data: True, wait=0.05)
+    assert connection.wait_event("BLOCK_EXPORT_DELETED", lambda data: True)
+
+
+def test_a_monitor_that_goes_away(
+    connect: Callable[[Answer], qmp.QmpConnection], capfd: pytest.CaptureFixture[str]
+) -> None:
+    connection = connect(lambda request: [None])
+    with pytest.raises(qmp.QmpGone, match="has QEMU ended"):
+        connection.execute("quit")
+    with pytest.raises(qmp.QmpGone):
+        connection.wait_event("MIGRATION", lambda data: True)
+    with pytest.raises(qmp.QmpGone):
+        connection.execute("more")
+    assert connection.is_gone
+    connection.close()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_closed_connection(connect: Callable[[Answer], qmp.QmpConnection]) -> None:
+    connection = connect(echo)
+    connection.close()
+    connection.close()
+    with pytest.raises(qmp.QmpGone):
+        connection.execute("anything")
+    assert not connection._thread.is_alive()
+
+
+def test_many_threads_share_a_connection(connect: Callable[[Answer], qmp.QmpConnection]) -> None:
+    connection = connect(echo)
+    wrong: list[object] = []
+
+    def ask(number: int) -> None:
+        for step in range(50):
+            if connection.execute("echo", {"n": number * 1000 + step}) != {"n": number * 1000 + step}:
+                wrong.append(number)
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert not wrong
+
+
+def test_it_works_inside_a_running_loop(connect: Callable[[Answer], qmp.QmpConnection]) -> None:
+    async def ask() -> object:
+        return connect(echo).execute("echo", {"n": 1})
+
+    assert asyncio.run(ask()) == {"n": 1}
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    with pytest.raises(errors.DeviceError, match="No such file"):
+        qmp.QmpConnection(tmp_path / "missing")
+
+
+def test_no_greeting(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "qmp"))
+        listener.listen()
+        with pytest.raises(qmp.QmpTimeout, match="one client at a time"):
+            qmp.QmpConnection(tmp_path / "qmp", connect_timeout=0.1)
+
+
+def test_something_else_behind_the_socket(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "qmp"))
+        listener.listen()
+
+        def serve() -> None:
+            client, _ = listener.accept()
+            client.sendall(b"NBDMAGIC\n")
+
+        threading.Thread(target=serve, daemon=True).start()
+        with pytest.raises(errors.DeviceError, match="connect to its QMP socket"):
+            qmp.QmpConnection(tmp_path / "qmp")
+
+
+def test_the_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "qemu.qmp", None)
+    with pytest.raises(errors.DeviceError, match=r"pip install 'blkmig\[qemu\]'"):
+        qmp.QmpConnection("/nonexistent")
+
+
+def test_the_library_is_imported_when_it_is_needed() -> None:
+    code = "import sys, blkmig, blkmig.disk.qemu; sys.exit('qemu.qmp' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_an_abandoned_connection_ends_quietly(tmp_path: Path) -> None:
+    monitor = Monitor(tmp_path / "qmp", echo)
+    code = f"from blkmig.disk.qemu import qmp; kept = qmp.QmpConnection({str(tmp_path / 'qmp')!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    monitor.close()
+    assert (done.returncode, done.stderr) == (0, "")
+    logging.getLogger("qemu.qmp").handlers.clear()
