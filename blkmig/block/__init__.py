@@ -4,6 +4,13 @@
 from .coverage import MAX_INFERRED_BYTES, BlockCoverage
 from .load import BlockLoadHandlers
 from .save import BlockSaveHandlers
-from .target import BlkLoadDevice
+from .target import NAMELESS_TWICE, BlkLoadDevice
 
-__all__ = ["MAX_INFERRED_BYTES", "BlkLoadDevice", "BlockCoverage", "BlockLoadHandlers", "BlockSaveHandlers"]
+__all__ = [
+    "MAX_INFERRED_BYTES",
+    "NAMELESS_TWICE",
+    "BlkLoadDevice",
+    "BlockCoverage",
+    "BlockLoadHandlers",
+    "BlockSaveHandlers",
+]

@@ -13,6 +13,12 @@ from . import coverage, send
 GROWTH_BYTES = 64 << 20
 """A growing target grows in steps of this size, so that not every block changes the file's size."""
 
+NAMELESS_TWICE = (
+    "a block of the disk without a name comes a second time: the stream holds two such disks, the second most likely "
+    "the image file below the first, or a guest was writing, and the two cannot be told apart; "
+    "give the source's disk a name, as in -drive id=NAME"
+)
+
 
 class BlkLoadDevice:
     """The receiving end of one disk. It belongs to the thread that loads the stream."""
@@ -48,12 +54,7 @@ class BlkLoadDevice:
         A QEMU sends every node of ``-blockdev`` without a name, an image and the file below it one after the other.
         """
         if not self.statistics.name and self.coverage.bits.count(block, block + count):
-            raise errors.UnsupportedStream(
-                f"block {block} of the disk without a name comes a second time: the stream holds two such disks, the "
-                "second most likely the image file below the first, or a guest was writing, and the two cannot be told "
-                "apart; give the source's disk a name, as in -drive id=NAME",
-                position=position,
-            )
+            raise errors.UnsupportedStream(NAMELESS_TWICE, position=position)
 
     def _place(self, sector: int, count: int) -> tuple[int, int]:
         """Return (offset, nbytes) of blocks without the slack; the target grows if need be."""

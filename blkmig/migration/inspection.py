@@ -175,6 +175,8 @@ def judge(
     misfit = next((disk for disk in disks if not disk.coverage.fits(disk.statistics.size or 0)), None)
     if misfit is not None:
         return "error", f"disk {misfit.statistics.name!r} got blocks that a disk of its size cannot have"
+    if any(disk.statistics.resent_blocks for disk in disks if not disk.statistics.name):
+        return "error", block.NAMELESS_TWICE
     try:
         verdict.check_coverage(disks, announced, bulk_percent)
     except errors.IncompleteMigration as error:
