@@ -26,7 +26,7 @@ from blkmig import errors
 RESTING = [
     name
     for name, golden in golden_streams.manifest().items()
-    if golden.disks and golden.verdict != "lossy" and all(disk.seed is not None for disk in golden.disks)
+    if golden.disks and golden.verdict != "lossy" and all(disk.name and disk.seed is not None for disk in golden.disks)
 ]
 """Streams whose disks are known byte for byte, because nobody wrote to them while they were sent."""
 
@@ -68,10 +68,10 @@ def is_in_payload(position: int, golden: Golden) -> bool:
 def receive(path: Path, golden: Golden) -> tuple[dict[str, GuardedMemory], errors.MigrationError | None]:
     """Receive the stream in `path` into memory; any exception but a MigrationError is a failure."""
     memories = {disk.name: GuardedMemory(disk.size) for disk in golden.disks}
-    targets = {name: blkmig.MemoryBackend(memory.view, name=name) for name, memory in memories.items() if name}
+    targets = {name: blkmig.MemoryBackend(memory.view, name=name) for name, memory in memories.items()}
     failure = None
     try:
-        blkmig.receive(f"file:{path}", targets or {"-": blkmig.MemoryBackend(bytearray(512), name="-")})
+        blkmig.receive(f"file:{path}", targets)
     except errors.MigrationError as error:
         failure = error
     for memory in memories.values():

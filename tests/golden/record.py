@@ -283,6 +283,16 @@ class Nameless(Disk):
         return ["-blockdev", file, "-blockdev", node, "-device", "virtio-blk-pci,drive=node0"]
 
 
+class Inline(Disk):
+    """A raw disk that only -blockdev knows, in one node with its file."""
+
+    @property
+    def arguments(self) -> list[str]:
+        """The command line for it."""
+        node = f"driver=raw,node-name=node0,file.driver=file,file.filename={self.file}"
+        return ["-blockdev", node, "-device", "virtio-blk-pci,drive=node0"]
+
+
 # -- the list --------------------------------------------------------------------------------------------------------
 
 ONE = (Disk("drive0", 3 * MiB, zero_blocks=(1,)),)
@@ -461,6 +471,11 @@ RECORDINGS = [
         capabilities=("validate_uuid",),
         arguments=("-uuid", "01234567-89ab-cdef-0123-456789abcdef"),
         note="a subsection in the configuration",
+    ),
+    Recording(
+        name="blockdev-inline",
+        disks=(Inline("", 2 * MiB, path="nameless.raw"),),
+        note="one device with an empty name: its file is no node of its own",
     ),
     Recording(
         name="blockdev",

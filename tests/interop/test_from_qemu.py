@@ -124,6 +124,22 @@ def is_in_bulk(vm: Qemu) -> bool:
     return bool(disk["remaining"] > MiB or before["ram"]["transferred"] < 4096)
 
 
+@pytest.mark.parametrize("machine", ["pc-i440fx-2.2", "pc-i440fx-2.3", "q35", "microvm"])
+def test_return_path_of_other_machines(tmp_path: Path, machine: str) -> None:
+    """The source does not close before it hears SHUT, and up to 2.2 nothing marks the stream's end."""
+    source = make_disk(tmp_path, "drive0", 3 * MiB)
+    with (
+        command.receiver("tcp:127.0.0.1:0", f"drive0={tmp_path}/copy.raw", "--size", "3M") as receiver,
+        start(tmp_path, *drive(source), machine=machine) as vm,
+    ):
+        vm.set_capabilities(return_path=True)
+        vm.migrate(receiver.uri)
+        assert vm.wait_migration() == "completed"
+        assert receiver.finish().exit_code == 0
+        vm.quit()
+    assert (tmp_path / "copy.raw").read_bytes() == source.read_bytes()
+
+
 @pytest.mark.parametrize("return_path", [False, True])
 def test_running_guest(tmp_path: Path, return_path: bool) -> None:
     """A boot sector writes numbered blocks while its disk goes, slowly, so that blocks come again and again."""
