@@ -113,6 +113,7 @@ class IncomingMigration:
             stream = loader.loadvm()
             self._judge(stream)
             self._set_totals(f)
+            self._targets.close()  # whoever waits for our word may open the disks the moment it comes
         except BaseException:
             with contextlib.suppress(errors.MigrationError):
                 loader.finish(1)

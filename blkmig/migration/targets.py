@@ -43,9 +43,13 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         self._stack = contextlib.ExitStack()
         self.devices: list[block.BlkLoadDevice] = []
 
+    def close(self) -> None:
+        """Close what was opened here. Twice does no harm."""
+        self._stack.close()
+
     def __exit__(self, *exc_info: object) -> None:
         """Close what was opened here."""
-        self._stack.close()
+        self.close()
 
     def open(self, name: str, position: int) -> block.BlkLoadDevice:
         """Return the target of the disk called `name`, whose first block is at `position` of the stream.

@@ -16,7 +16,7 @@ import storage_daemon
 from real_qemu import MiB
 
 import blkmig
-from blkmig import errors
+from blkmig import errors, savevm
 from blkmig.disk import qemu
 from blkmig.disk.qemu import qmp
 
@@ -161,6 +161,19 @@ def test_a_whole_vm_moves_with_ram_by_qemu_and_disk_by_blkmig(folder: Path) -> N
         assert not source.is_running()
         destination.quit()
     assert GUEST.check(target.read_bytes()) > handed_over > 0
+
+
+def test_the_target_is_free_when_the_source_hears_of_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = folder / "target.raw"
+    finish = savevm.LoadVM.finish
+
+    def finish_checked(loader: savevm.LoadVM, status: int) -> None:
+        blkmig.FileBackend(target).close()  # takes QEMU's locks, as the destination's QEMU will
+        finish(loader, status)
+
+    monkeypatch.setattr(savevm.LoadVM, "finish", finish_checked)
+    with blkmig.MemoryBackend(bytearray(MiB), name="vda") as disk:
+        lab.migrate(folder, "unix", [disk], {"vda": target})
 
 
 def test_a_vm_migration_that_fails_leaves_the_guest_here(folder: Path) -> None:
