@@ -108,7 +108,13 @@ class NbdHandle:
 
     def run(self, function: str, *args: Any, keep: object = None) -> None:
         """Run one command, ``nbd_aio_...``, and return when the server has answered it; see `start` and `wait`."""
-        self.wait(self.start(function, *args, keep=keep))
+        try:
+            self.wait(self.start(function, *args, keep=keep))
+        except Exception:
+            raise
+        except BaseException:  # KeyboardInterrupt between the two: the command is in flight, and nobody waits for it
+            self.close()
+            raise
 
     def start(self, function: str, *args: Any, keep: object = None) -> Request:
         """Start one command, ``nbd_aio_...``; `keep` owns whatever memory it uses. Does not block.
