@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +28,7 @@ if not real_qemu.has_guest_tools():
 
 SIZE = 16 * MiB
 GUEST = real_qemu.Guest(SIZE)
+SCRIPT = Path(__file__).parents[2] / "examples" / "move_vm.py"
 
 
 @pytest.fixture
@@ -160,6 +163,30 @@ def test_a_whole_vm_moves_with_ram_by_qemu_and_disk_by_blkmig(folder: Path) -> N
         destination.execute("stop")
         assert not source.is_running()
         destination.quit()
+    assert GUEST.check(target.read_bytes()) > handed_over > 0
+
+
+def test_the_script_of_the_examples_moves_a_vm(folder: Path) -> None:
+    image, target = guest_image(folder, "qcow2"), folder / "target.raw"
+    target.open("wb").truncate(SIZE)
+    with Machine(folder, image, "source") as source, Machine(folder, target, "target", incoming=True) as destination:
+        source.wait_for_writes()
+        receiver = lab.Receiver(f"unix:{folder}/disks", {"vda": target})
+        command = [sys.executable, SCRIPT, source.qmp_path, receiver.uri, destination.listen(f"unix:{folder}/ram")]
+        with (folder / "script.log").open("wb") as log:
+            environment = os.environ | {"PYTHONPATH": str(Path(blkmig.__file__).parents[1])}  # a script's is its folder
+            moved = subprocess.run(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, timeout=60, check=False
+            )
+        assert moved.returncode == 0, (folder / "script.log").read_text()
+        receiver.result()
+        destination.wait_until(destination.is_running, "the guest to go on")
+        destination.wait_for_writes()
+        destination.execute("stop")
+        assert source.leftovers() == []
+        source.quit()
+        destination.quit()
+    handed_over = GUEST.check(contents(image, folder))
     assert GUEST.check(target.read_bytes()) > handed_over > 0
 
 
