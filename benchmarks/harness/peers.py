@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
+import json
 import pathlib
 import re
 import shutil
@@ -99,32 +100,58 @@ def run_blkmig_command(job: Job) -> Figures:
     )
 
 
-def run_blkmig(job: Job) -> Figures:
-    """``blkmig.send`` and ``blkmig.receive`` in two processes that have imported blkmig already."""
+@dataclasses.dataclass
+class Ends:
+    """Both ends of a migration by blkmig, in processes that have imported it and wait."""
+
+    link: processes.Link
+    sending: processes.Measured
+    receiving: processes.Measured
+    to_sender: processes.Control
+    to_receiver: processes.Control
+    received_at: float = 0.0  # time.monotonic()
+
+    def run(self) -> Figures:
+        """Migrate; the clock runs until both ends are done, not until their processes have ended."""
+        self.to_receiver.go()
+        self.link.wait_listening(self.receiving)
+        start = time.monotonic()
+        self.to_sender.go()
+        cpu_sender, sent_at = self.to_sender.wait_done(self.sending)
+        cpu_receiver, self.received_at = self.to_receiver.wait_done(self.receiving)
+        sent = dataclasses.replace(self.sending.wait(), cpu=cpu_sender)
+        received = dataclasses.replace(self.receiving.wait(), cpu=cpu_receiver)
+        return processes.figures(max(sent_at, self.received_at) - start, sent, received)
+
+
+End: TypeAlias = tuple[str, Mapping[str, object]]  # a disk as started.py takes it, and the parameters of this end
+
+
+@contextlib.contextmanager
+def started(job: Job, sender: End, receiver: End) -> Iterator[Ends]:
+    """Start both ends over a link of the job's kind."""
     script = pathlib.Path(__file__).with_name("started.py")
     with (
         processes.open_link(job.link, job.folder) as link,
         processes.Control() as to_receiver,
         processes.Control() as to_sender,
     ):
-        receiver = python(job, script, "receive", to_receiver.fd, job.target, link.receiver_uri)
-        sender = python(job, script, "send", to_sender.fd, job.source, link.sender_uri)
+        send = ["send", to_sender.fd, sender[0], link.sender_uri, json.dumps(sender[1])]
+        receive = ["receive", to_receiver.fd, receiver[0], link.receiver_uri, json.dumps(receiver[1])]
         with (
-            job.start(*receiver, fds=[*link.receiver_fds, int(to_receiver.fd)]) as receiving,
-            job.start(*sender, fds=[*link.sender_fds, int(to_sender.fd)]) as sending,
+            job.start(*python(job, script, *receive), fds=[*link.receiver_fds, int(to_receiver.fd)]) as receiving,
+            job.start(*python(job, script, *send), fds=[*link.sender_fds, int(to_sender.fd)]) as sending,
         ):
             link.close([*link.receiver_fds, *link.sender_fds])
             to_receiver.wait_ready(receiving)
             to_sender.wait_ready(sending)
-            to_receiver.go()
-            link.wait_listening(receiving)
-            start = time.perf_counter()
-            to_sender.go()
-            cpu_sender, cpu_receiver = to_sender.wait_done(sending), to_receiver.wait_done(receiving)
-            wall = time.perf_counter() - start
-            sent, received = sending.wait(), receiving.wait()
-    sent, received = dataclasses.replace(sent, cpu=cpu_sender), dataclasses.replace(received, cpu=cpu_receiver)
-    return processes.figures(wall, sent, received)
+            yield Ends(link, sending, receiving, to_sender, to_receiver)
+
+
+def run_blkmig(job: Job) -> Figures:
+    """``blkmig.send`` and ``blkmig.receive`` in two processes that have imported blkmig already."""
+    with started(job, (f"drive0={job.source}", {}), (f"drive0={job.target}", {})) as ends:
+        return ends.run()
 
 
 def run_pump(job: Job, *, send: str, receive: str) -> Figures:

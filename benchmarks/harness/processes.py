@@ -119,9 +119,10 @@ class Control:
         """Let the child begin."""
         self._ours.sendall(b"go\n")
 
-    def wait_done(self, child: Measured) -> float:
-        """Wait until the child is done and return the CPU seconds that it took since "go"."""
-        return float(self._line(child))
+    def wait_done(self, child: Measured) -> tuple[float, float]:
+        """Wait until the child is done; return the CPU seconds that it took since "go", and when it was done."""
+        cpu, when = map(float, self._line(child).split())
+        return cpu, when
 
     def _line(self, child: Measured) -> bytes:
         line = self._lines.readline()

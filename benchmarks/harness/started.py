@@ -1,31 +1,44 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One end of a migration in a process that is up already: started.py send|receive CONTROL_FD DISK URI.
+"""One end of a migration in a process that is up already: started.py send|receive CONTROL_FD DISK URI PARAMETERS.
 
-It imports, writes "ready", waits for "go", migrates through the Python API, and writes the CPU seconds that this took.
-So a comparison with servers that run already does not count an interpreter's start.
+It imports, writes "ready", waits for "go", migrates through the Python API, and writes the CPU seconds that this took
+and when it was over, on the clock of time.monotonic(), which all processes share.
+So a comparison with servers that run already does not count an interpreter's start. DISK is NAME=PATH, or for a sender
+what stands for the disks of a QEMU; PARAMETERS is a JSON object.
 """
 
+import json
 import os
 import resource
 import sys
+import time
 
 import blkmig
 
 
 def main() -> None:
     """Take part in the protocol above."""
-    verb, control, disk, uri = sys.argv[1:]
+    verb, control, disk, uri, parameters = sys.argv[1:]
     fd = int(control)
     os.write(fd, b"ready\n")
     if os.read(fd, 3) != b"go\n":
         return
     before = cpu_seconds()
-    if verb == "send":
-        with blkmig.FileBackend(disk, name="drive0", writable=False) as source:
-            blkmig.send([source], uri)
+    migrate(verb, disk, uri, json.loads(parameters))
+    ended = time.monotonic()
+    os.write(fd, f"{cpu_seconds() - before} {ended}\n".encode())
+
+
+def migrate(verb: str, disk: str, uri: str, parameters: dict[str, object]) -> None:
+    """Be one end until the migration is over."""
+    name, _, path = disk.partition("=")
+    if verb == "receive":
+        blkmig.receive(uri, {name: path}, **parameters)
+    elif disk.startswith("qemu:"):
+        blkmig.send([disk], uri, **parameters)
     else:
-        blkmig.receive(uri, {"drive0": disk})
-    os.write(fd, f"{cpu_seconds() - before}\n".encode())
+        with blkmig.FileBackend(path, name=name, writable=False) as source:
+            blkmig.send([source], uri, **parameters)
 
 
 def cpu_seconds() -> float:
