@@ -108,6 +108,10 @@ static int zero_avx2(const unsigned char *p, size_t n)
     return 1;
 }
 
+/* Three at once, which also keeps the loads in the order of memory: gcc 12 makes of a tree of eight ORs one that begins
+ * in the middle, and the prefetcher then gives up (zen 4, from DRAM: 8 against 15 GB/s). */
+#define zero_or3(a, b, c) _mm512_ternarylogic_epi64(a, b, c, 0xfe)
+
 __attribute__((target("avx512f")))
 static int zero_avx512(const unsigned char *p, size_t n)
 {
@@ -118,9 +122,7 @@ static int zero_avx512(const unsigned char *p, size_t n)
         return 0;
     for (; q + 512 <= end; q += 512) {
         const __m512i *v = (const void *)q;
-        any = _mm512_or_si512(
-            _mm512_or_si512(_mm512_or_si512(v[0], v[1]), _mm512_or_si512(v[2], v[3])),
-            _mm512_or_si512(_mm512_or_si512(v[4], v[5]), _mm512_or_si512(v[6], v[7])));
+        any = _mm512_or_si512(zero_or3(zero_or3(v[0], v[1], v[2]), v[3], v[4]), zero_or3(v[5], v[6], v[7]));
         if (_mm512_test_epi64_mask(any, any))
             return 0;
     }
