@@ -73,7 +73,8 @@ class MigrationParameters:
     """1 MiB buffers at most, in flight and waiting to be sent together: 1 to 512."""
 
     return_path: bool = True
-    """On two-way channels, ask the target for its word that everything is on its disks, and wait for it."""
+    """On two-way channels, ask the target for its word that everything is on its disks, and wait for it. Off, for
+    QEMUs before 2.5, which cannot give it: then a target that fails late is not noticed here."""
 
     digests: bool = False
     """Put a digest of each disk into the stream, so that the receiver can verify what it wrote."""

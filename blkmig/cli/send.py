@@ -51,6 +51,9 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--qemu", action="store_true", help="the target is a QEMU: refuse what it cannot load")
     parser.add_argument("--machine", default="", metavar="TYPE", help="machine type of the target QEMU; "
                         "needed for types of 2.3 and older")  # fmt: skip
+    parser.add_argument("--no-return-path", dest="return_path", action="store_false",
+                        help="do not ask the target for its word that it has everything, which QEMUs before 2.5 cannot "
+                        "give; then look at the target to see if it failed")  # fmt: skip
     parser.add_argument("--connect-timeout", type=float, default=30.0, metavar="SECONDS", help="(default: 30)")
 
 
@@ -121,6 +124,7 @@ def parameters_of(args: argparse.Namespace) -> params.MigrationParameters:
         qemu=args.qemu,
         machine=args.machine,
         machine_compat=machine_compat(args.machine),
+        return_path=args.return_path,
         connect_timeout=args.connect_timeout,
     )
 

@@ -31,7 +31,7 @@ PROGRESS_SECONDS = 0.1
 VMDESCRIPTION_VERSION = 1
 QEMU_HINT = (
     "look at the target's messages; a QEMU that goes away has no drive of that id, one that no device uses, a smaller "
-    "or a read-only image, or another machine type"
+    "or a read-only image, another machine type, or is older than 2.5 and knows no return path (--no-return-path)"
 )
 
 
@@ -199,7 +199,7 @@ class OutgoingMigration:
         self._f = f = self._connector.connect(timeout=self.parameters.connect_timeout)
         f.set_rate_limit(int(self.parameters.max_bandwidth))
         self.savevm.state_header(f)
-        if self.parameters.return_path and self.parameters.machine_compat is None:
+        if self.parameters.return_path:
             self._return_path = f.return_path()
             if self._return_path is not None:
                 self.savevm.send_open_return_path(f)

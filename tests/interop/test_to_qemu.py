@@ -220,6 +220,30 @@ def test_unknown_disk(tmp_path: Path, uri: str) -> None:
     assert "QEMU" in outcome.stderr
 
 
+@pytest.mark.parametrize("machine", ["pc-i440fx-2.2", "pc-i440fx-2.3", "pc-i440fx-7.2"])
+@pytest.mark.parametrize("uri", ["tcp:127.0.0.1:0", "unix:s"])
+def test_failure_of_a_stream_that_is_read_at_once(tmp_path: Path, uri: str, machine: str) -> None:
+    """A few bytes, all zero blocks, are gone before the QEMU ends: only the return path tells that it failed."""
+    source = real_qemu.create_raw(tmp_path / "a.raw", bytes(4 * MiB))
+    target = Target("drive0", source, real_qemu.create_raw(tmp_path / "b.img", bytes(4 * MiB)))
+    other = dataclasses.replace(target, name="other")
+    with incoming(tmp_path, other, machine=machine, uri=uri.replace("unix:s", f"unix:{tmp_path}/s")) as (vm, address):
+        outcome = send([target], address, "--machine", machine)
+        with pytest.raises(QemuGoneError, match="unknown block device"):
+            vm.wait_migration("completed")
+    assert outcome.exit_code == 5
+
+
+def test_without_return_path(tmp_path: Path) -> None:
+    target = make_target(tmp_path, "drive0", 3 * MiB)
+    with incoming(tmp_path, target, machine="pc-i440fx-2.2") as (vm, uri):
+        outcome = send([target], uri, "--machine", "pc-i440fx-2.2", "--no-return-path")
+        assert outcome.exit_code == 0, outcome.stderr
+        assert vm.wait_migration() == "completed"
+        vm.quit()
+    real_qemu.compare(target.source, target.image)
+
+
 def test_smaller_target(tmp_path: Path) -> None:
     target = make_target(tmp_path, "drive0", 6 * MiB)
     target.image.write_bytes(bytes(2 * MiB))
