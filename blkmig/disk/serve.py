@@ -77,6 +77,7 @@ class StorageDaemon:
                 if nbd.startswith("unix:"):
                     stack.callback(pathlib.Path(nbd.removeprefix("unix:")).unlink, missing_ok=True)
                 self.nbd_uri = _nbd_uri(nbd_socket)
+                self._nbd_address = _absolute(nbd) if nbd.startswith("unix:") else self.nbd_uri
                 self._process = self._start(nbd_socket.fileno(), qmp_socket.fileno())
             stack.callback(self._stop)
             self._check_running()
@@ -115,7 +116,7 @@ class StorageDaemon:
 
     def send_line(self, target: str = "tcp:HOST:PORT") -> str:
         """Return the command that sends the disks."""
-        source = f"qemu:{_escape(self.qmp_path)},nbd={_escape(self.nbd_uri)}"
+        source = f"qemu:{_escape(self.qmp_path)},nbd={_escape(self._nbd_address)}"
         return shlex.join(["blkmig", "send", source, target])
 
     def export_uri(self, disk: ServedDisk) -> str:
@@ -237,6 +238,10 @@ def _listen_unix(path: str) -> socket.socket:
 def _answers(path: str) -> bool:
     with socket.socket(socket.AF_UNIX) as client:
         return client.connect_ex(path) == 0
+
+
+def _absolute(unix: str) -> str:
+    return f"unix:{pathlib.Path(unix.removeprefix('unix:')).absolute()}"
 
 
 def _nbd_uri(listener: socket.socket) -> str:

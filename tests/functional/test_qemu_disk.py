@@ -19,7 +19,7 @@ from storage_daemon import MiB, StorageDaemon, image_options
 
 from blkmig import _core, errors
 from blkmig.disk import geometry, qemu
-from blkmig.disk.qemu import leftovers, objects, qmp
+from blkmig.disk.qemu import discover, leftovers, objects, qmp
 
 peers.require("qemu-storage-daemon", "qemu-img", "qemu-io")
 
@@ -515,6 +515,33 @@ def test_disks_are_chosen_by_node(folder: Path) -> None:
         with disk:
             assert disk.name == "vda"
         assert daemon.leftovers() == []
+
+
+def test_a_qemu_that_does_not_tell_its_graph(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check = discover.check_version
+    monkeypatch.setattr(discover, "check_version", lambda found: check(found) - {"x-debug-query-block-graph"})
+    with StorageDaemon(folder, *image_options(make_image(folder, "raw"))) as daemon:
+        with opened(daemon) as [disk]:
+            bitmap = disk.create_dirty_bitmap(MiB)
+            assert write(daemon, "write -P 1 1M 64k", "disk0")
+            disk.sync_dirty()
+            assert bitmap.next_dirty(0) == 1
+            disk.hold_writers()
+            assert not write(daemon, "write 0 512", "disk0")
+            disk.release_writers()
+        assert write(daemon, "write 0 512", "disk0")
+
+
+def test_a_qemu_that_is_too_old(daemon: StorageDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    execute = qmp.QmpConnection.execute
+
+    def without_exports(self: qmp.QmpConnection, command: str, *arguments: object, **options: object) -> object:
+        found = execute(self, command, *arguments, **options)  # type: ignore[arg-type]
+        return [{"name": "query-block"}] if command == "query-commands" else found
+
+    monkeypatch.setattr(qmp.QmpConnection, "execute", without_exports)
+    with pytest.raises(errors.DeviceError, match="migrate -b"):
+        qemu.open_qemu(daemon.address)
 
 
 # -- what killed runs leave ------------------------------------------------------------------------------------------

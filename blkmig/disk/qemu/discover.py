@@ -57,16 +57,14 @@ def find_disks(connection: qmp.QmpConnection, facts: graph.BlockGraph, where: ad
     Of a VM these are the disks of ``query-block`` that have a medium; of a storage daemon the nodes that no other node
     stands on. Raises :class:`~blkmig.errors.DeviceError` if one is not there, or if there is none.
     """
-    disks = [*_guest_disks(connection, facts)]
-    known = {disk.node for disk in disks} | {disk.root for disk in disks}
-    others = [_bare_disk(facts, node) for node in facts.tops() if node not in known]
+    disks = [*_guest_disks(connection, facts)] or [_bare_disk(facts, node) for node in facts.tops()]
     if where.devices or where.nodes:
         chosen = [_by_device(connection, disks, name) for name in where.devices]
         chosen += [_by_node(connection, facts, disks, name) for name in where.nodes]
     else:
-        chosen = [disk for disk in disks or others if not disk.is_read_only]
+        chosen = [disk for disk in disks if not disk.is_read_only]
     if not chosen:
-        raise errors.DeviceError("has no disk to send", device=connection.device, cause=_available(disks or others))
+        raise errors.DeviceError("has no disk to send", device=connection.device, cause=_available(disks))
     return list(dict.fromkeys(chosen))
 
 

@@ -73,12 +73,17 @@ class BlockGraph:
         return frozenset(found)
 
     def tops(self) -> list[str]:
-        """Return the nodes that no other node stands on, in QEMU's order reversed: first made, first named."""
+        """Return the nodes that no other node stands on, the first made first; if that is not known, the exported ones.
+
+        QEMU lists what was made last first.
+        """
+        if not self.knows_parents:
+            return list(dict.fromkeys(export["node-name"] for export in reversed(self.exports.values())))
         return [name for name in reversed(self.nodes) if not self._parents.get(name)]
 
     def below_filters(self, node: str) -> str:
         """Return the node that `node` is a pass-through filter of, or `node` itself."""
-        while self.nodes[node]["drv"] in PASS_THROUGH:
+        while self.nodes[node]["drv"] in PASS_THROUGH and self.knows_parents:
             node = next(name for name, parents in self._parents.items() if node in parents)
         return node
 
