@@ -219,11 +219,17 @@ class OutgoingMigration:
             self._check_limits(pending)
             return False
         if self.parameters.switchover == "auto":
-            return True
+            return self._fetch_pending() <= self.threshold_size()
         if pending == 0:
             with contextlib.suppress(queue.Empty):
                 self._wakeups.get(timeout=convergence.WINDOW_SECONDS)
         return False
+
+    def _fetch_pending(self) -> int:
+        """Return what is pending now: towards its end, a round knows only what was dirty when it began."""
+        for backend in self._sent_disks():
+            backend.sync_dirty()
+        return self.pending()
 
     def _check_limits(self, pending: int) -> None:
         """Give up if the caller's limits are reached."""
