@@ -297,25 +297,24 @@ static ssize_t bits_take(const struct bits *bits, size_t start, size_t stop)
 
 static void bits_merge(const struct bits *bits, const struct bits *other)
 {
-    size_t index, until, group;
-    unsigned long word, any;
+    size_t index, until, i;
 
     for (index = 0; index < other->nwords; index = until) {
-        group = index >> GROUP_INDEX_SHIFT;
+        const unsigned long *from = other->words + index;
+        unsigned long *to = bits->words + index, any = 0, missing = 0;
+
         until = group_end(index, other->nwords);
-        if (group_is_passed(other, group))
+        if (group_is_passed(other, index >> GROUP_INDEX_SHIFT))
             continue;
-        for (any = 0; index < until; index++) {
-            if (index % 8 == 0 && index + 8 <= until && !eight_words(other->words + index, 0)) {
-                index += 7;
-                continue;
-            }
-            any |= word = word_at(other, index);
-            if (word & ~word_at(bits, index))
-                blkmig_word_or(bits->words + index, word);
+        for (i = 0; i < until - index; i++) {   /* plain loads: vectors. Most merges bring little that is new. */
+            any |= from[i];
+            missing |= from[i] & ~to[i];
         }
+        for (i = 0; missing && i < until - index; i++)
+            if (from[i] & ~word_at(bits, index + i))
+                blkmig_word_or(to + i, from[i]);
         if (any)
-            blkmig_set_summary(bits->summary, group);
+            blkmig_set_summary(bits->summary, index >> GROUP_INDEX_SHIFT);
     }
 }
 
