@@ -83,9 +83,10 @@ cdef extern from "_stream.h":
         uint8_t* staging
         size_t capacity, head, tail
         uint64_t position, flushed
+        bint takes_pages
     int stream_init(stream*, int fd, Py_ssize_t capacity, int wake_fd) except -1
     void stream_staged(stream*, size_t) noexcept nogil
-    int stream_send(stream*, const uint8_t* end, size_t* left) except -1 nogil
+    int stream_send(stream*, const uint8_t* end, size_t* left, int file, int64_t until) except -1 nogil
     void stream_consume(stream*, size_t) noexcept nogil
     int stream_need(stream*, size_t) except -1
     int stream_skip(stream*, uint64_t) except -1
@@ -622,11 +623,12 @@ cdef class BlockBuffer:
     cdef uint8_t* own               # BLOCK_SIZE bytes
     cdef bint zero                  # all of the payload is zero, as far as a scan has told
     cdef Mapping mapping            # None: the payload is `own`
+    cdef public bint mappable       # whether fill_mapped may show the mapping: not to somebody who reads the payload
     cdef int64_t offset             # of a mapped payload
 
     def __cinit__(self):
         self.own = io_alloc_pages(BLOCK_SIZE)
-        self.zero = True
+        self.zero = self.mappable = True
 
     def __init__(self):
         pass                        # takes no arguments, which a __cinit__ without any does not check
@@ -673,7 +675,7 @@ cdef class BlockBuffer:
         """
         cdef bint mappable, mapped = False
         check_nbytes(nbytes)
-        mappable = (nbytes == BLOCK_SIZE and not mapping.closed and offset >= 0 and mapping.length >= BLOCK_SIZE
+        mappable = (self.mappable and nbytes == BLOCK_SIZE and not mapping.closed and offset >= 0 and mapping.length >= BLOCK_SIZE
                     and <size_t>offset <= mapping.length - BLOCK_SIZE)
         self.mapping = None
         with nogil:
@@ -701,9 +703,8 @@ cdef class BlockBuffer:
     def store_sparse(self, int fd, int64_t offset, Py_ssize_t nbytes, Py_ssize_t cluster, bint punch, /):
         """Write the clusters of the first `nbytes` that are not zero at `offset`; return the bytes written.
 
-        Clusters begin at multiples of `cluster` in the target. Zero ones are skipped, for targets known to be zero, or
-        with `punch` made holes, and written where holes are not supported. The size of the file is the caller's:
-        skipped and punched clusters do not extend it. Drops the GIL.
+        Clusters begin at multiples of `cluster` in the target. Zero ones are skipped, or with `punch` made holes, and
+        written where holes are not supported; they do not extend the file. Drops the GIL.
         """
         cdef size_t written
         check_nbytes(nbytes)
@@ -748,8 +749,6 @@ cdef int check_nbytes(Py_ssize_t nbytes) except -1:
     return 0
 
 
-# ---- the stream ----
-
 @cython.final
 cdef class OutputBuffer:
     """Bytes on their way into `fd`, a socket, a pipe or a file: what is small is staged, payloads leave at once.
@@ -757,11 +756,11 @@ cdef class OutputBuffer:
         position - flushed bytes are staged:   [..... head ====== tail .....]
 
     A wait for the other side ends with OSError(ECANCELED) when `wake_fd` becomes readable; to be woken in a pipe, `fd`
-    must be non-blocking. A broken peer is EPIPE, never SIGPIPE. After an error the stream is dead. The fds stay the
-    caller's.
+    must be non-blocking. A broken peer is EPIPE, never SIGPIPE. After an error the stream is dead.
     """
 
     cdef stream s
+    cdef public bint shares_pages   # see put_block
 
     def __cinit__(self, int fd, Py_ssize_t capacity=65536, /, *, int wake_fd=-1):
         stream_init(&self.s, fd, capacity, wake_fd)
@@ -831,7 +830,8 @@ cdef class OutputBuffer:
         """Put a record and its payload, in one system call if the kernel takes them.
 
         With FLAG_ZERO_BLOCK in `flags` the record has no payload and is staged. A mapped payload whose pages have gone
-        is read into the block's own bytes, and the send goes on from the byte where it stopped.
+        is read into the block's own bytes, and the send goes on from the byte where it stopped. With `shares_pages` a
+        non-blocking pipe or unix socket gets the pages themselves: what is written to them meanwhile, the peer reads.
         """
         self.put_block_header(sector, flags, name)
         if not flags & FLAG_ZERO_BLOCK:
@@ -845,8 +845,7 @@ cdef class OutputBuffer:
 
     def flush(self):
         """Hand everything that is staged to the kernel."""
-        if self.s.tail > self.s.head:
-            self.send(NULL, 0, None)
+        self.send(NULL, 0, None)
 
     cdef uint8_t* reserve(self, size_t n) except NULL:
         # Room for n bytes, n <= HEADER_MAX.
@@ -862,13 +861,16 @@ cdef class OutputBuffer:
     cdef int send(self, const uint8_t* p, size_t n, BlockBuffer blk, size_t offset=0) except -1:
         # What is staged, then n bytes at p, or at `offset` of the payload of blk.
         cdef size_t left = n
-        cdef int error
+        cdef int error, file
         self.s.position += n
         while True:
+            file = -1
             if blk is not None:
                 p = (blk.own if blk.mapping is None else blk.mapping.base + blk.offset) + offset
+                if blk.mapping is not None and self.shares_pages and self.s.takes_pages:
+                    file = blk.mapping.fd
             with nogil:
-                error = stream_send(&self.s, p + n, &left)
+                error = stream_send(&self.s, p + n, &left, file, 0 if file < 0 else blk.offset + offset + n)
             if error == 0:
                 return 0
             if blk is None or blk.mapping is None:
@@ -881,7 +883,7 @@ cdef class InputBuffer:
     """Bytes that come out of `fd`, a socket, a pipe or a file; payloads go straight to their block.
 
     A wait for the other side ends with OSError(ECANCELED) when `wake_fd` becomes readable. The end of the stream inside
-    an item is EOFError. After either the stream is dead. The fds stay the caller's.
+    an item is EOFError. After either the stream is dead.
     """
 
     cdef stream s

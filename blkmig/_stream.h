@@ -15,6 +15,7 @@
 #include <endian.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -33,11 +34,25 @@ enum {
 enum stream_kind { STREAM_SOCKET, STREAM_PIPE, STREAM_FILE };
 
 struct stream {
-    int fd, wake_fd, kind;
+    int fd, wake_fd, kind, takes_pages;
     uint8_t *staging;
     size_t capacity, head, tail;
     uint64_t position, flushed;
 };
+
+/* Whether handing over pages of a file wins: on pipes and unix sockets it does, on TCP the receiver pays for it. These
+ * calls have no flag that keeps them from blocking, so the fd must be a non-blocking one. */
+static int stream_takes_pages(const struct stream *s)
+{
+    int domain = -1;
+    socklen_t length = sizeof(domain);
+
+    if (s->kind == STREAM_FILE || !(fcntl(s->fd, F_GETFL) & O_NONBLOCK))
+        return 0;
+    if (s->kind == STREAM_SOCKET)
+        getsockopt(s->fd, SOL_SOCKET, SO_DOMAIN, &domain, &length);
+    return s->kind == STREAM_PIPE || domain == AF_UNIX;
+}
 
 /* With the GIL. A pipe is whatever may make the caller wait and is no socket. */
 static int stream_init(struct stream *s, int fd, Py_ssize_t capacity, int wake_fd)
@@ -55,6 +70,7 @@ static int stream_init(struct stream *s, int fd, Py_ssize_t capacity, int wake_f
     s->kind = S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) ? STREAM_FILE : STREAM_PIPE;
     if (S_ISSOCK(st.st_mode))
         s->kind = STREAM_SOCKET;
+    s->takes_pages = stream_takes_pages(s);
     if (s->staging == NULL)
         PyErr_NoMemory();
     return s->staging == NULL ? -1 : 0;
@@ -72,37 +88,75 @@ static int stream_wait(const struct stream *s, short events)
 
 /* ---- writing ---- */
 
-/* writev() whose broken pipe is EPIPE and never SIGPIPE, whatever the process does with that signal: it is held back in
- * this thread, and taken away if this call was what raised it. */
-static ssize_t stream_writev_pipe(int fd, const struct iovec *iov, int n)
-{
-    static const struct timespec now = {0, 0};
-    sigset_t sigpipe, pending, old;
-    ssize_t put;
-    int error, was_pending;
-
-    sigemptyset(&sigpipe);
-    sigaddset(&sigpipe, SIGPIPE);
-    pthread_sigmask(SIG_BLOCK, &sigpipe, &old);
-    sigpending(&pending);
-    was_pending = sigismember(&pending, SIGPIPE);
-    put = writev(fd, iov, n);
-    error = errno;
-    if (put < 0 && error == EPIPE && !was_pending)
-        while (sigtimedwait(&sigpipe, NULL, &now) < 0 && errno == EINTR)
-            ;
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
-    errno = error;
-    return put;
-}
-
-static ssize_t stream_writev(const struct stream *s, struct iovec *iov, int n)
+static ssize_t stream_writev(const struct stream *s, struct iovec *iov, int n, int more)
 {
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = n};
 
     if (s->kind == STREAM_SOCKET)
-        return sendmsg(s->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT);
-    return s->kind == STREAM_PIPE ? stream_writev_pipe(s->fd, iov, n) : writev(s->fd, iov, n);
+        return sendmsg(s->fd, &msg, MSG_NOSIGNAL | MSG_DONTWAIT | (more ? MSG_MORE : 0));
+    return writev(s->fd, iov, n);
+}
+
+static ssize_t stream_send_pages(const struct stream *s, int file, int64_t offset, size_t n)
+{
+    off_t from = offset;
+
+    if (s->kind == STREAM_SOCKET)
+        return sendfile(s->fd, file, &from, n);
+    return splice(file, &from, s->fd, NULL, n, SPLICE_F_NONBLOCK);
+}
+
+/* A broken peer is EPIPE and never SIGPIPE, whatever the process does with that signal: between these two calls it is
+ * held back in this thread; what raised it then is taken away. sendmsg() has a flag for that. */
+struct stream_quiet {
+    sigset_t old;
+    int was_pending;
+};
+
+static void stream_hold_sigpipe(struct stream_quiet *quiet)
+{
+    sigset_t sigpipe, pending;
+
+    sigemptyset(&sigpipe);
+    sigaddset(&sigpipe, SIGPIPE);
+    pthread_sigmask(SIG_BLOCK, &sigpipe, &quiet->old);
+    sigpending(&pending);
+    quiet->was_pending = sigismember(&pending, SIGPIPE);
+}
+
+static void stream_release_sigpipe(const struct stream_quiet *quiet, int raised)
+{
+    static const struct timespec now = {0, 0};
+    sigset_t sigpipe;
+    int error = errno;
+
+    sigemptyset(&sigpipe);
+    sigaddset(&sigpipe, SIGPIPE);
+    if (raised && !quiet->was_pending)
+        while (sigtimedwait(&sigpipe, NULL, &now) < 0 && errno == EINTR)
+            ;
+    pthread_sigmask(SIG_SETMASK, &quiet->old, NULL);
+    errno = error;
+}
+
+/* Send once: what is staged and the last `left` bytes before `end`, or, with a `file`, first what is staged and then
+ * pages of the file up to `until`. */
+static ssize_t stream_send_once(const struct stream *s, const uint8_t *end, size_t left, int file, int64_t until)
+{
+    size_t staged = s->tail - s->head;
+    struct iovec iov[2] = {{s->staging + s->head, staged}, {(void *)(end - left), left}};
+    struct stream_quiet quiet;
+    ssize_t put;
+
+    if (s->kind == STREAM_SOCKET && (file < 0 || staged))
+        return stream_writev(s, iov, left && file < 0 ? 2 : 1, file >= 0);
+    stream_hold_sigpipe(&quiet);
+    if (file >= 0 && !staged)
+        put = stream_send_pages(s, file, until - left, left);
+    else
+        put = stream_writev(s, iov, left && file < 0 ? 2 : 1, 0);
+    stream_release_sigpipe(&quiet, put < 0 && errno == EPIPE);
+    return put;
 }
 
 static inline void stream_staged(struct stream *s, size_t n)
@@ -111,16 +165,17 @@ static inline void stream_staged(struct stream *s, size_t n)
     s->position += n;
 }
 
-/* Send what is staged and then the last *left bytes before `end`. 0 when all is gone; EFAULT, without an exception,
- * when the memory could not be read: *left bytes are not sent then. */
-static int stream_send(struct stream *s, const uint8_t *end, size_t *left)
+/* Send what is staged and then the last *left bytes before `end`, or before `until` of the file. 0 when all is gone;
+ * EFAULT, without an exception, when these bytes are not to be had that way: *left of them are not sent then. */
+static int stream_send(struct stream *s, const uint8_t *end, size_t *left, int file, int64_t until)
 {
     size_t staged;
     ssize_t put;
 
     while ((staged = s->tail - s->head) || *left) {
-        struct iovec iov[2] = {{s->staging + s->head, staged}, {(void *)(end - *left), *left}};
-        put = stream_writev(s, iov, *left ? 2 : 1);
+        put = stream_send_once(s, end, *left, file, until);
+        if (put == 0 || (put < 0 && file >= 0 && !staged && (errno == EINVAL || errno == EIO)))
+            return EFAULT;              /* the file was cut, cannot be read, or has no pages to give */
         if (put < 0) {
             if (errno == EFAULT)
                 return EFAULT;

@@ -22,9 +22,13 @@ from . import device
 
 
 class BlockReads(abc.ABC):
-    """A pool of at most `max_buffers` blocks, and the reads into them."""
+    """A pool of at most `max_buffers` blocks, and the reads into them.
 
-    def __init__(self, max_buffers: int) -> None:
+    Without `mappable` each block is read into memory of its own, for those who look at what was read.
+    """
+
+    def __init__(self, max_buffers: int, *, mappable: bool) -> None:
+        self._mappable = mappable
         self._free: list[device.BlkMigBlock] = []
         self._unallocated = max_buffers
 
@@ -37,7 +41,9 @@ class BlockReads(abc.ABC):
         if self._free:
             return self._free.pop()
         self._unallocated -= 1
-        return device.BlkMigBlock(_core.BlockBuffer())
+        buf = _core.BlockBuffer()
+        buf.mappable = self._mappable
+        return device.BlkMigBlock(buf)
 
     def put(self, blk: device.BlkMigBlock) -> None:
         """Take `blk` back into the pool: it was sent, or nobody will send it."""
@@ -68,8 +74,8 @@ class BlockReads(abc.ABC):
 class InlineReads(BlockReads):
     """Reads that are over when `submit` returns: one buffer, hot in the cache."""
 
-    def __init__(self) -> None:
-        super().__init__(max_buffers=1)
+    def __init__(self, *, mappable: bool = True) -> None:
+        super().__init__(1, mappable=mappable)
         self._done: device.BlkMigBlock | None = None
 
     def submit(self, blk: device.BlkMigBlock) -> None:
@@ -86,8 +92,8 @@ class InlineReads(BlockReads):
 class ParallelReads(BlockReads):
     """Up to `max_parallel` reads in flight, each on a thread that is started when it is first needed."""
 
-    def __init__(self, *, max_parallel: int, max_buffers: int) -> None:
-        super().__init__(max_buffers)
+    def __init__(self, *, max_parallel: int, max_buffers: int, mappable: bool = True) -> None:
+        super().__init__(max_buffers, mappable=mappable)
         self._max_parallel = max_parallel
         self._in_flight = 0
         self._threads: list[threading.Thread] = []

@@ -87,6 +87,8 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             for backend in self._disks:
                 self._init_device(blk_mig, backend)
             blk_mig.dirty_disk = len(blk_mig.bmds_list)  # no dirty round is under way
+            if not any(self._may_be_written_afterwards(bmds) for bmds in blk_mig.bmds_list):
+                f.share_pages()
             f.put_be64(_core.FLAG_EOS)
         except BaseException:
             release(blk_mig)
@@ -162,11 +164,18 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
     def _choose_reads(self) -> reads.BlockReads:
         """Return the reading strategy that the parameters say, or the one that the disks ask for."""
         reading = self._parameters.reading
+        mappable = not self._parameters.digests  # what is hashed must not vanish under the hash
         if reading == "inline" or (reading == "auto" and not any(disk.reads_in_parallel for disk in self._disks)):
-            return reads.InlineReads()
+            return reads.InlineReads(mappable=mappable)
         return reads.ParallelReads(
-            max_parallel=self._parameters.max_parallel_reads, max_buffers=self._parameters.max_buffers
+            max_parallel=self._parameters.max_parallel_reads,
+            max_buffers=self._parameters.max_buffers,
+            mappable=mappable,
         )
+
+    def _may_be_written_afterwards(self, bmds: device.BlkMigDevState) -> bool:
+        """Return whether what stands in the channel could still change when the writers are let go."""
+        return bmds.backend.is_written and self._parameters.writers_after == "release"
 
     def _init_device(self, blk_mig: state.BlkMigState, backend: disk.BlockBackend) -> None:
         """Take one disk into use and add it to the list."""

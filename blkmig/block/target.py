@@ -29,6 +29,7 @@ class BlkLoadDevice:
         limit = coverage.MAX_INFERRED_BYTES if backend.is_growable else backend.size
         self.coverage = coverage.BlockCoverage(statistics.name, limit)
         self._buf = _core.BlockBuffer()
+        self._buf.mappable = False  # digests look at what is read
 
     def load_block(self, f: channel.InputQEMUFile, sector: int, position: int) -> None:
         """Write one block when all of it has come; what lies past the disk's end is slack. Blocks."""
@@ -70,7 +71,15 @@ class BlkLoadDevice:
         self.statistics.blocks += count
 
     def settle(self, size: int, source: stats.SizeSource) -> None:
-        """Give the disk its exact size, and a target that grew the same. Blocks that do not fit it are an error."""
+        """Give the disk its exact size, and a target that grew the same.
+
+        Blocks that do not fit it are an error, and so is a target that ends before it: what lies behind the target's
+        end was taken for slack.
+        """
+        if size > self.backend.size and not self.backend.is_growable:
+            raise errors.DeviceError(
+                "is too small", device=self.statistics.name, cause=f"it has {self.backend.size} bytes, the disk {size}"
+            )
         if not self.coverage.fits(size):
             raise errors.DeviceError(
                 "got blocks that it cannot have", device=self.statistics.name, cause=f"its size is {size} bytes"

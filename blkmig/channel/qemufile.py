@@ -114,6 +114,14 @@ class OutputQEMUFile(base.QEMUFile):
         """Hand everything that is staged to the kernel."""
         self._buffer.flush()
 
+    def share_pages(self) -> None:
+        """Let pipes and unix sockets take a file's pages themselves from now on, where that is faster than a copy.
+
+        Only for files that nobody writes once the stream has ended: until the peer reads them, their pages in the
+        channel show what is written to the file.
+        """
+        self._buffer.shares_pages = True
+
     # -- rate limit --------------------------------------------------------------------------------------------------
 
     def set_rate_limit(self, bytes_per_second: int) -> None:

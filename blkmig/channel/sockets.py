@@ -115,7 +115,6 @@ def _connect_one(connection: link.Link, family: int, where: Where, timeout: floa
         if code:
             code = errno.ETIMEDOUT if code == errno.EAGAIN else code
             raise OSError(code, os.strerror(code))
-        sock.setblocking(True)
         on_error.pop_all()
         return sock
 

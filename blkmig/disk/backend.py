@@ -50,6 +50,9 @@ class BlockBackend(abc.ABC):
     reads_in_parallel: bool = False
     """Whether reads have latency worth hiding: then up to 16 threads call `read_block` at once."""
 
+    is_written: bool = True
+    """Whether anybody may write the disk while it is open here."""
+
     is_growable: bool = False
     """Whether `resize` works: a new regular file whose final size is not yet known."""
 

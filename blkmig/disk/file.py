@@ -71,6 +71,7 @@ class FileBackend(local.LocalBackend):
             raise
         self.size = self._top.size
         self.reads_in_parallel = self._top.reads_in_parallel
+        self.is_written = writable
         self.is_growable = writable and base is None and self._is_new(create_size)
         self._cluster_lock = threading.Lock()  # held while a cluster of an overlay is written whole
         self._known_data = (0, 0)  # an extent of the top's data; it stays data, for nothing punches holes there

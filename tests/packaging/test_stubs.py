@@ -80,7 +80,7 @@ def test_methods(owner: str, node: ast.FunctionDef) -> None:
     if node.name in ("__init__", "__len__", "__buffer__"):
         return
     member = inspect.getattr_static(getattr(_core, owner), node.name)
-    if any(ast.unparse(each) == "property" for each in node.decorator_list):
+    if any(ast.unparse(each) in ("property", f"{node.name}.setter") for each in node.decorator_list):
         assert inspect.isgetsetdescriptor(member) or inspect.ismemberdescriptor(member)
     else:
         assert parameters(node) == compiled(member)
