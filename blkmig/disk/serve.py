@@ -36,7 +36,6 @@ MAX_NAME = 24
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
 STOP_SECONDS = 30.0
-STOP_TRIES = 100
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -138,14 +137,12 @@ class StorageDaemon:
         self.close()
 
     def _stop(self) -> None:
-        # Again and again: a signal that meets the daemon on its way to sleep is only seen when something else wakes it.
-        for _ in range(STOP_TRIES):
-            self._process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(STOP_SECONDS / STOP_TRIES)
-                return
-        self._process.kill()
-        self._process.wait()
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
     def _ended(self) -> errors.DeviceError:
         status = self._process.wait()
@@ -208,18 +205,25 @@ def _default_qmp(nbd: str) -> str:
 
 
 def _listen(address: str) -> socket.socket:
-    """Return a listening socket at ``unix:PATH`` or ``tcp:HOST:PORT``; a dead socket's file is replaced."""
+    """Return a listening socket at ``unix:PATH`` or ``tcp:HOST:PORT``; a dead socket's file is replaced.
+
+    It does not block: QEMU's main loop and its monitor thread may both go and accept the same client, and the one
+    that comes late must not wait for the next.
+    """
     kind, _, rest = address.partition(":")
     host, _, port = rest.rpartition(":")
     if kind not in ("unix", "tcp") or not rest or (kind == "tcp" and not port.isdigit()):
         raise errors.ParameterError(f"{address!r} is no place to listen: say unix:PATH or tcp:HOST:PORT")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         if kind == "unix":
-            return _listen_unix(rest)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        return socket.create_server((host.strip("[]"), int(port)), family=family)
+            listener = _listen_unix(rest)
+        else:
+            listener = socket.create_server((host.strip("[]"), int(port)), family=family)
     except OSError as error:
         raise errors.DeviceError("cannot listen", device=address, cause=error) from error
+    listener.setblocking(False)
+    return listener
 
 
 def _listen_unix(path: str) -> socket.socket:
