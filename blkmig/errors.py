@@ -28,6 +28,8 @@ An :class:`OSError` behind an error is its ``__cause__``.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -195,3 +197,12 @@ class Cancelled(MigrationError):
     """The migration was cancelled; both disks are closed, the source is still in use, the target is incomplete."""
 
     exit_code = 130
+
+
+@contextlib.contextmanager
+def keeping(first: BaseException) -> Iterator[None]:
+    """Clean up after `first` in the body of a ``with``: an error of the body becomes a note to `first`."""
+    try:
+        yield
+    except Exception as error:
+        first.add_note(f"and then: {error}")

@@ -89,8 +89,9 @@ def open_target(
     name: str,
     size: int | None = None,
     direct: bool = False,
+    incremental: bool = False,
 ) -> backend.BlockBackend:
-    """Open the target of a migration, or create it.
+    """Open the target of a migration, or create it; not one that ought to hold its base, for an `incremental` one.
 
     What exists keeps its size. A missing file, or an empty raw one, becomes a disk of `size` bytes; where nobody knows
     that, a raw or qcow2 one grows, and other formats cannot be. Raises :class:`~blkmig.errors.DeviceError` and
@@ -102,6 +103,9 @@ def open_target(
         raise errors.ParameterError(f"{text!r} can only be a source: give the target as a file or an NBD export")
     described = describe(text, direct=direct)
     if not pathlib.Path(described.path).exists():
+        if incremental and described.base is None:
+            cause = "it does not exist, and a new one does not hold the base: begin with a copy of the base"
+            raise errors.DeviceError(f"cannot open {described.path!r}", device=name, cause=cause)
         return _create_file(described, name=name, size=size)
     target = _open_file(described, name=name)
     if target.is_growable and size is not None:

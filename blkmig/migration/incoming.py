@@ -90,7 +90,8 @@ class IncomingMigration:
                 self._load(f)
         except BaseException as error:
             cancelled = isinstance(error, errors.Cancelled | KeyboardInterrupt)
-            self._set_status("cancelled" if cancelled else "failed")
+            with errors.keeping(error):
+                self._set_status("cancelled" if cancelled else "failed")
             raise
         self._set_status("completed")
         return self.stats
@@ -112,6 +113,7 @@ class IncomingMigration:
         try:
             stream = loader.loadvm()
             self._judge(stream)
+            self._check_cancelled()
             self._set_totals(f)
             self._targets.close()  # whoever waits for our word may open the disks the moment it comes
         except BaseException:
@@ -124,13 +126,18 @@ class IncomingMigration:
     def _judge(self, stream: savevm.LoadedStream) -> None:
         """Check that everything came, make it durable, verify it if asked."""
         section = stream.section("block")
-        if section is not None and not section.ended:
+        if section is None:
+            raise errors.IncompleteMigration(
+                "the stream holds no disks at all: a QEMU sends them only if it is told to, as by migrate -b", missing={}
+            )
+        if not section.ended:
             raise errors.TruncatedStream("the block section has no end: the source gave up", position=stream.nbytes)
         announced = verdict.read_announcement(stream.vmdescription)
         devices = self._open_all(announced, stream.nbytes)
         verdict.settle_sizes(devices, announced, self.parameters, self.stats)
         if not self.parameters.incremental:
             verdict.check_coverage(devices, announced, self._block.percent_before_section)
+        if announced.is_present or not self.parameters.incremental:
             self._targets.check_all_came()
         for device in devices:
             device.backend.flush()

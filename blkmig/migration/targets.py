@@ -41,6 +41,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         self._parameters = parameters
         self._statistics = statistics
         self._stack = contextlib.ExitStack()
+        self._used: set[str | int] = set()
         self.devices: list[block.BlkLoadDevice] = []
 
     def close(self) -> None:
@@ -67,6 +68,8 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         backend = target if isinstance(target, disk.BlockBackend) else self._open_path(target, name)
         if backend.is_read_only:
             raise errors.DeviceError("cannot be a target", device=name, cause="it is read-only")
+        if backend.is_growable and self._parameters.incremental:
+            raise errors.DeviceError("cannot be a target", device=name, cause="it is new, and does not hold the base")
         self._stack.enter_context(backend.block_use("a migration that writes it"))
         device = block.BlkLoadDevice(backend, statistics)
         self._statistics.disks[name] = statistics
@@ -74,22 +77,25 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         return device
 
     def check_all_came(self) -> None:
-        """Raise :class:`~blkmig.errors.IncompleteMigration` if a disk that was named is not in the stream."""
-        absent = [name for name in self._targets if name not in self._statistics.disks]
+        """Raise :class:`~blkmig.errors.IncompleteMigration` if a disk that was asked for is not in the stream."""
+        absent = [key for key in (*self._targets, *self._by_index) if key not in self._used]
         if absent:
+            wanted = [f"disk {key!r}" if isinstance(key, str) else f"disk number {key}" for key in absent]
             raise errors.IncompleteMigration(
-                f"the stream holds no block of {', '.join(f'disk {name!r}' for name in absent)}; it holds "
+                f"the stream holds no block of {', '.join(wanted)}; it holds "
                 f"{', '.join(map(repr, self._statistics.disks)) or 'no disks'}",
-                missing={name: [] for name in absent},
+                missing={key: [] for key in absent if isinstance(key, str)},
             )
 
     def _find(self, name: str, position: int) -> Target:
         """Return where the disk called `name` goes."""
         index = len(self.devices)
-        if index in self._by_index:
-            return self._by_index[index]
-        if name in self._targets:
+        if name in self._targets:  # first: whoever says both means this disk
+            self._used.add(name)
             return self._targets[name]
+        if index in self._by_index:
+            self._used.add(index)
+            return self._by_index[index]
         if self._into is not None:
             return self._path_in_folder(self._into, name)
         raise errors.UnknownDevice(unknown_device(name, index, list(self._targets)), device=name, position=position)
@@ -107,7 +113,9 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
     def _open_path(self, path: str | os.PathLike[str], name: str) -> disk.BlockBackend:
         """Open a target, or create it: of the size that was said, else growing with the blocks that come."""
         size, label = self._parameters.size_of(name), name or f"number {len(self.devices)}"
-        backend = disk.open_target(path, name=label, size=size, direct=self._parameters.direct)
+        backend = disk.open_target(
+            path, name=label, size=size, direct=self._parameters.direct, incremental=self._parameters.incremental
+        )
         return self._stack.enter_context(backend)
 
 
