@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a receiver must not call complete: targets that are too small, lack their base, or never got a disk."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import lab
+import pytest
+
+import blkmig
+from blkmig import channel, errors, savevm, stats
+
+MIB = lab.MIB
+
+
+def received_from(
+    tmp_path: Path, stream: bytes, targets: dict[str, object], **options: object
+) -> stats.IncomingStatistics:
+    """Receive a recorded stream."""
+    path = tmp_path / "stream"
+    path.write_bytes(stream)
+    return blkmig.receive(f"file:{path}", targets, **options)  # type: ignore[arg-type]
+
+
+def empty_stream(tmp_path: Path) -> bytes:
+    """Return a stream of a guest's migration without its disks."""
+    state = savevm.SaveState()
+    path = tmp_path / "empty"
+    f = channel.connect(f"file:{path}", timeout=1)
+    state.state_header(f)
+    state.state_end(f)
+    f.close()
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("size", "target_size"),
+    [(3 * MIB, 3 * MIB - 1), (3 * MIB, 2 * MIB + 512), (600 << 10, 500 << 10), (3 * MIB + 1000, 3 * MIB + 512)],
+)
+def test_target_that_ends_within_the_last_block(tmp_path: Path, size: int, target_size: int) -> None:
+    """All blocks begin inside the target, so each looks as if it had slack behind its end."""
+    stream = lab.record(tmp_path, [blkmig.MemoryBackend(bytearray(b"x" * size), name="d")])
+    (tmp_path / "t.raw").write_bytes(bytes(target_size))
+    with pytest.raises(errors.MigrationError):
+        received_from(tmp_path, stream, {"d": tmp_path / "t.raw"})
+
+
+@pytest.mark.parametrize("size", [1000, 2 * MIB, 2 * MIB + 1000])
+def test_larger_targets_are_taken(tmp_path: Path, size: int) -> None:
+    content = b"y" * size
+    stream = lab.record(tmp_path, [blkmig.MemoryBackend(bytearray(content), name="d")])
+    for extra in (0, 1, 511, 512, MIB):
+        target = bytearray(size + extra)
+        received_from(tmp_path, stream, {"d": blkmig.MemoryBackend(target, name="t")})
+        assert target == content + bytes(extra), extra
+
+
+def overlay(tmp_path: Path) -> blkmig.FileBackend:
+    (tmp_path / "base.raw").write_bytes(b"b" * 3 * MIB)
+    (tmp_path / "top.raw").touch()
+    os.truncate(tmp_path / "top.raw", 3 * MIB)
+    return blkmig.FileBackend(tmp_path / "top.raw", base=tmp_path / "base.raw", name="d")
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_incremental_needs_the_base(tmp_path: Path, exists: bool) -> None:
+    """A new target would hold the top layer alone, with zeros where the base belongs."""
+    with overlay(tmp_path) as disk:
+        disk.pwrite(b"new", MIB)
+        stream = lab.record(tmp_path, [disk], shared_base=True)
+    target = tmp_path / "t.raw"
+    if exists:
+        target.touch()
+    with pytest.raises(errors.DeviceError, match="base"):
+        received_from(tmp_path, stream, {"d": target}, incremental=True)
+    assert target.exists() == exists
+
+
+def test_incremental_stream_without_a_block_of_the_disk(tmp_path: Path) -> None:
+    with overlay(tmp_path) as disk:
+        stream = lab.record(tmp_path, [disk], shared_base=True)
+    target = tmp_path / "t.raw"
+    target.write_bytes(b"b" * 3 * MIB)
+    result = received_from(tmp_path, stream, {"d": target}, incremental=True)
+    assert result.disks["d"].blocks == 0
+    with pytest.raises(errors.MigrationError):
+        received_from(tmp_path, stream, {"d": target, "other": tmp_path / "u.raw"}, incremental=True)
+
+
+@pytest.mark.parametrize("where", ["name", "index", "folder"])
+def test_a_stream_without_disks_is_not_complete(tmp_path: Path, where: str) -> None:
+    """A guest that was migrated without its disks must not look like a copy of them."""
+    for stream in (lab.record(tmp_path, []), empty_stream(tmp_path)):
+        if where == "folder" and b"block" in stream:
+            continue  # it says that there are none: then none is what was asked for
+        with pytest.raises(errors.IncompleteMigration) as caught:
+            received_from(
+                tmp_path,
+                stream,
+                {"d": tmp_path / "t.raw"} if where == "name" else {},
+                into=tmp_path / "into" if where == "folder" else None,
+                by_index={0: tmp_path / "t.raw"} if where == "index" else None,
+            )
+        assert caught.value.exit_code == 3
+
+
+def test_fewer_disks_than_targets(tmp_path: Path) -> None:
+    stream = lab.record(tmp_path, [blkmig.MemoryBackend(bytearray(MIB), name="d")])
+    with pytest.raises(errors.IncompleteMigration, match="number 1"):
+        received_from(tmp_path, stream, {}, by_index={0: tmp_path / "t.raw", 1: tmp_path / "u.raw"})
+
+
+class Incoming:
+    """Runs a receiver whose callback raises in one state."""
+
+    def __init__(self, uri: str, target: object, status: str) -> None:
+        self.status = status
+        self.seen: list[str] = []
+        self.migration = blkmig.incoming(uri, {"d": target}, on_progress=self.on_progress)  # type: ignore[dict-item]
+
+    def on_progress(self, event: stats.Event) -> None:
+        if isinstance(event, stats.StatusChanged):
+            self.seen.append(event.status)
+            if event.status == self.status:
+                raise ZeroDivisionError(self.status)
+
+
+@pytest.mark.parametrize("status", ["setup", "active", "failed", "completed"])
+def test_callback_of_the_receiver_that_raises(tmp_path: Path, status: str) -> None:
+    stream = lab.record(tmp_path, [blkmig.MemoryBackend(bytearray(b"x" * MIB), name="d")])
+    (tmp_path / "stream").write_bytes(stream[:-20] if status == "failed" else stream)
+    target = blkmig.MemoryBackend(bytearray(MIB), name="t")
+    incoming = Incoming(f"file:{tmp_path}/stream", target, status)
+    expected = errors.TruncatedStream if status == "failed" else ZeroDivisionError
+    with pytest.raises(expected), incoming.migration:
+        incoming.migration.run()
+    with target.block_use("a test"):
+        pass
+
+
+class CancellingDisk(blkmig.MemoryBackend):
+    """A target during whose flush the receiver is cancelled."""
+
+    def __init__(self) -> None:
+        super().__init__(bytearray(MIB), name="t")
+        self.migration: blkmig.IncomingMigration | None = None
+
+    def flush(self) -> None:
+        assert self.migration is not None
+        self.migration.cancel()
+
+
+def test_cancel_while_the_target_is_flushed(tmp_path: Path) -> None:
+    (tmp_path / "stream").write_bytes(lab.record(tmp_path, [blkmig.MemoryBackend(bytearray(MIB), name="d")]))
+    disk = CancellingDisk()
+    with blkmig.incoming(f"file:{tmp_path}/stream", {"d": disk}) as migration:
+        disk.migration = migration
+        with pytest.raises(errors.Cancelled):
+            migration.run()
+    assert migration.stats.status == "cancelled"
+
+
+def test_a_name_wins_over_a_number(tmp_path: Path) -> None:
+    """``receive URI d=t.raw u.raw``: the disk d goes where its name says, and nothing is left over unnoticed."""
+    disks: list[blkmig.BlockBackend] = [blkmig.MemoryBackend(bytearray(b"x" * MIB), name="d")]
+    stream = lab.record(tmp_path, disks)
+    with pytest.raises(errors.IncompleteMigration, match="number 0"):
+        received_from(tmp_path, stream, {"d": tmp_path / "t.raw"}, by_index={0: tmp_path / "u.raw"})
+    assert (tmp_path / "t.raw").read_bytes() == b"x" * MIB
+    assert not (tmp_path / "u.raw").exists()
+    disks.append(blkmig.MemoryBackend(bytearray(b"y" * MIB), name="e"))
+    stream = lab.record(tmp_path, disks)
+    received_from(tmp_path, stream, {"d": tmp_path / "v.raw"}, by_index={1: tmp_path / "w.raw"})
+    assert (tmp_path / "w.raw").read_bytes() == b"y" * MIB
