@@ -364,6 +364,31 @@ def test_writers_are_throttled_and_get_their_own_limit_back(daemon: StorageDaemo
     assert limits(daemon) == own
 
 
+def test_disks_that_share_a_throttle_group_get_the_users_limits_back(folder: Path) -> None:
+    options = ["--object", "throttle-group,id=tg,limits.bps-write=900000000"]
+    for name in ("one", "two"):
+        image = make_image(folder, "raw", name)
+        options += ["--blockdev", f"throttle,node-name={name}-limit,throttle-group=tg,file.driver=raw,"
+                    f"file.node-name={name},file.file.driver=file,file.file.filename={image}"]  # fmt: skip
+        options += ["--export", f"nbd,id={name},node-name={name}-limit,name={name},writable=on"]
+
+    def limit(disk: qemu.QemuBackend) -> int:
+        asked = {"path": "/objects/tg", "property": "limits"}
+        return int(disk.session._qmp.execute("qom-get", asked)["bps-write"])
+
+    with StorageDaemon(folder, *options) as daemon, opened(daemon) as [one, two]:
+        for limited in one.session._throttles:
+            limited._speed = 10.0 * MiB
+        assert one.throttle_writers(0.5)
+        assert limit(one) == 5 * MiB
+        assert two.throttle_writers(0.1)
+        assert limit(one) == MiB
+        assert two.throttle_writers(1.0)
+        assert limit(one) == 5 * MiB
+        assert one.throttle_writers(1.0)
+        assert limit(one) == 900_000_000
+
+
 def test_a_disk_without_a_filter_cannot_be_throttled(folder: Path) -> None:
     with StorageDaemon(folder, *image_options(make_image(folder, "raw"))) as daemon, opened(daemon) as [disk]:
         assert not disk.throttle_writers(0.5)

@@ -167,5 +167,5 @@ def test_the_limits_of_a_guest_are_what_query_block_says() -> None:
 
 
 def test_dirty_areas() -> None:
-    assert tracking.dirty_areas([(10, 0), (5, 1), (7, 0), (3, 1)]) == [(10, 5), (22, 3)]
-    assert tracking.dirty_areas([]) == []
+    assert list(tracking.dirty_areas([(10, 0), (5, 1), (7, 0), (3, 1)])) == [(10, 5), (22, 3)]
+    assert list(tracking.dirty_areas([])) == []

@@ -84,7 +84,10 @@ class QemuSession:
         self._tracking = [
             tracking.Tracking(self.own, disk, number, self.extents[number]) for number, disk in enumerate(self.disks)
         ]
-        self._throttles = [throttle.Throttle(self._qmp, disk, facts.throttle_group(disk.node)) for disk in self.disks]
+        limits: dict[str, throttle.WriteLimit] = {}
+        self._throttles = [
+            throttle.Throttle(self._qmp, disk, facts.throttle_group(disk.node), limits) for disk in self.disks
+        ]
         kind: type[writers.Writers] = writers.Writers
         options: dict[str, Any] = {}
         if switchover == "pause-before":

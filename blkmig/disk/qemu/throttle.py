@@ -10,6 +10,7 @@ guest wrote, or, where QEMU does not count that, what became dirty.
 
 from __future__ import annotations
 
+import abc
 import time
 from collections.abc import Callable
 from typing import Any
@@ -25,25 +26,31 @@ GUEST_GROUP = "group"
 
 
 class Throttle:
-    """The write limit of one disk. Under the session's lock."""
+    """The write limit of one disk. Under the session's lock.
+
+    `shared` holds the limits by what they belong to, for all disks of the session: a throttle group may have several
+    disks.
+    """
 
     def __init__(
         self,
         connection: qmp.QmpConnection,
         disk: discover.QemuDisk,
         group: str | None,
+        shared: dict[str, WriteLimit],
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._qmp = connection
         self._disk = disk
         self._group = group
+        self._shared = shared
         self._clock = clock
         self._started = clock()
         self._written_before = self._written()
         self._dirtied = 0
         self._speed: float | None = None
-        self._saved: dict[str, Any] | None = None
+        self._limit: WriteLimit | None = None
 
     def count_dirty(self, nbytes: int) -> None:
         """Take note that so many bytes became dirty since the last time."""
@@ -62,19 +69,22 @@ class Throttle:
             return True
         if self._speed is None:
             self._speed = self._measure()
-        limit = max(FLOOR, int(self._speed * max(fraction, 0.0)))
-        if self._saved is None:
-            self._saved = self._read_limits()
-        self._write_limits(lower_write_limit(self._saved, limit, "bps-write" if self._group else "bps_wr"))
+        if self._limit is None:
+            self._limit = self._find_limit()
+        self._limit.lower(self._disk.node, max(FLOOR, int(self._speed * max(fraction, 0.0))))
         return True
 
     def lift(self) -> None:
         """Give the user's own limits back. Nothing if there is no limit of ours."""
-        if self._saved is not None:
-            self._write_limits(self._saved)
-            self._saved = None
+        if self._limit is not None:
+            self._limit.lift(self._disk.node)
 
-    # -- details -----------------------------------------------------------------------------------------------------
+    def _find_limit(self) -> WriteLimit:
+        if self._group is not None:
+            found: WriteLimit = GroupLimit(self._qmp, self._group)
+        else:
+            found = GuestLimit(self._qmp, self._disk.qdev)
+        return self._shared.setdefault(found.belongs_to, found)
 
     def _measure(self) -> float:
         written = self._written()
@@ -89,20 +99,74 @@ class Throttle:
                 return int(entry["stats"]["wr_bytes"])
         return None
 
-    def _read_limits(self) -> dict[str, Any]:
-        if self._group is not None:
-            return dict(self._qmp.execute("qom-get", {"path": f"/objects/{self._group}", "property": "limits"}))
+
+class WriteLimit(abc.ABC):
+    """The limits of one throttle group, the user's own ones and what disks demand; the lowest demand counts."""
+
+    belongs_to: str
+    key: str
+
+    def __init__(self, connection: qmp.QmpConnection) -> None:
+        self._qmp = connection
+        self._demands: dict[str, int] = {}
+        self._own = self.read()
+
+    def lower(self, node: str, limit: int) -> None:
+        """Limit writes to `limit` bytes per second for the sake of `node`."""
+        if not self._demands:
+            self._own = self.read()
+        self._demands[node] = limit
+        self.write(lower_write_limit(self._own, min(self._demands.values()), self.key))
+
+    def lift(self, node: str) -> None:
+        """Drop the demand of `node`; without any, the user's own limits hold again."""
+        if self._demands.pop(node, None) is not None:
+            rest = min(self._demands.values(), default=None)
+            self.write(self._own if rest is None else lower_write_limit(self._own, rest, self.key))
+
+    @abc.abstractmethod
+    def read(self) -> dict[str, Any]:
+        """Ask QEMU for the limits."""
+
+    @abc.abstractmethod
+    def write(self, limits: dict[str, Any]) -> None:
+        """Tell QEMU."""
+
+
+class GroupLimit(WriteLimit):
+    """The limits of a throttle-group object."""
+
+    key = "bps-write"
+
+    def __init__(self, connection: qmp.QmpConnection, group: str) -> None:
+        self.belongs_to = self._path = f"/objects/{group}"
+        super().__init__(connection)
+
+    def read(self) -> dict[str, Any]:
+        return dict(self._qmp.execute("qom-get", {"path": self._path, "property": "limits"}))
+
+    def write(self, limits: dict[str, Any]) -> None:
+        self._qmp.execute("qom-set", {"path": self._path, "property": "limits", "value": limits})
+
+
+class GuestLimit(WriteLimit):
+    """The limits of a guest's disk, which it may share with others in a group of -drive's ``throttling.group``."""
+
+    key = "bps_wr"
+
+    def __init__(self, connection: qmp.QmpConnection, qdev: str) -> None:
+        self._qdev = qdev
+        super().__init__(connection)
+        self.belongs_to = self._own.get(GUEST_GROUP, qdev)
+
+    def read(self) -> dict[str, Any]:
         for entry in self._qmp.execute("query-block"):
-            if entry.get("qdev") == self._disk.qdev:
+            if entry.get("qdev") == self._qdev:
                 return guest_limits(entry["inserted"])
         return dict.fromkeys(GUEST_LIMITS, 0)
 
-    def _write_limits(self, limits: dict[str, Any]) -> None:
-        if self._group is not None:
-            path = f"/objects/{self._group}"
-            self._qmp.execute("qom-set", {"path": path, "property": "limits", "value": limits})
-        else:
-            self._qmp.execute("block_set_io_throttle", {"id": self._disk.qdev, **limits})
+    def write(self, limits: dict[str, Any]) -> None:
+        self._qmp.execute("block_set_io_throttle", {"id": self._qdev, **limits})
 
 
 def guest_limits(inserted: dict[str, Any]) -> dict[str, Any]:

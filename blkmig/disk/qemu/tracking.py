@@ -16,7 +16,7 @@ A bitmap that could not be listed stays in `frozen` and is listed with the next 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from ... import errors
 from .. import dirty, extents
@@ -65,14 +65,14 @@ class Tracking:
 
     def _list(self, name: str) -> int:
         context = f"qemu:dirty-bitmap:{name}"
-        node, device = self.disk.node, self.disk.name
-        with self._own.exported(name, node, device=device, context=context, bitmaps=[name]) as connection:
-            areas = dirty_areas(connection.block_status(context, 0, connection.size))
+        node, device, total = self.disk.node, self.disk.name, 0
         self._extents.forget()  # before the marks: who clears a mark and then asks for holes gets a younger answer
-        for tracker in self.trackers:
-            for offset, nbytes in areas:
-                tracker.mark(offset, nbytes)
-        return sum(nbytes for _, nbytes in areas)
+        with self._own.exported(name, node, device=device, context=context, bitmaps=[name]) as connection:
+            for offset, nbytes in dirty_areas(connection.block_status(context, 0, connection.size)):
+                total += nbytes
+                for tracker in self.trackers:
+                    tracker.mark(offset, nbytes)
+        return total
 
     def remove_all(self) -> None:
         """Remove the bitmaps; nobody tracks any more."""
@@ -105,11 +105,10 @@ def dirty_count(facts: graph.BlockGraph, tracking: Tracking) -> int:
     return int(bitmap["count"])
 
 
-def dirty_areas(statuses: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return the (offset, nbytes) of the dirty extents in the (length, flags) of a whole disk."""
-    areas, offset = [], 0
+def dirty_areas(statuses: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the (offset, nbytes) of the dirty extents in the (length, flags) of a whole disk."""
+    offset = 0
     for length, flags in statuses:
         if flags & 1:
-            areas.append((offset, length))
+            yield offset, length
         offset += length
-    return areas
