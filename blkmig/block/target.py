@@ -23,10 +23,13 @@ NAMELESS_TWICE = (
 class BlkLoadDevice:
     """The receiving end of one disk. It belongs to the thread that loads the stream."""
 
-    def __init__(self, backend: disk.BlockBackend, statistics: stats.DiskStatistics) -> None:
+    def __init__(
+        self, backend: disk.BlockBackend, statistics: stats.DiskStatistics, *, size: int | None = None
+    ) -> None:
+        """Load into `backend`, which grows to `size` bytes at most, if it grows and somebody said how large it is."""
         self.backend = backend
         self.statistics = statistics
-        limit = coverage.MAX_INFERRED_BYTES if backend.is_growable else backend.size
+        limit = (size or coverage.MAX_INFERRED_BYTES) if backend.is_growable else backend.size
         self.coverage = coverage.BlockCoverage(statistics.name, limit)
         self._buf = _core.BlockBuffer()
         self._buf.mappable = False  # digests look at what is read

@@ -71,7 +71,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         if backend.is_growable and self._parameters.incremental:
             raise errors.DeviceError("cannot be a target", device=name, cause="it is new, and does not hold the base")
         self._stack.enter_context(backend.block_use("a migration that writes it"))
-        device = block.BlkLoadDevice(backend, statistics)
+        device = block.BlkLoadDevice(backend, statistics, size=self._parameters.size_of(name))
         self._statistics.disks[name] = statistics
         self.devices.append(device)
         return device

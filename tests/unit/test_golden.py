@@ -117,6 +117,13 @@ def test_size_that_is_said_cuts_the_slack(store: Callable[[Golden], str], tmp_pa
     assert (tmp_path / "disk.raw").read_bytes() == disk.contents
 
 
+def test_nothing_is_written_behind_a_size_that_is_said(store: Callable[[Golden], str], tmp_path: Path) -> None:
+    golden = golden_streams.manifest()["pc-7.2"]
+    with pytest.raises(errors.OutOfRange):
+        blkmig.receive(store(golden), {"drive0": tmp_path / "disk.raw"}, sizes={"drive0": MiB + 512})
+    assert (tmp_path / "disk.raw").stat().st_size <= MiB + 512
+
+
 @pytest.mark.parametrize("name", golden_streams.with_verdict("lossy"))
 def test_lost_blocks_are_named(store: Callable[[Golden], str], name: str) -> None:
     golden = golden_streams.manifest()[name]
