@@ -218,10 +218,15 @@ class Qemu:
         self.close()
 
 
-def has_block_migration(program: str = "qemu-system-x86_64") -> bool:
+def version_tuple() -> tuple[int, int]:
+    """Return major and minor version of the QEMU that is installed."""
+    major, minor = version().split(".")[:2]
+    return int(major), int(minor)
+
+
+def has_block_migration() -> bool:
     """Whether this QEMU can still migrate disks: up to 9.0."""
-    major, minor = version(program).split(".")[:2]
-    return (int(major), int(minor)) <= (9, 0)
+    return version_tuple() <= (9, 0)
 
 
 # -- disks -----------------------------------------------------------------------------------------------------------
@@ -338,17 +343,18 @@ class Guest:
         struct.pack_into("<III", code, _PARAMETERS, self.limit, self.area, self.stride)
         return bytes(code)
 
-    def written(self, disk: bytes) -> int:
-        """Return how many writes the disk says are finished."""
-        count: int = struct.unpack_from("<I", disk, 512)[0]
-        return count
+    def written(self, path: pathlib.Path) -> int:
+        """Return how many writes the disk in the raw file `path` says are finished."""
+        with path.open("rb") as file:
+            file.seek(512)
+            return int.from_bytes(file.read(4), "little")
 
     def check(self, disk: bytes) -> int:
         """Fail unless `disk` holds the writes that it says are finished, and at most one more; return their number.
 
         An area that was never written must be zero.
         """
-        count = self.written(disk)
+        count: int = struct.unpack_from("<I", disk, 512)[0]
         expected = dict.fromkeys(range(self.area), 0)
         expected.update((n % self.area * self.stride % self.area, n) for n in range(count))
         under_way = count % self.area * self.stride % self.area

@@ -145,7 +145,7 @@ def write_while_migrating(session: Session) -> None:
     real_qemu.create_raw(path, guest.boot_sector(session.folder) + bytes(disk.size - 512))
 
     with session.start() as vm:
-        vm.wait_until(lambda: guest.written(path.read_bytes()) > 0, "the guest to boot")
+        vm.wait_until(lambda: guest.written(path) > 0, "the guest to boot")
         session.migrate()
         session.wait_stream(sum(disk.size for disk in session.recording.disks) + 6 * MiB)
         vm.set_parameters(downtime_limit=100_000)
@@ -160,7 +160,7 @@ def dirty_memory(session: Session) -> None:
     path = session.folder / disk.file
     real_qemu.create_raw(path, guest.boot_sector(session.folder) + bytes(disk.size - 512))
     with session.start() as vm:
-        vm.wait_until(lambda: guest.written(path.read_bytes()) == guest.limit, "the guest's writes")
+        vm.wait_until(lambda: guest.written(path) == guest.limit, "the guest's writes")
         session.migrate()
         vm.wait_migration("completed")
         pages = vm.execute("query-migrate")["xbzrle-cache"]["pages"]

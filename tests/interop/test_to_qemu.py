@@ -139,7 +139,7 @@ def test_guest_boots_from_what_was_sent(tmp_path: Path) -> None:
     source = real_qemu.create_raw(tmp_path / "a.raw", guest.boot_sector(tmp_path) + bytes(guest.size - 512))
     drive = ["-drive", f"file={source},format=raw,if=ide"]
     with Qemu(*drive, folder=tmp_path, memory="16M", running=True) as vm:
-        vm.wait_until(lambda: guest.written(source.read_bytes()) > 20, "the guest's writes")
+        vm.wait_until(lambda: guest.written(source) > 20, "the guest's writes")
         vm.execute("stop")
         vm.quit()
     before = guest.check(source.read_bytes())
@@ -151,7 +151,7 @@ def test_guest_boots_from_what_was_sent(tmp_path: Path) -> None:
         vm.quit()
     drive = ["-drive", f"file={target.image},format=raw,if=ide"]
     with Qemu(*drive, folder=tmp_path, memory="16M", running=True) as vm:
-        vm.wait_until(lambda: guest.written(target.image.read_bytes()) > before + 20, "the guest to go on")
+        vm.wait_until(lambda: guest.written(target.image) > before + 20, "the guest to go on")
         vm.execute("stop")
         vm.quit()
     assert guest.check(target.image.read_bytes()) > before + 20
