@@ -132,8 +132,9 @@ class OutputQEMUFile(base.QEMUFile):
         """
         if bytes_per_second < 0:
             raise errors.ParameterError(f"a rate limit is 0 or more bytes per second, not {bytes_per_second}")
-        self._limiter.rate = bytes_per_second
-        self._link.careful = True
+        if bytes_per_second != self._limiter.rate:
+            self._limiter.rate = bytes_per_second
+            self._link.careful = True
 
     def rate_limit_exceeded(self) -> bool:
         """Return whether the next put would wait for the rate limit."""
