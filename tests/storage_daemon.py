@@ -81,7 +81,11 @@ class StorageDaemon:
         exports = [entry["id"] for entry in self.ask("query-block-exports")]
         nodes = self.ask("query-named-block-nodes", flat=True)
         bitmaps = [bitmap["name"] for node in nodes for bitmap in node.get("dirty-bitmaps", ())]
-        return [name for name in exports + bitmaps if name.startswith("blkmig")] + [
+        try:
+            objects = [entry["name"] for entry in self.ask("qom-list", path="/objects")]
+        except qmp.QmpError:  # a daemon without objects
+            objects = []
+        return [name for name in exports + bitmaps + objects if name.startswith("blkmig")] + [
             path.name for path in self.folder.iterdir() if "blkmig" in path.name
         ]
 

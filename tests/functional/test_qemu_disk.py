@@ -577,8 +577,22 @@ from blkmig.disk import qemu
 disk = qemu.open_qemu(sys.argv[1])[0]
 disk.create_dirty_bitmap(1 << 20)
 disk.session.own.add_export(disk.session.own.prefix + "more", "disk0")
+if "throttle" in sys.argv:
+    disk.throttle_writers(0.5)
 os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+def test_limits_that_a_killed_run_changed_are_put_back(daemon: StorageDaemon) -> None:
+    users = {"bps-write": 700_000_000, "bps-write-max": 800_000_000, "bps-write-max-length": 2, "iops-total": 99_999}
+    group = {"path": "/objects/disk0-limit", "property": "limits"}
+    daemon.ask("qom-set", **group, value=users)
+    before = daemon.ask("qom-get", **group)
+    subprocess.run([sys.executable, "-c", KILLED, daemon.address, "throttle"], check=False)
+    assert daemon.ask("qom-get", **group)["bps-write"] < users["bps-write"]
+    assert any("throttle" in what for what in qemu.cleanup(str(daemon.qmp_path)))
+    assert daemon.ask("qom-get", **group) == before
+    assert daemon.leftovers() == []
 
 
 @pytest.mark.parametrize("nbd_server", [True, False])

@@ -20,7 +20,7 @@ from real_qemu import MiB
 import blkmig
 from blkmig import errors, savevm
 from blkmig.disk import qemu
-from blkmig.disk.qemu import qmp
+from blkmig.disk.qemu import qmp, throttle
 
 peers.require("qemu-system-x86_64", "qemu-img")
 if not real_qemu.has_guest_tools():
@@ -312,6 +312,11 @@ def test_a_guest_is_throttled_and_gets_its_own_limits_back(folder: Path) -> None
             total, reads, writes, _, iops = limits()
             assert (total, reads, iops) == (0, 900 << 20, 50_000)
             assert 0 < writes < 900 << 20
+            kept = [entry["name"] for entry in vm.execute("qom-list", path="/objects") if "blkmig" in entry["name"]]
+            assert len(kept) == 1
+            throttle.restore(disk.session._qmp, kept[0])  # what the run after a killed one does
+            assert limits() == [900 << 20, 0, 0, 0, 50_000]
+            assert disk.throttle_writers(0.4)
         assert limits() == [900 << 20, 0, 0, 0, 50_000]
 
 

@@ -163,6 +163,17 @@ def test_the_limits_of_a_guest_are_what_query_block_says() -> None:
     assert throttle.guest_limits(inserted) == {key: value for key, value in inserted.items() if key != "node-name"}
 
 
+def test_limits_in_both_vocabularies() -> None:
+    assert throttle.GROUP_NAMES["bps"] == "bps-total"
+    assert throttle.GROUP_NAMES["iops_wr"] == "iops-write"
+    assert throttle.GROUP_NAMES["bps_max"] == "bps-total-max"
+    assert throttle.GROUP_NAMES["iops_rd_max_length"] == "iops-read-max-length"
+    assert throttle.GROUP_NAMES["iops_size"] == "iops-size"
+    guest = {name: number for number, name in enumerate(throttle.GROUP_NAMES)}
+    assert len(set(throttle.GROUP_NAMES.values())) == len(guest) == 19
+    assert throttle.as_guest_limits(throttle.as_group_limits(guest | {"group": "g"})) == guest
+
+
 # -- lists of dirty extents ------------------------------------------------------------------------------------------
 
 

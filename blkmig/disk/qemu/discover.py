@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ... import errors
-from . import address, graph, qmp
+from . import address, graph, objects, qmp
 
 Json = Mapping[str, Any]
 
@@ -139,11 +139,11 @@ def check_iothreads(connection: qmp.QmpConnection, disks: list[QemuDisk], *, for
 
 def _iothread_of(connection: qmp.QmpConnection, disk: QemuDisk) -> str | None:
     if not disk.qdev:
-        objects = _qom(connection, "qom-list", path="/objects") or []
-        return disk.name if any(entry["type"] == "child<iothread>" for entry in objects) else None
+        found = objects.list_objects(connection)
+        return disk.name if any(entry["type"] == "child<iothread>" for entry in found) else None
     for path in _owners(connection, disk.qdev):
         for key in ("iothread", "iothread-vq-mapping"):
-            if _qom(connection, "qom-get", path=path, property=key):
+            if _property(connection, path, key):
                 return disk.name
     return None
 
@@ -151,15 +151,15 @@ def _iothread_of(connection: qmp.QmpConnection, disk: QemuDisk) -> str | None:
 def _owners(connection: qmp.QmpConnection, qdev: str) -> list[str]:
     """Return the QOM paths of a device, of what it is a part of, and of its controller."""
     paths = [qdev, qdev.removesuffix("/virtio-backend")]
-    bus = _qom(connection, "qom-get", path=qdev, property="parent_bus")
+    bus = _property(connection, qdev, "parent_bus")
     while isinstance(bus, str) and bus.count("/") > 2:
         bus = bus.rpartition("/")[0]
         paths.append(bus)
     return paths
 
 
-def _qom(connection: qmp.QmpConnection, command: str, **arguments: str) -> Any:
+def _property(connection: qmp.QmpConnection, path: str, name: str) -> Any:
     try:
-        return connection.execute(command, arguments)
+        return connection.execute("qom-get", {"path": path, "property": name})
     except qmp.QmpError:  # no such object, or no such property
         return None

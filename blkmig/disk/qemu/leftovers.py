@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Removing from QEMU what a killed blkmig left there: exports, bitmaps, the NBD server.
+"""Removing from QEMU what a killed blkmig left there: exports, bitmaps, throttles, the NBD server.
 
 A run that is alive holds a connection to its exports, and QEMU refuses to delete an export that is in use. So whose
 exports can be deleted is dead, and its bitmaps can go, too.
@@ -13,7 +13,7 @@ import pathlib
 import socket
 from collections.abc import Iterator
 
-from . import objects, qmp
+from . import objects, qmp, throttle
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,9 @@ def remove(connection: qmp.QmpConnection) -> list[str]:
             with objects.ignoring_missing():
                 connection.execute("block-dirty-bitmap-remove", {"node": node, "name": name})
                 removed.append(f"bitmap {name} of node {node}")
+    for name in (entry["name"] for entry in objects.list_objects(connection)):
+        if throttle.is_kept_in(name) and run_of(name) not in alive:
+            removed += _restore_limits(connection, name)
     if not alive:
         removed += _remove_server(connection)
     for what in removed:
@@ -52,6 +55,17 @@ def _bitmaps(connection: qmp.QmpConnection) -> Iterator[tuple[str, str]]:
         for bitmap in node.get("dirty-bitmaps", ()):
             if bitmap.get("name", "").startswith(objects.PREFIX):
                 yield node["node-name"], bitmap["name"]
+
+
+def _restore_limits(connection: qmp.QmpConnection, kept_in: str) -> list[str]:
+    """Give writers the user's limits back; a disk or a group that is gone needs none."""
+    try:
+        throttle.restore(connection, kept_in)
+    except qmp.QmpError as error:
+        logger.warning("the limits in %s could not be put back: %s", kept_in, error)
+    with objects.ignoring_missing():
+        connection.execute("object-del", {"id": kept_in})
+    return [f"throttle {kept_in}"]
 
 
 def _remove_server(connection: qmp.QmpConnection) -> list[str]:

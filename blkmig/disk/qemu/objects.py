@@ -16,7 +16,8 @@ import functools
 import logging
 import pathlib
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 from ... import errors
 from .. import nbd_connection
@@ -41,6 +42,7 @@ class OwnObjects:
         self._qmp = connection
         self._exports: dict[str, None] = {}
         self._bitmaps: dict[tuple[str, str], None] = {}
+        self._objects: dict[str, None] = {}
         self._owns_server = False
 
     # -- NBD server --------------------------------------------------------------------------------------------------
@@ -113,6 +115,20 @@ class OwnObjects:
                 self._qmp.execute("block-dirty-bitmap-remove", {"node": node, "name": name})
             del self._bitmaps[node, name]
 
+    # -- objects -----------------------------------------------------------------------------------------------------
+
+    def add_throttle_group(self, name: str, limits: Mapping[str, Any]) -> None:
+        """Add a throttle group that nobody uses: it keeps `limits` for whoever cleans up after this run."""
+        self._objects[name] = None
+        self._qmp.execute("object-add", {"qom-type": "throttle-group", "id": name, "limits": limits})
+
+    def remove_object(self, name: str) -> None:
+        """Remove an object; nothing if it is gone already."""
+        if name in self._objects:
+            with ignoring_missing():
+                self._qmp.execute("object-del", {"id": name})
+            del self._objects[name]
+
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def remove_all(self) -> None:
@@ -121,6 +137,8 @@ class OwnObjects:
             self._try(functools.partial(self.remove_export, name), f"export {name}")
         for node, name in list(self._bitmaps):
             self._try(functools.partial(self.remove_bitmap, node, name), f"bitmap {name}")
+        for name in list(self._objects):
+            self._try(functools.partial(self.remove_object, name), f"object {name}")
         if self._owns_server:
             self._owns_server = False
             self._try(functools.partial(stop_server_if_idle, self._qmp), "the NBD server")
@@ -159,6 +177,13 @@ def stop_server_if_idle(connection: qmp.QmpConnection) -> None:
     if not any(export["type"] == "nbd" for export in connection.execute("query-block-exports")):
         with ignoring_missing():
             connection.execute("nbd-server-stop")
+
+
+def list_objects(connection: qmp.QmpConnection) -> list[dict[str, Any]]:
+    """Return the objects that the user, or blkmig, has made; a storage daemon without any has no place for them."""
+    with ignoring_missing():
+        return list(connection.execute("qom-list", {"path": "/objects"}))
+    return []
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ class QemuSession:
         ]
         limits: dict[str, throttle.WriteLimit] = {}
         self._throttles = [
-            throttle.Throttle(self._qmp, disk, facts.throttle_group(disk.node), limits) for disk in self.disks
+            throttle.Throttle(self._qmp, self.own, disk, facts.throttle_group(disk.node), limits) for disk in self.disks
         ]
         kind: type[writers.Writers] = writers.Writers
         options: dict[str, Any] = {}

@@ -6,16 +6,20 @@ throttle filter above it takes new limits for the filter's group. Any other disk
 
 The speed that a fraction refers to is measured between the start of the tracking and the first throttling: what the
 guest wrote, or, where QEMU does not count that, what became dirty.
+
+The user's limits are kept inside QEMU, in a throttle group that nobody uses, as long as they are changed. If blkmig is
+killed meanwhile, the next one finds them there and puts them back.
 """
 
 from __future__ import annotations
 
 import abc
+import re
 import time
 from collections.abc import Callable
 from typing import Any
 
-from . import discover, qmp
+from . import discover, objects, qmp
 
 FLOOR = 64 << 10
 """Bytes per second that are always left: a guest that cannot write at all breaks."""
@@ -23,6 +27,9 @@ FLOOR = 64 << 10
 GUEST_LIMITS = ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")
 GUEST_EXTRAS = (*(f"{name}{suffix}" for name in GUEST_LIMITS for suffix in ("_max", "_max_length")), "iops_size")
 GUEST_GROUP = "group"
+
+KEPT = "limits"
+"""In the name of the throttle group that keeps the user's limits; then what they are limits of, in hexadecimal."""
 
 
 class Throttle:
@@ -35,6 +42,7 @@ class Throttle:
     def __init__(
         self,
         connection: qmp.QmpConnection,
+        own: objects.OwnObjects,
         disk: discover.QemuDisk,
         group: str | None,
         shared: dict[str, WriteLimit],
@@ -42,6 +50,7 @@ class Throttle:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._qmp = connection
+        self._own = own
         self._disk = disk
         self._group = group
         self._shared = shared
@@ -81,9 +90,9 @@ class Throttle:
 
     def _find_limit(self) -> WriteLimit:
         if self._group is not None:
-            found: WriteLimit = GroupLimit(self._qmp, self._group)
+            found: WriteLimit = GroupLimit(self._qmp, self._own, self._group)
         else:
-            found = GuestLimit(self._qmp, self._disk.qdev)
+            found = GuestLimit(self._qmp, self._own, self._disk.qdev)
         return self._shared.setdefault(found.belongs_to, found)
 
     def _measure(self) -> float:
@@ -101,28 +110,41 @@ class Throttle:
 
 
 class WriteLimit(abc.ABC):
-    """The limits of one throttle group, the user's own ones and what disks demand; the lowest demand counts."""
+    """The limits of one throttle group, the user's own ones and what disks demand; the lowest demand counts.
 
-    belongs_to: str
+    `target` is what the limits are set on, `belongs_to` what they are limits of.
+    """
+
+    kind: str
     key: str
+    belongs_to: str
 
-    def __init__(self, connection: qmp.QmpConnection) -> None:
+    def __init__(self, connection: qmp.QmpConnection, own: objects.OwnObjects, target: str) -> None:
         self._qmp = connection
+        self._own = own
+        self._target = target
+        self._kept_in = f"{own.prefix}{KEPT}-{self.kind}{target.encode().hex()}"
         self._demands: dict[str, int] = {}
-        self._own = self.read()
+        self._users = self.read()
+        self.belongs_to = f"{self.kind}{self._users.get(GUEST_GROUP, target)}"
 
     def lower(self, node: str, limit: int) -> None:
         """Limit writes to `limit` bytes per second for the sake of `node`."""
         if not self._demands:
-            self._own = self.read()
+            self._users = self.read()
+            self._own.add_throttle_group(self._kept_in, as_group_limits(self._users))
         self._demands[node] = limit
-        self.write(lower_write_limit(self._own, min(self._demands.values()), self.key))
+        self.write(lower_write_limit(self._users, min(self._demands.values()), self.key))
 
     def lift(self, node: str) -> None:
         """Drop the demand of `node`; without any, the user's own limits hold again."""
-        if self._demands.pop(node, None) is not None:
-            rest = min(self._demands.values(), default=None)
-            self.write(self._own if rest is None else lower_write_limit(self._own, rest, self.key))
+        if self._demands.pop(node, None) is None:
+            return
+        if self._demands:
+            self.write(lower_write_limit(self._users, min(self._demands.values()), self.key))
+        else:
+            self.write(self._users)
+            self._own.remove_object(self._kept_in)
 
     @abc.abstractmethod
     def read(self) -> dict[str, Any]:
@@ -136,37 +158,86 @@ class WriteLimit(abc.ABC):
 class GroupLimit(WriteLimit):
     """The limits of a throttle-group object."""
 
+    kind = "g"
     key = "bps-write"
 
-    def __init__(self, connection: qmp.QmpConnection, group: str) -> None:
-        self.belongs_to = self._path = f"/objects/{group}"
-        super().__init__(connection)
-
     def read(self) -> dict[str, Any]:
-        return dict(self._qmp.execute("qom-get", {"path": self._path, "property": "limits"}))
+        """Ask for the object's property."""
+        return dict(self._qmp.execute("qom-get", {"path": f"/objects/{self._target}", "property": "limits"}))
 
     def write(self, limits: dict[str, Any]) -> None:
-        self._qmp.execute("qom-set", {"path": self._path, "property": "limits", "value": limits})
+        """Set the object's property."""
+        set_group_limits(self._qmp, self._target, limits)
 
 
 class GuestLimit(WriteLimit):
     """The limits of a guest's disk, which it may share with others in a group of -drive's ``throttling.group``."""
 
+    kind = "q"
     key = "bps_wr"
 
-    def __init__(self, connection: qmp.QmpConnection, qdev: str) -> None:
-        self._qdev = qdev
-        super().__init__(connection)
-        self.belongs_to = self._own.get(GUEST_GROUP, qdev)
-
     def read(self) -> dict[str, Any]:
+        """Ask for the disk's description."""
         for entry in self._qmp.execute("query-block"):
-            if entry.get("qdev") == self._qdev:
+            if entry.get("qdev") == self._target:
                 return guest_limits(entry["inserted"])
         return dict.fromkeys(GUEST_LIMITS, 0)
 
     def write(self, limits: dict[str, Any]) -> None:
-        self._qmp.execute("block_set_io_throttle", {"id": self._qdev, **limits})
+        """Set them as one would by hand."""
+        set_guest_limits(self._qmp, self._target, limits)
+
+
+def set_group_limits(connection: qmp.QmpConnection, group: str, limits: dict[str, Any]) -> None:
+    """Set the limits of a throttle-group object."""
+    connection.execute("qom-set", {"path": f"/objects/{group}", "property": "limits", "value": limits})
+
+
+def set_guest_limits(connection: qmp.QmpConnection, qdev: str, limits: dict[str, Any]) -> None:
+    """Set the limits of a guest's disk, in the words of ``block_set_io_throttle``."""
+    connection.execute("block_set_io_throttle", {"id": qdev, **limits})
+
+
+_KEPT_NAME = re.compile(rf"{objects.PREFIX}[0-9a-f]+-{KEPT}-([gq])((?:[0-9a-f]{{2}})+)")
+
+
+def is_kept_in(name: str) -> bool:
+    """Tell whether the object called `name` keeps limits that a run has changed."""
+    return _KEPT_NAME.fullmatch(name) is not None
+
+
+def restore(connection: qmp.QmpConnection, kept_in: str) -> None:
+    """Put back the limits that a killed run changed and kept in the throttle group `kept_in`."""
+    limits = connection.execute("qom-get", {"path": f"/objects/{kept_in}", "property": "limits"})
+    found = _KEPT_NAME.fullmatch(kept_in)
+    if found is None:
+        raise ValueError(f"{kept_in!r} keeps no limits")
+    kind, target = found[1], bytes.fromhex(found[2]).decode(errors="replace")
+    if kind == GroupLimit.kind:
+        set_group_limits(connection, target, limits)
+    else:
+        set_guest_limits(connection, target, as_guest_limits(limits))
+
+
+def _group_name(guest: str) -> str:
+    """Return what ``bps_wr_max_length`` is called in a throttle group: ``bps-write-max-length``."""
+    unit, *rest = guest.split("_")
+    words = {"rd": "read", "wr": "write"}
+    which = [words[rest.pop(0)]] if rest and rest[0] in words else ["total"] if rest != ["size"] else []
+    return "-".join([unit, *which, *rest])
+
+
+GROUP_NAMES = {guest: _group_name(guest) for guest in (*GUEST_LIMITS, *GUEST_EXTRAS)}
+
+
+def as_group_limits(limits: dict[str, Any]) -> dict[str, Any]:
+    """Return limits, of a guest's disk or of a group, in the words of a group."""
+    return {GROUP_NAMES.get(name, name): value for name, value in limits.items() if name != GUEST_GROUP}
+
+
+def as_guest_limits(limits: dict[str, Any]) -> dict[str, Any]:
+    """Return the limits of a group in the words of ``block_set_io_throttle``."""
+    return {guest: limits[name] for guest, name in GROUP_NAMES.items() if name in limits}
 
 
 def guest_limits(inserted: dict[str, Any]) -> dict[str, Any]:
