@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import shlex
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -194,11 +193,11 @@ def test_incremental_overlay(tmp_path: Path) -> None:
 
 
 def test_cancel_then_migrate_again(tmp_path: Path) -> None:
-    source = make_disk(tmp_path, "drive0", 12 * MiB)
+    source = make_disk(tmp_path, "drive0", 48 * MiB)
     target = f"drive0={tmp_path}/copy.raw"
     with start(tmp_path, *drive(source)) as vm:
         vm.set_parameters(max_bandwidth=8 * MiB)
-        with command.receiver(f"unix:{tmp_path}/s", target, "--size", "12M") as receiver:
+        with command.receiver(f"unix:{tmp_path}/s", target, "--size", "48M") as receiver:
             vm.migrate(receiver.uri)
             vm.wait_until(lambda: has_sent_something(vm), "the first bytes")
             vm.execute("migrate_cancel")
@@ -345,12 +344,11 @@ def test_stored_stream_through_every_kind_of_file(tmp_path: Path) -> None:
 
 
 def test_source_killed_half_way(tmp_path: Path) -> None:
-    source = make_disk(tmp_path, "drive0", 12 * MiB)
+    source = make_disk(tmp_path, "drive0", 48 * MiB)
     with command.receiver("tcp:127.0.0.1:0", f"drive0={tmp_path}/copy.raw") as receiver:
         with start(tmp_path, *drive(source)) as vm:
             vm.set_parameters(max_bandwidth=8 * MiB)
             vm.migrate(receiver.uri)
             vm.wait_until(lambda: has_sent_something(vm), "the first bytes")
         outcome = receiver.finish()
-    assert outcome.exit_code == 5
-    assert subprocess.run(["cmp", "-n", "1", source, tmp_path / "copy.raw"], check=False).returncode in (0, 1, 2)
+    assert outcome.exit_code == 5, outcome.stderr
