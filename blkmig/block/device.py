@@ -20,13 +20,13 @@ class BlkMigDevState:
     geometry: geometry.BlockGeometry
     shared_base: bool
     dirty_bitmap: disk.DirtyBitmap
-    blocker: contextlib.ExitStack
-    """Keeps other migrations off the disk and the tracker attached; closing it undoes both."""
-
     digests: bytearray | None
     """Sixteen bytes for each block, as it was sent last; None where nobody asked."""
 
     # Migration thread only.
+    blocker: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack, init=False)
+    """Keeps other migrations off the disk and the tracker attached; closing it undoes both."""
+
     aio_bitmap: _core.Bitmap
     """One bit per block: set while a read of the block is in flight, bulk reads included."""
 

@@ -7,7 +7,7 @@ writer that keeps one block dirty costs one block a round, and no disk and no hi
 
 from __future__ import annotations
 
-from .. import _core
+from .. import _core, errors
 from . import device, send, state
 
 
@@ -35,22 +35,33 @@ def blk_mig_save_dirty_block(blk_mig: state.BlkMigState) -> bool:
         bmds = blk_mig.bmds_list[blk_mig.dirty_disk]
         block = bmds.dirty_bitmap.next_dirty(bmds.cur_dirty // _core.SECTORS_PER_BLOCK)
         if block >= 0:
-            return save_device_dirty(blk_mig, bmds, block)
+            save_device_dirty(blk_mig, bmds, block)
+            return True
         blk_mig.dirty_disk += 1
     return False
 
 
-def save_device_dirty(blk_mig: state.BlkMigState, bmds: device.BlkMigDevState, block: int) -> bool:
-    """Submit one dirty block; False if it is still being read and the wait for that was cut short.
-
-    An older read of the block is waited for: so its contents are in the list before the new ones.
+def save_device_dirty(blk_mig: state.BlkMigState, bmds: device.BlkMigDevState, block: int) -> None:
+    """Submit one dirty block. An older read of it is waited for: so its contents are in the list before the new ones.
     """
     while bmds.aio_bitmap.test(block):
-        if not send.collect_one(blk_mig):
-            return False
+        send.collect_one(blk_mig, wait=True)
     bmds.dirty_bitmap.take_block(block)  # before the read: a write that races it marks the block again
     bmds.cur_dirty = (block + 1) * _core.SECTORS_PER_BLOCK
     blk = blk_mig.reads.get()
     blk.bulk_sectors = 0
     send.submit(blk_mig, bmds, block, blk)
-    return True
+
+
+def check_clean(blk_mig: state.BlkMigState) -> None:
+    """Raise :class:`~blkmig.errors.DeviceError` if a disk was written or cut since the last round began."""
+    for bmds in blk_mig.bmds_list:
+        bmds.backend.sync_dirty()
+        block = bmds.dirty_bitmap.next_dirty(0)
+        if block >= 0:
+            raise errors.DeviceError(
+                "was written in the last pass",
+                device=bmds.label,
+                cause="somebody writes it although its writers are held; the copy would be torn",
+                offset=bmds.geometry.block_range(block)[0],
+            )

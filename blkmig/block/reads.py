@@ -7,13 +7,15 @@ through one buffer that stays in the cache of its core; a disk with latency want
 Both keep one promise: **a block has at most one read in flight**. Two reads of one block could complete in the wrong
 order, and the older contents would be sent last.
 
-Who owns what: `submit`, `collect` and `close` are called by the migration thread alone, `wake` by any thread. A block
-belongs to a reading thread from `requests.put` to `completions.put`; the two queues are the only things shared.
+Who owns what: everything is called by the migration thread. A block belongs to a reading thread from `requests.put` to
+`completions.put`; the two queues are the only things shared. Nothing cuts a wait for a read short: whoever gives up has
+to wait for every read in flight anyway, for they read into buffers and from disks that are about to go.
 """
 
 from __future__ import annotations
 
 import abc
+import contextlib
 import queue
 import threading
 
@@ -58,12 +60,8 @@ class BlockReads(abc.ABC):
     def collect(self, *, wait: bool) -> device.BlkMigBlock | None:
         """Return a block whose read is completed, None if there is none.
 
-        With `wait` it blocks until a read completes or somebody calls `wake` (None); the caller must know that a
-        read is in flight.
+        With `wait` it blocks until a read completes; the caller must know that one is in flight.
         """
-
-    def wake(self) -> None:  # noqa: B027 - nothing blocks where reads are not in flight
-        """Let a waiting `collect` return now. From any thread, or a signal handler."""
 
     def close(self) -> None:
         """Wait for the reads in flight and free the buffers. Twice does no harm."""
@@ -98,7 +96,7 @@ class ParallelReads(BlockReads):
         self._in_flight = 0
         self._threads: list[threading.Thread] = []
         self._requests: queue.SimpleQueue[device.BlkMigBlock | None] = queue.SimpleQueue()
-        self._completions: queue.SimpleQueue[device.BlkMigBlock | None] = queue.SimpleQueue()
+        self._completions: queue.SimpleQueue[device.BlkMigBlock] = queue.SimpleQueue()
 
     def has_room(self) -> bool:
         """Return whether another read may be put in flight."""
@@ -111,7 +109,7 @@ class ParallelReads(BlockReads):
         self._in_flight += 1
         if len(self._threads) < min(self._in_flight, self._max_parallel):
             thread = threading.Thread(target=self._run, name="blkmig-read", daemon=True)
-            self._threads.append(thread)
+            self._threads.append(thread)  # first: an interrupted start may have started it
             thread.start()
         self._requests.put(blk)
 
@@ -121,23 +119,18 @@ class ParallelReads(BlockReads):
             blk = self._completions.get(block=wait)
         except queue.Empty:
             return None
-        if blk is None:
-            return None
         assert blk.bmds is not None
         blk.bmds.aio_bitmap.clear(blk.block)
         self._in_flight -= 1
         return blk
-
-    def wake(self) -> None:
-        """Let a waiting `collect` return. SimpleQueue.put is reentrant, so a signal handler may call this."""
-        self._completions.put(None)
 
     def close(self) -> None:
         """Wait until every read in flight is over, then end the threads."""
         for _ in self._threads:
             self._requests.put(None)
         for thread in self._threads:
-            thread.join()
+            with contextlib.suppress(RuntimeError):  # it could not be started
+                thread.join()
         self._threads.clear()
         super().close()
 

@@ -7,9 +7,9 @@
         │                                                                        ▲
         └────────────── a failure or a cancel, at any moment ───────────────────┘
 
-All handlers are called by one thread, the migration thread, except `wake`, which any thread and any signal handler
-may call. Two invariants hold everywhere: a block's dirty bits are cleared before it is read, and a block has at most
-one read in flight.
+All handlers are called by one thread, the migration thread. Two invariants hold everywhere: a block's dirty bits are
+cleared before it is read, and a block has at most one read in flight. An exception between the two ends may leave a
+block taken and not sent: after one, nothing but `save_cleanup` is possible.
 """
 
 from __future__ import annotations
@@ -90,8 +90,9 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             if not any(self._may_be_written_afterwards(bmds) for bmds in blk_mig.bmds_list):
                 f.share_pages()
             f.put_be64(_core.FLAG_EOS)
-        except BaseException:
-            release(blk_mig)
+        except BaseException as error:
+            with errors.keeping(error):
+                release(blk_mig)
             raise
         self._blk_mig = blk_mig
 
@@ -112,13 +113,14 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         Returns 1 if everything that is known to be dirty was sent, else 0. Errors of disks and of the channel are
         raised; then the section has no EOS, as QEMU does it, and only `save_cleanup` may follow.
         """
-        blk_mig = self.blk_mig
+        blk_mig = self._begin_section()
         deadline = self._clock() + SECTION_SECONDS
         while not f.rate_limit_exceeded() and self._send_some(f) and self._clock() < deadline:
             pass
         f.put_be64(_core.FLAG_EOS)
         if blk_mig.bulk_completed and dirty.round_over(blk_mig) and not blk_mig.submitted:
             dirty.begin_round(blk_mig)
+        blk_mig.is_interrupted = False
         return int(self.save_live_pending() == 0)
 
     def save_live_pending(self) -> int:
@@ -130,17 +132,17 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
     def save_live_complete_precopy(self, f: channel.OutputQEMUFile) -> None:
         """Send everything that is left, with the writers held by the caller; nothing is in flight on return.
 
-        Also what bulk has not sent yet, so that an early end costs time and never contents.
+        Also what bulk has not sent yet, so that an early end costs time and never contents. Raises
+        :class:`~blkmig.errors.DeviceError` if a disk was written meanwhile: what was sent would be torn.
         """
-        blk_mig = self.blk_mig
-        self._drain(f)
+        blk_mig = self._begin_section()
+        while blk_mig.submitted or blk_mig.read_done:
+            send.flush_blks(blk_mig, f, wait=True)
         dirty.begin_round(blk_mig)
-        while self.save_live_pending():
-            while self._send_some(f):
-                pass
-            blk_mig.dirty_disk = 0
-            for bmds in blk_mig.bmds_list:
-                bmds.cur_dirty = 0
+        while self._send_some(f):
+            pass
+        dirty.check_clean(blk_mig)
+        blk_mig.is_interrupted = False
         f.put_be64(100 << _core.SECTOR_BITS | _core.FLAG_PROGRESS)
         f.put_be64(_core.FLAG_EOS)
 
@@ -149,11 +151,6 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         if self._blk_mig is not None:
             blk_mig, self._blk_mig = self._blk_mig, None
             release(blk_mig)
-
-    def wake(self) -> None:
-        """Let a wait for a read return at once: somebody cancels. From any thread, or a signal handler."""
-        if self._blk_mig is not None:
-            self._blk_mig.reads.wake()
 
     def disk_descriptions(self) -> list[dict[str, object]]:
         """Return what the vmdescription says of each disk: name, exact size and, if asked for, the digest."""
@@ -185,23 +182,31 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             logger.info("disk %r is not sent: %s", backend.name, why)
             return
         name = encode_name(backend)
+        shape = geometry.BlockGeometry(backend.size)
         with contextlib.ExitStack() as blocker:
             blocker.enter_context(backend.block_use("a migration that sends it"))
             bitmap = backend.create_dirty_bitmap(int(self._parameters.granularity))
             blocker.callback(backend.release_dirty_bitmap, bitmap)
-            shape = geometry.BlockGeometry(backend.size)
             bmds = device.BlkMigDevState(
                 backend=backend,
                 name=name,
                 geometry=shape,
                 shared_base=self._shared_base,
                 dirty_bitmap=bitmap,
-                blocker=blocker.pop_all(),
                 digests=bytearray(shape.nblocks * send.DIGEST_SIZE) if self._parameters.digests else None,
                 aio_bitmap=_core.Bitmap(shape.nblocks),
             )
+            bmds.blocker = blocker.pop_all()
         blk_mig.bmds_list.append(bmds)
         blk_mig.total_sector_sum += shape.total_sectors
+
+    def _begin_section(self) -> state.BlkMigState:
+        """Return the state, unless a section before this one was ended by an exception."""
+        blk_mig = self.blk_mig
+        if blk_mig.is_interrupted:
+            raise errors.StateError("a section was not written to its end", state="failed", required="active")
+        blk_mig.is_interrupted = True
+        return blk_mig
 
     def _send_some(self, f: channel.OutputQEMUFile) -> bool:
         """Submit what there is room for and send what was read; False if this round has nothing more to send."""
@@ -218,11 +223,6 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         if not blk_mig.bulk_completed:
             return bulk.blk_mig_save_bulked_block(blk_mig, f)
         return dirty.blk_mig_save_dirty_block(blk_mig)
-
-    def _drain(self, f: channel.OutputQEMUFile) -> None:
-        """Send every block that is in flight or waits."""
-        while self.blk_mig.submitted or self.blk_mig.read_done:
-            send.flush_blks(self.blk_mig, f, wait=True)
 
 
 def encode_name(backend: disk.BlockBackend) -> bytes:

@@ -87,14 +87,12 @@ def flush_blks(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, *, wait: b
 
 def collect(blk_mig: state.BlkMigState, *, wait: bool) -> None:
     """Move the blocks whose reads are completed to `blk_list`; with `wait` and an empty list, wait for the first."""
-    if wait and blk_mig.submitted and not blk_mig.blk_list:
-        collect_one(blk_mig, wait=True)
-    while blk_mig.submitted and collect_one(blk_mig, wait=False):
+    while blk_mig.submitted and collect_one(blk_mig, wait=wait and not blk_mig.blk_list):
         pass
 
 
-def collect_one(blk_mig: state.BlkMigState, *, wait: bool = True) -> bool:
-    """Move one block whose read is completed to `blk_list`; False if there is none, or the wait was cut short."""
+def collect_one(blk_mig: state.BlkMigState, *, wait: bool) -> bool:
+    """Move one block whose read is completed to `blk_list`; False if there is none."""
     blk = blk_mig.reads.collect(wait=wait)
     if blk is None:
         return False

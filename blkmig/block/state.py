@@ -41,6 +41,9 @@ class BlkMigState:
     last_sent: tuple[device.BlkMigDevState, int] | None = None
     """The disk and the block that were sent last."""
 
+    is_interrupted: bool = False
+    """A section is being written, or an exception has ended one: a block may have been taken and not sent."""
+
     prev_progress: int = -1
     bulk_completed: bool = False
     dirty_disk: int = 0

@@ -188,7 +188,6 @@ class OutgoingMigration:
         """
         self._cancel_requested = True
         self._connector.cancel()  # the stream and the return path, too
-        self._block.wake()
         self._wakeups.put(None)
 
     # -- steps -------------------------------------------------------------------------------------------------------
