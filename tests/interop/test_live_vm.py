@@ -320,6 +320,15 @@ def test_a_guest_is_throttled_and_gets_its_own_limits_back(folder: Path) -> None
         assert limits() == [900 << 20, 0, 0, 0, 50_000]
 
 
+def test_cleaning_up_tells_of_a_guest_that_is_stopped(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with Machine(folder, guest_image(folder), "source") as vm:
+        assert qemu.cleanup(vm.address) == []
+        assert "cont" not in caplog.text
+        vm.execute("stop")
+        assert qemu.cleanup(vm.address) == []
+        assert "unless its disks have moved: cont" in caplog.text
+
+
 def test_two_disks_of_one_vm_by_their_names(folder: Path) -> None:
     second = folder / "second.raw"
     second.open("wb").truncate(3 * MiB + 512)

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import logging
+
 from ... import errors
 from .. import backend
 from . import address, leftovers, qmp
 from .address import QemuAddress, is_qemu_address
 from .qemudisk import QemuBackend
 from .session import QemuSession, Switchover
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["QemuAddress", "QemuBackend", "QemuSession", "cleanup", "is_qemu_address", "open_qemu"]
 
@@ -54,7 +58,10 @@ def cleanup(path: str, *, timeout: float = 60.0) -> list[str]:
     where = address.parse(path) if is_qemu_address(path) else QemuAddress(path=path)
     connection = qmp.QmpConnection(where.path, timeout=timeout)
     try:
-        return leftovers.remove(connection)
+        removed = leftovers.remove(connection)
+        if leftovers.is_guest_stopped(connection):
+            logger.warning("%s: the guest is stopped; unless its disks have moved: cont", connection.device)
+        return removed
     finally:
         connection.close()
 

@@ -45,6 +45,14 @@ def remove(connection: qmp.QmpConnection) -> list[str]:
     return removed
 
 
+def is_guest_stopped(connection: qmp.QmpConnection) -> bool:
+    """Tell whether there is a guest that does not run because somebody has said ``stop``, as a last pass does."""
+    try:
+        return bool(connection.execute("query-status")["status"] == "paused")
+    except qmp.QmpError:  # a storage daemon
+        return False
+
+
 def run_of(name: str) -> str:
     """Return the prefix of the run that gave `name`: ``blkmig-<random>``."""
     return "-".join(name.split("-", 2)[:2])
