@@ -123,7 +123,7 @@ def test_machine_types(tmp_path: Path, machine: str, options: list[str]) -> None
 def test_stored_stream_is_loaded(tmp_path: Path) -> None:
     """A stream in a file suits QEMU as well; the commands of a return path must not be in it, or do no harm."""
     target = make_target(tmp_path, "drive0", 3 * MiB)
-    outcome = send([target], f"file:{tmp_path}/stream")
+    outcome = send([target], f"file:{tmp_path}/stream", "--verify")
     assert outcome.exit_code == 0, outcome.stderr
     with incoming(tmp_path, target, uri=f"exec:cat {tmp_path}/stream") as (vm, _):
         assert vm.wait_migration() == "completed"
