@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Move a running VM to another host: the disks by blkmig, RAM and devices by QEMU, with one short pause for both.
 
-On the destination, with a file of the right size (or none yet) for each disk:
+On the destination, with an image of the right size for each disk:
 
-    blkmig receive tcp::4444 vda=/srv/vda.raw
+    blkmig receive tcp::4444 vda=/srv/vda.qcow2,format=qcow2
     qemu-system-x86_64 (the same machine, -device virtio-blk-pci,id=vda,...) -incoming tcp::4445
 
 On the source, whose QEMU has ``-qmp unix:/run/vm.qmp,server=on,wait=off``:

@@ -19,7 +19,7 @@ from real_qemu import MiB
 
 import blkmig
 from blkmig import errors, savevm
-from blkmig.disk import qemu
+from blkmig.disk import nbd_connection, qemu
 from blkmig.disk.qemu import qmp, throttle
 
 peers.require("qemu-system-x86_64", "qemu-img")
@@ -166,12 +166,13 @@ def test_a_whole_vm_moves_with_ram_by_qemu_and_disk_by_blkmig(folder: Path) -> N
     assert GUEST.check(target.read_bytes()) > handed_over > 0
 
 
-def test_the_script_of_the_examples_moves_a_vm(folder: Path) -> None:
-    image, target = guest_image(folder, "qcow2"), folder / "target.raw"
-    target.open("wb").truncate(SIZE)
+@pytest.mark.parametrize("target_kind", ["raw", "qcow2"])
+def test_the_script_of_the_examples_moves_a_vm(folder: Path, target_kind: str) -> None:
+    image, target = guest_image(folder, "qcow2"), folder / f"target.{target_kind}"
+    subprocess.run(["qemu-img", "create", "-q", "-f", target_kind, target, str(SIZE)], check=True)
     with Machine(folder, image, "source") as source, Machine(folder, target, "target", incoming=True) as destination:
         source.wait_for_writes()
-        receiver = lab.Receiver(f"unix:{folder}/disks", {"vda": target})
+        receiver = lab.Receiver(f"unix:{folder}/disks", {"vda": f"{target},format={target_kind}"})
         command = [sys.executable, SCRIPT, source.qmp_path, receiver.uri, destination.listen(f"unix:{folder}/ram")]
         with (folder / "script.log").open("wb") as log:
             environment = os.environ | {"PYTHONPATH": str(Path(blkmig.__file__).parents[1])}  # a script's is its folder
@@ -187,7 +188,7 @@ def test_the_script_of_the_examples_moves_a_vm(folder: Path) -> None:
         source.quit()
         destination.quit()
     handed_over = GUEST.check(contents(image, folder))
-    assert GUEST.check(target.read_bytes()) > handed_over > 0
+    assert GUEST.check(contents(target, folder)) > handed_over > 0
 
 
 def test_the_target_is_free_when_the_source_hears_of_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,6 +319,34 @@ def test_a_guest_is_throttled_and_gets_its_own_limits_back(folder: Path) -> None
             assert limits() == [900 << 20, 0, 0, 0, 50_000]
             assert disk.throttle_writers(0.4)
         assert limits() == [900 << 20, 0, 0, 0, 50_000]
+
+
+@pytest.mark.parametrize("device", [[], ["-device", "virtio-blk-pci,id=vda,drive=disk0,share-rw=on"]])
+def test_a_vm_whose_disk_is_written_through_its_nbd_server(folder: Path, device: list[str]) -> None:
+    image, target = folder / "disk0.raw", folder / "target.raw"
+    image.open("wb").truncate(SIZE)
+    options = ["-blockdev", f"raw,node-name=disk0,file.driver=file,file.filename={image}", *device]
+    options += ["-qmp", f"unix:{folder}/qmp,server=on,wait=off"]
+    with real_qemu.Qemu(*options, folder=folder, machine="pc" if device else "none", running=True) as vm:
+        vm.execute("nbd-server-start", addr={"type": "unix", "data": {"path": f"{folder}/nbd"}})
+        vm.execute("block-export-add", type="nbd", id="w", node_name="disk0", name="disk", writable=True)
+        uri = nbd_connection.unix_uri(f"{folder}/nbd", "disk")
+        with storage_daemon.writing([(uri, SIZE)], seed=1):
+            disks = qemu.open_qemu(f"qemu:{folder}/qmp,nbd=unix:{folder}/nbd")
+            assert [disk.name for disk in disks] == ["vda" if device else "disk0"]
+            [disk] = disks
+            with disk:
+
+                def drive(outgoing: blkmig.OutgoingMigration) -> None:
+                    for _ in range(3):
+                        outgoing.iterate()
+                    outgoing.complete()
+
+                lab.migrate(folder, "unix", [disk], {disk.name: target}, drive=drive, writers_after="refuse")
+        assert vm.execute("query-block-exports") == []
+        assert not vm.execute("query-status")["running"]
+        vm.quit()
+    storage_daemon.compare(image, target)
 
 
 def test_cleaning_up_tells_of_a_guest_that_is_stopped(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
