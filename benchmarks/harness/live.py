@@ -80,7 +80,7 @@ def run_blkmig(job: peers.Job, live: Scene, downtime_limit: float) -> float:
     """Migrate with blkmig, both ends in processes that are up; return when the target was usable."""
     with peers.started(
         job,
-        (live.daemon.address, {"downtime_limit": downtime_limit, "writers_after": "refuse"}),
+        (live.daemon.address, {"downtime_limit": downtime_limit, "writers_after": "refuse", "timeout": 60}),
         (f"{NODE}={job.target}", {}),
     ) as ends:
         ends.run()
