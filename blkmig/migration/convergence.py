@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 
 from .. import _core, disk, errors, params, stats, units
@@ -99,8 +100,9 @@ class AutoConverge:
         """Give the writers their speed back."""
         if self._throttle:
             self._throttle = 0.0
-            for backend in self._disks:
-                backend.throttle_writers(1.0)
+            with contextlib.ExitStack() as stack:  # all of them, whatever one of them says
+                for backend in self._disks:
+                    stack.callback(backend.throttle_writers, 1.0)
 
 
 def check_limits(

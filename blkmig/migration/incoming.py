@@ -89,7 +89,7 @@ class IncomingMigration:
             with self._targets:
                 self._load(f)
         except BaseException as error:
-            cancelled = isinstance(error, errors.Cancelled | KeyboardInterrupt)
+            cancelled = isinstance(error, errors.Cancelled) or not isinstance(error, Exception)
             with errors.keeping(error):
                 self._set_status("cancelled" if cancelled else "failed")
             raise
@@ -128,7 +128,8 @@ class IncomingMigration:
         section = stream.section("block")
         if section is None:
             raise errors.IncompleteMigration(
-                "the stream holds no disks at all: a QEMU sends them only if it is told to, as by migrate -b", missing={}
+                "the stream holds no disks at all: a QEMU sends them only if it is told to, as by migrate -b",
+                missing={},
             )
         if not section.ended:
             raise errors.TruncatedStream("the block section has no end: the source gave up", position=stream.nbytes)

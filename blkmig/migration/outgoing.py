@@ -93,22 +93,26 @@ class OutgoingMigration:
         """Connect, take the disks into use, start dirty tracking: QEMU's setup."""
         self._require("none")
         self._started = self._clock()
-        self._set_status("setup")
         try:
+            self._set_status("setup")
             self._setup()
+            self.stats.setup_time = self._elapsed()
+            self._set_status("active")
         except BaseException as error:
             self._end(error)
             raise
-        self.stats.setup_time = self._elapsed()
-        self._set_status("active")
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Clean up; a migration that was not completed is cancelled (or failed, after an error)."""
-        if self.status != "completed":
-            self._end(exc or errors.Cancelled("the migration was left before it was complete"))
+        if self.status in ("completed", "failed", "cancelled"):
+            return
+        error = exc or errors.Cancelled("the migration was left before it was complete")
+        self._end(error)
+        if exc is None and hasattr(error, "__notes__"):
+            raise error  # nobody else would say that the clean-up failed
 
     def run(self) -> None:
         """Migrate until everything is at the target: iterate while more is pending than the downtime limit allows.
@@ -164,8 +168,8 @@ class OutgoingMigration:
         self._require("active")
         self._set_status("device")
         self._release_throttle()
-        held_at = self._clock()
-        with contextlib.ExitStack() as held:
+        held_at, held = self._clock(), contextlib.ExitStack()
+        try:
             for backend in self._sent_disks():
                 held.callback(backend.release_writers)
                 backend.hold_writers()
@@ -173,12 +177,17 @@ class OutgoingMigration:
             if self.parameters.writers_after == "release":
                 held.close()
                 self.stats.downtime = self._clock() - held_at
+            self._report(at_once=True)
             self._await_target()
             if self.parameters.writers_after == "refuse":
                 for backend in self._sent_disks():
                     backend.release_writers(refuse=True)
                 held.pop_all()
                 self.stats.downtime = self._clock() - held_at
+        except BaseException as error:
+            with errors.keeping(error):
+                held.close()
+            raise
         self._end(None)
 
     def cancel(self) -> None:
@@ -298,20 +307,26 @@ class OutgoingMigration:
 
     def _end(self, error: BaseException | None) -> None:
         """Release everything and say how it ended; `error` is what ended it, and stays the error. None: success."""
-        cancelled = isinstance(error, errors.Cancelled | KeyboardInterrupt | GeneratorExit)
-        if cancelled:
-            self._set_status("cancelling")
+        if error is None:
+            self._clean_up()
+            self._finish("completed")
+            return
+        cancelled = isinstance(error, errors.Cancelled) or not isinstance(error, Exception)
         try:
-            with contextlib.ExitStack() as stack:
-                stack.callback(self._abort_channel)
-                stack.callback(self.savevm.state_cleanup)
-                stack.callback(self._release_throttle)
-        except Exception as cleanup_error:
-            if error is None:
-                self._finish("failed")
-                raise
-            error.add_note(f"and then: {cleanup_error}")
-        self._finish("cancelled" if cancelled else "failed" if error else "completed")
+            with errors.keeping(error):
+                self._clean_up("cancelling" if cancelled else None)
+        finally:
+            with errors.keeping(error):
+                self._finish("cancelled" if cancelled else "failed")
+
+    def _clean_up(self, status: stats.Status | None = None) -> None:
+        """Enter `status` and release everything, whatever fails on the way."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._abort_channel)
+            stack.callback(self.savevm.state_cleanup)
+            stack.callback(self._release_throttle)
+            if status is not None:
+                self._set_status(status)
 
     def _finish(self, status: stats.Status) -> None:
         """Enter the last state."""
@@ -346,7 +361,7 @@ class OutgoingMigration:
         """Close the round that is under way."""
         blk_mig = self._block.blk_mig
         return self._rounds.end(
-            blk_mig.count_dirty_blocks() * _core.BLOCK_SIZE,
+            (blk_mig.count_dirty_blocks() + blk_mig.submitted + blk_mig.read_done) * _core.BLOCK_SIZE,
             now=self._clock(),
             transferred=self._file().transferred,
             blocks=blk_mig.transferred,
@@ -371,10 +386,10 @@ class OutgoingMigration:
         if self.stats.bandwidth:
             self.stats.expected_downtime = self.pending() / self.stats.bandwidth
 
-    def _report(self) -> None:
-        """Tell the caller how far it is, at most ten times a second."""
+    def _report(self, *, at_once: bool = False) -> None:
+        """Tell the caller how far it is: at once, or at most ten times a second."""
         now = self._clock()
-        if self._on_progress is None or now - self._last_report < PROGRESS_SECONDS:
+        if self._on_progress is None or (now - self._last_report < PROGRESS_SECONDS and not at_once):
             return
         self._last_report = now
         blk_mig = self._block.blk_mig
@@ -382,7 +397,7 @@ class OutgoingMigration:
         self._notify(
             stats.Progressed(
                 elapsed=self._elapsed(),
-                phase="dirty" if blk_mig.bulk_completed else "bulk",
+                phase="switchover" if self.status == "device" else "dirty" if blk_mig.bulk_completed else "bulk",
                 percent=100.0 * blk_mig.bytes_transferred() / total if total else 100.0,
                 transferred=self.stats.transferred,
                 remaining=self.pending(),
