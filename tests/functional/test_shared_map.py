@@ -6,7 +6,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import mmap
+import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -291,7 +293,8 @@ def nbdkit(folder: Path) -> Iterator[str]:
     try:
         yield nbd_connection.unix_uri(f"{folder}/nbd")
     finally:
-        subprocess.run(["kill", (folder / "pid").read_text().strip()], check=False)
+        # Not SIGTERM: an nbdkit that is paused would wait for its clients for ever.
+        os.kill(int((folder / "pid").read_text()), signal.SIGKILL)
 
 
 def pause_command(letter: str, folder: Path) -> str:
