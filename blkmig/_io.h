@@ -137,24 +137,24 @@ static int io_punch(int fd, int64_t offset, size_t n)
 static ssize_t io_store_sparse(int fd, const uint8_t *p, size_t n, int64_t offset, size_t cluster, int punch)
 {
     size_t start, stop, end, written = 0;
-    int zero, punched;
+    int zero, also, done;
 
     /* Invariant: [0, start) is done; [start, stop) is one run of clusters, all of them zero or none. */
     for (start = 0; start < n; start = stop) {
         for (zero = -1, stop = start; stop < n; stop = end) {
             end = stop + cluster - (uint64_t)(offset + stop) % cluster;
             end = end < n ? end : n;
-            punched = zero_run(zero_chosen, p + stop, end - stop);
-            if (zero >= 0 && punched != zero)
+            also = zero_run(zero_chosen, p + stop, end - stop);
+            if (zero >= 0 && also != zero)
                 break;
-            zero = punched;
+            zero = also;
         }
         if (zero && !punch)
             continue;
-        punched = zero ? io_punch(fd, offset + start, stop - start) : 0;
-        if (punched < 0 || (!punched && io_pwrite(fd, p + start, stop - start, offset + start) < 0))
+        done = zero ? io_punch(fd, offset + start, stop - start) : 0;
+        if (done < 0 || (!done && io_pwrite(fd, p + start, stop - start, offset + start) < 0))
             return -1;
-        written += punched ? 0 : stop - start;
+        written += done ? 0 : stop - start;
     }
     return written;
 }
