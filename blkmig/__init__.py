@@ -14,7 +14,7 @@
 """
 
 from . import errors
-from .disk import BlockBackend, DirtyBitmap, FileBackend, MemoryBackend
+from .disk import BlockBackend, DirtyBitmap, FileBackend, MemoryBackend, open_disk, open_disks
 from .errors import MigrationError
 from .migration import IncomingMigration, OutgoingMigration, incoming, outgoing, receive, send
 from .params import IncomingParameters, MigrationParameters
@@ -38,6 +38,8 @@ __all__ = [
     "SaveVMHandlers",
     "errors",
     "incoming",
+    "open_disk",
+    "open_disks",
     "outgoing",
     "receive",
     "send",

@@ -160,6 +160,24 @@ def test_signals_cancel_cleanly(tmp_path: Path, number: signal.Signals, exit_cod
     assert "Traceback" not in err
 
 
+class NeverClean(blkmig.MemoryBackend):
+    """A disk that is wholly dirty again whenever somebody asks."""
+
+    def sync_dirty(self) -> None:
+        self.mark_dirty(0, self.size)
+
+
+def test_no_convergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    disk = NeverClean(bytearray(b"x" * 16 * MIB), name="vda")
+    monkeypatch.setattr("blkmig.disk.open_disks", lambda *args, **options: [disk])
+    words = ["send", "vda", f"file:{tmp_path}/stream", "--max-rounds=2", "--downtime-limit=0", "--progress=none"]
+    assert cli.main(words) == 4
+    out, err = capfd.readouterr()
+    assert "did not converge in 2 rounds" in err
+    assert "the writers dirty" in err
+    assert not out
+
+
 def test_inspect(tmp_path: Path, disk: Path) -> None:
     blkmig_command("send", disk, f"file:{tmp_path}/stream")
     data = (tmp_path / "stream").read_bytes()
