@@ -136,8 +136,8 @@ class IncomingMigration:
         announced = verdict.read_announcement(stream.vmdescription)
         devices = self._open_all(announced, stream.nbytes)
         verdict.settle_sizes(devices, announced, self.parameters, self.stats)
-        if not self.parameters.incremental:
-            verdict.check_coverage(devices, announced, self._block.percent_before_section)
+        check = verdict.check_progress if self.parameters.incremental else verdict.check_coverage
+        check(devices, announced, self._block.percent_before_section)
         if announced.is_present or not self.parameters.incremental:
             self._targets.check_all_came()
         for device in devices:
