@@ -224,6 +224,19 @@ def qcow2_overlay(session: Session) -> None:
     now.replace(session.folder / disk.file)
 
 
+def overwritten_overlay(session: Session) -> None:
+    """All of a qcow2 overlay differs from its base."""
+    disk = session.recording.disks[0]
+    real_qemu.create_raw(session.folder / "base.raw", bytes(disk.size))
+    overlay = real_qemu.create_qcow2(
+        session.folder / disk.file, disk.size, backing_file="base.raw", backing_fmt="raw", cluster_size=65536
+    )
+    real_qemu.run("qemu-io", "-f", "qcow2", "-c", f"write -P 17 0 {disk.size}", overlay)
+    session.full()
+    contents = b"\x11" * disk.size
+    session.extra["disks"] = [{"name": disk.name, "size": disk.size, "sha256": real_qemu.sha256(contents)}]
+
+
 def blockdev(session: Session) -> None:
     """``-blockdev`` has no drive id: two devices without a name, the second is the qcow2 file itself."""
     disk = session.recording.disks[0]
@@ -490,6 +503,15 @@ RECORDINGS = [
         parameters={},
         verdict="lossy",
         note="the default downtime-limit: QEMU 7.2 says completed, most of the disk was never sent",
+    ),
+    Recording(
+        name="lossy-incremental",
+        disks=(Image("drive0", 40 * MiB, path="drive0.qcow2"),),
+        parameters={},
+        incremental=True,
+        run=overwritten_overlay,
+        verdict="lossy",
+        note="the same with inc: no coverage tells, but the progress does",
     ),
 ]
 
