@@ -468,6 +468,17 @@ def test_an_export_that_may_write_among_others_must_be_named(folder: Path, daemo
         assert sorted(daemon_exports(disk)) == ["backup", "disk0-w"]
 
 
+def test_a_disk_that_a_block_job_writes_is_refused(folder: Path) -> None:
+    image, origin = make_image(folder, "raw"), make_image(folder, "raw", "origin")
+    options = image_options(image)[:-2] + image_options(origin, "origin")
+    with StorageDaemon(folder, *options) as daemon:
+        mirror = {"job-id": "job", "device": "origin", "target": "disk0", "sync": "full"}
+        daemon.ask("blockdev-mirror", **mirror, filter_node_name="filter")
+        with pytest.raises(errors.DeviceError, match="a block job perhaps|Permission conflict"):
+            qemu.open_qemu(f"{daemon.address},node=disk0")
+        assert daemon.leftovers() == []
+
+
 def test_a_server_that_runs_must_be_named(daemon: StorageDaemon) -> None:
     with pytest.raises(errors.DeviceError, match="nbd=unix:PATH"):
         qemu.open_qemu(f"qemu:{daemon.qmp_path}")

@@ -122,10 +122,11 @@ class Writers:
         named = [name for name in candidates if name in self._named]
         if writing == len(named):
             return named
-        cause = (
-            f"{writing} of its exports may write, and QEMU does not say which of {', '.join(candidates)}; "
-            "name them, with export=ID"
-        )
+        if writing > len(candidates):
+            cause = f"something else than an export writes node {disk.node}, a block job perhaps: let that end first"
+        else:
+            listed = ", ".join(candidates)
+            cause = f"{writing} of its exports may write, and QEMU does not say which of {listed}: name them, export=ID"
         raise errors.DeviceError("cannot hold its writers", device=disk.name, cause=cause)
 
     def _describe(self, facts: graph.BlockGraph, name: str) -> WritingExport:
