@@ -514,7 +514,7 @@ def test_handler_that_raises_ends_the_wait() -> None:
     reader, writer = os.pipe()
     old = signal.signal(signal.SIGALRM, stop)
     try:
-        with pytest.raises(Interrupted):
+        with pytest.raises(Interrupted):  # noqa: PT012 - the timer and what it strikes
             signal.setitimer(signal.ITIMER_REAL, 0.02)  # once: nothing is left to strike outside of this block
             _core.InputBuffer(reader).get_byte()
     finally:
