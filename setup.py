@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Build the one extension, ``blkmig._core``; everything else is in pyproject.toml.
 
-``BLKMIG_SANITIZE=address,undefined`` builds it with those sanitizers (see ``.ci/run``).
+``BLKMIG_SANITIZE=address,undefined`` builds it with those sanitizers (see ``.ci/sanitize``). An ``-O`` in CFLAGS
+replaces the one here.
 """
 
 import os
@@ -10,7 +11,12 @@ import pathlib
 from setuptools import Extension, setup
 
 sanitizers = os.environ.get("BLKMIG_SANITIZE")
-flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=undefined", "-g", "-O1"] if sanitizers else ["-O3", "-g1"]
+if sanitizers:
+    flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
+elif "-O" in os.environ.get("CFLAGS", ""):
+    flags = ["-g1"]  # whoever builds a distribution knows which optimisation it wants
+else:
+    flags = ["-O3", "-g1"]
 
 setup(
     ext_modules=[
