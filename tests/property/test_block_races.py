@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Writers that strike at every moment: around each read, each question about holes, each record that is sent.
+
+All of it happens in one thread, so a seed is a whole interleaving, and the ones that lose data under a wrong order
+are found in milliseconds: the negative controls at the end show that.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from typing import Any
+
+import pytest
+import sim
+
+from blkmig import params
+from blkmig.block import BlockSaveHandlers, bulk, save, send
+
+MIB = sim.MIB
+SIZES = (512, 1000, MIB - 512, MIB, MIB + 512, 5 * MIB // 2, 4 * MIB, 5 * MIB + 1536)
+
+
+def play(seed: int, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Migrate random disks under random writes; return whether all targets are equal to their disks in the end."""
+    rng = random.Random(seed)
+    with_base = rng.random() < 0.4
+    disks, images = [], {}
+    for number in range(rng.choice((1, 1, 2, 3))):
+        size = rng.choice(SIZES)
+        base = bytes([rng.choice((0, 98))]) * size
+        disk = sim.LayeredDisk(base, base=base if with_base else None, name=f"d{number}")
+        for _ in range(rng.randrange(4)):
+            disk.random_write(rng)
+        disk.longest_answer = rng.choice((sim.CLUSTER, MIB, 1 << 30))
+        disks.append(disk)
+        images[disk.name.encode()] = bytearray(base if with_base else b"\xff" * size)
+    rate = rng.choice((0.02, 0.1, 0.3))
+
+    def step() -> None:
+        if rng.random() < rate:
+            rng.choice(disks).random_write(rng)
+
+    parameters = params.MigrationParameters(
+        shared_base=with_base, zero_blocks=rng.random() < 0.8, granularity=rng.choice((MIB, 1 << 18, 1 << 16))
+    )
+    wire, handlers = sim.Wire(images), BlockSaveHandlers(disks, parameters)
+    if rng.random() < 0.7:
+        shuffled = sim.ShuffledReads(rng, max_parallel=rng.choice((1, 2, 5)), max_buffers=rng.choice((1, 3, 8)))
+        monkeypatch.setattr(handlers, "_choose_reads", lambda: shuffled)
+    f: Any = wire
+    handlers.save_setup(f)
+    wire.step = step
+    for disk in disks:
+        disk.step = step
+    for _ in range(rng.randrange(4)):
+        handlers.save_live_iterate(f)
+    for disk in disks:
+        disk.hold_writers()
+    handlers.save_live_complete_precopy(f)
+    assert handlers.save_live_pending() == 0
+    assert handlers.blk_mig.submitted == handlers.blk_mig.read_done == 0
+    assert handlers.blk_mig.bytes_remaining() == 0
+    assert wire.progress()[:-1] == sorted(set(wire.progress()[:-1]))
+    handlers.save_cleanup()
+    return all(images[disk.name.encode()] == disk.image for disk in disks)
+
+
+@pytest.fixture
+def short_sections(monkeypatch: pytest.MonkeyPatch) -> None:
+    """End each section after its first step, so that sections fall between all the others."""
+    monkeypatch.setattr(save, "SECTION_SECONDS", -1.0)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_no_write_is_lost(monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    first = int(os.environ.get("BLKMIG_SEED", "0"))
+    count = int(os.environ.get("BLKMIG_SEEDS", "100"))
+    for seed in range(first + part * count, first + (part + 1) * count):
+        assert play(seed, monkeypatch), f"seed {seed} lost a write"
+
+
+@pytest.mark.usefixtures("short_sections")
+def test_no_write_is_lost_in_short_sections(monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(1000, 1080):
+        assert play(seed, monkeypatch), f"seed {seed} lost a write"
+
+
+# -- negative controls: each wrong order is noticed --------------------------------------------------------------------
+
+
+def ask_then_clear(bmds: Any, block: int) -> int:
+    """Take a hole the wrong way round: what is written between the answer and the clearing is lost."""
+    count = bulk.hole_blocks(bmds, block)
+    bmds.backend.step()
+    bmds.dirty_bitmap.clear_blocks(block, count)
+    return count
+
+
+def read_then_clear(blk_mig: Any, bmds: Any, block: int, blk: Any) -> None:
+    """Clear the bits after the read, as QEMU did until 2.12."""
+    original_submit(blk_mig, bmds, block, blk)
+    bmds.dirty_bitmap.take_block(block)
+
+
+original_submit = send.submit
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "wrong"), [(bulk, "take_hole", ask_then_clear), (send, "submit", read_then_clear)]
+)
+def test_a_wrong_order_is_noticed(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, wrong: Any) -> None:
+    monkeypatch.setattr(module, name, wrong)
+    assert not all(play(seed, monkeypatch) for seed in range(600))
