@@ -219,18 +219,17 @@ def test_a_disk_that_is_written_while_it_is_held(tmp_path: Path) -> None:
 
 def test_a_file_that_is_cut_in_the_last_pass(tmp_path: Path) -> None:
     (tmp_path / "s.raw").write_bytes(b"x" * 3 * MIB)
-    with blkmig.FileBackend(tmp_path / "s.raw", name="d") as disk, pytest.raises(errors.DeviceError, match="cut"):  # noqa: PT012
-        with blkmig.outgoing([disk], f"file:{tmp_path}/stream") as migration:
-            migration.iterate()
-            hold = disk.hold_writers
+    with blkmig.FileBackend(tmp_path / "s.raw", name="d") as disk:
+        hold = disk.hold_writers
 
-            def hold_and_cut() -> None:
-                hold()
-                with (tmp_path / "s.raw").open("r+b") as file:
-                    file.truncate(MIB)
+        def hold_and_cut() -> None:
+            hold()
+            with (tmp_path / "s.raw").open("r+b") as file:
+                file.truncate(MIB)
 
-            disk.hold_writers = hold_and_cut  # type: ignore[method-assign]
-            migration.complete()
+        disk.hold_writers = hold_and_cut  # type: ignore[method-assign]
+        with pytest.raises(errors.DeviceError, match="cut"):
+            lab.record(tmp_path, [disk])
 
 
 def test_progress_is_monotone_and_ends_at_100(tmp_path: Path) -> None:
