@@ -66,7 +66,7 @@ static struct frame_run frame_parse(const uint8_t *p, size_t n)
     if (n < 8)
         return run;
     run.word = word = blkmig_load_be64(p);
-    if (!(word & FRAME_DEVICE_BLOCK)) { /* WIRE.md 1.7: bit 0 comes first, whatever else is set */
+    if (!(word & FRAME_DEVICE_BLOCK)) { /* bit 0 comes first, whatever else is set */
         run.nbytes = 8;
         return run;
     }

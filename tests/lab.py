@@ -138,7 +138,12 @@ def migrate(
         return outgoing.stats, receiver.result()
 
 
-def record(tmp_path: Path, disks: list[blkmig.BlockBackend], drive: Drive = blkmig.OutgoingMigration.run, **parameters: Any) -> bytes:
+def record(
+    tmp_path: Path,
+    disks: list[blkmig.BlockBackend],
+    drive: Drive = blkmig.OutgoingMigration.run,
+    **parameters: Any,
+) -> bytes:
     """Return the stream that a migration of `disks` writes."""
     path = tmp_path / "recorded"
     with blkmig.outgoing(disks, f"file:{path}", blkmig.MigrationParameters(**parameters)) as outgoing:

@@ -24,7 +24,9 @@ MIB = lab.MIB
 COMMAND = [sys.executable, "-m", "blkmig"]
 
 
-def blkmig_command(*args: object, stdin: bytes | None = None, timeout: float = 60) -> subprocess.CompletedProcess[bytes]:
+def blkmig_command(
+    *args: object, stdin: bytes | None = None, timeout: float = 60
+) -> subprocess.CompletedProcess[bytes]:
     """Run the command to its end."""
     words = [*COMMAND, *map(str, args)]
     return subprocess.run(words, input=stdin, capture_output=True, timeout=timeout, check=False)
@@ -71,7 +73,8 @@ def test_json_and_progress_for_machines(tmp_path: Path, disk: Path) -> None:
         "device",
         "completed",
     ]
-    received = blkmig_command("receive", "--json", "--progress=none", f"file:{tmp_path}/stream", "--into", tmp_path / "d")
+    uri = f"file:{tmp_path}/stream"
+    received = blkmig_command("receive", "--json", "--progress=none", uri, "--into", tmp_path / "d")
     assert json.loads(received.stdout)["disks"]["vda"]["size"] == 5 * MIB + 512
     assert received.stderr == b""
 

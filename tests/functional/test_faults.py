@@ -69,7 +69,7 @@ def test_read_error_at_the_source(tmp_path: Path, reading: str, phase: str) -> N
         migration.complete()
 
     receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "t.raw"})
-    with pytest.raises(errors.DeviceError) as caught:
+    with pytest.raises(errors.DeviceError) as caught:  # noqa: PT012 - from whichever step comes upon it
         migration = blkmig.outgoing([disk], receiver.uri, blkmig.MigrationParameters(reading=reading))
         with migration:
             drive(migration)

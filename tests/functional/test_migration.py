@@ -180,9 +180,8 @@ def test_shared_base_sends_the_top_layer_only(tmp_path: Path) -> None:
         )
         assert sent.blocks == 2
         assert (tmp_path / "t.raw").read_bytes() == expected
+        (tmp_path / "stream").write_bytes(lab.record(tmp_path, [disk], shared_base=True))
         with pytest.raises(errors.IncompleteMigration, match="--incremental"):
-            stream = lab.record(tmp_path, [disk], shared_base=True)
-            (tmp_path / "stream").write_bytes(stream)
             blkmig.receive(f"file:{tmp_path}/stream", {"d": tmp_path / "new.raw"})
 
 

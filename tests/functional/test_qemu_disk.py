@@ -474,7 +474,7 @@ def test_a_disk_that_a_block_job_writes_is_refused(folder: Path) -> None:
     with StorageDaemon(folder, *options) as daemon:
         mirror = {"job-id": "job", "device": "origin", "target": "disk0", "sync": "full"}
         daemon.ask("blockdev-mirror", **mirror, filter_node_name="filter")
-        with pytest.raises(errors.DeviceError, match="a block job perhaps|Permission conflict"):
+        with pytest.raises(errors.DeviceError, match=r"a block job perhaps|Permission conflict"):
             qemu.open_qemu(f"{daemon.address},node=disk0")
         assert daemon.leftovers() == []
 

@@ -122,7 +122,7 @@ def test_what_does_not_fit_a_record() -> None:
 
 
 def test_bit_0_comes_first() -> None:
-    """Every combination of flags; WIRE.md 1.7."""
+    """Every combination of flags: DEVICE_BLOCK decides alone."""
     for flags in range(512):
         buffer = record(4096, flags, b"vdb") + bytes(50)
         expected = (flags, b"vdb", 4096, 1, 12) if flags & DATA else (flags, b"", 4096, 1, 8)

@@ -122,7 +122,7 @@ def test_a_blocked_send_is_woken(source: Path, kind: str) -> None:
         out, blk = _core.OutputBuffer(writable, wake_fd=wake), _core.BlockBuffer()
         out.shares_pages = True
         threading.Timer(0.1, os.eventfd_write, (wake, 1)).start()
-        with pytest.raises(OSError, match="cancel") as caught:
+        with pytest.raises(OSError, match="cancel") as caught:  # noqa: PT012 - the block that fills the pipe
             for number in (0, 1, 2):
                 blk.fill_mapped(mapping, file.fileno(), number * _core.BLOCK_SIZE, _core.BLOCK_SIZE)
                 out.put_block(0, 1, b"d", blk)
