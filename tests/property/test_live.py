@@ -183,14 +183,14 @@ def test_completing_at_once_still_sends_all(tmp_path: Path, reading: str) -> Non
 
 def test_pending_counts_bulk_until_it_is_sent(tmp_path: Path) -> None:
     """With a bandwidth and a downtime limit that would allow everything, bulk still counts in full."""
-    with blkmig.MemoryBackend(bytearray(b"x" * SIZE), name="d") as disk:
-        with blkmig.outgoing([disk], f"file:{tmp_path}/stream") as migration:
-            assert migration.pending() == -(-SIZE // 512) * 512
-            migration.iterate()
-            assert migration.pending() == 0
-            disk.pwrite(b"y", LAST)  # in the overlap: two blocks cover it
-            assert migration.pending() == 2 * MIB
-            migration.complete()
+    disk = blkmig.MemoryBackend(bytearray(b"x" * SIZE), name="d")
+    with disk, blkmig.outgoing([disk], f"file:{tmp_path}/stream") as migration:
+        assert migration.pending() == -(-SIZE // 512) * 512
+        migration.iterate()
+        assert migration.pending() == 0
+        disk.pwrite(b"y", LAST)  # in the overlap: two blocks cover it
+        assert migration.pending() == 2 * MIB
+        migration.complete()
 
 
 class SlowDisk(blkmig.MemoryBackend):
