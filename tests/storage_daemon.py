@@ -80,7 +80,7 @@ class StorageDaemon:
         """Return what of blkmig's is in the daemon."""
         exports = [entry["id"] for entry in self.ask("query-block-exports")]
         nodes = self.ask("query-named-block-nodes", flat=True)
-        bitmaps = [bitmap["name"] for node in nodes for bitmap in node.get("dirty-bitmaps", ())]
+        bitmaps = [bitmap.get("name", "") for node in nodes for bitmap in node.get("dirty-bitmaps", ())]
         try:
             objects = [entry["name"] for entry in self.ask("qom-list", path="/objects")]
         except qmp.QmpError:  # a daemon without objects

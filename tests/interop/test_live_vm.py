@@ -93,7 +93,7 @@ class Machine(real_qemu.Qemu):
 
     def leftovers(self) -> list[str]:
         nodes = self.execute("query-named-block-nodes", flat=True)
-        bitmaps = [bitmap["name"] for node in nodes for bitmap in node.get("dirty-bitmaps", ())]
+        bitmaps = [bitmap.get("name", "") for node in nodes for bitmap in node.get("dirty-bitmaps", ())]
         sockets = [path.name for path in self.qmp_path.parent.iterdir() if ".blkmig-" in path.name]
         return [entry["id"] for entry in self.execute("query-block-exports")] + bitmaps + sockets
 
