@@ -49,18 +49,19 @@ def arena(request: pytest.FixtureRequest, bench_dir: pathlib.Path, quick: bool) 
     """Return the place for end-to-end comparisons."""
     if tools.compiler() is None:
         pytest.skip("no C compiler: the processes cannot be measured")
-    if not quick:
+    if not quick and request.config.option.gates != "ci":
         images.warm_memory()
     rivals = frozenset(filter(None, request.config.option.rivals.split(",")))
-    return arenas.Arena(bench_dir, tools.Tools(bench_dir / "tools"), quick, rivals)
+    shared = request.config.option.gates == "ci"
+    return arenas.Arena(bench_dir, tools.Tools(bench_dir / "tools"), quick, rivals, shared)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Skip what the disk has no room for."""
+    """Skip what cannot run here."""
     try:
         return (yield)
-    except images.DiskFull as error:
+    except images.CannotRunHere as error:
         pytest.skip(str(error))
 
 

@@ -16,12 +16,16 @@ from . import images, peers, tools
 
 @dataclasses.dataclass(frozen=True)
 class Arena:
-    """The place where the sides meet: a folder for images, compiled tools; `rivals`: the only ones, where named."""
+    """The place where the sides meet: a folder for images, compiled tools.
+
+    `rivals`: the only ones, where named. `shared`: others use this machine, so whole copies tell nothing.
+    """
 
     folder: pathlib.Path
     tools: tools.Tools
     quick: bool
     rivals: frozenset[str] = frozenset()
+    shared: bool = False
 
     def job(self, source: pathlib.Path, **options: object) -> peers.Job:
         """Return the job of copying `source` to the one target that all sides share."""
@@ -58,14 +62,19 @@ class Arena:
     def create_target(self, job: peers.Job) -> None:
         """Make the existing target: as large as the source, other data in the page cache."""
         if not job.fresh:
-            images.require_space(self.folder, job.size)
+            self._require_room(job.size)
             images.create_rotated(job.target, job.source)
+
+    def _require_room(self, nbytes: int) -> None:
+        if self.shared and not self.quick:
+            raise images.CannotRunHere("whole copies are for machines that nobody else uses")
+        images.require_space(self.folder, nbytes)
 
     def random_image(self, size: int) -> pathlib.Path:
         """Return an image of random data; it is made once."""
         path = self.folder / f"random-{size}.raw"
         if not path.exists():
-            images.require_space(self.folder, size)
+            self._require_room(size)
             images.create_random(path, size)
         images.warm(path)
         return path
@@ -74,7 +83,7 @@ class Arena:
         """Return an image with `data` bytes scattered in pieces; it is made once."""
         path = self.folder / f"sparse-{size}-{data}.raw"
         if not path.exists():
-            images.require_space(self.folder, 2 * data)
+            self._require_room(2 * data)
             images.create_sparse(path, size, data, piece=piece)
         images.warm(path)
         return path

@@ -101,15 +101,16 @@ def extents(fd: int, size: int) -> list[tuple[int, int]]:
     return found
 
 
-class DiskFull(Exception):
-    """There is not enough room for the images."""
+class CannotRunHere(Exception):
+    """This machine, or this kind of run, is not for whole copies; the text says why."""
 
 
 def require_space(folder: pathlib.Path, nbytes: int) -> None:
-    """Raise :class:`DiskFull` unless `folder` has room for `nbytes` and a reserve."""
+    """Raise :class:`CannotRunHere` unless `folder` has room for `nbytes` and a reserve."""
     free = shutil.disk_usage(folder).free
     if free < nbytes + GiB:
-        raise DiskFull(f"{folder} has {free / GiB:.1f} GiB free; {nbytes / GiB:.1f} GiB and 1 GiB to spare are needed")
+        needed = f"{nbytes / GiB:.1f} GiB and 1 GiB to spare are needed"
+        raise CannotRunHere(f"{folder} has {free / GiB:.1f} GiB free; {needed}")
 
 
 class Different(AssertionError):
