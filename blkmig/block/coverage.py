@@ -39,7 +39,8 @@ class BlockCoverage:
 
     def add(self, block: int, count: int) -> int:
         """Note that `count` blocks from `block` on have come, and return how many of them had come before."""
-        before = self.bits.count(block, block + count)
+        is_new = block * _core.SECTORS_PER_BLOCK >= self.end_sector  # nothing came from here on: the usual case
+        before = 0 if is_new else self.bits.count(block, block + count)
         if before < count:
             self.bits.set_range(block, count)
         last = block + count - 1

@@ -115,7 +115,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         """
         blk_mig = self._begin_section()
         deadline = self._clock() + SECTION_SECONDS
-        while not f.rate_limit_exceeded() and self._send_some(f) and self._clock() < deadline:
+        while not f.rate_limit_exceeded() and self._send_some(blk_mig, f) and self._clock() < deadline:
             pass
         f.put_be64(_core.FLAG_EOS)
         if blk_mig.bulk_completed and dirty.round_over(blk_mig) and not blk_mig.submitted:
@@ -139,7 +139,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         while blk_mig.submitted or blk_mig.read_done:
             send.flush_blks(blk_mig, f, wait=True)
         dirty.begin_round(blk_mig)
-        while self._send_some(f):
+        while self._send_some(blk_mig, f):
             pass
         dirty.check_clean(blk_mig)
         blk_mig.is_interrupted = False
@@ -208,18 +208,16 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         blk_mig.is_interrupted = True
         return blk_mig
 
-    def _send_some(self, f: channel.OutputQEMUFile) -> bool:
+    def _send_some(self, blk_mig: state.BlkMigState, f: channel.OutputQEMUFile) -> bool:
         """Submit what there is room for and send what was read; False if this round has nothing more to send."""
-        blk_mig = self.blk_mig
-        while blk_mig.reads.has_room() and self._submit_next(f):
+        while blk_mig.reads.has_room() and self._submit_next(blk_mig, f):
             pass
         sent = send.flush_blks(blk_mig, f, wait=True)
         send.send_progress(blk_mig, f)
         return sent or not blk_mig.bulk_completed or not dirty.round_over(blk_mig)
 
-    def _submit_next(self, f: channel.OutputQEMUFile) -> bool:
+    def _submit_next(self, blk_mig: state.BlkMigState, f: channel.OutputQEMUFile) -> bool:
         """Put one more read in flight, or send one run of holes; False if this round has nothing more to read."""
-        blk_mig = self.blk_mig
         if not blk_mig.bulk_completed:
             return bulk.blk_mig_save_bulked_block(blk_mig, f)
         return dirty.blk_mig_save_dirty_block(blk_mig)

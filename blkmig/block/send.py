@@ -116,6 +116,8 @@ def read_failure(blk: device.BlkMigBlock) -> BaseException:
 
 def send_progress(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile) -> None:
     """Send a PROGRESS record if the overall percentage has changed."""
+    if blk_mig.prev_progress == 100:
+        return
     if blk_mig.total_sector_sum:
         percent = sum(bmds.completed_sectors for bmds in blk_mig.bmds_list) * 100 // blk_mig.total_sector_sum
     else:

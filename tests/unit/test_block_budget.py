@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What one data block may cost in Python: at most four calls into `_core` at either end, and a short path between.
+
+`sys.setprofile` does not see calls of Cython's methods, so proxies around the objects count these; it does count the
+Python functions on the way. Both are taken as the difference between a short and a long disk.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lab
+import pytest
+
+import blkmig
+from blkmig import channel
+from blkmig.block import device, load, save, target
+from blkmig.block import send as block_send
+
+MIB = lab.MIB
+COMPILED_CALLS = 4
+PYTHON_CALLS = {"sending": 38, "receiving": 22}
+"""Frames entered per block: a bound that notices a new layer, not a measurement."""
+
+
+class Counted:
+    """Stands for an object of `_core` and notes the calls of its methods."""
+
+    def __init__(self, real: Any, calls: list[str]) -> None:
+        self.real = real
+        self._calls = calls
+
+    def __len__(self) -> int:
+        return len(self.real)
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.real, name)
+        if not callable(value):
+            return value
+
+        def call(*args: Any) -> Any:
+            self._calls.append(f"{type(self.real).__name__}.{name}")
+            return value(*(arg.real if isinstance(arg, Counted) else arg for arg in args))
+
+        return call
+
+
+def send(tmp_path: Path, nblocks: int, phase: str, calls: list[str] | None) -> tuple[list[str], int]:
+    """Send a disk's blocks inline from a file to a socket; return the calls into `_core`, and the Python frames."""
+    source = tmp_path / "s.raw"
+    (tmp_path / "t.raw").unlink(missing_ok=True)
+    source.write_bytes(b"x" * nblocks * MIB)
+    frames = 0
+
+    def profile(frame: object, event: str, argument: object) -> None:
+        nonlocal frames
+        frames += event == "call"
+
+    with blkmig.FileBackend(source, name="d") as disk:
+        receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": tmp_path / "t.raw"})
+        with blkmig.outgoing([disk], receiver.uri, blkmig.MigrationParameters(reading="inline")) as migration:
+            if phase == "dirty":
+                migration.iterate()
+                disk.mark_dirty(0, disk.size)
+            if calls is not None:
+                count_sending(migration, calls)
+            sys.setprofile(profile if calls is None else None)
+            try:
+                migration.savevm.state_iterate(migration._file())
+            finally:
+                sys.setprofile(None)
+            assert migration._block.blk_mig.transferred == nblocks * (2 if phase == "dirty" else 1)
+            done = list(calls or [])
+            migration.run()
+        receiver.result()
+    return done, frames
+
+
+def count_sending(migration: blkmig.OutgoingMigration, calls: list[str]) -> None:
+    """Put counters around the objects of the sending side."""
+    f, blk_mig = migration._file(), migration._block.blk_mig
+    f._buffer = Counted(f._buffer, calls)  # type: ignore[assignment]
+    for bmds in blk_mig.bmds_list:
+        bmds.aio_bitmap = Counted(bmds.aio_bitmap, calls)  # type: ignore[assignment]
+        bmds.dirty_bitmap.bits = Counted(bmds.dirty_bitmap.bits, calls)  # type: ignore[assignment]
+    blk = blk_mig.reads.get()
+    blk.buf = Counted(blk.buf, calls)  # type: ignore[assignment]
+    blk_mig.reads.put(blk)
+
+
+@pytest.fixture(autouse=True)
+def _long_sections(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(save, "SECTION_SECONDS", 60.0)
+
+
+@pytest.mark.parametrize("phase", ["bulk", "dirty"])
+def test_sending(tmp_path: Path, phase: str) -> None:
+    short, long = send(tmp_path, 4, phase, [])[0], send(tmp_path, 12, phase, [])[0]
+    calls = [name for name in set(long) for _ in range(long.count(name) - short.count(name))]
+    per_block = {name: calls.count(name) / 8 for name in calls}
+    assert per_block["OutputBuffer.put_block"] == 1
+    assert sum(per_block.values()) <= COMPILED_CALLS, per_block
+    frames = (send(tmp_path, 12, phase, None)[1] - send(tmp_path, 4, phase, None)[1]) / 8
+    assert frames <= PYTHON_CALLS["sending"]
+
+
+def receive(tmp_path: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch, calls: list[str] | None) -> int:
+    """Receive a stream into a file; return the Python frames that the block section's records took."""
+    (tmp_path / "stream").write_bytes(stream)
+    frames = 0
+
+    def profile(frame: object, event: str, argument: object) -> None:
+        nonlocal frames
+        frames += event == "call"
+
+    original: Callable[..., None] = load.BlockLoadHandlers.load_state
+
+    def load_state(self: load.BlockLoadHandlers, f: channel.InputQEMUFile, version_id: int) -> None:
+        if calls is not None:
+            f._buffer = Counted(f._buffer, calls)  # type: ignore[assignment]
+            original(self, f, version_id)
+            f._buffer = f._buffer.real  # type: ignore[attr-defined]
+            return
+        sys.setprofile(profile)
+        try:
+            original(self, f, version_id)
+        finally:
+            sys.setprofile(None)
+
+    monkeypatch.setattr(load.BlockLoadHandlers, "load_state", load_state)
+    if calls is not None:
+        monkeypatch.setattr(target, "BlkLoadDevice", counted_device(calls))
+        monkeypatch.setattr(blkmig.block, "BlkLoadDevice", target.BlkLoadDevice)
+    blkmig.receive(f"file:{tmp_path}/stream", {"d": tmp_path / "u.raw"})
+    monkeypatch.undo()
+    return frames
+
+
+def counted_device(calls: list[str]) -> type[target.BlkLoadDevice]:
+    """Return the receiving end of a disk with counters in it."""
+
+    class CountedDevice(target.BlkLoadDevice):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self._buf = Counted(self._buf, calls)  # type: ignore[assignment]
+            self.coverage.bits = Counted(self.coverage.bits, calls)  # type: ignore[assignment]
+
+    return CountedDevice
+
+
+def test_receiving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    streams, resent = [], 6
+
+    def drive(migration: blkmig.OutgoingMigration) -> None:
+        migration.iterate()
+        disk.mark_dirty(0, resent * MIB)
+        migration.complete()
+
+    monkeypatch.setattr(block_send, "send_progress", lambda *_: None)  # a hundred records, however large the disk is
+    for nblocks in (7, 15):
+        disk = blkmig.MemoryBackend(bytearray(b"x" * nblocks * MIB), name="d")
+        streams.append(lab.record(tmp_path, [disk], drive))
+        resent = 14
+    monkeypatch.undo()
+    counts: list[list[str]] = [[], []]
+    for stream, calls in zip(streams, counts, strict=True):
+        (tmp_path / "u.raw").unlink(missing_ok=True)
+        (tmp_path / "u.raw").touch()
+        receive(tmp_path, stream, monkeypatch, calls)
+    per_block = {name: (counts[1].count(name) - counts[0].count(name)) / 16 for name in set(counts[1])}
+    assert per_block["InputBuffer.get_block"] == 1
+    assert sum(per_block.values()) <= COMPILED_CALLS, per_block
+    few, many = (receive(tmp_path, stream, monkeypatch, None) for stream in streams)
+    assert (many - few) / 16 <= PYTHON_CALLS["receiving"]
+
+
+def test_no_block_is_copied_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The memory that Python hands out while blocks go by is small: none of it is of a block's size."""
+    import tracemalloc
+
+    (tmp_path / "s.raw").write_bytes(b"x" * 24 * MIB)
+    disk = blkmig.FileBackend(tmp_path / "s.raw", name="d")
+    with disk, blkmig.outgoing([disk], f"file:{tmp_path}/stream") as migration:
+        migration._block.blk_mig.reads.put(migration._block.blk_mig.reads.get())  # its buffer is made here
+        tracemalloc.start()
+        try:
+            migration.run()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    assert peak < MIB // 2
+    assert device.BlkMigBlock.__slots__
