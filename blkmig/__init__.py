@@ -11,17 +11,23 @@
 
     blkmig.send([disk], "tcp:dest:4444", downtime_limit=0.3)       # the same in one call
     blkmig.receive("tcp::4444", {"drive0": "copy.raw"})            # the other end
+
+Importing it costs next to nothing: each name, and each room (``blkmig.disk`` ...), is loaded when it is first used.
 """
 
-from . import errors
-from .disk import BlockBackend, DirtyBitmap, FileBackend, MemoryBackend, open_disk, open_disks
-from .errors import MigrationError
-from .migration import IncomingMigration, OutgoingMigration, incoming, outgoing, receive, send
-from .params import IncomingParameters, MigrationParameters
-from .savevm import SaveVMHandlers
-from .stats import IncomingStatistics, OutgoingStatistics
-
 __version__ = "0.1.0"
+
+TYPE_CHECKING = False  # `typing` alone would take longer to import than all of this
+if TYPE_CHECKING:
+    from . import errors
+    from .disk import BlockBackend, DirtyBitmap, FileBackend, MemoryBackend, open_disk, open_disks
+    from .errors import MigrationError
+    from .migration import IncomingMigration, OutgoingMigration, receive, send
+    from .migration.incoming import incoming
+    from .migration.outgoing import outgoing
+    from .params import IncomingParameters, MigrationParameters
+    from .savevm import SaveVMHandlers
+    from .stats import IncomingStatistics, OutgoingStatistics
 
 __all__ = [
     "BlockBackend",
@@ -44,3 +50,32 @@ __all__ = [
     "receive",
     "send",
 ]
+
+_ROOMS = {
+    "disk": ("BlockBackend", "DirtyBitmap", "FileBackend", "MemoryBackend", "open_disk", "open_disks"),
+    "errors": ("MigrationError",),
+    "migration": ("IncomingMigration", "OutgoingMigration", "incoming", "outgoing", "receive", "send"),
+    "params": ("IncomingParameters", "MigrationParameters"),
+    "savevm": ("SaveVMHandlers",),
+    "stats": ("IncomingStatistics", "OutgoingStatistics"),
+    "block": (),
+    "channel": (),
+    "units": (),
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+
+
+def __getattr__(name: str) -> object:
+    """Load what is asked for, once: from then on it is an attribute like any other."""
+    if name not in _ROOM_OF and name not in _ROOMS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    module = importlib.import_module(f"{__name__}.{_ROOM_OF.get(name, name)}")
+    value: object = module if name in _ROOMS else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_ROOMS})
