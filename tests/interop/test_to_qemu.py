@@ -260,11 +260,16 @@ def test_qemu_killed_half_way(tmp_path: Path) -> None:
     with incoming(tmp_path, target) as (vm, address):
         disk = f"drive0={target.source}"
         process = command.start("send", "--max-bandwidth", "4M", "--progress=none", disk, address)
-        assert vm.wait_migration("active") == "active"
+        vm.wait_until(lambda: first_block(target.image) == first_block(target.source), "first block")
         vm.close()
         outcome = command.finish(process)
     assert outcome.exit_code == 5, outcome.stderr
     assert "drive0" in outcome.stderr
+
+
+def first_block(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(MiB)
 
 
 def test_nobody_listens(tmp_path: Path) -> None:

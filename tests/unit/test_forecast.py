@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 import blkmig
-from blkmig.migration import forecast as prediction
+from blkmig.migration.forecast import count_data, dirty_after, forecast
 
 MIB = 1 << 20
 
@@ -29,7 +29,7 @@ class Clock:
 def test_idle_disk_needs_no_round() -> None:
     clock = Clock()
     with blkmig.MemoryBackend(bytearray(8 * MIB), name="d") as disk:
-        found = prediction.forecast(
+        found = forecast(
             [disk], blkmig.MigrationParameters(max_bandwidth="4M"), seconds=1, clock=clock, sleep=clock.sleep
         )
         disk.pwrite(b"free again", 0)
@@ -43,7 +43,7 @@ def test_a_writer_of_one_hot_block_converges_at_once() -> None:
     with blkmig.MemoryBackend(bytearray(64 * MIB), name="d") as disk:
         clock.on_sleep = lambda: disk.pwrite(b"hot", 5 * MIB)
         params = blkmig.MigrationParameters(max_bandwidth="16M", downtime_limit=0.1)
-        found = prediction.forecast([disk], params, seconds=2, clock=clock, sleep=clock.sleep)
+        found = forecast([disk], params, seconds=2, clock=clock, sleep=clock.sleep)
     assert found.converges
     assert found.downtime == pytest.approx(1 / 16)
 
@@ -60,7 +60,7 @@ def test_a_writer_faster_than_the_link_does_not_converge() -> None:
 
         clock.on_sleep = write
         params = blkmig.MigrationParameters(max_bandwidth="8M", downtime_limit=0.1)
-        found = prediction.forecast([disk], params, seconds=1, clock=clock, sleep=clock.sleep)
+        found = forecast([disk], params, seconds=1, clock=clock, sleep=clock.sleep)
     assert not found.converges
     assert found.dirty_rate == pytest.approx(40 * MIB, rel=0.1)
     assert found.downtime > 0.1
@@ -69,7 +69,7 @@ def test_a_writer_faster_than_the_link_does_not_converge() -> None:
 @pytest.mark.parametrize(("seconds", "dirty"), [(0, 0), (1, 10), (1.5, 15), (2, 20), (4, 30), (6, 40), (100, 70)])
 def test_curve(seconds: float, dirty: float) -> None:
     curve = [(0.0, 0), (2.0, 20), (4.0, 30)]
-    assert prediction.dirty_after(curve, seconds, 70) == pytest.approx(dirty)
+    assert dirty_after(curve, seconds, 70) == pytest.approx(dirty)
 
 
 def test_holes_are_not_data(tmp_path: object) -> None:
@@ -77,4 +77,4 @@ def test_holes_are_not_data(tmp_path: object) -> None:
         disk.pwrite(b"a", 10)
         disk.pwrite(b"b", 10 * MIB + 4096)
         disk.pwrite(b"c" * 2 * MIB, 20 * MIB - 5)
-        assert prediction.count_data(disk) == (1 + 1 + 3) * MIB
+        assert count_data(disk) == (1 + 1 + 3) * MIB
