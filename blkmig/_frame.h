@@ -12,7 +12,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { FRAME_DEVICE_BLOCK = 1, FRAME_ZERO_BLOCK = 8, FRAME_BLOCK_SIZE = 1 << 20 };
+enum { FRAME_DEVICE_BLOCK = 1, FRAME_EOS = 2, FRAME_ZERO_BLOCK = 8, FRAME_BLOCK_SIZE = 1 << 20 };
 
 /* Numbers of 1, 2, 4 or 8 bytes. */
 static inline void frame_put_number(uint8_t *p, uint64_t value, size_t n)
@@ -75,8 +75,8 @@ static struct frame_run frame_parse(const uint8_t *p, size_t n)
     run.name = (const char *)p + 9;
     run.length = p[8];
     run.nbytes = step = 9 + run.length;
-    if (!(word & FRAME_ZERO_BLOCK))
-        return run;
+    if (!(word & FRAME_ZERO_BLOCK) || (word & FRAME_EOS))
+        return run;                     /* a record that ends its section: what follows is not the section's */
     /* Invariant: [0, nbytes) are `count` records that differ in nothing but the sector. */
     while (n - run.nbytes >= step) {
         const uint8_t *next = p + run.nbytes;
