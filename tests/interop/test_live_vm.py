@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -253,8 +254,13 @@ def test_a_disk_in_an_iothread_is_refused_but_for_force(folder: Path) -> None:
         if version["major"] < 9:
             with pytest.raises(errors.DeviceError, match="aborts if blkmig is killed"):
                 qemu.open_qemu(vm.address)
-        disks = qemu.open_qemu(vm.address, force=True)
-        send(folder, disks, target, writers_after="refuse", downtime_limit=1)
+        try:
+            send(folder, qemu.open_qemu(vm.address, force=True), target, writers_after="refuse", downtime_limit=1)
+        except errors.DeviceError:
+            # Seen in 1 of 200 runs with QEMU 7.2, at `stop`: what --force is asked for. It must not look like success.
+            assert vm.process.wait(30) == -signal.SIGABRT, vm.log
+            assert version["major"] < 9, vm.log
+            pytest.skip(f"this QEMU did what it is refused for: {vm.log}")
         assert vm.leftovers() == []
         vm.quit()
     storage_daemon.compare(image, target)
