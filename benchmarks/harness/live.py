@@ -92,6 +92,7 @@ def run_mirror(job: peers.Job, live: Scene, _downtime_limit: float) -> float:
     with peers.nbd_server(job) as (_server, link, _uri), socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(live.daemon.qmp_path))
         qmp = real_qemu.Qmp(sock)
+        sock.settimeout(processes.TIMEOUT)
         address = {"type": "unix", "path": link.address}
         qmp.execute("blockdev-add", driver="nbd", node_name="target", server=address, export="")
         qmp.execute("blockdev-mirror", job_id="m", device=NODE, target="target", sync="full")

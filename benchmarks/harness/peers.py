@@ -262,7 +262,9 @@ def _qmp_pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 def _greet(ours: socket.socket, theirs: socket.socket) -> real_qemu.Qmp:
     """Return a QMP client; our copy of the server's end is closed so that its death is noticed."""
     theirs.close()
-    return real_qemu.Qmp(ours)
+    qmp = real_qemu.Qmp(ours)
+    ours.settimeout(processes.TIMEOUT)  # a migration takes longer than the tests' patience
+    return qmp
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
 
-TIMEOUT = 120.0
+TIMEOUT = 300.0  # seconds for one run: what takes longer has hung
 
 
 @dataclasses.dataclass(frozen=True)
