@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import random
+import signal
 import socket
 import subprocess
 import tempfile
@@ -100,6 +101,16 @@ class StorageDaemon:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self.process.kill()
         self.process.wait(30)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """See to it that child processes take SIGINT, also where this one was told to ignore it, as jobs of a shell are."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def image_options(path: Path, name: str = "disk0", *, throttled: bool = False, export: str = "") -> list[str]:

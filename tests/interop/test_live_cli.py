@@ -45,12 +45,13 @@ def run(*words: str) -> subprocess.CompletedProcess[str]:
 def serving(folder: Path, *images: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """Run ``blkmig serve``; the process and the lines that it prints."""
     command = [*BLKMIG, "serve", *images, "--nbd", f"unix:{folder}/nbd"]
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
+    with storage_daemon.interruptible():
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
         yield process, [process.stdout.readline().strip() for _ in range(len(images) + 1)]
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # not kill: it must end its daemon
         process.wait(30)
         process.stdout.close()
 

@@ -182,7 +182,8 @@ def test_a_sender_that_is_killed_leaves_the_source_running(folder: Path, seed: i
 def test_a_sender_that_is_interrupted_cleans_up(folder: Path, number: signal.Signals) -> None:
     with live(folder, 1) as (daemon, writer):
         incoming = receiver(folder)
-        process = sending(daemon, incoming.uri)
+        with storage_daemon.interruptible():
+            process = sending(daemon, incoming.uri)
         wait_for_growth(folder / "target.raw", 2)
         process.send_signal(number)
         assert process.wait(30) == 128 + number
