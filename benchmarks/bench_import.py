@@ -5,7 +5,7 @@ import subprocess
 import time
 
 import pytest
-from harness import peers
+from harness import jobs
 
 ALLOWANCE = 0.025  # seconds
 
@@ -14,7 +14,7 @@ ALLOWANCE = 0.025  # seconds
 def python(arena):
     """Return the command of a Python that runs a statement."""
     job = arena.job(arena.folder)
-    return lambda statement: [str(word) for word in peers.python(job, "-c", statement)]
+    return lambda statement: [str(word) for word in jobs.python(job, "-c", statement)]
 
 
 def test_import(ratio, python):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from blkmig import gates
 
-from . import images, peers, tools
+from . import images, jobs, peers, tools
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,18 +27,18 @@ class Arena:
     rivals: frozenset[str] = frozenset()
     shared: bool = False
 
-    def job(self, source: pathlib.Path, **options: object) -> peers.Job:
+    def job(self, source: pathlib.Path, **options: object) -> jobs.Job:
         """Return the job of copying `source` to the one target that all sides share."""
-        return peers.Job(source, self.folder / "target.raw", self.tools, self.folder, **options)  # type: ignore[arg-type]
+        return jobs.Job(source, self.folder / "target.raw", self.tools, self.folder, **options)  # type: ignore[arg-type]
 
-    def prepare(self, job: peers.Job) -> None:
+    def prepare(self, job: jobs.Job) -> None:
         """Bring the target into the state in which every run finds it."""
         if job.fresh:
             images.renew(job.target, job.size)
         else:
             images.stamp(job.target)
 
-    def side(self, name: str, job: peers.Job) -> gates.Side:
+    def side(self, name: str, job: jobs.Job) -> gates.Side:
         """Return a side that prepares, runs and verifies `job`.
 
         Its first run is compared byte for byte, later ones in every block, which is what takes a reasonable time.
@@ -52,14 +52,14 @@ class Arena:
 
         return gates.Side(functools.partial(run, job), setup=functools.partial(self.prepare, job), check=verify)
 
-    def sides(self, names: Sequence[str], job: peers.Job) -> tuple[dict[str, gates.Side], dict[str, str]]:
+    def sides(self, names: Sequence[str], job: jobs.Job) -> tuple[dict[str, gates.Side], dict[str, str]]:
         """Return the sides that can run here, the first always, and the reasons why the others cannot."""
         skipped = {name: reason for name in names if (reason := peers.missing(name))}
         if self.rivals:
             skipped |= {name: "not asked for" for name in names[1:] if name not in self.rivals}
         return {name: self.side(name, job) for name in names if name not in skipped}, skipped
 
-    def create_target(self, job: peers.Job) -> None:
+    def create_target(self, job: jobs.Job) -> None:
         """Make the existing target: as large as the source, other data in the page cache."""
         if not job.fresh:
             self._require_room(job.size)

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator
 import real_qemu
 import storage_daemon
 
-from . import peers, processes
+from . import jobs, peers, processes
 
 NODE = "disk0"
 SETTLE = 0.5  # seconds that the writer runs before a migration, and a mirror runs after it is ready
@@ -52,13 +52,13 @@ class Scene:
 
 
 @contextlib.contextmanager
-def scene(job: peers.Job, load: Load) -> Iterator[Scene]:
+def scene(job: jobs.Job, load: Load) -> Iterator[Scene]:
     """Start a daemon with a copy of the source, and the writer."""
     image = job.folder / "live.raw"
     subprocess.run(["cp", "--sparse=never", job.source, image], check=True)
     with storage_daemon.private_folder() as folder, _daemon(folder, image) as daemon:
         arguments = [daemon.uri(NODE), *map(str, (load.rate, load.chunk, load.area))]
-        command = [*peers.python(job, pathlib.Path(__file__).with_name("writer.py")), *arguments]
+        command = [*jobs.python(job, pathlib.Path(__file__).with_name("writer.py")), *arguments]
         with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as writer:
             try:
                 assert writer.stdout is not None
@@ -76,9 +76,9 @@ def _daemon(folder: pathlib.Path, image: pathlib.Path) -> Iterator[storage_daemo
         yield daemon
 
 
-def run_blkmig(job: peers.Job, live: Scene, downtime_limit: float) -> float:
+def run_blkmig(job: jobs.Job, live: Scene, downtime_limit: float) -> float:
     """Migrate with blkmig, both ends in processes that are up; return when the target was usable."""
-    with peers.started(
+    with jobs.started(
         job,
         (live.daemon.address, {"downtime_limit": downtime_limit, "writers_after": "refuse", "timeout": 60}),
         (f"{NODE}={job.target}", {}),
@@ -87,7 +87,7 @@ def run_blkmig(job: peers.Job, live: Scene, downtime_limit: float) -> float:
         return ends.received_at
 
 
-def run_mirror(job: peers.Job, live: Scene, _downtime_limit: float) -> float:
+def run_mirror(job: jobs.Job, live: Scene, _downtime_limit: float) -> float:
     """Mirror to nbdkit until it is ready, take the writer's export away, end the job; return when that was done."""
     with peers.nbd_server(job) as (_server, link, _uri), socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(live.daemon.qmp_path))
@@ -109,8 +109,8 @@ def run_mirror(job: peers.Job, live: Scene, _downtime_limit: float) -> float:
 
 
 def measure(
-    run: Callable[[peers.Job, Scene, float], float], job: peers.Job, load: Load, downtime_limit: float
-) -> peers.Figures:
+    run: Callable[[jobs.Job, Scene, float], float], job: jobs.Job, load: Load, downtime_limit: float
+) -> jobs.Figures:
     """Run one migration under `load` and return its downtime and total time; the source and the target are kept."""
     with scene(job, load) as live:
         start = time.monotonic()

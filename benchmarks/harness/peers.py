@@ -1,183 +1,73 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The sides of the end-to-end comparisons: how each program copies a disk, from its start to a usable target.
 
-Every function takes a :class:`Job` and returns what the run cost, by metric. Servers and virtual machines, which would
-be running already, are started before the clock; everything that transfers is inside it.
+Every function takes a :class:`.jobs.Job` and returns what the run cost, by metric. Servers and virtual machines, which
+would be running already, are started before the clock; everything that transfers is inside it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import itertools
-import json
 import pathlib
 import re
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import real_qemu
 
-import blkmig
+from . import jobs, processes
 
-from . import processes, tools
-
-Figures: TypeAlias = Mapping[str, float]
-Command: TypeAlias = Sequence[str | pathlib.Path]
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """Copy the image `source` to `target` over a link of kind tcp, unix or pipe; `fresh`: the target holds nothing yet.
-
-    `preload`: a library for every side (see c/unflushed.c); `flush`: what arrived must be on stable storage at the end.
-    """
-
-    source: pathlib.Path
-    target: pathlib.Path
-    tools: tools.Tools
-    folder: pathlib.Path
-    link: str = "tcp"
-    fresh: bool = False
-    flush: bool = False
-
-    @property
-    def size(self) -> int:
-        """Bytes of the disk."""
-        return self.source.stat().st_size
-
-    def start(self, *command: str | pathlib.Path, fds: Sequence[int] = ()) -> processes.Measured:
-        """Start a measured process of this job."""
-        preload = None if self.flush else self.tools.library("unflushed")
-        measured = self.tools.program("measured")
-        return processes.Measured(measured, command, folder=self.folder, preload=preload, pass_fds=fds)
-
-
-Run: TypeAlias = Callable[[Job], Figures]
-
-
-EndOf: TypeAlias = Callable[[processes.Link], Command]
-
-
-def transfer(job: Job, receiver: EndOf, sender: EndOf) -> Figures:
-    """Run a receiver that serves one stream and a sender; both have ended in the end."""
-    with (
-        processes.open_link(job.link, job.folder) as link,
-        job.start(*receiver(link), fds=link.receiver_fds) as receiving,
-    ):
-        link.close(link.receiver_fds)
-        link.wait_listening(receiving)
-        start = time.perf_counter()
-        with job.start(*sender(link), fds=link.sender_fds) as sending:
-            link.close(link.sender_fds)
-            sent, received = sending.wait(), receiving.wait()
-        wall = time.perf_counter() - start
-    return processes.figures(wall, sent, received)
+Run: TypeAlias = Callable[[jobs.Job], jobs.Figures]
 
 
 # -- blkmig and the C loops ------------------------------------------------------------------------------------------
 
 
-def python(job: Job, *arguments: str | pathlib.Path) -> Command:
-    """Return the command of a Python that finds blkmig and keeps its bytecode, as an installed one does."""
-    root = pathlib.Path(blkmig.__file__).parents[1]
-    settings = [f"PYTHONPATH={root}", f"PYTHONPYCACHEPREFIX={job.folder / 'bytecode'}"]
-    return ["env", "-u", "PYTHONDONTWRITEBYTECODE", *settings, sys.executable, *arguments]
-
-
-def run_blkmig_command(job: Job) -> Figures:
+def run_blkmig_command(job: jobs.Job) -> jobs.Figures:
     """``blkmig receive`` and ``blkmig send``, whole processes, the start of the interpreters included."""
-    return transfer(
+    return jobs.transfer(
         job,
-        lambda link: python(job, "-m", "blkmig", "receive", link.receiver_uri, f"drive0={job.target}"),
-        lambda link: python(job, "-m", "blkmig", "send", f"drive0={job.source}", link.sender_uri),
+        lambda link: jobs.python(job, "-m", "blkmig", "receive", link.receiver_uri, f"drive0={job.target}"),
+        lambda link: jobs.python(job, "-m", "blkmig", "send", f"drive0={job.source}", link.sender_uri),
     )
 
 
-@dataclasses.dataclass
-class Ends:
-    """Both ends of a migration by blkmig, in processes that have imported it and wait."""
-
-    link: processes.Link
-    sending: processes.Measured
-    receiving: processes.Measured
-    to_sender: processes.Control
-    to_receiver: processes.Control
-    received_at: float = 0.0  # time.monotonic()
-
-    def run(self) -> Figures:
-        """Migrate; the clock runs until both ends are done, not until their processes have ended."""
-        self.to_receiver.go()
-        self.link.wait_listening(self.receiving)
-        start = time.monotonic()
-        self.to_sender.go()
-        cpu_sender, sent_at = self.to_sender.wait_done(self.sending)
-        cpu_receiver, self.received_at = self.to_receiver.wait_done(self.receiving)
-        sent = dataclasses.replace(self.sending.wait(), cpu=cpu_sender)
-        received = dataclasses.replace(self.receiving.wait(), cpu=cpu_receiver)
-        return processes.figures(max(sent_at, self.received_at) - start, sent, received)
-
-
-End: TypeAlias = tuple[str, Mapping[str, object]]  # a disk as started.py takes it, and the parameters of this end
-
-
-@contextlib.contextmanager
-def started(job: Job, sender: End, receiver: End) -> Iterator[Ends]:
-    """Start both ends over a link of the job's kind."""
-    script = pathlib.Path(__file__).with_name("started.py")
-    with (
-        processes.open_link(job.link, job.folder) as link,
-        processes.Control() as to_receiver,
-        processes.Control() as to_sender,
-    ):
-        send = ["send", to_sender.fd, sender[0], link.sender_uri, json.dumps(sender[1])]
-        receive = ["receive", to_receiver.fd, receiver[0], link.receiver_uri, json.dumps(receiver[1])]
-        with (
-            job.start(*python(job, script, *receive), fds=[*link.receiver_fds, int(to_receiver.fd)]) as receiving,
-            job.start(*python(job, script, *send), fds=[*link.sender_fds, int(to_sender.fd)]) as sending,
-        ):
-            link.close([*link.receiver_fds, *link.sender_fds])
-            to_receiver.wait_ready(receiving)
-            to_sender.wait_ready(sending)
-            yield Ends(link, sending, receiving, to_sender, to_receiver)
-
-
-def run_blkmig(job: Job) -> Figures:
+def run_blkmig(job: jobs.Job) -> jobs.Figures:
     """``blkmig.send`` and ``blkmig.receive`` in two processes that have imported blkmig already."""
-    with started(job, (f"drive0={job.source}", {}), (f"drive0={job.target}", {})) as ends:
+    with jobs.started(job, (f"drive0={job.source}", {}), (f"drive0={job.target}", {})) as ends:
         return ends.run()
 
 
-def run_pump(job: Job, *, send: str, receive: str) -> Figures:
+def run_pump(job: jobs.Job, *, send: str, receive: str) -> jobs.Figures:
     """The all-C loop of the same shape, see c/pump.c."""
     pump = job.tools.program("pump")
     uri = {"tcp": lambda text: f"tcp:{text.rpartition(':')[2]}"}.get(job.link, str)
-    return transfer(
+    return jobs.transfer(
         job,
         lambda link: [pump, "receive", receive, job.target, uri(link.receiver_uri)],
         lambda link: [pump, "send", send, job.source, uri(link.sender_uri)],
     )
 
 
-def run_c_loop(job: Job) -> Figures:
+def run_c_loop(job: jobs.Job) -> jobs.Figures:
     """One thread a side, preadv, scan, send; read, one pwrite."""
     receive = "readv" if job.link == "pipe" else "fresh" if job.fresh else "waitall"
     return run_pump(job, send="pread", receive=receive)
 
 
-def run_c_mapped(job: Job) -> Figures:
+def run_c_mapped(job: jobs.Job) -> jobs.Figures:
     """The same with the payload sent from a mapping of the file."""
     receive = "readv" if job.link == "pipe" else "fresh" if job.fresh else "waitall"
     return run_pump(job, send="map", receive=receive)
 
 
-def run_c_sendfile(job: Job) -> Figures:
+def run_c_sendfile(job: jobs.Job) -> jobs.Figures:
     """The kernel moves the pages on the sender's side: sendfile, or splice into a pipe."""
     if job.link == "pipe":
         return run_pump(job, send="splice", receive="readv")
@@ -188,7 +78,7 @@ def run_c_sendfile(job: Job) -> Figures:
 
 
 @contextlib.contextmanager
-def nbd_server(job: Job) -> Iterator[tuple[processes.Measured, processes.Link, str]]:
+def nbd_server(job: jobs.Job) -> Iterator[tuple[processes.Measured, processes.Link, str]]:
     """Serve the target with nbdkit's file plugin; yields the server, the link and the NBD URI."""
     with processes.open_link(job.link, job.folder) as link:
         if job.link == "unix":
@@ -201,7 +91,7 @@ def nbd_server(job: Job) -> Iterator[tuple[processes.Measured, processes.Link, s
             yield server, link, uri
 
 
-def run_nbd_client(job: Job, command: Callable[[str], Command]) -> Figures:
+def run_nbd_client(job: jobs.Job, command: Callable[[str], jobs.Command]) -> jobs.Figures:
     """Run a program that copies the source to an NBD URI."""
     with nbd_server(job) as (server, _link, uri):
         start = time.perf_counter()
@@ -211,20 +101,20 @@ def run_nbd_client(job: Job, command: Callable[[str], Command]) -> Figures:
         return processes.figures(wall, sent, server.terminate())
 
 
-def run_nbdcopy(job: Job) -> Figures:
+def run_nbdcopy(job: jobs.Job) -> jobs.Figures:
     """``nbdcopy`` file to nbdkit, with its defaults."""
     flags = [*(["--destination-is-zero"] if job.fresh else []), *(["--flush"] if job.flush else [])]
     return run_nbd_client(job, lambda uri: ["nbdcopy", *flags, job.source, uri])
 
 
-def run_qemu_img(job: Job) -> Figures:
+def run_qemu_img(job: jobs.Job) -> jobs.Figures:
     """``qemu-img convert``, 16 coroutines, out of order, to nbdkit."""
     flags = ["--target-is-zero"] if job.fresh else []
     base = ["qemu-img", "convert", "-n", "-W", "-m", "16", "-f", "raw", "-O", "raw"]
     return run_nbd_client(job, lambda uri: [*base, *flags, job.source, uri])
 
 
-def run_blockdev_mirror(job: Job) -> Figures:
+def run_blockdev_mirror(job: jobs.Job) -> jobs.Figures:
     """``blockdev-mirror`` of a storage daemon to nbdkit, until the job is ready and ended."""
     with nbd_server(job) as (server, link, _uri), _qmp_pair() as (ours, theirs):
         address = (
@@ -268,7 +158,7 @@ def _greet(ours: socket.socket, theirs: socket.socket) -> real_qemu.Qmp:
 
 
 @contextlib.contextmanager
-def _vm(job: Job, disk: pathlib.Path, *arguments: str) -> Iterator[tuple[processes.Measured, real_qemu.Qmp]]:
+def _vm(job: jobs.Job, disk: pathlib.Path, *arguments: str) -> Iterator[tuple[processes.Measured, real_qemu.Qmp]]:
     """Start a QEMU that never runs, with `disk` and next to no memory."""
     firmware = job.folder / "firmware"
     firmware.write_bytes(bytes(64 << 10))
@@ -296,7 +186,7 @@ def _wait_completed(qmp: real_qemu.Qmp) -> None:
         raise RuntimeError(f"QEMU's migration {status}")
 
 
-def run_qemu_migrate(job: Job) -> Figures:
+def run_qemu_migrate(job: jobs.Job) -> jobs.Figures:
     """``migrate`` with blk from one QEMU to another; without a downtime limit of 0 it may lose blocks."""
     with _vm(job, job.target, "-incoming", "defer") as (receiving, target), _vm(job, job.source) as (sending, source):
         source.execute("migrate-set-parameters", downtime_limit=0, max_bandwidth=1 << 40)
@@ -316,7 +206,7 @@ def run_qemu_migrate(job: Job) -> Figures:
 # -- local copies ----------------------------------------------------------------------------------------------------
 
 
-def run_local(job: Job, command: Callable[[Job], Command]) -> Figures:
+def run_local(job: jobs.Job, command: Callable[[jobs.Job], jobs.Command]) -> jobs.Figures:
     """Run a command that copies without a link."""
     start = time.perf_counter()
     with job.start(*command(job)) as process:
