@@ -86,7 +86,7 @@ cdef extern from "_stream.h":
         bint takes_pages
     int stream_init(stream*, int fd, Py_ssize_t capacity, int wake_fd) except -1
     void stream_staged(stream*, size_t) noexcept nogil
-    int stream_send(stream*, const uint8_t* end, size_t* left, int file, int64_t until) except -1 nogil
+    int stream_send(stream*, const uint8_t* end, size_t* left, int file, int64_t until, bint mapped) except -1 nogil
     void stream_consume(stream*, size_t) noexcept nogil
     int stream_need(stream*, size_t) except -1
     int stream_skip(stream*, uint64_t) except -1
@@ -375,8 +375,6 @@ cdef Py_ssize_t find(bits_fn fn, Bitmap bitmap, size_t start, size_t stop) noexc
     return bit
 
 
-# ---- big-endian framing ----
-
 cdef uint8_t* at(buffer, Py_buffer* view, int flags, Py_ssize_t offset, size_t n) except NULL:
     # Where `n` bytes at `offset` stand; the caller releases the view.
     PyObject_GetBuffer(buffer, view, flags)
@@ -516,8 +514,6 @@ def parse_run(buffer, Py_ssize_t start, Py_ssize_t stop, /):
         PyBuffer_Release(&view)
 
 
-# ---- system calls ----
-
 def next_data(int fd, int64_t offset, int64_t size, /):
     """Return [start, end) of the next stretch of data at or behind `offset` in the first `size` bytes, or None.
 
@@ -573,8 +569,6 @@ def pwrite_full(int fd, buffer, int64_t offset, /):
     finally:
         PyBuffer_Release(&view)
 
-
-# ---- blocks ----
 
 @cython.final
 cdef class Mapping:
@@ -760,7 +754,7 @@ cdef class OutputBuffer:
     """
 
     cdef stream s
-    cdef public bint shares_pages   # see put_block
+    cdef bint shares
 
     def __cinit__(self, int fd, Py_ssize_t capacity=65536, /, *, int wake_fd=-1):
         stream_init(&self.s, fd, capacity, wake_fd)
@@ -830,8 +824,7 @@ cdef class OutputBuffer:
         """Put a record and its payload, in one system call if the kernel takes them.
 
         With FLAG_ZERO_BLOCK in `flags` the record has no payload and is staged. A mapped payload whose pages have gone
-        is read into the block's own bytes, and the send goes on from the byte where it stopped. With `shares_pages` a
-        non-blocking pipe or unix socket gets the pages themselves: what is written to them meanwhile, the peer reads.
+        is read into the block's own bytes, and the send goes on from the byte where it stopped.
         """
         self.put_block_header(sector, flags, name)
         if not flags & FLAG_ZERO_BLOCK:
@@ -842,6 +835,12 @@ cdef class OutputBuffer:
         if offset < 0 or nbytes < 0 or offset > BLOCK_SIZE - nbytes:
             raise IndexError(f"{nbytes} bytes at offset {offset} are not inside a block")
         self.send(NULL, nbytes, blk, offset)
+
+    def share_pages(self):
+        """Hand over the pages of mapped payloads, not copies, and tell whether `fd`, a non-blocking pipe or unix socket,
+        takes them. What is written to the pages before the peer reads them, it reads."""
+        self.shares = self.s.takes_pages
+        return self.shares
 
     def flush(self):
         """Hand everything that is staged to the kernel."""
@@ -862,18 +861,18 @@ cdef class OutputBuffer:
         # What is staged, then n bytes at p, or at `offset` of the payload of blk.
         cdef size_t left = n
         cdef int error, file
+        cdef bint mapped
         self.s.position += n
         while True:
-            file = -1
+            mapped = blk is not None and blk.mapping is not None
+            file = blk.mapping.fd if mapped and self.shares else -1
             if blk is not None:
-                p = (blk.own if blk.mapping is None else blk.mapping.base + blk.offset) + offset
-                if blk.mapping is not None and self.shares_pages and self.s.takes_pages:
-                    file = blk.mapping.fd
+                p = (blk.mapping.base + blk.offset if mapped else blk.own) + offset
             with nogil:
-                error = stream_send(&self.s, p + n, &left, file, 0 if file < 0 else blk.offset + offset + n)
+                error = stream_send(&self.s, p + n, &left, file, 0 if file < 0 else blk.offset + offset + n, mapped)
             if error == 0:
                 return 0
-            if blk is None or blk.mapping is None:
+            if not mapped:
                 return io_fail(error)
             blk.unmap()                 # the file was truncated, or cannot be read there: pread() tells
 

@@ -167,6 +167,15 @@ static int io_populate(uint8_t *p, size_t n)
     return madvise(p - slack, n + slack, MADV_POPULATE_READ) == 0;
 }
 
+/* Give the pages back, also those that [p, p + n) has a part of: else all that was ever sent counts as this process's
+ * memory. Whoever touches them again gets them from the page cache. */
+static void io_drop(const uint8_t *p, size_t n)
+{
+    size_t slack = (uintptr_t)p & (uintptr_t)(sysconf(_SC_PAGESIZE) - 1);
+
+    madvise((void *)(p - slack), n + slack, MADV_DONTNEED);
+}
+
 /* Map the first n bytes. *own is a second fd of the file, for reading what the mapping no longer shows. */
 static uint8_t *io_map(int fd, size_t n, int *own)
 {

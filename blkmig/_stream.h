@@ -165,11 +165,12 @@ static inline void stream_staged(struct stream *s, size_t n)
     s->position += n;
 }
 
-/* Send what is staged and then the last *left bytes before `end`, or before `until` of the file. 0 when all is gone;
- * EFAULT, without an exception, when these bytes are not to be had that way: *left of them are not sent then. */
-static int stream_send(struct stream *s, const uint8_t *end, size_t *left, int file, int64_t until)
+/* Send what is staged and then the last *left bytes before `end`, or before `until` of the file. 0 when all is gone, and
+ * pages of a `mapped` payload are dropped then; EFAULT, without an exception, when these bytes are not to be had that
+ * way: *left of them are not sent then. */
+static int stream_send(struct stream *s, const uint8_t *end, size_t *left, int file, int64_t until, int mapped)
 {
-    size_t staged;
+    size_t staged, n = *left;
     ssize_t put;
 
     while ((staged = s->tail - s->head) || *left) {
@@ -188,6 +189,8 @@ static int stream_send(struct stream *s, const uint8_t *end, size_t *left, int f
         s->head += staged;
         *left -= put - staged;
     }
+    if (mapped)
+        io_drop(end - n, n);
     s->head = s->tail = 0;
     return 0;
 }

@@ -114,13 +114,13 @@ class OutputQEMUFile(base.QEMUFile):
         """Hand everything that is staged to the kernel."""
         self._buffer.flush()
 
-    def share_pages(self) -> None:
-        """Let pipes and unix sockets take a file's pages themselves from now on, where that is faster than a copy.
+    def share_pages(self) -> bool:
+        """Let a pipe or a unix socket take a file's pages themselves from now on, and return whether this is one.
 
         Only for files that nobody writes once the stream has ended: until the peer reads them, their pages in the
         channel show what is written to the file.
         """
-        self._buffer.shares_pages = True
+        return self._buffer.share_pages()
 
     # -- rate limit --------------------------------------------------------------------------------------------------
 

@@ -257,7 +257,7 @@ def test_a_disk_in_an_iothread_is_refused_but_for_force(folder: Path) -> None:
         try:
             send(folder, qemu.open_qemu(vm.address, force=True), target, writers_after="refuse", downtime_limit=1)
         except errors.DeviceError:
-            # Seen in 1 of 200 runs with QEMU 7.2, at `stop`: what --force is asked for. It must not look like success.
+            # Seen rarely with QEMU 7.2, at `stop`: what --force is asked for. It must not look like success.
             assert vm.process.wait(30) == -signal.SIGABRT, vm.log
             assert version["major"] < 9, vm.log
             pytest.skip(f"this QEMU did what it is refused for: {vm.log}")

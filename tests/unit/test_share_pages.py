@@ -56,7 +56,7 @@ def test_same_bytes(source: Path, kind: str) -> None:
     with source.open("rb") as file:
         mapping = _core.Mapping(file.fileno(), SIZE)
         out, blk = _core.OutputBuffer(writable), _core.BlockBuffer()
-        out.shares_pages = True
+        assert out.share_pages()
         expected = bytearray()
         for number in (0, 2, 1):
             offset = number * _core.BLOCK_SIZE
@@ -82,7 +82,7 @@ def test_a_file_that_is_cut_while_its_pages_are_sent(source: Path, kind: str) ->
     with source.open("r+b") as file:
         mapping = _core.Mapping(file.fileno(), SIZE)
         out, blk = _core.OutputBuffer(writable), _core.BlockBuffer()
-        out.shares_pages = True
+        assert out.share_pages()
         blk.fill_mapped(mapping, file.fileno(), _core.BLOCK_SIZE, _core.BLOCK_SIZE)
         file.truncate(_core.BLOCK_SIZE + 300_000)
         reader = Reader(readable)
@@ -104,7 +104,7 @@ def test_broken_peer_is_epipe_and_no_signal(source: Path, kind: str) -> None:
         with source.open("rb") as file:
             mapping = _core.Mapping(file.fileno(), SIZE)
             out, blk = _core.OutputBuffer(writable), _core.BlockBuffer()
-            out.shares_pages = True
+            assert out.share_pages()
             blk.fill_mapped(mapping, file.fileno(), 0, _core.BLOCK_SIZE)
             with pytest.raises(BrokenPipeError):
                 out.put_block(0, 1, b"d", blk)
@@ -120,7 +120,7 @@ def test_a_blocked_send_is_woken(source: Path, kind: str) -> None:
     with source.open("rb") as file:
         mapping = _core.Mapping(file.fileno(), SIZE)
         out, blk = _core.OutputBuffer(writable, wake_fd=wake), _core.BlockBuffer()
-        out.shares_pages = True
+        assert out.share_pages()
         threading.Timer(0.1, os.eventfd_write, (wake, 1)).start()
         with pytest.raises(OSError, match="cancel") as caught:  # noqa: PT012 - the block that fills the pipe
             for number in (0, 1, 2):

@@ -129,7 +129,7 @@ def check_iothreads(connection: qmp.QmpConnection, disks: list[QemuDisk], *, for
     """Refuse disks in iothreads where that is dangerous, but for `force`.
 
     blkmig lets the server close first, always; but if it is killed, its sockets close from its side.
-    And rarely (2 of 450 runs with 7.2.22) such a QEMU ended at ``stop``, while an export of ours was open.
+    And rarely such a QEMU, a 7.2.22, ended at ``stop`` while an export of ours was open; why is not known.
     """
     where = next((found for disk in disks if (found := _iothread_of(connection, disk)) is not None), None)
     if where is not None and connection.version < SERVER_FIRST and not force:
