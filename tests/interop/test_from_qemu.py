@@ -196,7 +196,7 @@ def test_cancel_then_migrate_again(tmp_path: Path) -> None:
     source = make_disk(tmp_path, "drive0", 48 * MiB)
     target = f"drive0={tmp_path}/copy.raw"
     with start(tmp_path, *drive(source)) as vm:
-        vm.set_parameters(max_bandwidth=8 * MiB)
+        vm.set_parameters(max_bandwidth=8 * MiB, downtime_limit=0)  # 0: never "completed" before it is
         with command.receiver(f"unix:{tmp_path}/s", target, "--size", "48M") as receiver:
             vm.migrate(receiver.uri)
             vm.wait_until(lambda: has_sent_something(vm), "the first bytes")
