@@ -105,10 +105,14 @@ def migrate(backend: disk.BlockBackend, uri: str, args: argparse.Namespace) -> s
 
 @contextlib.contextmanager
 def receiving(target: pathlib.Path) -> Iterator[str]:
-    """Run ``blkmig receive`` in another process and yield the address that it listens on."""
+    """Run ``blkmig receive`` in another process and yield the address that it listens on.
+
+    ``-m`` looks where the process stands first: beside this package, not in a source tree that has no extension.
+    """
+    beside = pathlib.Path(__file__).parents[2]
     command = [sys.executable, "-m", "blkmig", "receive", "--progress=none", "--accept-timeout", str(RECEIVER_SECONDS),
-               "tcp:127.0.0.1:0", f"demo={target}"]  # fmt: skip
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+               "tcp:127.0.0.1:0", f"demo={target.resolve()}"]  # fmt: skip
+    with subprocess.Popen(command, cwd=beside, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:
             assert process.stderr is not None
             yield read_address(process.stderr)

@@ -168,8 +168,10 @@ class TestInstalled:
         assert Path(path).is_relative_to(installed.parent)
 
     def test_demo(self, installed: Path, tmp_path: Path) -> None:
-        """A whole live migration, with nothing but the standard library beside it."""
-        self.run(installed, "blkmig", "demo", "--size=16M", "--dir", str(tmp_path), "--progress=plain", cwd=tmp_path)
+        """A whole live migration, with the standard library alone, from a source tree that is not built."""
+        (tmp_path / "blkmig").mkdir()
+        (tmp_path / "blkmig/__init__.py").write_text("raise ImportError('not the one that is installed')")
+        self.run(installed, "blkmig", "demo", "--size=16M", "--dir=.", "--progress=plain", cwd=tmp_path)
 
     def test_module_is_the_command(self, installed: Path, tmp_path: Path) -> None:
         usage = self.run(installed, "python", "-Im", "blkmig", "--help", cwd=tmp_path)
