@@ -94,6 +94,10 @@ class Transport:
         """Return the same socket for the other direction, None for what is not a socket. Raises OSError."""
         return None if self.socket is None else Transport(self.link, self.socket.dup())
 
+    def is_local(self) -> bool:
+        """Return whether this is a pipe or a connection within this machine; not one to a command."""
+        return self.child is None if self.socket is None else is_local(self.socket)
+
     def finish_sending(self) -> None:
         """Say that nothing more will come: files are brought to stable storage, a peer sees the end. Raises OSError.
 
@@ -133,6 +137,15 @@ class Transport:
                 end()
                 child.wait(CHILD_GRACE_SECONDS)
                 return
+
+
+def is_local(sock: socket.socket) -> bool:
+    """Return whether the other end of a connected socket is on this machine, as far as one can see."""
+    if sock.family == socket.AF_UNIX:
+        return True
+    with contextlib.suppress(OSError):
+        return bool(sock.getsockname()[0] == sock.getpeername()[0])
+    return False
 
 
 def describe_status(status: int) -> str:

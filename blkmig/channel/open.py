@@ -88,7 +88,7 @@ class Listener:
     def _accept_socket(self, timeout: float | None) -> qemufile.InputQEMUFile:
         sock = self._accepted(timeout)
         try:
-            sock.setblocking(True)
+            sock.setblocking(False)  # or splice() would wait, and not hear of a cancel
             sockets.tune(sock)
             return qemufile.InputQEMUFile(link.Transport(link.Link(sockets.peer_uri(sock, self.uri)), sock))
         except OSError as error:

@@ -64,6 +64,17 @@ def tune(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
 
 
+def tune_local(sock: socket.socket) -> None:
+    """Take a congestion control that does not pace, if `sock` is a TCP connection within this machine.
+
+    There is nothing to be fair to, and pacing costs as much as the copying: with BBR, which many systems have as their
+    default, the sender of 2 GiB takes 0.32 s of CPU time, with Reno, which every Linux has, 0.12.
+    """
+    if sock.family != socket.AF_UNIX and link.is_local(sock):
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+
+
 # -- connecting ------------------------------------------------------------------------------------------------------
 
 
@@ -115,6 +126,7 @@ def _connect_one(connection: link.Link, family: int, where: Where, timeout: floa
         if code:
             code = errno.ETIMEDOUT if code == errno.EAGAIN else code
             raise OSError(code, os.strerror(code))
+        tune_local(sock)
         on_error.pop_all()
         return sock
 
