@@ -72,7 +72,9 @@ cdef extern from "_io.h":
     int io_fallocate(int fd, int mode, int64_t offset, int64_t) except -1 nogil
     int io_zero_out(int fd, uint64_t offset, uint64_t) except -1 nogil
     int io_next_data(int fd, int64_t offset, int64_t size, int64_t* start, int64_t* end) except -1 nogil
-    Py_ssize_t io_store_sparse(int fd, const uint8_t*, size_t, int64_t offset, size_t, bint) except -1 nogil
+    int io_has_zeros(int fd, size_t, int64_t offset) except -1 nogil
+    Py_ssize_t io_store_sparse(int fd, const uint8_t*, size_t, int64_t offset, size_t, bint, uint8_t*) except -1 nogil
+    double io_seconds() noexcept nogil
     bint io_populate(uint8_t*, size_t) noexcept nogil
     uint8_t* io_map(int fd, size_t, int* own) except NULL
     void io_unmap(uint8_t*, size_t, int own) noexcept nogil
@@ -83,6 +85,7 @@ cdef extern from "_stream.h":
         uint8_t* staging
         size_t capacity, head, tail
         uint64_t position, flushed
+        size_t ahead
         bint takes_pages
     int stream_init(stream*, int fd, Py_ssize_t capacity, int wake_fd) except -1
     void stream_staged(stream*, size_t) noexcept nogil
@@ -92,6 +95,16 @@ cdef extern from "_stream.h":
     int stream_skip(stream*, uint64_t) except -1
     uint64_t stream_skip_words(stream*, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t) except? 0
     int stream_take(stream*, uint8_t*, size_t) except -1 nogil
+
+cdef extern from "_pages.h":
+    struct pages:
+        pass
+    bint pages_held(const pages*) noexcept nogil
+    void pages_close(pages*) noexcept nogil
+    bint pages_open(pages*) noexcept nogil
+    Py_ssize_t pages_take(pages*, stream*, size_t) except -1 nogil
+    Py_ssize_t pages_read(pages*, uint8_t*) except -1 nogil
+    Py_ssize_t pages_store(pages*, int fd, int64_t offset) except -1 nogil
 
 
 cdef enum:
@@ -618,19 +631,25 @@ cdef class BlockBuffer:
     cdef bint zero                  # all of the payload is zero, as far as a scan has told
     cdef Mapping mapping            # None: the payload is `own`
     cdef public bint mappable       # whether fill_mapped may show the mapping: not to somebody who reads the payload
+    cdef public bint populates      # whether fill_mapped makes its pages present: not for who shares them, see PayloadError
     cdef int64_t offset             # of a mapped payload
+    cdef pages pages                # hold a payload that nobody has looked at, on its way to a file
+    cdef public bint takes_pages    # whether get_block may leave it there: for whoever only stores it
 
     def __cinit__(self):
         self.own = io_alloc_pages(BLOCK_SIZE)
-        self.zero = self.mappable = True
+        self.zero = self.mappable = self.populates = True
 
     def __init__(self):
         pass                        # takes no arguments, which a __cinit__ without any does not check
 
     def __dealloc__(self):
+        pages_close(&self.pages)
         free(self.own)
 
     def __getbuffer__(self, Py_buffer* view, int flags):
+        if pages_held(&self.pages):
+            pages_read(&self.pages, self.own)
         PyBuffer_FillInfo(view, self, self.own, BLOCK_SIZE, 0, flags)
 
     @property
@@ -656,7 +675,7 @@ cdef class BlockBuffer:
         Where the file ends early, zeros follow as well. Drops the GIL once. After an error the contents are undefined.
         """
         check_nbytes(nbytes)
-        self.mapping = None
+        self.forget()
         with nogil:
             self.read(fd, offset, 0, nbytes)
         return self.zero
@@ -667,22 +686,14 @@ cdef class BlockBuffer:
         `mapping` maps the file `fd`. The first 4 KiB decide: if they are not zero the block is data, its pages are made
         present without touching them, and it is not scanned. Wherever that fails it is filled by reading.
         """
-        cdef bint mappable, mapped = False
         check_nbytes(nbytes)
-        mappable = (self.mappable and nbytes == BLOCK_SIZE and not mapping.closed and offset >= 0 and mapping.length >= BLOCK_SIZE
-                    and <size_t>offset <= mapping.length - BLOCK_SIZE)
-        self.mapping = None
-        with nogil:
-            mapped = self.read_or_map(mapping.base if mappable else NULL, fd, offset, nbytes)
-        if mapped:
-            self.mapping = mapping
-            self.offset = offset
+        self.read_mapped(mapping, fd, offset, nbytes)
         return self.zero
 
     def filled(self, Py_ssize_t nbytes, /):
         """Say that `nbytes` were written to `data`: put zeros behind them, scan, and tell whether all is zero."""
         check_nbytes(nbytes)
-        self.mapping = None
+        self.forget()
         with nogil:
             self.finish(nbytes)
         return self.zero
@@ -698,15 +709,22 @@ cdef class BlockBuffer:
         """Write the clusters of the first `nbytes` that are not zero at `offset`; return the bytes written.
 
         Clusters begin at multiples of `cluster` in the target. Zero ones are skipped, or with `punch` made holes, and
-        written where holes are not supported; they do not extend the file. Drops the GIL.
+        written where holes are not supported; they do not extend the file. A payload that came as pages is stored whole
+        and then punched, if a look at four places of `fd`, which must be readable, finds zeros. Drops the GIL.
         """
         cdef size_t written
         check_nbytes(nbytes)
         if cluster < 1:
             raise ValueError(f"a cluster must have at least one byte, not {cluster}")
+        if punch and nbytes == BLOCK_SIZE and pages_held(&self.pages):
+            with nogil:
+                written = self.store_pages(fd, offset)
+                if io_has_zeros(fd, written, offset):
+                    written = io_store_sparse(fd, NULL, written, offset, cluster, punch, self.own)
+            return written
         self.unmap()
         with nogil:
-            written = io_store_sparse(fd, self.own, nbytes, offset, cluster, punch)
+            written = io_store_sparse(fd, self.own, nbytes, offset, cluster, punch, NULL)
         return written
 
     cdef int finish(self, size_t nbytes) noexcept nogil:
@@ -718,17 +736,46 @@ cdef class BlockBuffer:
         done += io_pread(fd, self.own + done, nbytes - done, offset + <int64_t>done)
         return self.finish(done)
 
+    cdef int read_mapped(self, Mapping mapping, int fd, int64_t offset, size_t nbytes) except -1:
+        cdef bint mapped = False, mappable = (self.mappable and nbytes == BLOCK_SIZE and not mapping.closed and offset >= 0
+                              and mapping.length >= BLOCK_SIZE and <size_t>offset <= mapping.length - BLOCK_SIZE)
+        self.forget()
+        with nogil:
+            mapped = self.read_or_map(mapping.base if mappable else NULL, fd, offset, nbytes)
+        if mapped:
+            self.mapping = mapping
+            self.offset = offset
+        return 0
+
     cdef bint read_or_map(self, uint8_t* base, int fd, int64_t offset, size_t nbytes) except -1 nogil:
         cdef size_t probed = min(nbytes, <size_t>4096)
         cdef size_t got = io_pread(fd, self.own, probed, offset)
-        if base != NULL and not buffer_is_zero_c(self.own, got) and io_populate(base + offset, BLOCK_SIZE):
+        if base != NULL and not buffer_is_zero_c(self.own, got) and (not self.populates or io_populate(base + offset, BLOCK_SIZE)):
             self.zero = False
             return True
         self.read(fd, offset, got, nbytes)
         return False
 
+    cdef int forget(self) noexcept:
+        # Drop the payload, wherever it is.
+        self.mapping = None
+        if pages_held(&self.pages):
+            pages_close(&self.pages)
+        return 0
+
+    cdef Py_ssize_t store_pages(self, int fd, int64_t offset) except -1 nogil:
+        # What the file does not take as pages is written.
+        cdef size_t done = pages_store(&self.pages, fd, offset)
+        if done < BLOCK_SIZE:
+            pages_read(&self.pages, self.own + done)
+            io_pwrite(fd, self.own + done, BLOCK_SIZE - done, offset + <int64_t>done)
+        return BLOCK_SIZE
+
     cdef int unmap(self) except -1:
         # Make the payload the own bytes: for whoever must touch it, and for sends that met a hole in the mapping.
+        if pages_held(&self.pages):
+            with nogil:
+                pages_read(&self.pages, self.own)
         cdef Mapping mapping = self.mapping
         if mapping is not None:
             self.mapping = None
@@ -741,6 +788,10 @@ cdef int check_nbytes(Py_ssize_t nbytes) except -1:
     if not 0 <= nbytes <= BLOCK_SIZE:
         raise ValueError(f"a block holds 0 to {BLOCK_SIZE} bytes, not {nbytes}")
     return 0
+
+
+class PayloadError(OSError):
+    """The file of a payload cannot be read at `offset`; the stream, which has part of the payload, is not to blame."""
 
 
 @cython.final
@@ -804,8 +855,7 @@ cdef class OutputBuffer:
     def put_block_header(self, uint64_t sector, uint64_t flags, bytes name not None, /):
         """Put a record's word and name. OverflowError if sector, flags or name do not fit."""
         check_record(sector, flags, name)
-        cdef uint8_t* p = self.reserve(HEADER_MAX)
-        stream_staged(&self.s, frame_head(p, sector << SECTOR_BITS | flags, PyBytes_AS_STRING(name), len(name)))
+        self.head(sector << SECTOR_BITS | flags, name)
 
     def put_zero_records(self, uint64_t sector, uint64_t count, bytes name not None, /):
         """Put `count` zero-block records, at `sector` and every 2048 sectors on; they leave with what follows."""
@@ -836,9 +886,35 @@ cdef class OutputBuffer:
             raise IndexError(f"{nbytes} bytes at offset {offset} are not inside a block")
         self.send(NULL, nbytes, blk, offset)
 
+    def put_file_blocks(
+        self, Mapping mapping not None, uint64_t block, uint64_t count, bytes name not None, BlockBuffer blk not None,
+        Bitmap dirty not None, size_t bits_per_block, double seconds, /
+    ):
+        """Put up to `count` whole blocks of a file from `block` on, each through `blk`, and return how many.
+
+        Each block's bits are cleared before it is read. It ends before `seconds` are over but for one block, and at the
+        first block that does not begin with data or cannot be read: of that one the bits are cleared and nothing is put.
+        """
+        cdef uint64_t i = 0
+        cdef double end = io_seconds() + seconds
+        check_zero_run(block * SECTORS_PER_BLOCK, count, name)
+        checked_end(dirty, block * bits_per_block, count * bits_per_block)
+        while i < count and (i == 0 or io_seconds() < end):
+            over(bits_clear, dirty, (block + i) * bits_per_block, (block + i + 1) * bits_per_block)
+            try:
+                blk.read_mapped(mapping, mapping.fd, (block + i) * BLOCK_SIZE, BLOCK_SIZE)
+            except OSError:
+                break
+            if blk.zero:
+                break
+            self.head((block + i) * SECTORS_PER_BLOCK << SECTOR_BITS | FLAG_DEVICE_BLOCK, name)
+            self.send(NULL, BLOCK_SIZE, blk)
+            i += 1
+        return i
+
     def share_pages(self):
-        """Hand over the pages of mapped payloads, not copies, and tell whether `fd`, a non-blocking pipe or unix socket,
-        takes them. What is written to the pages before the peer reads them, it reads."""
+        """Hand over the pages of mapped payloads, not copies, and tell whether `fd`, a non-blocking pipe or socket, takes
+        them. What is written to the pages before the peer reads them, it reads."""
         self.shares = self.s.takes_pages
         return self.shares
 
@@ -851,6 +927,11 @@ cdef class OutputBuffer:
         if n > self.s.capacity - self.s.tail:
             self.send(NULL, 0, None)
         return self.s.staging + self.s.tail
+
+    cdef int head(self, uint64_t word, bytes name) except -1:
+        cdef uint8_t* p = self.reserve(HEADER_MAX)
+        stream_staged(&self.s, frame_head(p, word, PyBytes_AS_STRING(name), len(name)))
+        return 0
 
     cdef int put_number(self, uint64_t value, size_t n) except -1:
         frame_put_number(self.reserve(n), value, n)
@@ -874,7 +955,12 @@ cdef class OutputBuffer:
                 return 0
             if not mapped:
                 return io_fail(error)
-            blk.unmap()                 # the file was truncated, or cannot be read there: pread() tells
+            try:
+                blk.unmap()             # the file was truncated, or cannot be read there: pread() tells
+            except OSError as failure:
+                error_here = PayloadError(failure.errno, failure.strerror)
+                error_here.offset = blk.offset
+                raise error_here from failure
 
 
 @cython.final
@@ -886,6 +972,7 @@ cdef class InputBuffer:
     """
 
     cdef stream s
+    cdef bint pages                 # payloads come as pages of a file
 
     def __cinit__(self, int fd, Py_ssize_t capacity=65536, /, *, int wake_fd=-1):
         stream_init(&self.s, fd, capacity, wake_fd)
@@ -969,16 +1056,30 @@ cdef class InputBuffer:
             self.require(self.s.tail - self.s.head + 1)
         name = PyBytes_FromStringAndSize(run.name, run.length)
         stream_consume(&self.s, run.nbytes)
+        if self.pages and run.word & FLAG_DEVICE_BLOCK:     # after data, the next head and none of its payload
+            self.s.ahead = 0 if run.word & FLAG_ZERO_BLOCK else run.nbytes
         return run.word & FLAGS, name, run.word >> SECTOR_BITS, run.count
+
+    def expect_pages(self):
+        """Say that the sender shares pages, on this machine: if `fd` does not block, payloads may pass through as such."""
+        self.pages = self.s.takes_pages
 
     def get_block(self, BlockBuffer blk not None, /):
         """Get a payload, 1 MiB, into the own bytes of `blk`. It is not scanned: `is_zero` is False afterwards.
 
         After an error `blk` holds part of the payload.
         """
-        blk.mapping = None
+        cdef size_t done = 0
+        blk.forget()
         blk.zero = False
-        self.take_to(blk.own, BLOCK_SIZE)
+        if self.pages and blk.takes_pages and self.s.head == self.s.tail and pages_open(&blk.pages):
+            with nogil:
+                done = pages_take(&blk.pages, &self.s, BLOCK_SIZE)
+            if done == BLOCK_SIZE:
+                return
+            self.pages, self.s.ahead = False, 0         # smaller pieces than pages: copies are faster
+            pages_read(&blk.pages, blk.own)
+        self.take_to(blk.own + done, BLOCK_SIZE - done)
 
     cdef int require(self, size_t n) except -1:
         return stream_need(&self.s, n)

@@ -18,6 +18,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "_zero.h"
@@ -118,6 +119,14 @@ static int io_next_data(int fd, int64_t offset, int64_t size, int64_t *start, in
     return *start < size;
 }
 
+static double io_seconds(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return now.tv_sec + now.tv_nsec * 1e-9;
+}
+
 /* ---- blocks ---- */
 
 /* Punch [offset, offset + n): 1, or 0 where holes are not supported. */
@@ -132,9 +141,39 @@ static int io_punch(int fd, int64_t offset, size_t n)
     return 1;
 }
 
+enum { IO_PLACES_APART = 1 << 18 };    /* each look is a system call, 0.7 us */
+
+/* Whether the file has only zeros in [offset, offset + n): its first bytes tell most data. -1 after an error. */
+static int io_is_zero(int fd, uint8_t *scratch, size_t n, int64_t offset)
+{
+    size_t probe = n < 64 ? n : 64;
+    ssize_t got = io_pread(fd, scratch, probe, offset);
+
+    if (got > 0 && zero_run(zero_chosen, scratch, got))
+        got = io_pread(fd, scratch, n, offset);
+    return got < 0 ? -1 : zero_run(zero_chosen, scratch, got);
+}
+
+/* Whether one of a few places of [offset, offset + n) is zero in the file; -1 after an error. */
+static int io_has_zeros(int fd, size_t n, int64_t offset)
+{
+    uint8_t place[64];
+    size_t at;
+    ssize_t got = 0;
+
+    for (at = 0; at + sizeof(place) <= n && got >= 0; at += IO_PLACES_APART) {
+        got = io_pread(fd, place, sizeof(place), offset + at);
+        if (got > 0 && zero_run(zero_chosen, place, got))
+            return 1;
+    }
+    return got < 0 ? -1 : 0;
+}
+
 /* Write the clusters of [p, p + n) that are not zero at `offset`; the bytes written. Clusters begin at multiples of
- * `cluster` in the file. Zero ones are skipped, or punched. */
-static ssize_t io_store_sparse(int fd, const uint8_t *p, size_t n, int64_t offset, size_t cluster, int punch)
+ * `cluster` in the file. Zero ones are skipped, or punched. Without p the file holds them already, and `scratch` has
+ * room for n bytes: only punch. */
+static ssize_t io_store_sparse(int fd, const uint8_t *p, size_t n, int64_t offset, size_t cluster, int punch,
+                               uint8_t *scratch)
 {
     size_t start, stop, end, written = 0;
     int zero, also, done;
@@ -144,7 +183,9 @@ static ssize_t io_store_sparse(int fd, const uint8_t *p, size_t n, int64_t offse
         for (zero = -1, stop = start; stop < n; stop = end) {
             end = stop + cluster - (uint64_t)(offset + stop) % cluster;
             end = end < n ? end : n;
-            also = zero_run(zero_chosen, p + stop, end - stop);
+            also = p ? zero_run(zero_chosen, p + stop, end - stop) : io_is_zero(fd, scratch, end - stop, offset + stop);
+            if (also < 0)
+                return -1;
             if (zero >= 0 && also != zero)
                 break;
             zero = also;
@@ -152,7 +193,7 @@ static ssize_t io_store_sparse(int fd, const uint8_t *p, size_t n, int64_t offse
         if (zero && !punch)
             continue;
         done = zero ? io_punch(fd, offset + start, stop - start) : 0;
-        if (done < 0 || (!done && io_pwrite(fd, p + start, stop - start, offset + start) < 0))
+        if (done < 0 || (!done && p && io_pwrite(fd, p + start, stop - start, offset + start) < 0))
             return -1;
         written += done ? 0 : stop - start;
     }

@@ -28,30 +28,35 @@ enum {
     /* What is read behind a payload: the next heads, in the same call, and no more, since it is copied once more.
      * 16, 64 and 512 measure the same; MSG_WAITALL instead of taking what is there loses a tenth. */
     STREAM_READ_AHEAD = 512,
+    STREAM_LOWAT = 1 << 20,
+    STREAM_LINGER_NBYTES = 1 << 18,
+    STREAM_LINGER_NS = 200000,
     STREAM_WORDS = 65536,
+    STREAM_PATIENCE = 8,
 };
+
+static const double STREAM_SPIN_SECONDS = 100e-6;       /* the time that the other end takes to store a block */
 
 enum stream_kind { STREAM_SOCKET, STREAM_PIPE, STREAM_FILE };
 
 struct stream {
     int fd, wake_fd, kind, takes_pages;
+    int lowat;                          /* SO_RCVLOWAT of a TCP socket as it is now; 0: not for this stream */
     uint8_t *staging;
     size_t capacity, head, tail;
+    int patience;                       /* how many times more a pipe is looked at before waiting for it */
+    int lingers;                        /* a payload was the last that came */
+    size_t ahead;                       /* stage no more than this, since what follows must not be staged; 0: any */
     uint64_t position, flushed;
 };
 
-/* Whether handing over pages of a file wins: on pipes and unix sockets it does, on TCP the receiver pays for it. These
- * calls have no flag that keeps them from blocking, so the fd must be a non-blocking one. */
-static int stream_takes_pages(const struct stream *s)
+static int stream_is_tcp(const struct stream *s)
 {
     int domain = -1;
     socklen_t length = sizeof(domain);
 
-    if (s->kind == STREAM_FILE || !(fcntl(s->fd, F_GETFL) & O_NONBLOCK))
-        return 0;
-    if (s->kind == STREAM_SOCKET)
-        getsockopt(s->fd, SOL_SOCKET, SO_DOMAIN, &domain, &length);
-    return s->kind == STREAM_PIPE || domain == AF_UNIX;
+    getsockopt(s->fd, SOL_SOCKET, SO_DOMAIN, &domain, &length);
+    return domain == AF_INET || domain == AF_INET6;
 }
 
 /* With the GIL. A pipe is whatever may make the caller wait and is no socket. */
@@ -70,20 +75,42 @@ static int stream_init(struct stream *s, int fd, Py_ssize_t capacity, int wake_f
     s->kind = S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) ? STREAM_FILE : STREAM_PIPE;
     if (S_ISSOCK(st.st_mode))
         s->kind = STREAM_SOCKET;
-    s->takes_pages = stream_takes_pages(s);
+    s->lowat = stream_is_tcp(s);
+    s->patience = s->kind == STREAM_PIPE ? STREAM_PATIENCE : 0;
+    /* sendfile() and splice() have no flag that keeps them from blocking, so the fd must be a non-blocking one. */
+    s->takes_pages = s->kind != STREAM_FILE && fcntl(fd, F_GETFL) & O_NONBLOCK;
     if (s->staging == NULL)
         PyErr_NoMemory();
     return s->staging == NULL ? -1 : 0;
 }
 
-/* Wait until the fd is ready or broken. */
-static int stream_wait(const struct stream *s, short events)
+/* Look until one of the fds is ready, for a moment. The other end of a pipe on this machine is back within that, and
+ * sleeping until then takes longer, for both; where it never is, it is not waited for that way any more. */
+static int stream_spin(struct stream *s, struct pollfd *fds)
+{
+    double end;
+
+    if (!s->patience)
+        return 0;
+    end = io_seconds() + STREAM_SPIN_SECONDS;
+    do {
+        if (poll(fds, 2, 0) > 0) {
+            s->patience = STREAM_PATIENCE;
+            return 1;
+        }
+    } while (io_seconds() < end);
+    s->patience--;
+    return 0;
+}
+
+/* Wait until the fd is ready or broken: 1, or 0 after an interruption. */
+static int stream_wait(struct stream *s, short events)
 {
     struct pollfd fds[2] = {{s->fd, events, 0}, {s->wake_fd, POLLIN, 0}};
 
-    if (poll(fds, 2, -1) < 0)
+    if (!stream_spin(s, fds) && poll(fds, 2, -1) < 0)
         return io_again();
-    return fds[1].revents ? io_fail(ECANCELED) : 0;
+    return fds[1].revents ? io_fail(ECANCELED) : 1;
 }
 
 /* ---- writing ---- */
@@ -145,18 +172,10 @@ static ssize_t stream_send_once(const struct stream *s, const uint8_t *end, size
 {
     size_t staged = s->tail - s->head;
     struct iovec iov[2] = {{s->staging + s->head, staged}, {(void *)(end - left), left}};
-    struct stream_quiet quiet;
-    ssize_t put;
 
-    if (s->kind == STREAM_SOCKET && (file < 0 || staged))
-        return stream_writev(s, iov, left && file < 0 ? 2 : 1, file >= 0);
-    stream_hold_sigpipe(&quiet);
     if (file >= 0 && !staged)
-        put = stream_send_pages(s, file, until - left, left);
-    else
-        put = stream_writev(s, iov, left && file < 0 ? 2 : 1, 0);
-    stream_release_sigpipe(&quiet, put < 0 && errno == EPIPE);
-    return put;
+        return stream_send_pages(s, file, until - left, left);
+    return stream_writev(s, iov, left && file < 0 ? 2 : 1, file >= 0);
 }
 
 static inline void stream_staged(struct stream *s, size_t n)
@@ -165,12 +184,11 @@ static inline void stream_staged(struct stream *s, size_t n)
     s->position += n;
 }
 
-/* Send what is staged and then the last *left bytes before `end`, or before `until` of the file. 0 when all is gone, and
- * pages of a `mapped` payload are dropped then; EFAULT, without an exception, when these bytes are not to be had that
- * way: *left of them are not sent then. */
-static int stream_send(struct stream *s, const uint8_t *end, size_t *left, int file, int64_t until, int mapped)
+/* Send what is staged and then the last *left bytes before `end`, or before `until` of the file. 0 when all is gone;
+ * EFAULT, without an exception, when these bytes are not to be had that way: *left of them are not sent then. */
+static int stream_send_quietly(struct stream *s, const uint8_t *end, size_t *left, int file, int64_t until)
 {
-    size_t staged, n = *left;
+    size_t staged;
     ssize_t put;
 
     while ((staged = s->tail - s->head) || *left) {
@@ -189,10 +207,26 @@ static int stream_send(struct stream *s, const uint8_t *end, size_t *left, int f
         s->head += staged;
         *left -= put - staged;
     }
-    if (mapped)
-        io_drop(end - n, n);
     s->head = s->tail = 0;
     return 0;
+}
+
+/* The same without SIGPIPE. The pages of a `mapped` payload are dropped when all is gone. */
+static int stream_send(struct stream *s, const uint8_t *end, size_t *left, int file, int64_t until, int mapped)
+{
+    int loud = s->kind != STREAM_SOCKET || file >= 0, error;
+    struct stream_quiet quiet;
+    size_t n = *left;
+
+    if (loud)
+        stream_hold_sigpipe(&quiet);
+    errno = 0;
+    error = stream_send_quietly(s, end, left, file, until);
+    if (loud)
+        stream_release_sigpipe(&quiet, error < 0);
+    if (!error && mapped && file < 0)
+        io_drop(end - n, n);
+    return error;
 }
 
 /* ---- reading ---- */
@@ -205,30 +239,60 @@ static inline void stream_consume(struct stream *s, size_t n)
         s->head = s->tail = 0;
 }
 
+/* Let waits for a TCP socket end when n bytes have come, or the end: each time it is woken for less costs both sides. */
+static void stream_lowat(struct stream *s, size_t n)
+{
+    int lowat = n < STREAM_LOWAT ? n : STREAM_LOWAT;
+
+    if (s->lowat && s->lowat != lowat && setsockopt(s->fd, SOL_SOCKET, SO_RCVLOWAT, &lowat, sizeof(lowat)) == 0)
+        s->lowat = lowat;
+}
+
+static int stream_ended(const struct stream *s)
+{
+    PyGILState_STATE gil = PyGILState_Ensure();
+
+    PyErr_Format(PyExc_EOFError, "the stream ends at byte %llu, inside an item",
+                 (unsigned long long)(s->position + s->tail - s->head));
+    PyGILState_Release(gil);
+    return -1;
+}
+
+/* Wait for input. Behind a payload comes the next one, most likely: it is given a moment to arrive, for each time that
+ * the waiting side is woken costs both, and a head alone is not worth it. */
+static int stream_wait_input(struct stream *s)
+{
+    static const struct timespec moment = {0, STREAM_LINGER_NS};
+    struct pollfd fds[2] = {{s->fd, POLLIN, 0}, {s->wake_fd, POLLIN, 0}};
+
+    if (s->lingers && s->lowat) {
+        s->lingers = 0;
+        stream_lowat(s, STREAM_LINGER_NBYTES);
+        ppoll(fds, 2, &moment, NULL);
+        stream_lowat(s, 1);
+    }
+    return stream_wait(s, POLLIN);
+}
+
 /* Read once: up to n bytes to p, and then up to `room` behind what is staged. Returns the bytes at p. */
 static ssize_t stream_read(struct stream *s, uint8_t *p, size_t n, size_t room)
 {
     struct iovec iov[2] = {{p, n}, {s->staging + s->tail, room}};
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 2};
-    PyGILState_STATE gil;
     ssize_t got;
 
     for (;;) {
-        if (s->kind == STREAM_PIPE && stream_wait(s, POLLIN) < 0)       /* the fd may be a blocking one */
+        /* A blocking one must not block, and a named pipe that nobody has opened for writing yet is not at its end. */
+        if (s->kind == STREAM_PIPE && !(s->takes_pages && s->position + s->tail) && stream_wait(s, POLLIN) < 0)
             return -1;
         got = s->kind == STREAM_SOCKET ? recvmsg(s->fd, &msg, MSG_DONTWAIT) : readv(s->fd, iov, 2);
         if (got >= 0)
             break;
-        if ((errno == EAGAIN ? stream_wait(s, POLLIN) : io_again()) < 0)
+        if ((errno == EAGAIN ? stream_wait_input(s) : io_again()) < 0)
             return -1;
     }
-    if (got == 0) {
-        gil = PyGILState_Ensure();
-        PyErr_Format(PyExc_EOFError, "the stream ends at byte %llu, inside an item",
-                     (unsigned long long)(s->position + s->tail - s->head));
-        PyGILState_Release(gil);
-        return -1;
-    }
+    if (got == 0)
+        return stream_ended(s);
     if ((size_t)got <= n)
         return got;
     s->tail += got - n;
@@ -238,14 +302,18 @@ static ssize_t stream_read(struct stream *s, uint8_t *p, size_t n, size_t room)
 /* Have at least n bytes staged, n <= capacity. */
 static int stream_require(struct stream *s, size_t n)
 {
+    size_t staged, room;
+
     if (n > s->capacity - s->head) {
         memmove(s->staging, s->staging + s->head, s->tail - s->head);
         s->tail -= s->head;
         s->head = 0;
     }
-    while (s->tail - s->head < n)
-        if (stream_read(s, NULL, 0, s->capacity - s->tail) < 0)
+    while ((staged = s->tail - s->head) < n) {
+        room = s->ahead ? (s->ahead > n ? s->ahead : n) - staged : s->capacity - s->tail;
+        if (stream_read(s, NULL, 0, room) < 0)
             return -1;
+    }
     return 0;
 }
 
@@ -305,11 +373,14 @@ static int stream_take(struct stream *s, uint8_t *p, size_t n)
     memcpy(p, s->staging + s->head, done);
     stream_consume(s, done);
     for (; done < n; done += got) {     /* nothing is staged before the last of these reads */
-        got = stream_read(s, p + done, n - done, STREAM_READ_AHEAD);
+        stream_lowat(s, n - done);
+        got = stream_read(s, p + done, n - done, s->ahead ? s->ahead : STREAM_READ_AHEAD);
         if (got < 0)
             return -1;
         s->position += got;
     }
+    stream_lowat(s, 1);
+    s->lingers = 1;
     return 0;
 }
 

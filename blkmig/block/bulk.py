@@ -13,6 +13,10 @@ from .. import _core, channel, errors, params
 from . import device, send, state
 
 logger = logging.getLogger(__name__)
+MAX_RUN_BLOCKS = 64
+RUN_SECONDS = 0.02
+"""A run of blocks ends after this long, so that progress is told and a cancel is heard."""
+
 SEARCH_BYTES = params.BDRV_SECTORS_PER_SEARCH * _core.SECTOR_SIZE
 
 
@@ -27,6 +31,43 @@ def blk_mig_save_bulked_block(blk_mig: state.BlkMigState, f: channel.OutputQEMUF
             return True
     blk_mig.bulk_completed = True
     return False
+
+
+def save_file_run(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile) -> bool:
+    """Send a run of data blocks straight from a disk's file, in one call; False if the next block is none of these.
+
+    What is not plain data, cannot be read, or is limited in rate takes the way of single blocks.
+    """
+    for bmds in blk_mig.bmds_list:
+        if not bmds.bulk_completed:
+            return bmds.mapping is not None and save_device_run(blk_mig, f, bmds, bmds.mapping)
+    return False
+
+
+def save_device_run(
+    blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState, mapping: _core.Mapping
+) -> bool:
+    """Send a run of one disk."""
+    block = bmds.cur_sector // _core.SECTORS_PER_BLOCK
+    # The last block may start early; and where the known data ends, somebody has to look for more.
+    count = min(bmds.data_end // _core.BLOCK_SIZE, bmds.geometry.nblocks - 1, block + MAX_RUN_BLOCKS) - block
+    if count < 1 or bmds.data_start > block * _core.BLOCK_SIZE:
+        return False
+    blk, marks = blk_mig.reads.get(), bmds.dirty_bitmap
+    try:
+        count = f.put_file_blocks(
+            mapping, block, count, bmds.name, blk.buf, marks.bits, marks.bits_per_block, RUN_SECONDS
+        )
+    except _core.PayloadError as error:
+        raise send.cannot_read(bmds, error, error.offset, _core.BLOCK_SIZE) from error
+    finally:
+        blk_mig.reads.put(blk)
+    if not count:
+        return False
+    blk_mig.last_sent = bmds, block + count - 1
+    blk_mig.transferred += count
+    bmds.completed_sectors += advance(bmds, count)
+    return True
 
 
 def save_device_bulk(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState) -> None:

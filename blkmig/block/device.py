@@ -20,6 +20,9 @@ class BlkMigDevState:
     geometry: geometry.BlockGeometry
     shared_base: bool
     dirty_bitmap: disk.DirtyBitmap
+    mapping: _core.Mapping | None
+    """What runs of blocks are sent from; None where each block is read by itself."""
+
     digests: bytearray | None
     """Sixteen bytes for each block, as it was sent last; None where nobody asked."""
 

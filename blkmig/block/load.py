@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from .. import _core, channel, errors, savevm
+from . import send
 
 MAX_DISKS = 256
 """Names of disks in one stream; a damaged stream must not make up any number of them."""
@@ -68,6 +69,8 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
             if self.on_progress is not None:
                 self.on_progress()
             if flags & _core.FLAG_EOS:
+                if sector & send.SHARES_PAGES:
+                    f.expect_pages()
                 return
 
     def _set_percent(self, percent: int) -> None:

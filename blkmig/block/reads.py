@@ -31,6 +31,9 @@ class BlockReads(abc.ABC):
 
     def __init__(self, max_buffers: int, *, mappable: bool) -> None:
         self._mappable = mappable
+        self.pages_are_shared = False
+        """Nobody but the kernel touches mapped payloads, so that their pages need not be made present."""
+
         self._free: list[device.BlkMigBlock] = []
         self._unallocated = max_buffers
 
@@ -45,12 +48,18 @@ class BlockReads(abc.ABC):
         self._unallocated -= 1
         buf = _core.BlockBuffer()
         buf.mappable = self._mappable
+        buf.populates = not self.pages_are_shared
         return device.BlkMigBlock(buf)
 
     def put(self, blk: device.BlkMigBlock) -> None:
         """Take `blk` back into the pool: it was sent, or nobody will send it."""
         blk.bmds = None
         self._free.append(blk)
+
+    @property
+    def can_send_files(self) -> bool:
+        """Return whether a file's blocks may as well be sent without `submit`: when nobody else wants to see them."""
+        return False
 
     @abc.abstractmethod
     def submit(self, blk: device.BlkMigBlock) -> None:
@@ -75,6 +84,11 @@ class InlineReads(BlockReads):
     def __init__(self, *, mappable: bool = True) -> None:
         super().__init__(1, mappable=mappable)
         self._done: device.BlkMigBlock | None = None
+
+    @property
+    def can_send_files(self) -> bool:
+        """Return whether blocks need not be read into memory."""
+        return self._mappable
 
     def submit(self, blk: device.BlkMigBlock) -> None:
         """Read `blk` now; an error is kept for `collect`, as one of a read in flight would be."""

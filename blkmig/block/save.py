@@ -87,9 +87,10 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             for backend in self._disks:
                 self._init_device(blk_mig, backend)
             blk_mig.dirty_disk = len(blk_mig.bmds_list)  # no dirty round is under way
-            if not any(self._may_be_written_afterwards(bmds) for bmds in blk_mig.bmds_list):
-                f.share_pages()
-            f.put_be64(_core.FLAG_EOS)
+            shared = not any(map(self._may_be_written_afterwards, blk_mig.bmds_list)) and f.share_pages()
+            blk_mig.reads.pages_are_shared = shared
+            hint = send.SHARES_PAGES if shared and f.is_local and not self._parameters.qemu else 0
+            f.put_be64(hint << _core.SECTOR_BITS | _core.FLAG_EOS)
         except BaseException as error:
             with errors.keeping(error):
                 release(blk_mig)
@@ -193,6 +194,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
                 geometry=shape,
                 shared_base=self._shared_base,
                 dirty_bitmap=bitmap,
+                mapping=None if self._shared_base or not blk_mig.reads.can_send_files else backend.mapping,
                 digests=bytearray(shape.nblocks * send.DIGEST_SIZE) if self._parameters.digests else None,
                 aio_bitmap=_core.Bitmap(shape.nblocks),
             )
@@ -210,9 +212,10 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
 
     def _send_some(self, blk_mig: state.BlkMigState, f: channel.OutputQEMUFile) -> bool:
         """Submit what there is room for and send what was read; False if this round has nothing more to send."""
-        while blk_mig.reads.has_room() and self._submit_next(blk_mig, f):
+        sent = not blk_mig.bulk_completed and bulk.save_file_run(blk_mig, f)
+        while not sent and blk_mig.reads.has_room() and self._submit_next(blk_mig, f):
             pass
-        sent = send.flush_blks(blk_mig, f, wait=True)
+        sent = send.flush_blks(blk_mig, f, wait=True) or sent
         send.send_progress(blk_mig, f)
         return sent or not blk_mig.bulk_completed or not dirty.round_over(blk_mig)
 

@@ -8,6 +8,9 @@ import hashlib
 from .. import _core, channel, errors
 from . import device, state
 
+SHARES_PAGES = 1
+"""In the bits of the first EOS that nobody looks at: payloads are pages of a file, on this machine."""
+
 DIGEST_SIZE = 16
 DIGEST_ALGORITHM = "blake2b-256 of the blake2b-128 of each block"
 ZERO_FLAGS = _core.FLAG_DEVICE_BLOCK | _core.FLAG_ZERO_BLOCK
@@ -37,7 +40,10 @@ def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.
         send_zero_run(blk_mig, f, bmds, blk.block, 1)
         return
     blk_mig.last_sent = bmds, blk.block
-    f.put_block(blk.offset >> _core.SECTOR_BITS, _core.FLAG_DEVICE_BLOCK, bmds.name, buf)
+    try:
+        f.put_block(blk.offset >> _core.SECTOR_BITS, _core.FLAG_DEVICE_BLOCK, bmds.name, buf)
+    except _core.PayloadError as error:
+        raise cannot_read(bmds, error, error.offset, _core.BLOCK_SIZE) from error
     blk_mig.transferred += 1
     if bmds.digests is not None:
         bmds.digests[blk.block * DIGEST_SIZE : (blk.block + 1) * DIGEST_SIZE] = digest_of(buf.payload)
@@ -105,13 +111,16 @@ def read_failure(blk: device.BlkMigBlock) -> BaseException:
     """Return the error of a failed read; what is not a disk's own error is wrapped, so that it names the disk."""
     assert blk.bmds is not None
     if isinstance(blk.error, OSError):
-        error = errors.DeviceError(
-            "cannot read", device=blk.bmds.label, cause=blk.error, offset=blk.offset, nbytes=blk.nbytes
-        )
+        error = cannot_read(blk.bmds, blk.error, blk.offset, blk.nbytes)
         error.__cause__ = blk.error
         return error
     assert blk.error is not None
     return blk.error
+
+
+def cannot_read(bmds: device.BlkMigDevState, cause: OSError, offset: int, nbytes: int) -> errors.DeviceError:
+    """Return the error for a block of a disk that cannot be read."""
+    return errors.DeviceError("cannot read", device=bmds.label, cause=cause, offset=offset, nbytes=nbytes)
 
 
 def send_progress(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile) -> None:

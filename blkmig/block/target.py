@@ -33,6 +33,7 @@ class BlkLoadDevice:
         self.coverage = coverage.BlockCoverage(statistics.name, limit)
         self._buf = _core.BlockBuffer()
         self._buf.mappable = False  # digests look at what is read
+        self._buf.takes_pages = backend.takes_pages
 
     def load_block(self, f: channel.InputQEMUFile, sector: int, position: int) -> None:
         """Write one block when all of it has come; what lies past the disk's end is slack. Blocks."""

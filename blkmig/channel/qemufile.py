@@ -110,12 +110,37 @@ class OutputQEMUFile(base.QEMUFile):
             self._buffer.put_block(sector, flags, name, blk)
 
     @base.transfer
+    def put_file_blocks(
+        self,
+        mapping: _core.Mapping,
+        block: int,
+        count: int,
+        name: bytes,
+        blk: _core.BlockBuffer,
+        dirty: _core.Bitmap,
+        bits_per_block: int,
+        seconds: float,
+    ) -> int:
+        """Put up to `count` whole blocks of a file from `block` on; return how many, 0 while a rate limit is set.
+
+        It ends early after `seconds` and at a block that is not plain data: see ``_core.OutputBuffer.put_file_blocks``.
+        """
+        if self._link.careful and self._before_put():
+            return 0
+        return self._buffer.put_file_blocks(mapping, block, count, name, blk, dirty, bits_per_block, seconds)
+
+    @base.transfer
     def flush(self) -> None:
         """Hand everything that is staged to the kernel."""
         self._buffer.flush()
 
+    @property
+    def is_local(self) -> bool:
+        """Return whether the other end is on this machine, as far as one can see: a command may lead anywhere."""
+        return self._transport.is_local()
+
     def share_pages(self) -> bool:
-        """Let a pipe or a unix socket take a file's pages themselves from now on, and return whether this is one.
+        """Let a pipe or a socket take a file's pages themselves from now on; returns whether it does.
 
         Only for files that nobody writes once the stream has ended: until the peer reads them, their pages in the
         channel show what is written to the file.
@@ -318,6 +343,10 @@ class InputQEMUFile(base.QEMUFile):
         The payload of a data record comes next: `get_block`.
         """
         return self._buffer.next_run()
+
+    def expect_pages(self) -> None:
+        """Say that the sender shares pages with this machine, so that payloads need not be copied on their way."""
+        self._buffer.expect_pages()
 
     @base.transfer
     def get_block(self, blk: _core.BlockBuffer) -> None:

@@ -21,8 +21,9 @@ import time
 from .. import errors, units
 from . import link, sockets, uri
 
-PIPE_BUFFER = units.MiB
-"""What an unprivileged user may have; the default of 64 KiB makes sixteen wake-ups of a block."""
+PIPE_BUFFERS = (4 * units.MiB, 2 * units.MiB, units.MiB)
+"""The first that may be had; 1 MiB is what everybody may, but it holds one block less one page, since the record's head
+takes a page's place: then both ends wait for each other once a block. The default, 64 KiB, makes that sixteen times."""
 
 FIFO_RETRY_SECONDS = 0.02
 
@@ -160,6 +161,8 @@ def _open_pipe(given_fd: int, *, writing: bool) -> int:
 
 
 def _enlarge_pipe(fd: int) -> None:
-    with contextlib.suppress(OSError):
-        if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < PIPE_BUFFER:
-            fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, PIPE_BUFFER)
+    for nbytes in PIPE_BUFFERS:
+        with contextlib.suppress(OSError):
+            if fcntl.fcntl(fd, fcntl.F_GETPIPE_SZ) < nbytes:
+                fcntl.fcntl(fd, fcntl.F_SETPIPE_SZ, nbytes)
+            return

@@ -53,6 +53,12 @@ class BlockBackend(abc.ABC):
     is_written: bool = True
     """Whether anybody may write the disk while it is open here."""
 
+    mapping: _core.Mapping | None = None
+    """The whole disk as a mapping of the one file that `read_block` reads; None where there is no such thing."""
+
+    takes_pages: bool = False
+    """Whether `write_block` stores pages without looking at them; see ``BlockBuffer.takes_pages``."""
+
     is_growable: bool = False
     """Whether `resize` works: a new regular file whose final size is not yet known."""
 

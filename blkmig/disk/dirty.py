@@ -89,6 +89,11 @@ class DirtyBitmap:
         """Clear `block` and return whether it was marked; call it *before* the block is read."""
         return self.bits.take_range(block * self._bits_per_block, self._bits_per_block)
 
+    @property
+    def bits_per_block(self) -> int:
+        """Return how many bits a block has; those of block *i* begin at *i* times as many."""
+        return self._bits_per_block
+
     def clear_blocks(self, block: int, count: int) -> None:
         """Clear `count` blocks from `block` on, before they are read or asked for holes."""
         self.bits.clear_range(block * self._bits_per_block, count * self._bits_per_block)

@@ -71,6 +71,7 @@ class FileBackend(local.LocalBackend):
             raise
         self.size = self._top.size
         self.reads_in_parallel = self._top.reads_in_parallel
+        self.takes_pages = base is None and self._top.takes_pages
         self.is_written = writable
         self.is_growable = writable and base is None and self._is_new(create_size)
         self._cluster_lock = threading.Lock()  # held while a cluster of an overlay is written whole
@@ -87,6 +88,11 @@ class FileBackend(local.LocalBackend):
     def create(cls, path: str | os.PathLike[str], size: int = 0, *, name: str | None = None) -> Self:
         """Make a new, sparse, growable file of `size` bytes; refuses a `path` that exists."""
         return cls(path, name=name, create_size=size)
+
+    @property
+    def mapping(self) -> _core.Mapping | None:  # type: ignore[override]
+        """The file's mapping; an overlay, a device, and what goes past the page cache have none."""
+        return self._top.mapping if self._base is None else None
 
     # -- reading -----------------------------------------------------------------------------------------------------
 

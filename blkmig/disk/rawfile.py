@@ -130,6 +130,16 @@ class RawFile:
         """Whether reads reach a device; those of a file are mostly answered by the page cache."""
         return self.is_device or self._direct_fd >= 0
 
+    @property
+    def mapping(self) -> _core.Mapping | None:
+        """The file's mapping, where reads use it."""
+        return self._mapping if self._direct_fd < 0 else None
+
+    @property
+    def takes_pages(self) -> bool:
+        """Whether a payload may be stored as pages: in a file of the page cache."""
+        return not self.is_device and self._direct_fd < 0
+
     def fill(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
         """Fill `blk` from [offset, offset + nbytes), zeros past the end; return whether it is all zero."""
         if self._mapping is not None and self._direct_fd < 0:

@@ -49,7 +49,10 @@ class Counted:
 
 
 def send(tmp_path: Path, nblocks: int, phase: str, calls: list[str] | None) -> tuple[list[str], int]:
-    """Send a disk's blocks inline from a file to a socket; return the calls into `_core`, and the Python frames."""
+    """Send a disk's blocks inline from a file to a socket; return the calls into `_core`, and the Python frames.
+
+    In the phase "bulk" whole runs go at once; "single" is bulk of a disk that is no file, block by block.
+    """
     source = tmp_path / "s.raw"
     (tmp_path / "t.raw").unlink(missing_ok=True)
     source.write_bytes(b"x" * nblocks * MIB)
@@ -62,6 +65,8 @@ def send(tmp_path: Path, nblocks: int, phase: str, calls: list[str] | None) -> t
     with blkmig.FileBackend(source, name="d") as disk:
         receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": tmp_path / "t.raw"})
         with blkmig.outgoing([disk], receiver.uri, blkmig.MigrationParameters(reading="inline")) as migration:
+            if phase == "single":
+                migration._block.blk_mig.bmds_list[0].mapping = None
             if phase == "dirty":
                 migration.iterate()
                 disk.mark_dirty(0, disk.size)
@@ -96,8 +101,8 @@ def _long_sections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(save, "SECTION_SECONDS", 60.0)
 
 
-@pytest.mark.parametrize("phase", ["bulk", "dirty"])
-def test_sending(tmp_path: Path, phase: str) -> None:
+@pytest.mark.parametrize("phase", ["single", "dirty"])
+def test_sending_block_by_block(tmp_path: Path, phase: str) -> None:
     short, long = send(tmp_path, 4, phase, [])[0], send(tmp_path, 12, phase, [])[0]
     calls = [name for name in set(long) for _ in range(long.count(name) - short.count(name))]
     per_block = {name: calls.count(name) / 8 for name in calls}
@@ -105,6 +110,14 @@ def test_sending(tmp_path: Path, phase: str) -> None:
     assert sum(per_block.values()) <= COMPILED_CALLS, per_block
     frames = (send(tmp_path, 12, phase, None)[1] - send(tmp_path, 4, phase, None)[1]) / 8
     assert frames <= PYTHON_CALLS["sending"]
+
+
+def test_sending_runs(tmp_path: Path) -> None:
+    """However many blocks there are, they take the calls of one run, and what the last block takes."""
+    short, long = send(tmp_path, 4, "bulk", [])[0], send(tmp_path, 12, "bulk", [])[0]
+    assert long == short
+    assert short.count("OutputBuffer.put_file_blocks") == 1
+    assert send(tmp_path, 12, "bulk", None)[1] <= send(tmp_path, 4, "bulk", None)[1] + 2
 
 
 def receive(tmp_path: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch, calls: list[str] | None) -> int:

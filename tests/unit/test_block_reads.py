@@ -43,6 +43,7 @@ def state_of(backend: disk.BlockBackend, pool: reads.BlockReads) -> tuple[state.
         geometry=shape,
         shared_base=False,
         dirty_bitmap=backend.create_dirty_bitmap(MIB),
+        mapping=None,
         digests=None,
         aio_bitmap=_core.Bitmap(shape.nblocks),
     )

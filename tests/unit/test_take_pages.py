@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Payloads that pass through the receiver as pages: the bytes are right, whoever looks, and so are the errors."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import resource
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fd_pairs import open_pair
+
+from blkmig import _core
+
+MiB = _core.BLOCK_SIZE
+CLUSTER = 1 << 16
+KINDS = ["pipe", "unix", "tcp"]
+EOS = 2
+
+
+@pytest.fixture
+def content() -> bytes:
+    """Five blocks: noise, noise with zero clusters, noise, zeros at a cluster's ends only, noise."""
+    data = bytearray(random.Random(5).randbytes(5 * MiB))
+    for first, count in ((0, 1), (5, 6), (15, 1)):
+        data[MiB + first * CLUSTER : MiB + (first + count) * CLUSTER] = bytes(count * CLUSTER)
+    for cluster in range(16):
+        data[3 * MiB + cluster * CLUSTER :][:64] = bytes(64)
+        data[3 * MiB + cluster * CLUSTER : 3 * MiB + cluster * CLUSTER + 64] = bytes(64)
+    return bytes(data)
+
+
+class Sender(threading.Thread):
+    """Sends blocks of a file as pages, with other records between them, and closes its end."""
+
+    def __init__(self, fd: int, path: Path, blocks: list[int]) -> None:
+        super().__init__()
+        self.fd, self.path, self.blocks = fd, path, blocks
+        self.start()
+
+    def run(self) -> None:
+        with self.path.open("rb") as file:
+            mapping = _core.Mapping(file.fileno(), self.path.stat().st_size)
+            out, blk = _core.OutputBuffer(self.fd), _core.BlockBuffer()
+            blk.populates = False
+            assert out.share_pages()
+            out.put_byte(7)
+            for number, block in enumerate(self.blocks):
+                if number % 3 == 1:
+                    out.put_be64(number << 9 | 4)
+                if number % 4 == 3:
+                    out.put_zero_records(number * 2048, 5000, b"zero")
+                assert not blk.fill_mapped(mapping, file.fileno(), block * MiB, MiB)
+                out.put_block(block * 2048, 1, b"disk" * (1 + number % 2), blk)
+            out.put_be64(EOS)
+            out.flush()
+        os.close(self.fd)
+
+
+@pytest.fixture
+def source(tmp_path: Path, content: bytes) -> Path:
+    path = tmp_path / "source"
+    path.write_bytes(content)
+    return path
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[int]:
+    fd = os.open(tmp_path / "target", os.O_RDWR | os.O_CREAT)
+    yield fd
+    os.close(fd)
+
+
+def receiver(fd: int, **options: int) -> tuple[_core.InputBuffer, _core.BlockBuffer]:
+    os.set_blocking(fd, False)
+    source, blk = _core.InputBuffer(fd, **options), _core.BlockBuffer()
+    source.expect_pages()
+    blk.takes_pages = True
+    return source, blk
+
+
+def each_block(stream: _core.InputBuffer, blk: _core.BlockBuffer) -> Iterator[int]:
+    """Yield the number of each block, with its payload in `blk`; the zero records are counted."""
+    assert stream.get_byte() == 7
+    zeros = 0
+    while True:
+        flags, _, sector, count = stream.next_run()
+        if flags == EOS:
+            break
+        if flags == 9:
+            zeros += count
+        if flags == 1:
+            stream.get_block(blk)
+            yield sector // 2048
+    assert zeros % 5000 == 0
+    with pytest.raises(EOFError):
+        stream.get_byte()
+
+
+def store(blk: _core.BlockBuffer, target: int, offset: int) -> None:
+    assert blk.store_sparse(target, offset, MiB, CLUSTER, True) <= MiB
+
+
+def write_what_is_seen(blk: _core.BlockBuffer, target: int, offset: int) -> None:
+    os.pwrite(target, blk.payload, offset)
+
+
+def write_plainly(blk: _core.BlockBuffer, target: int, offset: int) -> None:
+    blk.store(target, offset, MiB)
+
+
+@pytest.mark.parametrize("take", [store, write_what_is_seen, write_plainly])
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_bytes(
+    source: Path, target: int, content: bytes, kind: str, take: Callable[[_core.BlockBuffer, int, int], None]
+) -> None:
+    readable, writable = open_pair(kind)
+    order = [random.Random(3).randrange(5) for _ in range(40)] + list(range(5))
+    sender = Sender(writable, source, order)
+    stream, blk = receiver(readable)
+    assert list(map_blocks(stream, blk, lambda block: take(blk, target, block * MiB))) == order
+    sender.join(20)
+    os.close(readable)
+    assert os.pread(target, len(content) + 1, 0) == content
+
+
+def map_blocks(stream: _core.InputBuffer, blk: _core.BlockBuffer, do: Callable[[int], None]) -> Iterator[int]:
+    for block in each_block(stream, blk):
+        do(block)
+        yield block
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_zero_clusters_become_holes(source: Path, target: int, content: bytes, kind: str) -> None:
+    """Those of a block in which one of the places that are looked at is zero."""
+    os.pwrite(target, b"x" * len(content), 0)
+    readable, writable = open_pair(kind)
+    sender = Sender(writable, source, [0, 1, 2, 3, 4])
+    stream, blk = receiver(readable)
+    written = [blk.store_sparse(target, block * MiB, MiB, CLUSTER, True) for block in each_block(stream, blk)]
+    sender.join(20)
+    os.close(readable)
+    assert written == [MiB, MiB - 8 * CLUSTER, MiB, MiB, MiB]
+    assert os.pread(target, len(content), 0) == content
+    if _core.next_data(target, MiB, len(content)) != (MiB, len(content)):  # where the file system knows holes
+        assert _core.next_data(target, MiB, len(content)) == (MiB + CLUSTER, MiB + 5 * CLUSTER)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_offsets_and_lengths_of_any_kind(source: Path, target: int, content: bytes, kind: str) -> None:
+    """A target's last block starts at any sector, and the slack of a small disk is not written."""
+    readable, writable = open_pair(kind)
+    sender = Sender(writable, source, [0, 2, 4])
+    stream, blk = receiver(readable)
+    places = {0: (1536, MiB), 2: (3 * MiB + 512, 700_000), 4: (5 * MiB, 0)}
+    for block in each_block(stream, blk):
+        offset, nbytes = places[block]
+        assert blk.store_sparse(target, offset, nbytes, CLUSTER, True) == nbytes
+    sender.join(20)
+    os.close(readable)
+    assert os.fstat(target).st_size == 3 * MiB + 512 + 700_000
+    assert os.pread(target, MiB, 1536) == content[:MiB]
+    assert os.pread(target, MiB, 3 * MiB + 512) == content[2 * MiB :][:700_000]
+
+
+def test_without_punching_zeros_are_skipped(source: Path, target: int, content: bytes) -> None:
+    readable, writable = open_pair("unix")
+    sender = Sender(writable, source, [1])
+    stream, blk = receiver(readable)
+    for _ in each_block(stream, blk):
+        assert blk.store_sparse(target, 0, MiB, CLUSTER, False) == MiB - 8 * CLUSTER
+    sender.join(20)
+    os.close(readable)
+    assert os.pread(target, MiB, 0).ljust(MiB, b"\0") == content[MiB : 2 * MiB]
+
+
+@pytest.mark.parametrize("kind", ["unix", "pipe", "tcp"])
+def test_small_pieces_are_copied(target: int, content: bytes, kind: str) -> None:
+    """More pieces than the pipes hold: the rest of the block, and all that follows, is read."""
+    readable, writable = open_pair(kind)
+    os.set_blocking(writable, True)
+
+    def write() -> None:
+        head = bytearray(64)
+        for block in range(5):
+            end = _core.put_block_header(head, 0, block * 2048, 1, b"disk")
+            os.write(writable, head[:end])
+            for start in range(block * MiB, (block + 1) * MiB, 1000):
+                os.write(writable, content[start : min(start + 1000, (block + 1) * MiB)])
+        os.close(writable)
+
+    thread = threading.Thread(target=write)
+    stream, blk = receiver(readable)
+    thread.start()
+    for block in range(5):
+        assert stream.next_run() == (1, b"disk", block * 2048, 1)
+        stream.get_block(blk)
+        store(blk, target, block * MiB)
+    thread.join(20)
+    os.close(readable)
+    assert os.pread(target, len(content), 0) == content
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_blocking_fd_is_read(source: Path, target: int, content: bytes, kind: str) -> None:
+    """splice() would wait in it, and hear no cancel."""
+    readable, writable = open_pair(kind)
+    sender = Sender(writable, source, [0, 1])
+    stream, blk = _core.InputBuffer(readable), _core.BlockBuffer()
+    stream.expect_pages()
+    blk.takes_pages = True
+    for block in each_block(stream, blk):
+        store(blk, target, block * MiB)
+    sender.join(20)
+    os.close(readable)
+    assert os.pread(target, 2 * MiB, 0).ljust(2 * MiB, b"\0") == content[: 2 * MiB]  # the last cluster is zero
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_payload_that_ends_early(target: int, kind: str) -> None:
+    readable, writable = open_pair(kind)
+    head = bytearray(64)
+    os.write(writable, head[: _core.put_block_header(head, 0, 0, 1, b"d")])
+    os.write(writable, b"x" * 20_000)
+    stream, blk = receiver(readable)
+    assert stream.next_run()[0] == 1
+    os.close(writable)
+    with pytest.raises(EOFError, match="byte 20010"):
+        stream.get_block(blk)
+    os.close(readable)
+    assert blk.filled(0)  # it forgets what it had
+    assert bytes(blk.payload) == bytes(MiB)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_wait_for_a_payload_is_woken(kind: str) -> None:
+    readable, writable = open_pair(kind)
+    wake = os.eventfd(0)
+    head = bytearray(64)
+    os.write(writable, head[: _core.put_block_header(head, 0, 0, 1, b"d")])
+    stream, blk = receiver(readable, wake_fd=wake)
+    assert stream.next_run()[0] == 1
+    threading.Timer(0.1, os.eventfd_write, (wake, 1)).start()
+    with pytest.raises(OSError, match="cancel") as caught:
+        stream.get_block(blk)
+    assert caught.value.errno == errno.ECANCELED
+    for fd in (readable, writable, wake):
+        os.close(fd)
+
+
+def one_block(source: Path, block: int) -> tuple[_core.BlockBuffer, int]:
+    readable, writable = open_pair("unix")
+    sender = Sender(writable, source, [block])
+    stream, blk = receiver(readable)
+    assert stream.get_byte() == 7
+    assert stream.next_run()[0] == 1
+    stream.get_block(blk)
+    sender.join(20)
+    os.close(readable)
+    return blk, block
+
+
+def test_a_file_that_takes_no_pages_is_written(source: Path, tmp_path: Path, content: bytes) -> None:
+    blk, _ = one_block(source, 2)
+    with (tmp_path / "appended").open("a+b") as file:  # splice() refuses those
+        store(blk, file.fileno(), 0)
+    assert (tmp_path / "appended").read_bytes() == content[2 * MiB : 3 * MiB]
+
+
+def test_a_file_that_cannot_grow(source: Path, target: int, content: bytes) -> None:
+    blk, _ = one_block(source, 2)
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, old[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            store(blk, target, 0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    blk, _ = one_block(source, 0)
+    store(blk, target, 0)
+    assert os.pread(target, MiB + 1, 0) == content[:MiB]
+
+
+def test_a_payload_that_nobody_took_is_forgotten(source: Path, content: bytes) -> None:
+    blk, _ = one_block(source, 2)
+    with source.open("rb") as file:
+        assert not blk.fill(file.fileno(), 0, MiB)
+    assert bytes(blk.payload) == content[:MiB]
+
+
+def test_a_wait_for_more_wakes_for_little(content: bytes) -> None:
+    """After a payload more is waited for than a byte, for a moment; what comes is seen by everybody then."""
+    readable, writable = open_pair("tcp")
+    stream, blk = receiver(readable)
+    head = bytearray(64)
+    with socket.socket(fileno=writable) as sock:
+        sock.setblocking(True)
+        sock.sendall(head[: _core.put_block_header(head, 0, 0, 1, b"d")] + content[:MiB])
+        assert stream.next_run()[0] == 1
+        stream.get_block(blk)
+        sock.sendall(b"!")
+        assert stream.get_byte() == ord("!")
+    assert bytes(blk.payload) == content[:MiB]
+    os.close(readable)
