@@ -100,8 +100,10 @@ def _resolve(address: SocketAddress, *, passive: bool) -> list[tuple[int, Where]
     if isinstance(address, uri.UnixAddress):
         return [(socket.AF_UNIX, address.path)]
     flags = socket.AI_PASSIVE if passive else 0
+    # As bytes: for a text, even of ASCII, Python imports the whole of IDNA first, which takes 2 ms.
+    host = address.host.encode() if address.host.isascii() else address.host
     try:
-        found = socket.getaddrinfo(address.host or None, address.port, type=socket.SOCK_STREAM, flags=flags)
+        found = socket.getaddrinfo(host or None, address.port, type=socket.SOCK_STREAM, flags=flags)
     except (socket.gaierror, UnicodeError) as error:
         why = f"the host {address.host!r} is not known: {getattr(error, 'strerror', None) or error}"
         raise errors.ChannelError("looking up the address", uri=str(address), cause=why) from error
