@@ -10,13 +10,24 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
 
 from .. import errors
-from . import demo, inspect, output, receive, send, serve
+from . import output
+
+_COMMANDS = {
+    "send": "send",
+    "receive": "receive",
+    "inspect": "inspect",
+    "serve": "serve",
+    "cleanup": "serve",
+    "demo": "demo",
+}
+"""The module of each command."""
 
 EXIT_SIGINT = 130
 EXIT_SIGTERM = 143
@@ -26,8 +37,11 @@ class Terminated(BaseException):
     """SIGTERM, raised where the main thread is: it unwinds like Ctrl-C, so everything is cleaned up."""
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser; each command's `run` default is the function that runs it."""
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """Return the parser; each command's `run` default is the function that runs it.
+
+    With a `command`, it knows no other: those of the others need not be imported.
+    """
     parser = argparse.ArgumentParser(
         prog="blkmig",
         description="Move disks while they are being written: QEMU's live block migration, without QEMU.",
@@ -35,14 +49,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for module in (send, receive, inspect, serve, demo):
-        module.add_command(commands)
+    for module in dict.fromkeys(_COMMANDS.values() if command is None else [_COMMANDS[command]]):
+        importlib.import_module(f"{__name__}.{module}").add_command(commands)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (without the program's name) and return its exit code."""
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    args = build_parser(words[0] if words and words[0] in _COMMANDS else None).parse_args(words)
     output.set_up_logging(verbose=args.verbose)
     signal.signal(signal.SIGTERM, _terminate)
     try:

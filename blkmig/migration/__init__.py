@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Outgoing and incoming migrations: setup, iterate, switchover, complete, cleanup; convergence and the verdict."""
+"""Outgoing and incoming migrations: setup, iterate, switchover, complete, cleanup; convergence and the verdict.
 
-from .forecast import Forecast, forecast
+What a migration itself does not need, the forecast and the inspection, is loaded when it is first used.
+"""
+
 from .incoming import IncomingMigration, incoming, receive
-from .inspection import InspectedDisk, Inspection, RecordListener, as_json, inspect
 from .outgoing import OutgoingMigration, outgoing, send
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .forecasting import Forecast, forecast
+    from .inspection import InspectedDisk, Inspection, RecordListener, as_json, inspect
 
 __all__ = [
     "Forecast",
@@ -21,3 +27,21 @@ __all__ = [
     "receive",
     "send",
 ]
+
+_FORECASTING = ("Forecast", "forecast")
+
+
+def __getattr__(name: str) -> object:
+    """Load what is asked for, once."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _FORECASTING:
+        from . import forecasting as module
+    else:
+        from . import inspection as module  # type: ignore[no-redef]
+    globals()[name] = value = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

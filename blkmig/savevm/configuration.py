@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import dataclasses
 import struct
-import uuid
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,6 +24,8 @@ from .. import errors
 from . import container
 
 if TYPE_CHECKING:
+    import uuid
+
     from ..channel import InputQEMUFile, OutputQEMUFile
 
 MAX_MACHINE_NAME: Final = 4096
@@ -111,6 +112,8 @@ def _get_capabilities(f: InputQEMUFile) -> tuple[str, ...]:
 
 
 def _get_uuid(f: InputQEMUFile) -> uuid.UUID:
+    import uuid  # where it is used: few streams have one, and importing it takes 2 ms
+
     return uuid.UUID(bytes=f.get_buffer(16))
 
 

@@ -13,7 +13,9 @@ from blkmig import _core
 
 TREE = ast.parse(pathlib.Path(_core.__file__).with_name("_core.pyi").read_text())
 FUNCTIONS = {node.name: node for node in TREE.body if isinstance(node, ast.FunctionDef)}
-CLASSES = {node.name: node for node in TREE.body if isinstance(node, ast.ClassDef)}
+DEFINED = {node.name: node for node in TREE.body if isinstance(node, ast.ClassDef)}
+ERRORS = {name: node for name, node in DEFINED.items() if node.bases}
+CLASSES = {name: node for name, node in DEFINED.items() if not node.bases}
 VALUES = {node.target.id: node for node in TREE.body if isinstance(node, ast.AnnAssign)}  # type: ignore[union-attr]
 MEMBERS = [(name, node) for name, owner in CLASSES.items() for node in owner.body if isinstance(node, ast.FunctionDef)]
 # What Cython gives every class for pickling, and refuses.
@@ -43,7 +45,14 @@ def compiled(function: object) -> list[tuple[str, object, object]]:
 
 def test_public_names() -> None:
     public = {name for name in vars(_core) if not name.startswith("_")} - {"os", "annotations"}
-    assert public == FUNCTIONS.keys() | CLASSES.keys() | VALUES.keys()
+    assert public == FUNCTIONS.keys() | DEFINED.keys() | VALUES.keys()
+
+
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(name: str) -> None:
+    """Exceptions are plain classes: their base, and that they say what they are."""
+    assert [base.__name__ for base in getattr(_core, name).__bases__] == [ast.unparse(b) for b in ERRORS[name].bases]
+    assert inspect.getdoc(getattr(_core, name))
 
 
 @pytest.mark.parametrize("name", VALUES)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 
 import blkmig
-from blkmig.migration.forecast import count_data, dirty_after, forecast
+from blkmig.migration.forecasting import count_data, dirty_after, forecast
 
 MIB = 1 << 20
 
