@@ -30,13 +30,15 @@ Promises that are tuned may stand in a file ``gates.toml`` beside the tests inst
 
     ["test_scan"]                                                # the group: group=, pytest.mark.benchmark, or the test
     numpy = { at_least = 4.0, margin = 0.25, ci = true }         # key: "rival" or "rival:metric"
+    memcmp = { at_least = 2.0, ci_at_least = 1.1 }               # a goal, and what must never be lost on the way to it
 
 For a CI on shared machines::
 
     pytest tests/test_speed.py --gates=ci --gates-json=gates.json
 
-judges only gates with ``ci = true`` (those in the code always are) and forgives their `margin`. ``--gates=off``
-measures only; ``--gates-quick`` is a smoke test, one round and no verdict; ``--gates-max-time`` caps each comparison.
+judges only gates with ``ci = true`` (those in the code always are) and forgives their `margin`, or judges by their
+`ci_at_least`, which needs no ``ci = true``. ``--gates=off`` measures only; ``--gates-quick`` is a smoke test, one round
+and no verdict; ``--gates-max-time`` caps each comparison.
 To make undecided gates failures: ``-W error::blkmig.gates.plugin.UndecidedGate``.
 
 With pytest-benchmark: groups have the same names (``pytest.mark.benchmark(group=...)`` is heeded), and the JSON is

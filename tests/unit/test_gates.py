@@ -121,6 +121,8 @@ class TestGate:
         [
             *("4", None, True, 0, -1, {}),
             *({"at_least": 1, "margin": 1}, {"at_least": 1, "at_most": 2}, {"at_least": 1, "ci": 1}),
+            *({"at_least": 1, "ci_at_least": 2}, {"at_least": 1, "ci_at_least": 0}, {"ci_at_least": 1}),
+            *({"at_least": 2, "ci_at_least": 1, "margin": 0.1}, {"at_least": 2, "ci_at_least": 1, "ci": False}),
         ],
     )
     def test_nonsense_is_refused(self, value):
@@ -157,6 +159,14 @@ class TestComparison:
         promise = [gates.Gate("rival", 2, margin=0.1)]
         assert measured(sides, gates=promise).failures()
         assert not measured(sides, gates=promise, margins=True).failures()
+
+    def test_a_goal_has_a_floor_of_its_own_on_shared_machines(self):
+        promise = [gates.Gate.parse("rival", {"at_least": 4, "ci_at_least": 2})]
+        above, below = ({"ours": constant(1), "rival": constant(wall)} for wall in (2.1, 1.9))
+        assert promise[0].ci
+        assert measured(above, gates=promise).failures()
+        assert not measured(above, gates=promise, margins=True).failures()
+        assert measured(below, gates=promise, margins=True).failures()
 
     def test_other_metrics(self):
         sides = {"ours": constant(1, rss=10), "rival": constant(1, rss=40)}

@@ -90,6 +90,9 @@ def test_off_measures_only(run):
         ("{ at_least = 2.1, ci = true }", "ci", "failed"),
         ("{ at_least = 2.1, ci = true, margin = 0.1 }", "ci", "passed"),
         ("{ at_least = 2.1, ci = true, margin = 0.1 }", "all", "failed"),
+        ("{ at_least = 4, ci_at_least = 1.9 }", "all", "failed"),
+        ("{ at_least = 4, ci_at_least = 1.9 }", "ci", "passed"),
+        ("{ at_least = 4, ci_at_least = 2.1 }", "ci", "failed"),
         ("1.9", "ci", "passed"),
     ],
 )
