@@ -295,7 +295,7 @@ static ssize_t bits_take(const struct bits *bits, size_t start, size_t stop)
     return (taken | take_word(bits, last, mask & mask_to(stop))) != 0;
 }
 
-static void bits_merge(const struct bits *bits, const struct bits *other)
+static ssize_t bits_merge(const struct bits *bits, const struct bits *other)
 {
     size_t index, until, i;
 
@@ -316,11 +316,12 @@ static void bits_merge(const struct bits *bits, const struct bits *other)
         if (any)
             blkmig_set_summary(bits->summary, index >> GROUP_INDEX_SHIFT);
     }
+    return 0;
 }
 
 /* Move all bits to `target`; how many. A word is emptied before the target gets it: the other way round a bit that is
  * set again between the two steps would be lost. */
-static size_t bits_move(const struct bits *bits, const struct bits *target)
+static ssize_t bits_move(const struct bits *bits, const struct bits *target)
 {
     size_t index, until, group, moved = 0;
     unsigned long word;
@@ -341,6 +342,51 @@ static size_t bits_move(const struct bits *bits, const struct bits *target)
             sweep(bits, group);
     }
     return moved;
+}
+
+/* ---- the same with the GIL held, dropped for long ones; empty ranges are welcome ---- */
+
+typedef ssize_t (*bits_range_fn)(const struct bits *, size_t start, size_t stop);
+typedef ssize_t (*bits_pair_fn)(const struct bits *, const struct bits *);
+
+static ssize_t bits_over(bits_range_fn fn, struct bits bits, size_t start, size_t stop)
+{
+    PyThreadState *state;
+    ssize_t result;
+
+    if (start >= stop)
+        return 0;
+    state = gil_drop((stop - start) / 8);
+    result = fn(&bits, start, stop);
+    gil_take(state);
+    return result;
+}
+
+/* What is near is found before the GIL could be dropped. */
+static ssize_t bits_find(bits_range_fn fn, struct bits bits, size_t start, size_t stop)
+{
+    size_t near = least(stop, (start + 8 * GIL_NBYTES) & ~(size_t)(GROUP_SIZE * BITS_PER_WORD - 1));
+    PyThreadState *state;
+    ssize_t bit;
+
+    if (start >= stop)
+        return -1;
+    bit = fn(&bits, start, near);
+    if (bit >= 0 || near == stop)
+        return bit;
+    state = gil_drop((stop - near) / 8);
+    bit = fn(&bits, near, stop);
+    gil_take(state);
+    return bit;
+}
+
+static ssize_t bits_with(bits_pair_fn fn, struct bits bits, struct bits other)
+{
+    PyThreadState *state = gil_drop(bits.nwords * sizeof *bits.words);
+    ssize_t result = fn(&bits, &other);
+
+    gil_take(state);
+    return result;
 }
 
 #endif

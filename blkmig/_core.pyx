@@ -19,50 +19,13 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
+from ._headers cimport (
+    bits, bits_clear, bits_count, bits_find, bits_find_clear, bits_find_set, bits_merge, bits_move,
+    bits_over, bits_set, bits_summarise, bits_take, bits_with, frame_get_number, frame_head,
+    frame_parse, frame_put_number, frame_run, frame_zero_records, frame_zero_run, zero_chosen, zero_detect,
+    zero_kernel_fn, zero_kernels_built, zero_kernels_built_count, zero_run, zero_scan,
+)
 
-cdef extern from "_zero.h":
-    ctypedef int (*zero_kernel_fn)(const uint8_t*, size_t) noexcept nogil
-    struct zero_kernel_entry "zero_kernel":
-        const char* name
-        zero_kernel_fn fn
-    zero_kernel_entry* zero_kernels_built
-    int zero_kernels_built_count
-    zero_kernel_fn zero_chosen
-    void zero_detect() noexcept nogil
-    bint zero_sample(const uint8_t*, size_t) noexcept nogil
-    bint zero_run(zero_kernel_fn, const void*, size_t) noexcept nogil
-
-cdef extern from "_bits.h":
-    struct bits:
-        unsigned long* words
-        uint8_t* summary
-        uint8_t* sweeping
-        size_t nwords
-        bint summed
-    Py_ssize_t bits_find_set(const bits*, size_t start, size_t stop) noexcept nogil
-    Py_ssize_t bits_find_clear(const bits*, size_t start, size_t stop) noexcept nogil
-    Py_ssize_t bits_count(const bits*, size_t start, size_t stop) noexcept nogil
-    Py_ssize_t bits_set(const bits*, size_t start, size_t stop) noexcept nogil
-    Py_ssize_t bits_clear(const bits*, size_t start, size_t stop) noexcept nogil
-    Py_ssize_t bits_take(const bits*, size_t start, size_t stop) noexcept nogil
-    void bits_merge(const bits*, const bits* other) noexcept nogil
-    size_t bits_move(const bits*, const bits* target) noexcept nogil
-    void bits_summarise(const bits*) noexcept nogil
-
-ctypedef Py_ssize_t (*bits_fn)(const bits*, size_t start, size_t stop) noexcept nogil
-
-cdef extern from "_frame.h":
-    struct frame_run:
-        uint64_t word
-        size_t count
-        const char* name
-        size_t length
-        size_t nbytes
-    void frame_put_number(uint8_t*, uint64_t value, size_t) noexcept nogil
-    uint64_t frame_get_number(const uint8_t*, size_t) noexcept nogil
-    size_t frame_head(uint8_t*, uint64_t word, const char* name, size_t length) noexcept nogil
-    void frame_zero_records(uint8_t*, uint64_t word, size_t count, const char* name, size_t length) noexcept nogil
-    frame_run frame_parse(const uint8_t*, size_t) noexcept nogil
 
 cdef extern from "_io.h":
     int FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
@@ -109,7 +72,6 @@ cdef extern from "_pages.h":
 
 cdef enum:
     NOGIL_NBYTES = 65536            # dropping the GIL costs 50 ns: not for less than this
-    GIL_BITS = 8 * 65536            # the same of a bitmap
     HEADER_MAX = 8 + 1 + 255        # word, length byte, name
     FLAGS = SECTOR_SIZE - 1         # of a record's word
 
@@ -147,22 +109,11 @@ except ValueError as error:
     raise ImportError(f"BLKMIG_ZERO_KERNEL={zero_kernel}: {error}") from None
 
 
-cdef bint scan(zero_kernel_fn kernel, const uint8_t* p, size_t n) noexcept:
-    cdef bint zero
-    if n < NOGIL_NBYTES:
-        return zero_run(kernel, p, n)
-    if not zero_sample(p, n):       # most data ends here, before the GIL is touched
-        return False
-    with nogil:
-        zero = zero_run(kernel, p, n)
-    return zero
-
-
 cdef bint scan_buffer(zero_kernel_fn kernel, buffer) except -1:
     cdef Py_buffer view
     cdef bint zero
     PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
-    zero = scan(kernel, <const uint8_t*>view.buf, view.len)
+    zero = zero_scan(kernel, view.buf, view.len)
     PyBuffer_Release(&view)
     return zero
 
@@ -174,7 +125,7 @@ def buffer_is_zero(buffer, /):
     from 64 KiB on.
     """
     if PyBytes_CheckExact(buffer):
-        return scan(zero_chosen, <const uint8_t*>PyBytes_AS_STRING(buffer), PyBytes_GET_SIZE(buffer))
+        return zero_scan(zero_chosen, PyBytes_AS_STRING(buffer), PyBytes_GET_SIZE(buffer))
     if PyByteArray_CheckExact(buffer) and PyByteArray_GET_SIZE(buffer) < NOGIL_NBYTES:
         return zero_run(zero_chosen, PyByteArray_AS_STRING(buffer), PyByteArray_GET_SIZE(buffer))
     return scan_buffer(zero_chosen, buffer)
@@ -261,27 +212,30 @@ cdef class Bitmap:
 
     def set_range(self, Py_ssize_t start, Py_ssize_t count, /):
         """Set `count` bits from `start`."""
-        over(bits_set, self, start, checked_end(self, start, count))
+        bits_over(bits_set, bits_of(self), start, checked_end(self, start, count))
 
     def clear_range(self, Py_ssize_t start, Py_ssize_t count, /):
         """Clear `count` bits from `start`."""
-        over(bits_clear, self, start, checked_end(self, start, count))
+        bits_over(bits_clear, bits_of(self), start, checked_end(self, start, count))
 
     def take_range(self, Py_ssize_t start, Py_ssize_t count, /):
         """Clear `count` bits from `start`, word by word, and tell whether any was set."""
-        return over(bits_take, self, start, checked_end(self, start, count)) != 0
+        return bits_over(bits_take, bits_of(self), start, checked_end(self, start, count)) != 0
 
     def count(self, Py_ssize_t start=0, stop=None):
         """Count the bits set in [start, stop)."""
-        return over(bits_count, self, checked(self, start, self.size + 1), checked_stop(self, stop))
+        cdef size_t end = checked_stop(self, stop)
+        return bits_over(bits_count, bits_of(self), checked(self, start, self.size + 1), end)
 
     def find_next_set(self, Py_ssize_t start=0, stop=None):
         """Return the first set bit in [start, stop), -1 if there is none."""
-        return find(bits_find_set, self, checked(self, start, self.size + 1), checked_stop(self, stop))
+        cdef size_t end = checked_stop(self, stop)
+        return bits_find(bits_find_set, bits_of(self), checked(self, start, self.size + 1), end)
 
     def find_next_clear(self, Py_ssize_t start=0, stop=None):
         """Return the first clear bit in [start, stop), -1 if there is none."""
-        return find(bits_find_clear, self, checked(self, start, self.size + 1), checked_stop(self, stop))
+        cdef size_t end = checked_stop(self, stop)
+        return bits_find(bits_find_clear, bits_of(self), checked(self, start, self.size + 1), end)
 
     def next_dirty_area(self, Py_ssize_t start=0, stop=None, max_count=None):
         """Return (start, count) of the first run of set bits in [start, stop), None if there is none.
@@ -290,24 +244,19 @@ cdef class Bitmap:
         """
         cdef size_t end = checked_stop(self, stop)
         cdef Py_ssize_t most = end if max_count is None else max_count
-        cdef Py_ssize_t first = find(bits_find_set, self, checked(self, start, self.size + 1), end), clear
+        cdef Py_ssize_t first = bits_find(bits_find_set, bits_of(self), checked(self, start, self.size + 1), end), clear
         if max_count is not None and most < 1:
             raise ValueError(f"max_count must be at least 1, not {most}")
         if first < 0:
             return None
         end = min(end, <size_t>first + <size_t>most)
-        clear = find(bits_find_clear, self, first, end)
+        clear = bits_find(bits_find_clear, bits_of(self), first, end)
         return first, (clear if clear >= 0 else <Py_ssize_t>end) - first
 
     def merge(self, Bitmap other not None, /):
         """Set every bit that is set in `other`, a bitmap of the same length."""
-        cdef bits to = bits_of(self), source = bits_of(other)
         check_same_size(self, other)
-        if self.size <= GIL_BITS:
-            bits_merge(&to, &source)
-            return
-        with nogil:
-            bits_merge(&to, &source)
+        bits_with(bits_merge, bits_of(self), bits_of(other))
 
     def take_into(self, Bitmap target not None, /):
         """Move every set bit into `target`, a bitmap of the same length; return how many moved.
@@ -315,16 +264,10 @@ cdef class Bitmap:
         A word is emptied first and then added to the target, so that a bit set again meanwhile is never lost; between
         the two steps its bits are in neither map.
         """
-        cdef bits source = bits_of(self), to = bits_of(target)
-        cdef size_t moved
         check_same_size(self, target)
         if target is self:
             raise ValueError("a bitmap cannot be moved into itself")
-        if self.size <= GIL_BITS:
-            return bits_move(&source, &to)
-        with nogil:
-            moved = bits_move(&source, &to)
-        return moved
+        return bits_with(bits_move, bits_of(self), bits_of(target))
 
 
 cdef inline size_t checked(Bitmap bitmap, Py_ssize_t bit, size_t limit) except? 0:
@@ -359,33 +302,6 @@ cdef inline bits bits_of(Bitmap bitmap) noexcept:
             bits_summarise(&result)
             bitmap.stale = False
     return result
-
-
-cdef Py_ssize_t over(bits_fn fn, Bitmap bitmap, size_t start, size_t stop) noexcept:
-    cdef bits all = bits_of(bitmap)
-    cdef Py_ssize_t result
-    if start >= stop:
-        return 0
-    if stop - start <= GIL_BITS:
-        return fn(&all, start, stop)
-    with nogil:
-        result = fn(&all, start, stop)
-    return result
-
-
-cdef Py_ssize_t find(bits_fn fn, Bitmap bitmap, size_t start, size_t stop) noexcept:
-    # What is near is found before the GIL could be dropped.
-    cdef bits all = bits_of(bitmap)
-    cdef Py_ssize_t bit
-    cdef size_t near = min(stop, (start + GIL_BITS) & ~<size_t>(GROUP_WORDS * WORD_BITS - 1))
-    if start >= stop:
-        return -1
-    bit = fn(&all, start, near)
-    if bit >= 0 or near == stop:
-        return bit
-    with nogil:
-        bit = fn(&all, near, stop)
-    return bit
 
 
 cdef uint8_t* at(buffer, Py_buffer* view, int flags, Py_ssize_t offset, size_t n) except NULL:
@@ -493,11 +409,7 @@ def put_zero_records(buffer, Py_ssize_t offset, uint64_t sector, uint64_t count,
     cdef size_t length = len(name), n = count
     check_zero_run(sector, count, name)
     p = at(buffer, &view, PyBUF_WRITABLE, offset, n * (9 + length))
-    if n * (9 + length) < NOGIL_NBYTES:
-        frame_zero_records(p, sector << SECTOR_BITS, n, text, length)
-    else:
-        with nogil:
-            frame_zero_records(p, sector << SECTOR_BITS, n, text, length)
+    frame_zero_run(p, sector << SECTOR_BITS, n, text, length)
     PyBuffer_Release(&view)
     return offset + <Py_ssize_t>(n * (9 + length))
 

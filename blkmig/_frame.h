@@ -12,6 +12,8 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "_gil.h"
+
 enum { FRAME_DEVICE_BLOCK = 1, FRAME_EOS = 2, FRAME_ZERO_BLOCK = 8, FRAME_BLOCK_SIZE = 1 << 20 };
 
 /* Numbers of 1, 2, 4 or 8 bytes. */
@@ -46,6 +48,15 @@ static void frame_zero_records(uint8_t *p, uint64_t word, size_t count, const ch
     word |= FRAME_DEVICE_BLOCK | FRAME_ZERO_BLOCK;
     for (; count; count--, word += FRAME_BLOCK_SIZE)
         p += frame_head(p, word, name, length);
+}
+
+/* The same with the GIL held, dropped for long ones. */
+static void frame_zero_run(uint8_t *p, uint64_t word, size_t count, const char *name, size_t length)
+{
+    PyThreadState *state = gil_drop(count * (9 + length));
+
+    frame_zero_records(p, word, count, name, length);
+    gil_take(state);
 }
 
 struct frame_run {
