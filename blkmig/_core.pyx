@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: binding=False, embedsignature=True, embedsignature.format=clinic
 """The verbs: is it zero, bitmaps, big-endian framing, block buffers, block I/O. Knows no policy.
 
 Data crosses this border one block at a time, metadata one run at a time, bits and bytes never in a loop.
