@@ -2,10 +2,11 @@
 /*
  * The loops of a Bitmap, over its words and its summary (the class tells what the summary is, and why it is right).
  *
- * Other threads may change words at any time.  What is read is read a word at a time, relaxed, so a result was true at
- * some moment of the call.  What is written is written in one atomic step per word, with blkmig_set_word() of
- * _core.pxd or take_word() - or by memset() where all bits of a word get the same value: whatever the order of its
- * stores, each bit is then set, or cleared, at one moment, and no other bit is touched.
+ * Other threads may change words at any time.  What is read is read a word at a time, relaxed, or as a vector of words
+ * that are looked at again one by one, so a result was true at some moment of the call.  What is written is written in
+ * one atomic step per word, with blkmig_set_word() of _core.pxd or take_word() - or by memset() where all bits of a word
+ * get the same value: whatever the order of its stores, each bit is then set, or cleared, at one moment, and no other
+ * bit is touched.
  * Ranges are [start, stop) and not empty.
  */
 #ifndef BLKMIG_BITS_H
@@ -117,31 +118,54 @@ static void bits_summarise(const struct bits *bits)
 
 /* ---- searches: the bit, or -1 ---- */
 
-/* Written out: gcc 12 keeps a loop here as one, at a third of the speed. */
-static inline unsigned long eight_words(const unsigned long *w, unsigned long flip)
+/* Eight words at a time, and the place among the eight without a branch: no predictor knows where dirty bits are.
+ * Written out: gcc 12 keeps loops here as such, at a third of the speed. */
+static size_t next_word_portable(const unsigned long *words, size_t from, size_t to, unsigned long flip)
 {
-#define LOOK(i) (__atomic_load_n(w + (i), __ATOMIC_RELAXED) ^ flip)
-    return LOOK(0) | LOOK(1) | LOOK(2) | LOOK(3) | LOOK(4) | LOOK(5) | LOOK(6) | LOOK(7);
-#undef LOOK
-}
-
-/* Index of the first word in [from, to) that `flip` does not make 0, or `to`: flip 0 looks for set, ~0 for clear bits.
- * Eight at a time, and the place among the eight without a branch: no predictor knows where dirty bits are. */
-static inline size_t next_word(const struct bits *bits, size_t from, size_t to, unsigned long flip)
-{
-    unsigned int i, found;
+#define LOOK(i) (__atomic_load_n(words + from + (i), __ATOMIC_RELAXED) ^ flip)
+#define PLACE(i) ((unsigned int)(LOOK(i) != 0) << (i))
+    unsigned int found;
 
     for (; from + 8 <= to; from += 8) {
-        if (!eight_words(bits->words + from, flip))
+        if (!(LOOK(0) | LOOK(1) | LOOK(2) | LOOK(3) | LOOK(4) | LOOK(5) | LOOK(6) | LOOK(7)))
             continue;
-        for (found = 0, i = 0; i < 8; i++)
-            found |= (unsigned int)(word_at(bits, from + i) != flip) << i;
+        found = PLACE(0) | PLACE(1) | PLACE(2) | PLACE(3) | PLACE(4) | PLACE(5) | PLACE(6) | PLACE(7);
         if (found)                      /* else they were taken between the two looks */
             return from + __builtin_ctz(found);
     }
-    while (from < to && word_at(bits, from) == flip)
+    while (from < to && !LOOK(0))
         from++;
     return from;
+#undef PLACE
+#undef LOOK
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx512f")))
+static size_t next_word_avx512(const unsigned long *words, size_t from, size_t to, unsigned long flip)
+{
+    const __m512i same = _mm512_set1_epi64((long long)flip);
+    __mmask8 found, rest;
+
+    for (; from + 8 <= to; from += 8) {
+        found = _mm512_cmpneq_epi64_mask(_mm512_loadu_si512(words + from), same);
+        if (found)
+            return from + __builtin_ctz(found);
+    }
+    rest = (__mmask8)((1u << (to - from)) - 1);
+    found = _mm512_mask_cmpneq_epi64_mask(rest, _mm512_maskz_loadu_epi64(rest, words + from), same);
+    return found ? from + __builtin_ctz(found) : to;
+}
+#endif
+
+/* Index of the first word in [from, to) that is not `flip`, or `to`: 0 looks for set, ~0 for clear bits. */
+static inline size_t next_word(const struct bits *bits, size_t from, size_t to, unsigned long flip)
+{
+#if defined(__x86_64__)
+    if (zero_uses_avx512())
+        return next_word_avx512(bits->words, from, to, flip);
+#endif
+    return next_word_portable(bits->words, from, to, flip);
 }
 
 static ssize_t bits_find_set(const struct bits *bits, size_t start, size_t stop)
@@ -295,51 +319,85 @@ static ssize_t bits_take(const struct bits *bits, size_t start, size_t stop)
     return (taken | take_word(bits, last, mask & mask_to(stop))) != 0;
 }
 
+struct merge_look {
+    unsigned long any, missing;         /* bits that the other has; of these, those that are not here */
+};
+
+/* Plain loads: vectors. */
+static inline __attribute__((always_inline))
+struct merge_look merge_look_loop(const unsigned long *from, const unsigned long *to, size_t n)
+{
+    struct merge_look look = {0, 0};
+    size_t i;
+
+    for (i = 0; i < n; i++) {
+        look.any |= from[i];
+        look.missing |= from[i] & ~to[i];
+    }
+    return look;
+}
+
+#if defined(__x86_64__)
+__attribute__((target("avx512f")))
+static struct merge_look merge_look_avx512(const unsigned long *from, const unsigned long *to, size_t n)
+{
+    return merge_look_loop(from, to, n);
+}
+#endif
+
+static struct merge_look merge_look(const unsigned long *from, const unsigned long *to, size_t n)
+{
+#if defined(__x86_64__)
+    if (zero_uses_avx512())
+        return merge_look_avx512(from, to, n);
+#endif
+    return merge_look_loop(from, to, n);
+}
+
+/* Most merges bring little that is new: they only look. */
 static ssize_t bits_merge(const struct bits *bits, const struct bits *other)
 {
     size_t index, until, i;
 
     for (index = 0; index < other->nwords; index = until) {
         const unsigned long *from = other->words + index;
-        unsigned long *to = bits->words + index, any = 0, missing = 0;
+        unsigned long *to = bits->words + index;
+        struct merge_look look;
 
         until = group_end(index, other->nwords);
         if (group_is_passed(other, index >> GROUP_INDEX_SHIFT))
             continue;
-        for (i = 0; i < until - index; i++) {   /* plain loads: vectors. Most merges bring little that is new. */
-            any |= from[i];
-            missing |= from[i] & ~to[i];
-        }
-        for (i = 0; missing && i < until - index; i++)
+        look = merge_look(from, to, until - index);
+        for (i = 0; look.missing && i < until - index; i++)
             if (from[i] & ~word_at(bits, index + i))
                 blkmig_word_or(to + i, from[i]);
-        if (any)
+        if (look.any)
             blkmig_set_summary(bits->summary, index >> GROUP_INDEX_SHIFT);
     }
     return 0;
 }
 
-/* Move all bits to `target`; how many. A word is emptied before the target gets it: the other way round a bit that is
- * set again between the two steps would be lost. */
-static ssize_t bits_move(const struct bits *bits, const struct bits *target)
+/* Move all bits of `source` to `target`; how many. A word is emptied before the target gets it: the other way round a
+ * bit that is set again between the two steps would be lost. */
+static ssize_t bits_move(const struct bits *source, const struct bits *target)
 {
     size_t index, until, group, moved = 0;
     unsigned long word;
 
-    for (index = 0; index < bits->nwords; index = until) {
+    for (index = 0; index < source->nwords; index = until) {
         group = index >> GROUP_INDEX_SHIFT;
-        until = group_end(index, bits->nwords);
-        if (group_is_passed(bits, group))
+        until = group_end(index, source->nwords);
+        if (group_is_passed(source, group))
             continue;
-        for (; (index = next_word(bits, index, until, 0)) < until; index++) {
-            word = blkmig_word_swap(bits->words + index, 0);
+        for (; (index = next_word(source, index, until, 0)) < until; index++) {
+            word = blkmig_word_swap(source->words + index, 0);
             if (!word)
                 continue;
             blkmig_set_word(target->words, target->summary, index, word);
             moved += popcount(&word, 1);
         }
-        if (bits->summed)
-            sweep(bits, group);
+        if (source->summed)
+            sweep(source, group);
     }
     return moved;
 }

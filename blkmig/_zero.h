@@ -194,6 +194,14 @@ static void zero_detect(void)
 /* The one that is used, set at import. */
 static zero_kernel_fn zero_chosen = zero_portable;
 
+#if defined(__x86_64__)
+/* Other loops follow the choice. */
+static inline int zero_uses_avx512(void)
+{
+    return zero_chosen == zero_avx512;
+}
+#endif
+
 static inline int zero_run(zero_kernel_fn kernel, const void *buffer, size_t n)
 {
     const unsigned char *p = buffer;

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
+import subprocess
 import sys
 import threading
 
@@ -362,3 +364,37 @@ def test_ranges_in_one_word_do_not_disturb_each_other() -> None:
     threading.excepthook = hook
     assert not failures
     assert bitmap.count() == 0
+
+
+SEARCHES = """
+import random
+from blkmig import _core
+for nbits in (*range(1, 9 * 64, 61), 2 * 512 * 64 + 700):
+    bitmap, other, rnd = _core.Bitmap(nbits), _core.Bitmap(nbits), random.Random(nbits)
+    bits = sorted(rnd.sample(range(nbits), min(nbits, 40)))
+    for bit in bits:
+        other.set(bit)
+    bitmap.merge(other)
+    found = [bit for bit in range(nbits) if bitmap.test(bit)]
+    starts = [rnd.randrange(nbits + 1) for _ in range(200)]
+    assert found == bits, (nbits, found)
+    for start in starts:
+        stop = rnd.randint(start, nbits)
+        expected = next((bit for bit in bits if start <= bit < stop), -1)
+        assert bitmap.find_next_set(start, stop) == expected, (nbits, start, stop)
+    bitmap.set_range(0, nbits)
+    for bit in bits:
+        bitmap.clear(bit)
+    for start in starts:
+        expected = next((bit for bit in bits if bit >= start), -1)
+        assert bitmap.find_next_clear(start) == expected, (nbits, start)
+print(_core.zero_kernel)
+"""
+
+
+@pytest.mark.parametrize("kernel", _core.zero_kernels)
+def test_searches_and_merges_with_every_instruction_set(kernel: str) -> None:
+    """Their loops follow the choice of the zero kernel, so another process is needed."""
+    env = {**os.environ, "BLKMIG_ZERO_KERNEL": kernel, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+    done = subprocess.run([sys.executable, "-c", SEARCHES], env=env, capture_output=True, text=True, check=False)
+    assert (done.stdout.split(), done.stderr) == ([kernel], "")
