@@ -447,4 +447,29 @@ static ssize_t bits_with(bits_pair_fn fn, struct bits bits, struct bits other)
     return result;
 }
 
+struct bits_area {
+    size_t start, stop;
+};
+
+/* Clear the first runs of set bits, `most` at most, and tell which; how many. No bit is cleared that is not told. */
+static size_t bits_take_areas(struct bits bits, size_t start, size_t stop, struct bits_area *areas, size_t most)
+{
+    PyThreadState *state = gil_drop(start < stop ? (stop - start) / 8 : 0);
+    ssize_t first, end;
+    size_t n;
+
+    for (n = 0; n < most && start < stop; n++) {
+        first = bits_find_set(&bits, start, stop);
+        if (first < 0)
+            break;
+        end = bits_find_clear(&bits, first, stop);
+        start = end < 0 ? stop : (size_t)end;
+        bits_clear(&bits, first, start);
+        areas[n].start = first;
+        areas[n].stop = start;
+    }
+    gil_take(state);
+    return n;
+}
+
 #endif

@@ -21,8 +21,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from ._headers cimport (
-    bits, bits_clear, bits_count, bits_find, bits_find_clear, bits_find_set, bits_merge, bits_move,
-    bits_over, bits_set, bits_summarise, bits_take, bits_with, frame_get_number, frame_head,
+    bits, bits_area, bits_clear, bits_count, bits_find, bits_find_clear, bits_find_set, bits_merge, bits_move,
+    bits_over, bits_set, bits_summarise, bits_take, bits_take_areas, bits_with, frame_get_number, frame_head,
     frame_parse, frame_put_number, frame_run, frame_zero_records, frame_zero_run, zero_chosen, zero_detect,
     zero_kernel_fn, zero_kernels_built, zero_kernels_built_count, zero_run, zero_scan,
 )
@@ -143,8 +143,8 @@ def buffer_is_zero_using(str kernel not None, buffer, /):
 cdef class Bitmap:
     """`nbits` bits in unsigned-long words, all clear at first; the bits behind the last are always 0.
 
-    set, clear, take, the ranges, merge and take_into may run in any threads at once: each changes a word in one
-    atomic step. Searches and counts see every bit that was set before they began and not taken meanwhile.
+    set, clear, take, the ranges, take_areas, merge and take_into may run in any threads at once: each changes a word in
+    one atomic step. Searches and counts see every bit that was set before they began and not taken meanwhile.
 
     The buffer protocol gives the words themselves (format "L", writable, no copy); writers through it must leave the
     bits behind the last at 0, and their plain stores race with the methods as any memory does.
@@ -253,6 +253,38 @@ cdef class Bitmap:
         end = min(end, <size_t>first + <size_t>most)
         clear = bits_find(bits_find_clear, bits_of(self), first, end)
         return first, (clear if clear >= 0 else <Py_ssize_t>end) - first
+
+    def take_areas(self, Py_ssize_t start=0, stop=None, Py_ssize_t max_areas=256):
+        """Clear the first `max_areas` runs of set bits in [start, stop) and return them in order, as [(start, count)].
+
+        How a bitmap is drained, in lists of bounded length:
+
+            while areas := bitmap.take_areas():
+                for start, count in areas:
+                    ...                         # clear, then read: a bit set again from here on is in a later list
+
+        No bit is cleared that is not returned. Two threads that take at once may both return a bit.
+        """
+        cdef size_t end = checked_stop(self, stop), first = checked(self, start, self.size + 1), n = 0, i
+        cdef bits_area found[64]
+        cdef list areas = []
+        if max_areas < 1:
+            raise ValueError(f"max_areas must be at least 1, not {max_areas}")
+        try:
+            while len(areas) < max_areas:
+                n = bits_take_areas(bits_of(self), first, end, found, min(max_areas - len(areas), 64))
+                for i in range(n):
+                    areas.append((found[i].start, found[i].stop - found[i].start))
+                if n < 64:
+                    break
+                first = found[n - 1].stop
+        except MemoryError:             # nobody will know of them
+            for i in range(n):
+                bits_over(bits_set, bits_of(self), found[i].start, found[i].stop)
+            for first, n in areas:
+                bits_over(bits_set, bits_of(self), first, first + n)
+            raise
+        return areas
 
     def merge(self, Bitmap other not None, /):
         """Set every bit that is set in `other`, a bitmap of the same length."""

@@ -23,6 +23,8 @@ cdef extern from "_bits.h":
         uint8_t* sweeping
         size_t nwords
         bint summed
+    struct bits_area:
+        size_t start, stop
     void bits_summarise(const bits*) noexcept nogil
 
     # For bits_over, the searches for bits_find, the last two for bits_with.
@@ -41,6 +43,7 @@ cdef extern from "_bits.h":
     Py_ssize_t bits_over(bits_range_fn, bits, size_t start, size_t stop) noexcept
     Py_ssize_t bits_find(bits_range_fn, bits, size_t start, size_t stop) noexcept
     Py_ssize_t bits_with(bits_pair_fn, bits, bits) noexcept
+    size_t bits_take_areas(bits, size_t start, size_t stop, bits_area*, size_t most) noexcept
 
 cdef extern from "_frame.h":
     struct frame_run:

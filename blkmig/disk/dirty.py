@@ -98,6 +98,26 @@ class DirtyBitmap:
         """Clear `count` blocks from `block` on, before they are read or asked for holes."""
         self.bits.clear_range(block * self._bits_per_block, count * self._bits_per_block)
 
+    def take_areas(self, max_areas: int = 256) -> list[tuple[int, int]]:
+        """Clear the first marked areas, `max_areas` at most, and return them as (offset, nbytes); [] if all is clean.
+
+        How a backup drains the marks; clear, then read, here too::
+
+            while areas := bitmap.take_areas():
+                for offset, nbytes in areas:
+                    copy(offset, nbytes)        # what is written from here on is in a later list
+
+        Areas are as fine as the granularity and inside the disk. Those of the last block may overlap its neighbour's.
+        """
+        first_of_last = max(self.geometry.nblocks - 1, 0) * self._bits_per_block
+        areas = [(bit << self._shift, n << self._shift) for bit, n in self.bits.take_areas(0, first_of_last, max_areas)]
+        if len(areas) < max_areas:
+            # The last block counts its bits from where it starts.
+            last = self.bits.take_areas(first_of_last, None, max_areas - len(areas))
+            start = self.geometry.last_offset
+            areas += [(start + (bit - first_of_last << self._shift), n << self._shift) for bit, n in last]
+        return [(offset, inside) for offset, n in areas if (inside := self.geometry.clip(offset, n))]
+
     def is_dirty(self, block: int) -> bool:
         """Return whether `block` is marked."""
         start = block * self._bits_per_block

@@ -39,6 +39,14 @@ class Model:
         end = self.next_clear(first, stop)
         return first, min(most, (end if end >= 0 else stop) - first)
 
+    def take_areas(self, start: int, stop: int, most: int) -> list[tuple[int, int]]:
+        areas: list[tuple[int, int]] = []
+        while len(areas) < most and (area := self.next_area(start, stop, self.nbits)):
+            areas.append(area)
+            start = sum(area)
+            self.bits -= set(range(area[0], start))
+        return areas
+
 
 def words_of(bitmap: _core.Bitmap) -> int:
     return int.from_bytes(memoryview(bitmap).tobytes(), sys.byteorder) if sys.byteorder == "little" else 0
@@ -123,7 +131,9 @@ def test_random_walk(nbits: int, seed: int) -> None:
         start = rnd.randrange(nbits)
         count = rnd.randint(0, min(nbits - start, rnd.choice((1, 3, 70, 1000, nbits))))
         bits = set(range(start, start + count))
-        operation = rnd.choice(("set", "clear", "take", "set_range", "set_range", "clear_range", "take_range", "merge"))
+        operation = rnd.choice(
+            ("set", "clear", "take", "set_range", "set_range", "clear_range", "take_range", "merge", "areas")
+        )
         where = (seed, step, operation, start, count)
         if operation == "set":
             bitmap.set(start)
@@ -143,6 +153,10 @@ def test_random_walk(nbits: int, seed: int) -> None:
         elif operation == "take_range":
             assert bitmap.take_range(start, count) == bool(model.bits & bits), where
             model.bits -= bits
+        elif operation == "areas":
+            most = rnd.choice((1, 2, 64, nbits))
+            taken = bitmap.take_areas(start, start + count, most)
+            assert taken == model.take_areas(start, start + count, most), where
         else:
             other = _core.Bitmap(nbits)
             other.set_range(start, count)
@@ -158,6 +172,64 @@ def test_random_walk(nbits: int, seed: int) -> None:
         if step % 10 == 0:
             check(bitmap, model)
     check(bitmap, model)
+
+
+def test_every_pattern_is_taken_as_areas() -> None:
+    """All patterns of 7 bits, astride two words, from every place to every place, in lists of every length."""
+    nbits, first = 80, 61
+    bitmap, model = _core.Bitmap(nbits), Model(nbits)
+    for pattern, most in itertools.product(range(1 << 7), (1, 2, 3, 5)):
+        bits = {first + i for i in range(7) if pattern >> i & 1}
+        for start, stop in itertools.combinations_with_replacement(range(first - 1, first + 9), 2):
+            bitmap.clear_range(0, nbits)
+            for bit in bits:
+                bitmap.set(bit)
+            model.bits = set(bits)
+            assert bitmap.take_areas(start, stop, most) == model.take_areas(start, stop, most), (pattern, start, stop)
+            assert words_of(bitmap) == sum(1 << bit for bit in model.bits)
+
+
+@pytest.mark.parametrize("most", [1, 63, 64, 65, 128, 150, 151, 5000])
+def test_areas_come_in_lists_of_bounded_length(most: int) -> None:
+    """150 areas in a map that is searched without the GIL: each list is full but the last."""
+    bitmap = _core.Bitmap(40 * GROUP_BITS)
+    areas = [(i * 8 * 1024, 1 + i * 50) for i in range(150)]
+    for start, count in areas:
+        bitmap.set_range(start, count)
+    lists = []
+    while taken := bitmap.take_areas(max_areas=most):
+        lists.append(taken)
+    assert list(itertools.chain(*lists)) == areas
+    assert {len(each) for each in lists[:-1]} <= {most}
+    assert len(lists[-1]) <= most
+    assert bitmap.count() == 0
+
+
+def test_one_area_may_be_everything() -> None:
+    bitmap = _core.Bitmap(3 * GROUP_BITS + 1)
+    bitmap.set_range(0, len(bitmap))
+    assert bitmap.take_areas() == [(0, len(bitmap))]
+    assert bitmap.take_areas() == []
+
+
+def test_areas_that_cannot_be_returned_stay_set() -> None:
+    """Out of memory at every place where it can be."""
+    testcapi = pytest.importorskip("_testcapi", reason="this Python comes without _testcapi")
+    failures = 0
+    for allocation in range(400):
+        bitmap = _core.Bitmap(GROUP_BITS)
+        for start in range(0, GROUP_BITS, 256):
+            bitmap.set_range(start, 7)
+        areas = []
+        testcapi.set_nomemory(allocation, allocation + 1)
+        try:
+            areas = bitmap.take_areas(max_areas=100)
+        except MemoryError:
+            failures += 1
+        finally:
+            testcapi.remove_mem_hooks()
+        assert bitmap.count() + sum(count for _, count in areas) == 7 * 128
+    assert failures
 
 
 @pytest.mark.parametrize("nbits", [1, 64, 65, GROUP_BITS + 5, 20 * GROUP_BITS])
@@ -202,7 +274,13 @@ def test_outside(nbits: int) -> None:
             with pytest.raises(IndexError):
                 ranged(start, count)
     for start, stop in ((-1, None), (nbits + 1, None), (0, nbits + 1), (0, -1)):
-        for search in (bitmap.count, bitmap.find_next_set, bitmap.find_next_clear, bitmap.next_dirty_area):
+        for search in (
+            bitmap.count,
+            bitmap.find_next_set,
+            bitmap.find_next_clear,
+            bitmap.next_dirty_area,
+            bitmap.take_areas,
+        ):
             with pytest.raises(IndexError):
                 search(start, stop)
     assert bitmap.count() == 0
@@ -215,9 +293,11 @@ def test_empty_and_backward_ranges_hold_nothing() -> None:
     assert bitmap.find_next_clear(60, 50) == -1
     assert bitmap.count(60, 50) == 0
     assert bitmap.next_dirty_area(60, 50) is None
-    for most in (0, -1):
+    assert bitmap.take_areas(60, 50) == []
+    for search, most in itertools.product((bitmap.next_dirty_area, bitmap.take_areas), (0, -1)):
         with pytest.raises(ValueError, match="at least 1"):
-            bitmap.next_dirty_area(0, 100, most)
+            search(0, 100, most)
+    assert bitmap.count() == 100
 
 
 def test_sizes_that_cannot_be() -> None:
@@ -276,6 +356,8 @@ def test_searches_see_what_was_written_through_a_view() -> None:
     np.frombuffer(other, np.uint64)[5 * 512] = 2
     other.merge(bitmap)
     assert bitmap.take_into(other) == 2
+    np.frombuffer(bitmap, np.uint64)[4 * 512] = 6
+    assert bitmap.take_areas() == [(4 * GROUP_BITS + 1, 2)]
     assert walk(other) == [3 * GROUP_BITS, 5 * GROUP_BITS + 1, 7 * GROUP_BITS - 1]
 
 
@@ -323,6 +405,41 @@ def test_no_bit_is_lost_between_setters_and_take_into(nbits: int) -> None:
     moved += bitmap.take_into(target)
     assert moved == len(bits)
     assert walk(target) == sorted(bits)
+
+
+@pytest.mark.usefixtures("hasty")
+@pytest.mark.parametrize("nbits", [100, 40 * GROUP_BITS])
+def test_no_bit_is_lost_between_setters_and_take_areas(nbits: int) -> None:
+    """Every bit that is set is in one list, in one area, whatever runs it makes with its neighbours meanwhile."""
+    rnd = random.Random(nbits)
+    bits = [start + i for start in rnd.sample(range(0, nbits, 10), min(nbits // 10, 4000)) for i in range(5)]
+    bitmap = _core.Bitmap(nbits)
+    setters = Setters(bitmap, [bits[0::2], bits[1::2]])
+    seen: list[int] = []
+    while setters.alive() or bitmap.count():
+        for start, count in bitmap.take_areas(max_areas=rnd.choice((1, 7, 100))):
+            seen.extend(range(start, start + count))
+    assert sorted(seen) == sorted(bits)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_two_that_take_areas_lose_no_bit() -> None:
+    """They may both return one; none is cleared that neither returns."""
+    bitmap, seen = _core.Bitmap(40 * GROUP_BITS), [set(), set()]
+    bits = random.Random(2).sample(range(len(bitmap)), 20000)
+    setters = Setters(bitmap, [bits[0::2], bits[1::2]])
+
+    def take(mine: set[int]) -> None:
+        while setters.alive() or bitmap.count():
+            for start, count in bitmap.take_areas():
+                mine.update(range(start, start + count))
+
+    takers = [threading.Thread(target=take, args=(mine,)) for mine in seen]
+    for taker in takers:
+        taker.start()
+    for taker in takers:
+        taker.join()
+    assert seen[0] | seen[1] == set(bits)
 
 
 @pytest.mark.usefixtures("hasty")

@@ -63,6 +63,49 @@ def test_a_fine_bitmap_sets_only_the_bits_of_the_chunks_written():
     assert bitmap.count_blocks() == 4
 
 
+def bytes_of(areas) -> int:
+    """Return areas as a number with a bit for each of their bytes."""
+    covered = 0
+    for offset, nbytes in areas:
+        covered |= ((1 << nbytes) - 1) << offset
+    return covered
+
+
+@pytest.mark.parametrize("granularity", [1 << 16, 1 << 20])
+@pytest.mark.parametrize("size", SIZES)
+def test_areas_are_the_chunks_that_the_writes_touched(size, granularity):
+    seed = random.randrange(1 << 32)
+    rng = random.Random(seed)
+    bitmap = dirty.DirtyBitmap(size, granularity)
+    for step in range(30):
+        chunks = set()
+        for _ in range(rng.randrange(1, 6)):
+            offset = rng.randrange(size)
+            nbytes = rng.choice((1, 512, granularity + 1, rng.randrange(1, size + 1)))
+            bitmap.mark(offset, nbytes)
+            for start, length in map(bitmap.block_range, bitmap.geometry.blocks_covering(offset, nbytes)):
+                for chunk in range(start, start + length, granularity):
+                    if offset < chunk + granularity and chunk < offset + nbytes:
+                        chunks.add((chunk, bitmap.geometry.clip(chunk, granularity)))
+        most, taken = rng.choice((1, 2, 256)), []
+        while areas := bitmap.take_areas(most):
+            assert len(areas) <= most
+            taken += areas
+        assert bytes_of(taken) == bytes_of(chunks), f"seed {seed}, step {step}"
+        assert all(nbytes > 0 and offset + nbytes <= size for offset, nbytes in taken)
+        assert dirty_blocks(bitmap) == set()
+
+
+def test_areas_of_whole_disks():
+    assert dirty.DirtyBitmap(0).take_areas() == []
+    bitmap = dirty.DirtyBitmap(5 * MiB + 7, 65536)
+    bitmap.mark_all()
+    assert bitmap.take_areas() == [(0, 5 * MiB), (bitmap.geometry.last_offset, MiB - 505)]
+    bitmap = dirty.DirtyBitmap(70_000, 65536)
+    bitmap.mark_block(0)
+    assert bitmap.take_areas() == [(0, 70_000)]
+
+
 def test_a_write_to_the_overlap_marks_both_blocks():
     bitmap = dirty.DirtyBitmap(2 * MiB + 512, 65536)
     assert bitmap.block_range(2) == (MiB + 512, MiB)
