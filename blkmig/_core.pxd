@@ -96,6 +96,7 @@ cdef class Bitmap:
     cdef Py_ssize_t exports         # views of the words that are alive; under the GIL
     cdef bint stale                 # somebody may have written words past the summary; under the GIL
     cdef uint8_t sweeping           # atomic: a thread clears summary bytes
+    cdef void* memory               # what `words` stands in, from a cache line on
 
 
 cdef inline bint test_bit(Bitmap bitmap, size_t bit) noexcept nogil:

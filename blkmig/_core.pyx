@@ -73,6 +73,7 @@ cdef extern from "_pages.h":
 
 cdef enum:
     NOGIL_NBYTES = 65536            # dropping the GIL costs 50 ns: not for less than this
+    LINE = 64                       # of the cache: a vector that straddles two costs twice
     HEADER_MAX = 8 + 1 + 255        # word, length byte, name
     FLAGS = SECTOR_SIZE - 1         # of a record's word
 
@@ -165,13 +166,14 @@ cdef class Bitmap:
             raise ValueError(f"a bitmap cannot have {nbits} bits")
         self.size = nbits
         self.nwords = (self.size + WORD_BITS - 1) >> WORD_SHIFT
-        self.words = <unsigned long*>calloc(max(self.nwords, <size_t>1), sizeof(unsigned long))
+        self.memory = calloc(self.nwords + LINE // sizeof(unsigned long), sizeof(unsigned long))
+        self.words = <unsigned long*>((<size_t>self.memory + LINE - 1) & ~<size_t>(LINE - 1))
         self.summary = <uint8_t*>calloc(((self.nwords // <size_t>GROUP_WORDS) | 7) + 1, 1)
-        if self.words == NULL or self.summary == NULL:
+        if self.memory == NULL or self.summary == NULL:
             raise MemoryError(f"no memory for a bitmap of {nbits} bits")
 
     def __dealloc__(self):
-        free(self.words)
+        free(self.memory)
         free(self.summary)
 
     def __len__(self):
