@@ -22,53 +22,14 @@ from libc.string cimport memcpy, memset
 
 from ._headers cimport (
     bits, bits_area, bits_clear, bits_count, bits_find, bits_find_clear, bits_find_set, bits_merge, bits_move,
-    bits_over, bits_set, bits_summarise, bits_take, bits_take_areas, bits_with, frame_get_number, frame_head,
-    frame_parse, frame_put_number, frame_run, frame_zero_records, frame_zero_run, zero_chosen, zero_detect,
-    zero_kernel_fn, zero_kernels_built, zero_kernels_built_count, zero_run, zero_scan,
+    bits_over, bits_set, bits_summarise, bits_take, bits_take_areas, bits_with, FALLOC_FL_PUNCH_HOLE,
+    FALLOC_FL_ZERO_RANGE, frame_get_number, frame_head, frame_parse, frame_put_number, frame_run, frame_zero_records,
+    frame_zero_run, io_alloc_pages, io_fail, io_fallocate, io_map, io_next_data, io_populate, io_pread,
+    io_pwrite, io_seconds, io_store_sparse, io_unmap, io_zero_out, pages, pages_close, pages_held, pages_open,
+    pages_read, pages_store, pages_take, stream, stream_consume, stream_init, stream_need, stream_send, stream_skip,
+    stream_skip_words, stream_staged, stream_take, zero_chosen, zero_detect, zero_kernel_fn, zero_kernels_built,
+    zero_kernels_built_count, zero_run, zero_scan,
 )
-
-
-cdef extern from "_io.h":
-    int FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
-    int io_fail(int error) except -1 nogil
-    Py_ssize_t io_pread(int fd, uint8_t*, size_t, int64_t offset) except -1 nogil
-    int io_pwrite(int fd, const uint8_t*, size_t, int64_t offset) except -1 nogil
-    int io_fallocate(int fd, int mode, int64_t offset, int64_t) except -1 nogil
-    int io_zero_out(int fd, uint64_t offset, uint64_t) except -1 nogil
-    int io_next_data(int fd, int64_t offset, int64_t size, int64_t* start, int64_t* end) except -1 nogil
-    int io_has_zeros(int fd, size_t, int64_t offset) except -1 nogil
-    Py_ssize_t io_store_sparse(int fd, const uint8_t*, size_t, int64_t offset, size_t, bint, uint8_t*) except -1 nogil
-    double io_seconds() noexcept nogil
-    bint io_populate(uint8_t*, size_t) noexcept nogil
-    uint8_t* io_map(int fd, size_t, int* own) except NULL
-    void io_unmap(uint8_t*, size_t, int own) noexcept nogil
-    uint8_t* io_alloc_pages(size_t) except NULL
-
-cdef extern from "_stream.h":
-    struct stream:
-        uint8_t* staging
-        size_t capacity, head, tail
-        uint64_t position, flushed
-        size_t ahead
-        bint takes_pages
-    int stream_init(stream*, int fd, Py_ssize_t capacity, int wake_fd) except -1
-    void stream_staged(stream*, size_t) noexcept nogil
-    int stream_send(stream*, const uint8_t* end, size_t* left, int file, int64_t until, bint mapped) except -1 nogil
-    void stream_consume(stream*, size_t) noexcept nogil
-    int stream_need(stream*, size_t) except -1
-    int stream_skip(stream*, uint64_t) except -1
-    uint64_t stream_skip_words(stream*, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t) except? 0
-    int stream_take(stream*, uint8_t*, size_t) except -1 nogil
-
-cdef extern from "_pages.h":
-    struct pages:
-        pass
-    bint pages_held(const pages*) noexcept nogil
-    void pages_close(pages*) noexcept nogil
-    bint pages_open(pages*) noexcept nogil
-    Py_ssize_t pages_take(pages*, stream*, size_t) except -1 nogil
-    Py_ssize_t pages_read(pages*, uint8_t*) except -1 nogil
-    Py_ssize_t pages_store(pages*, int fd, int64_t offset) except -1 nogil
 
 
 cdef enum:
@@ -633,8 +594,7 @@ cdef class BlockBuffer:
         `mapping` maps the file `fd`. The first 4 KiB decide: if they are not zero the block is data, its pages are made
         present without touching them, and it is not scanned. Wherever that fails it is filled by reading.
         """
-        check_nbytes(nbytes)
-        self.read_mapped(mapping, fd, offset, nbytes)
+        self.read_mapped(mapping, fd, offset, check_nbytes(nbytes))
         return self.zero
 
     def filled(self, Py_ssize_t nbytes, /):
@@ -652,12 +612,15 @@ cdef class BlockBuffer:
         with nogil:
             io_pwrite(fd, self.own, nbytes, offset)
 
-    def store_sparse(self, int fd, int64_t offset, Py_ssize_t nbytes, Py_ssize_t cluster, bint punch, /):
+    def store_sparse(
+        self, int fd, int64_t offset, Py_ssize_t nbytes, Py_ssize_t cluster, bint punch, bint allocate=False, /
+    ):
         """Write the clusters of the first `nbytes` that are not zero at `offset`; return the bytes written.
 
         Clusters begin at multiples of `cluster` in the target. Zero ones are skipped, or with `punch` made holes, and
         written where holes are not supported; they do not extend the file. A payload that came as pages is stored whole
-        and then punched, if a look at four places of `fd`, which must be readable, finds zeros. Drops the GIL.
+        and then punched, if a look at four places of `fd`, which must be readable, finds zeros. `allocate` has the file
+        system allocate what is written first, which is faster where there are holes. Drops the GIL.
         """
         cdef size_t written
         check_nbytes(nbytes)
@@ -665,13 +628,11 @@ cdef class BlockBuffer:
             raise ValueError(f"a cluster must have at least one byte, not {cluster}")
         if punch and nbytes == BLOCK_SIZE and pages_held(&self.pages):
             with nogil:
-                written = self.store_pages(fd, offset)
-                if io_has_zeros(fd, written, offset):
-                    written = io_store_sparse(fd, NULL, written, offset, cluster, punch, self.own)
+                written = pages_store(&self.pages, fd, BLOCK_SIZE, offset, cluster, allocate, self.own)
             return written
         self.unmap()
         with nogil:
-            written = io_store_sparse(fd, self.own, nbytes, offset, cluster, punch, NULL)
+            written = io_store_sparse(fd, self.own, nbytes, offset, cluster, punch, allocate, NULL)
         return written
 
     cdef int finish(self, size_t nbytes) noexcept nogil:
@@ -710,14 +671,6 @@ cdef class BlockBuffer:
             pages_close(&self.pages)
         return 0
 
-    cdef Py_ssize_t store_pages(self, int fd, int64_t offset) except -1 nogil:
-        # What the file does not take as pages is written.
-        cdef size_t done = pages_store(&self.pages, fd, offset)
-        if done < BLOCK_SIZE:
-            pages_read(&self.pages, self.own + done)
-            io_pwrite(fd, self.own + done, BLOCK_SIZE - done, offset + <int64_t>done)
-        return BLOCK_SIZE
-
     cdef int unmap(self) except -1:
         # Make the payload the own bytes: for whoever must touch it, and for sends that met a hole in the mapping.
         if pages_held(&self.pages):
@@ -731,10 +684,10 @@ cdef class BlockBuffer:
         return 0
 
 
-cdef int check_nbytes(Py_ssize_t nbytes) except -1:
+cdef Py_ssize_t check_nbytes(Py_ssize_t nbytes) except -1:
     if not 0 <= nbytes <= BLOCK_SIZE:
         raise ValueError(f"a block holds 0 to {BLOCK_SIZE} bytes, not {nbytes}")
-    return 0
+    return nbytes
 
 
 class PayloadError(OSError):
@@ -847,7 +800,7 @@ cdef class OutputBuffer:
         check_zero_run(block * SECTORS_PER_BLOCK, count, name)
         checked_end(dirty, block * bits_per_block, count * bits_per_block)
         while i < count and (i == 0 or io_seconds() < end):
-            over(bits_clear, dirty, (block + i) * bits_per_block, (block + i + 1) * bits_per_block)
+            bits_over(bits_clear, bits_of(dirty), (block + i) * bits_per_block, (block + i + 1) * bits_per_block)
             try:
                 blk.read_mapped(mapping, mapping.fd, (block + i) * BLOCK_SIZE, BLOCK_SIZE)
             except OSError:
@@ -905,9 +858,9 @@ cdef class OutputBuffer:
             try:
                 blk.unmap()             # the file was truncated, or cannot be read there: pread() tells
             except OSError as failure:
-                error_here = PayloadError(failure.errno, failure.strerror)
-                error_here.offset = blk.offset
-                raise error_here from failure
+                unreadable = PayloadError(failure.errno, failure.strerror)
+                unreadable.offset = blk.offset
+                raise unreadable from failure
 
 
 @cython.final

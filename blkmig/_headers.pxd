@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # What _core.pyx uses of the headers beside it. Not a contract: other packages cimport _core.
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 
 cdef extern from "_zero.h":
@@ -58,3 +58,46 @@ cdef extern from "_frame.h":
     void frame_zero_records(uint8_t*, uint64_t word, size_t count, const char* name, size_t length) noexcept nogil
     void frame_zero_run(uint8_t*, uint64_t word, size_t count, const char* name, size_t length) noexcept
     frame_run frame_parse(const uint8_t*, size_t) noexcept nogil
+
+cdef extern from "_io.h":
+    int FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
+    int io_fail(int error) except -1 nogil
+    Py_ssize_t io_pread(int fd, uint8_t*, size_t, int64_t offset) except -1 nogil
+    int io_pwrite(int fd, const uint8_t*, size_t, int64_t offset) except -1 nogil
+    int io_fallocate(int fd, int mode, int64_t offset, int64_t) except -1 nogil
+    int io_zero_out(int fd, uint64_t offset, uint64_t) except -1 nogil
+    int io_next_data(int fd, int64_t offset, int64_t size, int64_t* start, int64_t* end) except -1 nogil
+    Py_ssize_t io_store_sparse(
+        int fd, const uint8_t*, size_t, int64_t offset, size_t, bint punch, bint allocate, uint8_t*) except -1 nogil
+    double io_seconds() noexcept nogil
+    bint io_populate(uint8_t*, size_t) noexcept nogil
+    uint8_t* io_map(int fd, size_t, int* own) except NULL
+    void io_unmap(uint8_t*, size_t, int own) noexcept nogil
+    uint8_t* io_alloc_pages(size_t) except NULL
+
+cdef extern from "_stream.h":
+    struct stream:
+        uint8_t* staging
+        size_t capacity, head, tail
+        uint64_t position, flushed
+        size_t ahead
+        bint takes_pages
+    int stream_init(stream*, int fd, Py_ssize_t capacity, int wake_fd) except -1
+    void stream_staged(stream*, size_t) noexcept nogil
+    int stream_send(stream*, const uint8_t* end, size_t* left, int file, int64_t until, bint mapped) except -1 nogil
+    void stream_consume(stream*, size_t) noexcept nogil
+    int stream_need(stream*, size_t) except -1
+    int stream_skip(stream*, uint64_t) except -1
+    uint64_t stream_skip_words(stream*, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t) except? 0
+    int stream_take(stream*, uint8_t*, size_t) except -1 nogil
+
+cdef extern from "_pages.h":
+    struct pages:
+        pass
+    bint pages_held(const pages*) noexcept nogil
+    void pages_close(pages*) noexcept nogil
+    bint pages_open(pages*) noexcept nogil
+    Py_ssize_t pages_take(pages*, stream*, size_t) except -1 nogil
+    Py_ssize_t pages_read(pages*, uint8_t*) except -1 nogil
+    Py_ssize_t pages_store(
+        pages*, int fd, size_t, int64_t offset, size_t cluster, bint allocate, uint8_t*) except -1 nogil

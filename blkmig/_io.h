@@ -92,6 +92,16 @@ static int io_fallocate(int fd, int mode, int64_t offset, int64_t n)
     return 0;
 }
 
+/* Have the file's space allocated before it is written: ext4 then need not reserve it page by page, which takes a quarter
+ * of the time that a write to a hole does. Only a favour: what cannot be had is the write's error. */
+static void io_allocate(int fd, size_t n, int64_t offset)
+{
+    int error = errno;
+
+    if (fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, n) < 0)
+        errno = error;
+}
+
 static int io_zero_out(int fd, uint64_t offset, uint64_t n)
 {
     uint64_t range[2] = {offset, n};
@@ -173,7 +183,7 @@ static int io_has_zeros(int fd, size_t n, int64_t offset)
  * `cluster` in the file. Zero ones are skipped, or punched. Without p the file holds them already, and `scratch` has
  * room for n bytes: only punch. */
 static ssize_t io_store_sparse(int fd, const uint8_t *p, size_t n, int64_t offset, size_t cluster, int punch,
-                               uint8_t *scratch)
+                               int allocate, uint8_t *scratch)
 {
     size_t start, stop, end, written = 0;
     int zero, also, done;
@@ -192,6 +202,8 @@ static ssize_t io_store_sparse(int fd, const uint8_t *p, size_t n, int64_t offse
         }
         if (zero && !punch)
             continue;
+        if (!zero && allocate)
+            io_allocate(fd, stop - start, offset + start);
         done = zero ? io_punch(fd, offset + start, stop - start) : 0;
         if (done < 0 || (!done && p && io_pwrite(fd, p + start, stop - start, offset + start) < 0))
             return -1;

@@ -111,7 +111,7 @@ static ssize_t pages_read(struct pages *pages, uint8_t *p)
 }
 
 /* Empty the pipes into the file at `offset`; the bytes, fewer than the pipes hold if the file cannot take pages. */
-static ssize_t pages_store(struct pages *pages, int fd, int64_t offset)
+static ssize_t pages_splice(struct pages *pages, int fd, int64_t offset)
 {
     loff_t to = offset;
     ssize_t put;
@@ -128,6 +128,25 @@ static ssize_t pages_store(struct pages *pages, int fd, int64_t offset)
         }
     }
     return to - offset;
+}
+
+/* Empty the pipes, which hold n bytes, into the file at `offset`, zero clusters as holes; the bytes written. `scratch` has
+ * room for n bytes. What the file does not take as pages is written. Nobody has looked at the bytes: see io_has_zeros(). */
+static ssize_t pages_store(struct pages *pages, int fd, size_t n, int64_t offset, size_t cluster, int allocate,
+                           uint8_t *scratch)
+{
+    ssize_t done;
+    int zeros;
+
+    if (allocate)
+        io_allocate(fd, n, offset);
+    done = pages_splice(pages, fd, offset);
+    if (done < 0)
+        return -1;
+    if ((size_t)done < n && (pages_read(pages, scratch) < 0 || io_pwrite(fd, scratch, n - done, offset + done) < 0))
+        return -1;
+    zeros = io_has_zeros(fd, n, offset);
+    return zeros > 0 ? io_store_sparse(fd, NULL, n, offset, cluster, 1, 0, scratch) : zeros < 0 ? -1 : (ssize_t)n;
 }
 
 #endif

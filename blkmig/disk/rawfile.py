@@ -27,6 +27,7 @@ CLUSTER = 1 << 16
 WRITEBACK_NBYTES = 16 << 20
 """How much is written before the kernel is told to start writing it back, so that the flush finds little to do."""
 
+_STAT_BLOCK = 512  # bytes that st_blocks counts, whatever the file system's blocks are
 _ZERO_STEP = 1 << 30  # one request of the kernel cannot be interrupted
 
 # ioctl numbers as x86, Arm, RISC-V and s390 have them
@@ -114,6 +115,7 @@ class RawFile:
         self.size = _device_size(self.fd) if self.is_device else os.fstat(self.fd).st_size
         # Of what a device can zero by itself; a file takes any range.
         self._alignment = _ask_int(self.fd, _BLKSSZGET) if self.is_device else 1
+        self._has_holes = not self.is_device and os.fstat(self.fd).st_blocks * _STAT_BLOCK < self.size
         if not self.is_device:
             with contextlib.suppress(OSError):  # no room for it in the address space: reads do without
                 self._mapping = _core.Mapping(self.fd, self.size)
@@ -183,7 +185,7 @@ class RawFile:
         if self.is_device:
             blk.store(fd, offset, nbytes)
         else:
-            blk.store_sparse(fd, offset, nbytes, CLUSTER, True)
+            blk.store_sparse(fd, offset, nbytes, CLUSTER, True, self._has_holes)
         self._write_back(nbytes)
 
     def write_zeroes(self, offset: int, nbytes: int) -> None:
@@ -227,6 +229,7 @@ class RawFile:
         """Grow a file by a hole, or cut it. It is read without the mapping from then on."""
         os.ftruncate(self.fd, size)
         self.size = size
+        self._has_holes = True
         self._drop_mapping()
 
     def _write_back(self, nbytes: int) -> None:

@@ -315,11 +315,12 @@ def clusters(rnd: random.Random, nbytes: int, cluster: int, offset: int) -> byte
     return bytes(data)
 
 
+@pytest.mark.parametrize("allocate", [False, True])
 @pytest.mark.parametrize("punch", [False, True])
 @pytest.mark.parametrize("cluster", [512, 4096, 65536, MiB, 3 * MiB, 1000])
 @pytest.mark.parametrize("offset", [0, 512, 4096, MiB - 512])
 def test_store_sparse(
-    make: Callable[[bytes], int], blk: _core.BlockBuffer, cluster: int, offset: int, punch: bool
+    make: Callable[[bytes], int], blk: _core.BlockBuffer, cluster: int, offset: int, punch: bool, allocate: bool
 ) -> None:
     rnd = random.Random(f"{cluster} {offset} {punch}")
     for nbytes in (0, 1, 511, 70000, MiB):
@@ -327,14 +328,15 @@ def test_store_sparse(
         before = (b"\xaa" if punch else b"\0") * 3 * MiB
         fd = make(before)
         blk.data[:nbytes] = data
-        written = blk.store_sparse(fd, offset, nbytes, cluster, punch)
+        written = blk.store_sparse(fd, offset, nbytes, cluster, punch, allocate)
         assert content(fd) == before[:offset] + data + before[offset + nbytes :]
         assert written <= nbytes
         assert (written == 0) == (not any(data))
 
 
+@pytest.mark.parametrize("allocate", [False, True])
 @pytest.mark.parametrize("cluster", [4096, 65536])
-def test_zero_clusters_are_holes(blk: _core.BlockBuffer, cluster: int) -> None:
+def test_zero_clusters_are_holes(blk: _core.BlockBuffer, cluster: int, allocate: bool) -> None:
     """On a file system with holes: punched clusters give their storage back, skipped ones never take any."""
     path = PUNCHABLE / f"blkmig-test-{os.getpid()}"
     fd = os.open(path, os.O_RDWR | os.O_CREAT)
@@ -350,7 +352,7 @@ def test_zero_clusters_are_holes(blk: _core.BlockBuffer, cluster: int) -> None:
         assert content(fd) == bytes(blk.data)
         os.truncate(fd, 0)
         os.truncate(fd, MiB)
-        assert blk.store_sparse(fd, 0, MiB, cluster, False) == MiB - 3 * cluster
+        assert blk.store_sparse(fd, 0, MiB, cluster, False, allocate) == MiB - 3 * cluster
         assert os.fstat(fd).st_blocks * 512 == MiB - 3 * cluster
         assert content(fd) == bytes(blk.data)
     finally:

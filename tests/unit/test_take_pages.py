@@ -103,7 +103,7 @@ def each_block(stream: _core.InputBuffer, blk: _core.BlockBuffer) -> Iterator[in
 
 
 def store(blk: _core.BlockBuffer, target: int, offset: int) -> None:
-    assert blk.store_sparse(target, offset, MiB, CLUSTER, True) <= MiB
+    assert blk.store_sparse(target, offset, MiB, CLUSTER, True, offset % (2 * MiB) == 0) <= MiB
 
 
 def write_what_is_seen(blk: _core.BlockBuffer, target: int, offset: int) -> None:
