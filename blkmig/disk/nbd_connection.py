@@ -9,6 +9,7 @@ the server takes, and widened to its minimum block size where it has one.
 from __future__ import annotations
 
 import array
+import collections
 import contextlib
 import ctypes
 import errno
@@ -30,6 +31,11 @@ STATE_ZERO = 2
 
 MAX_PAYLOAD = 32 * units.MiB
 """Bytes of one read or write: what every server takes that does not say otherwise."""
+READ_PIECE = 512 * units.KiB
+"""Bytes of one read. QEMU 7.2 answers two of this size in 0.33 ms and one of 1 MiB in 0.65 to 0.8: for that it maps
+fresh memory each time, and the kernel clears it."""
+READS_AHEAD = 8
+"""Pieces of one read that are in flight together."""
 MAX_ZERO = 256 * units.MiB
 """Bytes of one WRITE_ZEROES, small enough that a server which has to write them answers in time."""
 MAX_STATUS = 4 * units.GiB - units.MiB
@@ -130,10 +136,28 @@ class NbdConnection:
             self.pread_into(whole, start)
             view[:] = whole[offset - start : offset - start + len(view)]
             return
-        for done, count in _pieces(len(view), self.maximum):
-            memory = _libnbd.Memory(view[done : done + count], writable=True)
-            with self._errors("cannot read", offset + done, count):
-                self._handle.wait(self._start("nbd_aio_pread", memory, offset + done))
+        in_flight: collections.deque[tuple[nbd_handle.Request, int, int]] = collections.deque()
+        try:
+            for done, count in _pieces(len(view), min(self.maximum, READ_PIECE)):
+                if len(in_flight) == READS_AHEAD:
+                    self._finish_read(*in_flight.popleft())
+                memory = _libnbd.Memory(view[done : done + count], writable=True)
+                with self._errors("cannot read", offset + done, count):
+                    in_flight.append((self._start("nbd_aio_pread", memory, offset + done), offset + done, count))
+            while in_flight:
+                self._finish_read(*in_flight.popleft())
+        except errors.DeviceError:
+            for request, _, _ in in_flight:  # nothing may write into the buffer any more
+                with contextlib.suppress(OSError):
+                    self._handle.wait(request)
+            raise
+        except BaseException:  # KeyboardInterrupt: what was started may not even be in the list
+            self._handle.close()
+            raise
+
+    def _finish_read(self, request: nbd_handle.Request, offset: int, nbytes: int) -> None:
+        with self._errors("cannot read", offset, nbytes):
+            self._handle.wait(request)
 
     def pwrite(self, buffer: Buffer, offset: int) -> None:
         """Write `buffer`, of any length, at `offset`. Blocks without the GIL; copies nothing."""

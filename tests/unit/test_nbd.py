@@ -108,6 +108,38 @@ def test_large_reads_and_writes_are_cut() -> None:
     assert b"".join(asked.data for asked in server.seen[3:6]) == buffer
 
 
+def test_pieces_of_a_read_are_in_flight_together() -> None:
+    """Nothing is answered before all of them have come; more than READS_AHEAD come as the first ones are done."""
+    buffer = bytearray(3 * nbd_connection.READ_PIECE)
+    with FakeServer(KeepAll(3, lambda kept: kept[::-1])) as server:
+        connection = connect(server)
+        connection.pread_into(buffer, 512)
+        connection.close()
+    assert buffer == contents_at(512, len(buffer))
+    buffer = bytearray((nbd_connection.READS_AHEAD + 2) * nbd_connection.READ_PIECE)
+    with FakeServer(answer_all) as server:
+        connection = connect(server)
+        connection.pread_into(buffer, 0)
+        connection.close()
+    assert buffer == contents_at(0, len(buffer))
+
+
+def test_no_piece_of_a_failed_read_comes_later() -> None:
+    def fail_first(kept: list[Asked]) -> list[Asked]:
+        kept[0].reply(error=errno.EIO)
+        return kept[1:]
+
+    buffer = bytearray(3 * nbd_connection.READ_PIECE)
+    with FakeServer(KeepAll(3, fail_first)) as server:
+        connection = connect(server)
+        with expect(errno.EIO) as caught:
+            connection.pread_into(buffer, 0)
+        assert (caught.value.offset, caught.value.nbytes) == (0, nbd_connection.READ_PIECE)
+        piece = nbd_connection.READ_PIECE
+        assert buffer[piece:] == contents_at(piece, 2 * piece)
+        connection.close()
+
+
 @pytest.mark.parametrize("offset", [0, 1, 4095, 4096, 5000])
 @pytest.mark.parametrize("nbytes", [1, 100, 4096, 8191, 20000])
 def test_widened_to_the_servers_blocks(offset: int, nbytes: int) -> None:
