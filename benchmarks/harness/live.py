@@ -45,7 +45,7 @@ class Scene:
     writer: subprocess.Popen[str]
 
     def writers_end(self) -> dict[str, float]:
-        """Return what the writer says after its export has gone."""
+        """Return what the writer says after its export has gone and it was told to end."""
         output, _ = self.writer.communicate(timeout=processes.TIMEOUT)
         figures: dict[str, float] = json.loads(output)
         return figures
@@ -59,7 +59,9 @@ def scene(job: jobs.Job, load: Load) -> Iterator[Scene]:
     with storage_daemon.private_folder() as folder, _daemon(folder, image) as daemon:
         arguments = [daemon.uri(NODE), *map(str, (load.rate, load.chunk, load.area))]
         command = [*jobs.python(job, pathlib.Path(__file__).with_name("writer.py")), *arguments]
-        with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as writer:
+        with subprocess.Popen(
+            list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as writer:
             try:
                 assert writer.stdout is not None
                 writer.stdout.readline()  # it writes

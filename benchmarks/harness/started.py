@@ -14,10 +14,12 @@ import sys
 import time
 
 import blkmig
+from blkmig.disk import qemu
 
 
 def main() -> None:
     """Take part in the protocol above."""
+    _ = blkmig.send, blkmig.receive, blkmig.FileBackend, qemu.QemuBackend  # `import blkmig` alone is lazy
     verb, control, disk, uri, parameters = sys.argv[1:]
     fd = int(control)
     for name in ("send", "receive", "FileBackend"):
