@@ -119,10 +119,17 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         while not f.rate_limit_exceeded() and self._send_some(blk_mig, f) and self._clock() < deadline:
             pass
         f.put_be64(_core.FLAG_EOS)
-        if blk_mig.bulk_completed and dirty.round_over(blk_mig) and not blk_mig.submitted:
+        if self.is_round_over() and not blk_mig.is_last_round:
+            started = self._clock()
             dirty.begin_round(blk_mig)
+            blk_mig.fetch_seconds = self._clock() - started
         blk_mig.is_interrupted = False
         return int(self.save_live_pending() == 0)
+
+    def is_round_over(self) -> bool:
+        """Return whether everything that was dirty when the round began is sent; of bulk, everything there is."""
+        blk_mig = self.blk_mig
+        return blk_mig.bulk_completed and dirty.round_over(blk_mig) and not blk_mig.submitted
 
     def save_live_pending(self) -> int:
         """Return how many bytes of the disks are still to be sent: not yet read by bulk, dirty, and in flight."""

@@ -55,6 +55,12 @@ class BlkMigState:
     round_dirty_blocks: int = 0
     """Dirty blocks when the round began."""
 
+    is_last_round: bool = False
+    """No round follows when this one is over, but the last pass."""
+
+    fetch_seconds: float = 0.0
+    """How long it took to learn that."""
+
     @property
     def read_done(self) -> int:
         """Return how many blocks were read and wait to be sent."""

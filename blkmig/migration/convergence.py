@@ -15,6 +15,12 @@ WINDOW_SECONDS = 0.1
 
 MAX_ROUNDS_KEPT = 1000
 
+WORTH = 0.75
+"""One more round is worth its time if it leaves at most this share of what the one before it left."""
+
+FRESH_SECONDS = 0.01
+"""So long what was fetched from a remote tracker is good for a decision about the pause."""
+
 THROTTLE_INITIAL = 0.20
 THROTTLE_STEP = 0.10
 THROTTLE_MAX = 0.99
@@ -69,6 +75,25 @@ class Rounds:
         return current
 
 
+class Descent:
+    """Whether it is time for the pause, once what is pending fits the downtime limit.
+
+    The limit is a bound, not a target. While each round leaves clearly less than the one before, because it was
+    shorter, one more costs little and makes the pause shorter; when it does not, the pause is as short as it gets.
+    What would have to be left to go on shrinks by a quarter each time, so the rounds come to an end.
+    """
+
+    def __init__(self) -> None:
+        self._least: int | None = None
+
+    def has_ended(self, pending: int) -> bool:
+        """Judge `pending` bytes, which fit the limit; call it again after one more round."""
+        if pending and (self._least is None or pending <= self._least * WORTH):
+            self._least = pending
+            return False
+        return True
+
+
 class AutoConverge:
     """Slows the writers down while they are faster than half the link; `release` lets them run again."""
 
@@ -103,6 +128,13 @@ class AutoConverge:
             with contextlib.ExitStack() as stack:  # all of them, whatever one of them says
                 for backend in self._disks:
                     stack.callback(backend.throttle_writers, 1.0)
+
+
+def has_time(parameters: params.MigrationParameters, *, elapsed: float, rounds: int) -> bool:
+    """Return whether the caller's limits allow one more round of what fits the downtime limit."""
+    if parameters.timeout is not None and elapsed + parameters.downtime_limit >= parameters.timeout:
+        return False
+    return parameters.max_rounds is None or rounds < parameters.max_rounds
 
 
 def check_limits(

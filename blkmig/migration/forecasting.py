@@ -128,7 +128,10 @@ def dirty_after(curve: list[tuple[float, int]], seconds: float, most: int) -> fl
 def predict(
     disk_bytes: int, data_bytes: int, curve: list[tuple[float, int]], bandwidth: float, downtime_limit: float
 ) -> Forecast:
-    """Go through the rounds until what is left fits the downtime limit, or gets no smaller."""
+    """Go through the rounds until what is left fits the downtime limit, or gets no smaller.
+
+    A migration goes on below the limit while that makes the pause clearly shorter: its downtime is this at most.
+    """
     total_time, total_bytes = data_bytes / bandwidth, float(data_bytes)
     left, rounds = dirty_after(curve, total_time, disk_bytes), 0
     while left > bandwidth * downtime_limit and rounds < MAX_ROUNDS:

@@ -71,6 +71,8 @@ class OutgoingMigration:
         self._return_path: channel.InputQEMUFile | None = None
         self._meter = convergence.BandwidthMeter()
         self._rounds = convergence.Rounds(self.stats)
+        self._descent = convergence.Descent()
+        self._fetched_at: float | None = None  # when the round began, while nothing of it is sent
         self._auto_converge: convergence.AutoConverge | None = None
         # Any thread may set these, nobody clears them.
         self._cancel_requested = False
@@ -115,13 +117,33 @@ class OutgoingMigration:
             raise error  # nobody else would say that the clean-up failed
 
     def run(self) -> None:
-        """Migrate until everything is at the target: iterate while more is pending than the downtime limit allows.
+        """Migrate until everything is at the target: iterate while more is pending than the downtime limit allows, and
+        below it for as long as each round still leaves clearly less to the pause (see `convergence.Descent`).
 
         Raises :class:`~blkmig.errors.NotConverged` when `max_rounds` or `timeout` are over before that.
         """
+        self._fetched_at = None  # who knows how long ago the caller iterated
+        self._iterate_until_ready()
+        if not self._switchover_requested and 0 < self.pending() <= self.threshold_size() // 2:
+            self._send_the_round()
+            if self.pending() > self.threshold_size():
+                self._iterate_until_ready()
+        self.complete()
+
+    def _iterate_until_ready(self) -> None:
         while not self._ready():
             self.iterate()
-        self.complete()
+
+    def _send_the_round(self) -> None:
+        """Send what this round has, and do not ask what the next one would have: that is for the pause to know.
+
+        The pause would send this round, too, and what is dirtied while it is fetched. Now it is the latter only, and as
+        rounds do not get shorter any more, that is as much as this round has: at most half of the limit.
+        """
+        self._block.blk_mig.is_last_round = True
+        while not self._block.is_round_over():
+            self.iterate()
+        self._block.blk_mig.is_last_round = False
 
     def iterate(self) -> None:
         """Send one section, of about 100 ms. Blocks for the channel, the disks and the rate limit."""
@@ -132,12 +154,17 @@ class OutgoingMigration:
         with self._explaining_link_errors():
             self.savevm.state_iterate(f)
         self._check_cancelled()
+        seconds, has_round_ended = self._clock() - started, self._block.blk_mig.round_number != round_number
+        self._fetched_at = None
+        if has_round_ended:
+            seconds -= self._block.blk_mig.fetch_seconds
+            self._fetched_at = self._clock()
         blocks = self._block.blk_mig.transferred - blocks
         # In the bulk phase holes are as many blocks as one likes, so only wire bytes count there.
         nbytes = blocks * _core.BLOCK_SIZE if round_number else f.transferred - transferred
-        self._meter.add(nbytes, self._clock() - started)
+        self._meter.add(nbytes, seconds)
         self._update_statistics()
-        if self._block.blk_mig.round_number != round_number:
+        if has_round_ended:
             self._round_ended()
         self._report()
 
@@ -148,11 +175,14 @@ class OutgoingMigration:
     def threshold_size(self) -> int:
         """Return the bytes that the last pass may have: what the link carries within the downtime limit.
 
-        0 in the bulk phase: sending it with the writers held would only make the pause longer.
+        The time that it takes to learn what is dirty counts, too, but not for more than half of the limit: a limit that
+        cannot be kept must not keep the migration from its end. 0 in the bulk phase: sending it with the writers held
+        would only make the pause longer.
         """
         if not self._block.blk_mig.bulk_completed:
             return 0
-        return int(self._meter.bandwidth * self.parameters.downtime_limit)
+        limit = self.parameters.downtime_limit
+        return int(self._meter.bandwidth * max(limit - self._block.blk_mig.fetch_seconds, limit / 2))
 
     def switchover(self) -> None:
         """Begin the last pass at the next opportunity, whatever is pending. From any thread, or a signal handler."""
@@ -227,17 +257,22 @@ class OutgoingMigration:
             self._check_limits(pending)
             return False
         if self.parameters.switchover == "auto":
-            return self._fetch_pending() <= self.threshold_size()
+            return self._is_time_for_the_pause()
         if pending == 0:
             with contextlib.suppress(queue.Empty):
                 self._wakeups.get(timeout=convergence.WINDOW_SECONDS)
         return False
 
-    def _fetch_pending(self) -> int:
-        """Return what is pending now: towards its end, a round knows only what was dirty when it began."""
-        for backend in self._sent_disks():
-            backend.sync_dirty()
-        return self.pending()
+    def _is_time_for_the_pause(self) -> bool:
+        """Return whether what is pending now fits the downtime limit, and one more round would not make it less."""
+        if self._fetched_at is None or self._clock() - self._fetched_at > convergence.FRESH_SECONDS:
+            for backend in self._sent_disks():
+                backend.sync_dirty()  # towards its end, a round knows only what was dirty when it began
+        pending, rounds = self.pending(), self._block.blk_mig.round_number
+        if pending > self.threshold_size():
+            return False
+        has_time = convergence.has_time(self.parameters, elapsed=self._elapsed(), rounds=rounds)
+        return self._descent.has_ended(pending) or not has_time
 
     def _check_limits(self, pending: int) -> None:
         """Give up if the caller's limits are reached."""
