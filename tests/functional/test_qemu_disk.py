@@ -19,7 +19,7 @@ from storage_daemon import MiB, StorageDaemon, image_options
 
 from blkmig import _core, errors
 from blkmig.disk import geometry, qemu
-from blkmig.disk.qemu import discover, leftovers, objects, qmp
+from blkmig.disk.qemu import discover, leftovers, objects, qmp, watch
 
 peers.require("qemu-storage-daemon", "qemu-img", "qemu-io")
 
@@ -454,6 +454,71 @@ def test_a_bitmap_that_could_not_be_listed_is_listed_next_time(
         assert bitmap.count_blocks() == 0
         disk.sync_dirty()
         assert [block for block in range(6) if bitmap.is_dirty(block)] == [1]
+
+
+def test_each_step_lists_what_came_since_the_one_before(daemon: StorageDaemon) -> None:
+    with opened(daemon) as [disk]:
+        bitmap = disk.create_dirty_bitmap(MiB)
+        for block in (3, 1, 1, 0):
+            assert write(daemon, f"write -P 1 {block * MiB} 64k")
+            disk.sync_dirty()
+            assert [dirty for dirty in range(6) if bitmap.take_block(dirty)] == [block]
+            disk.sync_dirty()
+            assert bitmap.count_blocks() == 0
+        assert write(daemon, "write -P 1 2M 64k")
+        disk.hold_writers()
+        disk.sync_dirty()
+        assert [dirty for dirty in range(6) if bitmap.take_block(dirty)] == [2]
+        disk.release_writers()
+        assert write(daemon, "write -P 1 3M 64k")
+        disk.sync_dirty()
+        assert [dirty for dirty in range(6) if bitmap.take_block(dirty)] == [3]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_qemu_that_exports_no_bitmap_that_records(folder: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    add_export = objects.OwnObjects.add_export
+
+    def as_before_7_1(self: objects.OwnObjects, name: str, node: str, **options: object) -> None:
+        bitmaps = options.get("bitmaps")
+        if isinstance(bitmaps, list) and isinstance(bitmaps[0], dict):
+            options["bitmaps"] = [bitmaps[0]["name"]]
+        add_export(self, name, node, **options)
+
+    monkeypatch.setattr(objects.OwnObjects, "add_export", as_before_7_1)
+    stress(folder, make_image(folder, "raw", seed=seed), seed)
+
+
+def test_a_writer_that_comes_while_the_others_are_held_is_noticed(daemon: StorageDaemon) -> None:
+    with opened(daemon) as [disk]:
+        disk.create_dirty_bitmap(MiB)
+        disk.hold_writers()
+        disk.sync_dirty()
+        again = {"type": "nbd", "id": "late", "node-name": "disk0", "name": "late", "writable": True}
+        disk.session._qmp.execute("block-export-add", again)
+        with pytest.raises(errors.DeviceError, match="opened for writing meanwhile"):
+            disk.sync_dirty()
+
+
+def test_a_snapshot_right_before_the_writers_are_held_is_noticed(
+    folder: Path, daemon: StorageDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writers are found by a graph that was read before it."""
+    monkeypatch.setattr(watch, "FRESH_SECONDS", 3600.0)
+    overlay = folder / "overlay.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", overlay, str(SIZE)], check=True)
+    with opened(daemon) as [disk]:
+        disk.create_dirty_bitmap(MiB)
+        disk.sync_dirty()
+        execute = disk.session._qmp.execute
+        file = {"driver": "file", "filename": str(overlay)}
+        execute("blockdev-add", {"driver": "qcow2", "node-name": "overlay", "file": file})
+        execute("blockdev-snapshot", {"node": "disk0-limit", "overlay": "overlay"})
+        assert write(daemon, "write -P 1 1M 64k")
+        disk.hold_writers()
+        disk.sync_dirty()
+        with pytest.raises(errors.DeviceError, match="snapshot"):
+            disk.sync_dirty()
 
 
 def test_an_export_that_may_write_among_others_must_be_named(folder: Path, daemon: StorageDaemon) -> None:

@@ -18,7 +18,7 @@ above it, or moves the users of "t0" to one: both show as a change of the ancest
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from . import qmp
@@ -47,12 +47,13 @@ class BlockGraph:
         self._read_edges(edges or {"nodes": [], "edges": []})
 
     @classmethod
-    def read(cls, connection: qmp.QmpConnection, commands: frozenset[str]) -> BlockGraph:
-        """Ask QEMU; three commands, about 2 ms."""
-        nodes = connection.execute("query-named-block-nodes", {"flat": True})
-        exports = connection.execute("query-block-exports")
+    def ask(cls, connection: qmp.QmpConnection, commands: frozenset[str]) -> Callable[[], BlockGraph]:
+        """Ask QEMU; three commands, about 1.5 ms. Return a function that waits for the answers and returns them."""
+        nodes = connection.start("query-named-block-nodes", {"flat": True})
+        exports = connection.start("query-block-exports")
         knows = "x-debug-query-block-graph" in commands
-        return cls(nodes, exports, connection.execute("x-debug-query-block-graph") if knows else None)
+        edges = connection.start("x-debug-query-block-graph") if knows else None
+        return lambda: cls(nodes.result(), exports.result(), edges.result() if edges else None)
 
     def _read_edges(self, edges: Json) -> None:
         users = {node["id"]: node for node in edges["nodes"]}

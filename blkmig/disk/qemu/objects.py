@@ -83,6 +83,25 @@ class OwnObjects:
             del self._exports[name]
 
     @contextlib.contextmanager
+    def removing_export(self, name: str) -> Iterator[None]:
+        """Remove an export, and do meanwhile what is in the ``with``; it is gone at the end."""
+        deletion = self._qmp.start("block-export-del", {"id": name, "mode": "hard"})
+
+        def finish() -> None:
+            with ignoring_missing():
+                deletion.result()
+                self._qmp.wait_event("BLOCK_EXPORT_DELETED", lambda data: data.get("id") == name)
+            del self._exports[name]
+
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(errors.DeviceError):
+                finish()
+            raise
+        finish()
+
+    @contextlib.contextmanager
     def exported(
         self, name: str, node: str, *, device: str, context: str, **options: object
     ) -> Iterator[nbd_connection.NbdConnection]:
@@ -104,16 +123,31 @@ class OwnObjects:
 
     # -- bitmaps -----------------------------------------------------------------------------------------------------
 
-    def note_bitmap(self, node: str, name: str) -> None:
-        """Remember a bitmap that is about to be added."""
+    def add_bitmap(self, node: str, name: str, granularity: int) -> None:
+        """Add a bitmap that records from now on; it is not stored in the image."""
         self._bitmaps[node, name] = None
+        arguments = {"node": node, "name": name, "granularity": granularity, "persistent": False}
+        self._qmp.execute("block-dirty-bitmap-add", arguments)
+
+    def freeze_bitmap(self, node: str, name: str) -> None:
+        """Have a bitmap record no more. Twice does no harm."""
+        self._qmp.execute("block-dirty-bitmap-disable", {"node": node, "name": name})
 
     def remove_bitmap(self, node: str, name: str) -> None:
         """Remove a bitmap; nothing if it is gone already, or if its node is."""
         if (node, name) in self._bitmaps:
+            self.start_removing_bitmap(node, name)()
+
+    def start_removing_bitmap(self, node: str, name: str) -> Callable[[], None]:
+        """Begin to remove a bitmap; return a function that waits until it is gone."""
+        removal = self._qmp.start("block-dirty-bitmap-remove", {"node": node, "name": name})
+
+        def finish() -> None:
             with ignoring_missing():
-                self._qmp.execute("block-dirty-bitmap-remove", {"node": node, "name": name})
-            del self._bitmaps[node, name]
+                removal.result()
+            self._bitmaps.pop((node, name), None)
+
+        return finish
 
     # -- objects -----------------------------------------------------------------------------------------------------
 

@@ -77,7 +77,7 @@ class QmpConnection:
         self._gone = False
         self._tasks: list[asyncio.Task[None]] = []  # loop thread only
         library = _import_library(self.device)
-        self._client: QMPClient = library.QMPClient(f"blkmig-{os.getpid()}")
+        self._client: QMPClient = _client_class(library)(f"blkmig-{os.getpid()}")
         self._client.events.names.update(EVENTS)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="blkmig-qmp", daemon=True)
@@ -96,17 +96,14 @@ class QmpConnection:
 
         Raises :class:`QmpError` for an error that QEMU answers, :class:`QmpTimeout`, :class:`QmpGone`.
         """
-        from qemu.qmp import ExecInterruptedError, ExecuteError, QMPError
+        return self.start(command, arguments).result(wait)
 
-        wait = self.timeout if wait is None else wait
-        try:
-            return self._run(self._client.execute(command, arguments), wait)
-        except ExecuteError as error:
-            raise QmpError(command, device=self.device, error_class=error.error_class, text=str(error)) from error
-        except TimeoutError as error:
-            raise QmpTimeout(f"QMP {command}", device=self.device, cause=f"no answer within {wait:g} s") from error
-        except (ExecInterruptedError, QMPError, EOFError, OSError) as error:
-            raise self._gone_error(f"QMP {command}") from error
+    def start(self, command: str, arguments: Mapping[str, object] | None = None) -> Command:
+        """Have QEMU run `command` and do not wait for it; several that are started together save time.
+
+        QEMU runs commands in the order in which they are started, also after one that fails.
+        """
+        return Command(self, command, self._submit(self._execute(command, arguments)))
 
     def wait_event(self, name: str, matches: Callable[[Event], bool], *, wait: float | None = None) -> Event:
         """Return the first event `name` whose data `matches`, and forget it; it may have come before this call.
@@ -122,7 +119,7 @@ class QmpConnection:
                         self._events.remove(event)
                         return event
                 if self._gone:
-                    raise self._gone_error(f"waiting for {name}")
+                    raise self.gone_error(f"waiting for {name}")
                 if not self._changed.wait(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
                     raise QmpTimeout(f"waiting for {name}", device=self.device, cause=f"it did not come in {wait:g} s")
 
@@ -153,19 +150,14 @@ class QmpConnection:
 
     # -- the loop's side ---------------------------------------------------------------------------------------------
 
-    def _run(self, coroutine: Coroutine[Any, Any, Any], wait: float) -> Any:
+    def _submit(self, coroutine: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any]:
         if not self._loop.is_running():
             coroutine.close()
-            raise self._gone_error("QMP")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result(wait)
-        except concurrent.futures.TimeoutError:  # the same class as TimeoutError
-            future.cancel()
-            raise
-        except BaseException:
-            future.cancel()
-            raise
+            raise self.gone_error("QMP")
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any], wait: float) -> Any:
+        return await_future(self._submit(coroutine), wait)
 
     def _connect(self, connect_error: type[Exception], wait: float) -> None:
         try:
@@ -183,6 +175,9 @@ class QmpConnection:
     async def _open(self) -> None:
         await self._client.connect(self.path)
         self._tasks = [self._loop.create_task(watch) for watch in (self._collect_events(), self._watch_connection())]
+
+    async def _execute(self, command: str, arguments: Mapping[str, object] | None) -> Any:
+        return await self._client.execute(command, arguments)  # which raises before it awaits, if it is not connected
 
     async def _collect_events(self) -> None:
         async for event in self._client.events:
@@ -207,8 +202,55 @@ class QmpConnection:
             self._gone = True
             self._changed.notify_all()
 
-    def _gone_error(self, doing: str) -> QmpGone:
+    def gone_error(self, doing: str) -> QmpGone:
+        """Return the error for a connection that is closed."""
         return QmpGone(doing, device=self.device, cause="the QMP connection is closed; has QEMU ended?")
+
+
+class Command:
+    """A command that QEMU was told to run, see :meth:`QmpConnection.start`."""
+
+    def __init__(self, connection: QmpConnection, name: str, future: concurrent.futures.Future[Any]) -> None:
+        self._connection = connection
+        self._name = name
+        self._future = future
+
+    def result(self, wait: float | None = None) -> Any:
+        """Return what the command returns, or raise its error, as :meth:`QmpConnection.execute` does. Blocks."""
+        from qemu.qmp import ExecInterruptedError, ExecuteError, QMPError
+
+        device, doing = self._connection.device, f"QMP {self._name}"
+        wait = self._connection.timeout if wait is None else wait
+        try:
+            return await_future(self._future, wait)
+        except ExecuteError as error:
+            raise QmpError(self._name, device=device, error_class=error.error_class, text=str(error)) from error
+        except TimeoutError as error:
+            raise QmpTimeout(doing, device=device, cause=f"no answer within {wait:g} s") from error
+        except (ExecInterruptedError, QMPError, EOFError, OSError) as error:
+            raise self._connection.gone_error(doing) from error
+
+
+def await_future(future: concurrent.futures.Future[Any], wait: float) -> Any:
+    """Return the result of what runs in the loop's thread; whatever ends the wait ends that, too."""
+    try:
+        return future.result(wait)
+    except BaseException:  # of them TimeoutError, which is concurrent.futures.TimeoutError
+        future.cancel()
+        raise
+
+
+def _client_class(library: Any) -> Any:
+    """Return the library's client without its log of every message, which is made up even if nobody wants it."""
+
+    class Client(library.QMPClient):  # type: ignore[misc]
+        def _cb_outbound(self, msg: Any) -> Any:
+            return msg
+
+        def _cb_inbound(self, msg: Any) -> Any:
+            return msg
+
+    return Client
 
 
 def _import_library(device: str) -> Any:

@@ -8,9 +8,8 @@
     QemuBackend ─┘   (one lock)        ├─ Tracking, Throttle   one of each per disk
                                        └─ Writers          stop, or close the writable exports
 
-Before bitmaps are swapped, and after the writers were held, the block graph is compared with what it was at the start.
-If a snapshot moved the writers to another node, their writes are not in our bitmaps any more: that ends the migration
-with an explanation instead of a wrong copy.
+Whenever bitmaps change, and after what the held writers left was read, the block graph is compared with what it was at
+the start (`watch.py`), before anybody relies on the marks.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from typing import Any, Literal
 
 from ... import errors
 from .. import dirty, extents, nbd_connection
-from . import address, discover, graph, leftovers, objects, qmp, throttle, tracking, writers
+from . import address, discover, graph, leftovers, objects, qmp, throttle, tracking, watch, writers
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +54,8 @@ class QemuSession:
         self._is_synced = False
         """The writers are held, and everything they wrote is marked."""
 
+        self._before_hold: graph.BlockGraph | None = None
+
         self._qmp = qmp.QmpConnection(where.path, timeout=timeout)
         self.own = objects.OwnObjects(self._qmp)
         self.connections: list[nbd_connection.NbdConnection] = []
@@ -74,15 +75,19 @@ class QemuSession:
             cause = "only a VM migrates as a whole; this is a storage daemon"
             raise errors.DeviceError("cannot pause before the switchover", device=self._qmp.device, cause=cause)
         leftovers.remove(self._qmp)
-        facts = self._read_graph()
+        facts = graph.BlockGraph.ask(self._qmp, self._commands)()
         self.disks = discover.find_disks(self._qmp, facts, where)
         discover.check_iothreads(self._qmp, self.disks, force=force)
+        export_names = [self._export_name(number) for number in range(len(self.disks))]
+        self._watch = watch.GraphWatch(self._qmp, self._commands, self.disks, export_names)
         self.own.start_server(where.nbd)
         for number, disk in enumerate(self.disks):
             self._export(number, disk)
         self.extents = [extents.Extents(connection) for connection in self.connections]
         self._tracking = [
-            tracking.Tracking(self.own, disk, number, self.extents[number]) for number, disk in enumerate(self.disks)
+            # QEMU's own migration may take bitmaps along, and none that is exported.
+            tracking.Tracking(self.own, disk, number, self.extents[number], keeps_open=switchover == "auto")
+            for number, disk in enumerate(self.disks)
         ]
         limits: dict[str, throttle.WriteLimit] = {}
         self._throttles = [
@@ -96,14 +101,13 @@ class QemuSession:
             self._qmp,
             self.own,
             self.disks,
-            read_graph=self._read_graph,
+            read_graph=self._watch.read,
             named=where.exports,
             is_vm=is_vm,
             **options,
         )
         self._writers.prepare()
-        facts = self._read_graph()
-        self._homes = [facts.ancestors(disk.node) for disk in self.disks]
+        self._watch.remember()
         self._open = set(range(len(self.disks)))
 
     def _export(self, number: int, disk: discover.QemuDisk) -> None:
@@ -114,9 +118,6 @@ class QemuSession:
     def _export_name(self, number: int) -> str:
         return f"{self.own.prefix}d{number}"
 
-    def _read_graph(self) -> graph.BlockGraph:
-        return graph.BlockGraph.read(self._qmp, self._commands)
-
     # -- dirty tracking ----------------------------------------------------------------------------------------------
 
     def create_dirty_bitmap(self, number: int, granularity: int) -> dirty.DirtyBitmap:
@@ -126,9 +127,7 @@ class QemuSession:
             bitmap = dirty.DirtyBitmap(mine.disk.size, granularity)
             if not mine.active:
                 mine.granularity = min(granularity, tracking.GRANULARITY)
-                name = mine.next_name()
-                self._qmp.execute("block-dirty-bitmap-add", mine.add_arguments(name))
-                mine.active = name
+                mine.add()
                 self._throttles[number].start()
             self.extents[number].forget()
             mine.trackers = (*mine.trackers, bitmap)
@@ -147,44 +146,53 @@ class QemuSession:
         """Fetch what was written to a disk. With the writers held, fetch it for all disks at once, and only once."""
         with self._lock:
             if not self._held:
-                self._fetch([self._tracking[number]])
+                self._fetch(number)
             elif self._is_synced:
                 self._check_quiet()
             else:
-                self._fetch(self._tracking)
+                self._fetch_the_last()
                 self._is_synced = True
 
-    def _fetch(self, disks: list[tracking.Tracking]) -> None:
-        facts = self._read_graph()
-        self._check_graph(facts)
-        tracked = [mine for mine in disks if mine.active]
-        # What QEMU counts as clean now has had no write that finished before this call: nothing to fetch.
-        written = [mine for mine in tracked if tracking.dirty_count(facts, mine)]
-        if written:
-            tracking.swap(self._qmp, written)
-        for mine in tracked:
-            self._throttles[self._tracking.index(mine)].count_dirty(mine.list_frozen())
+    def _fetch(self, number: int) -> None:
+        """Mark what was written to a disk until now; the graph that tells what marks are worth comes meanwhile."""
+        mine, answers = self._tracking[number], self._watch.ask()
+        before = mine.active
+        if not mine.is_open:
+            self._watch.check(answers())
+        if not mine.active:
+            return
+        if mine.is_dirty(answers):
+            mine.add()
+        self._throttles[number].count_dirty(mine.list_older())
+        mine.prepare()
+        facts = answers()
+        self._watch.check(facts, keep=mine.is_open)
+        tracking.dirty_count(facts, mine.disk, before)  # raises if it recorded no more
 
-    def _check_graph(self, facts: graph.BlockGraph) -> None:
-        """Raise unless all writes still come through the nodes that are tracked."""
-        for number, (disk, home) in enumerate(zip(self.disks, self._homes, strict=True)):
-            export = facts.exports.get(self._export_name(number))
-            if export is None:
-                cause = "blkmig's export was deleted by somebody else, or QEMU's NBD server was stopped"
-                raise errors.DeviceError("cannot be read any more", device=disk.name, cause=cause)
-            if export["node-name"] != disk.node or facts.ancestors(disk.node) != home:
-                where = f"it was node {disk.node}, below {', '.join(sorted(home - {disk.node})) or 'no other'}"
-                cause = f"a snapshot was taken or a block job was started ({where}): finish that, then send it again"
-                raise errors.DeviceError("its block graph has changed", device=disk.name, cause=cause)
+    def _fetch_the_last(self) -> None:
+        """Mark what was written to all disks, whose writers are held; from here on bitmaps record that must stay clean.
+
+        The graph is that of before they were held: `_check_quiet` looks again when all is read.
+        """
+        assert self._before_hold is not None, "writers are held"
+        self._watch.check(self._before_hold)
+        tracked = [mine for mine in self._tracking if mine.active]
+        for mine in tracked:
+            if not mine.is_open:  # nobody can remove or stop what is exported
+                tracking.dirty_count(self._before_hold, mine.disk, mine.active)  # raises if it records no more
+            mine.add()
+        for mine in tracked:
+            mine.list_older()
 
     def _check_quiet(self) -> None:
         """Raise if a disk was written although its writers are held: what was sent of it is not what it holds."""
-        facts = self._read_graph()
-        self._check_graph(facts)
+        facts = self._watch.read()
+        self._watch.check(facts)
         for mine in self._tracking:
-            if mine.active and tracking.dirty_count(facts, mine):
+            if mine.active and tracking.dirty_count(facts, mine.disk, mine.active):
                 cause = "somebody writes past the guest and the exports, a block job perhaps; the copy is not complete"
                 raise errors.DeviceError("was written while its writers were held", device=mine.disk.name, cause=cause)
+        self._the_writers.check_nobody_writes(facts)
 
     # -- writers -----------------------------------------------------------------------------------------------------
 
@@ -194,7 +202,7 @@ class QemuSession:
             if not self._held:
                 self._is_synced = False
                 self._refused = False
-                self._the_writers.hold()
+                self._before_hold = self._the_writers.hold(self._watch.fresh())
             self._held.add(number)
 
     def release_writers(self, number: int, *, refuse: bool) -> None:
@@ -209,6 +217,8 @@ class QemuSession:
             try:
                 if self._is_synced:
                     self._check_quiet()
+                elif self._refused:
+                    self._the_writers.check_nobody_writes(self._watch.read())
             except BaseException:
                 self._refused = False  # the source is the only true copy: its writers go on here
                 raise
@@ -276,6 +286,8 @@ class QemuSession:
     def _drop(self) -> None:
         """Remove our exports, bitmaps and NBD server: the server closes first, then our end."""
         self.own.remove_all()
+        for mine in getattr(self, "_tracking", ()):
+            mine.disconnect()
         for connection in self.connections:
             connection.close()
 

@@ -3,34 +3,53 @@
 
 One step of a disk, from bitmap *i* to *i + 1*::
 
-    transaction    add bitmap i+1, then disable bitmap i       nothing is missed: both record for a moment
-    export i       read-only, with the frozen bitmap
-    list           BLOCK_STATUS qemu:dirty-bitmap:i            ──► marks in the local DirtyBitmaps
-    drop           export i, bitmap i
+    add       bitmap i + 1                     nothing is missed: both record for a moment
+    list      BLOCK_STATUS of bitmap i         ──► marks in the local DirtyBitmaps
+    drop      export i, bitmap i
+    open      export i + 1, connect to it      so that the next step, which may be that of the pause, lists at once
 
-QEMU marks a write when it *finishes*. So what the frozen bitmap has is on the disk before our read, and what our read
-missed is in the next one. Listing after reading instead would lose writes.
+QEMU marks a write when it *finishes*. So what the list of bitmap *i* has is on the disk before our read, and what our
+read missed is in bitmap *i + 1*, which recorded before the list was made. Listing after reading instead, or adding
+after listing, would lose writes.
 
-A bitmap that could not be listed stays in `frozen` and is listed with the next step; nothing is forgotten.
+A bitmap that records can be exported read-only since QEMU 7.1, by node and name. An exported bitmap can be neither
+stopped nor removed nor migrated. Where there is no such export, the older bitmap is frozen, exported and then listed.
+A bitmap that could not be listed stays in `older` and is listed with the next step; nothing is forgotten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator
 
 from ... import errors
-from .. import dirty, extents
+from .. import dirty, extents, nbd_connection
 from . import discover, graph, objects, qmp
+
+logger = logging.getLogger(__name__)
 
 GRANULARITY = 64 << 10
 """Bytes that a bit of QEMU's bitmaps stands for, at most: 2 MiB of memory for each TiB of disk."""
 
+MAX_PEEK = 16 << 30
+"""Up to this size of a disk, looking for a dirty area takes less time than a QMP command."""
+
 
 class Tracking:
-    """The bitmaps of one disk, in QEMU and here. Under the session's lock."""
+    """The bitmaps of one disk, in QEMU and here. Under the session's lock.
+
+    Without `keeps_open` no bitmap is exported while it records.
+    """
 
     def __init__(
-        self, own: objects.OwnObjects, disk: discover.QemuDisk, number: int, known_extents: extents.Extents
+        self,
+        own: objects.OwnObjects,
+        disk: discover.QemuDisk,
+        number: int,
+        known_extents: extents.Extents,
+        *,
+        keeps_open: bool,
     ) -> None:
         self.disk = disk
         self.trackers: tuple[dirty.DirtyBitmap, ...] = ()
@@ -38,70 +57,142 @@ class Tracking:
         """The bitmap that records, "" while nobody tracks."""
 
         self.granularity = GRANULARITY
-        self.frozen: list[str] = []
+        self.older: list[str] = []
+        """Bitmaps before the active one that are not listed yet."""
+
+        self._removals: list[Callable[[], None]] = []
+        """Bitmaps that are listed, and that QEMU was told to remove."""
+
+        self._listed: list[str] = []
+        self._open: tuple[str, nbd_connection.NbdConnection] | None = None
+        """A bitmap that is exported while it records, and our connection to that export."""
+
+        self._keeps_open = keeps_open
         self._own = own
         self._stem = f"{own.prefix}d{number}-b"
         self._count = 0
         self._extents = known_extents
 
-    def next_name(self) -> str:
-        """Return the name for a new bitmap and note that it is about to be added."""
+    @property
+    def is_open(self) -> bool:
+        """Whether the active bitmap can be listed at once."""
+        return self._open is not None and self._open[0] == self.active
+
+    def is_dirty(self, facts: Callable[[], graph.BlockGraph]) -> bool:
+        """Return whether the active bitmap has anything; of a large disk the graph tells that faster than a list."""
+        if self._open is not None and self.is_open and self.disk.size <= MAX_PEEK:
+            return any(True for _ in self._areas(*self._open))
+        return dirty_count(facts(), self.disk, self.active) > 0
+
+    # -- one step ----------------------------------------------------------------------------------------------------
+
+    def add(self) -> None:
+        """Have a new bitmap record; the one that did so far is to be listed."""
         self._count += 1
         name = f"{self._stem}{self._count}"
-        self._own.note_bitmap(self.disk.node, name)
-        return name
+        self._own.add_bitmap(self.disk.node, name, self.granularity)
+        if self.active:
+            self.older.append(self.active)
+        self.active = name
 
-    def add_arguments(self, name: str) -> dict[str, object]:
-        """Return the arguments of block-dirty-bitmap-add. The bitmap is not stored in the image."""
-        return {"node": self.disk.node, "name": name, "granularity": self.granularity, "persistent": False}
-
-    def list_frozen(self) -> int:
-        """Mark what the frozen bitmaps have, then remove them; return how many bytes they had."""
+    def list_older(self) -> int:
+        """Mark what the older bitmaps have; return how many bytes they had."""
         total = 0
-        while self.frozen:
-            total += self._list(self.frozen[0])
-            self._own.remove_bitmap(self.disk.node, self.frozen.pop(0))
+        while self.older:
+            total += self._list(self.older[0])
+            self._listed.append(self.older.pop(0))
         return total
 
-    def _list(self, name: str) -> int:
-        context = f"qemu:dirty-bitmap:{name}"
-        node, device, total = self.disk.node, self.disk.name, 0
-        self._extents.forget()  # before the marks: who clears a mark and then asks for holes gets a younger answer
-        with self._own.exported(name, node, device=device, context=context, bitmaps=[name]) as connection:
-            for offset, nbytes in dirty_areas(connection.block_status(context, 0, connection.size)):
-                total += nbytes
-                for tracker in self.trackers:
-                    tracker.mark(offset, nbytes)
-        return total
+    def prepare(self) -> None:
+        """Drop the bitmaps that are listed, and open the active one, so that the next step takes no time."""
+        if not self.is_open:
+            opened, self._open = self._open, None
+            with contextlib.ExitStack() as stack:
+                if opened is not None:
+                    stack.callback(opened[1].close)  # last: the server closes first
+                    stack.enter_context(self._own.removing_export(opened[0]))
+                self._try_open()
+        self._finish_removals()
+        while self._listed:  # not waited for: nothing depends on it
+            self._removals.append(self._own.start_removing_bitmap(self.disk.node, self._listed.pop(0)))
 
     def remove_all(self) -> None:
         """Remove the bitmaps; nobody tracks any more."""
-        names = [*self.frozen, *([self.active] if self.active else [])]
-        self.frozen, self.active = [], ""
+        names = [*self._listed, *self.older, *([self.active] if self.active else [])]
+        self._listed, self.older, self.active = [], [], ""
+        try:
+            if self._open is not None:
+                self._own.remove_export(self._open[0])
+        finally:
+            self.disconnect()
+        self._finish_removals()
         for name in names:
             self._own.remove_bitmap(self.disk.node, name)
 
+    def _finish_removals(self) -> None:
+        while self._removals:
+            self._removals.pop(0)()
 
-def swap(connection: qmp.QmpConnection, disks: list[Tracking]) -> None:
-    """Start a new bitmap on each of `disks` and freeze the old one, in one transaction: all or nothing."""
-    names = [tracking.next_name() for tracking in disks]
-    actions = []
-    for tracking, name in zip(disks, names, strict=True):
-        actions.append({"type": "block-dirty-bitmap-add", "data": tracking.add_arguments(name)})
-        old = {"node": tracking.disk.node, "name": tracking.active}
-        actions.append({"type": "block-dirty-bitmap-disable", "data": old})
-    connection.execute("transaction", {"actions": actions})
-    for tracking, name in zip(disks, names, strict=True):
-        tracking.frozen.append(tracking.active)
-        tracking.active = name
+    def disconnect(self) -> None:
+        """Close our end of an export that QEMU has closed already."""
+        opened, self._open = self._open, None
+        if opened is not None:
+            opened[1].close()
+
+    # -- details -----------------------------------------------------------------------------------------------------
+
+    def _list(self, name: str) -> int:
+        if self._open is not None and self._open[0] == name:
+            return self._mark(*self._open)
+        node = self.disk.node
+        self._own.freeze_bitmap(node, name)
+        with self._own.exported(
+            name, node, device=self.disk.name, context=context_of(name), bitmaps=[name]
+        ) as connection:
+            return self._mark(name, connection)
+
+    @staticmethod
+    def _areas(name: str, connection: nbd_connection.NbdConnection) -> Iterator[tuple[int, int]]:
+        return dirty_areas(connection.block_status(context_of(name), 0, connection.size))
+
+    def _mark(self, name: str, connection: nbd_connection.NbdConnection) -> int:
+        total = 0
+        self._extents.forget()  # before the marks: who clears a mark and then asks for holes gets a younger answer
+        for offset, nbytes in self._areas(name, connection):
+            total += nbytes
+            for tracker in self.trackers:
+                tracker.mark(offset, nbytes)
+        return total
+
+    def _try_open(self) -> None:
+        if not self._keeps_open:
+            return
+        name, node = self.active, self.disk.node
+        try:
+            self._own.add_export(name, node, bitmaps=[{"node": node, "name": name}])
+        except qmp.QmpError as error:
+            logger.info("bitmaps are exported when they are listed, not before: %s", error)
+            self._keeps_open = False
+            return
+        try:
+            self._open = name, self._own.connect(name, self.disk.name, (context_of(name),))
+        except BaseException:
+            with contextlib.suppress(errors.DeviceError):
+                self._own.remove_export(name)
+            raise
 
 
-def dirty_count(facts: graph.BlockGraph, tracking: Tracking) -> int:
-    """Return how many bytes are marked now; raise :class:`~blkmig.errors.DeviceError` if nothing records any more."""
-    bitmap = facts.bitmap(tracking.disk.node, tracking.active)
+def context_of(name: str) -> str:
+    """Return the meta context of a bitmap."""
+    return f"qemu:dirty-bitmap:{name}"
+
+
+def dirty_count(facts: graph.BlockGraph, disk: discover.QemuDisk, name: str) -> int:
+    """Return how many bytes a bitmap has marked; raise :class:`~blkmig.errors.DeviceError` if it records no more."""
+    bitmap = facts.bitmap(disk.node, name)
     if bitmap is None or not bitmap.get("recording", True) or bitmap.get("inconsistent"):
-        cause = f"bitmap {tracking.active} was removed or disabled by somebody else; writes were missed, start again"
-        raise errors.DeviceError("lost its dirty tracking", device=tracking.disk.name, cause=cause)
+        cause = f"bitmap {name} was removed or disabled by somebody else; writes were missed, start again"
+        raise errors.DeviceError("lost its dirty tracking", device=disk.name, cause=cause)
     return int(bitmap["count"])
 
 

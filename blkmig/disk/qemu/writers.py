@@ -53,7 +53,6 @@ class Writers:
         self._named = named
         self._is_vm = is_vm
         self._names: dict[str, str] = {}
-        self._is_held = False
         self._undo: list[Callable[[], object]] = []
 
     def prepare(self) -> None:
@@ -66,35 +65,50 @@ class Writers:
                     export.id,
                 )
 
-    def hold(self) -> None:
-        """Stop the guest and close the writable exports; on return nobody writes. All or nothing."""
-        if self._is_held:
-            return
-        self._is_held = True
+    def hold(self, known: graph.BlockGraph | None = None) -> graph.BlockGraph:
+        """Stop the guest and close the writable exports; all or nothing. Return the graph as it was just before that.
+
+        On return nobody writes, unless somebody has come meanwhile: ask `check_nobody_writes` before trusting what was
+        read. What can be found out before is, so that the writers stand still for no longer than need be; nothing is
+        if the graph was `known` a moment ago.
+        """
         try:
-            self._hold_guest()
-            for export in self._find_exports(self._read_graph()):
+            self._await_guest()
+            facts = known or self._read_graph()
+            exports = self._find_exports(facts)
+            self._stop_guest()
+            for export in exports:
                 self._undo.append(functools.partial(self._open_again, export))
                 objects.delete_export(self._qmp, export.id)
-            self._check_nobody_writes()
         except BaseException:
             with contextlib.suppress(errors.DeviceError):
                 self.release(refuse=False)
             raise
+        return facts
+
+    def check_nobody_writes(self, facts: graph.BlockGraph) -> None:
+        """Raise :class:`~blkmig.errors.DeviceError` if a disk has got another writer since the writers were held."""
+        for disk in self._disks:
+            if facts.writing_exports(disk.node):
+                cause = f"an export of node {disk.node} was opened for writing meanwhile"
+                raise errors.DeviceError("cannot hold its writers", device=disk.name, cause=cause)
 
     def release(self, *, refuse: bool) -> None:
         """Let the writers go on, or with `refuse` leave them where they are. Nothing if they are not held.
 
         What can be undone is, before the first error is raised.
         """
-        undo, self._undo, self._is_held = self._undo, [], False
+        undo, self._undo = self._undo, []
         if refuse:
             return
         with contextlib.ExitStack() as stack:
             for function in undo:
                 stack.callback(function)
 
-    def _hold_guest(self) -> None:
+    def _await_guest(self) -> None:
+        """Return when the guest may be stopped."""
+
+    def _stop_guest(self) -> None:
         if self._is_vm and self._qmp.execute("query-status")["running"]:
             self._undo.append(functools.partial(self._qmp.execute, "cont"))
             self._qmp.execute("stop")
@@ -151,13 +165,6 @@ class Writers:
         arguments = {"type": "nbd", "id": export.id, "node-name": export.node, "name": export.nbd_name}
         self._qmp.execute("block-export-add", {**arguments, "writable": True})
 
-    def _check_nobody_writes(self) -> None:
-        facts = self._read_graph()
-        for disk in self._disks:
-            if facts.writing_exports(disk.node):
-                cause = f"an export of node {disk.node} was opened for writing meanwhile"
-                raise errors.DeviceError("cannot hold its writers", device=disk.name, cause=cause)
-
 
 class PreSwitchover(Writers):
     """The guest of a VM that migrates as a whole: RAM and devices by QEMU, disks by blkmig.
@@ -192,10 +199,17 @@ class PreSwitchover(Writers):
                 self._qmp.wait_event("MIGRATION", lambda data: data["status"] == self.WAITING, wait=self._wait)
             call()
 
-    def _hold_guest(self) -> None:
+    def hold(self, known: graph.BlockGraph | None = None) -> graph.BlockGraph:
+        """Wait for ``pre-switchover``, close the writable exports; what was known before the wait is of no use."""
+        return super().hold()
+
+    def _await_guest(self) -> None:
         """Wait until QEMU has sent the RAM and stopped the guest."""
         self._await(self.WAITING)
         self._undo.append(functools.partial(self._qmp.execute, "migrate_cancel"))
+
+    def _stop_guest(self) -> None:
+        """QEMU has."""
 
     def release(self, *, refuse: bool) -> None:
         """Let QEMU hand over, and return when it has; or cancel its migration, so that the guest goes on here."""
