@@ -17,19 +17,19 @@ FEW_ROUNDS = 5  # where a round takes long
 def test_tcp(ratio, arena, fresh):
     """2 GiB of random data over loopback TCP."""
     names = ["blkmig", "blkmig command", "C loop", "nbdcopy", "QEMU migrate"]
-    more = ["C loop mapped", "qemu-img convert", "blockdev-mirror", "copy_file_range", "dd"]
+    more = ["C loop pages", "qemu-img convert", "blockdev-mirror", "copy_file_range", "dd"]
     names += ["cp"] if fresh else more
     compare(ratio, arena, names, "tcp", fresh=fresh)
 
 
 def test_unix(ratio, arena):
     """2 GiB of random data over a unix socket."""
-    compare(ratio, arena, ["blkmig", "blkmig command", "C loop", "C loop sendfile", "nbdcopy", "dd"], "unix")
+    compare(ratio, arena, ["blkmig", "blkmig command", "C loop", "C loop pages", "nbdcopy", "dd"], "unix")
 
 
 def test_pipe(ratio, arena):
     """2 GiB of random data through a pipe."""
-    compare(ratio, arena, ["blkmig", "blkmig command", "C loop", "C loop sendfile", "dd"], "pipe")
+    compare(ratio, arena, ["blkmig", "blkmig command", "C loop", "C loop pages", "dd"], "pipe")
 
 
 def compare(ratio, arena, names, link, *, fresh=False):

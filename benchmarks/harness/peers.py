@@ -44,13 +44,13 @@ def run_blkmig(job: jobs.Job) -> jobs.Figures:
         return ends.run()
 
 
-def run_pump(job: jobs.Job, *, send: str, receive: str) -> jobs.Figures:
-    """The all-C loop of the same shape, see c/pump.c."""
+def run_pump(job: jobs.Job, *, send: str, receive: str, lowat: int = 0) -> jobs.Figures:
+    """An all-C loop, see c/pump.c."""
     pump = job.tools.program("pump")
     uri = {"tcp": lambda text: f"tcp:{text.rpartition(':')[2]}"}.get(job.link, str)
     return jobs.transfer(
         job,
-        lambda link: [pump, "receive", receive, job.target, uri(link.receiver_uri)],
+        lambda link: ["env", f"PUMP_LOWAT={lowat}", pump, "receive", receive, job.target, uri(link.receiver_uri)],
         lambda link: [pump, "send", send, job.source, uri(link.sender_uri)],
     )
 
@@ -61,17 +61,9 @@ def run_c_loop(job: jobs.Job) -> jobs.Figures:
     return run_pump(job, send="pread", receive=receive)
 
 
-def run_c_mapped(job: jobs.Job) -> jobs.Figures:
-    """The same with the payload sent from a mapping of the file."""
-    receive = "readv" if job.link == "pipe" else "fresh" if job.fresh else "waitall"
-    return run_pump(job, send="map", receive=receive)
-
-
-def run_c_sendfile(job: jobs.Job) -> jobs.Figures:
-    """The kernel moves the pages on the sender's side: sendfile, or splice into a pipe."""
-    if job.link == "pipe":
-        return run_pump(job, send="splice", receive="readv")
-    return run_pump(job, send="sendfile", receive="fresh" if job.fresh else "waitall")
+def run_c_pages(job: jobs.Job) -> jobs.Figures:
+    """Pages all the way, as blkmig does it: sendfile or splice, then splice into the file as they come."""
+    return run_pump(job, send="splice" if job.link == "pipe" else "sendfile", receive="splice", lowat=256 << 10)
 
 
 # -- NBD -------------------------------------------------------------------------------------------------------------
@@ -233,8 +225,7 @@ SIDES: Mapping[str, tuple[Run, Sequence[str]]] = {
     "blkmig": (run_blkmig, ()),
     "blkmig command": (run_blkmig_command, ()),
     "C loop": (run_c_loop, ()),
-    "C loop mapped": (run_c_mapped, ()),
-    "C loop sendfile": (run_c_sendfile, ()),
+    "C loop pages": (run_c_pages, ()),
     "nbdcopy": (run_nbdcopy, ("nbdcopy", "nbdkit")),
     "qemu-img convert": (run_qemu_img, ("qemu-img", "nbdkit")),
     "blockdev-mirror": (run_blockdev_mirror, ("qemu-storage-daemon", "nbdkit")),
