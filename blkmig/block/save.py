@@ -87,10 +87,9 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             for backend in self._disks:
                 self._init_device(blk_mig, backend)
             blk_mig.dirty_disk = len(blk_mig.bmds_list)  # no dirty round is under way
-            shared = not any(map(self._may_be_written_afterwards, blk_mig.bmds_list)) and f.share_pages()
-            blk_mig.reads.pages_are_shared = shared
-            hint = send.SHARES_PAGES if shared and f.is_local and not self._parameters.qemu else 0
-            f.put_be64(hint << _core.SECTOR_BITS | _core.FLAG_EOS)
+            blk_mig.reads.pages_are_shared = all(map(self._may_be_shared, blk_mig.bmds_list)) and f.share_pages()
+            is_hinted = blk_mig.reads.pages_are_shared and f.is_local and not self._parameters.qemu
+            f.put_be64(is_hinted * send.SHARES_PAGES << _core.SECTOR_BITS | _core.FLAG_EOS)
         except BaseException as error:
             with errors.keeping(error):
                 release(blk_mig)
@@ -178,9 +177,11 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             mappable=mappable,
         )
 
-    def _may_be_written_afterwards(self, bmds: device.BlkMigDevState) -> bool:
-        """Return whether what stands in the channel could still change when the writers are let go."""
-        return bmds.backend.is_written and self._parameters.writers_after == "release"
+    def _may_be_shared(self, bmds: device.BlkMigDevState) -> bool:
+        """Return whether the channel may have a file's pages: when nobody hashes them, nor writes them when the writers
+        are let go, while they may still stand in the channel."""
+        is_written_afterwards = bmds.backend.is_written and self._parameters.writers_after == "release"
+        return bmds.backend.mapping is not None and not is_written_afterwards and not self._parameters.digests
 
     def _init_device(self, blk_mig: state.BlkMigState, backend: disk.BlockBackend) -> None:
         """Take one disk into use and add it to the list."""
