@@ -94,7 +94,7 @@ class ImageBackend(nbd.NbdBackend):
         """Start a server and connect to it; there is no other `uri`."""
         server = QemuNbd(self._options, device=self.name, writable=self._writable, direct=self._direct)
         with server.connecting() as uri:
-            super()._connect(uri)
+            super()._connect(uri, read_piece=nbd_connection.QEMU_READ_PIECE)
         self._server = server
 
     def resize(self, size: int) -> None:

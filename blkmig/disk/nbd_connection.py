@@ -31,9 +31,9 @@ STATE_ZERO = 2
 
 MAX_PAYLOAD = 32 * units.MiB
 """Bytes of one read or write: what every server takes that does not say otherwise."""
-READ_PIECE = 512 * units.KiB
-"""Bytes of one read. QEMU 7.2 answers two of this size in 0.33 ms and one of 1 MiB in 0.65 to 0.8: for that it maps
-fresh memory each time, and the kernel clears it."""
+QEMU_READ_PIECE = 512 * units.KiB
+"""Bytes of one read from a QEMU. 7.2 answers two of this size in 0.33 ms and one of 1 MiB in 0.65 to 0.8: for that it
+maps fresh memory each time, and the kernel clears it. A server with latency would answer a block in twice the time."""
 READS_AHEAD = 8
 """Pieces of one read that are in flight together."""
 MAX_ZERO = 256 * units.MiB
@@ -87,6 +87,7 @@ class NbdConnection:
         tls_username: str | None = None,
         connect_timeout: float = 30.0,
         request_timeout: float = 120.0,
+        read_piece: int = MAX_PAYLOAD,
     ) -> None:
         """Connect to `uri`, or to the `export` of that server.
 
@@ -94,8 +95,10 @@ class NbdConnection:
         in `self.contexts`. Of a TCP server's X.509 certificate the host name is verified; `tls_certificates` is a
         directory with ca-cert.pem and, if the server wants to know its clients, client-cert.pem and client-key.pem.
         `request_timeout` is how long, in seconds, the connection may stand still while requests are in flight.
+        Reads are cut into pieces of `read_piece` bytes, that are in flight together.
         """
         self.uri = check_uri(uri if export is None else with_export(uri, export), tls_certificates or tls_psk_file)
+        self._read_piece = read_piece
         self.device = device or export_of(self.uri) or "nbd"
         tls = {"certificates": tls_certificates, "psk_file": tls_psk_file, "username": tls_username}
         contexts = tuple(contexts)
@@ -138,7 +141,7 @@ class NbdConnection:
             return
         in_flight: collections.deque[tuple[nbd_handle.Request, int, int]] = collections.deque()
         try:
-            for done, count in _pieces(len(view), min(self.maximum, READ_PIECE)):
+            for done, count in _pieces(len(view), min(self.maximum, self._read_piece)):
                 if len(in_flight) == READS_AHEAD:
                     self._finish_read(*in_flight.popleft())
                 memory = _libnbd.Memory(view[done : done + count], writable=True)

@@ -110,15 +110,15 @@ def test_large_reads_and_writes_are_cut() -> None:
 
 def test_pieces_of_a_read_are_in_flight_together() -> None:
     """Nothing is answered before all of them have come; more than READS_AHEAD come as the first ones are done."""
-    buffer = bytearray(3 * nbd_connection.READ_PIECE)
+    buffer = bytearray(3 * nbd_connection.QEMU_READ_PIECE)
     with FakeServer(KeepAll(3, lambda kept: kept[::-1])) as server:
-        connection = connect(server)
+        connection = connect(server, read_piece=nbd_connection.QEMU_READ_PIECE)
         connection.pread_into(buffer, 512)
         connection.close()
     assert buffer == contents_at(512, len(buffer))
-    buffer = bytearray((nbd_connection.READS_AHEAD + 2) * nbd_connection.READ_PIECE)
+    buffer = bytearray((nbd_connection.READS_AHEAD + 2) * nbd_connection.QEMU_READ_PIECE)
     with FakeServer(answer_all) as server:
-        connection = connect(server)
+        connection = connect(server, read_piece=nbd_connection.QEMU_READ_PIECE)
         connection.pread_into(buffer, 0)
         connection.close()
     assert buffer == contents_at(0, len(buffer))
@@ -129,13 +129,13 @@ def test_no_piece_of_a_failed_read_comes_later() -> None:
         kept[0].reply(error=errno.EIO)
         return kept[1:]
 
-    buffer = bytearray(3 * nbd_connection.READ_PIECE)
+    buffer = bytearray(3 * nbd_connection.QEMU_READ_PIECE)
     with FakeServer(KeepAll(3, fail_first)) as server:
-        connection = connect(server)
+        connection = connect(server, read_piece=nbd_connection.QEMU_READ_PIECE)
         with expect(errno.EIO) as caught:
             connection.pread_into(buffer, 0)
-        assert (caught.value.offset, caught.value.nbytes) == (0, nbd_connection.READ_PIECE)
-        piece = nbd_connection.READ_PIECE
+        assert (caught.value.offset, caught.value.nbytes) == (0, nbd_connection.QEMU_READ_PIECE)
+        piece = nbd_connection.QEMU_READ_PIECE
         assert buffer[piece:] == contents_at(piece, 2 * piece)
         connection.close()
 

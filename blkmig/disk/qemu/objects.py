@@ -74,7 +74,9 @@ class OwnObjects:
 
     def connect(self, name: str, device: str, contexts: Iterable[str]) -> nbd_connection.NbdConnection:
         """Connect to the export `name`; the caller closes it, after :meth:`remove_export`."""
-        return nbd_connection.NbdConnection(self.uri, device=device, export=name, contexts=contexts)
+        return nbd_connection.NbdConnection(
+            self.uri, device=device, export=name, contexts=contexts, read_piece=nbd_connection.QEMU_READ_PIECE
+        )
 
     def remove_export(self, name: str) -> None:
         """Drop the clients of an export, delete it, and wait until it is gone; nothing if it is gone already."""
