@@ -3,7 +3,7 @@
 # cython: binding=False, embedsignature=True, embedsignature.format=clinic
 """The verbs: is it zero, bitmaps, big-endian framing, block buffers, block I/O. Knows no policy.
 
-Data crosses this border one block at a time, metadata one run at a time, bits and bytes never in a loop.
+Data crosses this border by the block or by the run, metadata by the run, bits and bytes never in a loop.
 Buffers are anything C-contiguous. System calls run without the GIL, go on after EINTR (running Python's signal
 handlers) and after short counts, and raise OSError with the errno. Classes that hold a position or a payload
 (BlockBuffer, OutputBuffer, InputBuffer) belong to one thread at a time; Bitmap and Mapping may be shared.
@@ -12,8 +12,7 @@ handlers) and after short counts, and raise OSError with the errno. Classes that
 import os
 
 cimport cython
-from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE
-from cpython.buffer cimport PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
+from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_CheckExact, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
@@ -582,8 +581,7 @@ cdef class BlockBuffer:
 
         Where the file ends early, zeros follow as well. Drops the GIL once. After an error the contents are undefined.
         """
-        check_nbytes(nbytes)
-        self.forget()
+        self.forget(nbytes)
         with nogil:
             self.read(fd, offset, 0, nbytes)
         return self.zero
@@ -594,13 +592,12 @@ cdef class BlockBuffer:
         `mapping` maps the file `fd`. The first 4 KiB decide: if they are not zero the block is data, its pages are made
         present without touching them, and it is not scanned. Wherever that fails it is filled by reading.
         """
-        self.read_mapped(mapping, fd, offset, check_nbytes(nbytes))
+        self.read_mapped(mapping, fd, offset, nbytes)
         return self.zero
 
     def filled(self, Py_ssize_t nbytes, /):
         """Say that `nbytes` were written to `data`: put zeros behind them, scan, and tell whether all is zero."""
-        check_nbytes(nbytes)
-        self.forget()
+        self.forget(nbytes)
         with nogil:
             self.finish(nbytes)
         return self.zero
@@ -644,10 +641,10 @@ cdef class BlockBuffer:
         done += io_pread(fd, self.own + done, nbytes - done, offset + <int64_t>done)
         return self.finish(done)
 
-    cdef int read_mapped(self, Mapping mapping, int fd, int64_t offset, size_t nbytes) except -1:
+    cdef int read_mapped(self, Mapping mapping, int fd, int64_t offset, Py_ssize_t nbytes) except -1:
         cdef bint mapped = False, mappable = (self.mappable and nbytes == BLOCK_SIZE and not mapping.closed and offset >= 0
                               and mapping.length >= BLOCK_SIZE and <size_t>offset <= mapping.length - BLOCK_SIZE)
-        self.forget()
+        self.forget(nbytes)
         with nogil:
             mapped = self.read_or_map(mapping.base if mappable else NULL, fd, offset, nbytes)
         if mapped:
@@ -664,8 +661,9 @@ cdef class BlockBuffer:
         self.read(fd, offset, got, nbytes)
         return False
 
-    cdef int forget(self) noexcept:
-        # Drop the payload, wherever it is.
+    cdef int forget(self, Py_ssize_t nbytes) except -1:
+        # Drop the payload, wherever it is, for so many bytes to come.
+        check_nbytes(nbytes)
         self.mapping = None
         if pages_held(&self.pages):
             pages_close(&self.pages)
@@ -684,10 +682,10 @@ cdef class BlockBuffer:
         return 0
 
 
-cdef Py_ssize_t check_nbytes(Py_ssize_t nbytes) except -1:
+cdef int check_nbytes(Py_ssize_t nbytes) except -1:
     if not 0 <= nbytes <= BLOCK_SIZE:
         raise ValueError(f"a block holds 0 to {BLOCK_SIZE} bytes, not {nbytes}")
-    return nbytes
+    return 0
 
 
 class PayloadError(OSError):
@@ -792,12 +790,14 @@ cdef class OutputBuffer:
     ):
         """Put up to `count` whole blocks of a file from `block` on, each through `blk`, and return how many.
 
-        Each block's bits are cleared before it is read. It ends before `seconds` are over but for one block, and at the
-        first block that does not begin with data or cannot be read: of that one the bits are cleared and nothing is put.
+        Each block's bits are cleared before it is read. It ends when `seconds` are over, and at the first block that is
+        zero or cannot be read: of that one the bits are cleared and nothing is put.
         """
         cdef uint64_t i = 0
         cdef double end = io_seconds() + seconds
-        check_zero_run(block * SECTORS_PER_BLOCK, count, name)
+        check_record(0, 0, name)
+        if count > mapping.length // BLOCK_SIZE or block > mapping.length // BLOCK_SIZE - count:
+            raise IndexError(f"{count} blocks from {block} are not inside a mapping of {mapping.length} bytes")
         checked_end(dirty, block * bits_per_block, count * bits_per_block)
         while i < count and (i == 0 or io_seconds() < end):
             bits_over(bits_clear, bits_of(dirty), (block + i) * bits_per_block, (block + i + 1) * bits_per_block)
@@ -970,7 +970,7 @@ cdef class InputBuffer:
         After an error `blk` holds part of the payload.
         """
         cdef size_t done = 0
-        blk.forget()
+        blk.forget(BLOCK_SIZE)
         blk.zero = False
         if self.pages and blk.takes_pages and self.s.head == self.s.tail and pages_open(&blk.pages):
             with nogil:

@@ -40,20 +40,20 @@ static int pages_open(struct pages *pages)
 {
     int fds[2];
 
-    if (pages->opened == PAGES_PIPES)
-        return 1;
     while (pages->opened < PAGES_PIPES) {
         if (pipe2(fds, O_CLOEXEC | O_NONBLOCK) < 0)
-            break;
+            goto none;
         pages->out[pages->opened] = fds[0];
         pages->in[pages->opened] = fds[1];
         pages->held[pages->opened++] = 0;
-        if (fcntl(fds[1], F_SETPIPE_SZ, PAGES_PIPE_NBYTES) < PAGES_PIPE_NBYTES) {
-            pages_close(pages);
-            return 0;
-        }
+        if (fcntl(fds[1], F_SETPIPE_SZ, PAGES_PIPE_NBYTES) < PAGES_PIPE_NBYTES)
+            goto none;
     }
-    return pages->opened == PAGES_PIPES;
+    return 1;
+
+none:
+    pages_close(pages);
+    return 0;
 }
 
 /* Move n bytes of the stream into the pipes, which are empty. Returns the bytes moved: fewer than n when they come in

@@ -28,9 +28,9 @@ enum {
     /* What is read behind a payload: the next heads, in the same call, and no more, since it is copied once more.
      * 16, 64 and 512 measure the same; MSG_WAITALL instead of taking what is there loses a tenth. */
     STREAM_READ_AHEAD = 512,
-    STREAM_LOWAT = 1 << 20,
-    STREAM_LINGER_NBYTES = 1 << 18,
-    STREAM_LINGER_NS = 200000,
+    STREAM_LOWAT = 1 << 20,             /* a block; the kernel takes less where its buffers are smaller */
+    STREAM_LINGER_NBYTES = 1 << 18,     /* is there within 0.1 ms on one machine, ... */
+    STREAM_LINGER_NS = 200000,          /* ... and on a slower link this moment is lost once a block */
     STREAM_WORDS = 65536,
     STREAM_PATIENCE = 8,
 };
@@ -220,7 +220,6 @@ static int stream_send(struct stream *s, const uint8_t *end, size_t *left, int f
 
     if (loud)
         stream_hold_sigpipe(&quiet);
-    errno = 0;
     error = stream_send_quietly(s, end, left, file, until);
     if (loud)
         stream_release_sigpipe(&quiet, error < 0);
@@ -302,15 +301,15 @@ static ssize_t stream_read(struct stream *s, uint8_t *p, size_t n, size_t room)
 /* Have at least n bytes staged, n <= capacity. */
 static int stream_require(struct stream *s, size_t n)
 {
-    size_t staged, room;
+    size_t staged, room, most = s->ahead > n ? s->ahead : n;
 
-    if (n > s->capacity - s->head) {
+    if (most > s->capacity - s->head) {
         memmove(s->staging, s->staging + s->head, s->tail - s->head);
         s->tail -= s->head;
         s->head = 0;
     }
     while ((staged = s->tail - s->head) < n) {
-        room = s->ahead ? (s->ahead > n ? s->ahead : n) - staged : s->capacity - s->tail;
+        room = s->ahead ? most - staged : s->capacity - s->tail;
         if (stream_read(s, NULL, 0, room) < 0)
             return -1;
     }
@@ -372,6 +371,7 @@ static int stream_take(struct stream *s, uint8_t *p, size_t n)
 
     memcpy(p, s->staging + s->head, done);
     stream_consume(s, done);
+    s->lingers = 0;
     for (; done < n; done += got) {     /* nothing is staged before the last of these reads */
         stream_lowat(s, n - done);
         got = stream_read(s, p + done, n - done, s->ahead ? s->ahead : STREAM_READ_AHEAD);

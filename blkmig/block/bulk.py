@@ -36,7 +36,7 @@ def blk_mig_save_bulked_block(blk_mig: state.BlkMigState, f: channel.OutputQEMUF
 def save_file_run(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile) -> bool:
     """Send a run of data blocks straight from a disk's file, in one call; False if the next block is none of these.
 
-    What is not plain data, cannot be read, or is limited in rate takes the way of single blocks.
+    What is zero, cannot be read, or is limited in rate takes the way of single blocks.
     """
     for bmds in blk_mig.bmds_list:
         if not bmds.bulk_completed:
@@ -54,6 +54,7 @@ def save_device_run(
     if count < 1 or bmds.data_start > block * _core.BLOCK_SIZE:
         return False
     blk, marks = blk_mig.reads.get(), bmds.dirty_bitmap
+    blk_mig.last_sent = bmds, block  # where the stream is if this fails, or a little further
     try:
         count = f.put_file_blocks(
             mapping, block, count, bmds.name, blk.buf, marks.bits, marks.bits_per_block, RUN_SECONDS

@@ -123,7 +123,7 @@ class OutputQEMUFile(base.QEMUFile):
     ) -> int:
         """Put up to `count` whole blocks of a file from `block` on; return how many, 0 while a rate limit is set.
 
-        It ends early after `seconds` and at a block that is not plain data: see ``_core.OutputBuffer.put_file_blocks``.
+        It ends early after `seconds`, and at a block that is zero or unreadable: see ``_core.OutputBuffer``.
         """
         if self._link.careful and self._before_put():
             return 0

@@ -76,9 +76,9 @@ def target(tmp_path: Path) -> Iterator[int]:
     os.close(fd)
 
 
-def receiver(fd: int, **options: int) -> tuple[_core.InputBuffer, _core.BlockBuffer]:
+def receiver(fd: int, capacity: int = 65536, **options: int) -> tuple[_core.InputBuffer, _core.BlockBuffer]:
     os.set_blocking(fd, False)
-    source, blk = _core.InputBuffer(fd, **options), _core.BlockBuffer()
+    source, blk = _core.InputBuffer(fd, capacity, **options), _core.BlockBuffer()
     source.expect_pages()
     blk.takes_pages = True
     return source, blk
@@ -114,15 +114,21 @@ def write_plainly(blk: _core.BlockBuffer, target: int, offset: int) -> None:
     blk.store(target, offset, MiB)
 
 
+@pytest.mark.parametrize("capacity", [512, 65536])
 @pytest.mark.parametrize("take", [store, write_what_is_seen, write_plainly])
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_bytes(
-    source: Path, target: int, content: bytes, kind: str, take: Callable[[_core.BlockBuffer, int, int], None]
+    source: Path,
+    target: int,
+    content: bytes,
+    kind: str,
+    take: Callable[[_core.BlockBuffer, int, int], None],
+    capacity: int,
 ) -> None:
     readable, writable = open_pair(kind)
     order = [random.Random(3).randrange(5) for _ in range(40)] + list(range(5))
     sender = Sender(writable, source, order)
-    stream, blk = receiver(readable)
+    stream, blk = receiver(readable, capacity)
     assert list(map_blocks(stream, blk, lambda block: take(blk, target, block * MiB))) == order
     sender.join(20)
     os.close(readable)
@@ -307,3 +313,45 @@ def test_a_wait_for_more_wakes_for_little(content: bytes) -> None:
         assert stream.get_byte() == ord("!")
     assert bytes(blk.payload) == content[:MiB]
     os.close(readable)
+
+
+@pytest.mark.parametrize("items", [1, 20, 29, 31, 37])
+def test_a_head_is_read_ahead_only_where_there_is_room(content: bytes, items: int) -> None:
+    """A head of 264 bytes comes, then small items that leave little room behind them in the smallest buffer."""
+    readable, writable = open_pair("pipe")
+    stream, _ = receiver(readable, 512)
+    head = bytearray(300)
+    name = b"n" * 255
+    words = b"".join(number.to_bytes(8, "big") for number in range(items))
+    os.write(writable, bytes(head[: _core.put_block_header(head, 0, 0, 1, name)]) + words + b"!" * 4)
+    assert stream.next_run() == (1, name, 0, 1)
+    assert [stream.get_be64() for _ in range(items)] == list(range(items))
+    os.write(writable, b"?" * 300)
+    assert stream.get_be64() == int.from_bytes(b"!!!!????", "big")
+    assert stream.get_buffer(296) == b"?" * 296
+    os.close(readable)
+    os.close(writable)
+
+
+@pytest.mark.parametrize("spare", [0, 2, 3])
+def test_without_descriptors_for_pipes_payloads_are_copied(
+    source: Path, target: int, content: bytes, spare: int
+) -> None:
+    """None at all, one pipe, and one pipe and a half: all or nothing."""
+    readable, writable = open_pair("unix")
+    sender = Sender(writable, source, [0, 2])
+    stream, blk = receiver(readable)
+    assert stream.peek_byte() == 7  # by now the sender has opened what it needs
+    old = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open("/dev/null", os.O_RDONLY)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1 + spare, old[1]))
+    try:
+        for block in each_block(stream, blk):
+            store(blk, target, block * MiB)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, old)
+    sender.join(20)
+    os.close(free)
+    os.close(readable)
+    assert os.pread(target, MiB, 0) == content[:MiB]
+    assert os.pread(target, MiB, 2 * MiB) == content[2 * MiB : 3 * MiB]
