@@ -44,7 +44,7 @@ struct stream {
     int lowat;                          /* SO_RCVLOWAT of a TCP socket as it is now; 0: not for this stream */
     uint8_t *staging;
     size_t capacity, head, tail;
-    int patience;                       /* how many times more a pipe is looked at before waiting for it */
+    int patience;                       /* how many times more the fd is looked at before waiting for it */
     int lingers;                        /* a payload was the last that came */
     size_t ahead;                       /* stage no more than this, since what follows must not be staged; 0: any */
     uint64_t position, flushed;
@@ -76,7 +76,7 @@ static int stream_init(struct stream *s, int fd, Py_ssize_t capacity, int wake_f
     if (S_ISSOCK(st.st_mode))
         s->kind = STREAM_SOCKET;
     s->lowat = stream_is_tcp(s);
-    s->patience = s->kind == STREAM_PIPE ? STREAM_PATIENCE : 0;
+    s->patience = s->kind == STREAM_FILE || s->lowat ? 0 : STREAM_PATIENCE;
     /* sendfile() and splice() have no flag that keeps them from blocking, so the fd must be a non-blocking one. */
     s->takes_pages = s->kind != STREAM_FILE && fcntl(fd, F_GETFL) & O_NONBLOCK;
     if (s->staging == NULL)
@@ -84,7 +84,7 @@ static int stream_init(struct stream *s, int fd, Py_ssize_t capacity, int wake_f
     return s->staging == NULL ? -1 : 0;
 }
 
-/* Look until one of the fds is ready, for a moment. The other end of a pipe on this machine is back within that, and
+/* Look until one of the fds is ready, for a moment. The other end of a pipe or a unix socket is back within that, and
  * sleeping until then takes longer, for both; where it never is, it is not waited for that way any more. */
 static int stream_spin(struct stream *s, struct pollfd *fds)
 {
