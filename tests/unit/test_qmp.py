@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +28,10 @@ Answer = Callable[[dict[str, Any]], list[dict[str, Any] | None]]
 class Monitor:
     """A QMP server for one client, in a thread."""
 
-    def __init__(self, path: Path, answer: Answer) -> None:
+    def __init__(self, path: Path, answer: Answer, before_first: Sequence[dict[str, Any]] = ()) -> None:
         self.path = path
         self._answer = answer
+        self._to_capabilities: list[dict[str, Any] | None] = [*before_first, {"return": {}}]
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(path))
         self._listener.listen()
@@ -42,7 +43,8 @@ class Monitor:
             self._client, _ = self._listener.accept()
             self.say(GREETING)
             for request in self._requests(self._client):
-                replies = [{"return": {}}] if request["execute"] == "qmp_capabilities" else self._answer(request)
+                is_first = request["execute"] == "qmp_capabilities"
+                replies = self._to_capabilities if is_first else self._answer(request)
                 for reply in replies:
                     if reply is None:
                         self._client.shutdown(socket.SHUT_RDWR)
@@ -102,6 +104,17 @@ def test_commands_return_what_qemu_returns(connect: Callable[[Answer], qmp.QmpCo
     assert connection.version == (7, 2, 22)
     assert connection.execute("anything", {"a": [1, {"b": None}]}) == {"a": [1, {"b": None}]}
     assert connection.execute("nothing") == {}
+
+
+def test_an_event_before_the_first_answer(tmp_path: Path) -> None:
+    """A QEMU may have one to tell, of an export that went a moment ago, before it answers to qmp_capabilities."""
+    monitor = Monitor(tmp_path / "qmp", echo, before_first=[deleted("of-before"), deleted("too")])
+    connection = qmp.QmpConnection(tmp_path / "qmp", timeout=20)
+    assert connection.execute("anything", {"a": 1}) == {"a": 1}
+    monitor.say(deleted("e"))
+    assert connection.wait_event("BLOCK_EXPORT_DELETED", lambda data: True) == deleted("e")
+    connection.close()
+    monitor.close()
 
 
 def test_an_error_keeps_what_qemu_said(connect: Callable[[Answer], qmp.QmpConnection]) -> None:
