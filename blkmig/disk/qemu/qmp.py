@@ -241,9 +241,19 @@ def await_future(future: concurrent.futures.Future[Any], wait: float) -> Any:
 
 
 def _client_class(library: Any) -> Any:
-    """Return the library's client without its log of every message, which is made up even if nobody wants it."""
+    """Return the library's client without its log of every message, which is made up even if nobody wants it.
+
+    And without its belief that the first message after qmp_capabilities is the answer: QEMU may have an event to tell
+    before, which belongs to nobody in the new session.
+    """
 
     class Client(library.QMPClient):  # type: ignore[misc]
+        async def _recv(self) -> Any:
+            message = await super()._recv()
+            while self.runstate is library.Runstate.CONNECTING and "event" in message:
+                message = await super()._recv()
+            return message
+
         def _cb_outbound(self, msg: Any) -> Any:
             return msg
 
