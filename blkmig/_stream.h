@@ -26,7 +26,7 @@
 enum {
     STREAM_CAPACITY_MIN = 512,          /* holds any record's head */
     /* What is read behind a payload: the next heads, in the same call, and no more, since it is copied once more.
-     * 16, 64 and 512 measure the same; MSG_WAITALL instead of taking what is there loses a tenth. */
+     * 16, 64 and 512 measure the same. */
     STREAM_READ_AHEAD = 512,
     STREAM_LOWAT = 1 << 20,             /* a block; the kernel takes less where its buffers are smaller */
     STREAM_LINGER_NBYTES = 1 << 18,     /* is there within 0.1 ms on one machine, ... */

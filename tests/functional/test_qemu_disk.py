@@ -415,13 +415,18 @@ def test_a_snapshot_in_mid_flight_is_noticed(folder: Path, daemon: StorageDaemon
     assert write(daemon, "write -P 1 1M 64k")
 
 
+def open_a_late_export(disk: qemu.QemuBackend) -> None:
+    """Hold the writers, fetch what they left, and let another one in."""
+    disk.create_dirty_bitmap(MiB)
+    disk.hold_writers()
+    disk.sync_dirty()
+    again = {"type": "nbd", "id": "late", "node-name": "disk0", "name": "late", "writable": True}
+    disk.session._qmp.execute("block-export-add", again)
+
+
 def test_a_write_past_the_held_writers_is_noticed(daemon: StorageDaemon) -> None:
     with opened(daemon) as [disk]:
-        disk.create_dirty_bitmap(MiB)
-        disk.hold_writers()
-        disk.sync_dirty()
-        again = {"type": "nbd", "id": "late", "node-name": "disk0", "name": "late", "writable": True}
-        disk.session._qmp.execute("block-export-add", again)
+        open_a_late_export(disk)
         assert write(daemon, "write 0 512", "late")
         with pytest.raises(errors.DeviceError, match="was written while its writers were held"):
             disk.release_writers(refuse=True)
@@ -491,11 +496,7 @@ def test_a_qemu_that_exports_no_bitmap_that_records(folder: Path, monkeypatch: p
 
 def test_a_writer_that_comes_while_the_others_are_held_is_noticed(daemon: StorageDaemon) -> None:
     with opened(daemon) as [disk]:
-        disk.create_dirty_bitmap(MiB)
-        disk.hold_writers()
-        disk.sync_dirty()
-        again = {"type": "nbd", "id": "late", "node-name": "disk0", "name": "late", "writable": True}
-        disk.session._qmp.execute("block-export-add", again)
+        open_a_late_export(disk)
         with pytest.raises(errors.DeviceError, match="opened for writing meanwhile"):
             disk.sync_dirty()
 
