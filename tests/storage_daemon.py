@@ -24,6 +24,9 @@ from blkmig.disk.qemu import qmp
 
 MiB = 1 << 20
 
+WAYS_TO_READ = [("raw", ""), ("raw", ",read=nbd"), ("qcow2", "")]
+"""A kind of image and what to add to the daemon's address: read from its file, by QEMU though it has one, by QEMU."""
+
 
 def listen(path: Path) -> socket.socket:
     """Return a listening socket at `path` that does not block, for QEMU may accept one client twice."""

@@ -15,20 +15,22 @@ from blkmig.disk.qemu import address, exportnames, graph, leftovers, objects, th
 
 
 def test_an_address_with_everything() -> None:
-    text = "qemu:/run/a,,b.sock,device=vda,device=vdb,node=x,nbd=unix:/run/n bd,export=w"
+    text = "qemu:/run/a,,b.sock,device=vda,device=vdb,node=x,nbd=unix:/run/n bd,export=w,read=nbd"
     assert address.parse(text) == address.QemuAddress(
         path="/run/a,b.sock",
         devices=("vda", "vdb"),
         nodes=("x",),
         nbd="nbd+unix:///?socket=/run/n%20bd",
         exports=("w",),
+        read="nbd",
     )
     assert address.parse("qemu:q").nbd is None
+    assert address.parse("qemu:q").read == address.parse("qemu:q,read=auto").read == "auto"
 
 
 @pytest.mark.parametrize(
     "text", ["", "/run/qmp", "qemu:", "qemu:,device=a", "qemu:q,foo=1", "qemu:q,device", "qemu:q,device=",
-             "qemu:q,nbd=/run/nbd", "qemu:q,nbd=unix:/a,nbd=unix:/b"]
+             "qemu:q,nbd=/run/nbd", "qemu:q,nbd=unix:/a,nbd=unix:/b", "qemu:q,read=file"]
 )  # fmt: skip
 def test_addresses_that_make_no_sense(text: str) -> None:
     with pytest.raises(errors.ParameterError):

@@ -28,9 +28,12 @@ def open_qemu(
 ) -> list[QemuBackend]:
     """Open the disks that ``qemu:PATH[,device=ID][,node=NAME][,nbd=URI][,export=ID]`` names, else all writable ones.
 
+    A raw image in the page cache of this machine is read from its file, the others by QEMU, over NBD; ``,read=nbd`` has
+    QEMU read all of them.
+
     `name` is what the wire calls the disk, if it is one. `force` uses disks in iothreads also where QEMU aborts if
     blkmig is killed. ``switchover="pause-before"`` takes part in a migration of the whole VM, which somebody starts
-    while the disks are being sent: then ``disks[0].session.pre_switchover_reached()`` says when the last pass is due.
+    while the disks are being sent: then ``disks[0].session.when_pre_switchover`` tells when the last pass is due.
     `timeout` is how many seconds QEMU may take for a command. Whoever opens them closes all of them.
 
     Raises :class:`~blkmig.errors.DeviceError`, and :class:`~blkmig.errors.ParameterError` for a wrong `text`; then

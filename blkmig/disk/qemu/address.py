@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a running QEMU and its disks are named: ``qemu:PATH[,device=ID][,node=NAME][,nbd=ADDRESS][,export=ID]``."""
+"""How a running QEMU and its disks are named: ``qemu:PATH[,device=ID][,node=NAME][,nbd=ADDRESS]...``."""
 
 from __future__ import annotations
 
@@ -30,6 +30,9 @@ class QemuAddress:
     exports: tuple[str, ...] = ()
     """The exports through which others write; found by themselves if this is empty."""
 
+    read: str = "auto"
+    """``auto`` reads a raw image's file where that is possible, ``nbd`` has QEMU read always."""
+
 
 def is_qemu_address(text: str) -> bool:
     """Tell whether `text` names a running QEMU."""
@@ -39,7 +42,8 @@ def is_qemu_address(text: str) -> bool:
 def parse(text: str) -> QemuAddress:
     """Parse ``qemu:PATH,...``; a comma in a value is written twice, as for QEMU.
 
-    `device`, `node` and `export` may stand there more than once. `nbd` takes an NBD URI or ``unix:PATH``.
+    `device`, `node` and `export` may stand there more than once. `nbd` takes an NBD URI or ``unix:PATH``. ``read=nbd``
+    has QEMU read also what could be read from its image's file.
     Raises :class:`~blkmig.errors.ParameterError`.
     """
     if not is_qemu_address(text):
@@ -47,22 +51,25 @@ def parse(text: str) -> QemuAddress:
     path, *options = (part.replace("\0", ",") for part in text.removeprefix(SCHEME).replace(",,", "\0").split(","))
     if not path:
         raise errors.ParameterError(f"{text!r} names no QMP socket: write qemu:PATH")
-    values: dict[str, list[str]] = {"device": [], "node": [], "nbd": [], "export": []}
+    values: dict[str, list[str]] = {"device": [], "node": [], "nbd": [], "export": [], "read": []}
     for option in options:
         key, equals, value = option.partition("=")
         if key not in values or not equals or not value:
             raise errors.ParameterError(
-                f"{option!r} in {text!r} is not known: say device=ID, node=NAME, nbd=URI or export=ID"
+                f"{option!r} in {text!r} is not known: say device=ID, node=NAME, nbd=URI, export=ID or read=nbd"
             )
         values[key].append(value)
     if len(values["nbd"]) > 1:
         raise errors.ParameterError(f"{text!r}: a QEMU has one NBD server, so nbd= can stand there once")
+    if set(values["read"]) - {"auto", "nbd"}:
+        raise errors.ParameterError(f"{text!r}: read= is auto or nbd")
     return QemuAddress(
         path=path,
         devices=tuple(values["device"]),
         nodes=tuple(values["node"]),
         nbd=_nbd_uri(values["nbd"][0]) if values["nbd"] else None,
         exports=tuple(values["export"]),
+        read="nbd" if "nbd" in values["read"] else "auto",
     )
 
 

@@ -85,8 +85,12 @@ class BlockGraph:
     def below_filters(self, node: str) -> str:
         """Return the node that `node` is a pass-through filter of, or `node` itself."""
         while self.nodes[node]["drv"] in PASS_THROUGH and self.knows_parents:
-            node = next(name for name, parents in self._parents.items() if node in parents)
+            node = self.children(node)[0]
         return node
+
+    def children(self, node: str) -> list[str]:
+        """Return the nodes that `node` stands on; none if QEMU does not say."""
+        return [name for name, parents in self._parents.items() if node in parents]
 
     def exports_of(self, node: str, *, but: str) -> list[str]:
         """Return the ids of the exports of `node` and of the nodes above it, without those that start with `but`."""

@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A disk of a running QEMU as a source: QEMU tracks, blkmig reads through a read-only NBD export."""
+"""A disk of a running QEMU as a source: QEMU tracks, blkmig reads the image's file or a read-only NBD export."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 from ... import _core, errors
 from .. import backend, dirty
@@ -14,9 +17,9 @@ class QemuBackend(backend.BlockBackend):
     `name` is what the wire calls it, by default the device's id or the node's name. Its writers are the guest and
     QEMU's other clients: holding one disk holds the writers of all disks of the session. It cannot be written through
     this object: as a target, name QEMU's NBD export.
-    """
 
-    reads_in_parallel = True
+    A raw image that stands in this machine's page cache is read from its file; see `imagefile.py`.
+    """
 
     def __init__(self, shared: session.QemuSession, number: int, *, name: str | None = None) -> None:
         disk = shared.disks[number]
@@ -27,18 +30,31 @@ class QemuBackend(backend.BlockBackend):
         self._number = number
         self._connection = shared.connections[number]
         self._extents = shared.extents[number]
+        self._file = shared.files[number]
+        self.reads_in_parallel = self._file is None
+
+    @property
+    def mapping(self) -> _core.Mapping | None:  # type: ignore[override]
+        """The mapping of the image's file; None where QEMU reads."""
+        return None if self._file is None else self._file.mapping
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def read_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
         """Read a block straight into its buffer; drops the GIL. Any number of threads: requests are pipelined."""
+        if self._file is not None:
+            with self._failing("cannot read", offset, nbytes):
+                return self._file.fill(blk, offset, nbytes)
         count = max(0, min(nbytes, self.size - offset))
         if count:
             self._connection.pread_into(blk.data[:count], offset)
         return blk.filled(count)
 
     def next_data(self, offset: int) -> tuple[int, int] | None:
-        """Return the next extent that may hold data, by base:allocation."""
+        """Return the next extent that may hold data, by the file system or by base:allocation."""
+        if self._file is not None:
+            with self._failing("cannot look for data", offset):
+                return self._file.next_data(offset, self.size)
         return self._extents.next_data(offset)
 
     def next_allocated(self, offset: int, nbytes: int) -> tuple[int, int] | None:
@@ -58,6 +74,9 @@ class QemuBackend(backend.BlockBackend):
     def sync_dirty(self) -> None:
         """Mark what QEMU saw being written. About 4 ms, 1 ms in the pause; less if nothing was written."""
         self.session.sync_dirty(self._number)
+        if self._file is not None:
+            with self._failing("cannot be read to its end"):
+                self._file.check_size()
 
     # -- writers -----------------------------------------------------------------------------------------------------
 
@@ -91,6 +110,14 @@ class QemuBackend(backend.BlockBackend):
 
     def flush(self) -> None:
         """Nothing was written through this object."""
+
+    @contextlib.contextmanager
+    def _failing(self, doing: str, offset: int | None = None, nbytes: int | None = None) -> Iterator[None]:
+        """Turn an :class:`OSError` of the image's file into the :class:`~blkmig.errors.DeviceError` that says where."""
+        try:
+            yield
+        except OSError as error:
+            raise errors.DeviceError(doing, device=self.name, cause=error, offset=offset, nbytes=nbytes) from error
 
     def _is_a_source(self) -> errors.DeviceError:
         cause = "the disk of a running QEMU is a source; as a target, name a writable NBD export of it"

@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 from ... import errors
 from .. import dirty, extents, nbd_connection
-from . import address, discover, graph, leftovers, objects, qmp, throttle, tracking, watch, writers
+from . import address, discover, graph, imagefile, leftovers, objects, qmp, throttle, tracking, watch, writers
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,9 @@ class QemuSession:
         self._qmp = qmp.QmpConnection(where.path, timeout=timeout)
         self.own = objects.OwnObjects(self._qmp)
         self.connections: list[nbd_connection.NbdConnection] = []
+        self.files: list[imagefile.ImageFile | None] = []
+        """What the disks are read from; None where that is the export."""
+
         self._writers: writers.Writers | None = None
         try:
             self._set_up(where, force, switchover, switchover_timeout)
@@ -79,7 +82,11 @@ class QemuSession:
         self.disks = discover.find_disks(self._qmp, facts, where)
         discover.check_iothreads(self._qmp, self.disks, force=force)
         export_names = [self._export_name(number) for number in range(len(self.disks))]
-        self._watch = watch.GraphWatch(self._qmp, self._commands, self.disks, export_names)
+        if where.read == "auto":
+            self.files = [imagefile.open_file(where.path, facts, disk) for disk in self.disks]
+        else:
+            self.files = [None] * len(self.disks)
+        self._watch = watch.GraphWatch(self._qmp, self._commands, self.disks, export_names, self.files)
         self.own.start_server(where.nbd)
         for number, disk in enumerate(self.disks):
             self._export(number, disk)
@@ -290,6 +297,9 @@ class QemuSession:
             mine.disconnect()
         for connection in self.connections:
             connection.close()
+        for file in self.files:
+            if file is not None:
+                file.close()
 
     def _try(self, undo: Callable[[], None], what: str) -> None:
         try:

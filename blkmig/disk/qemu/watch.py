@@ -11,14 +11,17 @@ import time
 from collections.abc import Callable, Sequence
 
 from ... import errors
-from . import discover, graph, qmp
+from . import discover, graph, imagefile, qmp
 
 FRESH_SECONDS = 0.02
 """So long a graph is good enough to find the writers by; whether it has changed is seen after they were held."""
 
 
 class GraphWatch:
-    """The graph around `disks`, which are read through the exports of these names. Under the session's lock."""
+    """The graph around `disks`, with our exports of them, and the files that they are read from where that is so.
+
+    Under the session's lock.
+    """
 
     def __init__(
         self,
@@ -26,11 +29,13 @@ class GraphWatch:
         commands: frozenset[str],
         disks: Sequence[discover.QemuDisk],
         export_names: Sequence[str],
+        files: Sequence[imagefile.ImageFile | None],
     ) -> None:
         self._qmp = connection
         self._commands = commands
         self._disks = disks
         self._export_names = export_names
+        self._files = files
         self._homes: list[frozenset[str]] = []
         self._last: tuple[float, graph.BlockGraph] | None = None
 
@@ -49,7 +54,8 @@ class GraphWatch:
 
     def check(self, facts: graph.BlockGraph, *, keep: bool = False) -> None:
         """Raise :class:`~blkmig.errors.DeviceError` unless the disks stand where they stood; `keep` it for `fresh`."""
-        for disk, home, name in zip(self._disks, self._homes, self._export_names, strict=True):
+        around = zip(self._disks, self._homes, self._export_names, self._files, strict=True)
+        for disk, home, name, file in around:
             export = facts.exports.get(name)
             if export is None:
                 cause = "blkmig's export was deleted by somebody else, or QEMU's NBD server was stopped"
@@ -58,6 +64,9 @@ class GraphWatch:
                 where = f"it was node {disk.node}, below {', '.join(sorted(home - {disk.node})) or 'no other'}"
                 cause = f"a snapshot was taken or a block job was started ({where}): finish that, then send it again"
                 raise errors.DeviceError("its block graph has changed", device=disk.name, cause=cause)
+            if file is not None and imagefile.file_name(facts, disk.node) != file.name:
+                cause = f"its image was {file.name}, in the page cache, and node {disk.node} was opened again otherwise"
+                raise errors.DeviceError("its image has changed", device=disk.name, cause=cause)
         if keep:
             self._last = time.monotonic(), facts
 
