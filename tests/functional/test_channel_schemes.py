@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from blkmig import _core, channel, errors
+from blkmig.channel import link
 
 NAME = b"drive0"
 TIMEOUT = 20
@@ -203,6 +204,25 @@ def test_tcp_options() -> None:
             assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             assert not os.get_inheritable(sock.fileno())
+
+
+def test_a_connection_within_this_machine_begins_without_pacing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who has begun with BBR is paced to the end, so what counts is what is set before."""
+    before: list[bytes] = []
+
+    class Socket(socket.socket):
+        def connect_ex(self, address: tuple[str, int]) -> int:
+            before.append(self.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0"))
+            return super().connect_ex(address)
+
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as untouched:
+        default = untouched.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+        address, port = server.getsockname()
+        monkeypatch.setattr(socket, "socket", Socket)
+        channel.connect(f"tcp:{address}:{port}", timeout=TIMEOUT).close()
+        monkeypatch.setattr(link, "is_local", lambda sock: False)
+        channel.connect(f"tcp:{address}:{port}", timeout=TIMEOUT).close()
+    assert before == [b"reno", default]
 
 
 def test_all_addresses_of_a_name_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
