@@ -23,7 +23,7 @@ setup(
         Extension(
             "blkmig._core",
             ["blkmig/_core.pyx"],
-            depends=["blkmig/_core.pxd", "blkmig/_headers.pxd", *map(str, pathlib.Path("blkmig").glob("_*.h"))],
+            depends=[str(path) for kind in ("h", "pxd", "pxi") for path in pathlib.Path("blkmig").glob(f"_*.{kind}")],
             extra_compile_args=[*flags, "-Wall", "-Wno-unused-function"],
             extra_link_args=flags[:1] if sanitizers else [],
         )

@@ -19,16 +19,7 @@ from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from ._headers cimport (
-    bits, bits_area, bits_clear, bits_count, bits_find, bits_find_clear, bits_find_set, bits_merge, bits_move,
-    bits_over, bits_set, bits_summarise, bits_take, bits_take_areas, bits_with, FALLOC_FL_PUNCH_HOLE,
-    FALLOC_FL_ZERO_RANGE, frame_get_number, frame_head, frame_parse, frame_put_number, frame_run, frame_zero_records,
-    frame_zero_run, io_alloc_pages, io_fail, io_fallocate, io_map, io_next_data, io_populate, io_pread,
-    io_pwrite, io_seconds, io_store_sparse, io_unmap, io_zero_out, pages, pages_close, pages_held, pages_open,
-    pages_read, pages_store, pages_take, stream, stream_consume, stream_init, stream_need, stream_send, stream_skip,
-    stream_skip_words, stream_staged, stream_take, zero_chosen, zero_detect, zero_kernel_fn, zero_kernels_built,
-    zero_kernels_built_count, zero_run, zero_scan,
-)
+from ._headers cimport *            # which has what is used here, and nothing else
 
 
 cdef enum:
@@ -39,8 +30,7 @@ cdef enum:
 
 globals().update(
     BLOCK_SIZE=BLOCK_SIZE, SECTOR_SIZE=SECTOR_SIZE, SECTOR_BITS=SECTOR_BITS, SECTORS_PER_BLOCK=SECTORS_PER_BLOCK,
-    FLAG_DEVICE_BLOCK=FLAG_DEVICE_BLOCK, FLAG_EOS=FLAG_EOS,
-    FLAG_PROGRESS=FLAG_PROGRESS, FLAG_ZERO_BLOCK=FLAG_ZERO_BLOCK,
+    FLAG_DEVICE_BLOCK=FLAG_DEVICE_BLOCK, FLAG_EOS=FLAG_EOS, FLAG_PROGRESS=FLAG_PROGRESS, FLAG_ZERO_BLOCK=FLAG_ZERO_BLOCK,
 )
 
 
@@ -565,6 +555,11 @@ cdef class BlockBuffer:
         return self.zero
 
     @property
+    def has_pages(self):
+        """Whether the payload came as pages that nobody has looked at: see takes_pages."""
+        return pages_held(&self.pages)
+
+    @property
     def data(self):
         """The own 1 MiB, for writing; call filled() afterwards."""
         return memoryview(self)
@@ -686,6 +681,9 @@ cdef int check_nbytes(Py_ssize_t nbytes) except -1:
     if not 0 <= nbytes <= BLOCK_SIZE:
         raise ValueError(f"a block holds 0 to {BLOCK_SIZE} bytes, not {nbytes}")
     return 0
+
+
+include "_behind.pxi"
 
 
 class PayloadError(OSError):

@@ -66,6 +66,7 @@ cdef extern from "_io.h":
     int io_pwrite(int fd, const uint8_t*, size_t, int64_t offset) except -1 nogil
     int io_fallocate(int fd, int mode, int64_t offset, int64_t) except -1 nogil
     int io_zero_out(int fd, uint64_t offset, uint64_t) except -1 nogil
+    int io_start_writeback(int fd) except -1 nogil
     int io_next_data(int fd, int64_t offset, int64_t size, int64_t* start, int64_t* end) except -1 nogil
     Py_ssize_t io_store_sparse(
         int fd, const uint8_t*, size_t, int64_t offset, size_t, bint punch, bint allocate, uint8_t*) except -1 nogil
@@ -101,3 +102,17 @@ cdef extern from "_pages.h":
     Py_ssize_t pages_read(pages*, uint8_t*) except -1 nogil
     Py_ssize_t pages_store(
         pages*, int fd, size_t, int64_t offset, size_t cluster, bint allocate, uint8_t*) except -1 nogil
+
+cdef extern from "_behind.h":
+    struct behind:
+        pass
+    struct behind_slot:
+        pages pages
+        int64_t offset
+        bint allocate
+    void behind_init(behind*) noexcept nogil
+    void behind_free(behind*) noexcept nogil
+    void behind_put(behind*, pages*, int64_t offset, bint allocate) noexcept nogil
+    void behind_drain(behind*) noexcept nogil
+    void behind_close(behind*) noexcept nogil
+    behind_slot* behind_next(behind*, bint was_stored) noexcept nogil

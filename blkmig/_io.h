@@ -112,6 +112,14 @@ static int io_zero_out(int fd, uint64_t offset, uint64_t n)
     return 0;
 }
 
+static int io_start_writeback(int fd)
+{
+    while (sync_file_range(fd, 0, 0, SYNC_FILE_RANGE_WRITE) < 0)
+        if (io_again() < 0)
+            return -1;
+    return 0;
+}
+
 /* Find [*start, *end), the next data in [offset, size): 1, or 0 if there is none. What cannot tell is data. */
 static int io_next_data(int fd, int64_t offset, int64_t size, int64_t *start, int64_t *end)
 {

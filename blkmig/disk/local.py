@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .. import errors
+from .. import _core, errors
 from . import backend, dirty
 
 if TYPE_CHECKING:
@@ -231,7 +231,9 @@ class LocalBackend(backend.BlockBackend):
     def failed(
         self, doing: str, error: OSError, offset: int | None = None, nbytes: int | None = None
     ) -> errors.DeviceError:
-        """Return the :class:`~blkmig.errors.DeviceError` to raise from `error`."""
+        """Return the :class:`~blkmig.errors.DeviceError` to raise from `error`, which may be of an earlier block."""
+        if isinstance(error, _core.LateError):
+            doing, offset, nbytes = "cannot write", error.offset, _core.BLOCK_SIZE
         cause = _CLOSED if self._closed else error
         return errors.DeviceError(doing, device=self.name, cause=cause, offset=offset, nbytes=nbytes)
 

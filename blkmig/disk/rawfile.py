@@ -16,16 +16,13 @@ import struct
 from pathlib import Path
 
 from .. import _core, errors
-from . import backend, locks, probe
+from . import backend, behind, locks, probe
 
 DIRECT_ALIGNMENT = 4096
 """O_DIRECT needs offsets and lengths in whole logical blocks, of 512 or 4096 bytes; what is not, goes another way."""
 
 CLUSTER = 1 << 16
 """Zeros inside a block of data become holes in steps of this size: smaller ones only fragment the file."""
-
-WRITEBACK_NBYTES = 16 << 20
-"""How much is written before the kernel is told to start writing it back, so that the flush finds little to do."""
 
 _STAT_BLOCK = 512  # bytes that st_blocks counts, whatever the file system's blocks are
 _ZERO_STEP = 1 << 30  # one request of the kernel cannot be interrupted
@@ -34,7 +31,6 @@ _ZERO_STEP = 1 << 30  # one request of the kernel cannot be interrupted
 _BLKGETSIZE64 = 0x80081272
 _BLKSSZGET = 0x1268
 _BLKROGET = 0x125E
-_SYNC_FILE_RANGE_WRITE = 2
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL})
 
 
@@ -54,12 +50,13 @@ class RawFile:
     ) -> None:
         self.fd = self._direct_fd = -1
         self._mapping: _core.Mapping | None = None
+        self._behind: behind.StoreBehind | None = None  # where payloads come as pages
         self.path = path
         self.writable = writable
         self._new_name = create_size is not None
-        self._dirty_nbytes = 0  # stored since writeback was last started
         try:
             self.is_device = self._open(permissions, create_size)
+            self._writeback = behind.EarlyWriteback(self.fd)
             self.cluster_size = max(os.fstat(self.fd).st_blksize, CLUSTER)
             if permissions is not None:
                 locks.acquire(self.fd, permissions, device=device)
@@ -144,6 +141,8 @@ class RawFile:
 
     def fill(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
         """Fill `blk` from [offset, offset + nbytes), zeros past the end; return whether it is all zero."""
+        if self._behind is not None:
+            self._behind.drain()
         if self._mapping is not None and self._direct_fd < 0:
             is_zero = blk.fill_mapped(self._mapping, self.fd, offset, nbytes)
         else:
@@ -153,6 +152,7 @@ class RawFile:
 
     def pread_into(self, view: memoryview, offset: int) -> None:
         """Fill `view` from `offset`, zeros past the end."""
+        self._drain()
         count = _core.pread_full(self.fd, view, offset) if view.nbytes else 0
         if count < view.nbytes:
             self.check_size()
@@ -160,6 +160,7 @@ class RawFile:
 
     def next_data(self, offset: int, end: int) -> tuple[int, int] | None:
         """Return the first extent in [offset, end) that may hold data, None if there are only holes."""
+        self._drain()
         end = min(end, self.size)
         return _core.next_data(self.fd, offset, end) if offset < end else None
 
@@ -172,6 +173,7 @@ class RawFile:
 
     def pwrite(self, view: memoryview, offset: int) -> None:
         """Write all of `view` at `offset`."""
+        self._drain()
         if view.nbytes:
             _core.pwrite_full(self.fd, view, offset)
 
@@ -179,17 +181,35 @@ class RawFile:
         """Write the first `nbytes` of `blk` at `offset`; its zero clusters become holes in a file.
 
         Punching what is a hole already costs little and needs no memory of what was written before. On a device
-        each punch would be a request that waits.
+        each punch would be a request that waits. What came as pages is written soon, see `behind.py`.
         """
-        fd = self._fd_for(offset, nbytes)
-        if self.is_device:
-            blk.store(fd, offset, nbytes)
-        else:
-            blk.store_sparse(fd, offset, nbytes, CLUSTER, True, self._has_holes)
-        self._write_back(nbytes)
+        if not (blk.has_pages and nbytes == _core.BLOCK_SIZE and self._store_behind(blk, offset)):
+            if self._behind is not None:
+                self._behind.drain()
+            fd = self._fd_for(offset, nbytes)
+            if self.is_device:
+                blk.store(fd, offset, nbytes)
+            else:
+                blk.store_sparse(fd, offset, nbytes, CLUSTER, True, self._has_holes)
+        self._writeback.count(nbytes)
+
+    def _store_behind(self, blk: _core.BlockBuffer, offset: int) -> bool:
+        if self._behind is None:
+            try:
+                self._behind = behind.StoreBehind(self.fd, CLUSTER)
+            except RuntimeError:  # no more threads to be had
+                return False
+        self._behind.put(blk, offset, allocate=self._has_holes)
+        return True
+
+    def _drain(self) -> None:
+        """Return when all of the file is stored."""
+        if self._behind is not None:
+            self._behind.drain()
 
     def write_zeroes(self, offset: int, nbytes: int) -> None:
         """Make [offset, offset + nbytes) read as zeros, without storing them where that is possible."""
+        self._drain()
         end = offset + nbytes
         if not self._has_data(offset, end):
             return
@@ -227,20 +247,15 @@ class RawFile:
 
     def resize(self, size: int) -> None:
         """Grow a file by a hole, or cut it. It is read without the mapping from then on."""
+        self._drain()
         os.ftruncate(self.fd, size)
         self.size = size
         self._has_holes = True
         self._drop_mapping()
 
-    def _write_back(self, nbytes: int) -> None:
-        """Count what was stored, and now and then have it written back; this does not wait for it."""
-        self._dirty_nbytes += nbytes
-        if self._dirty_nbytes >= WRITEBACK_NBYTES:
-            self._dirty_nbytes = 0
-            _start_writeback(self.fd)
-
     def flush(self) -> None:
         """Return when what was written is on stable storage, the name of a new file included."""
+        self._drain()
         os.fdatasync(self.fd)
         if self._new_name:
             _sync_directory(Path(self.path).parent)
@@ -256,6 +271,9 @@ class RawFile:
 
     def close(self) -> None:
         """Close the file and drop its locks; closing twice does no harm."""
+        stores, self._behind = self._behind, None
+        if stores is not None:
+            stores.close()  # first: it must not store into what gets this descriptor next
         self._drop_mapping()
         fds, self.fd, self._direct_fd = (self.fd, self._direct_fd), -1, -1
         for fd in fds:
@@ -271,13 +289,6 @@ def _device_size(fd: int) -> int:
 def _ask_int(fd: int, request: int) -> int:
     answer: int = struct.unpack("i", fcntl.ioctl(fd, request, bytes(4)))[0]
     return answer
-
-
-def _start_writeback(fd: int) -> int:
-    """Start writing back the file's dirty pages: sync_file_range, which Python lacks. An error here is the flush's."""
-    import ctypes  # where it is used: importing the package stays quick
-
-    return ctypes.CDLL(None).sync_file_range(fd, ctypes.c_int64(0), ctypes.c_int64(0), _SYNC_FILE_RANGE_WRITE)  # type: ignore[no-any-return]
 
 
 def _sync_directory(path: Path) -> None:

@@ -101,7 +101,7 @@ class TestSdist:
         assert top == SHIPPED | FILES | {"PKG-INFO", "setup.cfg", "blkmig.egg-info"}
 
     def test_sources(self, built: Built) -> None:
-        assert package_files(".py", ".pyx", ".pxd", ".pyi", ".h", "py.typed") == {
+        assert package_files(".py", ".pyx", ".pxd", ".pxi", ".pyi", ".h", "py.typed") == {
             name for name in built.sdist_names() if name.startswith("blkmig/")
         }
 

@@ -13,7 +13,6 @@ import peers
 import pytest
 
 from blkmig import _core, disk, errors
-from blkmig.disk import rawfile
 
 MiB = 1 << 20
 
@@ -430,12 +429,22 @@ class TestDirect:
 
 def test_writeback_starts_behind_the_writes(tmp_path, blk, monkeypatch):
     started = []
-    start_writeback = rawfile._start_writeback
-    monkeypatch.setattr(rawfile, "_start_writeback", lambda fd: started.append(start_writeback(fd)))
+    start_writeback = _core.start_writeback
+    monkeypatch.setattr(_core, "start_writeback", lambda fd: started.append(start_writeback(fd)))
     with disk.FileBackend.create(tmp_path / "vda.raw", 40 * MiB) as backend:
         for block in range(40):
             backend.write_block(filled(blk, b"x" * MiB), block * MiB, MiB)
-    assert started == [0, 0]
+    assert started == [None, None]
+
+
+def test_writeback_that_cannot_be_started_is_for_the_flush_to_tell(tmp_path, blk, monkeypatch):
+    def fail(fd):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(_core, "start_writeback", fail)
+    with disk.FileBackend.create(tmp_path / "vda.raw", 20 * MiB) as backend:
+        for block in range(20):
+            backend.write_block(filled(blk, b"x" * MiB), block * MiB, MiB)
 
 
 def full(fd, offset, nbytes):

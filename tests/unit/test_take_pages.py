@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 from fd_pairs import open_pair
+from page_streams import Sender, each_block, receiver
 
 from blkmig import _core
 
 MiB = _core.BLOCK_SIZE
 CLUSTER = 1 << 16
 KINDS = ["pipe", "unix", "tcp"]
-EOS = 2
 
 
 @pytest.fixture
@@ -32,33 +32,6 @@ def content() -> bytes:
     for cluster in range(16):
         data[3 * MiB + cluster * CLUSTER : 3 * MiB + cluster * CLUSTER + 64] = bytes(64)
     return bytes(data)
-
-
-class Sender(threading.Thread):
-    """Sends blocks of a file as pages, with other records between them, and closes its end."""
-
-    def __init__(self, fd: int, path: Path, blocks: list[int]) -> None:
-        super().__init__()
-        self.fd, self.path, self.blocks = fd, path, blocks
-        self.start()
-
-    def run(self) -> None:
-        with self.path.open("rb") as file:
-            mapping = _core.Mapping(file.fileno(), self.path.stat().st_size)
-            out, blk = _core.OutputBuffer(self.fd), _core.BlockBuffer()
-            blk.populates = False
-            assert out.share_pages()
-            out.put_byte(7)
-            for number, block in enumerate(self.blocks):
-                if number % 3 == 1:
-                    out.put_be64(number << 9 | 4)
-                if number % 4 == 3:
-                    out.put_zero_records(number * 2048, 5000, b"zero")
-                assert not blk.fill_mapped(mapping, file.fileno(), block * MiB, MiB)
-                out.put_block(block * 2048, 1, b"disk" * (1 + number % 2), blk)
-            out.put_be64(EOS)
-            out.flush()
-        os.close(self.fd)
 
 
 @pytest.fixture
@@ -73,32 +46,6 @@ def target(tmp_path: Path) -> Iterator[int]:
     fd = os.open(tmp_path / "target", os.O_RDWR | os.O_CREAT)
     yield fd
     os.close(fd)
-
-
-def receiver(fd: int, capacity: int = 65536, **options: int) -> tuple[_core.InputBuffer, _core.BlockBuffer]:
-    os.set_blocking(fd, False)
-    source, blk = _core.InputBuffer(fd, capacity, **options), _core.BlockBuffer()
-    source.expect_pages()
-    blk.takes_pages = True
-    return source, blk
-
-
-def each_block(stream: _core.InputBuffer, blk: _core.BlockBuffer) -> Iterator[int]:
-    """Yield the number of each block, with its payload in `blk`; the zero records are counted."""
-    assert stream.get_byte() == 7
-    zeros = 0
-    while True:
-        flags, _, sector, count = stream.next_run()
-        if flags == EOS:
-            break
-        if flags == 9:
-            zeros += count
-        if flags == 1:
-            stream.get_block(blk)
-            yield sector // 2048
-    assert zeros % 5000 == 0
-    with pytest.raises(EOFError):
-        stream.get_byte()
 
 
 def store(blk: _core.BlockBuffer, target: int, offset: int) -> None:

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What happens to a target behind the back of whoever receives: blocks are stored, and written back.
+
+Storing behind is for blocks that came as pages: a thread copies them into the file while the next ones come. They
+overtake nothing, for whatever else is done to the file waits until they are stored. So the file is always what one
+write after the other would have made it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+
+from .. import _core
+
+WRITEBACK_NBYTES = 16 << 20
+"""How much is written before the kernel is told to start writing it back, so that the flush finds little to do."""
+
+
+class StoreBehind:
+    """The thread that stores in the file `fd`, and what waits for it. One other thread puts and drains.
+
+    Raises RuntimeError if no thread can be started. A block that cannot be stored is a `_core.LateError` at the next
+    call, and at all later ones: an :class:`OSError` whose `offset` says which block that was.
+    """
+
+    def __init__(self, fd: int, cluster: int) -> None:
+        self._queue = _core.WriteBehind(fd, cluster)
+        self._thread = threading.Thread(target=self._queue.run, name="blkmig-store", daemon=True)
+        self._thread.start()
+
+    def put(self, blk: _core.BlockBuffer, offset: int, *, allocate: bool) -> None:
+        """Have the pages of `blk` stored soon. Blocks while four blocks wait."""
+        self._queue.put(blk, offset, allocate)
+
+    def drain(self) -> None:
+        """Return when everything is stored."""
+        self._queue.drain()
+
+    def close(self) -> None:
+        """End the thread; what was not drained may not be stored. Safe twice."""
+        self._queue.close()
+        self._thread.join()
+
+
+class EarlyWriteback:
+    """Has the file `fd` written back now and then, without waiting for it. What fails there, the flush tells."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._nbytes = 0  # stored since writeback was last started
+
+    def count(self, nbytes: int) -> None:
+        """Count what was stored, and start when it is enough."""
+        self._nbytes += nbytes
+        if self._nbytes >= WRITEBACK_NBYTES:
+            self._nbytes = 0
+            with contextlib.suppress(OSError):
+                _core.start_writeback(self._fd)

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Blocks that are stored behind the back of whoever receives: in order, all of them, or an error says which are not."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import random
+import resource
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fd_pairs import open_pair
+from page_streams import Sender, each_block, receiver
+
+from blkmig import _core, disk, errors
+from blkmig.disk import behind
+
+MiB = _core.BLOCK_SIZE
+CLUSTER = 1 << 16
+NBLOCKS = 6
+
+
+@pytest.fixture
+def content() -> bytes:
+    """Noise, and a block whose clusters are zero but for the last."""
+    data = bytearray(random.Random(7).randbytes(NBLOCKS * MiB))
+    data[2 * MiB : 3 * MiB - CLUSTER] = bytes(MiB - CLUSTER)
+    return bytes(data)
+
+
+@pytest.fixture
+def source(tmp_path: Path, content: bytes) -> Path:
+    path = tmp_path / "source"
+    path.write_bytes(content)
+    return path
+
+
+@contextlib.contextmanager
+def arriving(source: Path, blocks: list[int], kind: str = "unix") -> Iterator[Iterator[tuple[_core.BlockBuffer, int]]]:
+    """Give the blocks, each in the one buffer and all but the first as pages, as they come."""
+    readable, writable = open_pair(kind)
+    sender = Sender(writable, source, blocks, plain=True)
+    stream, blk = receiver(readable)
+    try:
+        yield ((blk, block) for block in each_block(stream, blk))
+    finally:
+        os.close(readable)  # first: then the sender ends, whatever happened here
+        sender.join(20)
+        assert not sender.is_alive()
+
+
+def storing_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "blkmig-store"]
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Iterator[None]:
+    yield
+    assert storing_threads() == []
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Iterator[disk.FileBackend]:
+    with disk.FileBackend.create(tmp_path / "target", NBLOCKS * MiB) as backend:
+        yield backend
+
+
+# -- order -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["pipe", "unix", "tcp"])
+def test_blocks_are_stored(source: Path, target: disk.FileBackend, tmp_path: Path, content: bytes, kind: str) -> None:
+    blocks, pages = [*range(NBLOCKS), *range(NBLOCKS)], 0
+    with arriving(source, blocks, kind) as coming:
+        for blk, block in coming:
+            pages += blk.has_pages
+            target.write_block(blk, block * MiB, MiB)
+            assert not blk.has_pages
+    assert pages == len(blocks) - 1
+    assert len(storing_threads()) == 1
+    target.flush()
+    assert (tmp_path / "target").read_bytes() == content
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_nothing_overtakes(source: Path, tmp_path: Path, content: bytes, seed: int) -> None:
+    """Blocks at any sector, zeros, plain writes, reads, growth: the file is as if one came after the other."""
+    rng, model = random.Random(seed), bytearray(NBLOCKS * MiB)
+    spare = _core.BlockBuffer()
+    blocks = [rng.randrange(NBLOCKS) for _ in range(60)]
+    with disk.FileBackend.create(tmp_path / "target", len(model)) as target, arriving(source, blocks) as coming:
+        for blk, block in coming:
+            offset = rng.randrange(len(model) - MiB) // 512 * 512
+            target.write_block(blk, offset, MiB)
+            model[offset : offset + MiB] = content[block * MiB : (block + 1) * MiB]
+            place, nbytes = rng.randrange(len(model) - MiB), rng.randrange(1, MiB)
+            action = rng.choice(["nothing", "zeroes", "pwrite", "block", "read", "pread", "grow", "flush", "next_data"])
+            if action == "zeroes":
+                target.write_zeroes(place, nbytes)
+                model[place : place + nbytes] = bytes(nbytes)
+            elif action == "pwrite":
+                target.pwrite(b"?" * nbytes, place)
+                model[place : place + nbytes] = b"?" * nbytes
+            elif action == "block":
+                spare.data[:] = bytes([rng.randrange(256)]) * MiB
+                spare.filled(MiB)
+                target.write_block(spare, place, nbytes)
+                model[place : place + nbytes] = bytes(spare.data[:nbytes])
+            elif action == "read":
+                target.read_block(spare, place, MiB)
+                assert spare.payload == model[place : place + MiB], f"seed {seed}"
+            elif action == "pread":
+                assert target.pread(place, nbytes) == model[place : place + nbytes], f"seed {seed}"
+            elif action == "grow":
+                target.resize(target.size + CLUSTER)
+                model += bytes(CLUSTER)
+            elif action == "flush":
+                target.flush()
+            elif action == "next_data" and (extent := target.next_data(place)) is not None:
+                assert not any(model[place : extent[0]]), f"seed {seed}"
+        target.flush()
+    assert (tmp_path / "target").read_bytes() == model, f"seed {seed}"
+
+
+def test_a_payload_that_is_no_pages_is_stored_at_once(target: disk.FileBackend) -> None:
+    blk = _core.BlockBuffer()
+    blk.data[:] = b"x" * MiB
+    blk.filled(MiB)
+    assert not blk.has_pages
+    target.write_block(blk, 0, MiB)
+    assert storing_threads() == []
+    queue = _core.WriteBehind(0, CLUSTER)
+    with pytest.raises(ValueError, match="pages"):
+        queue.put(blk, 0, False)
+
+
+def test_without_threads_it_is_stored_at_once(
+    source: Path, target: disk.FileBackend, content: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with arriving(source, [3, 4]) as coming:
+        monkeypatch.setattr(behind.threading.Thread, "start", fail)
+        for blk, block in coming:
+            target.write_block(blk, block * MiB, MiB)
+    monkeypatch.undo()
+    assert target.pread(3 * MiB, 2 * MiB) == content[3 * MiB : 5 * MiB]
+
+
+# -- errors ----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def files_of_at_most(nbytes: int) -> Iterator[None]:
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (nbytes, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+def test_a_block_that_cannot_be_stored_is_told_with_its_place(
+    source: Path, target: disk.FileBackend, tmp_path: Path, content: bytes
+) -> None:
+    """Whatever is called next, and again until the disk is closed; what was put before is stored, and nothing after."""
+    caught: list[errors.DeviceError] = []
+
+    def note(call: Callable[[], object]) -> None:
+        try:
+            call()
+        except errors.DeviceError as error:
+            caught.append(error)
+
+    with files_of_at_most(3 * MiB + 4096), arriving(source, list(range(NBLOCKS))) as coming:
+        for blk, block in coming:
+            note(lambda: target.write_block(blk, block * MiB, MiB))  # noqa: B023 - called at once
+        before = len(caught)
+        for call in (target.flush, lambda: target.write_zeroes(0, 512), lambda: target.pread(0, 512), target.flush):
+            note(call)
+    assert len(caught) == before + 4
+    for error in caught:
+        assert (error.offset, error.nbytes, error.errno) == (3 * MiB, MiB, errno.EFBIG)
+        assert "cannot write" in str(error)
+    written = (tmp_path / "target").read_bytes()
+    assert written[: 3 * MiB] == content[: 3 * MiB]
+    assert not any(written[3 * MiB + 4096 :])
+
+
+def test_a_disk_that_is_closed_stores_no_more(source: Path, tmp_path: Path) -> None:
+    """Its descriptor may be another file's by then."""
+    for _ in range(20):
+        with arriving(source, list(range(NBLOCKS))) as coming:
+            target = disk.FileBackend.create(tmp_path / "target", NBLOCKS * MiB)
+            for blk, block in coming:
+                target.write_block(blk, block * MiB, MiB)
+            target.close()
+            assert storing_threads() == []
+            other = os.open(tmp_path / "other", os.O_RDWR | os.O_CREAT)
+            os.close(other)
+        (tmp_path / "target").unlink()
+    assert (tmp_path / "other").stat().st_size == 0
+
+
+def test_descriptors_are_given_back(source: Path, tmp_path: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with disk.FileBackend.create(tmp_path / "target", NBLOCKS * MiB) as target:
+        with arriving(source, list(range(NBLOCKS)) * 2) as coming:
+            for blk, block in coming:
+                target.write_block(blk, block * MiB, MiB)
+        target.flush()
+    del blk, coming, target
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
