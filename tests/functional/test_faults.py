@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import random
+import resource
 import signal
 import socket
 import threading
@@ -93,6 +94,26 @@ def test_write_error_at_the_target_reaches_both_ends(tmp_path: Path, fault: dict
     assert "target" in str(sender_side.value) or isinstance(sender_side.value, errors.ChannelError)
     assert receiver.migration.stats.status == "failed"
     assert is_free(disk)
+
+
+@pytest.mark.parametrize("bad_block", [3, 11])
+def test_a_block_that_is_stored_behind_and_cannot_be(tmp_path: Path, bad_block: int) -> None:
+    """Pages of a file: the last block's failure is noticed when there is nothing more to store."""
+    (tmp_path / "s.raw").write_bytes(random.Random(bad_block).randbytes(12 * MIB))
+    (tmp_path / "t.raw").write_bytes(b"x" * 12 * MIB)
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "t.raw"})
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with blkmig.FileBackend(tmp_path / "s.raw", name="d", writable=False) as disk:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (bad_block * MIB + 4096, old[1]))
+        try:
+            with pytest.raises(errors.MigrationError):
+                blkmig.send([disk], receiver.uri)
+            with pytest.raises(errors.DeviceError) as caught:
+                receiver.result()
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert (caught.value.device, caught.value.offset, caught.value.errno) == ("d", bad_block * MIB, errno.EFBIG)
+    assert receiver.migration.stats.status == "failed"
 
 
 def test_no_space_at_the_target(tmp_path: Path) -> None:
