@@ -38,9 +38,11 @@ def run_blkmig_command(job: jobs.Job) -> jobs.Figures:
     )
 
 
-def run_blkmig(job: jobs.Job) -> jobs.Figures:
+def run_blkmig(
+    job: jobs.Job, *, send: Mapping[str, object] | None = None, receive: Mapping[str, object] | None = None
+) -> jobs.Figures:
     """``blkmig.send`` and ``blkmig.receive`` in two processes that have imported blkmig already."""
-    with jobs.started(job, (f"drive0={job.source}", {}), (f"drive0={job.target}", {})) as ends:
+    with jobs.started(job, (f"drive0={job.source}", send or {}), (f"drive0={job.target}", receive or {})) as ends:
         return ends.run()
 
 
@@ -224,6 +226,10 @@ run_copy_file_range: Run = functools.partial(
 SIDES: Mapping[str, tuple[Run, Sequence[str]]] = {
     "blkmig": (run_blkmig, ()),
     "blkmig command": (run_blkmig_command, ()),
+    "parallel reads": (functools.partial(run_blkmig, send={"reading": "parallel"}), ()),
+    "nothing stored behind": (functools.partial(run_blkmig, receive={"without": "storing behind"}), ()),
+    "no early writeback": (functools.partial(run_blkmig, receive={"without": "early writeback"}), ()),
+    "no rate limit or progress": (functools.partial(run_blkmig, send={"without": "rate limit and progress"}), ()),
     "C loop": (run_c_loop, ()),
     "C loop pages": (run_c_pages, ()),
     "nbdcopy": (run_nbdcopy, ("nbdcopy", "nbdkit")),

@@ -4,7 +4,8 @@
 It imports, writes "ready", waits for "go", migrates through the Python API, and writes the CPU seconds that this took
 and when it was over, on the clock of time.monotonic(), which all processes share.
 So a comparison with servers that run already does not count an interpreter's start. DISK is NAME=PATH, or for a sender
-what stands for the disks of a QEMU; PARAMETERS is a JSON object.
+what stands for the disks of a QEMU; PARAMETERS is a JSON object. "without" in it takes something out of blkmig, to see
+what that is worth.
 """
 
 import json
@@ -14,7 +15,8 @@ import sys
 import time
 
 import blkmig
-from blkmig.disk import qemu
+from blkmig import channel
+from blkmig.disk import behind, qemu, rawfile
 
 
 def main() -> None:
@@ -36,6 +38,8 @@ def main() -> None:
 def migrate(verb: str, disk: str, uri: str, parameters: dict[str, object]) -> None:
     """Be one end until the migration is over."""
     name, _, path = disk.partition("=")
+    if "without" in parameters:
+        TAKE_OUT[str(parameters.pop("without"))]()
     if verb == "receive":
         blkmig.receive(uri, {name: path}, **parameters)
     elif disk.startswith("qemu:"):
@@ -43,6 +47,31 @@ def migrate(verb: str, disk: str, uri: str, parameters: dict[str, object]) -> No
     else:
         with blkmig.FileBackend(path, name=name, writable=False) as source:
             blkmig.send([source], uri, **parameters)
+
+
+def take_out_early_writeback() -> None:
+    """Have nothing written back before the flush at the end, unless the kernel thinks so."""
+    behind.WRITEBACK_NBYTES = 1 << 62
+
+
+def take_out_storing_behind() -> None:
+    """Have each block stored before the next one is received."""
+    rawfile.RawFile._store_behind = lambda self, blk, offset: False  # type: ignore[method-assign]
+
+
+def take_out_rate_limit_and_progress() -> None:
+    """Have nobody look whether there is a rate limit, or somebody who wants to be told how far it is."""
+    channel.OutputQEMUFile.rate_limit_exceeded = lambda self: False  # type: ignore[method-assign]
+    channel.OutputQEMUFile.wait_rate_limit = lambda self: None  # type: ignore[method-assign]
+    channel.OutputQEMUFile._wait_rate_limit = lambda self: None  # type: ignore[method-assign]
+    blkmig.OutgoingMigration._report = lambda self, **options: None  # type: ignore[method-assign]
+
+
+TAKE_OUT = {
+    "storing behind": take_out_storing_behind,
+    "early writeback": take_out_early_writeback,
+    "rate limit and progress": take_out_rate_limit_and_progress,
+}
 
 
 def cpu_seconds() -> float:
