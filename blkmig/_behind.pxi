@@ -49,6 +49,11 @@ cdef class WriteBehind:
             behind_drain(&self.b)
         self.check()
 
+    cpdef check(self):
+        """Raise what is known by now not to be stored. Waits for nothing."""
+        if self.error is not None:
+            raise self.error
+
     def close(self):
         """Have run() return, after the block that it is storing; what waits is not stored. Safe twice."""
         behind_close(&self.b)
@@ -71,11 +76,6 @@ cdef class WriteBehind:
             offset[0] = slot.offset
             pages_store(&slot.pages, self.fd, BLOCK_SIZE, slot.offset, self.cluster, slot.allocate, self.scratch)
             slot = behind_next(&self.b, True)
-        return 0
-
-    cdef int check(self) except -1:
-        if self.error is not None:
-            raise self.error
         return 0
 
 

@@ -9,6 +9,7 @@ write after the other would have made it.
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 
 from .. import _core
@@ -26,16 +27,25 @@ class StoreBehind:
 
     def __init__(self, fd: int, cluster: int) -> None:
         self._queue = _core.WriteBehind(fd, cluster)
+        self._start = self._stop = 0  # what was put since the last drain lies between
         self._thread = threading.Thread(target=self._queue.run, name="blkmig-store", daemon=True)
         self._thread.start()
 
     def put(self, blk: _core.BlockBuffer, offset: int, *, allocate: bool) -> None:
         """Have the pages of `blk` stored soon. Blocks while four blocks wait."""
+        if self._start == self._stop:
+            self._start = offset
+        self._start = min(self._start, offset)
+        self._stop = max(self._stop, offset + _core.BLOCK_SIZE)
         self._queue.put(blk, offset, allocate)
 
-    def drain(self) -> None:
-        """Return when everything is stored."""
-        self._queue.drain()
+    def drain(self, start: int = 0, stop: int = sys.maxsize) -> None:
+        """Return when everything is stored that may lie in [start, stop)."""
+        if start < self._stop and stop > self._start:
+            self._queue.drain()
+            self._start = self._stop = 0
+        else:
+            self._queue.check()
 
     def close(self) -> None:
         """End the thread; what was not drained may not be stored. Safe twice."""

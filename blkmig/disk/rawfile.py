@@ -13,6 +13,7 @@ import fcntl
 import os
 import stat
 import struct
+import sys
 from pathlib import Path
 
 from .. import _core, errors
@@ -152,7 +153,7 @@ class RawFile:
 
     def pread_into(self, view: memoryview, offset: int) -> None:
         """Fill `view` from `offset`, zeros past the end."""
-        self._drain()
+        self._drain(offset, offset + view.nbytes)
         count = _core.pread_full(self.fd, view, offset) if view.nbytes else 0
         if count < view.nbytes:
             self.check_size()
@@ -173,15 +174,15 @@ class RawFile:
 
     def pwrite(self, view: memoryview, offset: int) -> None:
         """Write all of `view` at `offset`."""
-        self._drain()
+        self._drain(offset, offset + view.nbytes)
         if view.nbytes:
             _core.pwrite_full(self.fd, view, offset)
 
     def store(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
         """Write the first `nbytes` of `blk` at `offset`; its zero clusters become holes in a file.
 
-        Punching what is a hole already costs little and needs no memory of what was written before. On a device
-        each punch would be a request that waits. What came as pages is written soon, see `behind.py`.
+        Punching what is a hole already costs little; on a device each punch would be a request that waits. What came
+        as pages is written soon, see `behind.py`.
         """
         if not (blk.has_pages and nbytes == _core.BLOCK_SIZE and self._store_behind(blk, offset)):
             if self._behind is not None:
@@ -202,15 +203,15 @@ class RawFile:
         self._behind.put(blk, offset, allocate=self._has_holes)
         return True
 
-    def _drain(self) -> None:
-        """Return when all of the file is stored."""
+    def _drain(self, start: int = 0, stop: int = sys.maxsize) -> None:
+        """Return when all that lies in [start, stop) is stored."""
         if self._behind is not None:
-            self._behind.drain()
+            self._behind.drain(start, stop)
 
     def write_zeroes(self, offset: int, nbytes: int) -> None:
         """Make [offset, offset + nbytes) read as zeros, without storing them where that is possible."""
-        self._drain()
         end = offset + nbytes
+        self._drain(offset, end)
         if not self._has_data(offset, end):
             return
         start, stop = -(-offset // self._alignment) * self._alignment, end // self._alignment * self._alignment
@@ -247,7 +248,7 @@ class RawFile:
 
     def resize(self, size: int) -> None:
         """Grow a file by a hole, or cut it. It is read without the mapping from then on."""
-        self._drain()
+        self._drain(min(size, self.size))
         os.ftruncate(self.fd, size)
         self.size = size
         self._has_holes = True

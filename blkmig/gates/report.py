@@ -242,8 +242,9 @@ def document(
 
 
 def write_json(path: pathlib.Path, record: Mapping[str, Any]) -> None:
-    """Write `record` so that `path` is never half written."""
+    """Write `record` so that `path` is never half written; seven digits of a figure are more than any clock has."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".part")
-    partial.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    rounded = json.loads(json.dumps(record), parse_float=lambda digits: float(f"{float(digits):.7g}"))
+    partial.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")
     partial.replace(path)

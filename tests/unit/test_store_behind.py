@@ -99,7 +99,9 @@ def test_nothing_overtakes(source: Path, tmp_path: Path, content: bytes, seed: i
             model[offset : offset + MiB] = content[block * MiB : (block + 1) * MiB]
             place, nbytes = rng.randrange(len(model) - MiB), rng.randrange(1, MiB)
             action = rng.choice(["nothing", "zeroes", "pwrite", "block", "read", "pread", "grow", "flush", "next_data"])
-            if action == "zeroes":
+            if action == "zeroes":  # also right behind the block, which then need not be waited for
+                place = rng.choice([place, offset + MiB, max(0, offset - nbytes)])
+                nbytes = min(nbytes, len(model) - place)
                 target.write_zeroes(place, nbytes)
                 model[place : place + nbytes] = bytes(nbytes)
             elif action == "pwrite":
@@ -124,6 +126,19 @@ def test_nothing_overtakes(source: Path, tmp_path: Path, content: bytes, seed: i
                 assert not any(model[place : extent[0]]), f"seed {seed}"
         target.flush()
     assert (tmp_path / "target").read_bytes() == model, f"seed {seed}"
+
+
+def test_zeros_wait_for_any_block_below_them(source: Path, target: disk.FileBackend, content: bytes) -> None:
+    """Not only for the last one that was put."""
+    with arriving(source, [0, 1, 3, 4, 5] * 20) as coming:
+        for blk, block in coming:
+            target.write_block(blk, block * MiB, MiB)
+            if block == 5:
+                target.write_zeroes(4 * MiB, MiB)
+                assert target.pread(4 * MiB, MiB) == bytes(MiB)
+    expected = bytearray(content)
+    expected[2 * MiB : 3 * MiB] = expected[4 * MiB : 5 * MiB] = bytes(MiB)
+    assert target.pread(0, len(expected)) == expected
 
 
 def test_a_payload_that_is_no_pages_is_stored_at_once(target: disk.FileBackend) -> None:
