@@ -17,6 +17,7 @@ import time
 import blkmig
 from blkmig import channel
 from blkmig.disk import behind, qemu, rawfile
+from blkmig.migration import figures
 
 
 def main() -> None:
@@ -64,7 +65,7 @@ def take_out_rate_limit_and_progress() -> None:
     channel.OutputQEMUFile.rate_limit_exceeded = lambda self: False  # type: ignore[method-assign]
     channel.OutputQEMUFile.wait_rate_limit = lambda self: None  # type: ignore[method-assign]
     channel.OutputQEMUFile._wait_rate_limit = lambda self: None  # type: ignore[method-assign]
-    blkmig.OutgoingMigration._report = lambda self, **options: None  # type: ignore[method-assign]
+    figures.Figures.report = lambda self, **options: None  # type: ignore[method-assign]
 
 
 TAKE_OUT = {

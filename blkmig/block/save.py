@@ -74,6 +74,10 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             raise errors.StateError("the block section is not set up", state="none", required="active")
         return self._blk_mig
 
+    def sent_disks(self) -> list[disk.BlockBackend]:
+        """Return the disks that are sent, between `save_setup` and `save_cleanup`."""
+        return [bmds.backend for bmds in self.blk_mig.bmds_list]
+
     # -- the life of the section -------------------------------------------------------------------------------------
 
     def save_setup(self, f: channel.OutputQEMUFile) -> None:

@@ -1,19 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether a migration gets anywhere: bandwidth, dirty rate, and when to give up or to slow the writers down."""
+"""Whether a migration gets anywhere: when it is time for the pause, to give up, or to slow the writers down.
+
+::
+
+    pending > threshold_size  ─►  one more round, or the caller's limits are reached: NotConverged
+    pending fits              ─►  one more round while that makes the pause clearly shorter, then the pause
+
+What is pending, of which bandwidth, is for the figures to say; the rounds and the pause are for the life cycle to do.
+Only the writers' speed is changed here. All of it belongs to the migration thread, but for `switchover` and `wake`:
+any thread and any signal handler may call them, so they take no lock.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import queue
 
-from .. import _core, disk, errors, params, stats, units
+from .. import block, errors, params, stats, units
+from . import figures
 
 logger = logging.getLogger(__name__)
-
-WINDOW_SECONDS = 0.1
-"""Bandwidth is measured over windows of at least this length: QEMU's BUFFER_DELAY."""
-
-MAX_ROUNDS_KEPT = 1000
 
 WORTH = 0.75
 """One more round is worth its time if it leaves at most this share of what the one before it left."""
@@ -27,52 +34,104 @@ THROTTLE_MAX = 0.99
 """QEMU's cpu-throttle figures: the writers' speed is cut by a fifth, then by a tenth more at a time."""
 
 
-class BandwidthMeter:
-    """The bytes per second that the link carried in the last window that tells something."""
+class Convergence:
+    """When the last pass begins: by the figures, by what the caller's parameters allow, or because somebody says so."""
 
-    def __init__(self) -> None:
-        self.bandwidth = 0.0
-        self._seconds = 0.0
-        self._nbytes = 0
+    def __init__(
+        self, parameters: params.MigrationParameters, handlers: block.BlockSaveHandlers, measured: figures.Figures
+    ) -> None:
+        # Set here, then read-only.
+        self._parameters = parameters
+        self._block = handlers
+        self._figures = measured
+        # Migration thread only.
+        self._descent = Descent()
+        self._auto_converge = AutoConverge(handlers) if parameters.auto_converge else None
+        # Any thread may set these, nobody clears them.
+        self.switchover_requested = False
+        self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
 
-    def add(self, nbytes: int, seconds: float) -> None:
-        """Account for `nbytes` that took `seconds`; a window that moved less than a block tells nothing."""
-        self._nbytes += nbytes
-        self._seconds += seconds
-        if self._seconds < WINDOW_SECONDS:
+    def switchover(self) -> None:
+        """Have it be time for the last pass, whatever is pending."""
+        self.switchover_requested = True
+        self.wake()
+
+    def wake(self) -> None:
+        """End a wait in `is_ready`."""
+        self._wakeups.put(None)
+
+    def is_ready(self) -> bool:
+        """Return whether it is time for the last pass; wait a little if there is nothing to do before it.
+
+        Raises :class:`~blkmig.errors.NotConverged` if the caller's limits are reached before that.
+        """
+        pending = self._figures.pending()
+        if self.switchover_requested:
+            return True
+        if pending > self.threshold_size():
+            self._check_limits(pending)
+            return False
+        if self._parameters.switchover == "auto":
+            return self._is_time_for_the_pause()
+        if pending == 0:
+            with contextlib.suppress(queue.Empty):
+                self._wakeups.get(timeout=figures.WINDOW_SECONDS)
+        return False
+
+    def threshold_size(self) -> int:
+        """Return the bytes that the last pass may have: what the link carries within the downtime limit.
+
+        The time that it takes to learn what is dirty counts, too, but not for more than half of the limit: a limit that
+        cannot be kept must not keep the migration from its end. 0 in the bulk phase: sending it with the writers held
+        would only make the pause longer.
+        """
+        blk_mig, limit = self._block.blk_mig, self._parameters.downtime_limit
+        if not blk_mig.bulk_completed:
+            return 0
+        return int(self._figures.meter.bandwidth * max(limit - blk_mig.fetch_seconds, limit / 2))
+
+    def _is_time_for_the_pause(self) -> bool:
+        """Return whether what is pending now fits the downtime limit, and one more round would not make it less."""
+        if self._figures.seconds_since_fetch() > FRESH_SECONDS:
+            for backend in self._block.sent_disks():
+                backend.sync_dirty()  # towards its end, a round knows only what was dirty when it began
+        pending, rounds = self._figures.pending(), self._block.blk_mig.round_number
+        if pending > self.threshold_size():
+            return False
+        can_go_on = has_time(self._parameters, elapsed=self._figures.elapsed(), rounds=rounds)
+        return self._descent.has_ended(pending) or not can_go_on
+
+    def _check_limits(self, pending: int) -> None:
+        """Raise :class:`~blkmig.errors.NotConverged` if the migration has had all the time or rounds it was given."""
+        timeout, max_rounds = self._parameters.timeout, self._parameters.max_rounds
+        rounds = self._block.blk_mig.round_number
+        if timeout is not None and self._figures.elapsed() >= timeout:
+            limit = f"within {units.format_duration(timeout)}"
+        elif max_rounds is not None and rounds > max_rounds:
+            limit = f"in {max_rounds} rounds"
+        else:
             return
-        if self._nbytes >= _core.BLOCK_SIZE:
-            self.bandwidth = self._nbytes / self._seconds
-        self._nbytes, self._seconds = 0, 0.0
+        bandwidth, dirty_rate = self._figures.stats.bandwidth, self._figures.stats.dirty_rate
+        raise errors.NotConverged(
+            f"did not converge {limit}: {units.format_size(pending)} are still to be sent, the link carries "
+            f"{units.format_rate(bandwidth)}, the writers dirty {units.format_rate(dirty_rate)}; allow a longer "
+            f"downtime (now {units.format_duration(self._parameters.downtime_limit)}), more bandwidth, or slower "
+            "writers",
+            dirty_rate=dirty_rate,
+            bandwidth=bandwidth,
+            pending=pending,
+            rounds=rounds,
+        )
 
-    def estimate(self) -> float:
-        """Return the bandwidth, or before the first window is over what there is of it."""
-        return self.bandwidth or (self._nbytes / self._seconds if self._seconds else 0.0)
+    def round_ended(self, ended: stats.RoundStatistics) -> None:
+        """Slow the writers down after a round that left too much, if the caller wants that."""
+        if self._auto_converge is not None:
+            self._auto_converge.round_ended(ended)
 
-
-class Rounds:
-    """Keeps the statistics of the rounds; the round that is under way is the last."""
-
-    def __init__(self, statistics: stats.OutgoingStatistics) -> None:
-        self._statistics = statistics
-        self._start = (0.0, 0, 0)
-
-    def begin(self, number: int, dirty_bytes: int, *, now: float, transferred: int, blocks: int) -> None:
-        """Open a round that has `dirty_bytes` to send."""
-        self._start = (now, transferred, blocks)
-        self._statistics.rounds.append(stats.RoundStatistics(number, dirty_bytes))
-        del self._statistics.rounds[1 : len(self._statistics.rounds) - MAX_ROUNDS_KEPT]
-
-    def end(self, dirty_bytes: int, *, now: float, transferred: int, blocks: int) -> stats.RoundStatistics:
-        """Close the round that is under way, which left `dirty_bytes` dirty."""
-        current = self._statistics.rounds[-1]
-        since, transferred_before, blocks_before = self._start
-        current.seconds = now - since
-        current.transferred = transferred - transferred_before
-        sent = (blocks - blocks_before) * _core.BLOCK_SIZE if current.number else current.dirty_bytes
-        current.redirtied_bytes = max(0, dirty_bytes + sent - current.dirty_bytes)
-        self._statistics.dirty_rate = current.dirty_rate
-        return current
+    def release_throttle(self) -> None:
+        """Give the writers their speed back, if it was taken."""
+        if self._auto_converge is not None:
+            self._auto_converge.release()
 
 
 class Descent:
@@ -97,8 +156,8 @@ class Descent:
 class AutoConverge:
     """Slows the writers down while they are faster than half the link; `release` lets them run again."""
 
-    def __init__(self, disks: list[disk.BlockBackend]) -> None:
-        self._disks = disks
+    def __init__(self, handlers: block.BlockSaveHandlers) -> None:
+        self._block = handlers
         self._strikes = 0
         self._throttle = 0.0
 
@@ -112,7 +171,7 @@ class AutoConverge:
             return
         self._strikes = 0
         self._throttle = min(self._throttle + THROTTLE_STEP, THROTTLE_MAX) if self._throttle else THROTTLE_INITIAL
-        slowed = [backend.name for backend in self._disks if backend.throttle_writers(1 - self._throttle)]
+        slowed = [backend.name for backend in self._block.sent_disks() if backend.throttle_writers(1 - self._throttle)]
         logger.warning(
             "the writers dirty %s, more than half of what the link carries: %s",
             units.format_rate(ended.dirty_rate),
@@ -126,7 +185,7 @@ class AutoConverge:
         if self._throttle:
             self._throttle = 0.0
             with contextlib.ExitStack() as stack:  # all of them, whatever one of them says
-                for backend in self._disks:
+                for backend in self._block.sent_disks():
                     stack.callback(backend.throttle_writers, 1.0)
 
 
@@ -135,30 +194,3 @@ def has_time(parameters: params.MigrationParameters, *, elapsed: float, rounds: 
     if parameters.timeout is not None and elapsed + parameters.downtime_limit >= parameters.timeout:
         return False
     return parameters.max_rounds is None or rounds < parameters.max_rounds
-
-
-def check_limits(
-    parameters: params.MigrationParameters,
-    statistics: stats.OutgoingStatistics,
-    *,
-    elapsed: float,
-    pending: int,
-    rounds: int,
-) -> None:
-    """Raise :class:`~blkmig.errors.NotConverged` if the migration has had all the time or rounds it was given."""
-    if parameters.timeout is not None and elapsed >= parameters.timeout:
-        limit = f"within {units.format_duration(parameters.timeout)}"
-    elif parameters.max_rounds is not None and rounds > parameters.max_rounds:
-        limit = f"in {parameters.max_rounds} rounds"
-    else:
-        return
-    bandwidth, dirty_rate = statistics.bandwidth, statistics.dirty_rate
-    raise errors.NotConverged(
-        f"did not converge {limit}: {units.format_size(pending)} are still to be sent, the link carries "
-        f"{units.format_rate(bandwidth)}, the writers dirty {units.format_rate(dirty_rate)}; allow a longer downtime "
-        f"(now {units.format_duration(parameters.downtime_limit)}), more bandwidth, or slower writers",
-        dirty_rate=dirty_rate,
-        bandwidth=bandwidth,
-        pending=pending,
-        rounds=rounds,
-    )

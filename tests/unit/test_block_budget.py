@@ -74,7 +74,7 @@ def send(tmp_path: Path, nblocks: int, phase: str, calls: list[str] | None) -> t
                 count_sending(migration, calls)
             sys.setprofile(profile if calls is None else None)
             try:
-                migration.savevm.state_iterate(migration._file())
+                migration.savevm.state_iterate(migration._connection.f)
             finally:
                 sys.setprofile(None)
             assert migration._block.blk_mig.transferred == nblocks * (2 if phase == "dirty" else 1)
@@ -86,7 +86,7 @@ def send(tmp_path: Path, nblocks: int, phase: str, calls: list[str] | None) -> t
 
 def count_sending(migration: blkmig.OutgoingMigration, calls: list[str]) -> None:
     """Put counters around the objects of the sending side."""
-    f, blk_mig = migration._file(), migration._block.blk_mig
+    f, blk_mig = migration._connection.f, migration._block.blk_mig
     f._buffer = Counted(f._buffer, calls)  # type: ignore[assignment]
     for bmds in blk_mig.bmds_list:
         bmds.aio_bitmap = Counted(bmds.aio_bitmap, calls)  # type: ignore[assignment]

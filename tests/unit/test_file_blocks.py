@@ -167,7 +167,7 @@ def test_a_read_error_in_a_run_is_the_disks(path: Path, tmp_path: Path, monkeypa
     with blkmig.FileBackend(path, name="vda", writable=False) as disk:
         migration = blkmig.outgoing([disk], f"file:{tmp_path}/s")
         with pytest.raises(errors.DeviceError) as caught, migration:  # noqa: PT012 - the run follows the first block
-            f = migration._file()
+            f = migration._connection.f
             f._buffer = Unreadable(f._buffer)  # type: ignore[assignment]
             migration.iterate()
     assert (caught.value.device, caught.value.offset) == ("vda", 3 * MIB)

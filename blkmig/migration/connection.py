@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The connection of an outgoing migration to its target: the stream, and where there is one, the return path.
+
+::
+
+    Connection ─┬─ f             to the target: all that is sent
+                └─ return path   from the target: its word that it has everything
+
+Whatever breaks it, the error says which block was on its way. Both directions belong to the migration thread; `cancel`
+alone may be called by any thread and any signal handler, so it takes no lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from .. import block, channel, errors, savevm
+
+QEMU_HINT = (
+    "look at the target's messages; a QEMU that goes away has no drive of that id, one that no device uses, a smaller "
+    "or a read-only image, another machine type, or is older than 2.5 and knows no return path (--no-return-path)"
+)
+
+
+class Connection:
+    """The way to `uri`, which carries what `handlers` send. Raises ParameterError for a bad URI."""
+
+    def __init__(self, uri: str, handlers: block.BlockSaveHandlers) -> None:
+        # Set here, then read-only.
+        self._uri = uri
+        self._connector = channel.Connector(uri)
+        self._block = handlers
+        # Migration thread only.
+        self._f: channel.OutputQEMUFile | None = None
+        self._return_path: channel.InputQEMUFile | None = None
+        # Any thread may set it, nobody clears it.
+        self._cancel_requested = False
+
+    @property
+    def f(self) -> channel.OutputQEMUFile:
+        """Return the stream, between `connect` and `abort`."""
+        assert self._f is not None
+        return self._f
+
+    def connect(self, *, timeout: float) -> channel.OutputQEMUFile:
+        """Open the stream and return it; blocks for `timeout` seconds at most."""
+        self._f = self._connector.connect(timeout=timeout)
+        return self._f
+
+    def open_return_path(self) -> bool:
+        """Open the way back; return whether the channel has one."""
+        self._return_path = self.f.return_path()
+        return self._return_path is not None
+
+    def cancel(self) -> None:
+        """Make every call that is blocked in the channel, and every later one, raise Cancelled."""
+        self._cancel_requested = True
+        self._connector.cancel()  # the stream and the return path, too
+
+    def check_cancelled(self) -> None:
+        """Raise if somebody has cancelled."""
+        if self._cancel_requested:
+            raise errors.Cancelled("the migration was cancelled")
+
+    def await_target(self) -> None:
+        """Close the stream; on a two-way channel, wait for the target's word first."""
+        if self._return_path is not None:
+            try:
+                with self.explaining_errors():
+                    status = savevm.await_shut(self._return_path)
+            except errors.TruncatedStream as error:
+                raise errors.ChannelError(
+                    "waiting for the target's word that it has everything",
+                    uri=self._uri,
+                    cause="it closed the link",
+                    hint=QEMU_HINT,
+                ) from error
+            if status:
+                raise errors.MigrationError(
+                    f"the target received everything, but failed to finish (status {status}); look at its messages"
+                )
+        self.f.close()
+
+    def abort(self) -> None:
+        """Close both directions as they are; after success there is nothing left to close. Twice does no harm."""
+        for f in (self._return_path, self._f):
+            if f is not None:
+                f.abort()
+        self._return_path = self._f = None
+
+    @contextlib.contextmanager
+    def explaining_errors(self) -> Iterator[None]:
+        """Say of a link that breaks which block was on its way, and what that usually means."""
+        try:
+            yield
+        except errors.ChannelTimeout:
+            raise
+        except errors.ChannelError as error:
+            sent = self._block.blk_mig.last_sent
+            cause = error.__cause__ if isinstance(error.__cause__, OSError) else "the link broke"
+            raise errors.ChannelError(
+                error.doing,
+                uri=error.uri,
+                cause=cause,
+                device=sent and sent[0].label,
+                offset=sent and sent[0].geometry.block_range(sent[1])[0],
+                hint=QEMU_HINT,
+            ) from error

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The figures of an outgoing migration: what it measures, the statistics that it keeps, what it tells its caller.
+
+::
+
+    counters of the handlers, position of the channel ──► section ──► bandwidth ─┐
+                                                      └─► round ───► dirty rate ─┴─► statistics ──► events
+
+They are read from what the migration counts anyway, between sections and never within one. Nothing here sends, waits
+or decides. Everything belongs to the migration thread; `stats` is written here alone, but for the two times that only
+the life cycle knows, `setup_time` and `downtime`, and may be read by any thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from .. import _core, block, savevm, stats
+from . import connection
+
+OnProgress = Callable[[stats.Event], None]
+PROGRESS_SECONDS = 0.1
+
+WINDOW_SECONDS = 0.1
+"""Bandwidth is measured over windows of at least this length: QEMU's BUFFER_DELAY."""
+
+MAX_ROUNDS_KEPT = 1000
+
+
+class BandwidthMeter:
+    """The bytes per second that the link carried in the last window that tells something."""
+
+    def __init__(self) -> None:
+        self.bandwidth = 0.0
+        self._seconds = 0.0
+        self._nbytes = 0
+
+    def add(self, nbytes: int, seconds: float) -> None:
+        """Account for `nbytes` that took `seconds`; a window that moved less than a block tells nothing."""
+        self._nbytes += nbytes
+        self._seconds += seconds
+        if self._seconds < WINDOW_SECONDS:
+            return
+        if self._nbytes >= _core.BLOCK_SIZE:
+            self.bandwidth = self._nbytes / self._seconds
+        self._nbytes, self._seconds = 0, 0.0
+
+    def estimate(self) -> float:
+        """Return the bandwidth, or before the first window is over what there is of it."""
+        return self.bandwidth or (self._nbytes / self._seconds if self._seconds else 0.0)
+
+
+class Figures:
+    """The statistics of one migration, and the events of its `on_progress`."""
+
+    def __init__(
+        self,
+        handlers: block.BlockSaveHandlers,
+        save_state: savevm.SaveState,
+        link: connection.Connection,
+        *,
+        on_progress: OnProgress | None,
+        clock: Callable[[], float],
+    ) -> None:
+        # Set here, then read-only.
+        self.stats = stats.OutgoingStatistics()
+        self.meter = BandwidthMeter()
+        self._block = handlers
+        self._savevm = save_state
+        self._connection = link
+        self._on_progress = on_progress
+        self._clock = clock
+        # Where the migration, its section and its round began, and when the caller was told last.
+        self._started = 0.0
+        self._section_start = (0.0, 0, 0, 0)
+        self._round_start = (0.0, 0, 0)
+        self._fetched_at: float | None = None
+        self._last_report = 0.0
+
+    def pending(self) -> int:
+        """Return the bytes that the last pass would have to send if it began now."""
+        return self._savevm.state_pending()
+
+    # -- time --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to count the seconds."""
+        self._started = self._clock()
+
+    def elapsed(self) -> float:
+        """Return the seconds since the migration began."""
+        return self._clock() - self._started
+
+    def seconds_since_fetch(self) -> float:
+        """Return how long ago the round began, while nothing of it is sent; infinite where that is not known."""
+        return math.inf if self._fetched_at is None else self._clock() - self._fetched_at
+
+    def forget_fetch(self) -> None:
+        """Have it not known how long ago the round began."""
+        self._fetched_at = None
+
+    # -- sections ----------------------------------------------------------------------------------------------------
+
+    def section_begins(self) -> None:
+        """Note where a section begins; waiting for the rate limit belongs to it."""
+        blk_mig = self._block.blk_mig
+        position = self._connection.f.transferred
+        self._section_start = (self._clock(), position, blk_mig.transferred, blk_mig.round_number)
+
+    def section_ended(self) -> bool:
+        """Account for the section; return whether it was the last one of its round."""
+        now, blk_mig = self._clock(), self._block.blk_mig
+        since, transferred, blocks, round_number = self._section_start
+        has_round_ended = blk_mig.round_number != round_number
+        self._fetched_at = now if has_round_ended else None
+        # In the bulk phase holes are as many blocks as one likes, so only wire bytes count there.
+        wire_bytes = self._connection.f.transferred - transferred
+        nbytes = (blk_mig.transferred - blocks) * _core.BLOCK_SIZE if round_number else wire_bytes
+        self.meter.add(nbytes, now - since - (blk_mig.fetch_seconds if has_round_ended else 0.0))
+        self.update()
+        return has_round_ended
+
+    def update(self) -> None:
+        """Copy the counters to where others read them."""
+        blk_mig = self._block.blk_mig
+        self.stats.transferred = self._connection.f.transferred
+        self.stats.blocks = blk_mig.transferred
+        self.stats.zero_blocks = blk_mig.zero_transferred
+        self.stats.bandwidth = self.meter.estimate()
+        self.stats.total_time = self.elapsed()
+        if self.stats.bandwidth:
+            self.stats.expected_downtime = self.pending() / self.stats.bandwidth
+
+    # -- rounds ------------------------------------------------------------------------------------------------------
+
+    def begin_round(self, dirty_bytes: int) -> None:
+        """Open a round that has `dirty_bytes` to send; the round that is under way is the last of the statistics."""
+        rounds = self.stats.rounds
+        self._round_start = (self._clock(), self._connection.f.transferred, self._block.blk_mig.transferred)
+        rounds.append(stats.RoundStatistics(rounds[-1].number + 1 if rounds else 0, dirty_bytes))
+        del rounds[1 : len(rounds) - MAX_ROUNDS_KEPT]
+
+    def close_round(self) -> stats.RoundStatistics:
+        """Close the round that is under way, with what the writers have dirtied meanwhile."""
+        blk_mig, current = self._block.blk_mig, self.stats.rounds[-1]
+        left = (blk_mig.count_dirty_blocks() + blk_mig.submitted + blk_mig.read_done) * _core.BLOCK_SIZE
+        since, transferred, blocks = self._round_start
+        current.seconds = self._clock() - since
+        current.transferred = self._connection.f.transferred - transferred
+        sent = (blk_mig.transferred - blocks) * _core.BLOCK_SIZE if current.number else current.dirty_bytes
+        current.redirtied_bytes = max(0, left + sent - current.dirty_bytes)
+        self.stats.dirty_rate = current.dirty_rate
+        return current
+
+    # -- events ------------------------------------------------------------------------------------------------------
+
+    def enter(self, status: stats.Status) -> None:
+        """Enter a state of the migration and tell the caller."""
+        self.stats.status = status
+        self.notify(stats.StatusChanged(self.elapsed(), status))
+
+    def finish(self, status: stats.Status) -> None:
+        """Enter the last state."""
+        self.stats.total_time = self.elapsed()
+        self.enter(status)
+
+    def report(self, *, at_once: bool = False) -> None:
+        """Tell the caller how far it is: at once, or at most ten times a second."""
+        now = self._clock()
+        if self._on_progress is None or (now - self._last_report < PROGRESS_SECONDS and not at_once):
+            return
+        self._last_report = now
+        blk_mig = self._block.blk_mig
+        total = blk_mig.bytes_total()
+        self.notify(
+            stats.Progressed(
+                elapsed=self.elapsed(),
+                phase="switchover" if self.stats.status == "device" else "dirty" if blk_mig.bulk_completed else "bulk",
+                percent=100.0 * blk_mig.bytes_transferred() / total if total else 100.0,
+                transferred=self.stats.transferred,
+                remaining=self.pending(),
+                total=total,
+                bandwidth=self.stats.bandwidth,
+                dirty_rate=self.stats.dirty_rate,
+                expected_downtime=self.stats.expected_downtime,
+                round_number=blk_mig.round_number,
+            )
+        )
+
+    def notify(self, event: stats.Event) -> None:
+        """Call the caller's callback."""
+        if self._on_progress is not None:
+            self._on_progress(event)
