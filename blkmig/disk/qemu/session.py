@@ -6,10 +6,11 @@
     QemuBackend ─┐                     ┌─ QmpConnection    commands and events
     QemuBackend ─┼─► QemuSession ──────┼─ OwnObjects       what was created inside QEMU
     QemuBackend ─┘   (one lock)        ├─ Tracking, Throttle   one of each per disk
+                                       ├─ DirtySync        fetches what was written, of all of them
                                        └─ Writers          stop, or close the writable exports
 
-Whenever bitmaps change, and after what the held writers left was read, the block graph is compared with what it was at
-the start (`watch.py`), before anybody relies on the marks.
+The disks are one in all that concerns their writers: the first one that holds them holds those of all, and the last one
+that releases them, or is closed, lets all of them go.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, Literal
 
 from ... import errors
 from .. import dirty, extents, nbd_connection
-from . import address, discover, graph, imagefile, leftovers, objects, qmp, throttle, tracking, watch, writers
+from . import address, discover, graph, imagefile, leftovers, objects, qmp, syncing, throttle, tracking, watch, writers
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ class QemuSession:
         self._throttles = [
             throttle.Throttle(self._qmp, self.own, disk, facts.throttle_group(disk.node), limits) for disk in self.disks
         ]
+        self._sync = syncing.DirtySync(self._watch, self._tracking, self._throttles)
         kind: type[writers.Writers] = writers.Writers
         options: dict[str, Any] = {}
         if switchover == "pause-before":
@@ -153,53 +155,16 @@ class QemuSession:
         """Fetch what was written to a disk. With the writers held, fetch it for all disks at once, and only once."""
         with self._lock:
             if not self._held:
-                self._fetch(number)
+                self._sync.fetch(number)
             elif self._is_synced:
                 self._check_quiet()
             else:
-                self._fetch_the_last()
+                assert self._before_hold is not None, "writers are held"
+                self._sync.fetch_the_last(self._before_hold)
                 self._is_synced = True
 
-    def _fetch(self, number: int) -> None:
-        """Mark what was written to a disk until now; the graph that tells what marks are worth comes meanwhile."""
-        mine, answers = self._tracking[number], self._watch.ask()
-        before = mine.active
-        if not mine.is_open:
-            self._watch.check(answers())
-        if not mine.active:
-            return
-        if mine.is_dirty(answers):
-            mine.add()
-        self._throttles[number].count_dirty(mine.list_older())
-        mine.prepare()
-        facts = answers()
-        self._watch.check(facts, keep=mine.is_open)
-        tracking.dirty_count(facts, mine.disk, before)  # raises if it recorded no more
-
-    def _fetch_the_last(self) -> None:
-        """Mark what was written to all disks, whose writers are held; from here on bitmaps record that must stay clean.
-
-        The graph is that of before they were held: `_check_quiet` looks again when all is read.
-        """
-        assert self._before_hold is not None, "writers are held"
-        self._watch.check(self._before_hold)
-        tracked = [mine for mine in self._tracking if mine.active]
-        for mine in tracked:
-            if not mine.is_open:  # nobody can remove or stop what is exported
-                tracking.dirty_count(self._before_hold, mine.disk, mine.active)  # raises if it records no more
-            mine.add()
-        for mine in tracked:
-            mine.list_older()
-
     def _check_quiet(self) -> None:
-        """Raise if a disk was written although its writers are held: what was sent of it is not what it holds."""
-        facts = self._watch.read()
-        self._watch.check(facts)
-        for mine in self._tracking:
-            if mine.active and tracking.dirty_count(facts, mine.disk, mine.active):
-                cause = "somebody writes past the guest and the exports, a block job perhaps; the copy is not complete"
-                raise errors.DeviceError("was written while its writers were held", device=mine.disk.name, cause=cause)
-        self._the_writers.check_nobody_writes(facts)
+        self._the_writers.check_nobody_writes(self._sync.check_quiet())
 
     # -- writers -----------------------------------------------------------------------------------------------------
 
