@@ -1,231 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""QEMUFile: one direction of a channel, as numbers, buffers and blocks.
+"""QEMUFile: one direction of a channel, as numbers, buffers and blocks, and the way from it to the other one.
 
-The bytes are moved by ``_core.OutputBuffer`` and ``_core.InputBuffer``; what is here is policy, and while there is none
-to apply, a put costs two tests of a flag. All puts and gets may block, and drop the GIL while they do.
+::
+
+    sending.SendingFile ────── OutputQEMUFile ─┐
+                                               ├── return_path(): each one makes the other, so they are in one file
+    receiving.ReceivingFile ── InputQEMUFile ──┘
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from .. import _core, errors
-from . import base, link, rate
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
-LONGEST_WAIT = 0.1
-"""Seconds after which a sender that waits for its rate limit looks whether the limit was changed."""
-
-SIGPIPE_STATUS = (-13, 128 + 13)
-"""How a command ends that wrote on after its reader had all it wanted."""
-
-COMMAND_SECONDS = 5.0
-"""How long a command may go on after its stream was read: it cannot add anything, only fail."""
+from .. import errors
+from . import base, link, rate, receiving, sending
 
 
-class OutputQEMUFile(base.QEMUFile):
+class OutputQEMUFile(sending.SendingFile):
     """The sending direction. Small items are staged; they leave with a payload, when 64 KiB are full, or by flush()."""
 
-    doing = "sending"
-
     def __init__(self, transport: link.Transport, *, limiter: rate.RateLimiter | None = None) -> None:
-        super().__init__(transport)
-        self._buffer = _core.OutputBuffer(transport.fd, wake_fd=transport.link.wake_fd)
+        super().__init__(transport, limiter=limiter)
         self._return_path: InputQEMUFile | None = None
-        self._limiter = limiter or rate.RateLimiter()
-        # Sending thread only. From where on the bytes are not on the limiter's account yet; None: they are free.
-        self._unpaid_from: int | None = None
-
-    @property
-    def position(self) -> int:
-        """Return the bytes put so far."""
-        return self._buffer.position
-
-    @property
-    def transferred(self) -> int:
-        """Return the bytes that the kernel took so far; at most 64 KiB less than `position` between calls."""
-        return self._buffer.flushed
-
-    @base.transfer
-    def put_byte(self, value: int) -> None:
-        """Put an 8-bit number."""
-        if self._link.careful:
-            self._before_put()
-        self._buffer.put_byte(value)
-
-    @base.transfer
-    def put_be16(self, value: int) -> None:
-        """Put a 16-bit number, big-endian."""
-        if self._link.careful:
-            self._before_put()
-        self._buffer.put_be16(value)
-
-    @base.transfer
-    def put_be32(self, value: int) -> None:
-        """Put a 32-bit number, big-endian."""
-        if self._link.careful:
-            self._before_put()
-        self._buffer.put_be32(value)
-
-    @base.transfer
-    def put_be64(self, value: int) -> None:
-        """Put a 64-bit number, big-endian."""
-        if self._link.careful:
-            self._before_put()
-        self._buffer.put_be64(value)
-
-    @base.transfer
-    def put_buffer(self, buffer: Buffer) -> None:
-        """Put the bytes of any contiguous buffer."""
-        if self._link.careful:
-            self._put_buffer_slowly(buffer)
-        else:
-            self._buffer.put_buffer(buffer)
-
-    @base.transfer
-    def put_block_header(self, sector: int, flags: int, name: bytes) -> None:
-        """Put the word and the name of a device record."""
-        if self._link.careful:
-            self._before_put()
-        self._buffer.put_block_header(sector, flags, name)
-
-    @base.transfer
-    def put_zero_records(self, sector: int, count: int, name: bytes) -> None:
-        """Put `count` zero-block records, at `sector` and every 2048 sectors on; they leave with what follows."""
-        if self._link.careful:
-            sector, count = self._put_zero_records_slowly(sector, count, name)
-        self._buffer.put_zero_records(sector, count, name)
-
-    @base.transfer
-    def put_block(self, sector: int, flags: int, name: bytes, blk: _core.BlockBuffer) -> None:
-        """Put a device record and its payload of 1 MiB, one system call if the kernel takes it at once.
-
-        A flag of a zero block leaves the payload out.
-        """
-        if self._link.careful:
-            self._put_block_slowly(sector, flags, name, blk)
-        else:
-            self._buffer.put_block(sector, flags, name, blk)
-
-    @base.transfer
-    def put_file_blocks(
-        self,
-        mapping: _core.Mapping,
-        block: int,
-        count: int,
-        name: bytes,
-        blk: _core.BlockBuffer,
-        dirty: _core.Bitmap,
-        bits_per_block: int,
-        seconds: float,
-    ) -> int:
-        """Put up to `count` whole blocks of a file from `block` on; return how many, 0 while a rate limit is set.
-
-        It ends early after `seconds`, and at a block that is zero or unreadable: see ``_core.OutputBuffer``.
-        """
-        if self._link.careful and self._before_put():
-            return 0
-        return self._buffer.put_file_blocks(mapping, block, count, name, blk, dirty, bits_per_block, seconds)
-
-    @base.transfer
-    def flush(self) -> None:
-        """Hand everything that is staged to the kernel."""
-        self._buffer.flush()
-
-    @property
-    def is_local(self) -> bool:
-        """Return whether the other end is on this machine, as far as one can see: a command may lead anywhere."""
-        return self._transport.is_local()
-
-    def share_pages(self) -> bool:
-        """Let a pipe or a socket take a file's pages themselves from now on; returns whether it does.
-
-        Only for files that nobody writes once the stream has ended: until the peer reads them, their pages in the
-        channel show what is written to the file.
-        """
-        return self._buffer.share_pages()
-
-    # -- rate limit --------------------------------------------------------------------------------------------------
-
-    def set_rate_limit(self, bytes_per_second: int) -> None:
-        """Let at most so many bytes leave per second from now on, 0: as many as the link takes.
-
-        From any thread. A sender that waits notices within a tenth of a second. Puts wait by themselves, so that the
-        stream flows evenly, in slices of 20 ms; exact from 64 KiB/s up.
-        """
-        if bytes_per_second < 0:
-            raise errors.ParameterError(f"a rate limit is 0 or more bytes per second, not {bytes_per_second}")
-        if bytes_per_second != self._limiter.rate:
-            self._limiter.rate = bytes_per_second
-            self._link.careful = True
-
-    def rate_limit_exceeded(self) -> bool:
-        """Return whether the next put would wait for the rate limit."""
-        self._settle()
-        return self._limiter.delay() > 0
-
-    @base.transfer
-    def wait_rate_limit(self) -> None:
-        """Wait until what has left is paid for; what is staged leaves before the wait."""
-        self._wait_rate_limit()
-
-    def _wait_rate_limit(self) -> None:
-        self._settle()
-        if self._limiter.delay() > 0:
-            self._buffer.flush()
-        while (delay := self._limiter.delay()) > 0:
-            self._link.wait(min(delay, LONGEST_WAIT))
-
-    def _settle(self) -> None:
-        if self._unpaid_from is not None:
-            position = self._buffer.position
-            self._limiter.charge(position - self._unpaid_from)
-            self._unpaid_from = position
-
-    def _before_put(self) -> bool:
-        """Check and wait as the rate limit says; returns whether there is one, so that large items go in slices."""
-        self._check()
-        if not self._limiter.rate:
-            self._unpaid_from = None
-            return False
-        self._wait_rate_limit()
-        self._unpaid_from = self._buffer.position
-        return True
-
-    def _put_buffer_slowly(self, buffer: Buffer) -> None:
-        if not self._before_put():
-            self._buffer.put_buffer(buffer)
-            return
-        view = memoryview(buffer)
-        view = view.cast("B") if view.nbytes else memoryview(b"")
-        start = 0
-        while self._before_put() and len(view) - start > (nbytes := self._limiter.slice_nbytes()):
-            self._buffer.put_buffer(view[start : start + nbytes])
-            start += nbytes
-        self._buffer.put_buffer(view[start:])
-
-    def _put_zero_records_slowly(self, sector: int, count: int, name: bytes) -> tuple[int, int]:
-        """Put all but one slice; returns the sector and the count of what is left."""
-        while self._before_put() and count > (step := self._limiter.slice_nbytes() // (9 + len(name)) or 1):
-            self._buffer.put_zero_records(sector, step, name)
-            sector += step * _core.SECTORS_PER_BLOCK
-            count -= step
-        return sector, count
-
-    def _put_block_slowly(self, sector: int, flags: int, name: bytes, blk: _core.BlockBuffer) -> None:
-        if not self._before_put() or flags & _core.FLAG_ZERO_BLOCK:
-            self._buffer.put_block(sector, flags, name, blk)
-            return
-        self._buffer.put_block_header(sector, flags, name)
-        start = 0
-        while self._before_put() and _core.BLOCK_SIZE - start > (nbytes := self._limiter.slice_nbytes()):
-            self._buffer.put_payload(blk, start, nbytes)
-            start += nbytes
-        self._buffer.put_payload(blk, start, _core.BLOCK_SIZE - start)
-
-    # -- the other direction, and the end ----------------------------------------------------------------------------
 
     def return_path(self) -> InputQEMUFile | None:
         """Return what the other side says, always the same file; None for a channel that goes one way.
@@ -237,134 +31,23 @@ class OutputQEMUFile(base.QEMUFile):
             self._return_path = None if transport is None else InputQEMUFile(transport)
         return self._return_path
 
-    def close(self) -> None:
-        """Flush, tell the peer or the disk that this is the end, and wait for an exec: command to finish.
-
-        A file of a file: address is on stable storage then. After an error the file is closed nevertheless. Raises the
-        file's first error, if there was one, Cancelled, and ChannelError if the command has failed.
-        """
-        if self._is_closed:
-            return
-        try:
-            self.flush()
-            self._finish_sending()
-            self._close_transport()
-            self._wait_for_command()
-        finally:
-            super().abort()
-
     def abort(self) -> None:
         """Close without flushing, and the return path as well; never raises, twice does no harm."""
         super().abort()
         if self._return_path is not None:
             self._return_path.abort()
 
-    def _finish_sending(self) -> None:
-        try:
-            self._transport.finish_sending()
-        except OSError as error:
-            raise errors.ChannelError("bringing the stream to the disk", uri=self.uri, cause=error) from error
 
-    def _where(self) -> str:
-        return f"{self.doing} at byte {self.transferred}"
-
-
-class InputQEMUFile(base.QEMUFile):
+class InputQEMUFile(receiving.ReceivingFile):
     """The receiving direction. Small items are read ahead, up to 64 KiB, payloads go straight to their block.
 
     The end of the stream inside an item is :class:`~blkmig.errors.TruncatedStream`, which leaves the file usable: what
     has arrived of a record by then is still there for `peek_byte`.
     """
 
-    doing = "receiving"
-
     def __init__(self, transport: link.Transport) -> None:
         super().__init__(transport)
-        self._buffer = _core.InputBuffer(transport.fd, wake_fd=transport.link.wake_fd)
         self._return_path: OutputQEMUFile | None = None
-
-    @property
-    def position(self) -> int:
-        """Return the bytes consumed so far."""
-        return self._buffer.position
-
-    @base.transfer
-    def get_byte(self) -> int:
-        """Get an 8-bit number."""
-        return self._buffer.get_byte()
-
-    @base.transfer
-    def get_be16(self) -> int:
-        """Get a 16-bit big-endian number."""
-        return self._buffer.get_be16()
-
-    @base.transfer
-    def get_be32(self) -> int:
-        """Get a 32-bit big-endian number."""
-        return self._buffer.get_be32()
-
-    @base.transfer
-    def get_be64(self) -> int:
-        """Get a 64-bit big-endian number."""
-        return self._buffer.get_be64()
-
-    @base.transfer
-    def get_buffer(self, nbytes: int) -> bytes:
-        """Get the next `nbytes` bytes; their memory is allocated first, so check a number from the wire."""
-        return self._buffer.get_buffer(nbytes)
-
-    @base.transfer
-    def get_some(self, nbytes: int) -> bytes:
-        """Get 1 to `nbytes` bytes: what has arrived, else what the next read brings; b"" at the end of the stream."""
-        return self._buffer.get_some(nbytes)
-
-    @base.transfer
-    def peek_byte(self) -> int:
-        """Return the next byte without consuming it."""
-        return self._buffer.peek_byte()
-
-    @base.transfer
-    def skip(self, nbytes: int) -> None:
-        """Drop the next `nbytes` bytes."""
-        self._buffer.skip(nbytes)
-
-    @base.transfer
-    def skip_words(self, mask: int, a: int, a_nbytes: int, b: int, b_nbytes: int) -> int:
-        """Drop words that are `a` or `b` under `mask`, each with the bytes behind it, and get the first other word.
-
-        After 65,536 of them the next one is got, whatever it is: look at it yourself.
-        """
-        return self._buffer.skip_words(mask, a, a_nbytes, b, b_nbytes)
-
-    @base.transfer
-    def next_run(self) -> tuple[int, bytes, int, int]:
-        """Get the next record with the zero records that continue it and have arrived: (flags, name, sector, count).
-
-        The payload of a data record comes next: `get_block`.
-        """
-        return self._buffer.next_run()
-
-    def expect_pages(self) -> None:
-        """Say that the sender shares pages with this machine, so that payloads need not be copied on their way."""
-        self._buffer.expect_pages()
-
-    @base.transfer
-    def get_block(self, blk: _core.BlockBuffer) -> None:
-        """Get a payload of 1 MiB into `blk`; after an error `blk` holds part of it."""
-        self._buffer.get_block(blk)
-
-    def at_eof(self) -> bool:
-        """Return whether the stream has ended; waits for the next byte."""
-        try:
-            self.peek_byte()
-        except errors.TruncatedStream:
-            return True
-        return False
-
-    def wait_readable(self, timeout: float) -> bool:
-        """Return whether a byte or the end of the stream is there, or comes within `timeout` seconds."""
-        self._check()
-        return self._buffer.staged > 0 or self._link.wait(timeout, self._transport.fd)
 
     def return_path(self) -> OutputQEMUFile | None:
         """Return the way to talk back to the source, always the same file; None for a channel that goes one way.
@@ -376,33 +59,11 @@ class InputQEMUFile(base.QEMUFile):
             self._return_path = None if transport is None else OutputQEMUFile(transport)
         return self._return_path
 
-    def close(self) -> None:
-        """Close this direction and wait for an exec: command to finish; ChannelError if it failed.
-
-        What the command wrote after the part that was read is dropped; a command that goes on nevertheless is ended.
-        """
-        if self._is_closed:
-            return
-        try:
-            self._close_transport()
-            self._wait_for_command(COMMAND_SECONDS, allowed=SIGPIPE_STATUS)
-        finally:
-            super().abort()
-
     def abort(self) -> None:
         """Close without waiting, and the return path as well; never raises, twice does no harm."""
         super().abort()
         if self._return_path is not None:
             self._return_path.abort()
-
-    def _fail(self, error: BaseException) -> None:
-        if isinstance(error, EOFError):
-            self._link.check()
-            status = self._transport.child_status(link.CHILD_GRACE_SECONDS)
-            why = f"; {link.describe_status(status)}" if status else ""
-            message = f"the stream from {self.uri} ends too early{why}"
-            raise errors.TruncatedStream(message, position=self.position) from error
-        super()._fail(error)
 
 
 def _other_direction(file: base.QEMUFile) -> link.Transport | None:

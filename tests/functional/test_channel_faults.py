@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 
 from blkmig import _core, channel, errors
-from blkmig.channel import link, qemufile
+from blkmig.channel import link, receiving
 
 TIMEOUT = 20
 
@@ -425,7 +425,7 @@ def test_a_command_ended_by_a_signal() -> None:
 
 
 def test_a_command_that_goes_on_after_its_stream_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(qemufile, "COMMAND_SECONDS", 0.05)
+    monkeypatch.setattr(receiving, "COMMAND_SECONDS", 0.05)
     f = channel.listen("exec:echo; exec sleep 1000").accept(timeout=TIMEOUT)
     assert f.get_some(1) == b"\n"
     child = f._transport.child

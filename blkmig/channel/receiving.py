@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The receiving direction of a QEMUFile: numbers, buffers and blocks are got.
+
+The bytes are moved by ``_core.InputBuffer``; what is here says what their end and their errors mean. All gets may
+block, and drop the GIL while they do.
+"""
+
+from __future__ import annotations
+
+from .. import _core, errors
+from . import base, link
+
+SIGPIPE_STATUS = (-13, 128 + 13)
+"""How a command ends that wrote on after its reader had all it wanted."""
+
+COMMAND_SECONDS = 5.0
+"""How long a command may go on after its stream was read: it cannot add anything, only fail."""
+
+
+class ReceivingFile(base.QEMUFile):
+    """The gets of an InputQEMUFile, and the end of what it receives."""
+
+    doing = "receiving"
+
+    def __init__(self, transport: link.Transport) -> None:
+        super().__init__(transport)
+        self._buffer = _core.InputBuffer(transport.fd, wake_fd=transport.link.wake_fd)
+
+    @property
+    def position(self) -> int:
+        """Return the bytes consumed so far."""
+        return self._buffer.position
+
+    @base.transfer
+    def get_byte(self) -> int:
+        """Get an 8-bit number."""
+        return self._buffer.get_byte()
+
+    @base.transfer
+    def get_be16(self) -> int:
+        """Get a 16-bit big-endian number."""
+        return self._buffer.get_be16()
+
+    @base.transfer
+    def get_be32(self) -> int:
+        """Get a 32-bit big-endian number."""
+        return self._buffer.get_be32()
+
+    @base.transfer
+    def get_be64(self) -> int:
+        """Get a 64-bit big-endian number."""
+        return self._buffer.get_be64()
+
+    @base.transfer
+    def get_buffer(self, nbytes: int) -> bytes:
+        """Get the next `nbytes` bytes; their memory is allocated first, so check a number from the wire."""
+        return self._buffer.get_buffer(nbytes)
+
+    @base.transfer
+    def get_some(self, nbytes: int) -> bytes:
+        """Get 1 to `nbytes` bytes: what has arrived, else what the next read brings; b"" at the end of the stream."""
+        return self._buffer.get_some(nbytes)
+
+    @base.transfer
+    def peek_byte(self) -> int:
+        """Return the next byte without consuming it."""
+        return self._buffer.peek_byte()
+
+    @base.transfer
+    def skip(self, nbytes: int) -> None:
+        """Drop the next `nbytes` bytes."""
+        self._buffer.skip(nbytes)
+
+    @base.transfer
+    def skip_words(self, mask: int, a: int, a_nbytes: int, b: int, b_nbytes: int) -> int:
+        """Drop words that are `a` or `b` under `mask`, each with the bytes behind it, and get the first other word.
+
+        After 65,536 of them the next one is got, whatever it is: look at it yourself.
+        """
+        return self._buffer.skip_words(mask, a, a_nbytes, b, b_nbytes)
+
+    @base.transfer
+    def next_run(self) -> tuple[int, bytes, int, int]:
+        """Get the next record with the zero records that continue it and have arrived: (flags, name, sector, count).
+
+        The payload of a data record comes next: `get_block`.
+        """
+        return self._buffer.next_run()
+
+    def expect_pages(self) -> None:
+        """Say that the sender shares pages with this machine, so that payloads need not be copied on their way."""
+        self._buffer.expect_pages()
+
+    @base.transfer
+    def get_block(self, blk: _core.BlockBuffer) -> None:
+        """Get a payload of 1 MiB into `blk`; after an error `blk` holds part of it."""
+        self._buffer.get_block(blk)
+
+    def at_eof(self) -> bool:
+        """Return whether the stream has ended; waits for the next byte."""
+        try:
+            self.peek_byte()
+        except errors.TruncatedStream:
+            return True
+        return False
+
+    def wait_readable(self, timeout: float) -> bool:
+        """Return whether a byte or the end of the stream is there, or comes within `timeout` seconds."""
+        self._check()
+        return self._buffer.staged > 0 or self._link.wait(timeout, self._transport.fd)
+
+    def close(self) -> None:
+        """Close this direction and wait for an exec: command to finish; ChannelError if it failed.
+
+        What the command wrote after the part that was read is dropped; a command that goes on nevertheless is ended.
+        """
+        if self._is_closed:
+            return
+        try:
+            self._close_transport()
+            self._wait_for_command(COMMAND_SECONDS, allowed=SIGPIPE_STATUS)
+        finally:
+            super().abort()  # this direction alone: the return path outlives it
+
+    def _fail(self, error: BaseException) -> None:
+        if isinstance(error, EOFError):
+            self._link.check()
+            status = self._transport.child_status(link.CHILD_GRACE_SECONDS)
+            why = f"; {link.describe_status(status)}" if status else ""
+            message = f"the stream from {self.uri} ends too early{why}"
+            raise errors.TruncatedStream(message, position=self.position) from error
+        super()._fail(error)
