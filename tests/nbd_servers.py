@@ -18,7 +18,7 @@ from pathlib import Path
 
 import peers
 
-from blkmig.disk import nbd_connection
+from blkmig.disk import nbd_uri
 
 READ, WRITE, DISCONNECT, FLUSH, TRIM, CACHE, WRITE_ZEROES = range(7)
 HAS_FLAGS, READ_ONLY, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES = 1, 2, 4, 8, 32, 64
@@ -108,7 +108,7 @@ def storage_daemon(path: Path, *, format: str = "raw", writable: bool = True, op
             "--export",
             f"type=nbd,id=disk,node-name=disk,name=disk,writable={'on' if writable else 'off'},allocation-depth=on",
         ]
-        with running(command, nbd_connection.unix_uri(str(socket_path), "disk"), folder) as server:
+        with running(command, nbd_uri.unix_uri(str(socket_path), "disk"), folder) as server:
             yield server
 
 
@@ -131,7 +131,7 @@ class FakeServer:
         self._listener.bind(str(path))
         self._listener.listen()
         theirs.close()
-        self.uri = nbd_connection.unix_uri(str(path))
+        self.uri = nbd_uri.unix_uri(str(path))
         self._send_lock = threading.Lock()
         self._failure: Exception | None = None
         self._thread = threading.Thread(target=self._serve)

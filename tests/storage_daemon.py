@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from blkmig.disk import nbd_connection
+from blkmig.disk import nbd_uri
 from blkmig.disk.qemu import qmp
 
 MiB = 1 << 20
@@ -70,7 +70,7 @@ class StorageDaemon:
 
     def uri(self, export: str) -> str:
         """Return the URI of an export."""
-        return nbd_connection.unix_uri(str(self.nbd_path), export)
+        return nbd_uri.unix_uri(str(self.nbd_path), export)
 
     def ask(self, command: str, **values: Any) -> Any:
         """Run one QMP command while blkmig is not connected; underscores stand for hyphens."""

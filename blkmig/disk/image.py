@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import errors
-from . import nbd, nbd_connection
+from . import nbd, nbd_connection, nbd_uri
 
 CLOSE_TIMEOUT = 60.0
 """Seconds that a qemu-nbd may take to write out its image's tables."""
@@ -178,7 +178,7 @@ class QemuNbd:
     def connecting(self) -> Iterator[str]:
         """Give the URI to connect to in the body of a ``with``; if that fails, stop and say why."""
         try:
-            yield nbd_connection.unix_uri(self._socket_path)
+            yield nbd_uri.unix_uri(self._socket_path)
         except errors.DeviceError as error:
             refusal = self._refusal()
             self.close(check=False)

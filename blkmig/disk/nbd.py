@@ -22,7 +22,7 @@ import time
 from typing import Any
 
 from .. import _core, errors
-from . import dirty, extents, local, nbd_connection, nbd_handle
+from . import dirty, extents, local, nbd_connection, nbd_handle, nbd_uri
 from .nbd_connection import NbdConnection as NbdConnection
 
 WRITES_BEHIND = 16
@@ -242,5 +242,5 @@ def zero_runs(payload: memoryview, offset: int, nbytes: int) -> list[tuple[int, 
 
 def default_name(uri: str) -> str:
     """Return what the wire calls the disk at `uri`: the export's name, else where the server is."""
-    export = nbd_connection.export_of(uri)
+    export = nbd_uri.export_of(uri)
     return export.rpartition("/")[2] or "nbd"

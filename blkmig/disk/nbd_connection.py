@@ -14,12 +14,11 @@ import contextlib
 import ctypes
 import errno
 import threading
-import urllib.parse
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .. import errors, units
-from . import _libnbd, local, nbd_handle
+from . import _libnbd, local, nbd_handle, nbd_uri
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -41,30 +40,7 @@ MAX_ZERO = 256 * units.MiB
 MAX_STATUS = 4 * units.GiB - units.MiB
 """Bytes of one BLOCK_STATUS, whose length has 32 bits."""
 
-SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock")
 _ZEROS = bytes(units.MiB)
-
-
-def is_nbd_uri(text: str) -> bool:
-    """Tell whether `text` starts like an NBD URI."""
-    return text.partition(":")[0].lower() in SCHEMES
-
-
-def unix_uri(socket_path: str, export: str = "") -> str:
-    """Return the URI of an export behind a Unix socket."""
-    return f"nbd+unix:///{urllib.parse.quote(export, safe='')}?socket={urllib.parse.quote(socket_path)}"
-
-
-def export_of(uri: str) -> str:
-    """Return the name of the export that `uri` means, "" for the server's default."""
-    return urllib.parse.unquote(urllib.parse.urlsplit(uri).path.removeprefix("/"))
-
-
-def with_export(uri: str, export: str) -> str:
-    """Return `uri` with another export name."""
-    parts = urllib.parse.urlsplit(uri)
-    query = f"?{parts.query}" if parts.query else ""  # geturl() would drop the slashes of an empty host
-    return f"{parts.scheme}://{parts.netloc}/{urllib.parse.quote(export, safe='')}{query}"
 
 
 class NbdConnection:
@@ -97,9 +73,11 @@ class NbdConnection:
         `request_timeout` is how long, in seconds, the connection may stand still while requests are in flight.
         Reads are cut into pieces of `read_piece` bytes, that are in flight together.
         """
-        self.uri = check_uri(uri if export is None else with_export(uri, export), tls_certificates or tls_psk_file)
+        self.uri = nbd_uri.check_uri(
+            uri if export is None else nbd_uri.with_export(uri, export), tls_certificates or tls_psk_file
+        )
         self._read_piece = read_piece
-        self.device = device or export_of(self.uri) or "nbd"
+        self.device = device or nbd_uri.export_of(self.uri) or "nbd"
         tls = {"certificates": tls_certificates, "psk_file": tls_psk_file, "username": tls_username}
         contexts = tuple(contexts)
         with self._errors(f"cannot connect to {self.uri}"):
@@ -285,16 +263,6 @@ class NbdConnection:
             yield
         except OSError as error:
             raise errors.DeviceError(doing, device=self.device, cause=error, offset=offset, nbytes=nbytes) from error
-
-
-def check_uri(uri: str, wants_tls: object) -> str:
-    """Return `uri`, or raise :class:`~blkmig.errors.ParameterError` if it is none or would drop TLS silently."""
-    scheme = uri.partition(":")[0].lower()
-    if scheme not in SCHEMES:
-        raise errors.ParameterError(f"{uri!r} is not an NBD URI: it must start with one of {', '.join(SCHEMES)}")
-    if not scheme.startswith("nbds") and (wants_tls or "tls-" in urllib.parse.urlsplit(uri).query):
-        raise errors.ParameterError(f"{uri!r} would not be encrypted: say nbds instead of nbd")
-    return uri
 
 
 def configure(library: ctypes.CDLL, handle: int, contexts: Iterable[str], tls: dict[str, str | None]) -> None:

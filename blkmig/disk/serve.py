@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .. import errors
-from . import file, nbd_connection
+from . import file, nbd_uri
 from . import open as open_disks
 
 PROGRAM = "qemu-storage-daemon"
@@ -120,7 +120,7 @@ class StorageDaemon:
 
     def export_uri(self, disk: ServedDisk) -> str:
         """Return what an NBD client connects to."""
-        return nbd_connection.with_export(self.nbd_uri, disk.name)
+        return nbd_uri.with_export(self.nbd_uri, disk.name)
 
     def close(self) -> None:
         """End the daemon and wait for it. Twice does no harm."""
@@ -250,7 +250,7 @@ def _absolute(unix: str) -> str:
 
 def _nbd_uri(listener: socket.socket) -> str:
     if listener.family == socket.AF_UNIX:
-        return nbd_connection.unix_uri(str(pathlib.Path(listener.getsockname()).absolute()))
+        return nbd_uri.unix_uri(str(pathlib.Path(listener.getsockname()).absolute()))
     name: Any = listener.getsockname()
     host = f"[{name[0]}]" if ":" in name[0] else name[0]
     return f"nbd://{host}:{name[1]}"

@@ -22,7 +22,7 @@ import peers
 import pytest
 
 from blkmig import _core, errors
-from blkmig.disk import geometry, nbd, nbd_connection
+from blkmig.disk import geometry, nbd, nbd_connection, nbd_uri
 
 peers.require("nbdkit", "qemu-storage-daemon", "qemu-img")
 
@@ -228,7 +228,7 @@ def test_dirty_bitmap(tmp_path: Path) -> None:
     with nbd_servers.private_folder() as folder:
         path = folder / "s"
         command = ["qemu-nbd", "-r", "-f", "qcow2", "-B", "seen", "-k", path, "--fork", "--pid-file", folder / "pid"]
-        with nbd_servers.running([*command, image], nbd_connection.unix_uri(str(path)), folder) as server:
+        with nbd_servers.running([*command, image], nbd_uri.unix_uri(str(path)), folder) as server:
             contexts = {"qemu:dirty-bitmap:seen", "base:allocation"}
             connection = nbd_connection.NbdConnection(server.uri, contexts=contexts)
             assert connection.contexts == contexts
@@ -286,11 +286,11 @@ def test_export_and_server_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "disk.raw").write_bytes(bytes(MiB))
     with nbd_servers.storage_daemon(tmp_path / "disk.raw", writable=False) as server:
         with pytest.raises(errors.DeviceError, match="no export named 'other'"):
-            nbd.NbdBackend(nbd_connection.with_export(server.uri, "other"))
+            nbd.NbdBackend(nbd_uri.with_export(server.uri, "other"))
         with pytest.raises(errors.DeviceError, match="read-only"):
             nbd.NbdBackend(server.uri)
     with pytest.raises(errors.DeviceError, match="No such file"):
-        nbd.NbdBackend(nbd_connection.unix_uri(str(tmp_path / "nowhere")))
+        nbd.NbdBackend(nbd_uri.unix_uri(str(tmp_path / "nowhere")))
     with pytest.raises(errors.DeviceError, match="refused"):
         nbd.NbdBackend("nbd://127.0.0.1:1/")
 

@@ -23,7 +23,7 @@ from storage_daemon import MiB
 
 import blkmig
 from blkmig import errors
-from blkmig.disk import nbd_connection, open_disks, sharedmap
+from blkmig.disk import nbd_uri, open_disks, sharedmap
 
 SIZE = 3 * MiB + 70_000
 CHUNK = sharedmap.GRANULARITY
@@ -291,7 +291,7 @@ def nbdkit(folder: Path) -> Iterator[str]:
         started = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, check=False)
     assert started.returncode == 0, log.read_text()
     try:
-        yield nbd_connection.unix_uri(f"{folder}/nbd")
+        yield nbd_uri.unix_uri(f"{folder}/nbd")
     finally:
         # Not SIGTERM: an nbdkit that is paused would wait for its clients for ever.
         os.kill(int((folder / "pid").read_text()), signal.SIGKILL)

@@ -20,7 +20,7 @@ from real_qemu import MiB
 
 import blkmig
 from blkmig import errors, savevm
-from blkmig.disk import nbd_connection, qemu
+from blkmig.disk import nbd_uri, qemu
 from blkmig.disk.qemu import qmp, throttle
 
 peers.require("qemu-system-x86_64", "qemu-img")
@@ -336,7 +336,7 @@ def test_a_vm_whose_disk_is_written_through_its_nbd_server(folder: Path, device:
     with real_qemu.Qemu(*options, folder=folder, machine="pc" if device else "none", running=True) as vm:
         vm.execute("nbd-server-start", addr={"type": "unix", "data": {"path": f"{folder}/nbd"}})
         vm.execute("block-export-add", type="nbd", id="w", node_name="disk0", name="disk", writable=True)
-        uri = nbd_connection.unix_uri(f"{folder}/nbd", "disk")
+        uri = nbd_uri.unix_uri(f"{folder}/nbd", "disk")
         with storage_daemon.writing([(uri, SIZE)], seed=1):
             disks = qemu.open_qemu(f"qemu:{folder}/qmp,nbd=unix:{folder}/nbd")
             assert [disk.name for disk in disks] == ["vda" if device else "disk0"]

@@ -22,7 +22,7 @@ import pytest
 from nbd_servers import FLUSH, READ, TRIM, WRITE, WRITE_ZEROES, Asked, FakeServer
 
 from blkmig import _core, errors
-from blkmig.disk import _libnbd, dirty, nbd, nbd_connection
+from blkmig.disk import _libnbd, dirty, nbd, nbd_connection, nbd_uri
 
 try:
     _libnbd.load()
@@ -267,7 +267,7 @@ def test_nobody_answers_the_handshake() -> None:
         listener.bind(str(folder / "s"))
         listener.listen()
         with expect(errno.ETIMEDOUT):
-            nbd_connection.NbdConnection(nbd_connection.unix_uri(str(folder / "s")), connect_timeout=0.05)
+            nbd_connection.NbdConnection(nbd_uri.unix_uri(str(folder / "s")), connect_timeout=0.05)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -282,7 +282,7 @@ def test_handshake_of_anybody_else(seed: int) -> None:
         with futures.ThreadPoolExecutor(1) as pool:
             pool.submit(say_and_hang_up, listener, words)
             with pytest.raises(errors.DeviceError, match="cannot connect"):
-                nbd_connection.NbdConnection(nbd_connection.unix_uri(str(folder / "s")), connect_timeout=5)
+                nbd_connection.NbdConnection(nbd_uri.unix_uri(str(folder / "s")), connect_timeout=5)
 
 
 def say_and_hang_up(listener: socket.socket, words: bytes) -> None:

@@ -8,20 +8,20 @@ import pathlib
 import pytest
 
 from blkmig import errors
-from blkmig.disk import nbd, nbd_connection
+from blkmig.disk import nbd, nbd_connection, nbd_uri
 from blkmig.disk import open as opening
 
 
 @pytest.mark.parametrize("export", ["", "vda", "a b", "a/b", "ünï?&#%", "x" * 4096])
 def test_export_in_uri(export: str) -> None:
-    uri = nbd_connection.unix_uri("/tmp/a b&c?d/s", export)
-    assert nbd_connection.export_of(uri) == export
+    uri = nbd_uri.unix_uri("/tmp/a b&c?d/s", export)
+    assert nbd_uri.export_of(uri) == export
     assert uri.startswith("nbd+unix:///")
     assert "socket=/tmp/a%20b%26c%3Fd/s" in uri
 
 
 def test_another_export() -> None:
-    assert nbd_connection.with_export("nbds://h:1/a?tls-certificates=/d", "b/c") == "nbds://h:1/b%2Fc?tls-certificates=/d"
+    assert nbd_uri.with_export("nbds://h:1/a?tls-certificates=/d", "b/c") == "nbds://h:1/b%2Fc?tls-certificates=/d"
 
 
 @pytest.mark.parametrize(

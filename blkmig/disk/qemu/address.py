@@ -8,7 +8,7 @@ import urllib.parse
 from typing import Any
 
 from ... import errors
-from .. import nbd_connection
+from .. import nbd_uri
 
 SCHEME = "qemu:"
 
@@ -75,8 +75,8 @@ def parse(text: str) -> QemuAddress:
 
 def _nbd_uri(text: str) -> str:
     if text.startswith("unix:"):
-        return nbd_connection.unix_uri(text.removeprefix("unix:"))
-    if not nbd_connection.is_nbd_uri(text):
+        return nbd_uri.unix_uri(text.removeprefix("unix:"))
+    if not nbd_uri.is_nbd_uri(text):
         raise errors.ParameterError(f"nbd={text!r} is neither an NBD URI nor unix:PATH")
     return text
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ... import errors
-from .. import nbd_connection
+from .. import nbd_connection, nbd_uri
 from . import address, qmp
 
 logger = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ class OwnObjects:
 
     def start_server(self, uri: str | None) -> None:
         """Start the NBD server at `uri`, or use the one that is running there; by default beside the QMP socket."""
-        self.uri = uri or nbd_connection.unix_uri(default_socket(self._qmp.path, self.prefix))
+        self.uri = uri or nbd_uri.unix_uri(default_socket(self._qmp.path, self.prefix))
         where = address.socket_address(self.uri)
         if where is None:
             return

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the URI of an NBD export says: the server, the export, and whether the connection is encrypted.
+
+As the NBD project writes them: https://github.com/NetworkBlockDevice/nbd/blob/master/doc/uri.md
+"""
+
+from __future__ import annotations
+
+import urllib.parse
+
+from .. import errors
+
+SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock")
+
+
+def is_nbd_uri(text: str) -> bool:
+    """Tell whether `text` starts like an NBD URI."""
+    return text.partition(":")[0].lower() in SCHEMES
+
+
+def unix_uri(socket_path: str, export: str = "") -> str:
+    """Return the URI of an export behind a Unix socket."""
+    return f"nbd+unix:///{urllib.parse.quote(export, safe='')}?socket={urllib.parse.quote(socket_path)}"
+
+
+def export_of(uri: str) -> str:
+    """Return the name of the export that `uri` means, "" for the server's default."""
+    return urllib.parse.unquote(urllib.parse.urlsplit(uri).path.removeprefix("/"))
+
+
+def with_export(uri: str, export: str) -> str:
+    """Return `uri` with another export name."""
+    parts = urllib.parse.urlsplit(uri)
+    query = f"?{parts.query}" if parts.query else ""  # geturl() would drop the slashes of an empty host
+    return f"{parts.scheme}://{parts.netloc}/{urllib.parse.quote(export, safe='')}{query}"
+
+
+def check_uri(uri: str, wants_tls: object) -> str:
+    """Return `uri`, or raise :class:`~blkmig.errors.ParameterError` if it is none or would drop TLS silently."""
+    scheme = uri.partition(":")[0].lower()
+    if scheme not in SCHEMES:
+        raise errors.ParameterError(f"{uri!r} is not an NBD URI: it must start with one of {', '.join(SCHEMES)}")
+    if not scheme.startswith("nbds") and (wants_tls or "tls-" in urllib.parse.urlsplit(uri).query):
+        raise errors.ParameterError(f"{uri!r} would not be encrypted: say nbds instead of nbd")
+    return uri
