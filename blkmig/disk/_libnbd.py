@@ -2,7 +2,8 @@
 """The part of libnbd that blkmig uses, bound with ctypes and loaded when the first NBD disk is opened.
 
 Only declarations and errors live here, no policy. Every function releases the GIL. libnbd keeps the text and the
-errno of the last error per thread, so :func:`last_error` must be called in the thread whose call failed.
+errno of the last error per thread, so :func:`check` and :func:`last_error` must be called in the thread whose call
+failed.
 
 The types and constants are those of libnbd(3), whose ABI is stable: ``libnbd.so.0`` from 1.12 on has all of it.
 """
@@ -146,6 +147,13 @@ def load() -> ctypes.CDLL:
             "or libnbd (Fedora, RHEL, SUSE)",
         ) from error
     return library
+
+
+def check(library: ctypes.CDLL, result: int) -> int:
+    """Return a call's `result`, or raise the error that -1 stands for."""
+    if result == -1:
+        raise last_error(library)
+    return result
 
 
 def last_error(library: ctypes.CDLL, fallback: int = errno.EIO) -> OSError:

@@ -271,8 +271,7 @@ def configure(library: ctypes.CDLL, handle: int, contexts: Iterable[str], tls: d
     calls += [("nbd_add_meta_context", name.encode()) for name in contexts]
     calls += [(f"nbd_set_tls_{key}", value.encode()) for key, value in tls.items() if value is not None]
     for function, value in calls:
-        if getattr(library, function)(handle, value) == -1:
-            raise _libnbd.last_error(library)
+        _libnbd.check(library, getattr(library, function)(handle, value))
 
 
 def _pieces(nbytes: int, most: int) -> Iterator[tuple[int, int]]:

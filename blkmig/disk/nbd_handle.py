@@ -87,7 +87,7 @@ class NbdHandle:
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
             configure(self._library, self._handle)
-            self._check(self._library.nbd_aio_connect_uri(self._handle, os.fsencode(uri)))
+            _libnbd.check(self._library, self._library.nbd_aio_connect_uri(self._handle, os.fsencode(uri)))
             self._finish_connecting(time.monotonic() + connect_timeout)
         except BaseException:
             self.close()
@@ -104,7 +104,7 @@ class NbdHandle:
     def ask(self, function: str, *args: Any) -> int:
         """Return what a libnbd `function` that does not block says about the export."""
         with self._lock:
-            return self._check(getattr(self._library, function)(self._open_handle(), *args))
+            return _libnbd.check(self._library, getattr(self._library, function)(self._open_handle(), *args))
 
     def run(self, function: str, *args: Any, keep: object = None) -> None:
         """Run one command, ``nbd_aio_...``, and return when the server has answered it; see `start` and `wait`."""
@@ -164,11 +164,6 @@ class NbdHandle:
 
     # -- connecting: no other thread knows the handle yet --------------------------------------------------------------
 
-    def _check(self, result: int) -> int:
-        if result == -1:
-            raise _libnbd.last_error(self._library)
-        return result
-
     def _finish_connecting(self, deadline: float) -> None:
         while self._library.nbd_aio_is_connecting(self._handle) == 1:
             direction = self._library.nbd_aio_get_direction(self._handle)
@@ -177,7 +172,7 @@ class NbdHandle:
             ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
             if not ready:
                 raise OSError(errno.ETIMEDOUT, "the server did not answer in time")
-            self._check(self._notify(direction, ready[0][1]))
+            _libnbd.check(self._library, self._notify(direction, ready[0][1]))
         if self._library.nbd_aio_is_ready(self._handle) != 1:
             raise OSError(errno.ENOTCONN, "the server closed the connection during the handshake")
 

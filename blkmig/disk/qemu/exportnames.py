@@ -65,8 +65,7 @@ def _list(library: ctypes.CDLL, uri: bytes, collect: Any) -> None:
             (library.nbd_opt_list, (ListCallback(callback, None, None),)),
             (library.nbd_opt_abort, ()),
         ):
-            if function(handle, *arguments) == -1:
-                raise _libnbd.last_error(library)
+            _libnbd.check(library, function(handle, *arguments))
     finally:
         library.nbd_close(handle)
 
