@@ -49,7 +49,7 @@ class Monitor:
                     if reply is None:
                         self._client.shutdown(socket.SHUT_RDWR)
                         return
-                    self.say(reply if "event" in reply else reply | {"id": request.get("id")})
+                    self.say(reply if "event" in reply or reply is GREETING else {"id": request.get("id")} | reply)
         except OSError:
             return
 
@@ -106,9 +106,14 @@ def test_commands_return_what_qemu_returns(connect: Callable[[Answer], qmp.QmpCo
     assert connection.execute("nothing") == {}
 
 
-def test_an_event_before_the_first_answer(tmp_path: Path) -> None:
-    """A QEMU may have one to tell, of an export that went a moment ago, before it answers to qmp_capabilities."""
-    monitor = Monitor(tmp_path / "qmp", echo, before_first=[deleted("of-before"), deleted("too")])
+LATE = {"error": {"class": "CommandNotFound", "desc": "Expecting capabilities negotiation"}, "id": "__qmp#00007"}
+
+
+@pytest.mark.parametrize("before", [[deleted("before"), deleted("too")], [GREETING], [deleted("e"), GREETING], [LATE]])
+def test_what_may_come_before_the_first_answer(tmp_path: Path, before: list[dict[str, Any]]) -> None:
+    """A QEMU may tell of an export that went a moment ago, or, seen with 7.2 after a client that has just gone, greet
+    twice, or answer that client, before it answers to qmp_capabilities."""
+    monitor = Monitor(tmp_path / "qmp", echo, before_first=before)
     connection = qmp.QmpConnection(tmp_path / "qmp", timeout=20)
     assert connection.execute("anything", {"a": 1}) == {"a": 1}
     monitor.say(deleted("e"))

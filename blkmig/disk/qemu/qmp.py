@@ -244,13 +244,17 @@ def _client_class(library: Any) -> Any:
     """Return the library's client without its log of every message, which is made up even if nobody wants it.
 
     And without its belief that the first message after qmp_capabilities is the answer: QEMU may have an event to tell
-    before, which belongs to nobody in the new session.
+    before, which belongs to nobody in the new session, and right after another client it may greet twice, or answer
+    that one: our first command has no id.
     """
 
     class Client(library.QMPClient):  # type: ignore[misc]
         async def _recv(self) -> Any:
+            is_greeted = self.greeting is not None
             message = await super()._recv()
-            while self.runstate is library.Runstate.CONNECTING and "event" in message:
+            while self.runstate is library.Runstate.CONNECTING and (
+                "event" in message or (is_greeted and "QMP" in message) or message.get("id") is not None
+            ):
                 message = await super()._recv()
             return message
 
