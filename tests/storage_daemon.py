@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A qemu-storage-daemon with disks that somebody writes, for tests of live sources.
 
-The listening sockets are handed to the daemon, so there is nothing to wait for; it writes to files, never to pipes.
+The listening sockets are handed to the daemon, so that their paths are there at once; it writes to files, never to pipes.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -45,12 +46,13 @@ class StorageDaemon:
         self.qmp_path = folder / "qmp"
         self.nbd_path = folder / "nbd"
         self.log = folder / "qsd.log"
+        (folder / "pid").unlink(missing_ok=True)
         with contextlib.ExitStack() as stack:
             sockets = [stack.enter_context(listen(self.qmp_path))]
             command = ["qemu-storage-daemon"]
-            # The last, because who is greeted by the monitor takes the rest for done.
+            # Who connects to a monitor that is being set up may be greeted twice, and read by two threads of QEMU's.
             monitor = ["--chardev", f"socket,id=qmp,fd={sockets[0].fileno()},server=on,wait=off"]
-            monitor += ["--monitor", "chardev=qmp"]
+            monitor += ["--monitor", "chardev=qmp", "--pidfile", str(folder / "pid")]
             if nbd_server:
                 sockets.append(stack.enter_context(listen(self.nbd_path)))
                 command += ["--nbd-server", f"addr.type=fd,addr.str={sockets[1].fileno()},max-connections=0"]
@@ -62,6 +64,13 @@ class StorageDaemon:
                     stdout=log,
                     stderr=log,
                 )
+        self._wait_until_ready()
+
+    def _wait_until_ready(self) -> None:
+        """Return when everything is set up, which is when there is a pid file, or when the daemon has ended."""
+        deadline = time.monotonic() + 30
+        while not (self.folder / "pid").exists() and self.process.poll() is None:
+            assert time.monotonic() < deadline, self.log.read_text()
 
     @property
     def address(self) -> str:
