@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How a running QEMU and its disks are named: ``qemu:PATH[,device=ID][,node=NAME][,nbd=ADDRESS]...``."""
+"""How a running QEMU and its disks are named.
+
+``qemu:PATH[,device=ID][,node=NAME][,nbd=ADDRESS][,export=ID][,read=nbd]``
+"""
 
 from __future__ import annotations
 

@@ -40,8 +40,8 @@ def open_file(socket_path: str, facts: graph.BlockGraph, disk: discover.QemuDisk
     name = file_name(facts, disk.node)
     if name is None:
         return None
-    with contextlib.suppress(OSError, errors.DeviceError):
-        for process in _users_of(socket_path):
+    for process in _users_of(socket_path):
+        with contextlib.suppress(OSError, errors.DeviceError):  # it may end, or be none of ours to look into
             descriptor = _descriptor_of(process, name)
             if descriptor is not None:
                 file = ImageFile(name, descriptor, disk=disk)
@@ -63,8 +63,9 @@ def file_name(facts: graph.BlockGraph, node: str) -> str | None:
 
 def _users_of(socket_path: str) -> Iterator[Path]:
     """Yield the processes, as folders of /proc, that have a socket of that path: QEMU, maybe also who started it."""
-    path = Path(socket_path).resolve()
-    rows = [line.split(maxsplit=7) for line in (_PROC / "net" / "unix").read_text().splitlines()]
+    path, rows = Path(socket_path).resolve(), []
+    with contextlib.suppress(OSError):
+        rows = [line.split(maxsplit=7) for line in (_PROC / "net" / "unix").read_text().splitlines()]
     named = (row for row in rows if len(row) == 8 and row[7].endswith(path.name))
     wanted = {f"socket:[{row[6]}]" for row in named if Path(row[7]).resolve() == path}
     for process in _PROC.iterdir():
@@ -79,9 +80,15 @@ def _descriptor_of(process: Path, name: str) -> Path | None:
     wanted = (process / "cwd" / name).stat()
     if not stat.S_ISREG(wanted.st_mode) or _is_on_fuse(process, wanted.st_dev):
         return None
-    found = [entry for entry in (process / "fd").iterdir() if os.path.samestat(entry.stat(), wanted)]
+    found = [entry for entry in (process / "fd").iterdir() if _is_open_at(entry, wanted)]
     is_cached = not any(_flags(process / "fdinfo" / entry.name) & os.O_DIRECT for entry in found)
     return found[0] if found and is_cached else None
+
+
+def _is_open_at(descriptor: Path, wanted: os.stat_result) -> bool:
+    with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+        return os.path.samestat(descriptor.stat(), wanted)
+    return False
 
 
 def _is_on_fuse(process: Path, device: int) -> bool:
