@@ -7,7 +7,7 @@
  *
  * Under `lock`: all but the slots. The slot of block `stored` is the storing thread's while there is one, the slot of
  * block `put` the other's; so neither holds the lock for what takes time. Both sleep on `changed`, never at once: one
- * for want of blocks, the other for want of slots.
+ * for want of blocks, the other for want of slots. Who puts and drains is one thread at a time: see behind.py.
  */
 #ifndef BLKMIG_BEHIND_H
 #define BLKMIG_BEHIND_H

@@ -19,7 +19,7 @@ WRITEBACK_NBYTES = 16 << 20
 
 
 class StoreBehind:
-    """The thread that stores in the file `fd`, and what waits for it. One other thread puts and drains.
+    """The thread that stores in the file `fd`, and what waits for it. Any thread may put and drain.
 
     Raises RuntimeError if no thread can be started. A block that cannot be stored is a `_core.LateError` at the next
     call, and at all later ones: an :class:`OSError` whose `offset` says which block that was.
@@ -27,25 +27,30 @@ class StoreBehind:
 
     def __init__(self, fd: int, cluster: int) -> None:
         self._queue = _core.WriteBehind(fd, cluster)
+        # Held by whoever puts or drains, also while it waits: the queue is for one at a time. The storing thread has no
+        # need of it. It guards these two, too.
+        self._lock = threading.Lock()
         self._start = self._stop = 0  # what was put since the last drain lies between
         self._thread = threading.Thread(target=self._queue.run, name="blkmig-store", daemon=True)
         self._thread.start()
 
     def put(self, blk: _core.BlockBuffer, offset: int, *, allocate: bool) -> None:
         """Have the pages of `blk` stored soon. Blocks while four blocks wait."""
-        if self._start == self._stop:
-            self._start = offset
-        self._start = min(self._start, offset)
-        self._stop = max(self._stop, offset + _core.BLOCK_SIZE)
-        self._queue.put(blk, offset, allocate)
+        with self._lock:
+            if self._start == self._stop:
+                self._start = offset
+            self._start = min(self._start, offset)
+            self._stop = max(self._stop, offset + _core.BLOCK_SIZE)
+            self._queue.put(blk, offset, allocate)
 
     def drain(self, start: int = 0, stop: int = sys.maxsize) -> None:
         """Return when everything is stored that may lie in [start, stop)."""
-        if start < self._stop and stop > self._start:
-            self._queue.drain()
-            self._start = self._stop = 0
-        else:
-            self._queue.check()
+        with self._lock:
+            if start < self._stop and stop > self._start:
+                self._queue.drain()
+                self._start = self._stop = 0
+            else:
+                self._queue.check()
 
     def close(self) -> None:
         """End the thread; what was not drained may not be stored. Safe twice."""

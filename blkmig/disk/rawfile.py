@@ -195,11 +195,11 @@ class RawFile:
         self._writeback.count(nbytes)
 
     def _store_behind(self, blk: _core.BlockBuffer, offset: int) -> bool:
-        if self._behind is None:
-            try:
+        if self._behind is None and self.fd >= 0:
+            with contextlib.suppress(RuntimeError):  # no more threads to be had
                 self._behind = behind.StoreBehind(self.fd, CLUSTER)
-            except RuntimeError:  # no more threads to be had
-                return False
+        if self._behind is None:
+            return False
         self._behind.put(blk, offset, allocate=self._has_holes)
         return True
 

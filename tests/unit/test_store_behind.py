@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import errno
 import os
@@ -167,6 +168,30 @@ def test_without_threads_it_is_stored_at_once(
     assert target.pread(3 * MiB, 2 * MiB) == content[3 * MiB : 5 * MiB]
 
 
+def test_another_thread_may_look_meanwhile(source: Path, target: disk.FileBackend, content: bytes) -> None:
+    """A guest's reads are for any thread; none of them may hang, nor make zeros overtake a block."""
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.is_set():
+            target.pread(4 * MiB, 4096)
+            target.next_data(0)
+
+    with concurrent.futures.ThreadPoolExecutor(2) as pool, arriving(source, [0, 1, 3, 4, 5] * 40) as coming:
+        looking = [pool.submit(look) for _ in range(2)]
+        try:
+            for blk, block in coming:
+                target.write_block(blk, block * MiB, MiB)
+                if block == 5:
+                    target.write_zeroes(4 * MiB, MiB)
+                    assert target.pread(4 * MiB, MiB) == bytes(MiB)
+        finally:
+            done.set()
+        for each in looking:
+            each.result(20)
+    assert target.pread(5 * MiB, MiB) == content[5 * MiB :]
+
+
 # -- errors ----------------------------------------------------------------------------------------------------------
 
 
@@ -220,6 +245,15 @@ def test_a_disk_that_is_closed_stores_no_more(source: Path, tmp_path: Path) -> N
             os.close(other)
         (tmp_path / "target").unlink()
     assert (tmp_path / "other").stat().st_size == 0
+
+
+def test_a_closed_disk_takes_no_block(source: Path, tmp_path: Path) -> None:
+    target = disk.FileBackend.create(tmp_path / "target", NBLOCKS * MiB)
+    target.close()
+    with arriving(source, [0, 1, 2]) as coming:
+        for blk, block in coming:
+            with pytest.raises(errors.DeviceError, match="closed"):
+                target.write_block(blk, block * MiB, MiB)
 
 
 def test_descriptors_are_given_back(source: Path, tmp_path: Path) -> None:
