@@ -438,13 +438,19 @@ def test_writeback_starts_behind_the_writes(tmp_path, blk, monkeypatch):
 
 
 def test_writeback_that_cannot_be_started_is_for_the_flush_to_tell(tmp_path, blk, monkeypatch):
+    failed = []
+
     def fail(fd):
+        failed.append(fd)
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(_core, "start_writeback", fail)
     with disk.FileBackend.create(tmp_path / "vda.raw", 20 * MiB) as backend:
         for block in range(20):
             backend.write_block(filled(blk, b"x" * MiB), block * MiB, MiB)
+        backend.flush()
+    assert len(failed) == 1
+    assert (tmp_path / "vda.raw").read_bytes() == b"x" * 20 * MiB
 
 
 def full(fd, offset, nbytes):

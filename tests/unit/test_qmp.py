@@ -111,8 +111,8 @@ LATE = {"error": {"class": "CommandNotFound", "desc": "Expecting capabilities ne
 
 @pytest.mark.parametrize("before", [[deleted("before"), deleted("too")], [GREETING], [deleted("e"), GREETING], [LATE]])
 def test_what_may_come_before_the_first_answer(tmp_path: Path, before: list[dict[str, Any]]) -> None:
-    """A QEMU may tell of an export that went a moment ago, or, seen with 7.2 after a client that has just gone, greet
-    twice, or answer that client, before it answers to qmp_capabilities."""
+    """A QEMU may tell of an export that went a moment ago before it answers to qmp_capabilities, or greet twice, as
+    7.2 did after a client that had just gone; an answer to that client would be no less in the way."""
     monitor = Monitor(tmp_path / "qmp", echo, before_first=before)
     connection = qmp.QmpConnection(tmp_path / "qmp", timeout=20)
     assert connection.execute("anything", {"a": 1}) == {"a": 1}
