@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A qemu-storage-daemon with disks that somebody writes, for tests of live sources.
 
-The listening sockets are handed to the daemon, so that their paths are there at once; it writes to files, never to pipes.
+The listening sockets are handed to the daemon, so their paths are there at once; it writes to files, never to pipes.
 """
 
 from __future__ import annotations
