@@ -946,16 +946,18 @@ cdef class InputBuffer:
 
         Returns (flags, name, sector, count) as parse_run does. The payload of a data record is next: get_block.
         """
-        cdef frame_run run
-        while True:
-            run = frame_parse(self.s.staging + self.s.head, self.s.tail - self.s.head)
-            if run.nbytes:
-                break
+        cdef frame_run run = frame_parse(self.s.staging + self.s.head, self.s.tail - self.s.head)
+        while not run.nbytes:
             self.require(self.s.tail - self.s.head + 1)
+            run = frame_parse(self.s.staging + self.s.head, self.s.tail - self.s.head)
         name = PyBytes_FromStringAndSize(run.name, run.length)
         stream_consume(&self.s, run.nbytes)
-        if self.pages and run.word & FLAG_DEVICE_BLOCK:     # after data, the next head and none of its payload
-            self.s.ahead = 0 if run.word & FLAG_ZERO_BLOCK else run.nbytes
+        self.s.peeks = False
+        if not run.word & FLAG_DEVICE_BLOCK:
+            stream_unpeek(&self.s, 0)   # whoever closes the socket must not leave anything in it
+        elif self.pages:                # after data, the next head and none of its payload
+            self.s.peeks = run.word & FLAG_ZERO_BLOCK != 0
+            self.s.ahead = 0 if self.s.peeks else run.nbytes
         return run.word & FLAGS, name, run.word >> SECTOR_BITS, run.count
 
     def expect_pages(self):
@@ -970,7 +972,7 @@ cdef class InputBuffer:
         cdef size_t done = 0
         blk.forget(BLOCK_SIZE)
         blk.zero = False
-        if self.pages and blk.takes_pages and self.s.head == self.s.tail and pages_open(&blk.pages):
+        if self.pages and blk.takes_pages and stream_unstage(&self.s) and pages_open(&blk.pages):
             with nogil:
                 done = pages_take(&blk.pages, &self.s, BLOCK_SIZE)
             if done == BLOCK_SIZE:

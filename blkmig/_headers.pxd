@@ -82,10 +82,12 @@ cdef extern from "_stream.h":
         size_t capacity, head, tail
         uint64_t position, flushed
         size_t ahead
-        bint takes_pages
+        bint takes_pages, peeks
     int stream_init(stream*, int fd, Py_ssize_t capacity, int wake_fd) except -1
     void stream_staged(stream*, size_t) noexcept nogil
     int stream_send(stream*, const uint8_t* end, size_t* left, int file, int64_t until, bint mapped) except -1 nogil
+    int stream_unpeek(stream*, size_t rest) except -1
+    int stream_unstage(stream*) except -1
     void stream_consume(stream*, size_t) noexcept nogil
     int stream_need(stream*, size_t) except -1
     int stream_skip(stream*, uint64_t) except -1

@@ -6,7 +6,8 @@
  *              0      head               tail         capacity
  *
  * Writing: `position` counts what was put, `flushed` what the kernel took; what is staged is the difference.
- * Reading: `position` counts what was consumed.
+ * Reading: `position` counts what was consumed. What is staged may be in the socket, too, while nobody knows whether it
+ * is the beginning of a payload, which is not to be staged: see stream_unstage().
  * Errors are as in _io.h; any wait ends with ECANCELED when `wake_fd` is readable.
  */
 #ifndef BLKMIG_STREAM_H
@@ -47,6 +48,8 @@ struct stream {
     int patience;                       /* how many times more the fd is looked at before waiting for it */
     int lingers;                        /* a payload was the last that came */
     size_t ahead;                       /* stage no more than this, since what follows must not be staged; 0: any */
+    int peeks;                          /* leave what is staged in the socket, too, where it is TCP */
+    size_t peeked;                      /* so much of it is there: the last that is staged */
     uint64_t position, flushed;
 };
 
@@ -230,6 +233,34 @@ static int stream_send(struct stream *s, const uint8_t *end, size_t *left, int f
 
 /* ---- reading ---- */
 
+/* Take what is staged out of the socket, where it was left, but for the last `rest` bytes. */
+static int stream_unpeek(struct stream *s, size_t rest)
+{
+    ssize_t got;
+
+    while (s->peeked > rest) {
+        got = recv(s->fd, NULL, s->peeked - rest, MSG_TRUNC | MSG_DONTWAIT);
+        if (got > 0)
+            s->peeked -= got;
+        else if (got == 0 || io_again() < 0)
+            return got == 0 ? io_fail(EIO) : -1;
+    }
+    return 0;
+}
+
+/* Forget what is staged if the socket still has all of it, so that it is read from there. 1 if nothing is staged then. */
+static int stream_unstage(struct stream *s)
+{
+    size_t staged = s->tail - s->head;
+
+    if (staged > s->peeked)
+        return 0;
+    if (stream_unpeek(s, staged) < 0)
+        return -1;
+    s->head = s->tail = s->peeked = 0;
+    return 1;
+}
+
 static inline void stream_consume(struct stream *s, size_t n)
 {
     s->head += n;
@@ -278,13 +309,17 @@ static ssize_t stream_read(struct stream *s, uint8_t *p, size_t n, size_t room)
 {
     struct iovec iov[2] = {{p, n}, {s->staging + s->tail, room}};
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 2};
+    int peeks = s->peeks && s->lowat && n == 0;
     ssize_t got;
 
+    if (stream_unpeek(s, 0) < 0)
+        return -1;
     for (;;) {
         /* A blocking one must not block, and a named pipe that nobody has opened for writing yet is not at its end. */
         if (s->kind == STREAM_PIPE && !(s->takes_pages && s->position + s->tail) && stream_wait(s, POLLIN) < 0)
             return -1;
-        got = s->kind == STREAM_SOCKET ? recvmsg(s->fd, &msg, MSG_DONTWAIT) : readv(s->fd, iov, 2);
+        got = s->kind != STREAM_SOCKET ? readv(s->fd, iov, 2)
+                                       : recvmsg(s->fd, &msg, MSG_DONTWAIT | (peeks ? MSG_PEEK : 0));
         if (got >= 0)
             break;
         if ((errno == EAGAIN ? stream_wait_input(s) : io_again()) < 0)
@@ -295,6 +330,8 @@ static ssize_t stream_read(struct stream *s, uint8_t *p, size_t n, size_t room)
     if ((size_t)got <= n)
         return got;
     s->tail += got - n;
+    if (peeks)
+        s->peeked = got;
     return n;
 }
 

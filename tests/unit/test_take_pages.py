@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import random
 import resource
 import socket
+import termios
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fd_pairs import open_pair
-from page_streams import Sender, each_block, receiver
+from page_streams import EOS, Sender, each_block, receiver
 
 from blkmig import _core
 
@@ -259,6 +261,98 @@ def test_a_wait_for_more_wakes_for_little(content: bytes) -> None:
         assert stream.get_byte() == ord("!")
     assert bytes(blk.payload) == content[:MiB]
     os.close(readable)
+
+
+@pytest.mark.parametrize("capacity", [512, 65536])
+def test_a_payload_behind_zeros_comes_as_pages(content: bytes, capacity: int) -> None:
+    """Although its beginning is read with the zero records before it; and in the end nothing is left in the socket.
+
+    To close a socket with something in it tells the sender of an error that there was not.
+    """
+    readable, writable = open_pair("tcp")
+    stream, blk = receiver(readable, capacity)
+    zeros, head = bytearray(9 * 14), bytearray(64)
+    _core.put_zero_records(zeros, 0, 0, 9, b"disk0")
+    nbytes = _core.put_block_header(head, 0, 9 * 2048, 1, b"disk0")
+    with socket.socket(fileno=writable) as sock:
+        sock.setblocking(True)
+        sock.sendall(zeros)
+        zeros_before = stream.next_run()[3]
+        for rest in (b"", b"end of it"):
+            sock.sendall(bytes(zeros) + bytes(head[:nbytes]) + content[:MiB])
+            sock.sendall(bytes(zeros) + EOS.to_bytes(8, "big") + rest)
+            assert count_zeros(stream) == (18 - zeros_before, 1)
+            stream.get_block(blk)
+            assert blk.has_pages
+            assert bytes(blk.payload) == content[:MiB]
+            assert count_zeros(stream) == (9, EOS)
+            assert stream.get_buffer(len(rest)) == rest
+            assert fcntl.ioctl(readable, termios.FIONREAD, bytes(4)) == bytes(4)
+            sock.sendall(zeros)
+            zeros_before = stream.next_run()[3]
+    os.close(readable)
+
+
+def count_zeros(stream: _core.InputBuffer) -> tuple[int, int]:
+    """Return how many zero blocks come, and the flags of the record behind them."""
+    zeros = 0
+    while (run := stream.next_run())[0] == 9:
+        zeros += run[3]
+    return zeros, run[0]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_records_in_any_pieces(content: bytes, seed: int) -> None:
+    """Zero records, blocks and other records, as the link cuts them, taken as pages or as bytes."""
+    rng = random.Random(seed)
+    readable, writable = open_pair("tcp")
+    stream, blk = receiver(readable, rng.choice([512, 4096, 65536]))
+    wire, sent = random_records(rng, content)
+    thread = threading.Thread(target=send_pieces, args=(writable, wire, random.Random(seed)))
+    thread.start()
+    came: list[tuple[int, int]] = []
+    while not came or came[-1][0] != EOS:
+        flags, _, sector, count = stream.next_run()
+        came += [(flags, sector + number * 2048) for number in range(count)]
+        if flags == 1:
+            blk.takes_pages = rng.random() < 0.6
+            stream.get_block(blk)
+            assert bytes(blk.payload) == content[sector % 5 * MiB :][:MiB], f"seed {seed}"
+    assert came == sent, f"seed {seed}"
+    thread.join(20)
+    os.close(readable)
+
+
+def random_records(rng: random.Random, content: bytes) -> tuple[bytes, list[tuple[int, int]]]:
+    """Return a stream, and (flags, sector) of each of its records; of a block, the sector says the contents."""
+    wire, sent, record = bytearray(), [], bytearray(512)
+    for _ in range(40):
+        kind, sector = rng.choice(["zeros", "block", "progress"]), 2048 * rng.randrange(1 << 20)
+        if kind == "zeros":
+            count = rng.choice([1, 3, 300, 5000])
+            zeros = bytearray(count * 13)
+            _core.put_zero_records(zeros, 0, sector, count, b"disk")
+            wire += zeros
+            sent += [(9, sector + number * 2048) for number in range(count)]
+        elif kind == "block":
+            name = rng.choice([b"disk", b"other disk"])
+            wire += record[: _core.put_block_header(record, 0, sector, 1, name)] + content[sector % 5 * MiB :][:MiB]
+            sent.append((1, sector))
+        else:
+            wire += (sector << 9 | 4).to_bytes(8, "big")
+            sent.append((4, sector))
+    return bytes(wire) + EOS.to_bytes(8, "big"), [*sent, (EOS, 0)]
+
+
+def send_pieces(fd: int, wire: bytes, rng: random.Random) -> None:
+    with socket.socket(fileno=fd) as sock:
+        sock.setblocking(True)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        start = 0
+        while start < len(wire):
+            nbytes = rng.choice([1, 13, 100, 4096, 60_000, MiB, 3 * MiB])
+            sock.sendall(wire[start : start + nbytes])
+            start += nbytes
 
 
 @pytest.mark.parametrize("items", [1, 20, 29, 31, 37])
