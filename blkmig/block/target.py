@@ -34,6 +34,7 @@ class BlkLoadDevice:
         self._buf = _core.BlockBuffer()
         self._buf.mappable = False  # digests look at what is read
         self._buf.takes_pages = backend.takes_pages
+        self._zeroes = range(0)  # the target reads as zeros there: it did, and nothing has come since
 
     def load_block(self, f: channel.InputQEMUFile, sector: int, position: int) -> None:
         """Write one block when all of it has come; what lies past the disk's end is slack. Blocks."""
@@ -41,6 +42,8 @@ class BlkLoadDevice:
         self._check_is_one_disk(block, 1, position)
         f.get_block(self._buf)
         offset, nbytes = self._place(sector, 1)
+        if offset < self._zeroes.stop and offset + nbytes > self._zeroes.start:
+            self._zeroes = range(min(offset + nbytes, self._zeroes.stop), self._zeroes.stop)
         self.backend.write_block(self._buf, offset, nbytes)
         self._came(block, 1)
 
@@ -49,7 +52,10 @@ class BlkLoadDevice:
         block = self.coverage.check(sector, count, position)
         self._check_is_one_disk(block, count, position)
         offset, nbytes = self._place(sector, count)
-        self.backend.write_zeroes(offset, nbytes)
+        if not (self._zeroes.start <= offset and offset + nbytes <= self._zeroes.stop):
+            self._zeroes = range(offset, self.backend.zeroes_end(offset))
+            if offset + nbytes > self._zeroes.stop:
+                self.backend.write_zeroes(offset, nbytes)
         self._came(block, count)
         self.statistics.zero_blocks += count
 

@@ -102,6 +102,13 @@ class BlockBackend(abc.ABC):
         """
         return (offset, self.size) if offset < self.size else None
 
+    def zeroes_end(self, offset: int) -> int:
+        """Return up to where zeros reach from `offset` on; `offset` itself if it takes more than a moment to tell.
+
+        A target's verb: a receiver asks it, so that zeros which come for a hole cost nothing.
+        """
+        return offset
+
     def next_allocated(self, offset: int, nbytes: int) -> tuple[int, int] | None:
         """Return the first extent (start, end) in [offset, offset + nbytes) that the top layer holds, None if none.
 

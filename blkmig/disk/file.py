@@ -130,10 +130,17 @@ class FileBackend(local.LocalBackend):
 
     def next_data(self, offset: int) -> tuple[int, int] | None:
         """Ask the file system, which takes the same time for a hole of any size."""
-        with self.failing("cannot look for data", offset):
-            layers = [self._top] if self._base is None else [self._top, self._base]
-            extents = [extent for layer in layers if (extent := layer.next_data(offset, self.size)) is not None]
-            return min(extents, default=None)
+        try:
+            extent = self._top.next_data(offset, self.size)
+            if self._base is None or (below := self._base.next_data(offset, self.size)) is None:
+                return extent
+            return below if extent is None else min(extent, below)
+        except OSError as error:
+            raise self.failed("cannot look for data", error, offset) from error
+
+    def zeroes_end(self, offset: int) -> int:
+        """Ask the file system where the next data is; an overlay cannot tell."""
+        return offset if self._base is not None else self._top.zeroes_end(offset)
 
     def next_allocated(self, offset: int, nbytes: int) -> tuple[int, int] | None:
         """Ask the file system what the top of an overlay holds."""

@@ -152,8 +152,10 @@ class LocalBackend(backend.BlockBackend):
         """Make [offset, offset + nbytes) read as zeros; see the contract."""
         self.check_open()
         self.check_range("cannot write zeros", offset, nbytes)
-        with self.failing("cannot write zeros", offset, nbytes):
+        try:
             self._pwrite_zeroes(offset, nbytes)
+        except OSError as error:
+            raise self.failed("cannot write zeros", error, offset, nbytes) from error
 
     # -- the migration -----------------------------------------------------------------------------------------------
 

@@ -165,6 +165,14 @@ class RawFile:
         end = min(end, self.size)
         return _core.next_data(self.fd, offset, end) if offset < end else None
 
+    def zeroes_end(self, offset: int) -> int:
+        """Return where the first data may be at or after `offset`; only next_data would look for where that ends."""
+        self._drain(offset)
+        try:
+            return os.lseek(self.fd, offset, os.SEEK_DATA)
+        except OSError as error:
+            return max(offset, self.size) if error.errno == errno.ENXIO else offset
+
     def check_size(self) -> None:
         """Raise :class:`OSError` if the file is shorter than it was: what was read past its end was no data."""
         if not self.is_device and (now := os.lseek(self.fd, 0, os.SEEK_END)) < self.size:
@@ -211,8 +219,7 @@ class RawFile:
     def write_zeroes(self, offset: int, nbytes: int) -> None:
         """Make [offset, offset + nbytes) read as zeros, without storing them where that is possible."""
         end = offset + nbytes
-        self._drain(offset, end)
-        if not self._has_data(offset, end):
+        if self.zeroes_end(offset) >= end:
             return
         start, stop = -(-offset // self._alignment) * self._alignment, end // self._alignment * self._alignment
         if start < stop and self._zero_out(start, stop):
@@ -220,13 +227,6 @@ class RawFile:
             self.pwrite_zeros(stop, end - stop)
         else:
             self.pwrite_zeros(offset, nbytes)
-
-    def _has_data(self, offset: int, end: int) -> bool:
-        """Return whether there may be data in [offset, end); only next_data would look for where it ends."""
-        try:
-            return os.lseek(self.fd, offset, os.SEEK_DATA) < end
-        except OSError as error:
-            return error.errno != errno.ENXIO
 
     def _zero_out(self, start: int, stop: int) -> bool:
         """Zero a range of whole logical blocks by the first way that works here; a hole gives the space back."""

@@ -84,6 +84,12 @@ class Walk:
             offset = extent[1]
         assert not any(self.model[offset:])
 
+    def zeroes_end(self) -> None:
+        offset = self.rng.randrange(len(self.model))
+        end = self.disk.zeroes_end(offset)
+        assert offset <= end <= len(self.model)
+        assert not any(self.model[offset:end])
+
     def check(self) -> None:
         assert self.disk.pread(0, len(self.model)) == self.model
         assert self.bitmap.count_blocks() == len(self.dirty)
@@ -99,6 +105,7 @@ def test_random_walk(kind, size, tmp_path):
         walk = Walk(backend, shown, rng)
         steps = [walk.pwrite, walk.pwrite_zeroes, walk.write_block, walk.write_zeroes, walk.pread, walk.read_block]
         steps += [walk.pwrite, walk.pread, walk.read_block, walk.take, walk.next_data, walk.flush]
+        steps += [walk.zeroes_end]
         history: list[str] = []
         try:
             walk.check()
