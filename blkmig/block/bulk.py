@@ -34,7 +34,7 @@ def blk_mig_save_bulked_block(blk_mig: state.BlkMigState, f: channel.OutputQEMUF
 
 
 def save_file_run(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile) -> bool:
-    """Send a run of data blocks straight from a disk's file, in one call; False if the next block is none of these.
+    """Send the holes that come next, and a run of data blocks straight from a disk's file; False without such blocks.
 
     What is zero, cannot be read, or is limited in rate takes the way of single blocks.
     """
@@ -47,7 +47,9 @@ def save_file_run(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile) -> bool
 def save_device_run(
     blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState, mapping: _core.Mapping
 ) -> bool:
-    """Send a run of one disk."""
+    """Send a run of one disk. What is sent of holes leaves with what follows them."""
+    if send_hole(blk_mig, f, bmds) and bmds.bulk_completed:
+        return False
     block = bmds.cur_sector // _core.SECTORS_PER_BLOCK
     # The last block may start early; and where the known data ends, somebody has to look for more.
     count = min(bmds.data_end // _core.BLOCK_SIZE, bmds.geometry.nblocks - 1, block + MAX_RUN_BLOCKS) - block
@@ -77,11 +79,10 @@ def save_device_bulk(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds
         skip_unallocated(bmds)
         if bmds.bulk_completed:
             return
-    block = bmds.cur_sector // _core.SECTORS_PER_BLOCK
-    if blk_mig.zero_blocks and (count := take_hole(bmds, block)):
-        send.send_zero_run(blk_mig, f, bmds, block, count)
-        bmds.completed_sectors += advance(bmds, count)
+    if send_hole(blk_mig, f, bmds):
+        f.flush()  # the slow side, the target's storage, starts early
         return
+    block = bmds.cur_sector // _core.SECTORS_PER_BLOCK
     blk = blk_mig.reads.get()
     bmds.dirty_bitmap.take_block(block)  # before the read: a write that races it marks the block again
     blk.bulk_sectors = advance(bmds, 1)
@@ -90,23 +91,32 @@ def save_device_bulk(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds
 
 def advance(bmds: device.BlkMigDevState, count: int) -> int:
     """Move the cursor over `count` blocks and return how many sectors that were."""
-    before = bmds.cur_sector
-    bmds.cur_sector = min(before + count * _core.SECTORS_PER_BLOCK, bmds.total_sectors)
-    bmds.bulk_completed = bmds.cur_sector == bmds.total_sectors
+    before, total = bmds.cur_sector, bmds.geometry.total_sectors
+    bmds.cur_sector = min(before + count * _core.SECTORS_PER_BLOCK, total)
+    bmds.bulk_completed = bmds.cur_sector == total
     return bmds.cur_sector - before
+
+
+def send_hole(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState) -> bool:
+    """Send the holes from the cursor on as records without payload; False if there are none, or nobody wants that."""
+    block = bmds.cur_sector // _core.SECTORS_PER_BLOCK
+    count = take_hole(bmds, block) if blk_mig.zero_blocks else 0
+    if count:
+        send.send_zero_run(blk_mig, f, bmds, block, count)
+        bmds.completed_sectors += advance(bmds, count)
+    return bool(count)
 
 
 def take_hole(bmds: device.BlkMigDevState, block: int) -> int:
     """Return how many blocks from `block` on are holes, their dirty bits cleared; 0 if `block` may hold data.
 
-    The disk is asked twice: once to know which bits to clear, and once more after they were cleared, because only an
-    answer that is younger than the clearing can be relied on.
+    The disk is asked which bits to clear. If one of them was set, it is asked once more, because the answer may be
+    older than the write that set it; what marks a block after the clearing has the block looked at again.
     """
     count = hole_blocks(bmds, block)
-    if not count:
-        return 0
-    bmds.dirty_bitmap.clear_blocks(block, count)
-    return min(count, hole_blocks(bmds, block))
+    if count and bmds.dirty_bitmap.take_blocks(block, count):
+        count = min(count, hole_blocks(bmds, block))
+    return count
 
 
 def hole_blocks(bmds: device.BlkMigDevState, block: int) -> int:

@@ -54,11 +54,6 @@ class BlkMigDevState:
     """The same for what the top layer holds."""
 
     @property
-    def total_sectors(self) -> int:
-        """Return the size of the disk in sectors, rounded up."""
-        return self.geometry.total_sectors
-
-    @property
     def label(self) -> str:
         """Return the name for messages."""
         return self.backend.name

@@ -41,6 +41,7 @@ def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.
     assert bmds is not None
     if buf.is_zero and blk_mig.zero_blocks:
         send_zero_run(blk_mig, f, bmds, blk.block, 1)
+        f.flush()
         return
     blk_mig.last_sent = bmds, blk.block
     try:
@@ -55,7 +56,7 @@ def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.
 def send_zero_run(
     blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState, block: int, count: int
 ) -> None:
-    """Send `count` zero blocks from `block` on as records without payload. May block."""
+    """Put `count` zero blocks from `block` on as records without payload; they leave with what follows. May block."""
     blk_mig.last_sent = bmds, block
     offset, _ = bmds.geometry.block_range(block)
     last = bmds.geometry.nblocks - 1
@@ -65,7 +66,6 @@ def send_zero_run(
         f.put_zero_records(offset >> _core.SECTOR_BITS, 1, bmds.name)
     else:
         f.put_zero_records(offset >> _core.SECTOR_BITS, count, bmds.name)
-    f.flush()
     blk_mig.transferred += count
     blk_mig.zero_transferred += count
     if bmds.digests is not None:

@@ -73,7 +73,7 @@ class BlkMigState:
     def bulk_remaining_bytes(self) -> int:
         """Return what the bulk phase has not yet submitted, over all disks."""
         return sum(
-            (bmds.total_sectors - min(bmds.cur_sector, bmds.total_sectors)) * _core.SECTOR_SIZE
+            (bmds.geometry.total_sectors - min(bmds.cur_sector, bmds.geometry.total_sectors)) * _core.SECTOR_SIZE
             for bmds in self.bmds_list
             if not bmds.bulk_completed
         )

@@ -94,9 +94,9 @@ class DirtyBitmap:
         """Return how many bits a block has; those of block *i* begin at *i* times as many."""
         return self._bits_per_block
 
-    def clear_blocks(self, block: int, count: int) -> None:
-        """Clear `count` blocks from `block` on, before they are read or asked for holes."""
-        self.bits.clear_range(block * self._bits_per_block, count * self._bits_per_block)
+    def take_blocks(self, block: int, count: int) -> bool:
+        """Clear `count` blocks from `block` on and return whether any was marked."""
+        return self.bits.take_range(block * self._bits_per_block, count * self._bits_per_block)
 
     def take_areas(self, max_areas: int = 256) -> list[tuple[int, int]]:
         """Clear the first marked areas, `max_areas` at most, and return them as (offset, nbytes); [] if all is clean.

@@ -93,7 +93,7 @@ def ask_then_clear(bmds: Any, block: int) -> int:
     """Take a hole the wrong way round: what is written between the answer and the clearing is lost."""
     count = bulk.hole_blocks(bmds, block)
     bmds.backend.step()
-    bmds.dirty_bitmap.clear_blocks(block, count)
+    bmds.dirty_bitmap.take_blocks(block, count)
     return count
 
 

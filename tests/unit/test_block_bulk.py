@@ -129,8 +129,28 @@ def test_one_question_for_a_hole_and_none_within_data(monkeypatch: pytest.Monkey
     ask = disk.next_data
     monkeypatch.setattr(disk, "next_data", lambda offset: questions.append(offset // MIB) or ask(offset))
     wire, _ = send_all(disk, bytearray(24 * MIB))
-    assert questions == [0, 8, 8]  # twice at the hole: the second answer is younger than the clearing of its bits
+    assert questions == [0, 8]
     assert wire.runs == [8]
+
+
+def test_another_question_for_a_hole_that_was_written_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer may be older than the write whose mark was cleared."""
+    disk, target = sim.LayeredDisk(b"d" * 8 * MIB + bytes(16 * MIB)), bytearray(24 * MIB)
+    questions = []
+    ask = disk.next_data
+
+    def next_data(offset: int) -> tuple[int, int] | None:
+        questions.append(offset // MIB)
+        extent = ask(offset)
+        if questions == [0, 8]:
+            disk.write(b"new", 10 * MIB)
+        return extent
+
+    monkeypatch.setattr(disk, "next_data", next_data)
+    wire, _ = send_all(disk, target)
+    assert target == disk.image
+    assert questions == [0, 8, 8, 11]
+    assert wire.runs[0] == 2
 
 
 @pytest.mark.parametrize("size", SIZES)
