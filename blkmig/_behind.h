@@ -17,8 +17,9 @@
 #include "_pages.h"
 
 enum {
-    BEHIND_DEPTH = 4,
-    BEHIND_REFILL = 2,                  /* so few are left when who waits for a slot is woken: that costs as much as a block */
+    /* One that is being stored and one that waits. With more the socket is empty more often than not, and a sender that is
+     * not held up sends in small pieces: 2 GiB over TCP took 0.29 s with two, 0.32 with four, 0.39 with eight. */
+    BEHIND_DEPTH = 2,
 };
 
 struct behind_slot {
@@ -95,7 +96,7 @@ static struct behind_slot *behind_next(struct behind *b, int was_stored)
 
     pthread_mutex_lock(&b->lock);
     b->stored += was_stored;
-    if (was_stored && b->put - b->stored <= BEHIND_REFILL)
+    if (was_stored)
         pthread_cond_signal(&b->changed);
     while (b->put == b->stored && !b->closed)
         pthread_cond_wait(&b->changed, &b->lock);

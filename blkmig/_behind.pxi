@@ -11,7 +11,7 @@ cdef class WriteBehind:
     """Stores payloads that came as pages in the file `fd`, in the order in which they are put, on another thread.
 
     Zero clusters become holes in steps of `cluster` bytes, as in BlockBuffer.store_sparse. A thread of the caller's runs
-    run(); another one puts, up to four blocks ahead, and drains before anything else is done to the file.
+    run(); another one puts, up to two blocks ahead, and drains before anything else is done to the file.
 
     A block that cannot be stored is a LateError at the next put or drain, and at all later ones; nothing that was put
     after it is stored.
@@ -35,7 +35,7 @@ cdef class WriteBehind:
     def put(self, BlockBuffer blk not None, int64_t offset, bint allocate, /):
         """Take the payload of `blk`, which must have pages, to be stored at `offset`. Drops the GIL.
 
-        Blocks while four blocks wait. `blk` may be used again at once. `allocate` as in BlockBuffer.store_sparse.
+        Blocks while there are two. `blk` may be used again at once. `allocate` as in BlockBuffer.store_sparse.
         """
         if not pages_held(&blk.pages):
             raise ValueError("the payload did not come as pages")

@@ -89,7 +89,7 @@ class Listener:
         sock = self._accepted(timeout)
         try:
             sock.setblocking(False)  # or splice() would wait, and not hear of a cancel
-            sockets.tune(sock)
+            sockets.tune_accepted(sock)
             return qemufile.InputQEMUFile(link.Transport(link.Link(sockets.peer_uri(sock, self.uri)), sock))
         except OSError as error:
             sock.close()

@@ -21,6 +21,9 @@ from . import link, uri
 UNIX_BUFFER = 2 * units.MiB
 """The default of 208 KiB halves the throughput of a Unix socket: 1.3 against 2.9 GB/s."""
 
+LOCAL_BUFFER = 2 * units.MiB
+"""What a receiver lets wait in a TCP socket within one machine; see `tune_accepted`."""
+
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 10, 6
 """A peer whose machine has vanished is noticed within two minutes, in seconds and probes."""
 
@@ -62,6 +65,25 @@ def tune(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
+
+
+def tune_accepted(sock: socket.socket) -> None:
+    """Tune an accepted socket; if it is TCP from this machine, let less wait in it than the kernel would.
+
+    Where there is no room, a sender adds to its queue, and each block that is taken lets another one go, in one burst.
+    Where there is, every 64 KiB go by themselves, with an acknowledgement, which takes the sender three times as long.
+    In the 32 MiB that the kernel may give there nearly always is: who sends so once is too slow to fill them again.
+    """
+    tune(sock)
+    if sock.family != socket.AF_UNIX and link.is_local(sock) and _can_have_buffer(sock.family, LOCAL_BUFFER):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LOCAL_BUFFER)
+
+
+def _can_have_buffer(family: int, nbytes: int) -> bool:
+    """Return whether the system lets a socket have that; who asks for too much is left with too little."""
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, nbytes)
+        return probe.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= 2 * nbytes  # Linux counts its own needs, too
 
 
 def tune_local(sock: socket.socket, where: Where) -> None:

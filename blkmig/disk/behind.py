@@ -35,7 +35,7 @@ class StoreBehind:
         self._thread.start()
 
     def put(self, blk: _core.BlockBuffer, offset: int, *, allocate: bool) -> None:
-        """Have the pages of `blk` stored soon. Blocks while four blocks wait."""
+        """Have the pages of `blk` stored soon. Blocks while there are two."""
         with self._lock:
             if self._start == self._stop:
                 self._start = offset

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from blkmig import _core, channel, errors
-from blkmig.channel import link
+from blkmig.channel import link, sockets
 
 NAME = b"drive0"
 TIMEOUT = 20
@@ -223,6 +223,29 @@ def test_a_connection_within_this_machine_begins_without_pacing(monkeypatch: pyt
         monkeypatch.setattr(link, "is_local", lambda sock: False)
         channel.connect(f"tcp:{address}:{port}", timeout=TIMEOUT).close()
     assert before == [b"reno", default]
+
+
+@pytest.mark.parametrize("family", ["", "6"])
+def test_little_waits_in_a_socket_within_this_machine(monkeypatch: pytest.MonkeyPatch, family: str) -> None:
+    host = "[::1]" if family else "127.0.0.1"
+    wanted = 2 * sockets.LOCAL_BUFFER
+    most = 2 * int(pathlib.Path("/proc/sys/net/core/rmem_max").read_text())
+
+    def receive_buffer() -> int:
+        with (
+            channel.listen(f"tcp:{host}:0") as listener,
+            channel.connect(listener.uri, timeout=TIMEOUT),
+            listener.accept(timeout=TIMEOUT) as peer,
+        ):
+            assert peer._transport.socket is not None
+            return peer._transport.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+
+    assert (receive_buffer() == wanted) == (most >= wanted)
+    with monkeypatch.context() as patch:
+        patch.setattr(sockets, "LOCAL_BUFFER", most)  # twice of what may be had
+        assert receive_buffer() < most
+    monkeypatch.setattr(link, "is_local", lambda sock: False)
+    assert receive_buffer() < wanted, "the kernel's affair on other links"
 
 
 def test_all_addresses_of_a_name_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
