@@ -140,7 +140,8 @@ class FileBackend(local.LocalBackend):
 
     def zeroes_end(self, offset: int) -> int:
         """Ask the file system where the next data is; an overlay cannot tell."""
-        return offset if self._base is not None else self._top.zeroes_end(offset)
+        with self.failing("cannot look for data", offset):  # what is stored before it is looked may fail
+            return offset if self._base is not None else self._top.zeroes_end(offset)
 
     def next_allocated(self, offset: int, nbytes: int) -> tuple[int, int] | None:
         """Ask the file system what the top of an overlay holds."""

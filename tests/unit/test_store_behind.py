@@ -223,7 +223,8 @@ def test_a_block_that_cannot_be_stored_is_told_with_its_place(
         before = len(caught)
         for call in (target.flush, lambda: target.write_zeroes(0, 512), lambda: target.pread(0, 512), target.flush):
             note(call)
-    assert len(caught) == before + 4
+        note(lambda: target.zeroes_end(5 * MiB))
+    assert len(caught) == before + 5
     for error in caught:
         assert (error.offset, error.nbytes, error.errno) == (3 * MiB, MiB, errno.EFBIG)
         assert "cannot write" in str(error)
