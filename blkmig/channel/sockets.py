@@ -72,11 +72,12 @@ def tune_accepted(sock: socket.socket) -> None:
 
     Where there is no room, a sender adds to its queue, and each block that is taken lets another one go, in one burst.
     Where there is, every 64 KiB go by themselves, with an acknowledgement, which takes the sender three times as long.
-    In the 32 MiB that the kernel may give there nearly always is: who sends so once is too slow to fill them again.
+    In the megabytes that the kernel gives by and by there nearly always is: who sends so once does not fill them again.
     """
     tune(sock)
-    if sock.family != socket.AF_UNIX and link.is_local(sock) and _can_have_buffer(sock.family, LOCAL_BUFFER):
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LOCAL_BUFFER)
+    with contextlib.suppress(OSError):  # no descriptor left to find that out with
+        if sock.family != socket.AF_UNIX and link.is_local(sock) and _can_have_buffer(sock.family, LOCAL_BUFFER):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LOCAL_BUFFER)
 
 
 def _can_have_buffer(family: int, nbytes: int) -> bool:

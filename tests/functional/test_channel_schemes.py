@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import errno
 import fcntl
 import gc
 import os
@@ -244,8 +245,15 @@ def test_little_waits_in_a_socket_within_this_machine(monkeypatch: pytest.Monkey
     with monkeypatch.context() as patch:
         patch.setattr(sockets, "LOCAL_BUFFER", most)  # twice of what may be had
         assert receive_buffer() < most
+    with monkeypatch.context() as patch:
+        patch.setattr(sockets, "_can_have_buffer", no_descriptor)
+        assert receive_buffer() < wanted, "a connection is not lost for that"
     monkeypatch.setattr(link, "is_local", lambda sock: False)
     assert receive_buffer() < wanted, "the kernel's affair on other links"
+
+
+def no_descriptor(family: int, nbytes: int) -> bool:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def test_all_addresses_of_a_name_are_tried(monkeypatch: pytest.MonkeyPatch) -> None:
