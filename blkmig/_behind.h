@@ -3,7 +3,7 @@
  * Blocks that came as pages, waiting to be stored by a thread of their own: a ring between one who puts and one who
  * stores.
  *
- *     ring     | stored | being stored | waiting | waiting |            blocks `stored` to `put`, modulo the depth
+ *     ring     | being stored | waiting |            blocks `stored` to `put`, modulo the depth
  *
  * Under `lock`: all but the slots. The slot of block `stored` is the storing thread's while there is one, the slot of
  * block `put` the other's; so neither holds the lock for what takes time. Both sleep on `changed`, never at once: one

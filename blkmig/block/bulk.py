@@ -34,7 +34,7 @@ def blk_mig_save_bulked_block(blk_mig: state.BlkMigState, f: channel.OutputQEMUF
 
 
 def save_file_run(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile) -> bool:
-    """Send the holes that come next, and a run of data blocks straight from a disk's file; False without such blocks.
+    """Send the holes that come next and a run of data straight from a disk's file, in one call; False without data.
 
     What is zero, cannot be read, or is limited in rate takes the way of single blocks.
     """
