@@ -163,7 +163,7 @@ class Comparison:
             raise GateError(f"{group!r}: gates against {sorted(unknown)}, but the rivals are {self.rivals}")
 
     def measure(self) -> None:
-        """Run rounds until every gate is decided, or the ratios are known to `precision`, or time is up."""
+        """Run rounds until every gate is decided or known to `precision` (without gates: every ratio), or time is up."""
         limits, start = self.limits, time.monotonic()
         self.rounds = stopwatch.Rounds(
             self.sides, sample_time=limits.sample_time, seed=self.group, warm_up=limits.warm_up
@@ -182,13 +182,15 @@ class Comparison:
             return False
         self.looks += 1
         self.error = judge.error_of_look(self.looks, last=last)
-        return last or all(self._settled(rival) for rival in self.rivals)
+        return last or self._settled()
 
-    def _settled(self, rival: str) -> bool:
-        judgements = [self._judge(gate) for gate in self.gates if gate.rival == rival]
-        if judgements and all(judgement.verdict is not judge.Verdict.UNDECIDED for judgement in judgements):
-            return True
-        estimates = [judgement.estimate for judgement in judgements] or [self.ratio(rival)]
+    def _settled(self) -> bool:
+        """Return whether more rounds would teach nothing that matters; rivals without a gate matter if nobody has one."""
+        if self.gates:
+            open_gates = [item for item in self.judgements() if item.verdict is judge.Verdict.UNDECIDED]
+            estimates = [item.estimate for item in open_gates]
+        else:
+            estimates = [self.ratio(rival) for rival in self.rivals]
         return all(estimate.spread <= self.limits.precision for estimate in estimates)
 
     def figures(self, side: str, metric: str = "wall") -> list[float]:

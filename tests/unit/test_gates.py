@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Running sides in turns, reading gates, and the records that come out; figures are given, never timed."""
 
+import itertools
 import pathlib
 import subprocess
 import sys
@@ -14,6 +15,11 @@ from blkmig.gates import gate, report, stopwatch
 
 def constant(wall, **figures):
     return lambda: {"wall": wall, **figures}
+
+
+def noisy():
+    walls = itertools.cycle([1.0, 2.0, 1.0, 3.0, 0.5])
+    return lambda: {"wall": next(walls)}
 
 
 def measured(sides, **options):
@@ -176,14 +182,18 @@ class TestComparison:
         assert comparison.ratio("ours", "rss", of="rival").ratio == 0.25
 
     def test_noise_leaves_it_undecided_and_time_is_kept(self):
-        walls = [1.0, 2.0, 1.0, 3.0, 0.5]
-        runs = iter(range(10**9))
-        sides = {"ours": lambda: {"wall": walls[next(runs) % 5]}, "rival": constant(1.5)}
+        sides = {"ours": noisy(), "rival": constant(1.5)}
         limits = gates.Limits(max_rounds=40)
         comparison = measured(sides, gates=[gates.Gate("rival", 1.5)], limits=limits)
         assert comparison.judgements()[0].verdict is gates.Verdict.UNDECIDED
         assert len(comparison.rounds) == 40
         assert not comparison.failures()
+
+    def test_a_rival_without_a_gate_holds_nobody_up(self):
+        sides = {"ours": constant(1), "rival": constant(3), "other": noisy()}
+        comparison = measured(sides, gates=[gates.Gate("rival", 2)], limits=gates.Limits(max_rounds=40))
+        assert len(comparison.rounds) == 5
+        assert len(measured(sides, limits=gates.Limits(max_rounds=40)).rounds) == 40
 
     def test_without_gates_it_stops_when_the_ratio_is_known(self):
         assert len(measured({"ours": constant(1), "rival": constant(2)}).rounds) == 5
