@@ -178,7 +178,7 @@ class Comparison:
         if count == 0:
             return False
         last = count >= limits.max_rounds or (seconds >= limits.max_time and count >= limits.min_rounds)
-        if not last and (count < judge.look_rounds(self.looks + 1) or count < limits.min_rounds):
+        if not last and count < judge.look_rounds(self.looks + 1, limits.min_rounds):
             return False
         self.looks += 1
         self.error = judge.error_of_look(self.looks, last=last)

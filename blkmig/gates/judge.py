@@ -59,9 +59,12 @@ class Estimate:
         return f"{self.ratio:.3g}x [{self.low:.3g}, {self.high:.3g}]"
 
 
-def look_rounds(look: int) -> int:
-    """Return after how many rounds the samples are looked at for the `look`-th time (from 1): 5, 8, 12, 18, 27 ..."""
-    rounds = 5
+def look_rounds(look: int, fewest: int = 0) -> int:
+    """Return after how many rounds the samples are looked at for the `look`-th time (from 1): 5, 8, 12, 18, 27 ...
+
+    `fewest`: rounds before the first look, if more than five; each look waits for half as many rounds again.
+    """
+    rounds = max(5, fewest)
     for _ in range(look - 1):
         rounds = math.ceil(rounds * 1.5)
     return rounds

@@ -189,6 +189,13 @@ class TestComparison:
         assert len(comparison.rounds) == 40
         assert not comparison.failures()
 
+    @pytest.mark.parametrize(("fewest", "looks"), [(1, 5), (9, 4)])
+    def test_looks_are_apart_from_the_fewest_rounds_on(self, fewest, looks):
+        """Each look spends confidence: those that would have come before the fewest rounds are not made up for."""
+        sides = {"ours": noisy(), "rival": constant(1.5)}
+        limits = gates.Limits(min_rounds=fewest, max_rounds=26)
+        assert measured(sides, gates=[gates.Gate("rival", 1.5)], limits=limits).looks == looks
+
     def test_a_rival_without_a_gate_holds_nobody_up(self):
         sides = {"ours": constant(1), "rival": constant(3), "other": noisy()}
         comparison = measured(sides, gates=[gates.Gate("rival", 2)], limits=gates.Limits(max_rounds=40))

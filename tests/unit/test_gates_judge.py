@@ -12,6 +12,7 @@ from blkmig.gates import judge
 
 def test_looks_grow_and_never_repeat():
     assert [judge.look_rounds(look) for look in range(1, 8)] == [5, 8, 12, 18, 27, 41, 62]
+    assert [judge.look_rounds(look, 9) for look in range(1, 4)] == [9, 14, 21]
 
 
 @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
