@@ -2,9 +2,8 @@
 """What blkmig chose to do, against itself doing otherwise."""
 
 import pytest
-from harness import images
+from harness import images, rounds
 
-ROUNDS = 12
 CHOICES = {
     "parallel reads": "reading a file in the page cache, TCP",
     "nothing stored behind": "storing behind, TCP",
@@ -21,4 +20,4 @@ def test_choice(ratio, arena, other):
     job = arena.job(arena.random_image(size), link="tcp", flush=is_flushed)
     arena.create_target(job)
     sides, skipped = arena.sides(["blkmig", other], job)
-    ratio(sides, group=CHOICES[other], skipped=skipped, min_rounds=ROUNDS, max_rounds=ROUNDS)
+    ratio(sides, group=CHOICES[other], skipped=skipped, **rounds.UNTIL_DECIDED)

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 
 import pytest
-from harness import images, live
+from harness import images, live, rounds
 
 from blkmig import gates
 
@@ -39,4 +39,4 @@ def test_downtime(ratio, arena, what):
         )
         for name, run in {"blkmig": live.run_blkmig, "blockdev-mirror": live.run_mirror}.items()
     }
-    ratio(sides, group=f"downtime, writing {what}", min_rounds=9, max_rounds=9)
+    ratio(sides, group=f"downtime, writing {what}", **rounds.UNTIL_DECIDED)

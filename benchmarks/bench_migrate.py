@@ -6,11 +6,7 @@ Every target is compared with its source after every run.
 """
 
 import pytest
-from harness import images
-
-# Fixed numbers, looked at once: the interval of eight rounds may leave out the best and the worst.
-ROUNDS = 8
-FEW_ROUNDS = 5  # where a round takes long
+from harness import images, rounds
 
 
 @pytest.mark.parametrize("fresh", [False, True], ids=["existing", "fresh"])
@@ -39,7 +35,7 @@ def compare(ratio, arena, names, link, *, fresh=False):
     sides, skipped = arena.sides(names, job)
     where = {"tcp": "TCP", "unix": "unix socket", "pipe": "pipe"}[link]
     group = f"2 GiB random, {where}, {'fresh' if fresh else 'existing'} target"
-    ratio(sides, group=group, skipped=skipped, min_rounds=ROUNDS, max_rounds=ROUNDS)
+    ratio(sides, group=group, skipped=skipped, **rounds.UNTIL_DECIDED)
 
 
 def test_flushed(ratio, arena):
@@ -48,7 +44,7 @@ def test_flushed(ratio, arena):
     job = arena.job(source, link="tcp", flush=True)
     arena.create_target(job)
     sides, skipped = arena.sides(["blkmig", "blkmig command", "nbdcopy", "dd"], job)
-    ratio(sides, group="512 MiB random, TCP, flushed", skipped=skipped, min_rounds=FEW_ROUNDS, max_rounds=FEW_ROUNDS)
+    ratio(sides, group="512 MiB random, TCP, flushed", skipped=skipped, min_rounds=9, max_rounds=9)
 
 
 def test_sparse(ratio, arena):
@@ -57,5 +53,4 @@ def test_sparse(ratio, arena):
     job = arena.job(arena.sparse_image(size, data, piece=16 * images.MiB), link="tcp", fresh=True)
     names = ["blkmig", "blkmig command", "C loop", "nbdcopy", "qemu-img convert", "QEMU migrate", "cp"]
     sides, skipped = arena.sides(names, job)
-    group = "16 GiB sparse, 2 GiB of data, TCP"
-    ratio(sides, group=group, skipped=skipped, min_rounds=FEW_ROUNDS, max_rounds=FEW_ROUNDS)
+    ratio(sides, group="16 GiB sparse, 2 GiB of data, TCP", skipped=skipped, **rounds.UNTIL_DECIDED)

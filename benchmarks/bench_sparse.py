@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """1 TiB that is nearly empty: 1 GiB of data scattered in pieces of 1 MiB, and the same data without the holes."""
 
-from harness import images
+from harness import images, rounds
 
 
 def test_terabyte(ratio, arena):
@@ -12,4 +12,4 @@ def test_terabyte(ratio, arena):
     sides, skipped = arena.sides(names, job)
     dense = arena.job(arena.random_image(data), link="tcp", fresh=True)
     sides["blkmig dense"] = arena.side("blkmig", dense)
-    ratio(sides, group="1 TiB sparse, 1 GiB of data, TCP", skipped=skipped, min_rounds=8, max_rounds=8)
+    ratio(sides, group="1 TiB sparse, 1 GiB of data, TCP", skipped=skipped, **rounds.UNTIL_DECIDED)
