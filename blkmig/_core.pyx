@@ -23,7 +23,6 @@ from ._headers cimport *            # which has what is used here, and nothing e
 
 
 cdef enum:
-    NOGIL_NBYTES = 65536            # dropping the GIL costs 50 ns: not for less than this
     LINE = 64                       # of the cache: a vector that straddles two costs twice
     HEADER_MAX = 8 + 1 + 255        # word, length byte, name
     FLAGS = SECTOR_SIZE - 1         # of a record's word
@@ -74,11 +73,11 @@ def buffer_is_zero(buffer, /):
     """Tell whether every byte of `buffer` is 0; an empty buffer is.
 
     Any contiguous buffer of any length and alignment. Stops at the first 512 bytes that are not zero; drops the GIL
-    from 64 KiB on.
+    from 512 KiB on.
     """
     if PyBytes_CheckExact(buffer):
         return zero_scan(zero_chosen, PyBytes_AS_STRING(buffer), PyBytes_GET_SIZE(buffer))
-    if PyByteArray_CheckExact(buffer) and PyByteArray_GET_SIZE(buffer) < NOGIL_NBYTES:
+    if PyByteArray_CheckExact(buffer) and PyByteArray_GET_SIZE(buffer) < GIL_NBYTES:
         return zero_run(zero_chosen, PyByteArray_AS_STRING(buffer), PyByteArray_GET_SIZE(buffer))
     return scan_buffer(zero_chosen, buffer)
 
@@ -992,7 +991,7 @@ cdef class InputBuffer:
         return p
 
     cdef int take_to(self, uint8_t* p, size_t n) except -1:
-        if n <= self.s.tail - self.s.head and n < NOGIL_NBYTES:
+        if n <= self.s.tail - self.s.head and n < GIL_NBYTES:
             return stream_take(&self.s, p, n)
         with nogil:
             stream_take(&self.s, p, n)

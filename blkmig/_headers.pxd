@@ -4,6 +4,10 @@
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 
+cdef extern from "_gil.h":
+    enum:
+        GIL_NBYTES
+
 cdef extern from "_zero.h":
     ctypedef int (*zero_kernel_fn)(const uint8_t*, size_t) noexcept nogil
     struct zero_kernel_entry "zero_kernel":

@@ -43,9 +43,9 @@ def test_grid(kernel: str, alignment: int) -> None:
         view.release()
 
 
-@pytest.mark.parametrize("length", [65536, 65537, (1 << 20) - 1, 1 << 20, (1 << 20) + 65])
+@pytest.mark.parametrize("length", [(512 << 10) - 1, 512 << 10, (512 << 10) + 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 65])
 def test_large(kernel: str, length: int) -> None:
-    """From 64 KiB on another path runs, without the GIL."""
+    """From 512 KiB on another path runs, without the GIL."""
     data = bytearray(length)
     assert _core.buffer_is_zero_using(kernel, data)
     for position in {0, 1, 63, 64, 511, 512, 4095, 4096, length // 2, length - 513, length - 65, length - 1}:
