@@ -163,7 +163,7 @@ class Comparison:
             raise GateError(f"{group!r}: gates against {sorted(unknown)}, but the rivals are {self.rivals}")
 
     def measure(self) -> None:
-        """Run rounds until every gate is decided or known to `precision` (without gates: every ratio), or time is up."""
+        """Run rounds until every gate is decided or known to `precision` (none: every ratio), or time is up."""
         limits, start = self.limits, time.monotonic()
         self.rounds = stopwatch.Rounds(
             self.sides, sample_time=limits.sample_time, seed=self.group, warm_up=limits.warm_up
@@ -185,7 +185,7 @@ class Comparison:
         return last or self._settled()
 
     def _settled(self) -> bool:
-        """Return whether more rounds would teach nothing that matters; rivals without a gate matter if nobody has one."""
+        """Return whether more rounds would teach nothing; rivals without a gate matter only if nobody has one."""
         if self.gates:
             open_gates = [item for item in self.judgements() if item.verdict is judge.Verdict.UNDECIDED]
             estimates = [item.estimate for item in open_gates]
