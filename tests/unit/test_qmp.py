@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import queue
 import socket
 import subprocess
 import sys
@@ -36,6 +38,7 @@ class Monitor:
         self._listener.bind(str(path))
         self._listener.listen()
         self._client: socket.socket | None = None
+        self.begun: queue.SimpleQueue[str] = queue.SimpleQueue()  # what is there of a command that has not ended
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
@@ -59,7 +62,11 @@ class Monitor:
         while data := client.recv(65536):
             text += data.decode()
             while text:
-                request, end = json.JSONDecoder().raw_decode(text)
+                try:
+                    request, end = json.JSONDecoder().raw_decode(text)
+                except json.JSONDecodeError:
+                    self.begun.put(text)
+                    break
                 text = text[end:].lstrip()
                 yield request
 
@@ -213,6 +220,87 @@ def test_it_works_inside_a_running_loop(connect: Callable[[Answer], qmp.QmpConne
         return connect(echo).execute("echo", {"n": 1})
 
     assert asyncio.run(ask()) == {"n": 1}
+
+
+# -- commands that are withheld --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def withholding(tmp_path: Path) -> Iterator[tuple[Monitor, qmp.QmpConnection, queue.SimpleQueue[str]]]:
+    """Yield a monitor that answers at once, a connection to it, and the names of the commands that were run."""
+    ran: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def answer(request: dict[str, Any]) -> list[dict[str, Any] | None]:
+        ran.put(request["execute"])
+        return echo(request)
+
+    monitor = Monitor(tmp_path / "qmp", answer)
+    connection = qmp.QmpConnection(tmp_path / "qmp", timeout=20)
+    yield monitor, connection, ran
+    connection.close()
+    monitor.close()
+
+
+def await_all_but_the_end(monitor: Monitor, name: str) -> None:
+    """Return when the monitor has everything of a command but its last byte."""
+    while True:
+        with contextlib.suppress(json.JSONDecodeError):
+            if json.loads(monitor.begun.get(timeout=20) + "}").get("execute") == name:
+                return
+
+
+@pytest.mark.parametrize("asked", [0, 1, 2])
+def test_what_is_withheld_is_read_and_runs_when_asked_for(withholding: Any, asked: int) -> None:
+    """In order, whichever is asked for, also one that was started meanwhile by somebody who knows of nothing."""
+    monitor, connection, ran = withholding
+    gate = connection.withhold()
+    commands = [connection.start(name, {"n": n}) for n, name in enumerate(("first", "second", "third"))]
+    await_all_but_the_end(monitor, "first")
+    assert gate.is_shut
+    assert ran.empty()
+    assert commands[asked].result() == {"n": asked}
+    assert not gate.is_shut
+    assert [command.result()["n"] for command in commands] == [0, 1, 2]
+    assert [ran.get(timeout=20) for _ in range(3)] == ["first", "second", "third"]
+
+
+def test_what_was_started_before_is_not_withheld(withholding: Any) -> None:
+    monitor, connection, ran = withholding
+    before = connection.start("before")
+    gate = connection.withhold()
+    after = connection.start("after")
+    assert before.result() == {}
+    await_all_but_the_end(monitor, "after")
+    assert gate.is_shut
+    assert ran.get(timeout=20) == "before"
+    assert ran.empty()
+    assert after.result() == {}
+
+
+def test_one_gate_after_the_other(withholding: Any) -> None:
+    monitor, connection, ran = withholding
+    assert connection.withhold() is connection.withhold()
+    first = connection.start("first")
+    await_all_but_the_end(monitor, "first")
+    connection.let_run()
+    gate = connection.withhold()
+    second = connection.start("second")
+    assert first.result() == {}
+    await_all_but_the_end(monitor, "second")
+    assert gate.is_shut
+    assert ran.get(timeout=20) == "first"
+    assert ran.empty()
+    assert second.result() == {}
+
+
+def test_a_connection_that_is_closed_withholds_nothing(withholding: Any) -> None:
+    """The library would wait for the command to leave."""
+    monitor, connection, ran = withholding
+    connection.withhold()
+    connection.start("first")
+    await_all_but_the_end(monitor, "first")
+    connection.close()
+    assert ran.get(timeout=20) == "first"
 
 
 def test_nobody_there(tmp_path: Path) -> None:

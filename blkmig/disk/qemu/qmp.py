@@ -21,12 +21,9 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ... import errors
-
-if TYPE_CHECKING:
-    from qemu.qmp import QMPClient
 
 EVENTS = ("BLOCK_EXPORT_DELETED", "MIGRATION")
 """The events that are kept; the others are dropped unread, so that nothing grows."""
@@ -76,8 +73,9 @@ class QmpConnection:
         self._changed = threading.Condition()  # guards _events and _gone
         self._gone = False
         self._tasks: list[asyncio.Task[None]] = []  # loop thread only
+        self._gate: Gate | None = None  # the only one that is shut; callers' threads only
         library = _import_library(self.device)
-        self._client: QMPClient = _client_class(library)(f"blkmig-{os.getpid()}")
+        self._client: Any = _client_class(library)(f"blkmig-{os.getpid()}")
         self._client.events.names.update(EVENTS)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="blkmig-qmp", daemon=True)
@@ -103,7 +101,26 @@ class QmpConnection:
 
         QEMU runs commands in the order in which they are started, also after one that fails.
         """
-        return Command(self, command, self._submit(self._execute(command, arguments)))
+        gate = self._gate
+        return Command(self, command, self._submit(self._execute(command, arguments, gate)), gate)
+
+    def withhold(self) -> Gate:
+        """Have QEMU read the next command now, and run it, and those behind it, when the result of one is asked for.
+
+        QEMU takes a command off its socket byte by byte, 3 to 4 us for each: most of the time that a command takes.
+        The last byte of the next command, and what comes behind it, waits at the gate that is returned.
+        """
+        if self._gate is None:
+            self._gate = Gate()
+        return self._gate
+
+    def let_run(self) -> None:
+        """Have QEMU run what is withheld, if anything is."""
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.is_shut = False
+            if self._loop.is_running():
+                self._loop.call_soon_threadsafe(gate.opened.set)
 
     def wait_event(self, name: str, matches: Callable[[Event], bool], *, wait: float | None = None) -> Event:
         """Return the first event `name` whose data `matches`, and forget it; it may have come before this call.
@@ -141,6 +158,7 @@ class QmpConnection:
         if not self._thread.is_alive():
             return
         atexit.unregister(self.close)
+        self.let_run()  # or the library would wait for what is on its way
         self._set_gone()
         with contextlib.suppress(Exception):
             self._run(self._shut_down(), 5.0)
@@ -176,8 +194,11 @@ class QmpConnection:
         await self._client.connect(self.path)
         self._tasks = [self._loop.create_task(watch) for watch in (self._collect_events(), self._watch_connection())]
 
-    async def _execute(self, command: str, arguments: Mapping[str, object] | None) -> Any:
-        return await self._client.execute(command, arguments)  # which raises before it awaits, if it is not connected
+    async def _execute(
+        self, command: str, arguments: Mapping[str, object] | None, gate: Gate | None = None
+    ) -> Any:
+        self._client.gate = gate  # for the message that execute makes up before it first awaits
+        return await self._client.execute(command, arguments)  # which raises before that, if it is not connected
 
     async def _collect_events(self) -> None:
         async for event in self._client.events:
@@ -207,13 +228,28 @@ class QmpConnection:
         return QmpGone(doing, device=self.device, cause="the QMP connection is closed; has QEMU ended?")
 
 
+class Gate:
+    """What :meth:`QmpConnection.withhold` withholds commands at."""
+
+    def __init__(self) -> None:
+        self.is_shut = True
+        self.opened = asyncio.Event()  # the same for the loop's thread, a moment later
+
+
 class Command:
     """A command that QEMU was told to run, see :meth:`QmpConnection.start`."""
 
-    def __init__(self, connection: QmpConnection, name: str, future: concurrent.futures.Future[Any]) -> None:
+    def __init__(
+        self,
+        connection: QmpConnection,
+        name: str,
+        future: concurrent.futures.Future[Any],
+        gate: Gate | None,
+    ) -> None:
         self._connection = connection
         self._name = name
         self._future = future
+        self._gate = gate
 
     def result(self, wait: float | None = None) -> Any:
         """Return what the command returns, or raise its error, as :meth:`QmpConnection.execute` does. Blocks."""
@@ -221,6 +257,8 @@ class Command:
 
         device, doing = self._connection.device, f"QMP {self._name}"
         wait = self._connection.timeout if wait is None else wait
+        if self._gate is not None and self._gate.is_shut:
+            self._connection.let_run()
         try:
             return await_future(self._future, wait)
         except ExecuteError as error:
@@ -243,12 +281,21 @@ def await_future(future: concurrent.futures.Future[Any], wait: float) -> Any:
 def _client_class(library: Any) -> Any:
     """Return the library's client without its log of every message, which is made up even if nobody wants it.
 
+    With shorter names of commands, since each byte takes time, and with the gate of `QmpConnection.withhold`.
+
     And without its belief that the first message after qmp_capabilities is the answer: QEMU may have an event to tell
     before, which belongs to nobody in the new session, and right after another client it may greet twice, or answer
     that one: our first command has no id.
     """
 
     class Client(library.QMPClient):  # type: ignore[misc]
+        gate: Gate | None = None
+        """What the next command is withheld at."""
+
+        def __init__(self, name: str) -> None:
+            super().__init__(name)
+            self._gate_of: dict[str, Gate | None] = {}
+
         async def _recv(self) -> Any:
             is_greeted = self.greeting is not None
             message = await super()._recv()
@@ -257,6 +304,22 @@ def _client_class(library: Any) -> Any:
             ):
                 message = await super()._recv()
             return message
+
+        def _get_exec_id(self) -> str:
+            self._execute_id += 1
+            name = str(self._execute_id)
+            self._gate_of[name] = self.gate
+            return name
+
+        async def _send(self, msg: Any) -> None:
+            gate = self._gate_of.pop(msg.get("id"), None)  # what the library sends by itself has no id
+            if gate is None:
+                await super()._send(msg)
+                return
+            text = bytes(msg)
+            self._writer.write(text[:-1])
+            await gate.opened.wait()
+            self._writer.write(text[-1:])
 
         def _cb_outbound(self, msg: Any) -> Any:
             return msg
