@@ -435,6 +435,43 @@ def test_a_write_past_the_held_writers_is_noticed(daemon: StorageDaemon) -> None
         assert write(daemon, "write 0 512")
 
 
+def test_a_write_after_the_question_was_read_is_noticed(daemon: StorageDaemon) -> None:
+    """QEMU has read the question whether anything was written, all but its end, before the write."""
+    with opened(daemon) as [disk]:
+        open_a_late_export(disk)
+        session = disk.session
+        gate = session._qmp.withhold()
+        session._sync._quiet = gate, session._watch.ask(exports=False)
+        assert write(daemon, "write 0 512", "late")
+        assert gate.is_shut
+        with pytest.raises(errors.DeviceError, match="was written while its writers were held"):
+            disk.sync_dirty()
+
+
+def test_writers_that_cannot_be_held_go_on(daemon: StorageDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QEMU has been told to close their export, and has read that a bitmap shall record, when it goes wrong."""
+    with opened(daemon) as [disk]:
+        bitmap = disk.create_dirty_bitmap(MiB)
+        with monkeypatch.context() as broken:
+
+            def fail(connection: qmp.QmpConnection, name: str, *_: object, **__: object) -> None:
+                raise qmp.QmpTimeout(f"waiting for {name}", device=connection.device, cause="not today")
+
+            broken.setattr(qmp.QmpConnection, "wait_event", fail)
+            with pytest.raises(errors.DeviceError, match="not today"):
+                disk.hold_writers()
+        assert write(daemon, "write -P 1 1M 64k")
+        disk.sync_dirty()
+        assert [block for block in range(6) if bitmap.take_block(block)] == [1]
+        disk.hold_writers()
+        disk.sync_dirty()
+        assert bitmap.count_blocks() == 0
+        disk.release_writers()
+        disk.release_dirty_bitmap(bitmap)
+        nodes = disk.session._qmp.execute("query-named-block-nodes", {"flat": True})
+        assert not any(node.get("dirty-bitmaps") for node in nodes)
+
+
 def test_a_bitmap_that_somebody_else_removed(daemon: StorageDaemon) -> None:
     with opened(daemon) as [disk]:
         disk.create_dirty_bitmap(MiB)
@@ -477,9 +514,10 @@ def test_each_step_lists_what_came_since_the_one_before(daemon: StorageDaemon) -
         disk.sync_dirty()
         assert [dirty for dirty in range(6) if bitmap.take_block(dirty)] == [2]
         disk.release_writers()
-        assert write(daemon, "write -P 1 3M 64k")
-        disk.sync_dirty()
-        assert [dirty for dirty in range(6) if bitmap.take_block(dirty)] == [3]
+        for block in (3, 1, 2):
+            assert write(daemon, f"write -P 1 {block * MiB} 64k")
+            disk.sync_dirty()
+            assert [dirty for dirty in range(6) if bitmap.take_block(dirty)] == [block]
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -47,13 +47,20 @@ class BlockGraph:
         self._read_edges(edges or {"nodes": [], "edges": []})
 
     @classmethod
-    def ask(cls, connection: qmp.QmpConnection, commands: frozenset[str]) -> Callable[[], BlockGraph]:
-        """Ask QEMU; three commands, about 1.5 ms. Return a function that waits for the answers and returns them."""
-        nodes = connection.start("query-named-block-nodes", {"flat": True})
-        exports = connection.start("query-block-exports")
+    def ask(
+        cls, connection: qmp.QmpConnection, commands: frozenset[str], *, exports: bool = True
+    ) -> Callable[[], BlockGraph]:
+        """Ask QEMU; three commands, about 1 ms. Return a function that waits for the answers and returns them.
+
+        Without `exports` it takes a third less; there are some all the same where nothing else tells of snapshots.
+        """
         knows = "x-debug-query-block-graph" in commands
+        nodes = connection.start("query-named-block-nodes", {"flat": True})
+        exported = connection.start("query-block-exports") if exports or not knows else None
         edges = connection.start("x-debug-query-block-graph") if knows else None
-        return lambda: cls(nodes.result(), exports.result(), edges.result() if edges else None)
+        return lambda: cls(
+            nodes.result(), exported.result() if exported else [], edges.result() if edges else None
+        )
 
     def _read_edges(self, edges: Json) -> None:
         users = {node["id"]: node for node in edges["nodes"]}

@@ -87,12 +87,10 @@ class OwnObjects:
     @contextlib.contextmanager
     def removing_export(self, name: str) -> Iterator[None]:
         """Remove an export, and do meanwhile what is in the ``with``; it is gone at the end."""
-        deletion = self._qmp.start("block-export-del", {"id": name, "mode": "hard"})
+        await_end = start_deleting_export(self._qmp, name)
 
         def finish() -> None:
-            with ignoring_missing():
-                deletion.result()
-                self._qmp.wait_event("BLOCK_EXPORT_DELETED", lambda data: data.get("id") == name)
+            await_end()
             del self._exports[name]
 
         try:
@@ -127,9 +125,13 @@ class OwnObjects:
 
     def add_bitmap(self, node: str, name: str, granularity: int) -> None:
         """Add a bitmap that records from now on; it is not stored in the image."""
+        self.start_adding_bitmap(node, name, granularity).result()
+
+    def start_adding_bitmap(self, node: str, name: str, granularity: int) -> qmp.Command:
+        """Have a bitmap added that records from when the command has run."""
         self._bitmaps[node, name] = None
-        arguments = {"node": node, "name": name, "granularity": granularity, "persistent": False}
-        self._qmp.execute("block-dirty-bitmap-add", arguments)
+        arguments = {"node": node, "name": name, "granularity": granularity}
+        return self._qmp.start("block-dirty-bitmap-add", arguments)
 
     def freeze_bitmap(self, node: str, name: str) -> None:
         """Have a bitmap record no more. Twice does no harm."""
@@ -203,9 +205,19 @@ def default_socket(qmp_path: str, prefix: str) -> str:
 
 def delete_export(connection: qmp.QmpConnection, name: str, *, mode: str = "hard") -> None:
     """Delete an export and wait until QEMU says that its last request is over; nothing if there is none."""
-    with ignoring_missing():
-        connection.execute("block-export-del", {"id": name, "mode": mode})
-        connection.wait_event("BLOCK_EXPORT_DELETED", lambda data: data.get("id") == name)
+    start_deleting_export(connection, name, mode=mode)()
+
+
+def start_deleting_export(connection: qmp.QmpConnection, name: str, *, mode: str = "hard") -> Callable[[], None]:
+    """Begin to delete an export; return a function that waits until its last request is over."""
+    deletion = connection.start("block-export-del", {"id": name, "mode": mode})
+
+    def await_end() -> None:
+        with ignoring_missing():
+            deletion.result()
+            connection.wait_event("BLOCK_EXPORT_DELETED", lambda data: data.get("id") == name)
+
+    return await_end
 
 
 def stop_server_if_idle(connection: qmp.QmpConnection) -> None:

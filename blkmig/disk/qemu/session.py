@@ -55,8 +55,6 @@ class QemuSession:
         self._is_synced = False
         """The writers are held, and everything they wrote is marked."""
 
-        self._before_hold: graph.BlockGraph | None = None
-
         self._qmp = qmp.QmpConnection(where.path, timeout=timeout)
         self.own = objects.OwnObjects(self._qmp)
         self.connections: list[nbd_connection.NbdConnection] = []
@@ -101,7 +99,7 @@ class QemuSession:
         self._throttles = [
             throttle.Throttle(self._qmp, self.own, disk, facts.throttle_group(disk.node), limits) for disk in self.disks
         ]
-        self._sync = syncing.DirtySync(self._watch, self._tracking, self._throttles)
+        self._sync = syncing.DirtySync(self._qmp, self._watch, self._tracking, self._throttles)
         kind: type[writers.Writers] = writers.Writers
         options: dict[str, Any] = {}
         if switchover == "pause-before":
@@ -159,8 +157,7 @@ class QemuSession:
             elif self._is_synced:
                 self._check_quiet()
             else:
-                assert self._before_hold is not None, "writers are held"
-                self._sync.fetch_the_last(self._before_hold)
+                self._sync.fetch_the_last()
                 self._is_synced = True
 
     def _check_quiet(self) -> None:
@@ -174,7 +171,7 @@ class QemuSession:
             if not self._held:
                 self._is_synced = False
                 self._refused = False
-                self._before_hold = self._the_writers.hold(self._watch.fresh())
+                self._the_writers.hold(self._watch.fresh(), meanwhile=self._sync.start_the_last)
             self._held.add(number)
 
     def release_writers(self, number: int, *, refuse: bool) -> None:

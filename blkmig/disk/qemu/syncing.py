@@ -4,8 +4,9 @@
 ::
 
     writers run     fetch            disk by disk, and the bitmaps go on by one step
-    writers held    fetch_the_last   all disks at once; from then on bitmaps record that must stay clean
-                    check_quiet      they did
+    being held      start_the_last   from when they are held on, bitmaps record that must stay clean
+    writers held    fetch_the_last   all disks at once
+                    check_quiet      those bitmaps are clean
 
 Marks are worth something only while all writes come through the nodes that are tracked, into bitmaps that record. So
 each of the three compares the block graph with what it was at the start (`watch.py`), before anybody relies on them.
@@ -13,10 +14,10 @@ each of the three compares the block graph with what it was at the start (`watch
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from ... import errors
-from . import graph, throttle, tracking, watch
+from . import graph, qmp, throttle, tracking, watch
 
 
 class DirtySync:
@@ -24,17 +25,24 @@ class DirtySync:
 
     def __init__(
         self,
+        connection: qmp.QmpConnection,
         graph_watch: watch.GraphWatch,
         trackings: Sequence[tracking.Tracking],
         throttles: Sequence[throttle.Throttle],
     ) -> None:
+        self._qmp = connection
         self._watch = graph_watch
         self._tracking = trackings
         self._throttles = throttles
+        self._before_hold: graph.BlockGraph | None = None
+        self._quiet: tuple[qmp.Gate, Callable[[], graph.BlockGraph]] | None = None
+        """What the next `check_quiet` asks, which QEMU has read and does not answer before the gate is open."""
 
     def fetch(self, number: int) -> None:
         """Mark what was written to a disk until now; the graph that tells what marks are worth comes meanwhile."""
-        mine, answers = self._tracking[number], self._watch.ask()
+        mine = self._tracking[number]
+        mine.drop_unused()
+        answers = self._watch.ask()
         before = mine.active
         if not mine.is_open:
             self._watch.check(answers())
@@ -48,27 +56,48 @@ class DirtySync:
         self._watch.check(facts, keep=mine.is_open)
         tracking.dirty_count(facts, mine.disk, before)  # raises if it recorded no more
 
-    def fetch_the_last(self, before_hold: graph.BlockGraph) -> None:
-        """Mark what was written to all disks, whose writers are held; from here on bitmaps record that must stay clean.
+    def start_the_last(self, before_hold: graph.BlockGraph) -> Callable[[], None]:
+        """Have QEMU read, while the writers are being held, that new bitmaps shall record: `QmpConnection.withhold`.
+
+        Call what is returned when they are held, and not before: what is in flight would be marked in them.
+        """
+        self._before_hold, self._quiet = before_hold, None
+        self._qmp.withhold()
+        additions = [mine.start_adding() for mine in self._tracking if mine.active]
+
+        def finish() -> None:
+            self._qmp.let_run()
+            self._quiet = self._qmp.withhold(), self._watch.ask(exports=False)
+            for await_end in additions:
+                await_end()
+
+        return finish
+
+    def fetch_the_last(self) -> None:
+        """Mark what was written to all disks, whose writers are held.
 
         The graph is that of before they were held: `check_quiet` looks again when all is read.
         """
-        self._watch.check(before_hold)
+        assert self._before_hold is not None, "writers are held"
+        self._watch.check(self._before_hold)
         tracked = [mine for mine in self._tracking if mine.active]
         for mine in tracked:
-            if not mine.is_open:  # nobody can remove or stop what is exported
-                tracking.dirty_count(before_hold, mine.disk, mine.active)  # raises if it records no more
-            mine.add()
+            if not mine.is_older_open:  # nobody can remove or stop what is exported
+                tracking.dirty_count(self._before_hold, mine.disk, mine.older[-1])  # raises if it records no more
         for mine in tracked:
             mine.list_older()
 
     def check_quiet(self) -> graph.BlockGraph:
         """Raise if a disk was written although its writers are held: what was sent of it is not what it holds.
 
-        Returns the graph that tells so.
+        Returns the graph that tells so, without exports.
         """
-        facts = self._watch.read()
-        self._watch.check(facts)
+        gate, answers = self._quiet or (None, None)
+        self._quiet = None
+        if answers is None or gate is None or not gate.is_shut:  # or it is older than what was read since
+            answers = self._watch.ask(exports=False)
+        facts = answers()
+        self._watch.check_nodes(facts)
         for mine in self._tracking:
             if mine.active and tracking.dirty_count(facts, mine.disk, mine.active):
                 cause = "somebody writes past the guest and the exports, a block job perhaps; the copy is not complete"

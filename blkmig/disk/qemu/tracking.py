@@ -5,8 +5,8 @@ One step of a disk, from bitmap *i* to *i + 1*::
 
     add       bitmap i + 1                     nothing is missed: both record for a moment
     list      BLOCK_STATUS of bitmap i         ──► marks in the local DirtyBitmaps
-    drop      export i, bitmap i
-    open      export i + 1, connect to it      so that the next step, which may be that of the pause, lists at once
+    open      export i + 1, connect to it      so that the next step, which may be that of the pause, lists at once;
+                                               export i goes now, bitmap i with the next step
 
 QEMU marks a write when it *finishes*. So what the list of bitmap *i* has is on the disk before our read, and what our
 read missed is in bitmap *i + 1*, which recorded before the list was made. Listing after reading instead, or adding
@@ -61,9 +61,11 @@ class Tracking:
         """Bitmaps before the active one that are not listed yet."""
 
         self._removals: list[Callable[[], None]] = []
-        """Bitmaps that are listed, and that QEMU was told to remove."""
+        """What waits for bitmaps to be gone that QEMU was told to remove."""
 
-        self._listed: list[str] = []
+        self._to_remove: list[str] = []
+        """Bitmaps that are listed, or about to be added: nobody may come to use those."""
+
         self._open: tuple[str, nbd_connection.NbdConnection] | None = None
         """A bitmap that is exported while it records, and our connection to that export."""
 
@@ -78,6 +80,11 @@ class Tracking:
         """Whether the active bitmap can be listed at once."""
         return self._open is not None and self._open[0] == self.active
 
+    @property
+    def is_older_open(self) -> bool:
+        """Whether the newest of the older bitmaps can be listed at once."""
+        return self._open is not None and self.older[-1:] == [self._open[0]]
+
     def is_dirty(self, facts: Callable[[], graph.BlockGraph]) -> bool:
         """Return whether the active bitmap has anything; of a large disk the graph tells that faster than a list."""
         if self._open is not None and self.is_open and self.disk.size <= MAX_PEEK:
@@ -88,23 +95,34 @@ class Tracking:
 
     def add(self) -> None:
         """Have a new bitmap record; the one that did so far is to be listed."""
+        self.start_adding()()
+
+    def start_adding(self) -> Callable[[], None]:
+        """Begin to `add`; return a function that waits until the new bitmap records."""
         self._count += 1
         name = f"{self._stem}{self._count}"
-        self._own.add_bitmap(self.disk.node, name, self.granularity)
-        if self.active:
-            self.older.append(self.active)
-        self.active = name
+        self._to_remove.append(name)
+        adding = self._own.start_adding_bitmap(self.disk.node, name, self.granularity)
+
+        def finish() -> None:
+            adding.result()
+            self._to_remove.remove(name)
+            if self.active:
+                self.older.append(self.active)
+            self.active = name
+
+        return finish
 
     def list_older(self) -> int:
         """Mark what the older bitmaps have; return how many bytes they had."""
         total = 0
         while self.older:
             total += self._list(self.older[0])
-            self._listed.append(self.older.pop(0))
+            self._to_remove.append(self.older.pop(0))
         return total
 
     def prepare(self) -> None:
-        """Drop the bitmaps that are listed, and open the active one, so that the next step takes no time."""
+        """Open the active bitmap in place of the one that is listed, so that the next step takes no time."""
         if not self.is_open:
             opened, self._open = self._open, None
             with contextlib.ExitStack() as stack:
@@ -112,14 +130,23 @@ class Tracking:
                     stack.callback(opened[1].close)  # last: the server closes first
                     stack.enter_context(self._own.removing_export(opened[0]))
                 self._try_open()
+
+    def drop_unused(self) -> None:
+        """Begin to remove the bitmaps that are listed.
+
+        Not at the end of the step itself: the pause may come right behind it, and would wait for QEMU to read that.
+        """
         self._finish_removals()
-        while self._listed:  # not waited for: nothing depends on it
-            self._removals.append(self._own.start_removing_bitmap(self.disk.node, self._listed.pop(0)))
+        exported = [name for name in self._to_remove if self._open is not None and name == self._open[0]]
+        for name in self._to_remove:
+            if name not in exported:  # not waited for: nothing depends on it
+                self._removals.append(self._own.start_removing_bitmap(self.disk.node, name))
+        self._to_remove = exported
 
     def remove_all(self) -> None:
         """Remove the bitmaps; nobody tracks any more."""
-        names = [*self._listed, *self.older, *([self.active] if self.active else [])]
-        self._listed, self.older, self.active = [], [], ""
+        names = [*self._to_remove, *self.older, *([self.active] if self.active else [])]
+        self._to_remove, self.older, self.active = [], [], ""
         try:
             if self._open is not None:
                 self._own.remove_export(self._open[0])

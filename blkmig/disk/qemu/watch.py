@@ -39,9 +39,9 @@ class GraphWatch:
         self._homes: list[frozenset[str]] = []
         self._last: tuple[float, graph.BlockGraph] | None = None
 
-    def ask(self) -> Callable[[], graph.BlockGraph]:
-        """Ask QEMU for the graph; return a function that waits for it."""
-        return graph.BlockGraph.ask(self._qmp, self._commands)
+    def ask(self, *, exports: bool = True) -> Callable[[], graph.BlockGraph]:
+        """Ask QEMU for the graph, with or without `exports`; return a function that waits for it."""
+        return graph.BlockGraph.ask(self._qmp, self._commands, exports=exports)
 
     def read(self) -> graph.BlockGraph:
         """Return the graph as it is now."""
@@ -53,22 +53,31 @@ class GraphWatch:
         self._homes = [facts.ancestors(disk.node) for disk in self._disks]
 
     def check(self, facts: graph.BlockGraph, *, keep: bool = False) -> None:
-        """Raise :class:`~blkmig.errors.DeviceError` unless the disks stand where they stood; `keep` it for `fresh`."""
+        """Raise :class:`~blkmig.errors.DeviceError` unless the disks stand where they stood, and can be read.
+
+        `keep` it for `fresh`.
+        """
+        for disk, name in zip(self._disks, self._export_names, strict=True):
+            if name not in facts.exports:
+                cause = "blkmig's export was deleted by somebody else, or QEMU's NBD server was stopped"
+                raise errors.DeviceError("cannot be read any more", device=disk.name, cause=cause)
+        self.check_nodes(facts)
+        if keep:
+            self._last = time.monotonic(), facts
+
+    def check_nodes(self, facts: graph.BlockGraph) -> None:
+        """Raise :class:`~blkmig.errors.DeviceError` unless the disks stand where they stood."""
         around = zip(self._disks, self._homes, self._export_names, self._files, strict=True)
         for disk, home, name, file in around:
             export = facts.exports.get(name)
-            if export is None:
-                cause = "blkmig's export was deleted by somebody else, or QEMU's NBD server was stopped"
-                raise errors.DeviceError("cannot be read any more", device=disk.name, cause=cause)
-            if export["node-name"] != disk.node or facts.ancestors(disk.node) != home:
+            has_moved = export is not None and export["node-name"] != disk.node
+            if has_moved or facts.ancestors(disk.node) != home:
                 where = f"it was node {disk.node}, below {', '.join(sorted(home - {disk.node})) or 'no other'}"
                 cause = f"a snapshot was taken or a block job was started ({where}): finish that, then send it again"
                 raise errors.DeviceError("its block graph has changed", device=disk.name, cause=cause)
             if file is not None and imagefile.file_name(facts, disk.node) != file.name:
                 cause = f"its image was {file.name}, in the page cache, and node {disk.node} was opened again otherwise"
                 raise errors.DeviceError("its image has changed", device=disk.name, cause=cause)
-        if keep:
-            self._last = time.monotonic(), facts
 
     def fresh(self) -> graph.BlockGraph | None:
         """Return the graph that was kept last, if that was just now."""

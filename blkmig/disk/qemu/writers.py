@@ -65,8 +65,13 @@ class Writers:
                     export.id,
                 )
 
-    def hold(self, known: graph.BlockGraph | None = None) -> graph.BlockGraph:
-        """Stop the guest and close the writable exports; all or nothing. Return the graph as it was just before that.
+    def hold(
+        self, known: graph.BlockGraph | None = None, *, meanwhile: Callable[[graph.BlockGraph], Callable[[], None]]
+    ) -> None:
+        """Stop the guest and close the writable exports; all or nothing.
+
+        `meanwhile` is called, with the graph as it was just before that, when QEMU has been told, and what it returns
+        when it has been done.
 
         On return nobody writes, unless somebody has come meanwhile: ask `check_nobody_writes` before trusting what was
         read. What can be found out before is, so that the writers stand still for no longer than need be; nothing is
@@ -76,15 +81,17 @@ class Writers:
             self._await_guest()
             facts = known or self._read_graph()
             exports = self._find_exports(facts)
-            self._stop_guest()
+            ends = self._start_stopping_guest()
             for export in exports:
                 self._undo.append(functools.partial(self._open_again, export))
-                objects.delete_export(self._qmp, export.id)
+                ends.append(objects.start_deleting_export(self._qmp, export.id))
+            ends.append(meanwhile(facts))
+            for await_end in ends:
+                await_end()
         except BaseException:
             with contextlib.suppress(errors.DeviceError):
                 self.release(refuse=False)
             raise
-        return facts
 
     def check_nobody_writes(self, facts: graph.BlockGraph) -> None:
         """Raise :class:`~blkmig.errors.DeviceError` if a disk has got another writer since the writers were held."""
@@ -108,10 +115,12 @@ class Writers:
     def _await_guest(self) -> None:
         """Return when the guest may be stopped."""
 
-    def _stop_guest(self) -> None:
-        if self._is_vm and self._qmp.execute("query-status")["running"]:
-            self._undo.append(functools.partial(self._qmp.execute, "cont"))
-            self._qmp.execute("stop")
+    def _start_stopping_guest(self) -> list[Callable[[], object]]:
+        """Have QEMU stop the guest; return what waits until it stands still."""
+        if not (self._is_vm and self._qmp.execute("query-status")["running"]):
+            return []
+        self._undo.append(functools.partial(self._qmp.execute, "cont"))
+        return [self._qmp.start("stop").result]
 
     def close(self) -> None:
         """Undo what `prepare` did in QEMU."""
@@ -199,17 +208,19 @@ class PreSwitchover(Writers):
                 self._qmp.wait_event("MIGRATION", lambda data: data["status"] == self.WAITING, wait=self._wait)
             call()
 
-    def hold(self, known: graph.BlockGraph | None = None) -> graph.BlockGraph:
+    def hold(
+        self, known: graph.BlockGraph | None = None, *, meanwhile: Callable[[graph.BlockGraph], Callable[[], None]]
+    ) -> None:
         """Wait for ``pre-switchover``, close the writable exports; what was known before the wait is of no use."""
-        return super().hold()
+        super().hold(meanwhile=meanwhile)
 
     def _await_guest(self) -> None:
         """Wait until QEMU has sent the RAM and stopped the guest."""
         self._await(self.WAITING)
         self._undo.append(functools.partial(self._qmp.execute, "migrate_cancel"))
 
-    def _stop_guest(self) -> None:
-        """QEMU has."""
+    def _start_stopping_guest(self) -> list[Callable[[], object]]:
+        return []  # QEMU has
 
     def release(self, *, refuse: bool) -> None:
         """Let QEMU hand over, and return when it has; or cancel its migration, so that the guest goes on here."""
