@@ -960,8 +960,9 @@ cdef class InputBuffer:
         return run.word & FLAGS, name, run.word >> SECTOR_BITS, run.count
 
     def expect_pages(self):
-        """Say that the sender shares pages, on this machine: if `fd` does not block, payloads may pass through as such."""
-        self.pages = self.s.takes_pages
+        """Say that the sender shares pages, on this machine: if `fd` is a socket that does not block, payloads may pass
+        through as such."""
+        self.pages = stream_gives_pages(&self.s)
 
     def get_block(self, BlockBuffer blk not None, /):
         """Get a payload, 1 MiB, into the own bytes of `blk`. It is not scanned: `is_zero` is False afterwards.

@@ -88,6 +88,7 @@ cdef extern from "_stream.h":
         size_t ahead
         bint takes_pages, peeks
     int stream_init(stream*, int fd, Py_ssize_t capacity, int wake_fd) except -1
+    bint stream_gives_pages(const stream*) noexcept nogil
     void stream_staged(stream*, size_t) noexcept nogil
     int stream_send(stream*, const uint8_t* end, size_t* left, int file, int64_t until, bint mapped) except -1 nogil
     int stream_unpeek(stream*, size_t rest) except -1

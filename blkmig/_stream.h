@@ -87,6 +87,14 @@ static int stream_init(struct stream *s, int fd, Py_ssize_t capacity, int wake_f
     return s->staging == NULL ? -1 : 0;
 }
 
+/* Whether payloads are worth having as pages. Not from a pipe: its reader copies them into a buffer that stays in the
+ * cache, and from there into the file, in less time than their pages take from pipe to pipe, to another thread, and into
+ * the file: 2 GiB in 0.19 s, against 0.22. */
+static int stream_gives_pages(const struct stream *s)
+{
+    return s->takes_pages && s->kind == STREAM_SOCKET;
+}
+
 /* Look until one of the fds is ready, for a moment. The other end of a pipe or a unix socket is back within that, and
  * sleeping until then takes longer, for both; where it never is, it is not waited for that way any more. */
 static int stream_spin(struct stream *s, struct pollfd *fds)
