@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import peers
 import pytest
@@ -470,6 +471,35 @@ def test_writers_that_cannot_be_held_go_on(daemon: StorageDaemon, monkeypatch: p
         disk.release_dirty_bitmap(bitmap)
         nodes = disk.session._qmp.execute("query-named-block-nodes", {"flat": True})
         assert not any(node.get("dirty-bitmaps") for node in nodes)
+
+
+def test_a_command_of_another_thread_while_the_writers_are_being_held(
+    daemon: StorageDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has QEMU run what is withheld too early: a write that is in flight then is no write past the held writers."""
+    with opened(daemon) as [disk]:
+        bitmap = disk.create_dirty_bitmap(MiB)
+        assert write(daemon, "write -P 1 1M 64k")
+        connection, start = disk.session._qmp, objects.start_deleting_export
+
+        def start_with_a_write_in_flight(*arguments: Any, **options: Any) -> Callable[[], None]:
+            def await_end() -> None:
+                connection.execute("query-block-exports")
+                assert write(daemon, "write -P 1 2M 64k")
+                start(*arguments, **options)()
+
+            return await_end
+
+        with monkeypatch.context() as slow:
+            slow.setattr(objects, "start_deleting_export", start_with_a_write_in_flight)
+            disk.hold_writers()
+        disk.sync_dirty()
+        assert [block for block in range(6) if bitmap.take_block(block)] == [1, 2]
+        disk.sync_dirty()
+        disk.release_writers()
+        assert write(daemon, "write -P 1 3M 64k")
+        disk.sync_dirty()
+        assert [block for block in range(6) if bitmap.take_block(block)] == [3]
 
 
 def test_a_bitmap_that_somebody_else_removed(daemon: StorageDaemon) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A QMP connection for callers that block: the official ``qemu.qmp`` library behind four verbs with time-outs.
+"""A QMP connection for callers that block: the official ``qemu.qmp`` library behind a few verbs with time-outs.
 
 The library is asyncio. Its loop runs in a thread of its own, so that any thread may call, with or without a loop of
 its own, and events are collected while nobody waits::
@@ -194,9 +194,7 @@ class QmpConnection:
         await self._client.connect(self.path)
         self._tasks = [self._loop.create_task(watch) for watch in (self._collect_events(), self._watch_connection())]
 
-    async def _execute(
-        self, command: str, arguments: Mapping[str, object] | None, gate: Gate | None = None
-    ) -> Any:
+    async def _execute(self, command: str, arguments: Mapping[str, object] | None, gate: Gate | None) -> Any:
         self._client.gate = gate  # for the message that execute makes up before it first awaits
         return await self._client.execute(command, arguments)  # which raises before that, if it is not connected
 

@@ -14,7 +14,7 @@ each of the three compares the block graph with what it was at the start (`watch
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ... import errors
 from . import graph, qmp, throttle, tracking, watch
@@ -35,6 +35,9 @@ class DirtySync:
         self._tracking = trackings
         self._throttles = throttles
         self._before_hold: graph.BlockGraph | None = None
+        self._recorded: list[tuple[tracking.Tracking, str]] = []
+        """The bitmaps that recorded before the writers were held, of those that somebody may remove or stop."""
+
         self._quiet: tuple[qmp.Gate, Callable[[], graph.BlockGraph]] | None = None
         """What the next `check_quiet` asks, which QEMU has read and does not answer before the gate is open."""
 
@@ -61,15 +64,19 @@ class DirtySync:
 
         Call what is returned when they are held, and not before: what is in flight would be marked in them.
         """
+        tracked = [mine for mine in self._tracking if mine.active]
+        self._recorded = [(mine, mine.active) for mine in tracked if not mine.is_open]
         self._before_hold, self._quiet = before_hold, None
-        self._qmp.withhold()
-        additions = [mine.start_adding() for mine in self._tracking if mine.active]
+        gate = self._qmp.withhold()
+        additions = [mine.start_adding() for mine in tracked]
 
         def finish() -> None:
+            if not gate.is_shut:  # another thread wanted an answer, and QEMU ran this before it was time
+                _await_all(additions)
+                additions[:] = [mine.start_adding() for mine in tracked]
             self._qmp.let_run()
             self._quiet = self._qmp.withhold(), self._watch.ask(exports=False)
-            for await_end in additions:
-                await_end()
+            _await_all(additions)
 
         return finish
 
@@ -80,12 +87,11 @@ class DirtySync:
         """
         assert self._before_hold is not None, "writers are held"
         self._watch.check(self._before_hold)
-        tracked = [mine for mine in self._tracking if mine.active]
-        for mine in tracked:
-            if not mine.is_older_open:  # nobody can remove or stop what is exported
-                tracking.dirty_count(self._before_hold, mine.disk, mine.older[-1])  # raises if it records no more
-        for mine in tracked:
-            mine.list_older()
+        for mine, name in self._recorded:
+            tracking.dirty_count(self._before_hold, mine.disk, name)  # raises if it records no more
+        for mine in self._tracking:
+            if mine.active:
+                mine.list_older()
 
     def check_quiet(self) -> graph.BlockGraph:
         """Raise if a disk was written although its writers are held: what was sent of it is not what it holds.
@@ -103,3 +109,8 @@ class DirtySync:
                 cause = "somebody writes past the guest and the exports, a block job perhaps; the copy is not complete"
                 raise errors.DeviceError("was written while its writers were held", device=mine.disk.name, cause=cause)
         return facts
+
+
+def _await_all(ends: Iterable[Callable[[], object]]) -> None:
+    for await_end in ends:
+        await_end()

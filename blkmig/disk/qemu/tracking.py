@@ -80,11 +80,6 @@ class Tracking:
         """Whether the active bitmap can be listed at once."""
         return self._open is not None and self._open[0] == self.active
 
-    @property
-    def is_older_open(self) -> bool:
-        """Whether the newest of the older bitmaps can be listed at once."""
-        return self._open is not None and self.older[-1:] == [self._open[0]]
-
     def is_dirty(self, facts: Callable[[], graph.BlockGraph]) -> bool:
         """Return whether the active bitmap has anything; of a large disk the graph tells that faster than a list."""
         if self._open is not None and self.is_open and self.disk.size <= MAX_PEEK:

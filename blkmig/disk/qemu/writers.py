@@ -85,7 +85,7 @@ class Writers:
             for export in exports:
                 self._undo.append(functools.partial(self._open_again, export))
                 ends.append(objects.start_deleting_export(self._qmp, export.id))
-            ends.append(meanwhile(facts))
+            ends.append(meanwhile(facts))  # last: it counts on the others
             for await_end in ends:
                 await_end()
         except BaseException:
