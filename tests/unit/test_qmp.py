@@ -249,6 +249,16 @@ def await_all_but_the_end(monitor: Monitor, name: str) -> None:
                 return
 
 
+def started_and_withheld(withholding: Any, name: str) -> tuple[qmp.Command, qmp.Gate]:
+    """Shut the gate and start a command; return both when the monitor has read it."""
+    monitor, connection, _ran = withholding
+    gate = connection.withhold()
+    command = connection.start(name)
+    await_all_but_the_end(monitor, name)
+    assert gate.is_shut
+    return command, gate
+
+
 @pytest.mark.parametrize("asked", [0, 1, 2])
 def test_what_is_withheld_is_read_and_runs_when_asked_for(withholding: Any, asked: int) -> None:
     """In order, whichever is asked for, also one that was started meanwhile by somebody who knows of nothing."""
@@ -265,12 +275,10 @@ def test_what_is_withheld_is_read_and_runs_when_asked_for(withholding: Any, aske
 
 
 def test_what_was_started_before_is_not_withheld(withholding: Any) -> None:
-    monitor, connection, ran = withholding
+    _monitor, connection, ran = withholding
     before = connection.start("before")
-    gate = connection.withhold()
-    after = connection.start("after")
+    after, gate = started_and_withheld(withholding, "after")
     assert before.result() == {}
-    await_all_but_the_end(monitor, "after")
     assert gate.is_shut
     assert ran.get(timeout=20) == "before"
     assert ran.empty()
@@ -278,15 +286,12 @@ def test_what_was_started_before_is_not_withheld(withholding: Any) -> None:
 
 
 def test_one_gate_after_the_other(withholding: Any) -> None:
-    monitor, connection, ran = withholding
+    _monitor, connection, ran = withholding
     assert connection.withhold() is connection.withhold()
-    first = connection.start("first")
-    await_all_but_the_end(monitor, "first")
+    first, _ = started_and_withheld(withholding, "first")
     connection.let_run()
-    gate = connection.withhold()
-    second = connection.start("second")
+    second, gate = started_and_withheld(withholding, "second")
     assert first.result() == {}
-    await_all_but_the_end(monitor, "second")
     assert gate.is_shut
     assert ran.get(timeout=20) == "first"
     assert ran.empty()
@@ -295,10 +300,8 @@ def test_one_gate_after_the_other(withholding: Any) -> None:
 
 def test_a_connection_that_is_closed_withholds_nothing(withholding: Any) -> None:
     """The library would wait for the command to leave."""
-    monitor, connection, ran = withholding
-    connection.withhold()
-    connection.start("first")
-    await_all_but_the_end(monitor, "first")
+    _monitor, connection, ran = withholding
+    started_and_withheld(withholding, "first")
     connection.close()
     assert ran.get(timeout=20) == "first"
 

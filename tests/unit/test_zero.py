@@ -43,7 +43,9 @@ def test_grid(kernel: str, alignment: int) -> None:
         view.release()
 
 
-@pytest.mark.parametrize("length", [(512 << 10) - 1, 512 << 10, (512 << 10) + 1, 1 << 20, (1 << 20) + 65])
+@pytest.mark.parametrize(
+    "length", [65536, 65537, (512 << 10) - 1, 512 << 10, (512 << 10) + 1, (1 << 20) - 1, 1 << 20, (1 << 20) + 65]
+)
 def test_large(kernel: str, length: int) -> None:
     """From 512 KiB on another path runs, without the GIL."""
     data = bytearray(length)

@@ -123,12 +123,8 @@ class OwnObjects:
 
     # -- bitmaps -----------------------------------------------------------------------------------------------------
 
-    def add_bitmap(self, node: str, name: str, granularity: int) -> None:
-        """Add a bitmap that records from now on; it is not stored in the image."""
-        self.start_adding_bitmap(node, name, granularity).result()
-
     def start_adding_bitmap(self, node: str, name: str, granularity: int) -> qmp.Command:
-        """Have a bitmap added that records from when the command has run."""
+        """Begin to add a bitmap that records from when the command has run; it is not stored in the image."""
         self._bitmaps[node, name] = None
         arguments = {"node": node, "name": name, "granularity": granularity}
         return self._qmp.start("block-dirty-bitmap-add", arguments)

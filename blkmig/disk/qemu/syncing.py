@@ -75,7 +75,8 @@ class DirtySync:
                 _await_all(additions)
                 additions[:] = [mine.start_adding() for mine in tracked]
             self._qmp.let_run()
-            self._quiet = self._qmp.withhold(), self._watch.ask(exports=False)
+            if not self._recorded:  # to list those takes commands, and the question would run before all is read
+                self._quiet = self._qmp.withhold(), self._watch.ask(exports=False)
             _await_all(additions)
 
         return finish
@@ -98,11 +99,9 @@ class DirtySync:
 
         Returns the graph that tells so, without exports.
         """
-        gate, answers = self._quiet or (None, None)
-        self._quiet = None
-        if answers is None or gate is None or not gate.is_shut:  # or it is older than what was read since
-            answers = self._watch.ask(exports=False)
-        facts = answers()
+        asked, self._quiet = self._quiet, None
+        # Once it has been let run, the answer may be older than what was read since.
+        facts = asked[1]() if asked is not None and asked[0].is_shut else self._watch.ask(exports=False)()
         self._watch.check_nodes(facts)
         for mine in self._tracking:
             if mine.active and tracking.dirty_count(facts, mine.disk, mine.active):

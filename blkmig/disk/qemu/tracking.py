@@ -127,7 +127,7 @@ class Tracking:
                 self._try_open()
 
     def drop_unused(self) -> None:
-        """Begin to remove the bitmaps that are listed.
+        """Begin to remove the bitmaps that are listed, or that nobody came to use.
 
         Not at the end of the step itself: the pause may come right behind it, and would wait for QEMU to read that.
         """
