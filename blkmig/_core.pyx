@@ -962,7 +962,7 @@ cdef class InputBuffer:
     def expect_pages(self):
         """Say that the sender shares pages, on this machine: if `fd` is a socket that does not block, payloads may pass
         through as such."""
-        self.pages = stream_gives_pages(&self.s)
+        self.pages = stream_expect_pages(&self.s)
 
     def get_block(self, BlockBuffer blk not None, /):
         """Get a payload, 1 MiB, into the own bytes of `blk`. It is not scanned: `is_zero` is False afterwards.
@@ -977,7 +977,7 @@ cdef class InputBuffer:
                 done = pages_take(&blk.pages, &self.s, BLOCK_SIZE)
             if done == BLOCK_SIZE:
                 return
-            self.pages, self.s.ahead = False, 0         # smaller pieces than pages: copies are faster
+            self.pages, self.s.ahead, self.s.naps = False, 0, False     # smaller pieces than pages: copies are faster
             pages_read(&blk.pages, blk.own)
         self.take_to(blk.own + done, BLOCK_SIZE - done)
 

@@ -86,9 +86,9 @@ cdef extern from "_stream.h":
         size_t capacity, head, tail
         uint64_t position, flushed
         size_t ahead
-        bint takes_pages, peeks
+        bint takes_pages, peeks, naps
     int stream_init(stream*, int fd, Py_ssize_t capacity, int wake_fd) except -1
-    bint stream_gives_pages(const stream*) noexcept nogil
+    bint stream_expect_pages(stream*) noexcept nogil
     void stream_staged(stream*, size_t) noexcept nogil
     int stream_send(stream*, const uint8_t* end, size_t* left, int file, int64_t until, bint mapped) except -1 nogil
     int stream_unpeek(stream*, size_t rest) except -1

@@ -62,7 +62,7 @@ static ssize_t pages_take(struct pages *pages, struct stream *s, size_t n)
 {
     size_t done = 0;
     ssize_t got;
-    int i = 0, ready = 0;
+    int i = 0, ready = 0, napped = 0;
 
     while (done < n && i < PAGES_PIPES) {
         got = splice(s->fd, NULL, pages->in[i], NULL, n - done, SPLICE_F_NONBLOCK | SPLICE_F_MOVE);
@@ -72,10 +72,13 @@ static ssize_t pages_take(struct pages *pages, struct stream *s, size_t n)
             pages->held[i] += got;
             done += got;
             s->position += got;
-            ready = 0;
+            ready = napped = 0;
         } else if (errno == EAGAIN && (ready || pages->held[i] > PAGES_PIPE_NBYTES / 4 * 3)) {
             i++;                        /* there is something, and it does not fit; or the rest fits the next one */
             ready = 0;
+        } else if (errno == EAGAIN && s->naps && !napped) {
+            stream_nap(s);
+            napped = 1;
         } else if (errno == EAGAIN) {
             stream_lowat(s, n - done);
             if ((ready = stream_wait(s, POLLIN)) < 0)

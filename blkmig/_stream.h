@@ -43,6 +43,7 @@ enum stream_kind { STREAM_SOCKET, STREAM_PIPE, STREAM_FILE };
 struct stream {
     int fd, wake_fd, kind, takes_pages;
     int lowat;                          /* SO_RCVLOWAT of a TCP socket as it is now; 0: not for this stream */
+    int naps;                           /* the sender is on this machine, over TCP: see stream_nap() */
     uint8_t *staging;
     size_t capacity, head, tail;
     int patience;                       /* how many times more the fd is looked at before waiting for it */
@@ -87,11 +88,12 @@ static int stream_init(struct stream *s, int fd, Py_ssize_t capacity, int wake_f
     return s->staging == NULL ? -1 : 0;
 }
 
-/* Whether payloads are worth having as pages. Not from a pipe: its reader copies them into a buffer that stays in the
- * cache, and from there into the file, in less time than their pages take from pipe to pipe, to another thread, and into
- * the file: 2 GiB in 0.19 s, against 0.22. */
-static int stream_gives_pages(const struct stream *s)
+/* Expect payloads from this machine; whether they are worth having as pages. Not from a pipe: its reader copies them into
+ * a buffer that stays in the cache, and from there into the file, in less time than their pages take from pipe to pipe,
+ * to another thread, and into the file: 2 GiB in 0.17 s, against 0.21. */
+static int stream_expect_pages(struct stream *s)
 {
+    s->naps = s->lowat != 0;
     return s->takes_pages && s->kind == STREAM_SOCKET;
 }
 
@@ -296,15 +298,31 @@ static int stream_ended(const struct stream *s)
     return -1;
 }
 
+/* Let a block come, without being seen to wait for it. A TCP receiver that waits is woken, and answers every 64 KiB while
+ * SO_RCVLOWAT is not reached: on one machine, where the sender's thread does all that, it takes up to four times as long
+ * and never gets ahead again. 2 GiB took 0.22 to 0.33 s, half of the runs; with this, 0.23 to 0.25. */
+static void stream_nap(const struct stream *s)
+{
+    static const struct timespec nap = {0, STREAM_LINGER_NS};
+    struct pollfd wake = {s->wake_fd, POLLIN, 0};
+
+    ppoll(&wake, 1, &nap, NULL);
+}
+
 /* Wait for input. Behind a payload comes the next one, most likely: it is given a moment to arrive, for each time that
  * the waiting side is woken costs both, and a head alone is not worth it. */
 static int stream_wait_input(struct stream *s)
 {
     static const struct timespec moment = {0, STREAM_LINGER_NS};
     struct pollfd fds[2] = {{s->fd, POLLIN, 0}, {s->wake_fd, POLLIN, 0}};
+    int lingers = s->lingers;
 
-    if (s->lingers && s->lowat) {
-        s->lingers = 0;
+    s->lingers = 0;
+    if (lingers && s->naps) {
+        stream_nap(s);
+        return 1;
+    }
+    if (lingers && s->lowat) {
         stream_lowat(s, STREAM_LINGER_NBYTES);
         ppoll(fds, 2, &moment, NULL);
         stream_lowat(s, 1);
