@@ -8,39 +8,39 @@ class LateError(OSError):
 
 @cython.final
 cdef class WriteBehind:
-    """Stores payloads that came as pages in the file `fd`, in the order in which they are put, on another thread.
+    """Stores payloads in a file, in the order in which they are put, on another thread.
 
-    Zero clusters become holes in steps of `cluster` bytes, as in BlockBuffer.store_sparse. A thread of the caller's runs
-    run(); another one puts, up to two blocks ahead, and drains before anything else is done to the file.
+    Zero clusters become holes in steps of `cluster` bytes, as in BlockBuffer.store_sparse; 0: nothing does, as in store.
+    A thread of the caller's runs run(); another one puts, up to four blocks ahead, and drains before anything else is
+    done to the file.
 
     A block that cannot be stored is a LateError at the next put or drain, and at all later ones; nothing that was put
     after it is stored.
     """
 
     cdef behind b
-    cdef int fd
     cdef size_t cluster
-    cdef uint8_t* scratch           # BLOCK_SIZE bytes of the storing thread's
     cdef object error               # set before b is closed for it, then read-only
 
-    def __cinit__(self, int fd, size_t cluster, /):
+    def __cinit__(self, size_t cluster, /):
         behind_init(&self.b)
-        self.fd, self.cluster = fd, cluster
-        self.scratch = io_alloc_pages(BLOCK_SIZE)
+        self.cluster = cluster
 
     def __dealloc__(self):
         behind_free(&self.b)
-        free(self.scratch)
 
-    def put(self, BlockBuffer blk not None, int64_t offset, bint allocate, /):
-        """Take the payload of `blk`, which must have pages, to be stored at `offset`. Drops the GIL.
+    def put(self, BlockBuffer blk not None, int fd, int64_t offset, bint allocate, /):
+        """Take the payload of `blk` away, to be stored at `offset` of the file `fd`. Drops the GIL.
 
-        Blocks while there are two. `blk` may be used again at once. `allocate` as in BlockBuffer.store_sparse.
+        Blocks while as many wait as may. `blk` may be used again at once, and has no payload until then; a view of it
+        that is alive is a BufferError. `allocate` as in BlockBuffer.store_sparse.
         """
-        if not pages_held(&blk.pages):
-            raise ValueError("the payload did not come as pages")
+        if blk.exports:
+            raise BufferError("the payload cannot be taken while a view of it is alive")
+        if not (self.cluster and pages_held(&blk.pages)):
+            blk.unmap()
         with nogil:
-            behind_put(&self.b, &blk.pages, offset, allocate)
+            behind_put(&self.b, &blk.pages, &blk.own, fd, offset, allocate)
         self.check()
 
     def drain(self):
@@ -74,7 +74,14 @@ cdef class WriteBehind:
         cdef behind_slot* slot = behind_next(&self.b, False)
         while slot != NULL:
             offset[0] = slot.offset
-            pages_store(&slot.pages, self.fd, BLOCK_SIZE, slot.offset, self.cluster, slot.allocate, self.scratch)
+            if pages_held(&slot.pages):
+                pages_store(
+                    &slot.pages, slot.fd, BLOCK_SIZE, slot.offset, self.cluster, slot.allocate, slot.own)
+            elif self.cluster:
+                io_store_sparse(
+                    slot.fd, slot.own, BLOCK_SIZE, slot.offset, self.cluster, True, slot.allocate, NULL)
+            else:
+                io_pwrite(slot.fd, slot.own, BLOCK_SIZE, slot.offset)
             slot = behind_next(&self.b, True)
         return 0
 

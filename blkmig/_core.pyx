@@ -531,6 +531,8 @@ cdef class BlockBuffer:
     cdef int64_t offset             # of a mapped payload
     cdef pages pages                # hold a payload that nobody has looked at, on its way to a file
     cdef public bint takes_pages    # whether get_block may leave it there: for whoever only stores it
+    cdef public bint movable        # whether storing the payload may take it away: for whoever does not look at it again
+    cdef Py_ssize_t exports         # views of `own` that are alive; under the GIL
 
     def __cinit__(self):
         self.own = io_alloc_pages(BLOCK_SIZE)
@@ -547,6 +549,10 @@ cdef class BlockBuffer:
         if pages_held(&self.pages):
             pages_read(&self.pages, self.own)
         PyBuffer_FillInfo(view, self, self.own, BLOCK_SIZE, 0, flags)
+        self.exports += 1
+
+    def __releasebuffer__(self, Py_buffer* view):
+        self.exports -= 1
 
     @property
     def is_zero(self):

@@ -115,11 +115,13 @@ cdef extern from "_behind.h":
         pass
     struct behind_slot:
         pages pages
+        uint8_t* own
+        int fd
         int64_t offset
         bint allocate
-    void behind_init(behind*) noexcept nogil
+    int behind_init(behind*) except -1
     void behind_free(behind*) noexcept nogil
-    void behind_put(behind*, pages*, int64_t offset, bint allocate) noexcept nogil
+    int behind_put(behind*, pages*, uint8_t** own, int fd, int64_t offset, bint allocate) except -1 nogil
     void behind_drain(behind*) noexcept nogil
     void behind_close(behind*) noexcept nogil
     behind_slot* behind_next(behind*, bint was_stored) noexcept nogil

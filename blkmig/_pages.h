@@ -19,6 +19,7 @@ struct pages {
     int in[PAGES_PIPES], out[PAGES_PIPES];
     size_t held[PAGES_PIPES];
     int opened;                         /* how many of them; all or none after pages_open() */
+    int from_tcp;                       /* what they hold came over TCP */
 };
 
 static int pages_held(const struct pages *pages)
@@ -64,6 +65,7 @@ static ssize_t pages_take(struct pages *pages, struct stream *s, size_t n)
     ssize_t got;
     int i = 0, ready = 0, napped = 0;
 
+    pages->from_tcp = s->lowat != 0;
     while (done < n && i < PAGES_PIPES) {
         got = splice(s->fd, NULL, pages->in[i], NULL, n - done, SPLICE_F_NONBLOCK | SPLICE_F_MOVE);
         if (got == 0)

@@ -47,7 +47,7 @@ def receiver(fd: int, capacity: int = 65536, **options: int) -> tuple[_core.Inpu
     os.set_blocking(fd, False)
     source, blk = _core.InputBuffer(fd, capacity, **options), _core.BlockBuffer()
     source.expect_pages()
-    blk.takes_pages = True
+    blk.takes_pages = blk.movable = True
     return source, blk
 
 

@@ -57,7 +57,7 @@ def take_out_early_writeback() -> None:
 
 def take_out_storing_behind() -> None:
     """Have each block stored before the next one is received."""
-    rawfile.RawFile._store_behind = lambda self, blk, offset: False  # type: ignore[method-assign]
+    rawfile.RawFile._start_storing_behind = lambda self: None  # type: ignore[method-assign]
 
 
 def take_out_rate_limit_and_progress() -> None:

@@ -34,6 +34,7 @@ class BlkLoadDevice:
         self._buf = _core.BlockBuffer()
         self._buf.mappable = False  # digests look at what is read
         self._buf.takes_pages = backend.takes_pages
+        self._buf.movable = True
         self._zeroes = range(0)  # the target reads as zeros there: it did, and nothing has come since
 
     def load_block(self, f: channel.InputQEMUFile, sector: int, position: int) -> None:

@@ -77,7 +77,8 @@ class BlockBackend(abc.ABC):
         """Write the first `nbytes` of `blk` at `offset`. Zero clusters may stay holes.
 
         A range that is not wholly inside the exact size is refused: see ``BlockGeometry.clip``. It is a target's verb:
-        it marks nothing dirty.
+        it marks nothing dirty. A `blk` that is `movable` may lose its payload; then that is stored soon, before
+        anything that is done to the disk later, and if it cannot be, a later verb says so.
         """
 
     @abc.abstractmethod

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What happens to a target behind the back of whoever receives: blocks are stored, and written back.
 
-Storing behind is for blocks that came as pages: a thread copies them into the file while the next ones come. They
-overtake nothing, for whatever else is done to the file waits until they are stored. So the file is always what one
-write after the other would have made it.
+A thread stores whole blocks while the next ones come. They overtake nothing, for whatever else is done to the file
+waits until they are stored. So the file is always what one write after the other would have made it.
 """
 
 from __future__ import annotations
@@ -19,14 +18,15 @@ WRITEBACK_NBYTES = 16 << 20
 
 
 class StoreBehind:
-    """The thread that stores in the file `fd`, and what waits for it. Any thread may put and drain.
+    """The thread that stores in a file, and what waits for it. Any thread may put and drain.
 
-    Raises RuntimeError if no thread can be started. A block that cannot be stored is a `_core.LateError` at the next
-    call, and at all later ones: an :class:`OSError` whose `offset` says which block that was.
+    Zero clusters of `cluster` bytes become holes, unless that is 0. Raises RuntimeError if no thread can be started. A
+    block that cannot be stored is a `_core.LateError` at the next call, and at all later ones: an :class:`OSError`
+    whose `offset` says which block that was.
     """
 
-    def __init__(self, fd: int, cluster: int) -> None:
-        self._queue = _core.WriteBehind(fd, cluster)
+    def __init__(self, cluster: int) -> None:
+        self._queue = _core.WriteBehind(cluster)
         # Held by whoever puts or drains, also while it waits: the queue is for one at a time. The storing thread has no
         # need of it. It guards these two, too.
         self._lock = threading.Lock()
@@ -34,14 +34,14 @@ class StoreBehind:
         self._thread = threading.Thread(target=self._queue.run, name="blkmig-store", daemon=True)
         self._thread.start()
 
-    def put(self, blk: _core.BlockBuffer, offset: int, *, allocate: bool) -> None:
-        """Have the pages of `blk` stored soon. Blocks while there are two."""
+    def put(self, blk: _core.BlockBuffer, fd: int, offset: int, *, allocate: bool) -> None:
+        """Have the payload of `blk`, which it loses, stored soon. Blocks while as many wait as may."""
         with self._lock:
             if self._start == self._stop:
                 self._start = offset
             self._start = min(self._start, offset)
             self._stop = max(self._stop, offset + _core.BLOCK_SIZE)
-            self._queue.put(blk, offset, allocate)
+            self._queue.put(blk, fd, offset, allocate)
 
     def drain(self, start: int = 0, stop: int = sys.maxsize) -> None:
         """Return when everything is stored that may lie in [start, stop)."""

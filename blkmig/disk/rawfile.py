@@ -51,7 +51,7 @@ class RawFile:
     ) -> None:
         self.fd = self._direct_fd = -1
         self._mapping: _core.Mapping | None = None
-        self._behind: behind.StoreBehind | None = None  # where payloads come as pages
+        self._behind: behind.StoreBehind | None = None
         self.path = path
         self.writable = writable
         self._new_name = create_size is not None
@@ -189,27 +189,25 @@ class RawFile:
     def store(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
         """Write the first `nbytes` of `blk` at `offset`; its zero clusters become holes in a file.
 
-        Punching what is a hole already costs little; on a device each punch would be a request that waits. What came
-        as pages is written soon, see `behind.py`.
+        Punching what is a hole already costs little; on a device each punch would be a request that waits. A whole
+        block that may be taken away is written soon, see `behind.py`.
         """
-        if not (blk.has_pages and nbytes == _core.BLOCK_SIZE and self._store_behind(blk, offset)):
-            if self._behind is not None:
-                self._behind.drain()
-            fd = self._fd_for(offset, nbytes)
+        fd = self._fd_for(offset, nbytes)
+        if blk.movable and nbytes == _core.BLOCK_SIZE and (stores := self._behind or self._start_storing_behind()):
+            stores.put(blk, fd, offset, allocate=self._has_holes)
+        else:
+            self._drain()
             if self.is_device:
                 blk.store(fd, offset, nbytes)
             else:
                 blk.store_sparse(fd, offset, nbytes, CLUSTER, True, self._has_holes)
         self._writeback.count(nbytes)
 
-    def _store_behind(self, blk: _core.BlockBuffer, offset: int) -> bool:
-        if self._behind is None and self.fd >= 0:
+    def _start_storing_behind(self) -> behind.StoreBehind | None:
+        if self.fd >= 0:
             with contextlib.suppress(RuntimeError):  # no more threads to be had
-                self._behind = behind.StoreBehind(self.fd, CLUSTER)
-        if self._behind is None:
-            return False
-        self._behind.put(blk, offset, allocate=self._has_holes)
-        return True
+                self._behind = behind.StoreBehind(0 if self.is_device else CLUSTER)
+        return self._behind
 
     def _drain(self, start: int = 0, stop: int = sys.maxsize) -> None:
         """Return when all that lies in [start, stop) is stored."""

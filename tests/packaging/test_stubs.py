@@ -102,7 +102,7 @@ def test_constructors() -> None:
         "Bitmap": ((8,), {}),
         "Mapping": ((0, 0), {}),
         "BlockBuffer": ((), {}),
-        "WriteBehind": ((1, 65536), {}),
+        "WriteBehind": ((65536,), {}),
         "OutputBuffer": ((1, 65536), {"wake_fd": -1}),
         "InputBuffer": ((0, 65536), {"wake_fd": -1}),
     }

@@ -19,6 +19,7 @@ import blkmig
 from blkmig import channel
 from blkmig.block import device, load, save, target
 from blkmig.block import send as block_send
+from blkmig.disk import behind
 
 MIB = lab.MIB
 COMPILED_CALLS = 4
@@ -145,11 +146,23 @@ def receive(tmp_path: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch, call
 
     monkeypatch.setattr(load.BlockLoadHandlers, "load_state", load_state)
     if calls is not None:
+        monkeypatch.setattr(behind.StoreBehind, "__init__", counting_queue(calls))
         monkeypatch.setattr(target, "BlkLoadDevice", counted_device(calls))
         monkeypatch.setattr(blkmig.block, "BlkLoadDevice", target.BlkLoadDevice)
     blkmig.receive(f"file:{tmp_path}/stream", {"d": tmp_path / "u.raw"})
     monkeypatch.undo()
     return frames
+
+
+def counting_queue(calls: list[str]) -> Callable[..., None]:
+    """Return what makes the queue of blocks that are stored behind, with counters in it."""
+    original = behind.StoreBehind.__init__
+
+    def init(self: behind.StoreBehind, cluster: int) -> None:
+        original(self, cluster)
+        self._queue = Counted(self._queue, calls)  # type: ignore[assignment]
+
+    return init
 
 
 def counted_device(calls: list[str]) -> type[target.BlkLoadDevice]:
@@ -184,7 +197,7 @@ def test_receiving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "u.raw").touch()
         receive(tmp_path, stream, monkeypatch, calls)
     per_block = {name: (counts[1].count(name) - counts[0].count(name)) / 16 for name in set(counts[1])}
-    assert per_block["InputBuffer.get_block"] == 1
+    assert per_block["InputBuffer.get_block"] == per_block["WriteBehind.put"] == 1
     assert sum(per_block.values()) <= COMPILED_CALLS, per_block
     few, many = (receive(tmp_path, stream, monkeypatch, None) for stream in streams)
     assert (many - few) / 16 <= PYTHON_CALLS["receiving"]

@@ -37,9 +37,11 @@ def test_size_and_kind(device):
         assert backend.next_data(0) == (0, SIZE)
 
 
+@pytest.mark.parametrize("movable", [False, True])
 @pytest.mark.parametrize("direct", [False, True])
-def test_blocks_in_and_out(device, path, direct):
+def test_blocks_in_and_out(device, path, direct, movable):
     blk = _core.BlockBuffer()
+    blk.movable = movable
     contents = bytearray(b"\xaa" * SIZE)
     with disk.FileBackend(device, direct=direct) as backend:
         shape = disk.BlockGeometry(SIZE)

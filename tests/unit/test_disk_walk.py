@@ -49,6 +49,7 @@ class Walk:
         data = self.data(nbytes)
         self.blk.data[:nbytes] = data
         self.blk.filled(nbytes)
+        self.blk.movable = self.rng.random() < 0.7
         self.disk.write_block(self.blk, offset, nbytes)
         self.model[offset : offset + nbytes] = data
 
