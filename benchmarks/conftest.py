@@ -29,6 +29,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.quick:
         config.option.gates_quick = True
+    folder = config.option.bench_dir
+    if folder is not None and not folder.is_dir():
+        raise pytest.UsageError(f"--bench-dir: there is no folder {folder}; make it first")
 
 
 @pytest.fixture(scope="session")
