@@ -33,10 +33,7 @@ enum {
     STREAM_LINGER_NBYTES = 1 << 18,     /* is there within 0.1 ms on one machine, ... */
     STREAM_LINGER_NS = 200000,          /* ... and on a slower link this moment is lost once a block */
     STREAM_WORDS = 65536,
-    STREAM_PATIENCE = 8,
 };
-
-static const double STREAM_SPIN_SECONDS = 100e-6;       /* the time that the other end takes to store a block */
 
 enum stream_kind { STREAM_SOCKET, STREAM_PIPE, STREAM_FILE };
 
@@ -46,7 +43,6 @@ struct stream {
     int naps;                           /* the sender is on this machine, over TCP: see stream_nap() */
     uint8_t *staging;
     size_t capacity, head, tail;
-    int patience;                       /* how many times more the fd is looked at before waiting for it */
     int lingers;                        /* a payload was the last that came */
     size_t ahead;                       /* stage no more than this, since what follows must not be staged; 0: any */
     int peeks;                          /* leave what is staged in the socket, too, where it is TCP */
@@ -80,7 +76,6 @@ static int stream_init(struct stream *s, int fd, Py_ssize_t capacity, int wake_f
     if (S_ISSOCK(st.st_mode))
         s->kind = STREAM_SOCKET;
     s->lowat = stream_is_tcp(s);
-    s->patience = s->kind == STREAM_FILE || s->lowat ? 0 : STREAM_PATIENCE;
     /* sendfile() and splice() have no flag that keeps them from blocking, so the fd must be a non-blocking one. */
     s->takes_pages = s->kind != STREAM_FILE && fcntl(fd, F_GETFL) & O_NONBLOCK;
     if (s->staging == NULL)
@@ -97,31 +92,12 @@ static int stream_expect_pages(struct stream *s)
     return s->takes_pages && s->kind == STREAM_SOCKET;
 }
 
-/* Look until one of the fds is ready, for a moment. The other end of a pipe or a unix socket is back within that, and
- * sleeping until then takes longer, for both; where it never is, it is not waited for that way any more. */
-static int stream_spin(struct stream *s, struct pollfd *fds)
-{
-    double end;
-
-    if (!s->patience)
-        return 0;
-    end = io_seconds() + STREAM_SPIN_SECONDS;
-    do {
-        if (poll(fds, 2, 0) > 0) {
-            s->patience = STREAM_PATIENCE;
-            return 1;
-        }
-    } while (io_seconds() < end);
-    s->patience--;
-    return 0;
-}
-
 /* Wait until the fd is ready or broken: 1, or 0 after an interruption. */
-static int stream_wait(struct stream *s, short events)
+static int stream_wait(const struct stream *s, short events)
 {
     struct pollfd fds[2] = {{s->fd, events, 0}, {s->wake_fd, POLLIN, 0}};
 
-    if (!stream_spin(s, fds) && poll(fds, 2, -1) < 0)
+    if (poll(fds, 2, -1) < 0)
         return io_again();
     return fds[1].revents ? io_fail(ECANCELED) : 1;
 }
