@@ -100,7 +100,7 @@ def test_blocks_are_stored(source: Path, target: disk.FileBackend, tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["pipe", "unix", "tcp"])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(12))
 def test_nothing_overtakes(source: Path, tmp_path: Path, content: bytes, seed: int, kind: str) -> None:
     """Blocks at any sector, zeros, plain writes, reads, growth: the file is as if one came after the other."""
     rng, model = random.Random(seed), bytearray(NBLOCKS * MiB)
