@@ -449,18 +449,28 @@ def test_a_write_after_the_question_was_read_is_noticed(daemon: StorageDaemon) -
             disk.sync_dirty()
 
 
+@contextlib.contextmanager
+def not_today(
+    monkeypatch: pytest.MonkeyPatch, owner: type, name: str, error: errors.DeviceError
+) -> Iterator[None]:
+    """Have the method `name` of `owner` fail, which the body must meet."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    with monkeypatch.context() as broken:
+        broken.setattr(owner, name, fail)
+        with pytest.raises(errors.DeviceError, match="not today"):
+            yield
+
+
 def test_writers_that_cannot_be_held_go_on(daemon: StorageDaemon, monkeypatch: pytest.MonkeyPatch) -> None:
     """QEMU has been told to close their export, and has read that a bitmap shall record, when it goes wrong."""
     with opened(daemon) as [disk]:
         bitmap = disk.create_dirty_bitmap(MiB)
-        with monkeypatch.context() as broken:
-
-            def fail(connection: qmp.QmpConnection, name: str, *_: object, **__: object) -> None:
-                raise qmp.QmpTimeout(f"waiting for {name}", device=connection.device, cause="not today")
-
-            broken.setattr(qmp.QmpConnection, "wait_event", fail)
-            with pytest.raises(errors.DeviceError, match="not today"):
-                disk.hold_writers()
+        timeout = qmp.QmpTimeout("waiting for an event", device="disk0", cause="not today")
+        with not_today(monkeypatch, qmp.QmpConnection, "wait_event", timeout):
+            disk.hold_writers()
         assert write(daemon, "write -P 1 1M 64k")
         disk.sync_dirty()
         assert [block for block in range(6) if bitmap.take_block(block)] == [1]
@@ -517,14 +527,9 @@ def test_a_bitmap_that_could_not_be_listed_is_listed_next_time(
     with opened(daemon) as [disk]:
         bitmap = disk.create_dirty_bitmap(MiB)
         assert write(daemon, "write -P 1 1M 64k")
-        with monkeypatch.context() as broken:
-
-            def fail(*arguments: object, **options: object) -> None:
-                raise errors.DeviceError("connect", device="disk0", cause="not today")
-
-            broken.setattr(objects.OwnObjects, "connect", fail)
-            with pytest.raises(errors.DeviceError, match="not today"):
-                disk.sync_dirty()
+        failure = errors.DeviceError("connect", device="disk0", cause="not today")
+        with not_today(monkeypatch, objects.OwnObjects, "connect", failure):
+            disk.sync_dirty()
         assert bitmap.count_blocks() == 0
         disk.sync_dirty()
         assert [block for block in range(6) if bitmap.is_dirty(block)] == [1]
