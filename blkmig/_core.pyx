@@ -967,7 +967,7 @@ cdef class InputBuffer:
 
     def expect_pages(self):
         """Say that the sender shares pages, on this machine: if `fd` is a socket that does not block, payloads may pass
-        through as such."""
+        through as such. Over TCP the next item is then looked for again after 0.2 ms before it is waited for."""
         self.pages = stream_expect_pages(&self.s)
 
     def get_block(self, BlockBuffer blk not None, /):
