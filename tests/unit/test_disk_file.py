@@ -6,8 +6,8 @@ import os
 import resource
 import signal
 import subprocess
-from pathlib import Path
 
+import descriptors
 import disks
 import peers
 import pytest
@@ -32,11 +32,6 @@ def filled(blk: _core.BlockBuffer, data: bytes) -> _core.BlockBuffer:
 def allocated(path) -> int:
     """Return the bytes that a file takes on its disk."""
     return path.stat().st_blocks * 512
-
-
-def open_descriptors() -> set[int]:
-    """Return the descriptors of this process, but for the one that looks."""
-    return {int(entry.name) for entry in Path("/proc/self/fd").iterdir() if entry.exists()}
 
 
 class TestOpen:
@@ -109,15 +104,14 @@ class TestOpen:
     def test_no_descriptor_is_left_open_or_given_to_children(self, tmp_path):
         path = tmp_path / "vda.raw"
         path.write_bytes(b"QFI\xfb".ljust(512))
-        before = open_descriptors()
-        for options in ({}, {"format": "raw", "base": tmp_path / "missing"}, {"base": path, "format": "raw"}):
-            with pytest.raises(errors.DeviceError):
-                disk.FileBackend(path, **options)
-        with disk.FileBackend(path, format="raw", direct=True):
-            opened = open_descriptors() - before
-            assert len(opened) == 3  # the file, the one for O_DIRECT, and that of the mapping
-            assert not any(os.get_inheritable(fd) for fd in opened)
-        assert open_descriptors() == before
+        with descriptors.given_back() as before:
+            for options in ({}, {"format": "raw", "base": tmp_path / "missing"}, {"base": path, "format": "raw"}):
+                with pytest.raises(errors.DeviceError):
+                    disk.FileBackend(path, **options)
+            with disk.FileBackend(path, format="raw", direct=True):
+                opened = descriptors.open_descriptors() - before
+                assert len(opened) == 3  # the file, the one for O_DIRECT, and that of the mapping
+                assert not any(os.get_inheritable(fd) for fd in opened)
 
 
     def test_a_forgotten_disk_gives_its_locks_back(self, tmp_path):
