@@ -13,7 +13,7 @@ import pytest
 
 import blkmig
 from blkmig import _core, errors
-from blkmig.block import bulk, dirty, send
+from blkmig.block import bulk, dirty, save, send
 from blkmig.disk import LocalBackend
 
 MIB = lab.MIB
@@ -181,8 +181,9 @@ def test_completing_at_once_still_sends_all(tmp_path: Path, reading: str) -> Non
     assert (tmp_path / "t.raw").read_bytes() == content
 
 
-def test_pending_counts_bulk_until_it_is_sent(tmp_path: Path) -> None:
+def test_pending_counts_bulk_until_it_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a bandwidth and a downtime limit that would allow everything, bulk still counts in full."""
+    monkeypatch.setattr(save, "SECTION_SECONDS", 60.0)  # so that one section is enough on a busy machine, too
     disk = blkmig.MemoryBackend(bytearray(b"x" * SIZE), name="d")
     with disk, blkmig.outgoing([disk], f"file:{tmp_path}/stream") as migration:
         assert migration.pending() == -(-SIZE // 512) * 512

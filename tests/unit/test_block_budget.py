@@ -17,7 +17,7 @@ import pytest
 
 import blkmig
 from blkmig import channel
-from blkmig.block import device, load, save, target
+from blkmig.block import bulk, device, load, save, target
 from blkmig.block import send as block_send
 from blkmig.disk import behind
 
@@ -100,6 +100,7 @@ def count_sending(migration: blkmig.OutgoingMigration, calls: list[str]) -> None
 @pytest.fixture(autouse=True)
 def _long_sections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(save, "SECTION_SECONDS", 60.0)
+    monkeypatch.setattr(bulk, "RUN_SECONDS", 60.0)
 
 
 @pytest.mark.parametrize("phase", ["single", "dirty"])
