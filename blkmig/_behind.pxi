@@ -15,12 +15,13 @@ cdef class WriteBehind:
     done to the file.
 
     A block that cannot be stored is a LateError at the next put or drain, and at all later ones; nothing that was put
-    after it is stored.
+    after it is stored. `told`: that there was such an error and it was raised.
     """
 
     cdef behind b
     cdef size_t cluster
     cdef object error               # set before b is closed for it, then read-only
+    cdef readonly bint told         # `error` was raised
 
     def __cinit__(self, size_t cluster, /):
         behind_init(&self.b)
@@ -52,6 +53,7 @@ cdef class WriteBehind:
     cpdef check(self):
         """Raise what is known by now not to be stored. Waits for nothing."""
         if self.error is not None:
+            self.told = True
             raise self.error
 
     def close(self):

@@ -200,9 +200,11 @@ class Cancelled(MigrationError):
 
 
 @contextlib.contextmanager
-def keeping(first: BaseException) -> Iterator[None]:
-    """Clean up after `first` in the body of a ``with``: an error of the body becomes a note to `first`."""
+def keeping(first: BaseException | None) -> Iterator[None]:
+    """Clean up after `first`, if that is an error, in the body of a ``with``: one of the body becomes a note to it."""
     try:
         yield
     except Exception as error:
+        if first is None:
+            raise
         first.add_note(f"and then: {error}")

@@ -171,7 +171,11 @@ class BlockBackend(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Release the disk. Closing twice does no harm; any other call afterwards raises DeviceError."""
+        """Release the disk. Closing twice does no harm; any other call afterwards raises DeviceError.
+
+        Whatever was written is the system's by then, but only :meth:`flush` makes it durable. Raises DeviceError if a
+        block could not be written and no call before has told so; the disk is closed all the same.
+        """
 
     def __enter__(self) -> Self:
         """Return the disk itself."""
@@ -180,5 +184,6 @@ class BlockBackend(abc.ABC):
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close the disk."""
-        self.close()
+        """Close the disk; what fails then is a note to the error that the body ended with, if there was one."""
+        with errors.keeping(exc):
+            self.close()

@@ -18,7 +18,7 @@ WRITEBACK_NBYTES = 16 << 20
 
 
 class StoreBehind:
-    """The thread that stores in a file, and what waits for it. Any thread may put and drain.
+    """The thread that stores in a file, and what waits for it. Any thread may put, drain and close.
 
     Zero clusters of `cluster` bytes become holes, unless that is 0. Raises RuntimeError if no thread can be started. A
     block that cannot be stored is a `_core.LateError` at the next call, and at all later ones: an :class:`OSError`
@@ -53,9 +53,17 @@ class StoreBehind:
                 self._queue.check()
 
     def close(self) -> None:
-        """End the thread; what was not drained may not be stored. Safe twice."""
-        self._queue.close()
-        self._thread.join()
+        """Store what waits and end the thread, after an error too. Safe twice.
+
+        Raises LateError if a block could not be stored, unless a call before has told so.
+        """
+        try:
+            with self._lock:
+                if not self._queue.told:
+                    self._queue.drain()
+        finally:
+            self._queue.close()
+            self._thread.join()
 
 
 class EarlyWriteback:

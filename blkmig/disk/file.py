@@ -229,6 +229,10 @@ class FileBackend(local.LocalBackend):
             self._top.flush()
 
     def _close(self) -> None:
-        self._top.close()
-        if self._base is not None:
-            self._base.close()
+        try:
+            self._top.close()
+        except _core.LateError as error:
+            raise self.failed("cannot write", error) from error
+        finally:
+            if self._base is not None:
+                self._base.close()

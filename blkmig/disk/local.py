@@ -234,9 +234,9 @@ class LocalBackend(backend.BlockBackend):
         self, doing: str, error: OSError, offset: int | None = None, nbytes: int | None = None
     ) -> errors.DeviceError:
         """Return the :class:`~blkmig.errors.DeviceError` to raise from `error`, which may be of an earlier block."""
-        if isinstance(error, _core.LateError):
-            doing, offset, nbytes = "cannot write", error.offset, _core.BLOCK_SIZE
         cause = _CLOSED if self._closed else error
+        if isinstance(error, _core.LateError):
+            doing, offset, nbytes, cause = "cannot write", error.offset, _core.BLOCK_SIZE, error
         return errors.DeviceError(doing, device=self.name, cause=cause, offset=offset, nbytes=nbytes)
 
     @contextlib.contextmanager

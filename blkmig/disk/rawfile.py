@@ -269,15 +269,20 @@ class RawFile:
         self.close()
 
     def close(self) -> None:
-        """Close the file and drop its locks; closing twice does no harm."""
+        """Store what waits, close the file and drop its locks, after an error too; closing twice does no harm.
+
+        Raises the error of a block that could not be stored, unless a call before has.
+        """
         stores, self._behind = self._behind, None
-        if stores is not None:
-            stores.close()  # first: it must not store into what gets this descriptor next
-        self._drop_mapping()
-        fds, self.fd, self._direct_fd = (self.fd, self._direct_fd), -1, -1
-        for fd in fds:
-            if fd >= 0:
-                os.close(fd)
+        try:
+            if stores is not None:
+                stores.close()  # first: it must not store into what gets this descriptor next
+        finally:
+            self._drop_mapping()
+            fds, self.fd, self._direct_fd = (self.fd, self._direct_fd), -1, -1
+            for fd in fds:
+                if fd >= 0:
+                    os.close(fd)
 
 
 def _device_size(fd: int) -> int:

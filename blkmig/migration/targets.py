@@ -11,6 +11,7 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Mapping
+from types import TracebackType
 
 from .. import block, disk, errors, params, stats
 
@@ -48,9 +49,11 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         """Close what was opened here. Twice does no harm."""
         self._stack.close()
 
-    def __exit__(self, *exc_info: object) -> None:
-        """Close what was opened here."""
-        self.close()
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close what was opened here; what fails then is a note to the error that the body ended with."""
+        self._stack.__exit__(exc_type, exc, traceback)
 
     def open(self, name: str, position: int) -> block.BlkLoadDevice:
         """Return the target of the disk called `name`, whose first block is at `position` of the stream.

@@ -316,6 +316,57 @@ def test_a_disk_that_is_closed_stores_no_more(source: Path, tmp_path: Path) -> N
     assert (tmp_path / "other").stat().st_size == 0
 
 
+def test_closing_stores_what_waits(source: Path, tmp_path: Path, content: bytes) -> None:
+    """Also without a flush, and after an error of something else: what was written is there, as after pwrite."""
+    for leave in (contextlib.nullcontext, lambda: pytest.raises(ZeroDivisionError)):
+        with leave(), disk.FileBackend.create(tmp_path / "target", NBLOCKS * MiB) as target:
+            with arriving(source, list(range(NBLOCKS))) as coming:
+                for blk, block in coming:
+                    target.write_block(blk, block * MiB, MiB)
+            if leave is not contextlib.nullcontext:
+                raise ZeroDivisionError
+        assert (tmp_path / "target").read_bytes() == content
+        (tmp_path / "target").unlink()
+
+
+@contextlib.contextmanager
+def one_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[disk.FileBackend]:
+    """Give a disk with two blocks that wait; the second cannot be stored, which nobody knows when the body begins."""
+    begin, run = threading.Event(), threading.Thread.run
+    target = disk.FileBackend.create(tmp_path / "target", NBLOCKS * MiB)
+    with monkeypatch.context() as patch, files_of_at_most(3 * MiB):
+        patch.setattr(threading.Thread, "run", lambda self: begin.wait(20) and run(self))
+        target.write_block(block_of(b"a"), 0, MiB)
+        target.write_block(block_of(b"b"), 3 * MiB, MiB)
+        begin.set()
+        yield target
+    target.close()  # closing twice does no harm
+    with disk.FileBackend(tmp_path / "target") as again:  # which its locks would not let us
+        assert again.pread(0, MiB) == b"a" * MiB
+
+
+def test_closing_tells_what_could_not_be_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with one_that_fails(tmp_path, monkeypatch) as target, pytest.raises(errors.DeviceError, match="large") as caught:
+        target.close()
+    assert (caught.value.offset, caught.value.nbytes, caught.value.errno) == (3 * MiB, MiB, errno.EFBIG)
+
+
+def test_closing_says_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with one_that_fails(tmp_path, monkeypatch) as target:
+        with pytest.raises(errors.DeviceError, match="too large"):
+            target.flush()
+        target.close()
+
+
+def test_closing_hides_no_other_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with one_that_fails(tmp_path, monkeypatch) as target:
+        with pytest.raises(ZeroDivisionError) as caught, target:
+            raise ZeroDivisionError
+    (note,) = caught.value.__notes__
+    assert note.startswith("and then: ")
+    assert str(3 * MiB) in note
+
+
 def test_a_closed_disk_takes_no_block(source: Path, tmp_path: Path) -> None:
     target = disk.FileBackend.create(tmp_path / "target", NBLOCKS * MiB)
     target.close()
