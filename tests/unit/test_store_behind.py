@@ -346,8 +346,9 @@ def one_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
 
 def test_closing_tells_what_could_not_be_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with one_that_fails(tmp_path, monkeypatch) as target, pytest.raises(errors.DeviceError, match="large") as caught:
-        target.close()
+    with one_that_fails(tmp_path, monkeypatch) as target:
+        with pytest.raises(errors.DeviceError, match="too large") as caught:
+            target.close()
     assert (caught.value.offset, caught.value.nbytes, caught.value.errno) == (3 * MiB, MiB, errno.EFBIG)
 
 
