@@ -20,6 +20,7 @@
     ├── IncompleteMigration             3   the stream ended well, but blocks never came
     ├── ContentMismatch                 3   the two disks differ
     ├── NotConverged                    4   the writers are faster than the link
+    ├── InDoubt                         7   the stream is whole at the target, and its word did not come
     └── Cancelled                     130
 
 Each error keeps what it knows in fields; its message says what happened, where, and what to do next.
@@ -191,6 +192,15 @@ class NotConverged(MigrationError):
         self.bandwidth = bandwidth
         self.pending = pending
         self.rounds = rounds
+
+
+class InDoubt(MigrationError):
+    """A disk was to move, the end of its stream has left, and the target's word did not come: it may own the disk.
+
+    The source's writers stay held: nobody but the operator can know on which side the disk may be used.
+    """
+
+    exit_code = 7
 
 
 class Cancelled(MigrationError):

@@ -18,6 +18,9 @@ MAX_IO_BUFFERS = 512
 BDRV_SECTORS_PER_SEARCH = 65536
 """Sectors asked about at a time when looking for what the top layer holds: 32 MiB."""
 
+MIN_DOWNTIME_BOUND = 1.0
+"""Seconds that every pause may take: a limit of a few milliseconds is missed by any busy machine now and then."""
+
 Reading = Literal["auto", "inline", "parallel"]
 Switchover = Literal["auto", "manual"]
 WritersAfter = Literal["release", "refuse"]
@@ -36,7 +39,10 @@ class MigrationParameters:
     """Bytes per second on the wire while the disk is live; 0 is unlimited. The last pass is never limited."""
 
     downtime_limit: float = 0.3
-    """Seconds that the writers may be held for the last pass."""
+    """Seconds that the writers may be held for the last pass. It decides when the pause begins."""
+
+    downtime_factor: float = 4.0
+    """How many times the downtime limit a pause may take before it is given up; see `downtime_bound`."""
 
     shared_base: bool = False
     """Send only what the top layer of each disk holds; the target already has the base."""
@@ -92,6 +98,9 @@ class MigrationParameters:
     connect_timeout: float = 30.0
     """Seconds to wait for the other end to answer."""
 
+    idle_timeout: float = 60.0
+    """Seconds that the other end may go without taking or confirming anything that it owes; 0 waits for ever."""
+
     def __post_init__(self) -> None:
         """Turn texts into bytes and refuse what makes no sense."""
         object.__setattr__(self, "max_bandwidth", units.parse_size(self.max_bandwidth))
@@ -99,7 +108,9 @@ class MigrationParameters:
         check_range("downtime_limit", self.downtime_limit, 0, 2000)
         check_range("max_parallel_reads", self.max_parallel_reads, 1, MAX_PARALLEL_IO)
         check_range("max_buffers", self.max_buffers, 1, MAX_IO_BUFFERS)
+        check_range("downtime_factor", self.downtime_factor, 1, 1e6)
         check_range("connect_timeout", self.connect_timeout, 0.001, 86400)
+        check_range("idle_timeout", self.idle_timeout, 0, 86400)
         if self.timeout is not None:
             check_range("timeout", self.timeout, 0, float("inf"))
         if self.max_rounds is not None:
@@ -116,6 +127,11 @@ class MigrationParameters:
         ):
             if getattr(self, name) not in allowed:
                 raise errors.ParameterError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
+
+    @property
+    def downtime_bound(self) -> float:
+        """Return the seconds after which a pause is given up: `downtime_factor` limits, but at least one second."""
+        return max(self.downtime_limit * self.downtime_factor, MIN_DOWNTIME_BOUND)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,11 +153,21 @@ class IncomingParameters:
     accept_timeout: float | None = None
     """Seconds to wait for the source to connect; None waits for ever."""
 
+    idle_timeout: float = 60.0
+    """Seconds that the source may go without sending anything of its disks or of its VM; 0 waits for ever."""
+
+    overwrite: bool = False
+    """Replace files that a target folder holds already."""
+
+    keep_tail: bool = False
+    """Leave what an existing file holds behind the end of the disk; without it, a larger file is refused."""
+
     def __post_init__(self) -> None:
         """Turn texts into bytes and refuse what makes no sense."""
         object.__setattr__(self, "sizes", {name: units.parse_size(size) for name, size in self.sizes.items()})
         if self.accept_timeout is not None:
             check_range("accept_timeout", self.accept_timeout, 0, 1e9)
+        check_range("idle_timeout", self.idle_timeout, 0, 86400)
 
     def size_of(self, name: str) -> int | None:
         """Return the size that was given for this disk, in bytes."""
