@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Make the table of benchmarks/README.md and the picture from a JSON of the benchmarks::
+"""Make the table and the picture of the results from a JSON of the benchmarks::
 
-    python -m pytest benchmarks --gates-json=benchmarks/results.json
-    python benchmarks/report.py [benchmarks/results.json]
+    python -m pytest benchmarks --gates-json=results.json
+    python benchmarks/report.py [results.json]
 
-The table stands in README.md between two marks; the picture is benchmarks/results.svg. Nothing is rounded in favour of
-anybody: every ratio shows its interval, and every broken or undecided promise stands there as such.
+They are benchmarks/RESULTS.md and benchmarks/results.svg; the JSON, which holds every single measurement, stays out of
+the repository. Nothing is rounded in favour of anybody: every ratio shows its interval, and every broken or undecided
+promise stands there as such.
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ sys.path.insert(0, str(HERE.parent))  # a checkout that is not installed
 
 from blkmig.gates import report  # noqa: E402
 
-BEGIN, END = "<!-- results: made by report.py -->", "<!-- end of results -->"
+RAW = pathlib.Path("results.json")
+
+HEADER = """# Results of the benchmarks
+
+Made by [report.py](report.py), which replaces this page; [README.md](README.md) says how it was measured and what the
+columns mean.
+"""
 
 #: The groups that the picture shows, where they were measured.
 PICTURE = (
@@ -83,35 +90,27 @@ def table_rows(comparison: Mapping[str, Any]) -> list[tuple[str, ...]]:
 
 
 def markdown(record: Mapping[str, Any]) -> str:
-    """Return the tables of all groups and what they were measured on."""
+    """Return the page: what was measured on, and one table of all groups."""
     machine, commit = record["machine_info"], record["commit_info"]
     versions = ", ".join(f"{name} {version}" for name, version in sorted(record["versions"].items()))
     gates = [gate["verdict"] for comparison in record["comparisons"] for gate in comparison["gates"]]
     counts = ", ".join(f"{gates.count(verdict)} {sign.strip('*')}" for verdict, sign in SIGNS.items())
     parts = [
+        HEADER,
         f"{machine['cpu']['count']} x {machine['cpu']['brand_raw']}, {machine['memory'] / 2**30:.0f} GiB, "
         f"Linux {machine['release']}, Python {machine['python_version']}; {versions}. "
         f"Commit {commit['id'][:12] or 'unknown'}{' with changes' if commit['dirty'] else ''}, "
-        f"{record['datetime'][:10]}. Promises: {counts}.",
+        f"{record['datetime'][:10]}. Promises: {counts}.\n",
+        "| group, rounds | side | time | CPU, both ends | peak RSS | ratio (interval) | at least | promise |",
+        "|---|---|--:|--:|--:|--:|--:|---|",
     ]
     for comparison in record["comparisons"]:
         rounds = max(len(figures) for figures in comparison["figures"].values())
-        parts += [
-            f"\n### {comparison['group']}\n\n{rounds} rounds.\n",
-            "| side | time | CPU, both ends | peak RSS | ratio (interval) | at least | promise |",
-            "|---|--:|--:|--:|--:|--:|---|",
-            *(f"| {' | '.join(row)} |" for row in table_rows(comparison)),
-        ]
-    return "\n".join(parts)
-
-
-def update_readme(path: pathlib.Path, text: str) -> None:
-    """Put `text` between the marks of the README."""
-    before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    if not after:
-        raise SystemExit(f"{path} lacks the marks {BEGIN} and {END}")
-    path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+        group = f"{comparison['group']}, {rounds}"
+        for row in table_rows(comparison):
+            parts.append(f"| {group} | {' | '.join(row)} |")
+            group = ""  # once a group
+    return "\n".join(parts) + "\n"
 
 
 # -- the picture -----------------------------------------------------------------------------------------------------
@@ -167,15 +166,15 @@ def picture(comparisons: Iterable[Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
-    """Read the JSON, write README.md and the picture."""
+    """Read the JSON, write RESULTS.md and the picture."""
     parser = argparse.ArgumentParser(description=__doc__.partition("::")[0])
-    parser.add_argument("json", nargs="?", type=pathlib.Path, default=HERE / "results.json")
-    parser.add_argument("--folder", type=pathlib.Path, default=HERE, help="where README.md and results.svg are")
+    parser.add_argument("json", nargs="?", type=pathlib.Path, default=RAW)
+    parser.add_argument("--folder", type=pathlib.Path, default=HERE, help="where RESULTS.md and results.svg go")
     arguments = parser.parse_args()
     record = json.loads(arguments.json.read_text(encoding="utf-8"))
     if not record["complete"]:
         raise SystemExit(f"{arguments.json} is of a smoke run: its figures mean nothing")
-    update_readme(arguments.folder / "README.md", markdown(record))
+    (arguments.folder / "RESULTS.md").write_text(markdown(record), encoding="utf-8")
     by_group = {comparison["group"]: comparison for comparison in record["comparisons"]}
     shown = [by_group[group] for group in PICTURE if group in by_group]
     (arguments.folder / "results.svg").write_text(picture(shown), encoding="utf-8")
