@@ -78,6 +78,11 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         """Return the disks that are sent, between `save_setup` and `save_cleanup`."""
         return [bmds.backend for bmds in self.blk_mig.bmds_list]
 
+    def cancel(self) -> None:
+        """Make calls that wait in a disk raise Cancelled. From any thread and any signal handler: it takes no lock."""
+        for backend in self._disks:
+            backend.cancel()
+
     # -- the life of the section -------------------------------------------------------------------------------------
 
     def save_setup(self, f: channel.OutputQEMUFile) -> None:
@@ -118,6 +123,8 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         raised; then the section has no EOS, as QEMU does it, and only `save_cleanup` may follow.
         """
         blk_mig = self._begin_section()
+        for bmds in blk_mig.bmds_list:
+            bmds.backend.check_source()
         deadline = self._clock() + SECTION_SECONDS
         while not f.rate_limit_exceeded() and self._send_some(blk_mig, f) and self._clock() < deadline:
             pass

@@ -5,8 +5,9 @@ A plain file, a numpy array, an NBD export and a running QEMU differ only behind
 
 Who calls what, and when::
 
-    source   block_use ─ create_dirty_bitmap ─ { sync_dirty, next_data, next_allocated, read_block }* ─ hold_writers
-             ─ sync_dirty ─ read_block* ─ release_writers ─ release_dirty_bitmap ─ unblock
+    source   block_use ─ create_dirty_bitmap ─ { check_source, sync_dirty, next_data, next_allocated, read_block }*
+             ─ hold_writers ─ sync_dirty ─ read_block* ─ [about_to_move] ─ release_writers or leave_in_doubt
+             ─ release_dirty_bitmap ─ unblock
     target   block_use ─ { write_block, write_zeroes }* ─ flush ─ unblock
 
 Offsets and lengths are bytes. Every failure of the disk is a :class:`~blkmig.errors.DeviceError` that names the
@@ -147,6 +148,34 @@ class BlockBackend(abc.ABC):
     def throttle_writers(self, fraction: float) -> bool:
         """Slow the writers down to `fraction` (0 to 1) of their speed, 1 lifts it; False if this disk cannot."""
         return False
+
+    def about_to_move(self) -> bool:
+        """Take note that the end of a move's stream is about to leave: from then on, the target may own the disk.
+
+        With the writers held. A disk that is somewhere else keeps the note there, for whoever cleans up after a run
+        that is killed. False: the target cannot use the disk before `release_writers` with `refuse`, because that gives
+        it the rest of the VM; then a target's word that does not come leaves no doubt, and the writers go on here.
+        """
+        return True
+
+    def leave_in_doubt(self) -> None:
+        """Leave held writers where they are, for good: the target may own the disk, and nobody knows."""
+        self.release_writers(refuse=True)
+
+    # -- a migration that is under way -------------------------------------------------------------------------------
+
+    def check_source(self) -> None:  # noqa: B027 - most disks have nothing to tell
+        """Raise what is known to have happened that makes the copy worthless, or the migration pointless.
+
+        It waits for nobody and asks nobody: a migration calls it in each section, about ten times a second.
+        """
+
+    def cancel(self) -> None:  # noqa: B027 - most disks do not wait for anybody
+        """Make every call that waits in this disk, and every later one that would, raise Cancelled.
+
+        From any thread and any signal handler, so it takes no lock that a call which waits may hold. What is for
+        cleaning up still works: releasing and closing. A use of the disk that begins afterwards is not affected.
+        """
 
     # -- use ---------------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ the statistics, the convergence has what it takes to decide when the rounds end,
 
 One thread, the migration thread, calls everything but `cancel` and `switchover`, which any thread and any signal
 handler may call; so these two take no lock. They set a flag that only ever goes from False to True, and then wake
-whatever the migration thread may be blocked in: the channel, a read, or the wait between two rounds.
+whatever the migration thread may be blocked in: the channel, a disk, or the wait between two rounds.
 """
 
 from __future__ import annotations
@@ -194,6 +194,7 @@ class OutgoingMigration:
         From any thread, or a signal handler. Without effect once the migration is completed or has failed.
         """
         self._connection.cancel()
+        self._block.cancel()
         self._convergence.wake()
 
     # -- steps -------------------------------------------------------------------------------------------------------

@@ -260,3 +260,36 @@ def test_rounds_say_what_was_written_meanwhile(tmp_path: Path) -> None:
     assert sum(entry.transferred for entry in migration.stats.rounds) <= migration.stats.transferred
     assert migration.stats.blocks == 8 + 4
     assert [entry.number for entry in migration.stats.rounds] == list(range(len(migration.stats.rounds)))
+
+
+def test_a_cancel_is_told_to_every_disk(tmp_path: Path) -> None:
+    """B8: a disk that waits for somebody must hear of it; a disk that is not sent, too."""
+    told: list[str] = []
+
+    class Waiting(Disk):
+        def cancel(self) -> None:
+            told.append(self.name)
+
+    disks = [Waiting(name="a"), Waiting(name="b")]
+    disks[1].is_read_only = True
+    with migration_of([*disks], tmp_path) as migration:
+        migration.cancel()
+        with pytest.raises(errors.Cancelled):
+            migration.run()
+    assert told == ["a", "b"]
+
+
+def test_what_happens_to_a_source_is_noticed_in_bulk(tmp_path: Path) -> None:
+    """E18: between two sections, not when bulk has ended."""
+
+    class Changing(Disk):
+        def check_source(self) -> None:
+            self._fail("send any more")
+
+    changing = Changing(nblocks=8)
+    with migration_of([changing], tmp_path, max_bandwidth=MIB) as migration:
+        migration.iterate()
+        changing.bad.add("send any more")
+        with pytest.raises(errors.DeviceError, match="cannot send any more"):
+            migration.iterate()
+    assert changing.is_free()
