@@ -60,6 +60,9 @@ class BlockBackend(abc.ABC):
     takes_pages: bool = False
     """Whether `write_block` stores pages without looking at them; see ``BlockBuffer.takes_pages``."""
 
+    awaits_switchover: bool = False
+    """Whether `hold_writers` waits for somebody else to stop the writers, so that this wait is no pause of theirs."""
+
     is_growable: bool = False
     """Whether `resize` works: a new regular file whose final size is not yet known."""
 
@@ -142,12 +145,17 @@ class BlockBackend(abc.ABC):
     def release_writers(self, *, refuse: bool = False) -> None:
         """Let held writers go on, or with `refuse` turn them and all later ones away: the disk has moved.
 
-        Without writers held it does nothing.
+        Without writers held it does nothing. From any thread: a `hold_writers` of another one that waits may be ended
+        by it, with Cancelled.
         """
 
     def throttle_writers(self, fraction: float) -> bool:
         """Slow the writers down to `fraction` (0 to 1) of their speed, 1 lifts it; False if this disk cannot."""
         return False
+
+    def written_bytes(self) -> int | None:
+        """Return how many bytes the writers have written since some moment; None if this disk does not count them."""
+        return None
 
     def about_to_move(self) -> bool:
         """Take note that the end of a move's stream is about to leave: from then on, the target may own the disk.

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 _THROTTLE_PERIOD = 0.05  # seconds: short against the rounds of a migration, long against a write
+_HOLD_PERIOD = 0.05  # seconds after which a hold that waits looks whether it was cancelled: `cancel` takes no lock
 
 
 class LocalBackend(backend.BlockBackend):
@@ -47,6 +48,9 @@ class LocalBackend(backend.BlockBackend):
         self._refused = False
         self._closed = False
         self._fraction = 1.0
+        self._written = 0
+        # Any thread and any signal handler may set it, so it takes no lock; a new tracker clears it.
+        self._cancelled = False
         # Replaced under `_lock`, read without it.
         self._trackers: tuple[dirty.DirtyBitmap, ...] = ()
 
@@ -143,6 +147,7 @@ class LocalBackend(backend.BlockBackend):
         finally:
             with self._lock:
                 self._inside -= 1
+                self._written += nbytes
                 if not self._inside and (self._held or self._closed):
                     self._gate.notify_all()
 
@@ -162,6 +167,7 @@ class LocalBackend(backend.BlockBackend):
     def create_dirty_bitmap(self, granularity: int) -> dirty.DirtyBitmap:
         """Start tracking; writers may be at work."""
         bitmap = dirty.DirtyBitmap(self.size, granularity)
+        self._cancelled = False
         with self._lock:
             self.check_open()
             self._trackers = (*self._trackers, bitmap)
@@ -175,12 +181,15 @@ class LocalBackend(backend.BlockBackend):
     def hold_writers(self) -> None:
         """Close the gate and wait until nobody is inside. Held writers wait, they do not fail.
 
-        Holding twice is holding once. If somebody releases the writers meanwhile, that is a :class:`Cancelled`.
+        Holding twice is holding once. If somebody releases the writers meanwhile, or calls `cancel`, that is a
+        :class:`Cancelled`: then, and after any other error, the gate is open.
         """
         with self._lock:
             self._held = True
             try:
-                self._gate.wait_for(lambda: not self._inside or not self._held)
+                while not self._gate.wait_for(lambda: not self._inside or not self._held, _HOLD_PERIOD):
+                    if self._cancelled:
+                        raise errors.Cancelled(f"disk {self.name!r}: cancelled while its writers were being held")
                 if not self._held:
                     raise errors.Cancelled(f"disk {self.name!r}: the writers were released while they were being held")
             except BaseException:
@@ -188,11 +197,26 @@ class LocalBackend(backend.BlockBackend):
                 raise
 
     def release_writers(self, *, refuse: bool = False) -> None:
-        """Open the gate, or with `refuse` turn the writers away for good."""
+        """Open the gate, or with `refuse` turn the writers away for good.
+
+        After a move that ended with :class:`~blkmig.errors.InDoubt` the writers are still held, and this is what lets
+        them go on, once it is known that the target does not use the disk.
+        """
         with self._lock:
             if self._held:
                 self._refused = self._refused or refuse
                 self._open_gate()
+
+    def cancel(self) -> None:
+        """End a `hold_writers` that waits; no other call waits for long."""
+        self._cancelled = True
+
+    def leave_in_doubt(self) -> None:
+        """Leave the writers held: they wait until somebody knows, and calls `release_writers`, or closes the disk."""
+
+    def written_bytes(self) -> int:
+        """Return how many bytes went through the gate since the disk was opened."""
+        return self._written
 
     def throttle_writers(self, fraction: float) -> bool:
         """Open the gate for only this fraction of every 50 ms, so that busy writers get that much of their speed."""

@@ -80,7 +80,7 @@ class SharedMapBackend(backend.BlockBackend):
         self.is_read_only = source.is_read_only
         self.reads_in_parallel = source.reads_in_parallel
         self._hold, self._release, self._refuse = hold, release, refuse
-        self._is_held = False
+        self._is_held = self._stays_held = False
         self._trackers: list[dirty.DirtyBitmap] = []
         self._map = DirtyMap(path, size=self.size, device=self.name)
 
@@ -144,11 +144,20 @@ class SharedMapBackend(backend.BlockBackend):
 
     def release_writers(self, *, refuse: bool = False) -> None:
         """Have the writer go on, or with `refuse` turn it away, or leave it held where there is no way to."""
+        self._stays_held = False
         if self._is_held:
             self._is_held = False
             action = self._refuse if refuse else self._release
             if action is not None:
                 self._run(action, "refuse its writer" if refuse else "release its writer")
+
+    def about_to_move(self) -> bool:
+        """Leave the writer held, also when this disk is closed."""
+        self._stays_held = True
+        return True
+
+    def leave_in_doubt(self) -> None:
+        """Leave the writer held: to turn it away for good, somebody would have to know."""
 
     def _run(self, action: Action | str, doing: str) -> None:
         try:
@@ -162,11 +171,12 @@ class SharedMapBackend(backend.BlockBackend):
             raise errors.DeviceError(f"cannot {doing}", device=self.name, cause=str(error)) from error
 
     def close(self) -> None:
-        """Release the writer if it is held, the map, and the source. Twice does no harm."""
+        """Release the writer, unless it is to stay held, the map, and the source. Twice does no harm."""
         with contextlib.ExitStack() as stack:
             stack.callback(self._source.close)
             stack.callback(self._map.close)
-            self.release_writers()
+            if not self._stays_held:
+                self.release_writers()
 
 
 class DirtyMap:

@@ -142,10 +142,38 @@ class TestHold:
         assert not backend._held
         assert backend._inside == 0
 
+    def test_a_cancel_ends_a_hold_that_waits(self):
+        """B5: a writer that hangs inside the gate does not keep a cancel from being heard."""
+        backend = SlowDisk()
+        cancelled = threading.Event()
+
+        def hold() -> None:
+            with pytest.raises(errors.Cancelled, match="while its writers were being held"):
+                backend.hold_writers()
+            cancelled.set()
+
+        with thread(backend.pwrite, b"abc", 0):
+            assert backend.entered.acquire(timeout=LONG)
+            with thread(hold):
+                while not cancelled.is_set():
+                    backend.cancel()
+            backend.go_on.release()
+        assert not backend._held
+        backend.cancel()
+        backend.hold_writers()  # which does not wait
+        backend.release_writers()
+
+    def test_what_went_through_the_gate_is_counted(self):
+        backend = disk.MemoryBackend(bytearray(MiB), name="m")
+        backend.pwrite(b"abc", 0)
+        backend.pwrite_zeroes(0, 100)
+        backend.mark_dirty(0, 1000)
+        assert backend.written_bytes() == 1103
+
     def test_an_interrupted_hold_lets_writers_go_on(self, monkeypatch):
         backend = disk.MemoryBackend(bytearray(MiB), name="m")
 
-        def interrupt(predicate):
+        def interrupt(predicate, timeout):
             raise KeyboardInterrupt
 
         monkeypatch.setattr(backend._gate, "wait_for", interrupt)

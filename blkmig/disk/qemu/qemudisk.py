@@ -94,6 +94,15 @@ class QemuBackend(backend.BlockBackend):
         """
         self.session.release_writers(self._number, refuse=refuse)
 
+    @property
+    def awaits_switchover(self) -> bool:  # type: ignore[override]
+        """Whether QEMU's own migration stops the guest."""
+        return self.session.is_whole_vm
+
+    def written_bytes(self) -> int | None:
+        """Return what QEMU says that the guest wrote, or else how much its bitmaps had."""
+        return self.session.written_bytes(self._number)
+
     def throttle_writers(self, fraction: float) -> bool:
         """Limit the disk's write throughput to `fraction` of what it was; 1 gives the user's own limits back."""
         return self.session.throttle_writers(self._number, fraction)

@@ -52,6 +52,7 @@ class QemuSession:
         self._open: set[int] = set()
         self._held: set[int] = set()
         self._refused = False
+        self.is_whole_vm = switchover == "pause-before"
         self._is_synced = False
         """The writers are held, and everything they wrote is marked."""
 
@@ -194,6 +195,11 @@ class QemuSession:
             finally:
                 self._held.discard(number)
                 self._the_writers.release(refuse=self._refused)
+
+    def written_bytes(self, number: int) -> int | None:
+        """Return how many bytes the writers of a disk have written since some moment."""
+        with self._lock:
+            return self._throttles[number].written_bytes()
 
     @property
     def _the_writers(self) -> writers.Writers:

@@ -95,6 +95,11 @@ class Throttle:
             found = GuestLimit(self._qmp, self._own, self._disk.qdev)
         return self._shared.setdefault(found.belongs_to, found)
 
+    def written_bytes(self) -> int:
+        """Return what the writers have written, where QEMU does not count that what its bitmaps had of it."""
+        written = self._written()
+        return self._dirtied if written is None else written
+
     def _measure(self) -> float:
         written = self._written()
         nbytes = self._dirtied if written is None else written - (self._written_before or 0)
