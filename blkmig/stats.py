@@ -69,6 +69,8 @@ class OutgoingStatistics:
     expected_downtime: float | None = None
     bandwidth: float = 0.0
     dirty_rate: float = 0.0
+    notes: list[str] = dataclasses.field(default_factory=list)
+    """What a user should know although nothing failed: sources that other programs changed ..."""
 
     @property
     def throughput(self) -> float:

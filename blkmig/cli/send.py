@@ -144,6 +144,8 @@ def print_result(result: stats.OutgoingStatistics, args: argparse.Namespace) -> 
     if args.json:
         output.print_json(result, file)
         return
+    for note in result.notes:
+        output.print_error(note)
     rounds = max(0, result.rounds[-1].number - 1) if result.rounds else 0
     rows = [
         ("disks", units.format_size(result.disk_bytes)),

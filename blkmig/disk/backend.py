@@ -19,11 +19,12 @@ from __future__ import annotations
 import abc
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from .. import _core, errors
+from . import identity
 
 if TYPE_CHECKING:
     from .dirty import DirtyBitmap
@@ -65,6 +66,9 @@ class BlockBackend(abc.ABC):
 
     is_growable: bool = False
     """Whether `resize` works: a new regular file whose final size is not yet known."""
+
+    files: Sequence[identity.KnownFile] = ()
+    """The file that holds the disk, then those that it is only read from, as they were when it was opened."""
 
     # -- contents ----------------------------------------------------------------------------------------------------
 

@@ -31,8 +31,9 @@ class FileBackend(local.LocalBackend):
     goes past the page cache. ``format="raw"`` opens a file that looks like another format. ``locking=False`` takes no
     image locks and ignores those of others.
 
-    `create_size` makes a new sparse file of so many bytes; an existing one is never touched by that. A new file, or an
-    empty one, can be resized; any other keeps its size, whatever is written to it.
+    `create_size` makes a new sparse file of so many bytes, for this user only; an existing one is never touched by
+    that. A new file, or an empty one, can be resized; any other keeps its size, whatever is written to it. `opened`
+    is a descriptor of the file at `path` that becomes the disk's own.
 
     Opening raises :class:`~blkmig.errors.DeviceError`, :class:`~blkmig.errors.DeviceBusy` if a QEMU or a mount
     is in the way, :class:`~blkmig.errors.FormatError` if the file does not look raw.
@@ -50,6 +51,7 @@ class FileBackend(local.LocalBackend):
         direct: bool = False,
         format: Literal["raw"] | None = None,
         locking: bool = True,
+        opened: int | None = None,
     ) -> None:
         path = os.fspath(path)
         super().__init__(Path(path).stem if name is None else name, 0, read_only=read_only)
@@ -64,12 +66,14 @@ class FileBackend(local.LocalBackend):
                 direct=direct,
                 format=format,
                 permissions=(locks.WRITER if writable else locks.READER) if locking else None,
+                opened=opened,
             )
         except BaseException:
             if self._base is not None:
                 self._base.close()
             raise
         self.size = self._top.size
+        self.files = tuple(layer.known for layer in (self._top, self._base) if layer is not None)
         self.reads_in_parallel = self._top.reads_in_parallel
         self.takes_pages = base is None and self._top.takes_pages
         self.is_written = writable
@@ -233,6 +237,9 @@ class FileBackend(local.LocalBackend):
             self._top.close()
         except _core.LateError as error:
             raise self.failed("cannot write", error) from error
+        except OSError as error:
+            raise errors.DeviceError("cannot be closed", device=self.name, cause=error) from error
         finally:
             if self._base is not None:
-                self._base.close()
+                with self.failing("cannot be closed"):
+                    self._base.close()

@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import errors
-from . import nbd, nbd_connection, nbd_uri
+from . import identity, nbd, nbd_connection, nbd_uri
 
 CLOSE_TIMEOUT = 60.0
 """Seconds that a qemu-nbd may take to write out its image's tables."""
@@ -52,7 +52,8 @@ class ImageBackend(nbd.NbdBackend):
     `format`, and `base_format` if a `base` is named, are QEMU's names. `base` replaces the backing file that the image
     names. What the image holds on top of its backing files is what `next_allocated` tells. With `create_size`, a
     missing image is made: on top of `base` if there is one, and then 0 means as large as that. A new qcow2 image
-    without a base can be resized. Other parameters are those of :class:`~.file.FileBackend`.
+    without a base can be resized. With `is_placeholder` the new image takes the place of the empty file at `path`.
+    Other parameters are those of :class:`~.file.FileBackend`.
 
     Needs qemu-nbd, and qemu-img to make images. Opening raises :class:`~blkmig.errors.DeviceBusy` if a QEMU
     uses the image, :class:`~blkmig.errors.FormatError` if it is of another format.
@@ -71,20 +72,33 @@ class ImageBackend(nbd.NbdBackend):
         create_size: int | None = None,
         direct: bool = False,
         locking: bool = True,
+        is_placeholder: bool = False,
     ) -> None:
         self._path = pathlib.Path(path)
         self._format = format
         self._direct = direct
         name = self._path.stem if name is None else name
-        self._is_new = create_size is not None and not self._path.exists()
+        self._is_new = create_size is not None and (is_placeholder or not os.path.lexists(path))
         if self._is_new:
             create_image(
-                self._path, create_size or 0, format=format, device=name, base=base, base_format=base_format
+                self._path,
+                create_size or 0,
+                format=format,
+                device=name,
+                base=base,
+                base_format=base_format,
+                is_placeholder=is_placeholder,
             )
         self._options = image_options(self._path, format=format, locking=locking)
         if base is not None:
             backing = image_options(pathlib.Path(base), format=base_format, locking=locking)
             self._options |= {f"backing.{key}": value for key, value in backing.items()}
+        layers = [self._path] if base is None else [self._path, pathlib.Path(base)]
+        try:
+            # A backing file that the image itself names is known to QEMU alone.
+            self.files = tuple(identity.KnownFile.of(layer, is_tracked=writable and not read_only) for layer in layers)
+        except OSError as error:
+            raise errors.DeviceError("cannot be opened", device=name, cause=error) from error
         self._server: QemuNbd | None = None
         super().__init__("", name=name, read_only=read_only, writable=writable)
         self.is_growable = self._is_new and format == "qcow2" and base is None
@@ -92,7 +106,8 @@ class ImageBackend(nbd.NbdBackend):
 
     def _connect(self, uri: str, **connect: Any) -> None:
         """Start a server and connect to it; there is no other `uri`."""
-        server = QemuNbd(self._options, device=self.name, writable=self._writable, direct=self._direct)
+        with self.failing("cannot be opened"):  # no descriptors, no processes, no room for the socket
+            server = QemuNbd(self._options, device=self.name, writable=self._writable, direct=self._direct)
         with server.connecting() as uri:
             super()._connect(uri, read_piece=nbd_connection.QEMU_READ_PIECE)
         self._server = server
@@ -143,13 +158,11 @@ class QemuNbd:
         self._writable = writable
         self._folder = pathlib.Path(tempfile.mkdtemp(prefix="blkmig-"))  # for this user only
         self._socket_path = str(self._folder / "nbd")
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - closed in `close`
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._forget_files)
+            self._stderr = undo.enter_context(tempfile.TemporaryFile())  # closed in `close`
             self._process = self._start(options, direct)
-        except BaseException:
-            self._forget_files()
-            self._stderr.close()
-            raise
+            undo.pop_all()
 
     def _start(self, options: dict[str, str], direct: bool) -> subprocess.Popen[bytes]:
         command = [
@@ -168,6 +181,7 @@ class QemuNbd:
             listener.listen()
             return subprocess.Popen(
                 ["/bin/sh", "-c", _SPAWN, "sh", *command],
+                restore_signals=False,  # SIGXFSZ stays ignored: a limit on file sizes is an error, no sudden death
                 stdin=listener.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
@@ -233,7 +247,10 @@ def refusal_of(text: str) -> type[errors.DeviceError]:
 
 def image_options(path: pathlib.Path, *, format: str, locking: bool) -> dict[str, str]:
     """Return QEMU's block options of an image."""
-    protocol = "host_device" if path.is_block_device() else "file"
+    is_device = False
+    with contextlib.suppress(OSError):  # QEMU says why it cannot be opened
+        is_device = identity.KnownFile.of(path).is_device
+    protocol = "host_device" if is_device else "file"
     options = {"driver": format, "file.driver": protocol, "file.filename": str(path.absolute())}
     return options if locking else options | {"file.locking": "off"}
 
@@ -246,12 +263,13 @@ def create_image(
     device: str,
     base: str | os.PathLike[str] | None = None,
     base_format: str = "raw",
+    is_placeholder: bool = False,
 ) -> None:
     """Make an image of `size` bytes, rounded up to what the format counts in; on a base, 0 means its size.
 
-    Refuses an existing `path`.
+    It is for this user only. Refuses an existing `path`, unless that is a placeholder for it.
     """
-    if path.exists():
+    if not is_placeholder and os.path.lexists(path):
         raise errors.DeviceError("cannot be made", device=device, cause=f"{path} exists")
     arguments = ["create", "-q", "-f", format]
     if base is not None:
@@ -271,7 +289,12 @@ def resize_image(path: pathlib.Path, size: int, *, format: str, device: str) -> 
 def run_qemu_img(doing: str, *arguments: str, device: str) -> None:
     """Run qemu-img, or raise what its words mean."""
     command = [find_program("qemu-img", device=device), *arguments]
-    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    try:
+        result = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, check=False, umask=0o077, restore_signals=False
+        )
+    except OSError as error:
+        raise errors.DeviceError(doing, device=device, cause=error) from error
     if result.returncode:
         text = " ".join(result.stderr.decode(errors="replace").split()).removeprefix("qemu-img: ")
         raise refusal_of(text)(doing, device=device, cause=text)

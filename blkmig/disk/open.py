@@ -120,7 +120,9 @@ def is_nbd(text: str | os.PathLike[str]) -> bool:
 
 def describe(text: str | os.PathLike[str], *, direct: bool = False) -> FileDescription:
     """Take apart ``PATH[,option=value]...``. Raises :class:`~blkmig.errors.ParameterError`."""
-    if not isinstance(text, str) or (text and pathlib.Path(text).exists()):
+    if not os.fspath(text) or "\0" in str(text):
+        raise errors.ParameterError(f"{str(text)!r} names no file")
+    if not isinstance(text, str) or os.path.exists(text):  # noqa: PTH110 - that of pathlib raises for a long name
         return FileDescription(path=os.fspath(text), direct=direct)
     path, *options = (part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
     if not path:

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from .. import _core, errors
-from . import backend, behind, locks, probe
+from . import backend, behind, identity, locks, probe
 
 DIRECT_ALIGNMENT = 4096
 """O_DIRECT needs offsets and lengths in whole logical blocks, of 512 or 4096 bytes; what is not, goes another way."""
@@ -36,7 +36,11 @@ _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EI
 
 
 class RawFile:
-    """An open raw image. `size` is exact, in bytes; `fd` is -1 once it is closed."""
+    """An open raw image. `size` is exact, in bytes; `fd` is -1 once it is closed; `known` is what was opened.
+
+    With `opened`, a descriptor that becomes this object's own, nothing is looked up by `path` any more, and
+    `create_size` gives the file its size.
+    """
 
     def __init__(
         self,
@@ -48,15 +52,20 @@ class RawFile:
         direct: bool = False,
         format: str | None = None,
         permissions: locks.Permissions | None,
+        opened: int | None = None,
     ) -> None:
         self.fd = self._direct_fd = -1
         self._mapping: _core.Mapping | None = None
         self._behind: behind.StoreBehind | None = None
         self.path = path
         self.writable = writable
-        self._new_name = create_size is not None
+        self._new_name = create_size is not None and opened is None
         try:
-            self.is_device = self._open(permissions, create_size)
+            if opened is None:
+                self.is_device = self._open(permissions, create_size)
+            else:
+                self.fd, self.is_device = opened, False
+            self.known = identity.KnownFile.of(path, fd=self.fd, is_tracked=writable)
             self._writeback = behind.EarlyWriteback(self.fd)
             self.cluster_size = max(os.fstat(self.fd).st_blksize, CLUSTER)
             if permissions is not None:
@@ -81,7 +90,7 @@ class RawFile:
         """Open the file and return whether it is a block device; anything but files and devices is refused."""
         flags = os.O_CLOEXEC | (os.O_RDWR if self.writable else os.O_RDONLY)
         if create_size is not None:
-            self.fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666)
+            self.fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o600)  # the umask may take more away
             return False
         mode = Path(self.path).stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
@@ -95,7 +104,8 @@ class RawFile:
 
     def _open_direct(self) -> int:
         try:
-            return os.open(self.path, os.O_CLOEXEC | os.O_DIRECT | (os.O_RDWR if self.writable else os.O_RDONLY))
+            flags = os.O_CLOEXEC | os.O_DIRECT | (os.O_RDWR if self.writable else os.O_RDONLY)
+            return os.open(f"/proc/self/fd/{self.fd}", flags)  # the same file, whatever its name leads to by now
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -280,9 +290,10 @@ class RawFile:
         finally:
             self._drop_mapping()
             fds, self.fd, self._direct_fd = (self.fd, self._direct_fd), -1, -1
-            for fd in fds:
-                if fd >= 0:
-                    os.close(fd)
+            with contextlib.ExitStack() as closing:  # both, whatever the first one has to tell
+                for fd in fds:
+                    if fd >= 0:
+                        closing.callback(os.close, fd)
 
 
 def _device_size(fd: int) -> int:

@@ -36,7 +36,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 
 from .. import _core, errors
-from . import backend, dirty, local
+from . import backend, dirty, identity, local
 
 SCHEME = "dirtymap:"
 MAGIC = b"BLKDIRTY"
@@ -83,6 +83,8 @@ class SharedMapBackend(backend.BlockBackend):
         self._is_held = self._stays_held = False
         self._trackers: list[dirty.DirtyBitmap] = []
         self._map = DirtyMap(path, size=self.size, device=self.name)
+        # Written by another program, on purpose, and marked.
+        self.files = tuple(dataclasses.replace(file, is_tracked=True) for file in (*source.files, self._map.known))
 
     # -- contents: the source's --------------------------------------------------------------------------------------
 
@@ -189,6 +191,7 @@ class DirtyMap:
         except OSError as error:
             raise errors.DeviceError("cannot open its dirty map", device=device, cause=error) from error
         try:
+            self.known = identity.KnownFile.of(path, fd=self._file.fileno())
             self.granularity, self._count = self._read_header(size)
             self._map = mmap.mmap(self._file.fileno(), MAP_OFFSET + self._count)
         except BaseException:

@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .. import _core, block, disk, errors, params, savevm, stats
-from . import connection, convergence, figures, pause
+from . import connection, convergence, endpoints, figures, pause
 
 VMDESCRIPTION_VERSION = 1
 
@@ -53,6 +53,8 @@ class OutgoingMigration:
         self.savevm = savevm.SaveState(
             savevm.ContainerFormat.for_machine_compat(self.parameters.machine_compat, machine=self.parameters.machine)
         )
+        disks = list(disks)
+        self._sources = endpoints.Sources(uri, disks)
         self._block = block.BlockSaveHandlers(disks, self.parameters, clock=clock)
         self.savevm.register_savevm_live("block", 0, 1, self._block)
         self._connection = connection.Connection(uri, self._block)
@@ -184,6 +186,7 @@ class OutgoingMigration:
                 self.stats.downtime = held.release()
             self._figures.report(at_once=True)
             self._connection.await_target()
+            self._sources.check_output()
             if self.parameters.writers_after == "refuse":
                 self.stats.downtime = held.release(refuse=True)
         self._end(None)
@@ -202,7 +205,9 @@ class OutgoingMigration:
     def _setup(self) -> None:
         """Connect and write everything before the first part."""
         self._block.check_disks()  # first: a QEMU at the other end takes a connection that ends for a failed migration
+        self._sources.check()
         f = self._connection.connect(timeout=self.parameters.connect_timeout)
+        self._sources.output_is_open()
         f.set_rate_limit(int(self.parameters.max_bandwidth))
         self.savevm.state_header(f)
         if self.parameters.return_path and self._connection.open_return_path():
@@ -219,6 +224,7 @@ class OutgoingMigration:
         self._figures.begin_round(self.pending())
         with self._connection.explaining_errors():
             self.savevm.state_complete_precopy(f)
+            self.stats.notes += self._sources.changes(strict=self.parameters.digests)
             self.savevm.state_end(f, self._vmdescription())
         self._connection.check_cancelled()
         self._figures.update()

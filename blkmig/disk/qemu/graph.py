@@ -99,6 +99,14 @@ class BlockGraph:
         """Return the nodes that `node` stands on; none if QEMU does not say."""
         return [name for name, parents in self._parents.items() if node in parents]
 
+    def image_names(self, node: str) -> list[str]:
+        """Return the names of the files and devices that `node` stands on; of all if QEMU does not say which."""
+        return [
+            str(entry["file"])
+            for name, entry in self.nodes.items()
+            if entry["drv"] in ("file", "host_device") and (not self.knows_parents or node in self.ancestors(name))
+        ]
+
     def exports_of(self, node: str, *, but: str) -> list[str]:
         """Return the ids of the exports of `node` and of the nodes above it, without those that start with `but`."""
         above = self.ancestors(node)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ... import errors
-from .. import rawfile
+from .. import identity, rawfile
 from . import discover, graph
 
 _PROC = Path("/proc")
@@ -33,6 +33,7 @@ class ImageFile(rawfile.RawFile):
     def __init__(self, name: str, descriptor: Path, *, disk: discover.QemuDisk) -> None:
         super().__init__(str(descriptor), device=disk.name, writable=False, format="raw", permissions=None)
         self.name = name
+        self.known = identity.KnownFile.of(name if name.startswith("/") else descriptor, fd=self.fd)  # QEMU tracks it
 
 
 def open_file(socket_path: str, facts: graph.BlockGraph, disk: discover.QemuDisk) -> ImageFile | None:

@@ -7,8 +7,8 @@ import contextlib
 from collections.abc import Iterator
 
 from ... import _core, errors
-from .. import backend, dirty
-from . import session
+from .. import backend, dirty, identity
+from . import imagefile, session
 
 
 class QemuBackend(backend.BlockBackend):
@@ -32,6 +32,7 @@ class QemuBackend(backend.BlockBackend):
         self._extents = shared.extents[number]
         self._file = shared.files[number]
         self.reads_in_parallel = self._file is None
+        self.files = tuple(known_files(shared.image_names[number], self._file))
 
     @property
     def mapping(self) -> _core.Mapping | None:  # type: ignore[override]
@@ -135,3 +136,14 @@ class QemuBackend(backend.BlockBackend):
     def close(self) -> None:
         """Remove what was created inside QEMU for it; with the last disk, everything."""
         self.session.close_disk(self._number)
+
+
+def known_files(names: list[str], file: imagefile.ImageFile | None) -> Iterator[identity.KnownFile]:
+    """Yield the image files of a disk of QEMU's that are on this machine, as far as their names tell."""
+    if file is not None:
+        yield file.known
+    for name in names:
+        with contextlib.suppress(OSError, ValueError):
+            known = identity.KnownFile.of(name)
+            if name.startswith("/") and known.about is not None:
+                yield known

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""That nothing is read from what is written: the files of a migration, its stream's among them, compared.
+
+A stream to a file, or from one, names it by a path that may lead to one of the disks: by the same name, by a link, by a
+descriptor that the shell has redirected. Nothing is opened for writing before all of them were compared. What a command
+of ``exec:`` does is out of sight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .. import disk, errors
+from ..channel import uri as address
+from ..disk import identity
+
+STDIN, STDOUT = 0, 1
+
+
+def stream_file(uri: str, *, writing: bool) -> identity.KnownFile | None:
+    """Return the file or device that holds the stream of `uri`, None if it is in none."""
+    match address.parse_uri(uri):
+        case address.FileAddress(path=path):
+            return _known(path, None)
+        case address.FdAddress(fd=fd):
+            return _known(uri, fd)
+        case address.StdioAddress():
+            return _known("standard output" if writing else "standard input", STDOUT if writing else STDIN)
+    return None
+
+
+def _known(path: str, fd: int | None) -> identity.KnownFile | None:
+    try:
+        found = identity.KnownFile.of(path, fd=fd)
+    except (OSError, ValueError):
+        return None  # whoever opens it says why it cannot be
+    return found if found.about is None or found.holds_bytes else None
+
+
+class Sources:
+    """The files of the disks that are sent, and the file that the stream goes to, if it is one."""
+
+    def __init__(self, uri: str, disks: Iterable[disk.BlockBackend]) -> None:
+        self._uri = uri
+        self._disks = list(disks)
+        self._read: list[tuple[str, identity.KnownFile]] = []
+        self._output: identity.KnownFile | None = None
+
+    def check(self) -> None:
+        """Take note of what is read, before anything is opened for writing.
+
+        Raises :class:`~blkmig.errors.ParameterError` if the stream would be written over a disk, or over its base.
+        """
+        self._read = [(backend.name, file.as_it_is_now()) for backend in self._disks for file in backend.files]
+        output = stream_file(self._uri, writing=True)
+        for name, file in self._read:
+            if output is not None and identity.is_same(file, output):
+                raise errors.ParameterError(
+                    f"disk {name!r} is read from {file.path!r}, and the stream would be written over it "
+                    f"({self._uri}): send it to another file"
+                )
+
+    def output_is_open(self) -> None:
+        """Take note of the file that the stream goes to: it is there by now."""
+        self._output = stream_file(self._uri, writing=True)
+
+    def changes(self, *, strict: bool) -> list[str]:
+        """Return what other programs have done to the sources since `check`; call it after the last read.
+
+        With `strict`, contents that nobody tracks and that changed are a :class:`~blkmig.errors.ContentMismatch`: what
+        was read is not what is there, and parts of it may be of different times.
+        """
+        notes = []
+        for name, file in self._read:
+            what = file.change()
+            if what is None:
+                continue
+            if strict and not file.is_tracked:
+                raise errors.ContentMismatch(
+                    f"disk {name!r}: {file.path!r} {what} while it was sent, so the copy cannot be verified: send it "
+                    "again when nobody writes it, or through whoever does (qemu:, nbd:, dirtymap:)",
+                    device=name,
+                )
+            notes.append(f"disk {name!r}: {file.path!r} {what} while it was sent")
+        return notes
+
+    def check_output(self) -> None:
+        """Raise :class:`~blkmig.errors.MigrationError` if the stream's file is not where it was; call it at the end."""
+        if self._output is not None and not self._output.is_still_named():
+            raise errors.MigrationError(
+                f"the stream was written, but its file is gone: {self._output.path!r} was removed or replaced "
+                "meanwhile; send it again"
+            )
+
+
+class Targets:
+    """The files that a receiver writes, and those that it only reads; each is compared with all before it."""
+
+    def __init__(self, uri: str) -> None:
+        """Begin with the file that the stream of `uri` comes from, if it is one."""
+        source = stream_file(uri, writing=False)
+        self._read = [] if source is None else [("the stream", source)]
+        self._written: list[tuple[str, identity.KnownFile]] = []
+
+    def add(self, label: str, written: Iterable[identity.KnownFile], read: Iterable[identity.KnownFile] = ()) -> None:
+        """Add the files of one target, called `label`. Raises :class:`~blkmig.errors.ParameterError`."""
+        written, read = list(written), list(read)
+        for file in written:
+            for other, known in (*self._written, *self._read, *((label, base) for base in read)):
+                if identity.is_same(file, known):
+                    raise _same(label, file, other, known)
+        for file in read:
+            for other, known in self._written:
+                if identity.is_same(file, known):
+                    raise _same(label, file, other, known)
+        self._written += [(label, file) for file in written]
+        self._read += [(f"the base of {label}", file) for file in read]
+
+
+def _same(label: str, file: identity.KnownFile, other: str, known: identity.KnownFile) -> errors.ParameterError:
+    return errors.ParameterError(
+        f"{label} at {file.path!r} and {other} at {known.path!r} are the same file: give each a file of its own"
+    )

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Inputs are never outputs, and sources that somebody changes are never called verified."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import command
+import disks
+import lab
+import pytest
+
+import blkmig
+from blkmig import errors, stats
+
+MIB = lab.MIB
+CONTENT = random.Random(4).randbytes(5_000_192)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "a.raw"
+    path.write_bytes(CONTENT)
+    return path
+
+
+def other_name(kind: str, path: Path) -> Path:
+    """Return another name for the file at `path`."""
+    name = path.parent / f"other.{kind}"
+    if kind == "same":
+        return path
+    if kind == "hard link":
+        os.link(path, name)
+    elif kind == "symlink":
+        name.symlink_to(path.name)
+    return name
+
+
+@pytest.mark.parametrize("kind", ["same", "hard link", "symlink"])
+def test_the_source_is_not_the_stream(source: Path, kind: str) -> None:
+    """A4: a file is told by device and inode, before it is opened for writing."""
+    name = other_name(kind, source)
+    done = command.run("send", f"v={source}", f"file:{name}")
+    assert done.exit_code == 2
+    assert "would be written over it" in done.stderr
+    assert source.read_bytes() == CONTENT
+    with pytest.raises(errors.ParameterError):
+        blkmig.send([source], f"file:{name},offset=512")
+    with blkmig.FileBackend(source) as disk, pytest.raises(errors.ParameterError):
+        blkmig.outgoing([disk], f"file:{name}").__enter__()
+    assert source.read_bytes() == CONTENT
+
+
+def test_the_base_is_not_the_stream(tmp_path: Path, source: Path) -> None:
+    """A4: what a disk is read from, too, is an input."""
+    (tmp_path / "top.raw").touch()
+    os.truncate(tmp_path / "top.raw", len(CONTENT))
+    done = command.run("send", f"v={tmp_path}/top.raw,base={source}", f"file:{source}")
+    assert (done.exit_code, source.read_bytes()) == (2, CONTENT)
+
+
+def test_redirected_standard_output(source: Path) -> None:
+    """A4: the shell has opened the disk, for appending."""
+    with source.open("ab") as output:
+        words = command.command("send", "--progress=none", f"v={source}", "-")
+        done = subprocess.run(words, stdout=output, stderr=subprocess.PIPE, env=command.environment(), check=False)
+    assert done.returncode == 2, done.stderr
+    assert source.read_bytes() == CONTENT
+    fd = os.open(source, os.O_RDWR)
+    try:
+        with pytest.raises(errors.ParameterError):
+            blkmig.send([source], f"fd:{fd}")
+    finally:
+        os.close(fd)
+
+
+def test_a_loop_device_over_the_source(source: Path) -> None:
+    """A4: another device, the same bytes."""
+    with disks.loop_device(source) as device:
+        with pytest.raises(errors.ParameterError):
+            blkmig.send([source], f"file:{device}")
+    assert source.read_bytes() == CONTENT
+
+
+def test_two_sources_may_be_one_file(tmp_path: Path, source: Path) -> None:
+    """Both only read it."""
+    blkmig.send([blkmig.open_disk(source, name=name, writable=False) for name in "ab"], f"file:{tmp_path}/stream")
+    blkmig.receive(f"file:{tmp_path}/stream", {name: tmp_path / name for name in "ab"})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes() == CONTENT
+
+
+def grow(path: Path) -> None:
+    os.truncate(path, len(CONTENT) + 1)
+
+
+def write(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.write(b"!")
+
+
+def replace(path: Path) -> None:
+    (path.parent / "new").write_bytes(b"")
+    (path.parent / "new").rename(path)
+
+
+def send_while(
+    source: Path, uri: str, change: Callable[[Path], None], **parameters: object
+) -> stats.OutgoingStatistics:
+    """Send `source` and change it before the last pass."""
+    with blkmig.open_disk(source, name="v", writable=False) as disk:
+        with blkmig.outgoing([disk], uri, blkmig.MigrationParameters(**parameters)) as migration:  # type: ignore[arg-type]
+            migration.iterate()
+            change(source)
+            migration.complete()
+            return migration.stats
+
+
+@pytest.mark.parametrize("change", [grow, write, replace, Path.unlink])
+def test_a_source_that_changes_is_never_verified(tmp_path: Path, source: Path, change: Callable[[Path], None]) -> None:
+    """A11, A10: nobody tracks it, so nobody can say what was sent; neither end calls it complete."""
+    receiver = lab.Receiver("tcp:127.0.0.1:0", {"v": tmp_path / "copy.raw"}, verify=True)
+    with pytest.raises(errors.ContentMismatch, match=r"while it was sent, so the copy cannot be verified"):
+        send_while(source, receiver.uri, change, digests=True)
+    with pytest.raises(errors.MigrationError):
+        receiver.result()
+
+
+@pytest.mark.parametrize("change", [grow, write, replace, Path.unlink])
+def test_a_source_that_changes_is_said(tmp_path: Path, source: Path, change: Callable[[Path], None]) -> None:
+    """A11, A10: without --verify it is a note."""
+    sent = send_while(source, f"file:{tmp_path}/stream", change)
+    [note] = sent.notes
+    assert str(source) in note
+    assert note.endswith("while it was sent")
+
+
+def test_reading_changes_nothing(tmp_path: Path, source: Path) -> None:
+    """A11: access times, our locks, O_DIRECT and writes that we track are no changes."""
+
+    def read(path: Path) -> None:
+        path.read_bytes()
+        blkmig.open_disk(path, writable=False, direct=True).close()
+
+    assert send_while(source, f"file:{tmp_path}/stream", read, digests=True).notes == []
+    with blkmig.FileBackend(source) as disk, blkmig.outgoing([disk], f"file:{tmp_path}/stream") as migration:
+        migration.iterate()
+        disk.pwrite(b"!", 0)
+        migration.complete()
+        assert migration.stats.notes == []
+
+
+@pytest.mark.parametrize("change", [replace, Path.unlink])
+def test_a_stream_file_that_is_gone(tmp_path: Path, source: Path, change: Callable[[Path], None]) -> None:
+    """A10: what was written is nowhere."""
+    with pytest.raises(errors.MigrationError, match="removed or replaced") as caught:
+        send_while(source, f"file:{tmp_path}/stream", lambda _: change(tmp_path / "stream"))
+    assert caught.value.exit_code == 1
