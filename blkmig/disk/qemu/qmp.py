@@ -6,6 +6,9 @@ its own, and events are collected while nobody waits::
 
     caller   execute ──► loop thread ──► QEMU        wait_event ◄── events ◄── loop thread ◄── QEMU
 
+Every wait has a bound, and `cancel` ends all of them. What is for cleaning up runs in `leaving`: it works after a
+cancel, too, and a monitor that does not answer in that time is not waited for again.
+
 ``qemu.qmp`` is imported when the first connection is made; it comes with ``pip install 'blkmig[qemu]'``.
 """
 
@@ -20,21 +23,34 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine, Mapping
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from ... import errors
+from . import qmp_client
+from .qmp_client import Gate as Gate
 
-EVENTS = ("BLOCK_EXPORT_DELETED", "MIGRATION")
+logger = logging.getLogger(__name__)
+
+EVENTS = ("BLOCK_EXPORT_DELETED",)
 """The events that are kept; the others are dropped unread, so that nothing grows."""
 
 KEPT_EVENTS = 1024
 
+LEAVING_SECONDS = 10.0
+HURRY_SECONDS = 2.0
+"""How long QEMU may take for a command that cleans up: while nobody waits, and after a cancel."""
+
+CLOSE_SECONDS = 1.0
+
 NO_GREETING = (
     "no greeting within {:g} s: a QMP socket serves one client at a time, so another one (libvirt, a shell, a second "
-    "blkmig) holds it; give QEMU a second one, with -qmp unix:PATH,server=on,wait=off"
+    "blkmig) holds it, or QEMU does not run; give QEMU a second one, with -qmp unix:PATH,server=on,wait=off"
 )
 
+NO_ANSWER = "no answer within {:g} s; once it answers again, blkmig cleanup {} removes what may be left in it"
+
+Found = TypeVar("Found")
 Event = Mapping[str, Any]
 
 
@@ -70,14 +86,21 @@ class QmpConnection:
         self.timeout = timeout
         self.version = (0, 0, 0)
         self._events: collections.deque[Event] = collections.deque(maxlen=KEPT_EVENTS)
-        self._changed = threading.Condition()  # guards _events and _gone
+        self._listeners: list[tuple[frozenset[str], Callable[[Event], None]]] = []
+        self._changed = threading.Condition()  # guards _events, _listeners and _gone; re-entrant, for `cancel`
         self._gone = False
         self._tasks: list[asyncio.Task[None]] = []  # loop thread only
         self._gate: Gate | None = None  # the only one that is shut; callers' threads only
-        library = _import_library(self.device)
-        self._client: Any = _client_class(library)(f"blkmig-{os.getpid()}")
+        # Any thread may set this, only `renew` clears it.
+        self._cancelled = False
+        self._waiting: set[concurrent.futures.Future[Any]] = set()  # what a cancel ends; single operations only
+        self._leaving = threading.local()  # `bound`: seconds that a command may take, in a thread that cleans up
+        self._is_silent = False  # threads that clean up only
+        library = qmp_client.import_library(self.device)
+        self._client: Any = qmp_client.client_class(library)(f"blkmig-{os.getpid()}")
         self._client.events.names.update(EVENTS)
         self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(_log_quietly)
         self._thread = threading.Thread(target=self._loop.run_forever, name="blkmig-qmp", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -127,18 +150,117 @@ class QmpConnection:
 
         Blocks at most `wait` seconds (default: the connection's time-out), then raises :class:`QmpTimeout`.
         """
-        wait = self.timeout if wait is None else wait
+
+        def look() -> Event | None:
+            for event in self._events:
+                if event["event"] == name and matches(event.get("data", {})):
+                    self._events.remove(event)
+                    return event
+            return None
+
+        return self.wait_for(look, name, wait=wait)
+
+    def wait_for(self, look: Callable[[], Found | None], what: str, *, wait: float | None = None) -> Found:
+        """Return what `look` returns, as soon as that is not None; it is asked again after each event.
+
+        Blocks at most `wait` seconds (default: the connection's time-out), then raises :class:`QmpTimeout`.
+        """
+        wait = self._bound(wait)
         deadline = time.monotonic() + wait
         with self._changed:
-            while True:
-                for event in self._events:
-                    if event["event"] == name and matches(event.get("data", {})):
-                        self._events.remove(event)
-                        return event
+            while (found := look()) is None:
                 if self._gone:
-                    raise self.gone_error(f"waiting for {name}")
-                if not self._changed.wait(max(0.0, deadline - time.monotonic())) and time.monotonic() >= deadline:
-                    raise QmpTimeout(f"waiting for {name}", device=self.device, cause=f"it did not come in {wait:g} s")
+                    raise self.gone_error(f"waiting for {what}")
+                self._check_cancelled()
+                if (left := deadline - time.monotonic()) <= 0:
+                    self._missed()
+                    raise QmpTimeout(f"waiting for {what}", device=self.device, cause=f"it did not come in {wait:g} s")
+                self._changed.wait(left)
+        return found
+
+    def listen(self, names: Iterable[str], call: Callable[[Event], None]) -> None:
+        """Have `call` called with each event of these `names`, in the loop's thread: it must not block."""
+        names = frozenset(names)
+        with self._changed:
+            self._listeners.append((names, call))
+            self._client.events.names.update(names)
+
+    # -- the end of waiting ------------------------------------------------------------------------------------------
+
+    def cancel(self) -> None:
+        """Make every call that waits, and every later one, raise Cancelled; `leaving` is for what is still to be done.
+
+        From any thread and any signal handler.
+        """
+        self._cancelled = True
+        for future in list(self._waiting):
+            future.cancel()
+        with self._changed:  # its holders wait for nobody
+            self._changed.notify_all()
+
+    def renew(self) -> None:
+        """Forget a cancel: the connection is used for something new."""
+        self._cancelled = False
+
+    @contextlib.contextmanager
+    def leaving(self, seconds: float | None = None) -> Iterator[None]:
+        """Clean up in the body of a ``with``: what this thread asks for is done after a cancel, too.
+
+        A command may take `seconds`, by default less after a cancel than without one. Once QEMU has not answered in
+        time, commands are sent, and nobody waits for them: they fail with :class:`QmpTimeout`.
+        """
+        before = getattr(self._leaving, "bound", None)
+        default = HURRY_SECONDS if self._cancelled else LEAVING_SECONDS
+        self._leaving.bound = max(before or 0.0, default if seconds is None else seconds)
+        try:
+            yield
+        finally:
+            self._leaving.bound = before
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether QEMU did not answer while we cleaned up: what we told it may be done late, or never."""
+        return self._is_silent
+
+    def _bound(self, wait: float | None) -> float:
+        """Return how many seconds a call may wait that asks for `wait`."""
+        wait = self.timeout if wait is None else wait
+        bound = getattr(self._leaving, "bound", None)
+        if bound is None:
+            return wait
+        return 0.0 if self._is_silent else min(wait, bound)
+
+    def _missed(self) -> None:
+        """Take note of an answer that did not come."""
+        if getattr(self._leaving, "bound", None) is not None:
+            self._is_silent = True
+
+    def _check_cancelled(self) -> None:
+        if self._cancelled and getattr(self._leaving, "bound", None) is None:
+            raise errors.Cancelled("the migration was cancelled")
+
+    def await_answer(self, future: concurrent.futures.Future[Any], wait: float | None, doing: str) -> Any:
+        """Return the result of what runs in the loop's thread; whatever ends the wait ends that, too."""
+        wait = self._bound(wait)
+        if getattr(self._leaving, "bound", None) is None:
+            self._waiting.add(future)
+        try:
+            self._check_cancelled()  # now that `cancel` would find it
+            answer = future.result(wait)
+        except concurrent.futures.CancelledError:
+            self._check_cancelled()
+            raise self.gone_error(doing) from None
+        except TimeoutError as error:  # it is concurrent.futures.TimeoutError, too
+            future.cancel()
+            self._missed()
+            raise QmpTimeout(doing, device=self.device, cause=NO_ANSWER.format(wait, self.device)) from error
+        except BaseException:
+            future.cancel()
+            raise
+        finally:
+            self._waiting.discard(future)
+        self._is_silent = False
+        return answer
 
     def drop_events(self, name: str) -> None:
         """Forget the events `name` that came so far, before something is started that sends new ones."""
@@ -161,7 +283,9 @@ class QmpConnection:
         self.let_run()  # or the library would wait for what is on its way
         self._set_gone()
         with contextlib.suppress(Exception):
-            self._run(self._shut_down(), 5.0)
+            self._submit(self._shut_down()).result(CLOSE_SECONDS)
+        with contextlib.suppress(Exception):
+            self._submit(self._end_tasks()).result(CLOSE_SECONDS)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
@@ -174,13 +298,10 @@ class QmpConnection:
             raise self.gone_error("QMP")
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
-    def _run(self, coroutine: Coroutine[Any, Any, Any], wait: float) -> Any:
-        return await_future(self._submit(coroutine), wait)
-
     def _connect(self, connect_error: type[Exception], wait: float) -> None:
         try:
-            self._run(self._open(), wait)
-        except TimeoutError as error:
+            self.await_answer(self._submit(self._open()), wait, "connect")
+        except QmpTimeout as error:
             raise QmpTimeout("connect", device=self.device, cause=NO_GREETING.format(wait)) from error
         except connect_error as error:
             cause = error.__cause__ if isinstance(error.__cause__, OSError) else str(error)
@@ -200,8 +321,13 @@ class QmpConnection:
 
     async def _collect_events(self) -> None:
         async for event in self._client.events:
+            name = event["event"]
             with self._changed:
-                self._events.append(event)
+                if name in EVENTS:
+                    self._events.append(event)
+                for names, call in self._listeners:
+                    if name in names:
+                        call(event)
                 self._changed.notify_all()
 
     async def _watch_connection(self) -> None:
@@ -216,6 +342,13 @@ class QmpConnection:
             task.cancel()
         await self._client.disconnect()
 
+    async def _end_tasks(self) -> None:
+        """End what is left of the library's tasks, as when a QEMU that does not run takes nothing off its socket."""
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     def _set_gone(self) -> None:
         with self._changed:
             self._gone = True
@@ -224,14 +357,6 @@ class QmpConnection:
     def gone_error(self, doing: str) -> QmpGone:
         """Return the error for a connection that is closed."""
         return QmpGone(doing, device=self.device, cause="the QMP connection is closed; has QEMU ended?")
-
-
-class Gate:
-    """What :meth:`QmpConnection.withhold` withholds commands at."""
-
-    def __init__(self) -> None:
-        self.is_shut = True
-        self.opened = asyncio.Event()  # the same for the loop's thread, a moment later
 
 
 class Command:
@@ -254,86 +379,16 @@ class Command:
         from qemu.qmp import ExecInterruptedError, ExecuteError, QMPError
 
         device, doing = self._connection.device, f"QMP {self._name}"
-        wait = self._connection.timeout if wait is None else wait
         if self._gate is not None and self._gate.is_shut:
             self._connection.let_run()
         try:
-            return await_future(self._future, wait)
+            return self._connection.await_answer(self._future, wait, doing)
         except ExecuteError as error:
             raise QmpError(self._name, device=device, error_class=error.error_class, text=str(error)) from error
-        except TimeoutError as error:
-            raise QmpTimeout(doing, device=device, cause=f"no answer within {wait:g} s") from error
         except (ExecInterruptedError, QMPError, EOFError, OSError) as error:
             raise self._connection.gone_error(doing) from error
 
 
-def await_future(future: concurrent.futures.Future[Any], wait: float) -> Any:
-    """Return the result of what runs in the loop's thread; whatever ends the wait ends that, too."""
-    try:
-        return future.result(wait)
-    except BaseException:  # of them TimeoutError, which is concurrent.futures.TimeoutError
-        future.cancel()
-        raise
-
-
-def _client_class(library: Any) -> Any:
-    """Return the library's client without its log of every message, which is made up even if nobody wants it.
-
-    With shorter names of commands, since each byte takes time, and with the gate of `QmpConnection.withhold`.
-
-    And without its belief that the first message after qmp_capabilities is the answer: QEMU may have an event to tell
-    before, which belongs to nobody in the new session, and right after another client it may greet twice, or answer
-    that one: our first command has no id.
-    """
-
-    class Client(library.QMPClient):  # type: ignore[misc]
-        gate: Gate | None = None
-        """What the next command is withheld at."""
-
-        def __init__(self, name: str) -> None:
-            super().__init__(name)
-            self._gate_of: dict[str, Gate | None] = {}
-
-        async def _recv(self) -> Any:
-            is_greeted = self.greeting is not None
-            message = await super()._recv()
-            while self.runstate is library.Runstate.CONNECTING and (
-                "event" in message or (is_greeted and "QMP" in message) or message.get("id") is not None
-            ):
-                message = await super()._recv()
-            return message
-
-        def _get_exec_id(self) -> str:
-            self._execute_id += 1
-            name = str(self._execute_id)
-            self._gate_of[name] = self.gate
-            return name
-
-        async def _send(self, msg: Any) -> None:
-            gate = self._gate_of.pop(msg.get("id"), None)  # what the library sends by itself has no id
-            if gate is None:
-                await super()._send(msg)
-                return
-            text = bytes(msg)
-            self._writer.write(text[:-1])
-            await gate.opened.wait()
-            self._writer.write(text[-1:])
-
-        def _cb_outbound(self, msg: Any) -> Any:
-            return msg
-
-        def _cb_inbound(self, msg: Any) -> Any:
-            return msg
-
-    return Client
-
-
-def _import_library(device: str) -> Any:
-    try:
-        import qemu.qmp
-    except ImportError as error:
-        missing = "the Python library qemu.qmp is missing: pip install 'blkmig[qemu]'"
-        raise errors.DeviceError("cannot be driven", device=device, cause=missing) from error
-    # It logs what it also raises; without a handler somewhere Python would print that to stderr.
-    logging.getLogger("qemu.qmp").addHandler(logging.NullHandler())
-    return qemu.qmp
+def _log_quietly(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Take what asyncio complains about, such as the error of a task that nobody waits for any more."""
+    qmp_client.logger.debug("%s", context.get("message"))
