@@ -11,6 +11,9 @@ from typing import Any
 from .. import disk, errors, migration, params, stats, units
 from . import arguments, output
 
+QMP_SECONDS = 5.0
+"""A monitor that does not greet us by then has another client, whatever time a receiver may take to answer."""
+
 
 def add_command(commands: Any) -> None:
     """Add the command to the command line."""
@@ -77,7 +80,13 @@ def run(args: argparse.Namespace) -> int:
             stack.enter_context(backend)
             for name, text in map(arguments.named, args.disks)
             for backend in disk.open_disks(
-                text, name=name, writable=False, direct=args.direct, force=args.force, switchover=args.switchover
+                text,
+                name=name,
+                writable=False,
+                direct=args.direct,
+                force=args.force,
+                switchover=args.switchover,
+                connect_timeout=min(args.connect_timeout, QMP_SECONDS),
             )
         ]
         if args.dry_run is not None:

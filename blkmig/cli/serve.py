@@ -27,9 +27,18 @@ def add_command(commands: Any) -> None:
     serve.add_argument("--qmp", metavar="PATH", help="the socket for blkmig (default: that of --nbd with .qmp)")
 
     cleanup = arguments.add_command(
-        commands, "cleanup", run_cleanup, summary="remove what a killed blkmig left in a running QEMU"
+        commands,
+        "cleanup",
+        run_cleanup,
+        summary="bring a QEMU back to work after a blkmig that was killed",
+        description="Removes exports, bitmaps and limits, cancels QEMU's own migration that waits for its disks, and "
+        "lets the writers go on that were held. What belongs to a blkmig that is running stays.",
     )
     cleanup.add_argument("qemu", metavar="qemu:PATH", help="the QMP socket of the QEMU")
+    cleanup.add_argument("--force", action="store_true", help="let the writers go on although the target may own the "
+                         "disks, after a --move whose end had left; cancel a migration of unknown origin")  # fmt: skip
+    cleanup.add_argument("--connect-timeout", type=float, default=5.0, metavar="SECONDS",
+                         help="how long QEMU may take to greet us (default: 5)")  # fmt: skip
 
 
 def run_serve(args: argparse.Namespace) -> int:
@@ -53,9 +62,6 @@ def run_cleanup(args: argparse.Namespace) -> int:
     """Remove leftovers."""
     from ..disk import qemu
 
-    removed = qemu.cleanup(args.qemu)
-    for what in removed:
-        print(what)
-    if not removed:
+    if not qemu.cleanup(args.qemu, force=args.force, connect_timeout=args.connect_timeout, say=print):
         print("nothing was left")
     return 0

@@ -3,16 +3,14 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 
 from ... import errors
 from .. import backend
-from . import address, leftovers, qmp
+from . import address, qmp, recovery
 from .address import QemuAddress, is_qemu_address
 from .qemudisk import QemuBackend
 from .session import QemuSession, Switchover
-
-logger = logging.getLogger(__name__)
 
 __all__ = ["QemuAddress", "QemuBackend", "QemuSession", "cleanup", "is_qemu_address", "open_qemu"]
 
@@ -24,6 +22,7 @@ def open_qemu(
     force: bool = False,
     switchover: Switchover = "auto",
     switchover_timeout: float = 3600.0,
+    connect_timeout: float = 5.0,
     timeout: float = 60.0,
 ) -> list[QemuBackend]:
     """Open the disks that ``qemu:PATH[,device=ID][,node=NAME][,nbd=URI][,export=ID]`` names, else all writable ones.
@@ -34,13 +33,19 @@ def open_qemu(
     `name` is what the wire calls the disk, if it is one. `force` uses disks in iothreads also where QEMU aborts if
     blkmig is killed. ``switchover="pause-before"`` takes part in a migration of the whole VM, which somebody starts
     while the disks are being sent: then ``disks[0].session.when_pre_switchover`` tells when the last pass is due.
-    `timeout` is how many seconds QEMU may take for a command. Whoever opens them closes all of them.
+    `connect_timeout` is how many seconds QEMU may take to greet us, `timeout` how many for a command. Whoever opens
+    the disks closes all of them.
 
     Raises :class:`~blkmig.errors.DeviceError`, and :class:`~blkmig.errors.ParameterError` for a wrong `text`; then
     nothing stays open and nothing stays behind in QEMU.
     """
     shared = QemuSession(
-        address.parse(text), force=force, switchover=switchover, switchover_timeout=switchover_timeout, timeout=timeout
+        address.parse(text),
+        force=force,
+        switchover=switchover,
+        switchover_timeout=switchover_timeout,
+        connect_timeout=connect_timeout,
+        timeout=timeout,
     )
     disks = [QemuBackend(shared, number) for number in range(len(shared.disks))]
     try:
@@ -52,21 +57,36 @@ def open_qemu(
     return disks
 
 
-def cleanup(path: str, *, timeout: float = 60.0) -> list[str]:
-    """Remove what a killed blkmig left in the QEMU at the QMP socket `path` (also ``qemu:PATH``); return what it was.
+def cleanup(
+    path: str,
+    *,
+    force: bool = False,
+    connect_timeout: float = 5.0,
+    timeout: float = 60.0,
+    say: Callable[[str], None] | None = None,
+) -> list[str]:
+    """Bring the QEMU at the QMP socket `path` (also ``qemu:PATH``) back to work after a blkmig that was killed.
 
-    What belongs to a blkmig that is running stays. A guest that was stopped for the last pass stays stopped: only its
-    owner knows whether it has moved.
+    What it left is removed, QEMU's own migration that it took part in is cancelled, capabilities and limits are put
+    back, and writers that it held go on. Returns what was done, a line for each thing; `say` is told each at once. What
+    belongs to a blkmig that is running stays.
+
+    A guest whose disks may have moved stays stopped, which is :class:`~blkmig.errors.InDoubt`, but for `force`.
     """
     where = address.parse(path) if is_qemu_address(path) else QemuAddress(path=path)
-    connection = qmp.QmpConnection(where.path, timeout=timeout)
+    connection = qmp.QmpConnection(where.path, connect_timeout=connect_timeout, timeout=timeout)
+    done: list[str] = []
+
+    def tell(what: str) -> None:
+        done.append(what)
+        if say is not None:
+            say(what)
+
     try:
-        removed = leftovers.remove(connection)
-        if leftovers.is_guest_stopped(connection):
-            logger.warning("%s: the guest is stopped; unless its disks have moved: cont", connection.device)
-        return removed
+        recovery.Recovery(connection, tell, force=force).run()
     finally:
         connection.close()
+    return done
 
 
 def _name(disks: list[QemuBackend], name: str | None) -> None:

@@ -49,8 +49,10 @@ class BlockGraph:
     @classmethod
     def ask(
         cls, connection: qmp.QmpConnection, commands: frozenset[str], *, exports: bool = True
-    ) -> Callable[[], BlockGraph]:
+    ) -> Callable[..., BlockGraph]:
         """Ask QEMU; three commands, about 1 ms. Return a function that waits for the answers and returns them.
+
+        It takes how many seconds it may wait for each of them.
 
         Without `exports` it takes a third less; there are some all the same where nothing else tells of snapshots.
         """
@@ -58,8 +60,8 @@ class BlockGraph:
         nodes = connection.start("query-named-block-nodes", {"flat": True})
         exported = connection.start("query-block-exports") if exports or not knows else None
         edges = connection.start("x-debug-query-block-graph") if knows else None
-        return lambda: cls(
-            nodes.result(), exported.result() if exported else [], edges.result() if edges else None
+        return lambda wait=None: cls(
+            nodes.result(wait), exported.result(wait) if exported else [], edges.result(wait) if edges else None
         )
 
     def _read_edges(self, edges: Json) -> None:

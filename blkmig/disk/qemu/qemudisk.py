@@ -95,6 +95,22 @@ class QemuBackend(backend.BlockBackend):
         """
         self.session.release_writers(self._number, refuse=refuse)
 
+    def about_to_move(self) -> bool:
+        """Mark in QEMU that the target may own the disks soon; False with ``switchover="pause-before"``."""
+        return self.session.about_to_move()
+
+    def leave_in_doubt(self) -> None:
+        """Leave the guest stopped; ``blkmig cleanup --force`` lets it go on."""
+        self.session.leave_in_doubt(self._number)
+
+    def check_source(self) -> None:
+        """Raise if QEMU has ended, its own migration failed, or a disk is no longer what it was; see `surveillance`."""
+        self.session.check_source()
+
+    def cancel(self) -> None:
+        """End every wait for QEMU, for all disks of the session."""
+        self.session.cancel()
+
     @property
     def awaits_switchover(self) -> bool:  # type: ignore[override]
         """Whether QEMU's own migration stops the guest."""

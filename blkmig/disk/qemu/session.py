@@ -7,7 +7,9 @@
     QemuBackend ─┼─► QemuSession ──────┼─ OwnObjects       what was created inside QEMU
     QemuBackend ─┘   (one lock)        ├─ Tracking, Throttle   one of each per disk
                                        ├─ DirtySync        fetches what was written, of all of them
-                                       └─ Writers          stop, or close the writable exports
+                                       ├─ Writers          stop, or close the writable exports
+                                       ├─ Guest, Surveillance   what happens to the VM meanwhile
+                                       └─ Marks            what a clean-up has to know if we are killed
 
 The disks are one in all that concerns their writers: the first one that holds them holds those of all, and the last one
 that releases them, or is closed, lets all of them go.
@@ -23,11 +25,31 @@ from typing import Any, Literal
 
 from ... import errors
 from .. import dirty, extents, nbd_connection
-from . import address, discover, graph, imagefile, leftovers, objects, qmp, syncing, throttle, tracking, watch, writers
+from . import (
+    address,
+    discover,
+    graph,
+    guest,
+    imagefile,
+    leftovers,
+    marks,
+    objects,
+    preswitchover,
+    qmp,
+    surveillance,
+    syncing,
+    throttle,
+    tracking,
+    watch,
+    writers,
+)
 
 logger = logging.getLogger(__name__)
 
 Switchover = Literal["auto", "pause-before"]
+RELEASE_SECONDS = 10.0
+"""How long QEMU may take to let the writers go on, whatever has ended the migration: a guest must not stay stopped."""
+
 CONTEXTS = (nbd_connection.BASE_ALLOCATION, nbd_connection.ALLOCATION_DEPTH)
 
 
@@ -36,7 +58,8 @@ class QemuSession:
 
     Made by :func:`~blkmig.disk.qemu.open_qemu`. Any thread may call anything; calls that talk to QEMU come one after
     the other. `force` uses iothread disks where that is dangerous. With `switchover` ``"pause-before"`` the writers are
-    held by QEMU's own migration, for which holding waits `switchover_timeout` seconds.
+    held by QEMU's own migration, for which holding waits `switchover_timeout` seconds. QEMU has `connect_timeout`
+    seconds to greet us, and `timeout` seconds for each command.
     """
 
     def __init__(
@@ -46,6 +69,7 @@ class QemuSession:
         force: bool = False,
         switchover: Switchover = "auto",
         switchover_timeout: float = 3600.0,
+        connect_timeout: float = 5.0,
         timeout: float = 60.0,
     ) -> None:
         self._lock = threading.RLock()
@@ -56,16 +80,23 @@ class QemuSession:
         self._is_synced = False
         """The writers are held, and everything they wrote is marked."""
 
-        self._qmp = qmp.QmpConnection(where.path, timeout=timeout)
+        self._is_in_doubt = False
+        """The writers stay held, and the marks that say why stay, too."""
+
+        self._qmp = qmp.QmpConnection(where.path, connect_timeout=connect_timeout, timeout=timeout)
         self.own = objects.OwnObjects(self._qmp)
+        self._marks = marks.Marks(self._qmp, self.own.prefix)
         self.connections: list[nbd_connection.NbdConnection] = []
         self.files: list[imagefile.ImageFile | None] = []
         """What the disks are read from; None where that is the export."""
 
         self._writers: writers.Writers | None = None
+        self._surveillance: surveillance.Surveillance | None = None
         try:
             self._set_up(where, force, switchover, switchover_timeout)
-        except BaseException:
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                self._qmp.cancel()  # somebody waits for the end
             self._shut_down()
             raise
 
@@ -77,7 +108,8 @@ class QemuSession:
         if switchover == "pause-before" and not is_vm:
             cause = "only a VM migrates as a whole; this is a storage daemon"
             raise errors.DeviceError("cannot pause before the switchover", device=self._qmp.device, cause=cause)
-        leftovers.remove(self._qmp)
+        leftovers.refuse_unfinished(self._qmp, leftovers.remove(self._qmp), is_vm=is_vm)
+        self._guest = guest.Guest(self._qmp, is_vm=is_vm)
         facts = graph.BlockGraph.ask(self._qmp, self._commands)()
         self.disks = discover.find_disks(self._qmp, facts, where)
         self.image_names = [facts.image_names(disk.node) for disk in self.disks]
@@ -105,19 +137,21 @@ class QemuSession:
         kind: type[writers.Writers] = writers.Writers
         options: dict[str, Any] = {}
         if switchover == "pause-before":
-            kind, options = writers.PreSwitchover, {"drop": self._drop, "wait": switchover_timeout}
+            kind, options = preswitchover.PreSwitchover, {"drop": self._drop, "wait": switchover_timeout}
         self._writers = kind(
             self._qmp,
             self.own,
             self.disks,
             read_graph=self._watch.read,
             named=where.exports,
-            is_vm=is_vm,
+            guest=self._guest,
+            marks=self._marks,
             **options,
         )
         self._writers.prepare()
         self._watch.remember()
         self._open = set(range(len(self.disks)))
+        self._surveillance = surveillance.Surveillance(self._ask_unless_busy, self._watch.check)
 
     def _export(self, number: int, disk: discover.QemuDisk) -> None:
         name = self._export_name(number)
@@ -132,6 +166,8 @@ class QemuSession:
     def create_dirty_bitmap(self, number: int, granularity: int) -> dirty.DirtyBitmap:
         """Track the writes of a disk in one more bitmap. The first one starts the tracking in QEMU."""
         with self._lock:
+            if not any(other.active for other in self._tracking):
+                self._qmp.renew()
             mine = self._tracking[number]
             bitmap = dirty.DirtyBitmap(mine.disk.size, granularity)
             if not mine.active:
@@ -144,12 +180,11 @@ class QemuSession:
 
     def release_dirty_bitmap(self, number: int, bitmap: dirty.DirtyBitmap) -> None:
         """Stop tracking in `bitmap`; the last one ends the tracking in QEMU."""
-        with self._lock:
+        with self._lock, self._qmp.leaving():
             mine = self._tracking[number]
             mine.trackers = tuple(tracker for tracker in mine.trackers if tracker is not bitmap)
             if not mine.trackers:
-                with contextlib.suppress(qmp.QmpGone):
-                    mine.remove_all()
+                self._try(mine.remove_all, f"stop the tracking of {mine.disk.name}")
 
     def sync_dirty(self, number: int) -> None:
         """Fetch what was written to a disk. With the writers held, fetch it for all disks at once, and only once."""
@@ -190,12 +225,30 @@ class QemuSession:
                     self._check_quiet()
                 elif self._refused:
                     self._the_writers.check_nobody_writes(self._watch.read())
+            except errors.Cancelled:
+                if self._refused:  # else there is no copy that could be wrong
+                    self._refused = False
+                    raise
             except BaseException:
                 self._refused = False  # the source is the only true copy: its writers go on here
                 raise
             finally:
                 self._held.discard(number)
-                self._the_writers.release(refuse=self._refused)
+                with self._qmp.leaving(RELEASE_SECONDS) if not self._refused else contextlib.nullcontext():
+                    self._the_writers.release(refuse=self._refused)
+
+    def about_to_move(self) -> bool:
+        """Mark that the target may own the disks soon; False if it cannot before the writers are released."""
+        with self._lock:
+            return self._the_writers.about_to_move()
+
+    def leave_in_doubt(self, number: int) -> None:
+        """Leave the writers of all disks held for good, and the marks that tell `cleanup` why."""
+        with self._lock:
+            self._is_in_doubt = True
+            self._held.discard(number)
+            if not self._held:
+                self._the_writers.release(refuse=True)
 
     def written_bytes(self, number: int) -> int | None:
         """Return how many bytes the writers of a disk have written since some moment."""
@@ -223,8 +276,8 @@ class QemuSession:
         watch = self._vm_migration().watch
         threading.Thread(target=watch, args=(call,), name="blkmig-switchover", daemon=True).start()
 
-    def _vm_migration(self) -> writers.PreSwitchover:
-        if not isinstance(self._writers, writers.PreSwitchover):
+    def _vm_migration(self) -> preswitchover.PreSwitchover:
+        if not isinstance(self._writers, preswitchover.PreSwitchover):
             raise errors.StateError("the VM does not migrate as a whole", state="auto", required="pause-before")
         return self._writers
 
@@ -232,6 +285,28 @@ class QemuSession:
         """Slow a disk's writers down to `fraction` of the speed they had; False if this disk cannot be."""
         with self._lock:
             return self._throttles[number].set(fraction)
+
+    # -- what may happen meanwhile -----------------------------------------------------------------------------------
+
+    def check_source(self) -> None:
+        """Raise what is known to have happened to QEMU, to the guest, or to a disk. Asks nobody, takes no lock."""
+        self._guest.check(self.disks)
+        self._the_writers.check()
+        if self._surveillance is not None and self._surveillance.error is not None:
+            raise self._surveillance.error
+
+    def _ask_unless_busy(self) -> Callable[..., graph.BlockGraph] | None:
+        """Ask for the graph, for the surveillance; None if the writers are held: then each command makes it longer."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            return None if self._held or not self._open else self._watch.ask()
+        finally:
+            self._lock.release()
+
+    def cancel(self) -> None:
+        """End every wait for QEMU. From any thread and any signal handler; takes no lock."""
+        self._qmp.cancel()
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -246,18 +321,33 @@ class QemuSession:
 
     def _shut_down(self) -> None:
         """Release the writers, lift throttles, remove everything of ours from QEMU, disconnect."""
-        with contextlib.ExitStack() as stack:
+        if self._surveillance is not None:
+            self._surveillance.close()
+        with self._qmp.leaving(), contextlib.ExitStack() as stack:
             stack.callback(self._qmp.close)
+            stack.callback(self._tell_of_silence)
             stack.callback(self._drop)
+            if not self._is_in_doubt:
+                stack.callback(self._try, self._marks.remove_all, "remove the marks")
             for limit in getattr(self, "_throttles", ()):
                 stack.callback(self._try, limit.lift, "lift the throttle")
             if self._writers is not None:
                 stack.callback(self._try, self._writers.close, "undo the preparations")
                 stack.callback(self._try, self._let_go, "release the writers")
 
+    def _tell_of_silence(self) -> None:
+        if self._qmp.is_silent:
+            logger.warning(
+                "%s does not answer: exports, bitmaps and limits of blkmig may stay in it, and its guest may stay "
+                "stopped; once it answers again: blkmig cleanup %s",
+                self._qmp.device,
+                self._qmp.device,
+            )
+
     def _let_go(self) -> None:
         self._held.clear()
-        self._the_writers.release(refuse=False)
+        with self._qmp.leaving(RELEASE_SECONDS):
+            self._the_writers.release(refuse=False)
 
     def _drop(self) -> None:
         """Remove our exports, bitmaps and NBD server: the server closes first, then our end."""
@@ -275,5 +365,7 @@ class QemuSession:
             undo()
         except qmp.QmpGone:
             pass
-        except errors.DeviceError as error:
+        except qmp.QmpTimeout as error:  # told at the end, once
+            logger.info("could not %s of %s: %s", what, self._qmp.device, error)
+        except errors.MigrationError as error:
             logger.warning("could not %s of %s: %s", what, self._qmp.device, error)

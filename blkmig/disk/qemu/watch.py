@@ -39,7 +39,7 @@ class GraphWatch:
         self._homes: list[frozenset[str]] = []
         self._last: tuple[float, graph.BlockGraph] | None = None
 
-    def ask(self, *, exports: bool = True) -> Callable[[], graph.BlockGraph]:
+    def ask(self, *, exports: bool = True) -> Callable[..., graph.BlockGraph]:
         """Ask QEMU for the graph, with or without `exports`; return a function that waits for it."""
         return graph.BlockGraph.ask(self._qmp, self._commands, exports=exports)
 
@@ -75,6 +75,10 @@ class GraphWatch:
                 where = f"it was node {disk.node}, below {', '.join(sorted(home - {disk.node})) or 'no other'}"
                 cause = f"a snapshot was taken or a block job was started ({where}): finish that, then send it again"
                 raise errors.DeviceError("its block graph has changed", device=disk.name, cause=cause)
+            size = facts.nodes[disk.node]["image"]["virtual-size"] if disk.node in facts.nodes else disk.size
+            if size != disk.size:
+                cause = f"it had {disk.size} bytes, and has {size} now: send it again"
+                raise errors.DeviceError("its size has changed", device=disk.name, cause=cause)
             if file is not None and imagefile.file_name(facts, disk.node) != file.name:
                 cause = f"its image was {file.name}, in the page cache, and node {disk.node} was opened again otherwise"
                 raise errors.DeviceError("its image has changed", device=disk.name, cause=cause)

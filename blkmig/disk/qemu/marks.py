@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a run says of itself inside QEMU, for whoever cleans up after it if it is killed: objects that nobody uses.
+
+::
+
+    blkmig-<random>-held              the writers are held, by this run: before QEMU is told to stop the guest
+    blkmig-<random>-moved             the end of a move's stream has left, or is about to: the target may own the disks
+    blkmig-<random>-export-<hex>      a writable export, as it was, that may be closed while the writers are held
+    blkmig-<random>-vm                the run takes part in QEMU's own migration
+    blkmig-<random>-cap-<name>        a migration capability that the run has switched on
+
+A mark is there *before* what it tells of, and goes after it. So what it says may not have happened yet, and whoever
+reads it looks at QEMU, too. A guest that is stopped without a mark was stopped by somebody else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from typing import Any
+
+from . import objects, qmp
+
+HELD = "held"
+MOVED = "moved"
+VM = "vm"
+CAPABILITY = "cap-"
+EXPORT = "export-"
+
+_MARK = re.compile(rf"({objects.PREFIX}[0-9a-f]+)-((?:{HELD}|{MOVED}|{VM})|(?:{CAPABILITY}|{EXPORT}).+)")
+
+
+class Marks:
+    """The marks of one run, whose names begin with `prefix`. Under the session's lock."""
+
+    def __init__(self, connection: qmp.QmpConnection, prefix: str) -> None:
+        self._qmp = connection
+        self._prefix = prefix
+        self._there: dict[str, None] = {}
+
+    def __contains__(self, mark: str) -> bool:
+        """Return whether a mark is there, or on its way."""
+        return mark in self._there
+
+    def start_adding(self, mark: str) -> qmp.Command | None:
+        """Begin to add a mark; what QEMU is told later, it does later. None if it is there already."""
+        if mark in self._there:
+            return None
+        self._there[mark] = None
+        return self._qmp.start("object-add", {"qom-type": "throttle-group", "id": self._prefix + mark})
+
+    def add(self, mark: str) -> None:
+        """Add a mark and wait until it is there."""
+        added = self.start_adding(mark)
+        if added is not None:
+            added.result()
+
+    def start_removing(self, *marks: str) -> None:
+        """Begin to remove `marks`; nobody waits for that."""
+        for mark in marks:
+            if mark in self._there:
+                del self._there[mark]
+                self._qmp.start("object-del", {"id": self._prefix + mark})
+
+    def remove_all(self) -> None:
+        """Remove the marks, and wait for it."""
+        removals = [(mark, self._qmp.start("object-del", {"id": self._prefix + mark})) for mark in self._there]
+        for mark, removal in removals:
+            with objects.ignoring_missing():
+                removal.result()
+            del self._there[mark]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WritingExport:
+    """An export through which somebody writes. `nbd_name` is None where blkmig cannot open it again as it was."""
+
+    id: str
+    node: str
+    nbd_name: str | None
+
+    @property
+    def mark(self) -> str:
+        """Return the mark that tells of it."""
+        return EXPORT + json.dumps([self.id, self.node, self.nbd_name]).encode().hex()
+
+    @classmethod
+    def from_mark(cls, mark: str) -> WritingExport | None:
+        """Return the export that a mark tells of; None if it tells of none."""
+        try:
+            name, node, nbd_name = json.loads(bytes.fromhex(mark.removeprefix(EXPORT)))
+        except ValueError:
+            return None
+        return cls(str(name), str(node), str(nbd_name))
+
+    def open(self, connection: qmp.QmpConnection) -> None:
+        """Open it again, as it was."""
+        arguments = {"type": "nbd", "id": self.id, "node-name": self.node, "name": self.nbd_name}
+        connection.execute("block-export-add", {**arguments, "writable": True})
+
+
+def read(listed: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Return the marks among the `listed` objects, by the run that has set them."""
+    found: dict[str, list[str]] = {}
+    for entry in listed:
+        mark = _MARK.fullmatch(entry["name"])
+        if mark is not None:
+            found.setdefault(mark[1], []).append(mark[2])
+    return found
