@@ -4,20 +4,34 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .. import errors, units
+from . import parser as parsing
 
 URI_HELP = "tcp:HOST:PORT, unix:PATH, exec:COMMAND, fd:N, file:PATH[,offset=N] or - (a stream on stdin or stdout)"
 
 
 def add_command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int], *, summary: str, description: str = ""
-) -> argparse.ArgumentParser:
-    """Add one command and return its parser."""
-    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=description or summary)
+    commands: Any,
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    *,
+    summary: str,
+    description: str = "",
+    examples: Sequence[str] = (),
+) -> parsing.CommandParser:
+    """Add one command and return its parser. `examples` are command lines, each with a word on it after a "#"."""
+    parser: parsing.CommandParser = commands.add_parser(
+        name,
+        help=summary,
+        description=description or summary,
+        epilog=parsing.EXAMPLES + "\n".join(f"  {line}" for line in examples) if examples else None,
+    )
     parser.set_defaults(run=run)
+    parser.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
     return parser
 
 
@@ -27,9 +41,17 @@ def add_progress(parser: argparse.ArgumentParser) -> None:
         "--progress",
         choices=("auto", "bar", "plain", "json", "none"),
         default="auto",
-        help="how progress is shown on stderr (default: a bar on a terminal, else lines)",
+        help="how progress is shown on stderr (default: a bar on a terminal, else lines); json: all of stderr is JSON "
+        "objects, one a line, as cli/progress.schema.json of the package describes them",
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def word(text: str) -> str:
+    """Check that a value is not empty, for argparse."""
+    if not text:
+        raise argparse.ArgumentTypeError("the value is empty")
+    return text
 
 
 def size(text: str) -> int:
@@ -40,12 +62,27 @@ def size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def seconds(text: str) -> float:
+    """Parse a number of seconds for argparse: not negative, and neither NaN nor infinite."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return value
+
+
 def named(text: str) -> tuple[str | None, str]:
-    """Split ``[NAME=]DISK``. What stands before the first "=" is a name unless it has a "/" or a ":"."""
+    """Split ``[NAME=]DISK``. What stands before the first "=" is a name unless it has a "/" or a ":".
+
+    Raises :class:`~blkmig.errors.ParameterError` for a disk that is left out.
+    """
     name, equals, path = text.partition("=")
-    if equals and path and not any(mark in name for mark in "/:,"):
-        return name, path
-    return None, text
+    is_named = equals and not any(mark in name for mark in "/:,")
+    if not text or (is_named and not path):
+        raise errors.ParameterError(f"{text!r} names no disk: say NAME=DISK")
+    return (name, path) if is_named else (None, text)
 
 
 def named_size(text: str) -> tuple[str, int]:

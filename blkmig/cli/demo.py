@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from .. import disk, errors, migration, params, stats, units
-from . import arguments, output
+from . import arguments, output, progress, signals
 
 DATA_SHARE = 0.4
 """How much of the demo's disk holds data; the rest are holes."""
@@ -41,7 +41,11 @@ RECEIVER_SECONDS = 30.0
 def add_command(commands: Any) -> None:
     """Add the command to the command line."""
     parser = arguments.add_command(
-        commands, "demo", run, summary="watch a disk move over loopback TCP while it is being written, and verify it"
+        commands,
+        "demo",
+        run,
+        summary="watch a disk move over loopback TCP while it is being written, and verify it",
+        examples=("blkmig demo", "blkmig demo --size 4G --write-rate 100M --progress=plain"),
     )
     parser.add_argument("--size", type=arguments.size, default=1 << 30, help="size of the disk (default: 1GiB)")
     parser.add_argument("--write-rate", type=arguments.size, default=24 << 20, metavar="SIZE",
@@ -50,7 +54,10 @@ def add_command(commands: Any) -> None:
                         help="bytes per second on the wire, 0 for all there is (default: 160MiB)")  # fmt: skip
     parser.add_argument("--downtime-limit", type=float, default=0.05, metavar="SECONDS", help="(default: 0.05)")
     parser.add_argument(
-        "--dir", metavar="DIR", help="where the two disks are for a moment (default: the temporary folder)"
+        "--dir",
+        type=arguments.word,
+        metavar="DIR",
+        help="where the two disks are for a moment (default: the temporary folder)",
     )
     arguments.add_progress(parser)
 
@@ -61,15 +68,18 @@ def run(args: argparse.Namespace) -> int:
         check_space(folder, args.size)
         source, target = pathlib.Path(folder, "source.raw"), pathlib.Path(folder, "target.raw")
         make_disk(source, args.size)
-        print(f"a disk of {units.format_size(args.size)}, written at {units.format_rate(args.write_rate)}, moves "
-              "over loopback TCP to another process", file=sys.stderr)  # fmt: skip
+        output.print_note(
+            f"a disk of {units.format_size(args.size)}, written at {units.format_rate(args.write_rate)}, moves over "
+            "loopback TCP to another process"
+        )
         with (
             receiving(target) as uri,
             disk.FileBackend(source, name="demo") as backend,
             Writer(backend, args.write_rate) as writer,
         ):
             result = migrate(backend, uri, args)
-        equal = same_contents(source, target)
+        with signals.current().raising():
+            equal = same_contents(source, target)
     print_result(result, writer, args, equal=equal)
     return 0 if equal else errors.ContentMismatch.exit_code
 
@@ -96,9 +106,9 @@ def migrate(backend: disk.BlockBackend, uri: str, args: argparse.Namespace) -> s
     parameters = params.MigrationParameters(
         max_bandwidth=args.max_bandwidth, downtime_limit=args.downtime_limit, writers_after="refuse", timeout=60
     )
-    with output.reporter(args.progress) as report:
+    with progress.reporter(args.progress) as report:
         outgoing = migration.OutgoingMigration([backend], uri, parameters, on_progress=report)
-        with outgoing:
+        with signals.current().cancelling(outgoing.cancel), outgoing:
             outgoing.run()
     return outgoing.stats
 
@@ -112,7 +122,15 @@ def receiving(target: pathlib.Path) -> Iterator[str]:
     beside = pathlib.Path(__file__).parents[2]
     command = [sys.executable, "-m", "blkmig", "receive", "--progress=none", "--accept-timeout", str(RECEIVER_SECONDS),
                "tcp:127.0.0.1:0", f"demo={target.resolve()}"]  # fmt: skip
-    with subprocess.Popen(command, cwd=beside, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command,
+        cwd=beside,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,  # Ctrl-C is for the demo, which ends its receiver itself
+    ) as process:
         try:
             assert process.stderr is not None
             yield read_address(process.stderr)

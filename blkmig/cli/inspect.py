@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from .. import channel, errors, migration, savevm, units
-from . import arguments, output
+from . import arguments, output, signals
 
 CELLS = 64
 """Cells of a picture at most; each stands for the same number of blocks."""
 
 EXIT_CODES = {"complete": 0, "incremental": 0, "lossy": 3, "cancelled": 5, "truncated": 5, "error": 1}
+
+EXAMPLES = (
+    "blkmig inspect captured.stream",
+    "blkmig inspect --records - <captured.stream",
+)
 
 
 def add_command(commands: Any) -> None:
@@ -24,8 +28,10 @@ def add_command(commands: Any) -> None:
         run,
         summary="show what is in a stream, from blkmig or from a QEMU 2.2 to 9.0, whole or broken",
         description="Exit codes: 0 complete or incremental, 3 lossy, 5 cancelled or truncated, 1 damaged.",
+        examples=EXAMPLES,
     )
-    parser.add_argument("stream", metavar="STREAM", help="a file, or - for stdin, or any URI that receive takes")
+    parser.add_argument("stream", type=arguments.word, metavar="STREAM",
+                        help="a file, or - for stdin, or any URI that receive takes")  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--records", action="store_true", help="list each record with its offset")
     parser.add_argument("--size", action="append", default=[], metavar="[NAME=]SIZE",
@@ -36,14 +42,15 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     sizes = dict(map(arguments.named_size, args.size))
     listing = Listing() if args.records else None
-    with channel.listen(stream_uri(args.stream)) as listener:
+    with channel.listen(stream_uri(args.stream)) as listener, signals.current().cancelling(listener.cancel):
         f = listener.accept(timeout=None)
-        try:
+    try:
+        with signals.current().cancelling(f.cancel):
             inspection = migration.inspect(
                 f, sizes=sizes, observer=listing, records=None if listing is None else listing.records
             )
-        finally:
-            f.abort()
+    finally:
+        f.abort()
     if args.json:
         output.print_json(migration.as_json(inspection))
     else:
@@ -107,18 +114,20 @@ class BlockListing(migration.RecordListener):
 
 
 def print_record(position: int | str, text: str) -> None:
-    """Print one line of the listing."""
-    print(f"{position:>14}  {text}")
+    """Print one line of the listing; once nobody reads it, there is no use in going on."""
+    output.put(f"{position:>14}  {text}")
+    if output.results_error is not None:
+        raise errors.MigrationError(f"the listing cannot be written: {output.results_error}")
 
 
 def print_inspection(inspection: migration.Inspection) -> None:
     """Print an inspection for a person."""
     output.print_table(container_rows(inspection))
     for disk in inspection.disks:
-        print()
+        output.put()
         output.print_table(disk_rows(disk))
         print_picture(disk)
-    print(f"\n{inspection.verdict}: {inspection.reason}")
+    output.put(f"\n{inspection.verdict}: {inspection.reason}")
 
 
 def container_rows(inspection: migration.Inspection) -> list[tuple[str, str]]:
@@ -167,7 +176,7 @@ def print_picture(disk: migration.InspectedDisk) -> None:
         return
     step = -(-nblocks // CELLS)
     cells = "".join(cell(disk, start, min(start + step, nblocks)) for start in range(0, nblocks, step))
-    print(f"[{cells}]  {step} MiB a cell: # data, o sent again, . zero, ? missing", file=sys.stdout)
+    output.put(f"[{cells}]  {step} MiB a cell: # data, o sent again, . zero, ? missing")
 
 
 def cell(disk: migration.InspectedDisk, start: int, stop: int) -> str:

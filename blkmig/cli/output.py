@@ -1,167 +1,170 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What people and programs see: errors, results, progress as bars, lines or JSON."""
+"""What people and programs are told: results on stdout; errors, notes and the log on stderr.
+
+A result that cannot be written does not stop anything: `results_error` keeps why, and the command fails in the end.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import logging
+import math
 import sys
-from collections.abc import Callable, Iterator
-from typing import Any, Protocol, TextIO
+import traceback
+from typing import Any
 
-from .. import stats, units
+from .. import stats
+from . import display, standard
 
-PLAIN_SECONDS = 1.0
-"""Plain progress lines come this far apart."""
+stderr = display.Display()
+results_error: str | None = None
+"""Why the results did not reach stdout, the first time that they did not."""
 
-
-def print_error(error: BaseException | str) -> None:
-    """Say what went wrong, in one line."""
-    print(f"blkmig: {error}", file=sys.stderr)
-    for note in getattr(error, "__notes__", ()):
-        print(f"blkmig: {note}", file=sys.stderr)
+_is_verbose = False
 
 
-def set_up_logging(*, verbose: bool) -> None:
-    """Send the package's log to stderr: warnings, or with `verbose` everything."""
-    logging.basicConfig(format="blkmig: %(message)s", level=logging.DEBUG if verbose else logging.WARNING)
+def set_up(*, progress: str, is_verbose: bool) -> None:
+    """Begin a run of the command: what goes where, and how much of it."""
+    global stderr, results_error, _is_verbose
+    stderr, results_error, _is_verbose = display.Display(), None, is_verbose
+    stderr.is_json = progress == "json"
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, LogHandler)]:
+        root.removeHandler(handler)
+    root.addHandler(LogHandler())
+    root.setLevel(logging.DEBUG if is_verbose else logging.WARNING)
+
+
+class LogHandler(logging.Handler):
+    """Shows the package's warnings, or with ``-v`` everything that it and others log."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Show one record of the log."""
+        if not _is_verbose and record.name.partition(".")[0] != "blkmig":
+            return
+        message = record.getMessage()
+        if stderr.is_json:
+            stderr.record({"event": "Log", "level": record.levelname, "logger": record.name, "message": message})
+        else:
+            stderr.line(f"blkmig: {message}")
+
+
+# -- stderr ----------------------------------------------------------------------------------------------------------
+
+
+def print_error(error: BaseException, exit_code: int, *, message: str | None = None) -> int:
+    """Say what went wrong, in one line, and each note to it in one more; return `exit_code`.
+
+    With a `message` instead of its own, the error is one that nobody expected: ``-v`` shows where it came from.
+    """
+    stderr.status("")
+    notes = [str(note) for note in getattr(error, "__notes__", ())]
+    text = str(error) if message is None else message
+    if stderr.is_json:
+        kind = type(error).__name__
+        record = {"event": "Error", "kind": kind, "code": exit_code, "message": text, "notes": notes}
+        stderr.record({**record, "fields": to_json(fields_of(error))})
+    else:
+        for line in [*str(getattr(error, "usage", "")).splitlines(), *(f"blkmig: {line}" for line in (text, *notes))]:
+            stderr.line(line)
+    if message is not None:
+        print_traceback(error)
+    return exit_code
+
+
+def fields_of(error: BaseException) -> dict[str, Any]:
+    """Return what an error knows besides its text."""
+    known = getattr(error, "__dict__", {})
+    return {name: value for name, value in known.items() if not name.startswith("_") and name != "usage"}
+
+
+def print_traceback(error: BaseException) -> None:
+    """Show where an error came from, to those who asked for it."""
+    if _is_verbose:
+        for line in "".join(traceback.format_exception(error)).splitlines():
+            stderr.line(line)
+
+
+def print_note(text: str) -> None:
+    """Say something that is no error."""
+    if stderr.is_json:
+        stderr.record({"event": "Note", "message": text})
+    else:
+        stderr.line(f"blkmig: {text}")
+
+
+def print_listening(uri: str) -> None:
+    """Say where a receiver waits: programs that start one read this line."""
+    if stderr.is_json:
+        stderr.record({"event": "Listening", "uri": uri})
+    else:
+        stderr.line(f"listening on {uri}")
+
+
+# -- stdout ----------------------------------------------------------------------------------------------------------
+
+
+def put(text: str = "", *, flush: bool = False) -> None:
+    """Write lines to stdout, escaped as far as it cannot show them; what cannot be written is noted."""
+    global results_error
+    if results_error is not None:
+        return
+    try:
+        encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+        lines = "\n".join(map(display.printable, text.split("\n")))
+        print(lines.encode(encoding, "backslashreplace").decode(encoding), flush=flush)
+    except (OSError, ValueError) as error:
+        _lose_results(error)
+
+
+def flush_results() -> None:
+    """Have stdout take what was written so far."""
+    if results_error is None:
+        try:
+            sys.stdout.flush()
+        except (OSError, ValueError) as error:
+            _lose_results(error)
+
+
+def _lose_results(error: OSError | ValueError) -> None:
+    global results_error
+    results_error = getattr(error, "strerror", None) or str(error)  # its text alone: the error holds what runs
+    standard.discard_stdout()
 
 
 def to_json(value: Any) -> Any:
-    """Return statistics and events as what JSON can hold, the kind of an event included."""
+    """Return statistics, events and the fields of errors as what JSON can hold, the kind of an event included."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         record = {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
         if isinstance(value, stats.Event):
             record = {"event": type(value).__name__, **record}
         return record
     if isinstance(value, dict):
-        return {key: to_json(item) for key, item in value.items()}
+        return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [to_json(item) for item in value]
-    return value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
 
 
-def print_json(value: Any, file: TextIO | None = None) -> None:
-    """Print one JSON object on one line."""
-    print(json.dumps(to_json(value)), file=file or sys.stdout, flush=True)
+def print_json(value: Any, *, is_stdout_taken: bool = False) -> None:
+    """Print a result as one JSON object on one line: on stdout, or on stderr if a stream goes to stdout."""
+    import json
+
+    if is_stdout_taken and stderr.is_json:
+        stderr.record({"event": "Result", "result": to_json(value)})
+    elif is_stdout_taken:
+        stderr.line(json.dumps(to_json(value)))
+    else:
+        put(json.dumps(to_json(value)), flush=True)
 
 
-def print_table(rows: list[tuple[str, str]], file: TextIO | None = None) -> None:
-    """Print rows of two columns."""
+def print_table(rows: list[tuple[str, str]], *, is_stdout_taken: bool = False) -> None:
+    """Print rows of two columns: on stdout, or on stderr if a stream goes to stdout."""
     width = max(len(label) for label, _ in rows)
     for label, value in rows:
-        print(f"{label:<{width}}  {value}", file=file or sys.stdout)
-
-
-class Reporter(Protocol):
-    """What shows the events of a migration."""
-
-    def __call__(self, event: stats.Event) -> None:
-        """Show one event."""
-
-
-@contextlib.contextmanager
-def reporter(kind: str) -> Iterator[Callable[[stats.Event], None] | None]:
-    """Yield what shows progress on stderr: "bar", "plain", "json", "none", or "auto" (a bar on a terminal)."""
-    if kind == "auto":
-        kind = "bar" if sys.stderr.isatty() else "plain"
-    if kind == "none":
-        yield None
-    elif kind == "json":
-        yield lambda event: print_json(event, sys.stderr)
-    elif kind == "bar" and (bar := _make_bar()) is not None:
-        with bar:
-            yield bar
-    else:
-        yield PlainReporter()
-
-
-class PlainReporter:
-    """Prints a line a second, and one for each round."""
-
-    def __init__(self) -> None:
-        self._last = 0.0
-
-    def __call__(self, event: stats.Event) -> None:
-        """Print `event`, if it is time for a line."""
-        if isinstance(event, stats.Progressed | stats.Received):
-            if event.elapsed - self._last < PLAIN_SECONDS:
-                return
-            self._last = event.elapsed
-        text = describe(event)
-        if text:
-            print(text, file=sys.stderr, flush=True)
-
-
-def describe(event: stats.Event) -> str:
-    """Return `event` as a line for a person, "" for one that is not worth a line."""
-    if isinstance(event, stats.Progressed):
-        return (
-            f"{event.phase} {event.percent:5.1f} %, {units.format_size(event.remaining)} pending, "
-            f"{units.format_rate(event.bandwidth)}"
-        )
-    if isinstance(event, stats.RoundEnded):
-        return describe_round(event)
-    if isinstance(event, stats.Received):
-        return f"received {units.format_size(event.transferred)}, {event.blocks} blocks, {event.percent} %"
-    return ""
-
-
-def describe_round(event: stats.RoundEnded) -> str:
-    """Return a line about a round."""
-    ended = event.round
-    name = "bulk   " if not ended.number else f"round {ended.number:<2}"
-    return (
-        f"{name}  {units.format_size(ended.transferred):>10} in {units.format_duration(ended.seconds):>7}, "
-        f"{units.format_rate(ended.bandwidth):>12}; {units.format_size(event.pending):>10} dirty again, "
-        f"{units.format_size(event.threshold_size)} fit the downtime limit"
-    )
-
-
-def _make_bar() -> BarReporter | None:
-    """Return the bar, None where rich is not installed."""
-    try:
-        return BarReporter()
-    except ImportError:
-        return None
-
-
-class BarReporter:
-    """A bar that is redrawn in place, with the rounds above it."""
-
-    def __init__(self) -> None:
-        from rich import console, progress  # an extra, and slow to import
-
-        self._progress = progress.Progress(
-            progress.TextColumn("{task.description:<10}"),
-            progress.BarColumn(),
-            progress.TextColumn("{task.percentage:5.1f} %"),
-            progress.TextColumn("{task.fields[detail]}"),
-            console=console.Console(stderr=True),
-        )
-        self._task = self._progress.add_task("waiting", total=100, detail="")
-
-    def __enter__(self) -> BarReporter:
-        """Start drawing."""
-        self._progress.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        """Stop drawing and leave the last picture."""
-        self._progress.stop()
-
-    def __call__(self, event: stats.Event) -> None:
-        """Redraw."""
-        if isinstance(event, stats.Progressed):
-            detail = f"{units.format_size(event.remaining)} pending  {units.format_rate(event.bandwidth)}"
-            self._progress.update(self._task, completed=event.percent, description=event.phase, detail=detail)
-        elif isinstance(event, stats.Received):
-            detail = units.format_size(event.transferred)
-            self._progress.update(self._task, completed=event.percent, description="receiving", detail=detail)
-        elif isinstance(event, stats.RoundEnded):
-            self._progress.console.print(describe_round(event), highlight=False)
-        elif isinstance(event, stats.StatusChanged):
-            completed = 100 if event.status == "completed" else None
-            self._progress.update(self._task, description=event.status, completed=completed)
+        if is_stdout_taken:
+            stderr.line(f"{label:<{width}}  {value}")
+        else:
+            put(f"{label:<{width}}  {value}")

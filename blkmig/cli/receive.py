@@ -4,11 +4,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from typing import Any
 
 from .. import errors, migration, params, stats, units
-from . import arguments, output
+from . import arguments, output, progress, signals
+
+EXAMPLES = (
+    "blkmig receive tcp::4444 vda=copy.raw                     # the disk called vda goes to copy.raw",
+    "blkmig receive tcp::4444 --into /srv/disks                # every disk of the stream",
+    "blkmig receive file:vda.stream vda=vda.qcow2,format=qcow2",
+    "blkmig receive tcp::4444 --incremental vda=x.raw          # x.raw holds the base already",
+)
 
 
 def add_command(commands: Any) -> None:
@@ -20,11 +26,14 @@ def add_command(commands: Any) -> None:
         summary="take the disks of a migration, from blkmig or from a QEMU 2.2 to 9.0",
         description="Listens on tcp: and unix:, reads exec:, fd:, file: and - (stdin). A target that does not exist is "
         "created; it is complete only if the exit code is 0.",
+        examples=EXAMPLES,
     )
-    parser.add_argument("uri", metavar="URI", help=arguments.URI_HELP)
+    parser.add_argument("uri", type=arguments.word, metavar="URI", help=arguments.URI_HELP)
     parser.add_argument("disks", nargs="*", metavar="[NAME=]DISK", help="where the disk NAME goes; without a name, the "
                         "disks of the stream in their order")  # fmt: skip
-    parser.add_argument("--into", metavar="DIR", help="put every other disk into this folder, as NAME.raw")
+    parser.add_argument(
+        "--into", type=arguments.word, metavar="DIR", help="put every other disk into this folder, as NAME.raw"
+    )
     parser.add_argument("--map", action="append", default=[], metavar="INDEX=DISK",
                         help="where the disk that appears as number INDEX, from 0, goes")  # fmt: skip
     parser.add_argument("--size", action="append", default=[], metavar="[NAME=]SIZE",
@@ -51,13 +60,13 @@ def run(args: argparse.Namespace) -> int:
         direct=args.direct,
         accept_timeout=args.accept_timeout,
     )
-    with output.reporter(args.progress) as report:
+    with progress.reporter(args.progress) as report:
         incoming = migration.IncomingMigration(
             args.uri, targets, parameters, into=args.into, by_index=by_index, on_progress=report
         )
-        with incoming:
+        with signals.current().cancelling(incoming.cancel), incoming:
             if args.uri.startswith(("tcp:", "unix:")):
-                print(f"listening on {incoming.uri}", file=sys.stderr, flush=True)
+                output.print_listening(incoming.uri)
             result = incoming.run()
     print_result(result, args)
     return 0
@@ -77,7 +86,7 @@ def print_result(result: stats.IncomingStatistics, args: argparse.Namespace) -> 
         output.print_json(result)
         return
     for note in result.notes:
-        output.print_error(note)
+        output.print_note(note)
     rows = [(received.name or "(no name)", describe_disk(received)) for received in result.disks.values()]
     speed = units.format_rate(result.transferred / result.total_time) if result.total_time else "-"
     rows.append(("time", f"{units.format_duration(result.total_time)}, {speed} on the wire"))

@@ -5,11 +5,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import sys
 from typing import Any
 
 from .. import disk, errors, migration, params, stats, units
-from . import arguments, output
+from . import arguments, output, progress, signals
+from . import parser as parsing
+
+DRY_RUN_SECONDS = "3"
+
+EXAMPLES = (
+    "blkmig send vda=vda.raw tcp:dest:4444                     # a raw file or a block device, called vda there",
+    "blkmig send vda.raw vdb.raw 'exec:ssh dest blkmig receive - --into /srv/disks'",
+    "blkmig send vda.qcow2,format=qcow2 file:vda.stream        # an image of another format, into a file",
+    "blkmig send --dry-run qemu:/run/vm.qmp tcp:dest:4444      # what it would take; send nothing",
+    "blkmig send --move qemu:/run/vm.qmp,device=vda tcp:dest:4444",
+)
 
 QMP_SECONDS = 5.0
 """A monitor that does not greet us by then has another client, whatever time a receiver may take to answer."""
@@ -22,10 +32,11 @@ def add_command(commands: Any) -> None:
         "send",
         run,
         summary="migrate disks to a receiver, a QEMU up to 9.0 with -incoming, or a file",
+        examples=EXAMPLES,
     )
     parser.add_argument("disks", nargs="+", metavar="[NAME=]DISK", help="a file, a block device, nbd://..., "
                         "qemu:QMP_SOCKET[,device=ID]; NAME is what the receiver calls it")  # fmt: skip
-    parser.add_argument("uri", metavar="URI", help=arguments.URI_HELP)
+    parser.add_argument("uri", type=arguments.word, metavar="URI", help=arguments.URI_HELP)
     add_limits(parser)
     add_stream(parser)
     add_live(parser)
@@ -60,7 +71,7 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connect-timeout", type=float, default=30.0, metavar="SECONDS", help="(default: 30)")
 
 
-def add_live(parser: argparse.ArgumentParser) -> None:
+def add_live(parser: parsing.CommandParser) -> None:
     """Add the options about the source's writers."""
     parser.add_argument("--move", action="store_true", help="the disk moves: its writers stay held when all is there "
                         "(default: they go on, the target is a copy)")  # fmt: skip
@@ -68,8 +79,10 @@ def add_live(parser: argparse.ArgumentParser) -> None:
                         help="pause-before: take part in the migration of a VM, whose RAM QEMU moves")  # fmt: skip
     parser.add_argument("--force", action="store_true", help="use a QEMU's disk in an iothread, although a QEMU before "
                         "9.0 aborts if blkmig is killed")  # fmt: skip
-    parser.add_argument("--dry-run", nargs="?", type=float, const=3.0, metavar="SECONDS",
-                        help="send nothing: watch the writers (default: 3 s) and say what it would take")  # fmt: skip
+    parser.add_argument("--dry-run", nargs="?", type=arguments.seconds, metavar="=SECONDS",
+                        help=f"send nothing: watch the writers (default: {DRY_RUN_SECONDS} s) and say what it would "
+                        "take")  # fmt: skip
+    parser.without_value["--dry-run"] = DRY_RUN_SECONDS
 
 
 def run(args: argparse.Namespace) -> int:
@@ -92,14 +105,14 @@ def run(args: argparse.Namespace) -> int:
         if args.dry_run is not None:
             print_forecast(migration.forecast(disks, parameters, seconds=args.dry_run), args)
             return 0
-        report = stack.enter_context(output.reporter(args.progress))
+        report = stack.enter_context(progress.reporter(args.progress))
         outgoing = migration.OutgoingMigration(disks, args.uri, parameters, on_progress=report)
-        with outgoing:
+        with signals.current().cancelling(outgoing.cancel), outgoing:
             if args.switchover == "pause-before":
                 watch_switchover(disks, outgoing)
             outgoing.run()
     for name in outgoing.skipped:
-        output.print_error(f"disk {name!r} was not sent: it is read-only or has no bytes")
+        output.print_note(f"disk {name!r} was not sent: it is read-only or has no bytes")
     print_result(outgoing.stats, args)
     return 0
 
@@ -149,12 +162,12 @@ def machine_compat(machine: str) -> params.MachineCompat | None:
 
 def print_result(result: stats.OutgoingStatistics, args: argparse.Namespace) -> None:
     """Print what was done: on stdout, or on stderr if the stream is there."""
-    file = sys.stderr if args.uri == "-" else sys.stdout
+    is_stdout_taken = args.uri == "-"
     if args.json:
-        output.print_json(result, file)
+        output.print_json(result, is_stdout_taken=is_stdout_taken)
         return
     for note in result.notes:
-        output.print_error(note)
+        output.print_note(note)
     rounds = max(0, result.rounds[-1].number - 1) if result.rounds else 0
     rows = [
         ("disks", units.format_size(result.disk_bytes)),
@@ -166,7 +179,7 @@ def print_result(result: stats.OutgoingStatistics, args: argparse.Namespace) -> 
         ("time", f"{units.format_duration(result.total_time)}, {units.format_rate(result.throughput)}"),
         ("downtime", units.format_duration(result.downtime or 0.0)),
     ]
-    output.print_table(rows, file)
+    output.print_table(rows, is_stdout_taken=is_stdout_taken)
 
 
 def print_forecast(found: migration.Forecast, args: argparse.Namespace) -> None:

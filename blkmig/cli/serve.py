@@ -8,7 +8,13 @@ import pathlib
 from typing import Any
 
 from .. import disk
-from . import arguments
+from . import arguments, output
+
+SERVE_EXAMPLES = (
+    "blkmig serve vda=vda.qcow2,format=qcow2 --nbd unix:/run/vda.nbd",
+    "blkmig serve vda=vda.raw --nbd tcp:127.0.0.1:10809 --qmp /run/vda.qmp",
+)
+CLEANUP_EXAMPLES = ("blkmig cleanup qemu:/run/vm.qmp",)
 
 
 def add_command(commands: Any) -> None:
@@ -19,12 +25,19 @@ def add_command(commands: Any) -> None:
         run_serve,
         summary="offer images over NBD through a qemu-storage-daemon, ready to be sent while they are written",
         description="Runs until Ctrl-C. Clients write the NBD exports; the line that is printed sends the disks.",
+        examples=SERVE_EXAMPLES,
     )
     serve.add_argument("images", nargs="+", metavar="NAME=IMAGE", help="an image, as vda=vda.qcow2,format=qcow2")
     serve.add_argument(
-        "--nbd", required=True, metavar="ADDRESS", help="where clients connect: unix:PATH, tcp:HOST:PORT"
+        "--nbd",
+        required=True,
+        type=arguments.word,
+        metavar="ADDRESS",
+        help="where clients connect: unix:PATH, tcp:HOST:PORT",
     )
-    serve.add_argument("--qmp", metavar="PATH", help="the socket for blkmig (default: that of --nbd with .qmp)")
+    serve.add_argument(
+        "--qmp", type=arguments.word, metavar="PATH", help="the socket for blkmig (default: that of --nbd with .qmp)"
+    )
 
     cleanup = arguments.add_command(
         commands,
@@ -33,8 +46,9 @@ def add_command(commands: Any) -> None:
         summary="bring a QEMU back to work after a blkmig that was killed",
         description="Removes exports, bitmaps and limits, cancels QEMU's own migration that waits for its disks, and "
         "lets the writers go on that were held. What belongs to a blkmig that is running stays.",
+        examples=CLEANUP_EXAMPLES,
     )
-    cleanup.add_argument("qemu", metavar="qemu:PATH", help="the QMP socket of the QEMU")
+    cleanup.add_argument("qemu", type=arguments.word, metavar="qemu:PATH", help="the QMP socket of the QEMU")
     cleanup.add_argument("--force", action="store_true", help="let the writers go on although the target may own the "
                          "disks, after a --move whose end had left; cancel a migration of unknown origin")  # fmt: skip
     cleanup.add_argument("--connect-timeout", type=float, default=5.0, metavar="SECONDS",
@@ -52,8 +66,8 @@ def run_serve(args: argparse.Namespace) -> int:
         served.append(serve.ServedDisk(pathlib.Path(described.path).stem if name is None else name, described))
     with serve.StorageDaemon(served, args.nbd, qmp=args.qmp) as daemon:
         for each in daemon.disks:
-            print(f"{each.name}: {daemon.export_uri(each)}")
-        print(f"send with: {daemon.send_line()}", flush=True)
+            output.put(f"{each.name}: {daemon.export_uri(each)}")
+        output.put(f"send with: {daemon.send_line()}", flush=True)
         daemon.wait()
     return 0
 
@@ -62,6 +76,6 @@ def run_cleanup(args: argparse.Namespace) -> int:
     """Remove leftovers."""
     from ..disk import qemu
 
-    if not qemu.cleanup(args.qemu, force=args.force, connect_timeout=args.connect_timeout, say=print):
-        print("nothing was left")
+    if not qemu.cleanup(args.qemu, force=args.force, connect_timeout=args.connect_timeout, say=output.put):
+        output.put("nothing was left")
     return 0

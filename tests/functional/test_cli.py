@@ -19,6 +19,7 @@ import pytest
 
 import blkmig
 from blkmig import cli
+from blkmig.cli import arguments
 
 MIB = lab.MIB
 COMMAND = [sys.executable, "-m", "blkmig"]
@@ -224,4 +225,4 @@ def test_bar(tmp_path: Path, disk: Path) -> None:
     ],
 )
 def test_named(text: str, expected: tuple[str | None, str]) -> None:
-    assert cli.arguments.named(text) == expected
+    assert arguments.named(text) == expected

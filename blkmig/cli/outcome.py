@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From how a command ended to what the user is told and to the exit code. No traceback ever reaches a user who did not
+ask for one with ``-v``."""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Sequence
+
+from .. import errors
+from . import output, parser, signals
+
+EXIT_FAILED = 1
+
+ENDED_BY_SIGNAL = (EXIT_FAILED, errors.ChannelError.exit_code, errors.Cancelled.exit_code)
+"""Exit codes that mean no more than "cancelled" after a signal: a link that breaks then, say. The others are facts."""
+
+DEFECT = "this is a defect of blkmig; run it again with -v and report what it says"
+
+
+def run(words: Sequence[str], heard: signals.Signals) -> int:
+    """Run a command line, tell the user how it ended, and return the exit code."""
+    before, threading.excepthook = threading.excepthook, _thread_failed
+    try:
+        output.set_up(progress=parser.progress_style(words), is_verbose=parser.is_verbose(words))
+        args = parser.parse(words)
+        exit_code: int = args.run(args)
+        output.flush_results()
+    except BaseException as error:
+        exit_code = report(error, heard.number)
+    finally:
+        threading.excepthook = before
+    if output.results_error is not None and exit_code == 0:
+        why = output.results_error
+        lost = errors.MigrationError(f"the work is done, but its result cannot be written to stdout: {why}")
+        return output.print_error(lost, lost.exit_code)
+    return exit_code
+
+
+def report(error: BaseException, signal_number: int | None) -> int:
+    """Say what ended a command, and return its exit code."""
+    match error:
+        case signals.Interrupted() | KeyboardInterrupt():
+            return _cancelled(error, signal_number)
+        case SystemExit():
+            return error.code if isinstance(error.code, int) else EXIT_FAILED
+        case errors.MigrationError():
+            if signal_number is not None and error.exit_code in ENDED_BY_SIGNAL:
+                return _cancelled(error, signal_number)
+            return output.print_error(error, error.exit_code)
+        case OSError():
+            where = "" if error.filename is None else f"{error.filename!r}: "
+            return output.print_error(error, EXIT_FAILED, message=f"{where}{error.strerror or error}")
+        case MemoryError():
+            return output.print_error(error, EXIT_FAILED, message="there is not enough memory")
+        case _:
+            return output.print_error(error, EXIT_FAILED, message=f"{describe_defect(error)}: {DEFECT}")
+
+
+def _cancelled(error: BaseException, signal_number: int | None) -> int:
+    """Say that a signal ended the command, with what else there is to be said about its end."""
+    number = error.number if isinstance(error, signals.Interrupted) else signal_number
+    if not isinstance(error, errors.Cancelled | signals.Interrupted | KeyboardInterrupt):
+        output.print_note(str(error))
+    ended = errors.Cancelled("cancelled" if number is None else str(signals.Interrupted(number)))
+    for note in getattr(error, "__notes__", ()):
+        ended.add_note(note)
+    return output.print_error(ended, errors.Cancelled.exit_code if number is None else 128 + number)
+
+
+def describe_defect(error: BaseException) -> str:
+    """Return the kind, the text and the place of an error that nobody expected, in one line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f" at {frames[-1].filename.rpartition('blkmig/')[2]}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}: {error}{where}" if str(error) else f"{type(error).__name__}{where}"
+
+
+def _thread_failed(args: threading.ExceptHookArgs) -> None:
+    """Say that a thread ended with an error that it should have kept."""
+    if args.exc_value is not None and args.exc_type is not SystemExit:
+        output.print_note(f"{describe_defect(args.exc_value)}: {DEFECT}")
+        output.print_traceback(args.exc_value)

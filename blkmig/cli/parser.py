@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The words of a command line: a command, its words and its options, in any order.
+
+An option whose value may be left out takes it with "=" only, so that it never takes the next word for its value.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from .. import errors
+from . import output
+
+COMMANDS = {
+    "send": "send",
+    "receive": "receive",
+    "inspect": "inspect",
+    "serve": "serve",
+    "cleanup": "serve",
+    "demo": "demo",
+}
+"""The module of each command."""
+
+EXAMPLES = "examples:\n"
+
+PLAIN = "\0"
+"""Stands before what is a word, whatever it looks like. No word of a command line holds it."""
+
+
+class UsageError(errors.ParameterError):
+    """A command line that makes no sense; `usage` says how it should look."""
+
+    def __init__(self, message: str, usage: str) -> None:
+        super().__init__(message)
+        self.usage = usage
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter):
+    """Wraps descriptions, and leaves the lines of examples as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith(EXAMPLES):
+            return super()._fill_text(text, width, indent)
+        return argparse.HelpFormatter._fill_text(self, text, width, indent)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """An argparse parser whose errors are raised, and whose words go through the one place for output."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=HelpFormatter, **options)
+        self.without_value: dict[str, str] = {}
+        """Options whose value may be left out, and what they mean then."""
+
+        self.commands: dict[str, CommandParser] = {}
+        """The parsers of the commands, for the parser of what stands before them."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a UsageError."""
+        raise UsageError(message, self.format_usage())
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message:
+            output.put(message.rstrip("\n"))
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """Return what `words` say; options may stand anywhere between them, but not behind a "--"."""
+        end = words.index("--") if "--" in words else len(words)
+        # argparse forgets the "--" when it puts words from between options together.
+        given = [*map(self._with_value, words[:end]), *(f"{PLAIN}{word}" for word in words[end + 1 :])]
+        args = self.parse_intermixed_args(given)
+        for name, value in vars(args).items():
+            if isinstance(value, str | list):
+                setattr(args, name, _without_mark(value))
+        return args
+
+    def _with_value(self, word: str) -> str:
+        """Return `word`, with a value if it is an option that was given without one."""
+        for option, value in self.without_value.items():
+            if len(word) > len("--d") and option.startswith(word):
+                return f"{option}={value}"
+        return word
+
+
+def _without_mark(value: Any) -> Any:
+    """Return words without the mark that they are words."""
+    if isinstance(value, list):
+        return list(map(_without_mark, value))
+    return value.removeprefix(PLAIN) if isinstance(value, str) else value
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Return what a command line says; `run` is the function that runs its command. Raises UsageError, SystemExit.
+
+    Only the module of the command that is asked for is imported.
+    """
+    place = next((index for index, word in enumerate(words) if not word.startswith("-")), len(words))
+    before, name, after = words[:place], "".join(words[place : place + 1]), words[place + 1 :]
+    if name in COMMANDS and not {"-h", "--help", "--version"}.intersection(before):
+        return build_command(name).parse([*before, *after])
+    top = build_parser()
+    top.parse_args(before)
+    known = ", ".join(COMMANDS)
+    raise UsageError(f"there is no command {name!r}: say one of {known}" if name else f"say what to do: {known}",
+                     top.format_usage())  # fmt: skip
+
+
+def build_parser(modules: Sequence[str] = tuple(dict.fromkeys(COMMANDS.values()))) -> CommandParser:
+    """Return the parser of what stands before the command, for whose help all commands are there."""
+    top = CommandParser(
+        prog="blkmig",
+        description="Move disks while they are being written: QEMU's live block migration, without QEMU.",
+        epilog="Options may stand anywhere after the command. Sizes take K, M, G and T, powers of 1024. "
+        "blkmig COMMAND --help says more, with examples.",
+    )
+    top.add_argument("--version", action="version", version=f"blkmig {version()}")
+    top.add_argument("-v", "--verbose", action="store_true", help="say more on stderr")
+    commands = top.add_subparsers(metavar="COMMAND")
+    for module in modules:
+        importlib.import_module(f"..{module}", __name__).add_command(commands)
+    top.commands = commands.choices
+    return top
+
+
+def build_command(name: str) -> CommandParser:
+    """Return the parser of one command."""
+    return build_parser([COMMANDS[name]]).commands[name]
+
+
+def version() -> str:
+    """Return the package's version, which is said on its top floor."""
+    text: str = sys.modules[__name__.partition(".")[0]].__version__
+    return text
+
+
+def is_verbose(words: Sequence[str]) -> bool:
+    """Return whether a command line asks for more words, even if it makes no sense otherwise."""
+    return "-v" in words or "--verbose" in words
+
+
+def progress_style(words: Sequence[str]) -> str:
+    """Return the progress that a command line asks for, even if it makes no sense otherwise."""
+    style = "auto"
+    for index, word in enumerate(words):
+        option, equals, value = word.partition("=")
+        if option == "--progress":
+            style = value if equals else "".join(words[index + 1 : index + 2])
+    return style

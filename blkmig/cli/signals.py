@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""INT, TERM and HUP, all three alike: the command ends in good order, and a user who insists is not locked in.
+
+::
+
+    at first      a signal is raised where the main thread is, as Interrupted          (disks are being opened)
+    cancelling    it calls cancel(), which ends whatever is blocked, C code, too       (the migration runs)
+    afterwards    it is remembered, and disturbs nothing                               (everything is closed)
+
+A thread hears the signals, because the main thread's own handlers wait until it runs Python again, which a call into a
+library may put off for long. The second signal is answered with a word and the third ends the process at once; those
+that come within a second count as one, for terminals and supervisors send several.
+
+A signal that the command inherited as ignored stays ignored: ``nohup blkmig ...`` outlives its terminal.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+APART_SECONDS = 1.0
+"""Signals that come closer than this are one wish."""
+
+PATIENCE = 3
+"""The wish that ends the process at once."""
+
+
+class Interrupted(BaseException):
+    """One of the signals, raised where the main thread is; everything is cleaned up on the way out."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"cancelled by {signal.Signals(number).name}")
+        self.number = number
+
+
+class Signals:
+    """What the signals of one run of the command have said, and what they do at present.
+
+    `number` is the first one's, None without one. Any thread may read and set the fields: each is set as a whole, and
+    whoever sets `number` looks at `_cancel` afterwards, whoever sets `_cancel` looks at `number` afterwards.
+    """
+
+    def __init__(self, say: Callable[[str], None], leave: Callable[[int], object] = os._exit) -> None:
+        self.number: int | None = None
+        self._say = say
+        self._leave = leave
+        self._raises = True
+        self._cancel: Callable[[], None] | None = None
+        # The watching thread only.
+        self._wishes = 0
+        self._heard_at = 0.0
+
+    @contextlib.contextmanager
+    def cancelling(self, cancel: Callable[[], None]) -> Iterator[None]:
+        """Have a signal call `cancel`, from any thread, for the body of a ``with``; afterwards none disturbs."""
+        self._raises = False
+        self._cancel = cancel
+        if self.number is not None:
+            cancel()
+        try:
+            yield
+        finally:
+            self._cancel = None
+
+    @contextlib.contextmanager
+    def raising(self) -> Iterator[None]:
+        """Have a signal raised again, for the body of a ``with``; at once, if one came before."""
+        if self.number is not None:
+            raise Interrupted(self.number)
+        self._raises = True
+        try:
+            yield
+        finally:
+            self._raises = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Do the main thread's part, as a signal handler: raise, but only once."""
+        if self.number is None:
+            self.number = number
+        if self._raises:
+            self._raises = False
+            raise Interrupted(self.number)
+
+    def hear(self, number: int, now: float) -> None:
+        """Do the watching thread's part, when it hears a signal at `now` seconds."""
+        if self.number is None:
+            self.number = number
+        if self._wishes and now - self._heard_at < APART_SECONDS:
+            return
+        self._wishes, self._heard_at = self._wishes + 1, now
+        cancel = self._cancel
+        if self._wishes == 1 and cancel is not None:
+            cancel()
+        elif self._wishes == PATIENCE - 1:
+            self._say("cleaning up; one more signal ends this at once, and leaves what is in use as it is")
+        elif self._wishes >= PATIENCE:
+            self._leave(128 + self.number)
+
+    def watch(self, fd: int) -> None:
+        """Hear signals from the wake-up descriptor until its other end is closed."""
+        while numbers := os.read(fd, 64):
+            for number in numbers:
+                if number in SIGNALS:
+                    self.hear(number, time.monotonic())
+
+
+_current: list[Signals] = []
+"""The run of the command that is under way; the last one, for tests run one within the other."""
+
+
+def current() -> Signals:
+    """Return what belongs to the run of the command that is under way."""
+    return _current[-1]
+
+
+@contextlib.contextmanager
+def handling(say: Callable[[str], None], *, is_own_process: bool) -> Iterator[Signals]:
+    """Handle the signals for the body of a ``with``; if the process is the command's own, until its end.
+
+    In another thread than the main one there is nothing to handle: signals are for the main thread.
+    """
+    signals = Signals(say)
+    _current.append(signals)
+    with contextlib.ExitStack() as undo:
+        undo.callback(_current.remove, signals)
+        if threading.current_thread() is threading.main_thread():
+            _install(signals, undo)
+        try:
+            yield signals
+        finally:
+            signals._raises = False
+            if is_own_process:
+                undo.pop_all()  # a signal between here and the end of the process has nothing to say any more
+
+
+def _install(signals: Signals, undo: contextlib.ExitStack) -> None:
+    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    os.set_blocking(reading, True)
+    thread = threading.Thread(target=signals.watch, args=(reading,), name="blkmig-signals", daemon=True)
+    thread.start()
+    undo.callback(os.close, reading)
+    undo.callback(thread.join)
+    undo.callback(os.close, writing)
+    undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writing, warn_on_full_buffer=False))
+    for number in SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            undo.callback(signal.signal, number, signal.signal(number, signals.handle))

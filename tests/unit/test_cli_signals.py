@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What INT, TERM and HUP do to a command that is opening, running and closing (C5)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from blkmig.cli import signals
+
+
+class Told:
+    """A run's signals whose words and whose end are noted."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.left: list[int] = []
+        self.signals = signals.Signals(self.said.append, self.left.append)
+
+
+def test_a_signal_is_raised_while_disks_are_opened_and_only_once() -> None:
+    told = Told()
+    with pytest.raises(signals.Interrupted, match="cancelled by SIGHUP"):
+        told.signals.handle(signal.SIGHUP, None)
+    told.signals.handle(signal.SIGTERM, None)
+    assert told.signals.number == signal.SIGHUP
+
+
+def test_a_signal_cancels_while_the_migration_runs_and_is_not_raised() -> None:
+    told, cancelled = Told(), threading.Event()
+    with told.signals.cancelling(cancelled.set):
+        told.signals.hear(signal.SIGTERM, 0.0)
+        told.signals.handle(signal.SIGTERM, None)
+        assert cancelled.is_set()
+    told.signals.handle(signal.SIGTERM, None)  # everything is being closed
+
+
+def test_a_signal_that_came_just_before_cancels_too() -> None:
+    told, cancelled = Told(), threading.Event()
+    told.signals.hear(signal.SIGINT, 0.0)  # heard by the thread, not yet by the main thread
+    with told.signals.cancelling(cancelled.set):
+        assert cancelled.is_set()
+
+
+def test_a_signal_is_raised_again_where_that_is_wanted() -> None:
+    told = Told()
+    with told.signals.cancelling(int):
+        pass
+    told.signals.handle(signal.SIGINT, None)
+    with pytest.raises(signals.Interrupted):
+        with told.signals.raising():
+            raise AssertionError
+
+
+def test_a_stubborn_user_is_not_locked_in() -> None:
+    """The third wish ends the process; signals that come together are one."""
+    told = Told()
+    for now in (0.0, 0.1, 0.9):
+        told.signals.hear(signal.SIGINT, now)
+    assert (told.said, told.left) == ([], [])
+    told.signals.hear(signal.SIGINT, 1.5)
+    assert "one more signal" in told.said[0]
+    told.signals.hear(signal.SIGTERM, 1.6)
+    assert not told.left
+    told.signals.hear(signal.SIGTERM, 3.0)
+    assert told.left == [130]
+
+
+def test_signals_are_handled_for_a_while_and_then_as_before() -> None:
+    before = [signal.getsignal(number) for number in signals.SIGNALS]
+    with signals.handling(print, is_own_process=False) as heard:
+        with pytest.raises(signals.Interrupted, match="SIGTERM"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert heard.number == signal.SIGTERM
+        assert signals.current() is heard
+    assert [signal.getsignal(number) for number in signals.SIGNALS] == before
+    assert "blkmig-signals" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_what_was_inherited_as_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals.handling(print, is_own_process=False):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_another_thread_has_nothing_to_handle() -> None:
+    numbers: list[int | None] = []
+
+    def run() -> None:
+        with signals.handling(print, is_own_process=False) as heard:
+            numbers.append(heard.number)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert numbers == [None]
