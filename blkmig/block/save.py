@@ -190,7 +190,12 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
 
     def _may_be_shared(self, bmds: device.BlkMigDevState) -> bool:
         """Return whether the channel may have a file's pages: when nobody hashes them, nor writes them when the writers
-        are let go, while they may still stand in the channel."""
+        are let go, while they may still stand in the channel.
+
+        Invariant: a page that is lent shows what it showed in the pause until the target has taken it. Three things
+        keep it: no writer of ours goes on before the target's word (here), the word comes after the last page was taken
+        (`share_pages` refuses a channel without one), and who gives up resets the link before the writers go on.
+        """
         is_written_afterwards = bmds.backend.is_written and self._parameters.writers_after == "release"
         return bmds.backend.mapping is not None and not is_written_afterwards and not self._parameters.digests
 

@@ -31,6 +31,11 @@ class OutputQEMUFile(sending.SendingFile):
             self._return_path = None if transport is None else InputQEMUFile(transport)
         return self._return_path
 
+    @property
+    def is_answered(self) -> bool:
+        """Return whether the way back was opened, on which the peer says that it has everything."""
+        return self._return_path is not None
+
     def abort(self) -> None:
         """Close without flushing, and the return path as well; never raises, twice does no harm."""
         super().abort()

@@ -133,12 +133,21 @@ class SendingFile(base.QEMUFile):
         return self._transport.is_local()
 
     def share_pages(self) -> bool:
-        """Let a pipe or a socket take a file's pages themselves from now on; returns whether it does.
+        """Let the channel take a file's pages themselves from now on, not copies; returns whether it does.
 
-        Only for files that nobody writes once the stream has ended: until the peer reads them, their pages in the
-        channel show what is written to the file.
+        Until the peer has taken them, such pages show what is written to the file. So a channel takes them only if a
+        word comes back after the last of them was taken, which is the return path's: it must have been opened
+        before. What goes one way (a pipe, a command, a file, a socket whose return path nobody asked for) gets
+        copies. That a pipe is empty would prove nothing: its reader may hold the pages in a pipe of its own.
+
+        The caller sees to the rest: nobody writes the files before that word has come, or the link was reset.
         """
-        return self._buffer.share_pages()
+        return self.is_answered and self._buffer.share_pages()
+
+    @property
+    def is_answered(self) -> bool:
+        """Return whether the way back was opened, on which the peer says that it has everything."""
+        return False
 
     # -- rate limit --------------------------------------------------------------------------------------------------
 
