@@ -695,6 +695,14 @@ class PayloadError(OSError):
     """The file of a payload cannot be read at `offset`; the stream, which has part of the payload, is not to blame."""
 
 
+def reset_connection(int fd, /):
+    """Break a TCP connection at once: the peer sees a reset, whoever else has `fd`, and nothing more is sent.
+
+    What it has received already it can still read.
+    """
+    stream_break(fd)
+
+
 @cython.final
 cdef class OutputBuffer:
     """Bytes on their way into `fd`, a socket, a pipe or a file: what is small is staged, payloads leave at once.
@@ -821,6 +829,10 @@ cdef class OutputBuffer:
         self.shares = self.s.takes_pages
         return self.shares
 
+    def set_idle_timeout(self, double seconds, /):
+        """Let waits end with OSError(ETIME) when the peer took less than 4 KiB in `seconds` of them; 0 is for ever."""
+        self.s.idle = self.s.first = seconds
+
     def flush(self):
         """Hand everything that is staged to the kernel."""
         self.send(NULL, 0, None)
@@ -871,14 +883,27 @@ cdef class InputBuffer:
     """Bytes that come out of `fd`, a socket, a pipe or a file; payloads go straight to their block.
 
     A wait for the other side ends with OSError(ECANCELED) when `wake_fd` becomes readable. The end of the stream inside
-    an item is EOFError. After either the stream is dead.
+    an item is EOFError. After either the stream is dead. `begun` is what somebody has read of the stream already.
     """
 
     cdef stream s
     cdef bint pages                 # payloads come as pages of a file
 
-    def __cinit__(self, int fd, Py_ssize_t capacity=65536, /, *, int wake_fd=-1):
+    def __cinit__(self, int fd, Py_ssize_t capacity=65536, /, *, int wake_fd=-1, bytes begun=b""):
         stream_init(&self.s, fd, capacity, wake_fd)
+        if len(begun) > capacity:
+            raise ValueError(f"{len(begun)} bytes do not fit a staging buffer of {capacity}")
+        memcpy(self.s.staging, PyBytes_AS_STRING(begun), len(begun))
+        self.s.tail = len(begun)
+
+    def set_idle_timeout(self, double seconds, double first, /):
+        """Let waits end with OSError(ETIME) when less than 4 KiB of payload came in `seconds` of them; 0 is for ever.
+
+        Payload is what get_block, get_buffer, get_some and skip got, and zero records. 4 MiB that hold none of it are
+        OSError(EPROTO). Until the first byte, `first` seconds are waited; 0 is for ever.
+        """
+        self.s.idle = seconds
+        self.s.first = first
 
     def __dealloc__(self):
         free(self.s.staging)
@@ -928,6 +953,7 @@ cdef class InputBuffer:
         cdef size_t n = min(<size_t>nbytes, self.s.tail - self.s.head)
         result = PyBytes_FromStringAndSize(<const char*>self.s.staging + self.s.head, n)
         stream_consume(&self.s, n)
+        self.s.useful += n
         return result
 
     def peek_byte(self):
@@ -935,9 +961,9 @@ cdef class InputBuffer:
         self.require(1)
         return self.s.staging[self.s.head]
 
-    def skip(self, uint64_t nbytes, /):
-        """Drop the next `nbytes` bytes."""
-        stream_skip(&self.s, nbytes)
+    def skip(self, uint64_t nbytes, bint useful=True, /):
+        """Drop the next `nbytes` bytes; they are payload if they are `useful`."""
+        stream_skip(&self.s, nbytes, useful)
 
     def skip_words(self, uint64_t mask, uint64_t a, uint64_t a_nbytes, uint64_t b, uint64_t b_nbytes, /):
         """Drop words that are `a` or `b` under `mask`, each with the bytes behind it, and get the first other word.
@@ -957,6 +983,8 @@ cdef class InputBuffer:
             run = frame_parse(self.s.staging + self.s.head, self.s.tail - self.s.head)
         name = PyBytes_FromStringAndSize(run.name, run.length)
         stream_consume(&self.s, run.nbytes)
+        if run.word & FLAG_DEVICE_BLOCK and run.word & FLAG_ZERO_BLOCK:
+            self.s.useful += STREAM_USEFUL
         self.s.peeks = False
         if not run.word & FLAG_DEVICE_BLOCK:
             stream_unpeek(&self.s, 0)   # whoever closes the socket must not leave anything in it

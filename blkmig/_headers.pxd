@@ -81,12 +81,15 @@ cdef extern from "_io.h":
     uint8_t* io_alloc_pages(size_t) except NULL
 
 cdef extern from "_stream.h":
+    enum: STREAM_USEFUL
     struct stream:
         uint8_t* staging
         size_t capacity, head, tail
         uint64_t position, flushed
         size_t ahead
         bint takes_pages, peeks, naps
+        double idle, first
+        uint64_t useful
     int stream_init(stream*, int fd, Py_ssize_t capacity, int wake_fd) except -1
     bint stream_expect_pages(stream*) noexcept nogil
     void stream_staged(stream*, size_t) noexcept nogil
@@ -95,9 +98,10 @@ cdef extern from "_stream.h":
     int stream_unstage(stream*) except -1
     void stream_consume(stream*, size_t) noexcept nogil
     int stream_need(stream*, size_t) except -1
-    int stream_skip(stream*, uint64_t) except -1
+    int stream_skip(stream*, uint64_t, bint useful) except -1
     uint64_t stream_skip_words(stream*, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t) except? 0
     int stream_take(stream*, uint8_t*, size_t) except -1 nogil
+    int stream_break(int fd) except -1
 
 cdef extern from "_pages.h":
     struct pages:

@@ -74,6 +74,7 @@ static ssize_t pages_take(struct pages *pages, struct stream *s, size_t n)
             pages->held[i] += got;
             done += got;
             s->position += got;
+            s->useful += got;
             ready = napped = 0;
         } else if (errno == EAGAIN && (ready || pages->held[i] > PAGES_PIPE_NBYTES / 4 * 3)) {
             i++;                        /* there is something, and it does not fit; or the rest fits the next one */

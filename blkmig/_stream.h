@@ -8,12 +8,14 @@
  * Writing: `position` counts what was put, `flushed` what the kernel took; what is staged is the difference.
  * Reading: `position` counts what was consumed. What is staged may be in the socket, too, while nobody knows whether it
  * is the beginning of a payload, which is not to be staged: see stream_unstage().
- * Errors are as in _io.h; any wait ends with ECANCELED when `wake_fd` is readable.
+ * Errors are as in _io.h; any wait ends with ECANCELED when `wake_fd` is readable, with ETIME when the other side was idle
+ * for too long, and with EPROTO when it only chatters: see stream_wait().
  */
 #ifndef BLKMIG_STREAM_H
 #define BLKMIG_STREAM_H
 
 #include <endian.h>
+#include <linux/sockios.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/sendfile.h>
@@ -33,6 +35,8 @@ enum {
     STREAM_LINGER_NBYTES = 1 << 18,     /* is there within 0.1 ms on one machine, ... */
     STREAM_LINGER_NS = 200000,          /* ... and on a slower link this moment is lost once a block */
     STREAM_WORDS = 65536,
+    STREAM_USEFUL = 4096,               /* so much payload within an idle time-out is a side that lives: 70 B/s of 60 s */
+    STREAM_CHATTER = 4 << 20,           /* so much without any is none: 100,000 empty sections, or more */
 };
 
 static const struct timespec stream_moment = {0, STREAM_LINGER_NS};
@@ -50,6 +54,11 @@ struct stream {
     int peeks;                          /* leave what is staged in the socket, too, where it is TCP */
     size_t peeked;                      /* so much of it is there: the last that is staged */
     uint64_t position, flushed;
+    /* How long the other side may be waited for without payload; looked at only when somebody waits. */
+    double idle, first;                 /* seconds, and those until the first byte; 0: for ever */
+    double waited;                      /* seconds that all waits since the last payload took */
+    uint64_t useful, renewed, renewed_at;   /* payload in all, that at the last payload, and the position there */
+    int queued;                         /* bytes that the socket held when it was last looked at; -1: not yet */
 };
 
 static int stream_is_tcp(const struct stream *s)
@@ -73,7 +82,8 @@ static int stream_init(struct stream *s, int fd, Py_ssize_t capacity, int wake_f
                      STREAM_CAPACITY_MIN, capacity);
         return -1;
     }
-    *s = (struct stream){.fd = fd, .wake_fd = wake_fd, .capacity = capacity, .staging = malloc(capacity)};
+    *s = (struct stream){.fd = fd, .wake_fd = wake_fd, .capacity = capacity, .staging = malloc(capacity),
+                         .queued = -1};
     s->kind = S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) ? STREAM_FILE : STREAM_PIPE;
     if (S_ISSOCK(st.st_mode))
         s->kind = STREAM_SOCKET;
@@ -94,14 +104,57 @@ static int stream_expect_pages(struct stream *s)
     return s->takes_pages && s->kind == STREAM_SOCKET;
 }
 
-/* Wait until the fd is ready or broken: 1, or 0 after an interruption. */
-static int stream_wait(const struct stream *s, short events)
+/* Begin a new idle time if payload has come, or was taken, since the last one began: whether it has. */
+static int stream_renew(struct stream *s)
+{
+    if (s->useful - s->renewed < STREAM_USEFUL)
+        return 0;
+    s->renewed = s->useful;
+    s->renewed_at = s->position;
+    s->waited = 0;
+    s->queued = -1;
+    return 1;
+}
+
+/* The same for what a socket has of ours: a large buffer takes nothing for minutes while a slow link empties it. */
+static void stream_look_at_queue(struct stream *s)
+{
+    int queued = 0;
+
+    if (s->kind != STREAM_SOCKET || ioctl(s->fd, SIOCOUTQ, &queued) < 0)
+        return;
+    if (s->queued >= 0 && s->queued - queued >= STREAM_USEFUL)
+        s->waited = 0;
+    if (s->queued < 0 || s->waited == 0)
+        s->queued = queued;
+}
+
+/* Wait until the fd is ready or broken: 1, or 0 when the caller is to try again. Only time that is spent here counts as
+ * idle: not what our own disks take between two waits. */
+static int stream_wait(struct stream *s, short events)
 {
     struct pollfd fds[2] = {{s->fd, events, 0}, {s->wake_fd, POLLIN, 0}};
+    double limit = s->position + s->tail ? s->idle : s->first, left, started = 0;
+    int ready, ms = -1;
 
-    if (poll(fds, 2, -1) < 0)
+    if (limit > 0) {
+        stream_renew(s);
+        left = limit - s->waited < limit / 4 ? limit - s->waited : limit / 4;
+        ms = left > 0 ? (int)(left * 1000) + 1 : 0;
+        started = io_seconds();
+    }
+    ready = poll(fds, 2, ms);
+    if (limit > 0)
+        s->waited += io_seconds() - started;
+    if (ready < 0)
         return io_again();
-    return fds[1].revents ? io_fail(ECANCELED) : 1;
+    if (fds[1].revents)
+        return io_fail(ECANCELED);
+    if (ready)
+        return 1;
+    if (events & POLLOUT)
+        stream_look_at_queue(s);
+    return s->waited < limit ? 0 : io_fail(ETIME);
 }
 
 /* ---- writing ---- */
@@ -194,6 +247,7 @@ static int stream_send_quietly(struct stream *s, const uint8_t *end, size_t *lef
             continue;
         }
         s->flushed += put;
+        s->useful += put;
         staged = (size_t)put < staged ? (size_t)put : staged;
         s->head += staged;
         *left -= put - staged;
@@ -311,15 +365,19 @@ static ssize_t stream_read(struct stream *s, uint8_t *p, size_t n, size_t room)
 {
     struct iovec iov[2] = {{p, n}, {s->staging + s->tail, room}};
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 2};
-    int peeks = s->peeks && s->lowat && n == 0;
+    int peeks = s->peeks && s->lowat && n == 0, ready;
     ssize_t got;
 
     if (stream_unpeek(s, 0) < 0)
         return -1;
     for (;;) {
         /* A blocking one must not block, and a named pipe that nobody has opened for writing yet is not at its end. */
-        if (s->kind == STREAM_PIPE && !(s->takes_pages && s->position + s->tail) && stream_wait(s, POLLIN) < 0)
-            return -1;
+        if (s->kind == STREAM_PIPE && !(s->takes_pages && s->position + s->tail)) {
+            while ((ready = stream_wait(s, POLLIN)) == 0)
+                ;
+            if (ready < 0)
+                return -1;
+        }
         got = s->kind != STREAM_SOCKET ? readv(s->fd, iov, 2)
                                        : recvmsg(s->fd, &msg, MSG_DONTWAIT | (peeks ? MSG_PEEK : 0));
         if (got >= 0)
@@ -329,6 +387,8 @@ static ssize_t stream_read(struct stream *s, uint8_t *p, size_t n, size_t room)
     }
     if (got == 0)
         return stream_ended(s);
+    if (n == 0 && s->idle > 0 && !stream_renew(s) && s->position - s->renewed_at > STREAM_CHATTER)
+        return io_fail(EPROTO);
     if ((size_t)got <= n)
         return got;
     s->tail += got - n;
@@ -368,8 +428,8 @@ static int stream_need(struct stream *s, size_t n)
     return rc;
 }
 
-/* Drop n bytes. With the GIL. */
-static int stream_skip(struct stream *s, uint64_t n)
+/* Drop n bytes, which are payload if they are `useful`. With the GIL. */
+static int stream_skip(struct stream *s, uint64_t n, int useful)
 {
     size_t staged;
 
@@ -378,6 +438,7 @@ static int stream_skip(struct stream *s, uint64_t n)
             return -1;
         staged = n < s->tail - s->head ? n : s->tail - s->head;
         stream_consume(s, staged);
+        s->useful += useful ? staged : 0;
     }
     return 0;
 }
@@ -396,7 +457,8 @@ static uint64_t stream_skip_words(struct stream *s, uint64_t mask, uint64_t a, u
         stream_consume(s, sizeof(word));
         if (((word & mask) != a && (word & mask) != b) || i == STREAM_WORDS)
             return word;
-        if (stream_skip(s, (word & mask) == a ? a_nbytes : b_nbytes) < 0)
+        s->useful += sizeof(word);
+        if (stream_skip(s, (word & mask) == a ? a_nbytes : b_nbytes, 1) < 0)
             break;
     }
     return 0;
@@ -410,6 +472,7 @@ static int stream_take(struct stream *s, uint8_t *p, size_t n)
 
     memcpy(p, s->staging + s->head, done);
     stream_consume(s, done);
+    s->useful += done;
     s->lingers = 0;
     for (; done < n; done += got) {     /* nothing is staged before the last of these reads */
         stream_lowat(s, n - done);
@@ -417,10 +480,19 @@ static int stream_take(struct stream *s, uint8_t *p, size_t n)
         if (got < 0)
             return -1;
         s->position += got;
+        s->useful += got;
     }
     stream_lowat(s, 1);
     s->lingers = 1;
     return 0;
+}
+
+/* Break a TCP connection at once, for the peer and for every process that has it: the peer sees a reset, no end. */
+static int stream_break(int fd)
+{
+    struct sockaddr nowhere = {.sa_family = AF_UNSPEC};
+
+    return connect(fd, &nowhere, sizeof(nowhere)) < 0 ? io_fail(errno) : 0;
 }
 
 #endif

@@ -104,7 +104,7 @@ def test_constructors() -> None:
         "BlockBuffer": ((), {}),
         "WriteBehind": ((65536,), {}),
         "OutputBuffer": ((1, 65536), {"wake_fd": -1}),
-        "InputBuffer": ((0, 65536), {"wake_fd": -1}),
+        "InputBuffer": ((0, 65536), {"wake_fd": -1, "begun": b""}),
     }
     assert accepted.keys() == CLASSES.keys()
     for name, (args, kwargs) in accepted.items():
