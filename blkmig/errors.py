@@ -13,7 +13,8 @@
     │   ├── UnknownDevice               1   names a disk that the receiver does not have
     │   └── OutOfRange                  1   a sector outside the disk
     ├── ChannelError                    5   the link: connect, accept, send, receive
-    │   └── ChannelTimeout              5
+    │   ├── ChannelTimeout              5
+    │   └── LocalFileError              1   the stream's own file, on this machine
     ├── DeviceError                     1   a disk: open, read, write, flush
     │   ├── DeviceBusy                  6   somebody else uses the disk, or a migration does
     │   └── FormatError                 2   the image is not of the format that was said
@@ -124,6 +125,12 @@ class ChannelError(MigrationError):
 
 class ChannelTimeout(ChannelError):
     """The peer did not answer, connect or take data within the time allowed."""
+
+
+class LocalFileError(ChannelError):
+    """The file that the stream goes to or comes from, on this machine, cannot be used: no link was lost."""
+
+    exit_code = 1
 
 
 class DeviceError(MigrationError):

@@ -8,7 +8,9 @@ first error of a file is kept: every later call raises it again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
+import socket
 from collections.abc import Callable
 from types import TracebackType
 from typing import Concatenate, NoReturn, ParamSpec, Self, TypeVar
@@ -41,6 +43,8 @@ class QEMUFile:
     """What both directions share: cancelling, the first error, the end."""
 
     doing: str
+    side: int
+    """The direction of a socket that this file is: what its end shuts down."""
 
     def __init__(self, transport: link.Transport) -> None:
         self.uri = transport.link.uri
@@ -48,6 +52,7 @@ class QEMUFile:
         self._link = transport.link
         self._error: BaseException | None = None
         self._is_closed = False
+        self._idle_timeout = 0.0
 
     def __enter__(self) -> Self:
         """Return the file itself."""
@@ -80,10 +85,10 @@ class QEMUFile:
         raise NotImplementedError
 
     def abort(self) -> None:
-        """Drop this direction as it is; never raises, twice does no harm."""
+        """Drop this direction as it is, and with the first one the link; never raises, twice does no harm."""
         self._is_closed = self._link.careful = True
         with contextlib.suppress(OSError):
-            self._transport.close()
+            self._transport.close(self.side if self._transport.is_answer else socket.SHUT_RDWR)
         self._transport.end_child()
 
     def _check(self) -> None:
@@ -98,11 +103,26 @@ class QEMUFile:
         """Raise what `error`, caught in a put or get, means; return if it means itself."""
         if isinstance(error, OSError) and not isinstance(error, _core.PayloadError):
             self._link.check()
-            self._keep(errors.ChannelError(self._where(), uri=self.uri, cause=self._explained(error)), error)
+            self._keep(self._meaning(error), error)
         if self._error is None and (not isinstance(error, Exception) or isinstance(error, _core.PayloadError)):
             # KeyboardInterrupt and the like: nobody knows where in the item, so nothing may follow it.
             self._error = errors.ChannelError(self._where(), uri=self.uri, cause="it was interrupted before")
             self._link.careful = True
+
+    def _meaning(self, error: OSError) -> errors.ChannelError:
+        """Return what `error` of the descriptor means."""
+        if error.errno == errno.ETIME:
+            return errors.ChannelTimeout(self._where(), uri=self.uri, cause=self._idle_words())
+        if error.errno == errno.EPROTO:
+            why = "only messages come, and nothing of the disks or the VM for 4 MiB; this is no migration that goes on"
+            return errors.ChannelError(self._where(), uri=self.uri, cause=why)
+        if self._transport.local_file:
+            return errors.LocalFileError(self._where(), uri=self.uri, cause=error)
+        return errors.ChannelError(self._where(), uri=self.uri, cause=self._explained(error))
+
+    def _idle_words(self) -> str:
+        """Return what a peer did not do for the length of the idle time-out."""
+        raise NotImplementedError
 
     def _keep(self, error: errors.MigrationError, cause: BaseException | None) -> NoReturn:
         self._error = error
@@ -114,20 +134,27 @@ class QEMUFile:
 
     def _explained(self, error: OSError) -> OSError:
         """Return `error` with what the command at the other end of the pipe has to say, if it has ended."""
-        status = self._transport.child_status(link.CHILD_GRACE_SECONDS)
+        try:
+            status = self._transport.child_status(link.CHILD_GRACE_SECONDS)
+        except ChildProcessError as unknown:
+            return OSError(error.errno, f"{error.strerror}; {unknown.strerror}")
         if status is None:
             return error
         return OSError(error.errno, f"{error.strerror}; {link.describe_status(status)}")
 
     def _wait_for_command(self, seconds: float | None = None, *, allowed: tuple[int, ...] = ()) -> None:
-        """Wait up to `seconds` for an exec: command to end; raises ChannelError for a bad exit status."""
-        status = self._transport.child_status(seconds)
+        """Wait up to `seconds` for an exec: command to end; raises ChannelError for a bad exit status, or none."""
+        try:
+            status = self._transport.child_status(seconds)
+        except ChildProcessError as error:
+            raise errors.ChannelError("closing", uri=self.uri, cause=error) from error
         if status and status not in allowed:
             raise errors.ChannelError("closing", uri=self.uri, cause=link.describe_status(status))
 
     def _close_transport(self) -> None:
         self._is_closed = self._link.careful = True
         try:
-            self._transport.close()
+            self._transport.close(self.side)
         except OSError as error:
-            raise errors.ChannelError("closing", uri=self.uri, cause=error) from error
+            kind = errors.LocalFileError if self._transport.local_file else errors.ChannelError
+            raise kind("closing", uri=self.uri, cause=error) from error

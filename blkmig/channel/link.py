@@ -14,19 +14,28 @@ A link is cancelled from any thread or signal handler; everything else belongs t
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import math
 import os
 import select
 import socket
+import struct
 import subprocess
+import termios
 import time
+import weakref
 
-from .. import errors
+from .. import _core, children, errors
 
 CHILD_GRACE_SECONDS = 1.0
 """How long a command may take to end by itself when its channel is aborted, or to explain a broken pipe."""
 
 CHILD_POLL_SECONDS = 0.005
 """How often a command is asked whether it has ended: the ways to be told are missing in old kernels and sandboxes."""
+
+
+RESET_ON_CLOSE = struct.pack("ii", 1, 0)
+"""SO_LINGER: on, for no time at all."""
 
 
 class Link:
@@ -36,7 +45,7 @@ class Link:
     its number in the meantime.
     """
 
-    __slots__ = ("cancelled", "careful", "uri", "wake_fd")
+    __slots__ = ("__weakref__", "cancelled", "careful", "uri", "wake_fd")
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -44,7 +53,11 @@ class Link:
         # Whether calls must look twice, because something was cancelled, failed, closed or limited. Only ever set, by
         # anybody, so that it needs no lock.
         self.careful = False
-        self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError as error:
+            raise errors.ChannelError("opening", uri=uri, cause=error) from error
+        _alive.add(self)
 
     def __del__(self) -> None:
         """Give the descriptor back."""
@@ -55,7 +68,14 @@ class Link:
         """Make every blocked and every later call raise Cancelled; from any thread or a signal handler."""
         self.cancelled = True
         self.careful = True
-        os.eventfd_write(self.wake_fd, 1)
+        with contextlib.suppress(OSError):  # in a forked child, which has no descriptor to wake anybody with
+            os.eventfd_write(self.wake_fd, 1)
+
+    def forget(self) -> None:
+        """Give up what this process has of the link, because it is a forked child and not the link's owner."""
+        fd, self.wake_fd = self.wake_fd, -1
+        self.cancelled = self.careful = True
+        os.close(fd)
 
     def check(self) -> None:
         """Raise :class:`~blkmig.errors.Cancelled` if it was cancelled."""
@@ -64,17 +84,31 @@ class Link:
 
     def wait(self, seconds: float | None, fd: int = -1, events: int = select.POLLIN) -> bool:
         """Wait until `fd` is ready, then True, or until `seconds` have passed, then False; raises Cancelled."""
+        return bool(self.wait_any(seconds, [fd] if fd >= 0 else [], events))
+
+    def wait_any(self, seconds: float | None, fds: list[int], events: int = select.POLLIN) -> set[int]:
+        """Wait as `wait` does for one of `fds`, and return those that are ready."""
         poller = select.poll()
         poller.register(self.wake_fd, select.POLLIN)
-        if fd >= 0:
+        for fd in fds:
             poller.register(fd, events)
-        ready = poller.poll(None if seconds is None else max(0.0, seconds) * 1000)
+        try:
+            ready = poller.poll(None if seconds is None else math.ceil(max(0.0, seconds) * 1000))
+        except OSError as error:  # no memory
+            raise errors.ChannelError("waiting", uri=self.uri, cause=error) from error
         self.check()
-        return bool(ready)
+        return {fd for fd, _ in ready if fd != self.wake_fd}
+
+
+_alive: weakref.WeakSet[Link | Transport] = weakref.WeakSet()
+"""What a forked child must close: as long as it has a pipe's end or a socket, whoever reads there sees no end."""
 
 
 class Transport:
-    """One direction's descriptor and how it ends: `fd` is this object's own, a socket's stays with its object."""
+    """One direction's descriptor and how it ends: `fd` is this object's own, a socket's stays with its object.
+
+    `is_answer` is true of a direction that another one has made, which outlives the first and ends on its own.
+    """
 
     def __init__(
         self,
@@ -83,16 +117,23 @@ class Transport:
         *,
         sync: bool = False,
         child: subprocess.Popen[bytes] | None = None,
+        is_answer: bool = False,
+        local_file: str = "",
     ) -> None:
         self.link = link
         self.socket = fd if isinstance(fd, socket.socket) else None
         self.fd = fd.fileno() if isinstance(fd, socket.socket) else fd
         self.sync = sync
         self.child = child
+        self.is_answer = is_answer
+        self.local_file = local_file
+        """The path of a file or device of this machine, at which no peer can be; else ""."""
+
+        _alive.add(self)
 
     def other_direction(self) -> Transport | None:
         """Return the same socket for the other direction, None for what is not a socket. Raises OSError."""
-        return None if self.socket is None else Transport(self.link, self.socket.dup())
+        return None if self.socket is None else Transport(self.link, self.socket.dup(), is_answer=True)
 
     def is_local(self) -> bool:
         """Return whether this is a pipe or a connection within this machine; not one to a command."""
@@ -110,8 +151,43 @@ class Transport:
             with contextlib.suppress(OSError):
                 self.socket.shutdown(socket.SHUT_WR)
 
-    def close(self) -> None:
-        """Give the descriptors back; twice does no harm. Raises OSError with everything closed nevertheless."""
+    def close(self, how: int = socket.SHUT_RDWR) -> None:
+        """Give the descriptors back; twice does no harm. Raises OSError with everything closed nevertheless.
+
+        A socket is shut down first, the directions that `how` says: another process may have it, too, a forked child
+        of this one, and closing would not be seen by the peer as long as that one lives.
+        """
+        fd, self.fd = self.fd, -1
+        if self.socket is not None:
+            with contextlib.suppress(OSError):
+                self.socket.shutdown(how)
+            self.socket.close()
+        elif fd >= 0:
+            os.close(fd)
+
+    def reset(self) -> None:
+        """Make the peer see that the link broke, rather than an end; never raises. Close comes next.
+
+        TCP knows a reset. On a Unix socket what was sent stays readable, but a peer cannot answer any more. A pipe has
+        nothing of the kind: what its reader has, it keeps.
+        """
+        if self.socket is not None and self.socket.family in (socket.AF_INET, socket.AF_INET6):
+            with contextlib.suppress(OSError):  # for closing, should the next line not do
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
+            with contextlib.suppress(OSError):  # was not connected any more
+                _core.reset_connection(self.socket.fileno())
+
+    def has_left(self) -> bool:
+        """Return whether the peer's machine has everything that was put into a socket. Raises OSError if it broke."""
+        if self.socket is None:
+            return True
+        if code := self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            raise OSError(code, os.strerror(code))
+        return not any(fcntl.ioctl(self.fd, termios.TIOCOUTQ, bytes(4)))
+
+    def forget(self) -> None:
+        """Give up what this process has of the channel, because it is a forked child and not the channel's owner."""
+        self.child = None
         fd, self.fd = self.fd, -1
         if self.socket is not None:
             self.socket.close()
@@ -119,13 +195,18 @@ class Transport:
             os.close(fd)
 
     def child_status(self, seconds: float | None) -> int | None:
-        """Return the command's exit status as Popen gives it, None if it still runs then or there is none."""
+        """Return the command's exit status as Popen gives it, None if it still runs then or there is none.
+
+        Raises ChildProcessError if it has ended and nobody can say how.
+        """
         if self.child is None:
             return None
         deadline = None if seconds is None else time.monotonic() + seconds
-        while self.child.poll() is None and (deadline is None or time.monotonic() < deadline):
+        while (status := children.exit_status(self.child)) is None:
+            if deadline is not None and time.monotonic() >= deadline:
+                break
             self.link.wait(CHILD_POLL_SECONDS)
-        return self.child.returncode
+        return status
 
     def end_child(self) -> None:
         """Make the command end, by force if it must be, and forget it; never raises."""
@@ -137,6 +218,17 @@ class Transport:
                 end()
                 child.wait(CHILD_GRACE_SECONDS)
                 return
+
+
+def _forget_all() -> None:
+    """Close, in a forked child, every channel of the process that forked it. That one's link stays as it is."""
+    for alive in list(_alive):
+        with contextlib.suppress(OSError):
+            alive.forget()
+    _alive.clear()
+
+
+os.register_at_fork(after_in_child=_forget_all)
 
 
 def is_local(sock: socket.socket) -> bool:

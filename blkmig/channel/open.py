@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from .. import errors
-from . import link, qemufile, sockets, streams, uri
+from . import accepting, link, qemufile, sockets, streams, uri
 
 
 def connect(address: str, *, timeout: float) -> qemufile.OutputQEMUFile:
@@ -23,10 +23,17 @@ def connect(address: str, *, timeout: float) -> qemufile.OutputQEMUFile:
 def listen(address: str) -> Listener:
     """Open the receiving side of the URI `address`: tcp: and unix: listen from now on, the others open in accept()."""
     parsed = uri.parse_uri(address)
-    if isinstance(parsed, uri.TcpAddress | uri.UnixAddress):
-        sock = sockets.listen(parsed)
+    if not isinstance(parsed, uri.TcpAddress | uri.UnixAddress):
+        return Listener(parsed, None)
+    sock = sockets.listen(parsed)
+    try:
         return Listener(sockets.bound_address(sock, parsed), sock)
-    return Listener(parsed, None)
+    except OSError as error:
+        sockets.shut_and_close(sock)
+        raise errors.ChannelError("listening", uri=address, cause=error) from error
+    except errors.ChannelError:
+        sockets.shut_and_close(sock)
+        raise
 
 
 class Connector:
@@ -57,7 +64,7 @@ class Connector:
     def cancel(self) -> None:
         """Make connect(), and every call of the stream that came out of it, raise Cancelled.
 
-        From any thread or a signal handler, at any time. Only the lookup of a name is not interrupted.
+        From any thread or a signal handler, at any time.
         """
         self._link.cancel()
 
@@ -73,26 +80,37 @@ class Listener:
         self._is_closed = False
         self._socket_file = os.lstat(address.path) if isinstance(address, uri.UnixAddress) else None
 
-    def accept(self, *, timeout: float | None) -> qemufile.InputQEMUFile:
+    def accept(self, *, timeout: float | None, magic: bytes = b"", nbytes: int = 0) -> qemufile.InputQEMUFile:
         """Wait for the source and return its stream; None waits as long as it takes.
 
+        With `magic`, of the connections that come in the first one counts of which the first `nbytes` bytes have come
+        and begin so; whatever else comes costs nothing (see `accepting`). The bytes are the stream's first then.
         Raises ChannelTimeout after `timeout` seconds, Cancelled, and ChannelError. May be called again.
         """
         if self._is_closed:
             raise errors.StateError(f"nobody listens any more [{self.uri}]", state="closed", required="listening")
         self._link.check()
         if isinstance(self._address, uri.TcpAddress | uri.UnixAddress):
-            return self._accept_socket(timeout)
+            return self._accept_socket(timeout, magic, nbytes)
         return qemufile.InputQEMUFile(streams.open_stream(link.Link(self.uri), self._address, writing=False))
 
-    def _accept_socket(self, timeout: float | None) -> qemufile.InputQEMUFile:
-        sock = self._accepted(timeout)
+    def _accept_socket(self, timeout: float | None, magic: bytes, nbytes: int) -> qemufile.InputQEMUFile:
+        assert self._socket is not None
+        begun = b""
+        if magic:
+            first = accepting.Reception(self._link, self._socket, magic=magic, nbytes=nbytes).first(timeout)
+            sock, begun = first.socket, first.begun
+        else:
+            sock = self._accepted(timeout)
         try:
             sock.setblocking(False)  # or splice() would wait, and not hear of a cancel
             sockets.tune_accepted(sock)
-            return qemufile.InputQEMUFile(link.Transport(link.Link(sockets.peer_uri(sock, self.uri)), sock))
-        except OSError as error:
-            sock.close()
+            transport = link.Transport(link.Link(sockets.peer_uri(sock, self.uri)), sock)
+            return qemufile.InputQEMUFile(transport, begun=begun)
+        except (OSError, errors.ChannelError) as error:
+            sockets.shut_and_close(sock)
+            if isinstance(error, errors.ChannelError):
+                raise
             raise errors.ChannelError("accepting a connection", uri=self.uri, cause=error) from error
 
     def _accepted(self, timeout: float | None) -> socket.socket:
@@ -121,7 +139,7 @@ class Listener:
         self._is_closed = True
         if self._socket is None:
             return
-        self._socket.close()
+        sockets.shut_and_close(self._socket)
         self._socket = None
         if isinstance(self._address, uri.UnixAddress) and self._socket_file is not None:
             # Only if it is still ours: another receiver may have put its own there.

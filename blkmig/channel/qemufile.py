@@ -29,6 +29,8 @@ class OutputQEMUFile(sending.SendingFile):
         if self._return_path is None:
             transport = _other_direction(self)
             self._return_path = None if transport is None else InputQEMUFile(transport)
+            if self._return_path is not None:
+                self._return_path.set_idle_timeout(self._idle_timeout, first=self._idle_timeout)
         return self._return_path
 
     @property
@@ -50,8 +52,8 @@ class InputQEMUFile(receiving.ReceivingFile):
     has arrived of a record by then is still there for `peek_byte`.
     """
 
-    def __init__(self, transport: link.Transport) -> None:
-        super().__init__(transport)
+    def __init__(self, transport: link.Transport, *, begun: bytes = b"") -> None:
+        super().__init__(transport, begun=begun)
         self._return_path: OutputQEMUFile | None = None
 
     def return_path(self) -> OutputQEMUFile | None:
@@ -62,6 +64,8 @@ class InputQEMUFile(receiving.ReceivingFile):
         if self._return_path is None:
             transport = _other_direction(self)
             self._return_path = None if transport is None else OutputQEMUFile(transport)
+            if self._return_path is not None:
+                self._return_path.set_idle_timeout(self._idle_timeout)
         return self._return_path
 
     def abort(self) -> None:

@@ -7,6 +7,8 @@ block, and drop the GIL while they do.
 
 from __future__ import annotations
 
+import socket
+
 from .. import _core, errors
 from . import base, link
 
@@ -21,10 +23,11 @@ class ReceivingFile(base.QEMUFile):
     """The gets of an InputQEMUFile, and the end of what it receives."""
 
     doing = "receiving"
+    side = socket.SHUT_RD
 
-    def __init__(self, transport: link.Transport) -> None:
+    def __init__(self, transport: link.Transport, *, begun: bytes = b"") -> None:
         super().__init__(transport)
-        self._buffer = _core.InputBuffer(transport.fd, wake_fd=transport.link.wake_fd)
+        self._buffer = _core.InputBuffer(transport.fd, wake_fd=transport.link.wake_fd, begun=begun)
 
     @property
     def position(self) -> int:
@@ -67,9 +70,9 @@ class ReceivingFile(base.QEMUFile):
         return self._buffer.peek_byte()
 
     @base.transfer
-    def skip(self, nbytes: int) -> None:
-        """Drop the next `nbytes` bytes."""
-        self._buffer.skip(nbytes)
+    def skip(self, nbytes: int, *, is_payload: bool = True) -> None:
+        """Drop the next `nbytes` bytes; if they are no payload, a peer that sends nothing else is idle."""
+        self._buffer.skip(nbytes, is_payload)
 
     @base.transfer
     def skip_words(self, mask: int, a: int, a_nbytes: int, b: int, b_nbytes: int) -> int:
@@ -100,9 +103,27 @@ class ReceivingFile(base.QEMUFile):
         """Return whether the stream has ended; waits for the next byte."""
         try:
             self.peek_byte()
-        except errors.TruncatedStream:
+        except errors.TruncatedStream as error:
+            if isinstance(error.__cause__, OSError):
+                raise  # whoever broke the link has said nothing of an end
             return True
         return False
+
+    def set_idle_timeout(self, seconds: float, *, first: float = 0.0) -> None:
+        """Let the peer send no less than 4 KiB of payload in `seconds` of waiting for it, else ChannelTimeout.
+
+        What counts is what was got of blocks and buffers, or skipped, and zero records: not numbers, commands and
+        empty sections. 4 MiB of those without any payload are a ChannelError. Until the first byte comes, `first`
+        seconds are waited. 0 is for ever.
+        """
+        self._idle_timeout = seconds
+        self._first_timeout = first
+        self._buffer.set_idle_timeout(seconds, first)
+
+    def _idle_words(self) -> str:
+        if self.position + self._buffer.staged == 0:
+            return f"nothing came within {self._first_timeout:g} s"
+        return f"the other end sent nothing of its disks or its VM for {self._idle_timeout:g} s (--idle-timeout)"
 
     def wait_readable(self, timeout: float) -> bool:
         """Return whether a byte or the end of the stream is there, or comes within `timeout` seconds."""
@@ -125,8 +146,19 @@ class ReceivingFile(base.QEMUFile):
     def _fail(self, error: BaseException) -> None:
         if isinstance(error, EOFError):
             self._link.check()
-            status = self._transport.child_status(link.CHILD_GRACE_SECONDS)
-            why = f"; {link.describe_status(status)}" if status else ""
+            why = self._command_words()
             message = f"the stream from {self.uri} ends too early{why}"
             raise errors.TruncatedStream(message, position=self.position) from error
+        if isinstance(error, ConnectionResetError):
+            self._link.check()
+            message = f"the link to {self.uri} was broken off from the other end, before the stream ended"
+            self._keep(errors.TruncatedStream(message, position=self.position), error)
         super()._fail(error)
+
+    def _command_words(self) -> str:
+        """Return how the command whose output ended has ended, if it went wrong."""
+        try:
+            status = self._transport.child_status(link.CHILD_GRACE_SECONDS)
+        except ChildProcessError as unknown:
+            return f"; {unknown.strerror}"
+        return f"; {link.describe_status(status)}" if status else ""

@@ -7,13 +7,22 @@ tests of a flag. All puts may block, and drop the GIL while they do.
 
 from __future__ import annotations
 
+import errno
+import os
+import socket
 from typing import TYPE_CHECKING
 
 from .. import _core, errors
-from . import base, link, rate
+from . import base, link, rate, sockets
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+COMMAND_PATIENCE = 10
+"""How many idle time-outs a command may take when its input has ended: what it does then nobody can see."""
+
+LEFT_POLL_SECONDS = 0.001, 0.02
+"""How often it is looked whether the last bytes have left, at first and later on: nothing tells."""
 
 LONGEST_WAIT = 0.1
 """Seconds after which a sender that waits for its rate limit looks whether the limit was changed."""
@@ -23,6 +32,7 @@ class SendingFile(base.QEMUFile):
     """The puts of an OutputQEMUFile, their rate limit, and the end of what it sends."""
 
     doing = "sending"
+    side = socket.SHUT_WR
 
     def __init__(self, transport: link.Transport, *, limiter: rate.RateLimiter | None = None) -> None:
         super().__init__(transport)
@@ -126,6 +136,35 @@ class SendingFile(base.QEMUFile):
     def flush(self) -> None:
         """Hand everything that is staged to the kernel."""
         self._buffer.flush()
+
+    @base.transfer
+    def wait_until_taken(self) -> None:
+        """Wait until the peer's machine has everything that was put into a socket; ChannelError if it broke before.
+
+        For the last word of a stream: a peer that has reset the link while it was under way has not heard it.
+        """
+        self._buffer.flush()
+        delay, waited = LEFT_POLL_SECONDS[0], 0.0
+        while not self._transport.has_left():
+            if 0 < self._idle_timeout < waited:
+                raise OSError(errno.ETIME, os.strerror(errno.ETIME))
+            self._link.wait(delay)
+            waited += delay
+            delay = min(2 * delay, LEFT_POLL_SECONDS[1])
+
+    def set_idle_timeout(self, seconds: float) -> None:
+        """Let the peer take no less than 4 KiB in `seconds` of waiting for it, else ChannelTimeout; 0 is for ever.
+
+        Only waiting counts, not what the caller does between two puts. On a TCP link that goes down, the system gives
+        up after two minutes, or `seconds` if that is longer.
+        """
+        self._idle_timeout = seconds
+        self._buffer.set_idle_timeout(seconds)
+        if self._transport.socket is not None:
+            sockets.set_user_timeout(self._transport.socket, seconds)
+
+    def _idle_words(self) -> str:
+        return f"the other end took nothing for {self._idle_timeout:g} s (--idle-timeout)"
 
     @property
     def is_local(self) -> bool:
@@ -241,15 +280,36 @@ class SendingFile(base.QEMUFile):
             self.flush()
             self._finish_sending()
             self._close_transport()
-            self._wait_for_command()
-        finally:
-            super().abort()  # this direction alone: the return path outlives it
+            self._wait_for_the_end()
+        except BaseException:
+            self.abort()
+            raise
+        super().abort()  # this direction alone: the return path outlives it
+
+    def abort(self) -> None:
+        """Drop this direction and what is still on its way, so that the peer sees no end of the stream; never raises.
+
+        A first direction resets the link, and only then returns: its caller may let writers go on, whose bytes must
+        not reach a peer that takes what it has for complete. Twice does no harm.
+        """
+        if not self._is_closed and not self._transport.is_answer:
+            self._transport.reset()
+        super().abort()
+
+    def _wait_for_the_end(self) -> None:
+        """Wait for a command, which knows that its input has ended, to end."""
+        patience = self._idle_timeout * COMMAND_PATIENCE or None
+        self._wait_for_command(patience)
+        if self._transport.child is not None and self._transport.child.returncode is None:
+            why = f"the command has all its input, and has not ended for {patience:g} s (10 times --idle-timeout)"
+            raise errors.ChannelTimeout("closing", uri=self.uri, cause=why)
 
     def _finish_sending(self) -> None:
         try:
             self._transport.finish_sending()
         except OSError as error:
-            raise errors.ChannelError("bringing the stream to the disk", uri=self.uri, cause=error) from error
+            kind = errors.LocalFileError if self._transport.local_file else errors.ChannelError
+            raise kind("bringing the stream to the disk", uri=self.uri, cause=error) from error
 
     def _where(self) -> str:
         return f"{self.doing} at byte {self.transferred}"

@@ -16,7 +16,7 @@ import stat
 import time
 
 from .. import errors, units
-from . import link, uri
+from . import link, lookup, uri
 
 UNIX_BUFFER = 2 * units.MiB
 """The default of 208 KiB halves the throughput of a Unix socket: 1.3 against 2.9 GB/s."""
@@ -31,6 +31,16 @@ be ahead again: 2 GiB took 249 ms with 2 MiB, half of the runs 236 to 275, and 2
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 10, 6
 """A peer whose machine has vanished is noticed within two minutes, in seconds and probes."""
 
+USER_TIMEOUT = 120.0
+"""The same while data is on its way to it: keepalive says nothing then, and TCP itself takes a quarter of an hour. The
+kernel counts a peer that takes nothing, too, so this is never less than the idle time-out, which has better words."""
+
+BACKLOG = 16
+"""Connections that may wait for us: a port scan must not keep the sender from being heard."""
+
+LISTEN_LOOKUP_SECONDS = 30.0
+"""How long the name of an address to listen on may take to be found out."""
+
 UNIX_RETRY_SECONDS = 0.01
 """A Unix socket with a full backlog cannot be waited for, only asked again."""
 
@@ -44,6 +54,7 @@ _HINTS = {
     errno.EADDRINUSE: "another program listens there already",
     errno.EADDRNOTAVAIL: "this machine does not have that address",
     errno.ENOTSOCK: "there is a file of that name which is not a socket",
+    errno.EMFILE: "too many files are open in this process: see ulimit -n",
     errno.EHOSTUNREACH: "check the address and the firewall",
     errno.ENETUNREACH: "check the address and the routes",
 }
@@ -69,6 +80,23 @@ def tune(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
+        set_user_timeout(sock, USER_TIMEOUT)
+
+
+def set_user_timeout(sock: socket.socket, idle_timeout: float) -> None:
+    """Let TCP give up a link on which nothing is acknowledged, later than we do: 0 leaves it to the system."""
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        seconds = max(USER_TIMEOUT, idle_timeout + KEEPALIVE_IDLE) if idle_timeout else 0.0
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+
+
+def shut_and_close(sock: socket.socket) -> None:
+    """Close a socket for whoever else has it, too: a forked child would keep the other side waiting. Never raises."""
+    with contextlib.suppress(OSError):
+        sock.shutdown(socket.SHUT_RDWR)
+    with contextlib.suppress(OSError):
+        sock.close()
 
 
 def tune_accepted(sock: socket.socket) -> None:
@@ -108,12 +136,12 @@ def tune_local(sock: socket.socket, where: Where) -> None:
 
 
 def connect(connection: link.Link, address: SocketAddress, *, timeout: float) -> socket.socket:
-    """Return a connected socket; all addresses of a name are tried within `timeout` seconds. Raises Cancelled.
+    """Return a connected socket; the name is looked up and all its addresses tried within `timeout` seconds.
 
-    Looking the name up is not part of that time: the system's resolver has a time-out of its own.
+    Raises ChannelTimeout, Cancelled, and ChannelError.
     """
     deadline = time.monotonic() + timeout
-    tries = _resolve(address, passive=False)
+    tries = _resolve(connection, address, passive=False, timeout=timeout)
     failures: list[tuple[str, OSError]] = []
     for done, (family, where) in enumerate(tries):
         # What is left is shared, so that one address that never answers does not keep the others from being tried.
@@ -125,18 +153,13 @@ def connect(connection: link.Link, address: SocketAddress, *, timeout: float) ->
     raise _connect_error(address, failures, timeout)
 
 
-def _resolve(address: SocketAddress, *, passive: bool) -> list[tuple[int, Where]]:
+def _resolve(
+    connection: link.Link, address: SocketAddress, *, passive: bool, timeout: float
+) -> list[tuple[int, Where]]:
     if isinstance(address, uri.UnixAddress):
         return [(socket.AF_UNIX, address.path)]
-    flags = socket.AI_PASSIVE if passive else 0
-    # As bytes: for a text, even of ASCII, Python imports the whole of IDNA first, which takes 2 ms.
-    host = address.host.encode() if address.host.isascii() else address.host
-    try:
-        found = socket.getaddrinfo(host or None, address.port, type=socket.SOCK_STREAM, flags=flags)
-    except (socket.gaierror, UnicodeError) as error:
-        why = f"the host {address.host!r} is not known: {getattr(error, 'strerror', None) or error}"
-        raise errors.ChannelError("looking up the address", uri=str(address), cause=why) from error
-    return [(family, where) for family, _, _, _, where in found]
+    found = lookup.addresses_of(connection, address, passive=passive, timeout=timeout)
+    return [(family, where) for family, where in found]
 
 
 def _host_of(where: Where) -> str:
@@ -197,7 +220,8 @@ def _listen_tcp(address: uri.TcpAddress) -> socket.socket:
             return _bind(socket.AF_INET6, ("::", address.port), dual_stack=True)
         return _bind(socket.AF_INET, ("0.0.0.0", address.port))
     first: OSError | None = None
-    for family, where in _resolve(address, passive=True):
+    connection = link.Link(str(address))
+    for family, where in _resolve(connection, address, passive=True, timeout=LISTEN_LOOKUP_SECONDS):
         try:
             return _bind(family, where)
         except OSError as error:
@@ -213,11 +237,26 @@ def _bind(family: int, where: Where, *, dual_stack: bool = False) -> socket.sock
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if dual_stack:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        sock.bind(where)
-        sock.listen(1)
+        if isinstance(where, str):
+            _bind_private(sock, where)
+        else:
+            sock.bind(where)
+        sock.listen(BACKLOG)
         sock.setblocking(False)
         on_error.pop_all()
         return sock
+
+
+def _bind_private(sock: socket.socket, path: str) -> None:
+    """Bind to a path that only its owner may connect to, whatever the umask is.
+
+    Linux gives the file the mode of the socket, less the umask, which other threads may need as it is. Where a system
+    does it otherwise the mode is set now: nobody gets in before listen().
+    """
+    os.fchmod(sock.fileno(), 0o600)
+    sock.bind(path)
+    if stat.S_IMODE(os.lstat(path).st_mode) & 0o077:
+        pathlib.Path(path).chmod(0o600)
 
 
 def _listen_unix(path: str) -> socket.socket:

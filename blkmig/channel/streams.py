@@ -18,7 +18,7 @@ import stat
 import subprocess
 import time
 
-from .. import errors, units
+from .. import children, errors, units
 from . import link, sockets, uri
 
 PIPE_BUFFERS = (4 * units.MiB, 2 * units.MiB, units.MiB)
@@ -52,7 +52,8 @@ def open_stream(
             case uri.StdioAddress():
                 return _open_fd(connection, 1 if writing else 0, writing=writing)
     except OSError as error:
-        raise errors.ChannelError("opening", uri=str(address), cause=error) from error
+        kind = errors.LocalFileError if isinstance(address, uri.FileAddress) else errors.ChannelError
+        raise kind("opening", uri=str(address), cause=error) from error
 
 
 def _open_command(connection: link.Link, command: str, *, writing: bool) -> link.Transport:
@@ -61,6 +62,7 @@ def _open_command(connection: link.Link, command: str, *, writing: bool) -> link
     Of its other streams, what it prints goes to our standard error, because our standard output may be read by a
     program, and its standard input is empty, because ssh and others swallow what they find there.
     """
+    children.require_statuses()
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     ours, theirs = (write_end, read_end) if writing else (read_end, write_end)
     try:
@@ -93,7 +95,10 @@ def _open_file(
     except BaseException:
         os.close(fd)
         raise
-    return link.Transport(connection, fd, sync=writing and (stat.S_ISREG(mode) or stat.S_ISBLK(mode)))
+    is_file = stat.S_ISREG(mode) or stat.S_ISBLK(mode)
+    return link.Transport(
+        connection, fd, sync=writing and is_file, local_file="" if stat.S_ISFIFO(mode) else address.path
+    )
 
 
 def _open_for_writing(connection: link.Link, path: str, timeout: float | None) -> int:
@@ -119,7 +124,7 @@ def _open_fd(connection: link.Link, given_fd: int, *, writing: bool) -> link.Tra
         return link.Transport(connection, _open_socket(connection, given_fd))
     if stat.S_ISFIFO(mode):
         return link.Transport(connection, _open_pipe(given_fd, writing=writing))
-    return link.Transport(connection, os.dup(given_fd))
+    return link.Transport(connection, os.dup(given_fd), local_file=connection.uri)
 
 
 def _check_fd(connection: link.Link, given_fd: int, *, writing: bool) -> None:

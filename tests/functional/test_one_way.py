@@ -40,7 +40,7 @@ def test_what_is_written_after_the_end_is_not_in_the_copy(kind: str, source: Pat
     readable, writable = fd_pairs.open_pair(kind)
     want = 3 * MIB - HELD_BACK
     stream = bytearray()
-    with concurrent.futures.ThreadPoolExecutor() as pool, open(readable, "rb", buffering=0) as reader:
+    with concurrent.futures.ThreadPoolExecutor() as pool, os.fdopen(readable, "rb", buffering=0) as reader:
         sent = pool.submit(blkmig.send, [source], f"fd:{writable}", return_path=False)
         while len(stream) < want:
             stream += reader.read(want - len(stream))
