@@ -70,10 +70,10 @@ def _is_silent_after(f: InputQEMUFile, tail: vmdescription.TailFinder, has_foote
 
 def get_vmdescription(
     f: InputQEMUFile, *, is_kept_open: bool, has_footers: bool
-) -> tuple[dict[str, Any] | None, int] | None:
-    """Read the description that follows the end of file, and return it with its length; None if none follows.
+) -> tuple[vmdescription.State, dict[str, Any] | None, int] | None:
+    """Read the description that follows the end of file: what became of it, what it says, its length.
 
-    It comes back as None if it is no JSON object, or too long to be looked at.
+    None if none follows. What it says is None, too, if it is no JSON object, or too long to be looked at.
     """
     if is_kept_open and not f.wait_readable(idle_time(has_footers=has_footers)):
         return None
@@ -87,5 +87,5 @@ def get_vmdescription(
     nbytes = f.get_be32()
     if nbytes > vmdescription.MAX_VMDESCRIPTION:
         f.skip(nbytes)
-        return None, nbytes
-    return vmdescription.parse_vmdescription(f.get_buffer(nbytes)), nbytes
+        return "unread", None, nbytes
+    return *vmdescription.parse_vmdescription(f.get_buffer(nbytes)), nbytes

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .. import errors
 from . import configuration, container
+from .vmdescription import put_vmdescription
 
 if TYPE_CHECKING:
     from ..channel import OutputQEMUFile
@@ -160,8 +160,7 @@ class SaveState:
         """
         f.put_byte(container.QEMU_VM_EOF)
         if self.format.vmdescription:
-            text = json.dumps(vmdescription or {}, separators=(",", ":")).encode()
-            f.put_buffer(struct.pack(">BI", container.QEMU_VM_VMDESCRIPTION, len(text)) + text)
+            f.put_buffer(put_vmdescription(vmdescription or {}))
         f.flush()
 
     def state_cleanup(self) -> None:

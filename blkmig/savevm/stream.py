@@ -7,6 +7,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from . import vmdescription as _vmdescription
     from .configuration import Configuration
 
 SectionKind = Literal["START", "PART", "END", "FULL"]
@@ -81,6 +82,11 @@ class LoadedStream:
 
     reached_eof: bool
     vmdescription: dict[str, Any] | None
+    """What the description says; None unless it was read."""
+
+    vmdescription_state: _vmdescription.State
+    """What became of the description."""
+
     drained_bytes: int
     """Device state that was skipped."""
 

@@ -10,6 +10,15 @@ big pieces and thrown away, and the end is recognised from behind::
 A QEMU's description proves by its sizes that it is the one. Another one, as ours, that has no sizes, is believed if
 nothing follows it. JSON has neither 00 nor 06 bytes in it, so nothing inside a description looks like the start of
 another: the right one is the last thing that looks like one (but for what its length field may look like).
+
+A description of blkmig ends with a checksum of its own text, the *seal*, so that whatever damages it is found, also
+where nobody asked for digests::
+
+    {"page_size":4096, ... ,"checksum":"0123abcd"}
+    └────── CRC-32 of this ──────┘
+
+Descriptions are read with a bound on memory, for JSON of small pieces takes 25 times its size: `parse_cost` estimates
+from above what parsing takes, and one that takes too much is not read.
 """
 
 from __future__ import annotations
@@ -18,30 +27,75 @@ import collections
 import dataclasses
 import json
 import re
-from typing import Any, Final
+import zlib
+from typing import Any, Final, Literal
 
 from . import container
 
 MAX_VMDESCRIPTION: Final = 8 << 20
 """Longer ones are skipped unread: a bare PC's has 98 KB, a busy one's a few MB."""
 
+MAX_PARSE_COST: Final = 40 << 20
+"""Bytes of memory that parsing may take at most; a QEMU's description of 4 MiB takes about as much."""
+
+State = Literal["none", "unread", "damaged", "read", "sealed"]
+"""What became of a description: none came, it was too long to be read, it is no JSON object, it was read; sealed: and
+its checksum is right."""
+
 CANDIDATES: Final = 8
 """So many of the last places where a description may start are remembered: the last one, and its length field."""
 
 _CANDIDATE: Final = re.compile(rb'\x00\x06(?=(.{4})\{[\s"}])', re.DOTALL)
 _SHORTEST: Final = 8  # 00 06 00000002 {}
+_SEAL: Final = len(',"checksum":"01234567"}')
+_QEMU_KEYS: Final = (
+    *("name", "type", "size", "version", "fields"),
+    *("instance_id", "vmsd_name", "array_len", "struct", "subsections"),
+)
+_KNOWN_KEYS: Final = [f'"{key}":'.encode() for key in _QEMU_KEYS]
 _FOOTER: Final = 1 + 4
 _FULL_HEADER: Final = 1 + 4 + 1 + 4 + 4  # and the name
 _SUBSECTION_HEADER: Final = 1 + 1 + 4  # and the name
 
 
-def parse_vmdescription(text: bytes) -> dict[str, Any] | None:
-    """Return the JSON object that `text` is, None if it is none."""
+def put_vmdescription(description: dict[str, Any]) -> bytes:
+    """Return `description` as a record, sealed; an empty one as the shortest that there is."""
+    text = seal(json.dumps(description, separators=(",", ":")).encode()) if description else b"{}"
+    return bytes([container.QEMU_VM_VMDESCRIPTION]) + len(text).to_bytes(4) + text
+
+
+def seal(text: bytes) -> bytes:
+    """Return the JSON object `text`, which is not empty, with the checksum of all but its closing brace."""
+    body = text[:-1]
+    return body + b',"checksum":"%08x"}' % zlib.crc32(body)
+
+
+def parse_vmdescription(text: bytes) -> tuple[State, dict[str, Any] | None]:
+    """Return the JSON object that `text` is, and what became of it; None unless it was read."""
+    if not text.isascii():  # every writer escapes what is not
+        return "damaged", None
+    if parse_cost(text) > MAX_PARSE_COST:
+        return "unread", None
     try:
-        value = json.loads(text)
+        value = json.loads(text.decode("ascii"))
     except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
+        value = None
+    if not isinstance(value, dict):
+        return "damaged", None
+    if seal(text[:-_SEAL] + b"}") != text:
+        return "read", value
+    del value["checksum"]
+    return "sealed", value
+
+
+def parse_cost(text: bytes) -> int:
+    """Return how many bytes of memory it takes at most to parse `text`, as JSON.
+
+    Its punctuation tells how many pieces it has. QEMU's own keys are kept once each; others may all be different.
+    """
+    known = sum(map(text.count, _KNOWN_KEYS))
+    costs = {b"{": 200, b"[": 80, b",": 70, b"\\": 120, b":": 250}
+    return sum(text.count(mark) * nbytes for mark, nbytes in costs.items()) - 210 * known
 
 
 def described_nbytes(description: dict[str, Any], *, has_footers: bool) -> int | None:
@@ -72,6 +126,7 @@ class StreamEnd:
 
     description: dict[str, Any] | None = None
     description_nbytes: int = 0
+    is_sealed: bool = False
 
 
 class TailFinder:
@@ -135,9 +190,12 @@ class TailFinder:
     def _read(self, candidate: tuple[int, int]) -> StreamEnd | None:
         """Return the end that a complete candidate is, None if it is no description."""
         start, end = (offset - self._start for offset in candidate)
-        text = bytes(self._tail[start + 6 : end])
-        description = parse_vmdescription(text)
-        return None if description is None else StreamEnd(candidate[0], description, len(text))
+        with memoryview(self._tail) as tail:
+            text = bytes(tail[start + 6 : end])
+        state, description = parse_vmdescription(text)
+        if description is None:
+            return None
+        return StreamEnd(candidate[0], description, len(text), is_sealed=state == "sealed")
 
     def _trim(self) -> None:
         """Forget what lies before the first candidate, but for the last few bytes."""

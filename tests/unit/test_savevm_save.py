@@ -6,6 +6,7 @@ from __future__ import annotations
 import errno
 import os
 import pathlib
+import zlib
 from collections.abc import Callable
 
 import pytest
@@ -199,7 +200,8 @@ def test_commands(tmp_path: pathlib.Path) -> None:
 
 def test_description_is_compact_json(tmp_path: pathlib.Path) -> None:
     state = savevm.SaveState()
-    text = b'{"page_size":4096,"devices":[],"name":"\\u00fc"}'
+    text = b'{"page_size":4096,"devices":[],"name":"\\u00fc","checksum":"%08x"}'
+    text %= zlib.crc32(text[: text.index(b',"checksum"')])
     value = {"page_size": 4096, "devices": [], "name": "ü"}
     assert written(tmp_path, lambda f: state.state_end(f, value)) == streams.EOF + streams.description(text)
 
