@@ -93,10 +93,13 @@ class DiskStatistics:
     zero_blocks: int = 0
     resent_blocks: int = 0
     missing: list[tuple[int, int]] = dataclasses.field(default_factory=list)
-    """Ranges (first block, number of blocks) that never came."""
+    """Ranges (first block, number of blocks) that never came; the first 1024 of them."""
+
+    missing_blocks: int = 0
+    """How many blocks never came."""
 
     verified: bool = False
-    """The digest of what was written equals the one that the stream carries."""
+    """The digest of all that the disk holds equals the one that the stream carries."""
 
 
 @dataclasses.dataclass(slots=True)

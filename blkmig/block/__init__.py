@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The ``block`` section, version 1: the only room that knows both a disk and a stream."""
 
-from .coverage import MAX_INFERRED_BYTES, BlockCoverage
+from .buffers import LoadBuffers
+from .coverage import MAX_INFERRED_BYTES, BlockCoverage, CoverageRoom, grown
 from .load import BlockLoadHandlers
 from .save import BlockSaveHandlers
+from .send import combine_disks
 from .target import NAMELESS_TWICE, BlkLoadDevice
 
 __all__ = [
@@ -13,4 +15,8 @@ __all__ = [
     "BlockCoverage",
     "BlockLoadHandlers",
     "BlockSaveHandlers",
+    "CoverageRoom",
+    "LoadBuffers",
+    "combine_disks",
+    "grown",
 ]

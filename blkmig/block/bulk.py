@@ -8,6 +8,7 @@ because only the base holds it; what lies before it will be read later, so clear
 from __future__ import annotations
 
 import logging
+import time
 
 from .. import _core, channel, errors, params
 from . import device, send, state
@@ -21,14 +22,12 @@ SEARCH_BYTES = params.BDRV_SECTORS_PER_SEARCH * _core.SECTOR_SIZE
 
 
 def blk_mig_save_bulked_block(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile) -> bool:
-    """Submit the next block of the bulk phase, or send a run of holes; False if the phase is over.
-
-    The caller knows that there is room for a read.
+    """Submit the next block of the bulk phase, or send a run of holes; False if the phase is over, or there was time
+    for neither. The caller knows that there is room for a read.
     """
     for bmds in blk_mig.bmds_list:
         if not bmds.bulk_completed:
-            save_device_bulk(blk_mig, f, bmds)
-            return True
+            return save_device_bulk(blk_mig, f, bmds)
     blk_mig.bulk_completed = True
     return False
 
@@ -73,20 +72,22 @@ def save_device_run(
     return True
 
 
-def save_device_bulk(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState) -> None:
-    """Do one step of one disk's bulk phase."""
+def save_device_bulk(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState) -> bool:
+    """Do one step of one disk's bulk phase; False if its time went by with what is not sent."""
     if bmds.shared_base:
-        skip_unallocated(bmds)
+        if not skip_unallocated(blk_mig, bmds):
+            return False
         if bmds.bulk_completed:
-            return
+            return True
     if send_hole(blk_mig, f, bmds):
         f.flush()  # the slow side, the target's storage, starts early
-        return
+        return True
     block = bmds.cur_sector // _core.SECTORS_PER_BLOCK
     blk = blk_mig.reads.get()
     bmds.dirty_bitmap.take_block(block)  # before the read: a write that races it marks the block again
     blk.bulk_sectors = advance(bmds, 1)
     send.submit(blk_mig, bmds, block, blk)
+    return True
 
 
 def advance(bmds: device.BlkMigDevState, count: int) -> int:
@@ -133,26 +134,56 @@ def hole_blocks(bmds: device.BlkMigDevState, block: int) -> int:
     return max(0, min(bmds.data_start // _core.BLOCK_SIZE, geometry.nblocks - 1) - block)
 
 
-def skip_unallocated(bmds: device.BlkMigDevState) -> None:
-    """Move the cursor to the block in which the top layer's next data begins, or to the end of the disk.
+def skip_unallocated(blk_mig: state.BlkMigState, bmds: device.BlkMigDevState) -> bool:
+    """Move the cursor to the block in which the top layer's next data begins, or to the end of the disk, then True.
 
+    False: it has not come that far, for digests were asked for, and hashing what only the base holds takes its time.
     The bits of skipped blocks stay as they are: a write that allocates one of them marks it, and the dirty phase
-    sends it.
+    sends it, and takes note of its new digest.
     """
     nblocks = bmds.geometry.nblocks
     while not bmds.bulk_completed:
         block = bmds.cur_sector // _core.SECTORS_PER_BLOCK
         offset, _ = bmds.geometry.block_range(block)
         if bmds.allocated_start <= offset < bmds.allocated_end:
-            return
+            return True
         extent = next_allocated(bmds, offset)
         if extent is None:
-            bmds.completed_sectors += advance(bmds, min((offset + SEARCH_BYTES) // _core.BLOCK_SIZE, nblocks) - block)
-            continue
-        bmds.allocated_start, bmds.allocated_end = extent
-        first = max(block, min(extent[0] // _core.BLOCK_SIZE, nblocks - 1))
-        bmds.completed_sectors += advance(bmds, first - block)
-        return
+            count = min((offset + SEARCH_BYTES) // _core.BLOCK_SIZE, nblocks) - block
+        else:
+            count = max(block, min(extent[0] // _core.BLOCK_SIZE, nblocks - 1)) - block
+        done = count if bmds.disk_digests is None else hash_base(blk_mig, bmds, block, count)
+        bmds.completed_sectors += advance(bmds, done)
+        if done < count:
+            return False
+        if extent is not None:
+            bmds.allocated_start, bmds.allocated_end = extent
+            return True
+    return True
+
+
+def hash_base(blk_mig: state.BlkMigState, bmds: device.BlkMigDevState, block: int, count: int) -> int:
+    """Take the digests of up to `count` blocks from `block` on, which are not sent; return of how many. Blocks.
+
+    It ends after `RUN_SECONDS`. The caller knows that there is room for a read.
+    """
+    deadline, done = time.monotonic() + RUN_SECONDS, 0
+    blk = blk_mig.reads.get()
+    try:
+        while done < count and time.monotonic() < deadline:
+            holes = min(hole_blocks(bmds, block + done), count - done)
+            digests = send.ZERO_DIGEST * holes or digest_of_block(bmds, block + done, blk.buf)
+            send.note_base_digests(bmds, block + done, digests)
+            done += holes or 1
+    finally:
+        blk_mig.reads.put(blk)
+    return done
+
+
+def digest_of_block(bmds: device.BlkMigDevState, block: int, buf: _core.BlockBuffer) -> bytes:
+    """Read a block and return its digest. Blocks."""
+    is_zero = bmds.backend.read_block(buf, *bmds.geometry.block_range(block))
+    return send.ZERO_DIGEST if is_zero else send.digest_of(buf.payload)
 
 
 def next_allocated(bmds: device.BlkMigDevState, offset: int) -> tuple[int, int] | None:

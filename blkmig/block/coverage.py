@@ -3,21 +3,49 @@
 
 from __future__ import annotations
 
+import sys
+import zlib
+
 from .. import _core, errors
 
 MAX_INFERRED_BYTES = 1 << 46
-"""No disk is believed to be larger than 64 TiB unless its size was said: a damaged sector must not cost memory."""
+"""The disks of a stream are not believed to be larger than 64 TiB together unless their sizes were said: a damaged
+sector must not cost memory."""
+
+FIRST_BITS = 1 << 15
+"""Blocks for which a bitmap has room at first: 4 KiB of memory, 32 GiB of disk."""
+
+MAX_RANGES = 1024
+"""So many ranges of missing blocks are listed; of more, the number of blocks is told."""
+
+
+class CoverageRoom:
+    """How many blocks more the disks of one stream may be believed to have."""
+
+    def __init__(self) -> None:
+        self.nblocks = MAX_INFERRED_BYTES // _core.BLOCK_SIZE
 
 
 class BlockCoverage:
     """One bit per block that has come, for a disk of at most `limit` bytes called `name`. For one thread."""
 
-    def __init__(self, name: str, limit: int) -> None:
+    def __init__(self, name: str, limit: int, *, room: CoverageRoom | None = None) -> None:
         self.name = name
         self.limit = limit
-        self.bits = _core.Bitmap(-(-limit // _core.BLOCK_SIZE))
+        self.room = room
+        """Where the blocks of a disk are accounted for of which nobody knows the size; None: nowhere."""
+
+        self.bits = _core.Bitmap(min(-(-limit // _core.BLOCK_SIZE), FIRST_BITS))
+        """It grows with the blocks that come: `check` replaces it."""
+
         self.end_sector = 0
         """Where the farthest block ends."""
+
+        self.resent_blocks = 0
+        self.resent_sum = 0
+        """How many blocks came that had come before, and the sum of their numbers, each plus one."""
+
+        self._reach = min(limit, len(self.bits) * _core.BLOCK_SIZE)  # blocks that start before it have a bit
 
         self._tail_sector: int | None = None
         """Where the last block starts, if it is not at a whole MiB."""
@@ -30,10 +58,8 @@ class BlockCoverage:
         if sector % _core.SECTORS_PER_BLOCK and not (count == 1 and self._is_tail(sector)):
             raise self._outside(sector, "which is not the start of a block", position)
         last = sector + (count - 1) * _core.SECTORS_PER_BLOCK
-        if last << _core.SECTOR_BITS >= self.limit:
-            raise self._outside(
-                last, f"outside the {self.limit} bytes of the target: give one as large as the source's disk", position
-            )
+        if last << _core.SECTOR_BITS >= self._reach:
+            self._grow(last, position)
         # The last block may start early, over its neighbour; that does not change its number.
         return -(-sector // _core.SECTORS_PER_BLOCK)
 
@@ -41,6 +67,8 @@ class BlockCoverage:
         """Note that `count` blocks from `block` on have come, and return how many of them had come before."""
         is_new = block * _core.SECTORS_PER_BLOCK >= self.end_sector  # nothing came from here on: the usual case
         before = 0 if is_new else self.bits.count(block, block + count)
+        if before:
+            self._note_resent(block, count, before)
         if before < count:
             self.bits.set_range(block, count)
         last = block + count - 1
@@ -60,20 +88,60 @@ class BlockCoverage:
             return False
         return self._tail_sector is None or self._tail_sector + _core.SECTORS_PER_BLOCK == -(-size // _core.SECTOR_SIZE)
 
+    def count_missing(self, size: int) -> int:
+        """Return how many blocks of a disk of `size` bytes never came."""
+        nblocks = -(-size // _core.BLOCK_SIZE)
+        return nblocks - self.bits.count(0, min(nblocks, len(self.bits)))
+
     def missing(self, size: int) -> list[tuple[int, int]]:
-        """Return the ranges (first block, count) of a disk of `size` bytes that never came."""
+        """Return the ranges (first block, count) of a disk of `size` bytes that never came; the first 1024 of them."""
         nblocks = -(-size // _core.BLOCK_SIZE)
         stop = min(nblocks, len(self.bits))
-        ranges = []
+        ranges: list[tuple[int, int]] = []
         block = self.bits.find_next_clear(0, stop)
-        while block >= 0:
+        while block >= 0 and len(ranges) < MAX_RANGES:
             end = self.bits.find_next_set(block, stop)
             end = stop if end < 0 else end
             ranges.append((block, end - block))
             block = self.bits.find_next_clear(end, stop) if end < stop else -1
-        if nblocks > stop:
+        if nblocks > stop and len(ranges) < MAX_RANGES:
             ranges.append((stop, nblocks - stop))
         return ranges
+
+    def checksum(self) -> str:
+        """Return a checksum of which blocks have come, as the sender computes it."""
+        return checksum_of(self.bits)
+
+    def _grow(self, sector: int, position: int) -> None:
+        """Make room for the block at `sector`; double the bitmap, where that may be."""
+        if sector << _core.SECTOR_BITS >= self.limit:
+            why = f"outside the {self.limit} bytes of the target: give one as large as the source's disk"
+            raise self._outside(sector, why, position)
+        have, most = len(self.bits), -(-self.limit // _core.BLOCK_SIZE)
+        need = -(-sector // _core.SECTORS_PER_BLOCK) + 1
+        wanted = min(max(need, 2 * have), most)
+        if self.room is not None:
+            if wanted - have > self.room.nblocks:
+                wanted = need
+            if wanted - have > self.room.nblocks:
+                why = f"so far out that the stream's disks would have more than {MAX_INFERRED_BYTES} bytes"
+                raise self._outside(sector, why, position)
+            self.room.nblocks -= wanted - have
+        self.bits = grown(self.bits, wanted)
+        self._reach = min(self.limit, wanted * _core.BLOCK_SIZE)
+
+    def _note_resent(self, block: int, count: int, before: int) -> None:
+        """Add up the numbers of the `before` blocks of these that have come before."""
+        self.resent_blocks += before
+        if before == count:
+            self.resent_sum += count * (2 * block + count + 1) // 2
+            return
+        stop = block + count
+        while (area := self.bits.next_dirty_area(block, stop)) is not None:
+            first, known = area
+            self.resent_sum += known * (2 * first + known + 1) // 2
+            if (block := first + known) >= stop:
+                return
 
     def _is_tail(self, sector: int) -> bool:
         """Return whether the last block starts at `sector`, not at a whole MiB; there is only one such sector."""
@@ -86,3 +154,19 @@ class BlockCoverage:
         return errors.OutOfRange(
             f"disk {self.name!r}: a block at sector {sector}, {why}", device=self.name, sector=sector, position=position
         )
+
+
+def grown(bits: _core.Bitmap, nbits: int) -> _core.Bitmap:
+    """Return a bitmap of `nbits` bits that begins with those of `bits`."""
+    longer = _core.Bitmap(nbits)
+    with memoryview(bits) as old, memoryview(longer) as new:
+        new[: len(old)] = old
+    return longer
+
+
+def checksum_of(bits: _core.Bitmap) -> str:
+    """Return a checksum of the set bits of a bitmap, whatever its length."""
+    words = memoryview(bits).tobytes()
+    if sys.byteorder == "big":
+        words = b"".join(words[start : start + 8][::-1] for start in range(0, len(words), 8))
+    return f"{zlib.crc32(words.rstrip(bytes(1))):08x}"

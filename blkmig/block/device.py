@@ -26,6 +26,12 @@ class BlkMigDevState:
     digests: bytearray | None
     """Sixteen bytes for each block, as it was sent last; None where nobody asked."""
 
+    disk_digests: bytearray | None = dataclasses.field(default=None, kw_only=True)
+    """The same of every block, sent or not; None where all are sent, and where nobody asked."""
+
+    sent: _core.Bitmap | None = dataclasses.field(default=None, kw_only=True)
+    """The blocks that were sent at least once; None where all are."""
+
     # Migration thread only.
     blocker: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack, init=False)
     """Keeps other migrations off the disk and the tracker attached; closing it undoes both."""
@@ -38,6 +44,10 @@ class BlkMigDevState:
 
     cur_dirty: int = 0
     """The sector where the dirty phase goes on; it goes round, so that no high sector starves."""
+
+    resent_blocks: int = 0
+    resent_sum: int = 0
+    """How many blocks were sent that had been sent before, and the sum of their numbers, each plus one."""
 
     completed_sectors: int = 0
     """Sectors of the bulk phase that were sent, or skipped because only the base holds them."""

@@ -45,6 +45,15 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         self.percent_before_section = 0
         """The last progress record that came before the section that came last: what QEMU's bulk phase reached."""
 
+        self.is_described = False
+        """The source is a blkmig, and ends the stream with a sealed description."""
+
+        self.described_disks = (0, 0)
+        """How many disks that will name, and how many more that have no bytes."""
+
+        self.on_described: Callable[[int, int], None] | None = None
+        """Called with these numbers, before the first disk comes."""
+
         self.on_progress: Callable[[], None] | None = None
         """Called after each record."""
 
@@ -69,9 +78,20 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
             if self.on_progress is not None:
                 self.on_progress()
             if flags & _core.FLAG_EOS:
-                if sector & send.SHARES_PAGES:
-                    f.expect_pages()
+                if sector:
+                    self._take_marks(f, sector)
                 return
+
+    def _take_marks(self, f: channel.InputQEMUFile, marks: int) -> None:
+        """Note what a blkmig says in the bits of an EOS that nobody else looks at."""
+        if marks & send.SHARES_PAGES:
+            f.expect_pages()
+        if marks & send.IS_DESCRIBED:
+            self.is_described = True
+            counts = [marks >> shift & send.COUNT_MASK for shift in (send.COUNT_SHIFT, send.EMPTY_SHIFT)]
+            self.described_disks = counts[0], counts[1]
+            if self.on_described is not None:
+                self.on_described(*self.described_disks)
 
     def _set_percent(self, percent: int) -> None:
         """Note the progress that the source reports."""

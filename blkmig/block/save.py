@@ -18,10 +18,11 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from .. import _core, channel, disk, errors, params, savevm
 from ..disk import geometry
-from . import bulk, device, dirty, reads, send, state
+from . import bulk, description, device, dirty, reads, send, state
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,10 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.skipped: list[str] = []
+        self.is_described = False
+        """A sealed description with what `description` returns will end the stream. Set it before `save_setup`."""
+
+        self._empty: list[str] = []
         self._disks = list(disks)
         self._parameters = parameters
         self._clock = clock
@@ -90,6 +95,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         if self._blk_mig is not None:
             raise errors.StateError("the block section is set up already", state="active", required="none")
         self.skipped.clear()
+        self._empty.clear()
         self.check_disks()
         blk_mig = state.BlkMigState(reads=self._choose_reads(), zero_blocks=self._parameters.zero_blocks)
         try:
@@ -98,7 +104,8 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             blk_mig.dirty_disk = len(blk_mig.bmds_list)  # no dirty round is under way
             blk_mig.reads.pages_are_shared = all(map(self._may_be_shared, blk_mig.bmds_list)) and f.share_pages()
             is_hinted = blk_mig.reads.pages_are_shared and f.is_local and not self._parameters.qemu
-            f.put_be64(is_hinted * send.SHARES_PAGES << _core.SECTOR_BITS | _core.FLAG_EOS)
+            marks = is_hinted * send.SHARES_PAGES | self._description_marks(blk_mig)
+            f.put_be64(marks << _core.SECTOR_BITS | _core.FLAG_EOS)
         except BaseException as error:
             with errors.keeping(error):
                 release(blk_mig)
@@ -112,7 +119,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         """
         names: set[bytes] = set()
         for backend in self._disks:
-            if not backend.is_read_only and backend.size:
+            if not backend.is_read_only:
                 check_device(backend, names, self._parameters)
                 names.add(encode_name(backend))
 
@@ -170,11 +177,19 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             blk_mig, self._blk_mig = self._blk_mig, None
             release(blk_mig)
 
-    def disk_descriptions(self) -> list[dict[str, object]]:
-        """Return what the vmdescription says of each disk: name, exact size and, if asked for, the digest."""
-        return [describe(bmds) for bmds in self.blk_mig.bmds_list]
+    def description(self) -> dict[str, Any]:
+        """Return what the vmdescription says of the disks, once all is sent and before `save_cleanup`."""
+        return description.describe(
+            self.blk_mig.bmds_list, self._empty, incremental=self._shared_base, digests=self._parameters.digests
+        )
 
     # -- details -----------------------------------------------------------------------------------------------------
+
+    def _description_marks(self, blk_mig: state.BlkMigState) -> int:
+        """Return what the first EOS says of the description that will come; nothing to a QEMU, which ignores it."""
+        if not self.is_described or self._parameters.qemu:
+            return 0
+        return send.description_marks(len(blk_mig.bmds_list), len(self._empty))
 
     def _choose_reads(self) -> reads.BlockReads:
         """Return the reading strategy that the parameters say, or the one that the disks ask for."""
@@ -204,6 +219,8 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         if backend.is_read_only or backend.size == 0:
             why = "it is read-only" if backend.is_read_only else "it has no bytes"
             self.skipped.append(backend.name)
+            if not backend.is_read_only:
+                self._empty.append(backend.name)
             logger.info("disk %r is not sent: %s", backend.name, why)
             return
         name = encode_name(backend)
@@ -219,12 +236,17 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
                 shared_base=self._shared_base,
                 dirty_bitmap=bitmap,
                 mapping=None if self._shared_base or not blk_mig.reads.can_send_files else backend.mapping,
-                digests=bytearray(shape.nblocks * send.DIGEST_SIZE) if self._parameters.digests else None,
+                digests=self._new_digests(shape),
+                disk_digests=self._new_digests(shape) if self._shared_base else None,
+                sent=_core.Bitmap(shape.nblocks) if self._shared_base else None,
                 aio_bitmap=_core.Bitmap(shape.nblocks),
             )
             bmds.blocker = blocker.pop_all()
         blk_mig.bmds_list.append(bmds)
         blk_mig.total_sector_sum += shape.total_sectors
+
+    def _new_digests(self, shape: geometry.BlockGeometry) -> bytearray | None:
+        return bytearray(shape.nblocks * send.DIGEST_SIZE) if self._parameters.digests else None
 
     def _begin_section(self) -> state.BlkMigState:
         """Return the state, unless a section before this one was ended by an exception."""
@@ -264,7 +286,7 @@ def check_device(backend: disk.BlockBackend, names: set[bytes], parameters: para
         )
     if name in names:
         raise errors.ParameterError(f"two disks are called {backend.name!r}: give them names, as in NAME=DISK")
-    if parameters.qemu and backend.size < _core.BLOCK_SIZE and not is_sent_as_zero(backend, parameters):
+    if parameters.qemu and 0 < backend.size < _core.BLOCK_SIZE and not is_sent_as_zero(backend, parameters):
         raise errors.ParameterError(
             f"disk {backend.name!r} has {backend.size} bytes, and a QEMU from 2.10 on cannot load data for a disk "
             "under 1 MiB: make it 1 MiB at both ends"
@@ -283,12 +305,3 @@ def release(blk_mig: state.BlkMigState) -> None:
             stack.callback(bmds.blocker.close)
         stack.callback(blk_mig.blk_list.clear)
         stack.callback(blk_mig.reads.close)  # first: no read may be in flight when the disks are let go
-
-
-def describe(bmds: device.BlkMigDevState) -> dict[str, object]:
-    """Return the vmdescription's entry for one disk."""
-    entry: dict[str, object] = {"name": bmds.backend.name, "size": bmds.geometry.size}
-    if bmds.digests is not None:
-        entry["digest"] = send.combine_digests(bmds.digests)
-        entry["digest_algorithm"] = send.DIGEST_ALGORITHM
-    return entry

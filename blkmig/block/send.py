@@ -3,15 +3,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from .. import _core, channel, errors
 from . import device, state
 
 SHARES_PAGES = 1
 """In the bits of the first EOS that nobody looks at: payloads are pages of a file, on this machine."""
 
+IS_DESCRIBED = 2
+"""There, too: a sealed description ends the stream. Bits behind it tell how many disks that will name, ten bits those
+that have any bytes, ten bits those that have none."""
+
+COUNT_SHIFT = 2
+EMPTY_SHIFT = 12
+COUNT_MASK = 0x3FF
+
 DIGEST_SIZE = 16
 DIGEST_ALGORITHM = "blake2b-256 of the blake2b-128 of each block"
+STREAM_DIGEST_ALGORITHM = "blake2b-256 of lines: the number of disks; size, digest and name of each, as UTF-8 in hex"
 ZERO_FLAGS = _core.FLAG_DEVICE_BLOCK | _core.FLAG_ZERO_BLOCK
+
+
+def description_marks(disks: int, empty: int) -> int:
+    """Return the marks of a stream that ends with a sealed description of so many disks."""
+    if disks > COUNT_MASK or empty > COUNT_MASK:
+        raise errors.ParameterError(f"a stream carries at most {COUNT_MASK} disks, not {disks + empty}")
+    return IS_DESCRIBED | disks << COUNT_SHIFT | empty << EMPTY_SHIFT
 
 
 def digest_of(payload: memoryview) -> bytes:
@@ -28,6 +46,14 @@ def combine_digests(digests: bytes | bytearray) -> str:
     return hashlib.blake2b(digests, digest_size=2 * DIGEST_SIZE).hexdigest()
 
 
+def combine_disks(disks: Iterable[tuple[str, int, str]]) -> str:
+    """Return the digest of all disks of a stream, each given as name, exact size in bytes, and digest, in any order."""
+    import hashlib
+
+    lines = sorted(f"{size} {digest} {name.encode('utf-8', 'surrogateescape').hex()}" for name, size, digest in disks)
+    return hashlib.blake2b("\n".join([str(len(lines)), *lines]).encode(), digest_size=2 * DIGEST_SIZE).hexdigest()
+
+
 ZERO_DIGEST = bytes.fromhex("94fbbab57175d86b0850cd927f454f98")
 """What `digest_of` says of a block of zeros."""
 
@@ -39,6 +65,8 @@ def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.
     """
     bmds, buf = blk.bmds, blk.buf
     assert bmds is not None
+    if bmds.sent is not None or not blk.bulk_sectors:
+        note_sent(bmds, blk)
     if buf.is_zero and blk_mig.zero_blocks:
         send_zero_run(blk_mig, f, bmds, blk.block, 1)
         f.flush()
@@ -50,7 +78,7 @@ def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.
         raise cannot_read(bmds, error, error.offset, _core.BLOCK_SIZE) from error
     blk_mig.transferred += 1
     if bmds.digests is not None:
-        bmds.digests[blk.block * DIGEST_SIZE : (blk.block + 1) * DIGEST_SIZE] = digest_of(buf.payload)
+        note_digests(bmds, blk.block, digest_of(buf.payload))
 
 
 def send_zero_run(
@@ -68,8 +96,34 @@ def send_zero_run(
         f.put_zero_records(offset >> _core.SECTOR_BITS, count, bmds.name)
     blk_mig.transferred += count
     blk_mig.zero_transferred += count
+    if bmds.sent is not None:
+        bmds.sent.set_range(block, count)
     if bmds.digests is not None:
-        bmds.digests[block * DIGEST_SIZE : (block + count) * DIGEST_SIZE] = ZERO_DIGEST * count
+        note_digests(bmds, block, ZERO_DIGEST * count)
+
+
+def note_sent(bmds: device.BlkMigDevState, blk: device.BlkMigBlock) -> None:
+    """Record that `blk` is sent: what is dirty was sent before, or, with a shared base, maybe not."""
+    if not blk.bulk_sectors and (bmds.sent is None or bmds.sent.test(blk.block)):
+        bmds.resent_blocks += 1
+        bmds.resent_sum += blk.block + 1
+    if bmds.sent is not None:
+        bmds.sent.set(blk.block)
+
+
+def note_digests(bmds: device.BlkMigDevState, block: int, digests: bytes) -> None:
+    """Keep the digests of blocks that were sent, from `block` on."""
+    here = slice(block * DIGEST_SIZE, block * DIGEST_SIZE + len(digests))
+    assert bmds.digests is not None
+    bmds.digests[here] = digests
+    if bmds.disk_digests is not None:
+        bmds.disk_digests[here] = digests
+
+
+def note_base_digests(bmds: device.BlkMigDevState, block: int, digests: bytes) -> None:
+    """Keep the digests of blocks that are not sent, because the target has them in its base."""
+    assert bmds.disk_digests is not None
+    bmds.disk_digests[block * DIGEST_SIZE : block * DIGEST_SIZE + len(digests)] = digests
 
 
 def flush_blks(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, *, wait: bool) -> bool:

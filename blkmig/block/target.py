@@ -7,8 +7,10 @@ end, when the size is known.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .. import _core, channel, disk, errors, stats
-from . import coverage, send
+from . import buffers, coverage, send
 
 GROWTH_BYTES = 64 << 20
 """A growing target grows in steps of this size, so that not every block changes the file's size."""
@@ -29,18 +31,21 @@ class BlkLoadDevice:
         """Load into `backend`, which grows to `size` bytes at most, if it grows and somebody said how large it is."""
         self.backend = backend
         self.statistics = statistics
-        limit = (size or coverage.MAX_INFERRED_BYTES) if backend.is_growable else backend.size
+        limit = (coverage.MAX_INFERRED_BYTES if size is None else size) if backend.is_growable else backend.size
         self.coverage = coverage.BlockCoverage(statistics.name, limit)
-        self._buf = _core.BlockBuffer()
-        self._buf.mappable = False  # digests look at what is read
-        self._buf.takes_pages = backend.takes_pages
-        self._buf.movable = True
+        self.buffers = buffers.LoadBuffers()
+        """Those of the stream, once it has said which they are; until then buffers of its own."""
+
+        self._is_size_known = not backend.is_growable or size is not None
+        self._buf: _core.BlockBuffer | None = None  # lent by `buffers`, while blocks come
         self._zeroes = range(0)  # the target reads as zeros there: it did, and nothing has come since
 
     def load_block(self, f: channel.InputQEMUFile, sector: int, position: int) -> None:
         """Write one block when all of it has come; what lies past the disk's end is slack. Blocks."""
         block = self.coverage.check(sector, 1, position)
         self._check_is_one_disk(block, 1, position)
+        if self._buf is None:
+            self._buf = self.buffers.lend(self)
         f.get_block(self._buf)
         offset, nbytes = self._place(sector, 1)
         if offset < self._zeroes.stop and offset + nbytes > self._zeroes.start:
@@ -59,6 +64,21 @@ class BlkLoadDevice:
                 self.backend.write_zeroes(offset, nbytes)
         self._came(block, count)
         self.statistics.zero_blocks += count
+
+    def join(self, shared: buffers.LoadBuffers, room: coverage.CoverageRoom) -> None:
+        """Share the buffers of a stream's disks, and the room for what is not known of their sizes."""
+        self.buffers = shared
+        self.coverage.room = None if self._is_size_known else room
+
+    @property
+    def takes_pages(self) -> bool:
+        """Return whether payloads may stay pages."""
+        return self.backend.takes_pages
+
+    def rest(self) -> None:
+        """Store what waits and hold no memory until the next block comes. Blocks."""
+        self._buf = None
+        self.backend.rest()
 
     def _check_is_one_disk(self, block: int, count: int, position: int) -> None:
         """Refuse a block that comes again without a name: it may well be the block of another disk.
@@ -99,17 +119,19 @@ class BlkLoadDevice:
         if self.backend.is_growable:
             self.backend.resize(size)
 
-    def digest(self) -> str:
-        """Read back every block that came and return the digest of the disk, as the sender computes it. Blocks.
+    def digest(self, check_cancelled: Callable[[], None] = lambda: None) -> str:
+        """Read back the whole disk and return its digest, as the sender computes it. Blocks.
 
-        Call it after `settle`.
+        Call it after `settle`. What a target holds of a base counts as what came. It calls `check_cancelled`, which may
+        raise, before each block.
         """
         assert self.statistics.size is not None
         geometry = disk.BlockGeometry(self.statistics.size)
         digests = bytearray(geometry.nblocks * send.DIGEST_SIZE)
+        buf = self._buf or self.buffers.lend(self)
         for block in range(geometry.nblocks):
-            if self.coverage.bits.test(block):
-                offset, nbytes = geometry.block_range(block)
-                self.backend.read_block(self._buf, offset, geometry.clip(offset, nbytes))
-                digests[block * send.DIGEST_SIZE : (block + 1) * send.DIGEST_SIZE] = send.digest_of(self._buf.payload)
+            check_cancelled()
+            offset, nbytes = geometry.block_range(block)
+            self.backend.read_block(buf, offset, geometry.clip(offset, nbytes))
+            digests[block * send.DIGEST_SIZE : (block + 1) * send.DIGEST_SIZE] = send.digest_of(buf.payload)
         return send.combine_digests(digests)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import socket
 from typing import TYPE_CHECKING
 
@@ -165,6 +166,11 @@ class SendingFile(base.QEMUFile):
 
     def _idle_words(self) -> str:
         return f"the other end took nothing for {self._idle_timeout:g} s (--idle-timeout)"
+
+    def is_writable(self) -> bool:
+        """Return whether the kernel takes a few bytes now."""
+        self._check()
+        return self._link.wait(0, self._transport.fd, select.POLLOUT)
 
     @property
     def is_local(self) -> bool:

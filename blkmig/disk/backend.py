@@ -96,6 +96,12 @@ class BlockBackend(abc.ABC):
         Any length inside the disk. It is a target's verb: it marks nothing dirty.
         """
 
+    def rest(self) -> None:  # noqa: B027 - most disks hold nothing
+        """Finish the writes that `write_block` has put off and free what it needs for that, until it is called again.
+
+        A target's verb, for streams of very many disks. Blocks.
+        """
+
     @abc.abstractmethod
     def flush(self) -> None:
         """Return when everything written before is on stable storage."""

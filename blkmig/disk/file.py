@@ -226,6 +226,12 @@ class FileBackend(local.LocalBackend):
             self._top.resize(size)
         self.size = size
 
+    def rest(self) -> None:
+        """Store what waits to be stored."""
+        self.check_open()
+        with self.failing("cannot write"):
+            self._top.rest()
+
     def flush(self) -> None:
         """Wait for the disk (fdatasync), and for the directory entry of a new file."""
         self.check_open()

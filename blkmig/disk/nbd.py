@@ -132,6 +132,11 @@ class NbdBackend(local.LocalBackend):
         self._extents.forget()  # before the write is marked
         super()._leave(offset, nbytes)
 
+    def rest(self) -> None:
+        """Finish what is in flight, and free the copies."""
+        self.check_open()
+        self._behind.rest()
+
     def flush(self) -> None:
         """Finish what is in flight, then let the server flush."""
         self.check_open()
@@ -192,6 +197,15 @@ class WritesBehind:
         """Return when nothing is in flight, or raise the first error; then all else has been finished as well."""
         with self._lock:
             self._finish_all()
+
+    def rest(self) -> None:
+        """As `finish_all`; the memory of the copies is free then."""
+        with self._lock:
+            self._spare.clear()
+            try:
+                self._finish_all()
+            finally:
+                self._spare.clear()
 
     def _finish_all(self) -> None:
         first_error: errors.DeviceError | None = None

@@ -224,6 +224,12 @@ class RawFile:
         if self._behind is not None:
             self._behind.drain(start, stop)
 
+    def rest(self) -> None:
+        """Store what waits, and let the storing thread and its memory go until the next block is stored."""
+        stores, self._behind = self._behind, None
+        if stores is not None:
+            stores.close()
+
     def write_zeroes(self, offset: int, nbytes: int) -> None:
         """Make [offset, offset + nbytes) read as zeros, without storing them where that is possible."""
         end = offset + nbytes

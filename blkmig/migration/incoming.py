@@ -11,8 +11,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from .. import block, channel, errors, params, savevm, stats
+from . import announcement, farewell, heartbeat, verdict
 from . import targets as load_targets
-from . import verdict
+from .announcement import Announcement
 
 OnProgress = Callable[[stats.Event], None]
 PROGRESS_SECONDS = 0.1
@@ -41,7 +42,8 @@ class IncomingMigration:
         self.stats = stats.IncomingStatistics()
         self.savevm = savevm.SaveState()
         self._targets = load_targets.TargetSet(targets, self.parameters, self.stats, into=into, by_index=by_index)
-        self._block = block.BlockLoadHandlers(self._targets.open)
+        self._buffers, self._room = block.LoadBuffers(), block.CoverageRoom()
+        self._block = block.BlockLoadHandlers(self._open)
         self.savevm.register_savevm_live("block", 0, 1, self._block)
         self._requested_uri = uri
         self._on_progress = on_progress
@@ -73,7 +75,8 @@ class IncomingMigration:
     def run(self) -> stats.IncomingStatistics:
         """Wait for the source, load all disks, check and flush them, tell the source, and return the statistics.
 
-        Blocks. On any error the source is told, if it listens, and the targets must be taken as incomplete.
+        Blocks. On any error the source is told, if it listens, and the targets must be taken as incomplete. What is
+        verified is so after the source was told that everything is on stable storage, for its guest may wait for that.
         """
         assert self._listener is not None
         if self.stats.status != "none":
@@ -107,24 +110,39 @@ class IncomingMigration:
     # -- steps -------------------------------------------------------------------------------------------------------
 
     def _load(self, f: channel.InputQEMUFile) -> None:
-        """Load the stream and bring it to its end, good or bad."""
+        """Load the stream and bring it to its end, good or bad.
+
+        The source's guest may stand still until our word comes. So nothing that grows with the disks is done before
+        that but to bring to stable storage what is not there yet: what was written is read back afterwards.
+        """
         self._block.on_progress = self._report if self._on_progress is not None else None
+        self._block.on_described = lambda *counts: self._targets.check_counts(*counts, position=f.position)
         loader = savevm.LoadVM(self.savevm, f, observer=self._observer)
         try:
             stream = loader.loadvm()
-            self._judge(stream)
+            announced = self._judge(stream)
+            self._make_durable(loader)
             self._check_cancelled()
             self._set_totals(f)
-            self._targets.close()  # whoever waits for our word may open the disks the moment it comes
-        except BaseException:
-            with contextlib.suppress(errors.MigrationError):
-                loader.finish(1)
+            if not self.parameters.verify:
+                self._targets.close()  # whoever waits for our word may open the disks the moment it comes
+        except BaseException as error:
+            farewell.give_reason(loader, f, error)
             raise
-        loader.finish(0)
+        is_told = loader.is_awaited
+        farewell.give_word(loader, f)
+        if self.parameters.verify:
+            self._verify(announced, is_told=is_told)
         f.close()
 
-    def _judge(self, stream: savevm.LoadedStream) -> None:
-        """Check that everything came, make it durable, verify it if asked."""
+    def _open(self, name: str, position: int) -> block.BlkLoadDevice:
+        """Open the target of the disk called `name`, which appears at `position`."""
+        device = self._targets.open(name, position)
+        device.join(self._buffers, self._room)
+        return device
+
+    def _judge(self, stream: savevm.LoadedStream) -> Announcement:
+        """Check that everything came, and give the disks their sizes; return what the stream says of them."""
         section = stream.section("block")
         if section is None:
             raise errors.IncompleteMigration(
@@ -133,26 +151,52 @@ class IncomingMigration:
             )
         if not section.ended:
             raise errors.TruncatedStream("the block section has no end: the source gave up", position=stream.nbytes)
-        announced = verdict.read_announcement(stream.vmdescription)
+        announced = announcement.read_announcement(stream, self._block)
+        verdict.check_disks(self._targets.devices, announced, stream.nbytes)
         devices = self._open_all(announced, stream.nbytes)
         verdict.settle_sizes(devices, announced, self.parameters, self.stats)
         check = verdict.check_progress if self.parameters.incremental else verdict.check_coverage
         check(devices, announced, self._block.percent_before_section)
+        verdict.check_records(devices, announced)
         if announced.is_present or not self.parameters.incremental:
             self._targets.check_all_came()
-        for device in devices:
-            device.backend.flush()
         if self.parameters.verify:
-            verdict.verify_digests(devices, announced)
+            verdict.check_verifiable(devices, announced)
+        return announced
 
-    def _open_all(self, announced: verdict.Announcement, position: int) -> list[block.BlkLoadDevice]:
-        """Return the targets of all disks; an incremental stream may hold no block of some."""
-        if self.parameters.incremental:
-            opened = {device.statistics.name for device in self._targets.devices}
-            for name in announced.sizes:
-                if name not in opened:
-                    self._targets.open(name, position)
+    def _open_all(self, announced: Announcement, position: int) -> list[block.BlkLoadDevice]:
+        """Return the targets of all disks; of some no block came: they are empty, or nothing in them has changed."""
+        opened = {device.statistics.name for device in self._targets.devices}
+        for name, size in announced.sizes.items():
+            if name in opened:
+                continue
+            if not size and not self._targets.is_wanted(name):
+                self.stats.notes.append(f"disk {name!r} has no bytes, and nobody has said where it goes: left out")
+            elif self.parameters.incremental or not size:
+                self._open(name, position)
         return self._targets.devices
+
+    def _make_durable(self, loader: savevm.LoadVM) -> None:
+        """Flush all disks, with signs of life to a source that waits for our word."""
+        with heartbeat.Heartbeat(loader.beat) if loader.is_awaited else contextlib.nullcontext() as beats:
+            for device in self._targets.devices:
+                self._check_cancelled()
+                device.backend.flush()
+                if beats is not None:
+                    beats.done += 1
+
+    def _verify(self, announced: Announcement, *, is_told: bool) -> None:
+        """Read everything back. The source may have had our word, which is that all is on stable storage, no more."""
+        try:
+            verdict.verify_digests(self._targets.devices, announced, self._check_cancelled)
+            self._targets.close()
+        except errors.MigrationError as error:
+            if is_told:
+                error.add_note(
+                    "the source was told before that everything is on stable storage; if the disk has moved, look at "
+                    "the source's copy before anything else writes either"
+                )
+            raise
 
     # -- figures -----------------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ import dataclasses
 from typing import Any, Literal
 
 from .. import _core, block, channel, errors, savevm, stats
-from . import verdict
+from . import announcement, verdict
 
 Verdict = Literal["complete", "incremental", "lossy", "cancelled", "truncated", "error"]
 
@@ -40,9 +40,9 @@ class RecordListener:
 class InspectedDisk:
     """What came of one disk."""
 
-    def __init__(self, name: str, records: RecordListener) -> None:
+    def __init__(self, name: str, records: RecordListener, room: block.CoverageRoom | None = None) -> None:
         self.statistics = stats.DiskStatistics(name)
-        self.coverage = block.BlockCoverage(name, block.MAX_INFERRED_BYTES)
+        self.coverage = block.BlockCoverage(name, block.MAX_INFERRED_BYTES, room=room)
         self.zero = _core.Bitmap(len(self.coverage.bits))
         """Blocks that came as zero last."""
 
@@ -71,6 +71,8 @@ class InspectedDisk:
 
     def _came(self, number: int, count: int) -> None:
         """Count `count` blocks from block `number` on."""
+        if len(self._round) < len(self.coverage.bits):
+            self._grow(len(self.coverage.bits))
         if self._round.count(number, number + count):
             self._round.clear_range(0, -(-self.coverage.end_sector // _core.SECTORS_PER_BLOCK))
             self.rounds += 1
@@ -83,6 +85,12 @@ class InspectedDisk:
             self._note_resent(number, number + count)
         self.statistics.resent_blocks += self.coverage.add(number, count)
         self.statistics.blocks += count
+
+    def _grow(self, nblocks: int) -> None:
+        """Let the bitmaps grow with that of the coverage."""
+        self.zero, self.resent, self._round = [
+            block.grown(bits, nblocks) for bits in (self.zero, self.resent, self._round)
+        ]
 
     def _note_resent(self, start: int, stop: int) -> None:
         """Mark the blocks of a run that had come before."""
@@ -118,10 +126,11 @@ def inspect(
     Raises only errors of the channel; what is wrong with the stream is the verdict.
     """
     disks: list[InspectedDisk] = []
+    room = block.CoverageRoom()
     listener = records or RecordListener()
 
     def open_device(name: str, position: int) -> InspectedDisk:
-        disks.append(InspectedDisk(name, listener))
+        disks.append(InspectedDisk(name, listener, room))
         return disks[-1]
 
     handlers = block.BlockLoadHandlers(open_device)
@@ -135,13 +144,18 @@ def inspect(
     except errors.StreamError as error:
         failure = error
     stream = loader.summary()
-    announced = verdict.read_announcement(stream.vmdescription)
+    announced = announcement.Announcement()
+    try:
+        if failure is None:
+            announced = announcement.read_announcement(stream, handlers)
+    except errors.StreamError as error:
+        failure = error
     settle_sizes(disks, announced, sizes or {})
     judged, reason = judge(stream, disks, announced, handlers.percent_before_section, failure)
     return Inspection(stream, disks, judged, reason, handlers.percent)
 
 
-def settle_sizes(disks: list[InspectedDisk], announced: verdict.Announcement, sizes: dict[str, int]) -> None:
+def settle_sizes(disks: list[InspectedDisk], announced: announcement.Announcement, sizes: dict[str, int]) -> None:
     """Note each disk's size, and who says it."""
     for disk in disks:
         name = disk.statistics.name
@@ -152,13 +166,13 @@ def settle_sizes(disks: list[InspectedDisk], announced: verdict.Announcement, si
             disk.statistics.size, disk.statistics.size_source = said, "option"
         else:
             disk.statistics.size, disk.statistics.size_source = disk.coverage.inferred_size(), "inferred"
-        disk.statistics.missing = disk.coverage.missing(disk.statistics.size)
+        verdict.note_missing(disk)
 
 
 def judge(
     stream: savevm.LoadedStream,
     disks: list[InspectedDisk],
-    announced: verdict.Announcement,
+    announced: announcement.Announcement,
     bulk_percent: int,
     failure: errors.StreamError | None,
 ) -> tuple[Verdict, str]:
@@ -168,7 +182,7 @@ def judge(
     if failure is not None:
         return "error", str(failure)
     section = stream.section("block")
-    if section is None:
+    if section is None or not (disks or announced.disks):
         return "complete", "the stream holds no disks"
     if not section.ended:
         return "truncated", "the block section has no end"
@@ -177,6 +191,13 @@ def judge(
         return "error", f"disk {misfit.statistics.name!r} got blocks that a disk of its size cannot have"
     if any(disk.statistics.resent_blocks for disk in disks if not disk.statistics.name):
         return "error", block.NAMELESS_TWICE
+    try:
+        verdict.check_disks(disks, announced, stream.nbytes)
+        verdict.check_records(disks, announced)
+    except errors.StreamError as error:
+        return "error", str(error)
+    except errors.IncompleteMigration as error:
+        return "lossy", str(error)
     try:
         verdict.check_coverage(disks, announced, bulk_percent)
     except errors.IncompleteMigration as error:

@@ -28,8 +28,6 @@ from typing import Any, Self
 from .. import _core, block, disk, errors, params, savevm, stats
 from . import connection, convergence, endpoints, figures, pause
 
-VMDESCRIPTION_VERSION = 1
-
 
 class OutgoingMigration:
     """One migration of `disks` to `uri`. Use it in a ``with``: entering sets it up, leaving cleans up.
@@ -56,6 +54,7 @@ class OutgoingMigration:
         disks = list(disks)
         self._sources = endpoints.Sources(uri, disks)
         self._block = block.BlockSaveHandlers(disks, self.parameters, clock=clock)
+        self._block.is_described = self.savevm.format.vmdescription
         self.savevm.register_savevm_live("block", 0, 1, self._block)
         self._connection = connection.Connection(uri, self._block)
         self._figures = figures.Figures(
@@ -232,12 +231,7 @@ class OutgoingMigration:
 
     def _vmdescription(self) -> dict[str, Any]:
         """Return what a reader of the stream should know; QEMU reads and ignores it."""
-        about = {
-            "version": VMDESCRIPTION_VERSION,
-            "incremental": self.parameters.shared_base,
-            "disks": self._block.disk_descriptions(),
-        }
-        return {"page_size": 4096, "devices": [], "blkmig": about}
+        return {"page_size": 4096, "devices": [], "blkmig": self._block.description()}
 
     def _end(self, error: BaseException | None) -> None:
         """Release everything and say how it ended; `error` is what ended it, and stays the error. None: success."""

@@ -79,6 +79,29 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         self.devices.append(device)
         return device
 
+    def is_wanted(self, name: str) -> bool:
+        """Return whether somebody has said where the disk called `name` goes, if it is the next that appears."""
+        return name in self._targets or len(self.devices) in self._by_index or self._into is not None
+
+    def check_counts(self, disks: int, empty: int, *, position: int) -> None:
+        """Raise as early as can be if a stream of so many disks, and `empty` more, does not fit what was asked for.
+
+        Only their names, which come later, can tell which disk it is that nobody expects, or that is missing.
+        """
+        wanted = [repr(name) for name in self._targets] + [f"number {index}" for index in self._by_index]
+        if disks + empty < max(len(wanted), 1):
+            raise errors.IncompleteMigration(
+                f"the stream holds {disks + empty or 'no'} disk{'s' * (disks + empty != 1)}, and targets were given "
+                f"for {len(wanted)}: {', '.join(wanted) or 'all'}",
+                missing={},
+            )
+        if disks > len(wanted) and self._into is None:
+            raise errors.StreamError(
+                f"the stream holds {disks} disks, and targets were given for {len(wanted)}: {', '.join(wanted)}; say "
+                "where the others go, by NAME=PATH or --into a folder",
+                position=position,
+            )
+
     def check_all_came(self) -> None:
         """Raise :class:`~blkmig.errors.IncompleteMigration` if a disk that was asked for is not in the stream."""
         absent = [key for key in (*self._targets, *self._by_index) if key not in self._used]

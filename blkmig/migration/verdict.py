@@ -7,40 +7,27 @@ block comes at least once, and the last progress that bulk reports is what its l
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from .. import _core, block, errors, params, stats
+from .announcement import Announcement
 
 
-@dataclasses.dataclass(frozen=True)
-class Announcement:
-    """What the vmdescription of a stream from blkmig says; all empty for one from QEMU."""
-
-    is_present: bool = False
-    incremental: bool = False
-    sizes: dict[str, int] = dataclasses.field(default_factory=dict)
-    digests: dict[str, str] = dataclasses.field(default_factory=dict)
-
-
-def read_announcement(vmdescription: dict[str, Any] | None) -> Announcement:
-    """Return what the description says of the disks; what is not as it should be counts as not said."""
-    about = (vmdescription or {}).get("blkmig")
-    if not isinstance(about, dict) or not isinstance(about.get("disks"), list):
-        return Announcement()
-    disks = [entry for entry in about["disks"] if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
-    return Announcement(
-        is_present=True,
-        incremental=about.get("incremental") is True,
-        sizes={entry["name"]: entry["size"] for entry in disks if is_size(entry.get("size"))},
-        digests={entry["name"]: entry["digest"] for entry in disks if isinstance(entry.get("digest"), str)},
-    )
-
-
-def is_size(value: object) -> bool:
-    """Return whether `value` is a possible size of a disk."""
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 63
+def check_disks(devices: Sequence[CoveredDisk], announced: Announcement, position: int) -> None:
+    """Raise unless there is a disk, and each that came is one that the stream says it has."""
+    if not devices and not announced.disks:
+        raise errors.IncompleteMigration(
+            "the stream holds no disk at all: nothing was received (the source has none that it may send, or it was "
+            "not told to send them, as a QEMU is by migrate -b)",
+            missing={},
+        )
+    for device in devices:
+        name = device.statistics.name
+        if announced.is_present and name not in announced.disks:
+            raise errors.StreamError(
+                f"blocks of a disk {name!r} came, of which the stream's description says nothing", position=position
+            )
 
 
 def settle_sizes(
@@ -86,18 +73,47 @@ def check_coverage(devices: Sequence[CoveredDisk], announced: Announcement, bulk
     `bulk_percent` is the progress that the source reported last before its final section.
     """
     came = {device.statistics.name for device in devices}
-    missing = {name: [(0, -(-size // _core.BLOCK_SIZE))] for name, size in announced.sizes.items() if name not in came}
+    missing = {
+        name: [(0, -(-size // _core.BLOCK_SIZE))] for name, size in announced.sizes.items() if size and name not in came
+    }
+    count = sum(number for ranges in missing.values() for _, number in ranges)
     for device in devices:
-        device.statistics.missing = device.coverage.missing(device.statistics.size or 0)
+        note_missing(device)
+        count += device.statistics.missing_blocks
         if device.statistics.missing:
             missing[device.statistics.name] = device.statistics.missing
     expected = 0 if announced.is_present else expected_bulk_percent(devices)
     if missing:
         looks_incremental = announced.incremental or (not announced.is_present and bulk_percent >= expected)
         raise errors.IncompleteMigration(
-            describe_missing(missing, announced, looks_incremental=looks_incremental), missing=missing
+            describe_missing(missing, count, announced, looks_incremental=looks_incremental), missing=missing
         )
     check_progress(devices, announced, bulk_percent)
+
+
+def note_missing(device: CoveredDisk) -> None:
+    """Note in a disk's figures which of its blocks never came; its size is known."""
+    size = device.statistics.size or 0
+    device.statistics.missing = device.coverage.missing(size)
+    device.statistics.missing_blocks = device.coverage.count_missing(size)
+
+
+def check_records(devices: Sequence[CoveredDisk], announced: Announcement) -> None:
+    """Raise :class:`~blkmig.errors.IncompleteMigration` unless the blocks that came are those that were sent.
+
+    Coverage cannot tell that of a stream that holds only some blocks, nor of blocks that come more than once.
+    """
+    for device in devices:
+        disk, coverage = announced.disks.get(device.statistics.name), device.coverage
+        if disk is None:
+            continue
+        is_all = disk.sent is None or disk.sent == coverage.checksum()
+        if not is_all or disk.resent not in (None, (coverage.resent_blocks, coverage.resent_sum)):
+            raise errors.IncompleteMigration(
+                f"disk {disk.name!r}: the blocks that came are not those that were sent; records of the stream got "
+                "lost, came twice or were damaged, and the target is incomplete: send it again",
+                missing={disk.name: []},
+            )
 
 
 def check_progress(devices: Sequence[CoveredDisk], announced: Announcement, bulk_percent: int) -> None:
@@ -131,10 +147,9 @@ def expected_bulk_percent(devices: Sequence[CoveredDisk]) -> int:
 
 
 def describe_missing(
-    missing: dict[str, list[tuple[int, int]]], announced: Announcement, *, looks_incremental: bool
+    missing: dict[str, list[tuple[int, int]]], count: int, announced: Announcement, *, looks_incremental: bool
 ) -> str:
-    """Say which blocks are missing, and what usually is the reason."""
-    count = sum(number for ranges in missing.values() for _, number in ranges)
+    """Say which of the `count` blocks are missing, and what usually is the reason."""
     where = "; ".join(f"disk {name!r}: {format_ranges(ranges)}" for name, ranges in missing.items())
     if looks_incremental:
         verb = "holds" if announced.incremental else "seems to hold"
@@ -153,20 +168,43 @@ def format_ranges(ranges: list[tuple[int, int]], *, most: int = 8) -> str:
     return f"blocks {', '.join(shown + more)}"
 
 
-def verify_digests(devices: list[block.BlkLoadDevice], announced: Announcement) -> None:
-    """Read every disk back and compare it with the digest in the stream. Blocks.
-
-    Raises :class:`~blkmig.errors.ContentMismatch`, also for a disk that the stream has no digest of.
-    """
+def check_verifiable(devices: Sequence[CoveredDisk], announced: Announcement) -> None:
+    """Raise :class:`~blkmig.errors.ContentMismatch` unless the stream has all that it takes to verify its disks."""
     for device in devices:
         name = device.statistics.name
-        if name not in announced.digests:
-            raise errors.ContentMismatch(
-                f"disk {name!r} cannot be verified: the stream has no digest of it; send it with --verify", device=name
-            )
-        if device.digest() != announced.digests[name]:
-            raise errors.ContentMismatch(
-                f"disk {name!r}: what was written differs from what was sent; suspect the target's storage",
-                device=name,
-            )
+        disk = announced.disks.get(name)
+        if announced.digest is None or disk is None or disk.digest is None:
+            reason = "the stream has no digest of it; send it with --verify, by a blkmig as new as this one"
+            raise errors.ContentMismatch(f"disk {name!r} cannot be verified: {reason}", device=name)
+
+
+def verify_digests(
+    devices: Sequence[block.BlkLoadDevice], announced: Announcement, check_cancelled: Callable[[], None]
+) -> None:
+    """Read every disk back, all of it, and compare it with the digests in the stream. Blocks; calls `check_cancelled`
+    all the time.
+
+    Raises :class:`~blkmig.errors.ContentMismatch`. No disk counts as verified before all are, names and sizes included.
+    Call `check_verifiable` before.
+    """
+    found = []
+    for device in devices:
+        name, size = device.statistics.name, device.statistics.size
+        assert size is not None
+        digest = device.digest(check_cancelled)
+        if digest != announced.disks[name].digest:
+            raise errors.ContentMismatch(f"disk {name!r}: {_why_it_differs(announced)}", device=name)
+        found.append((name, size, digest))
+    if block.combine_disks(found) != announced.digest:
+        raise errors.ContentMismatch(
+            "the disks that came, their names, sizes and contents, are not those that were sent", device=""
+        )
+    for device in devices:
         device.statistics.verified = True
+
+
+def _why_it_differs(announced: Announcement) -> str:
+    """Say what the reason of a difference most likely is."""
+    if announced.incremental:
+        return "the target differs from the source: most likely it does not hold the source's base"
+    return "what was written differs from what was sent; suspect the target's storage"

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
-from . import configuration, container, drain, header, return_path, savestate, sections, skip, stream
+from . import configuration, container, drain, header, return_path, savestate, sections, skip, stream, vmdescription
 
 if TYPE_CHECKING:
     from ..channel import InputQEMUFile, OutputQEMUFile
@@ -55,6 +55,7 @@ class LoadVM:
         self._sections = sections.SectionTable(state)
         self._reached_eof = False
         self._vmdescription: dict[str, Any] | None = None
+        self._vmdescription_state: vmdescription.State = "none"
         self._drained_bytes = 0
         self._return_path: OutputQEMUFile | None = None
         self._is_between_records = False
@@ -75,14 +76,31 @@ class LoadVM:
         savestate.run_cleanups(cleanups)
         return self.summary()
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the source waits for `finish`."""
+        return self._return_path is not None
+
+    def beat(self, value: int) -> None:
+        """Send a sign of life to a source that waits for `finish`: PONG with `value`, unless the link is full.
+
+        Does not block. Another thread may call it, as long as nobody else uses this object.
+        """
+        f = self._return_path
+        if f is not None and f.is_writable():
+            return_path.send_pong(f, value % (1 << 32))
+
     def finish(self, status: int = 0) -> None:
         """Tell a source that waits for it how loading ended: 0 all is on stable storage, else it failed.
 
-        Nothing is sent where the source did not ask, or was told already. Blocks until the link took it.
+        Nothing is sent where the source did not ask, or was told already. Blocks until the link took it. After a
+        failure our sending side is shut down: nothing more will be said.
         """
         f, self._return_path = self._return_path, None
         if f is not None:
             return_path.send_shut(f, status)
+            if status:
+                f.close()
 
     def summary(self) -> stream.LoadedStream:
         """Return what the stream has held so far."""
@@ -94,6 +112,7 @@ class LoadVM:
             sections=tuple(entry.info() for entry in self._sections),
             reached_eof=self._reached_eof,
             vmdescription=self._vmdescription,
+            vmdescription_state=self._vmdescription_state,
             drained_bytes=self._drained_bytes,
             nbytes=self._f.position,
             is_between_records=self._is_between_records,
@@ -276,6 +295,7 @@ class LoadVM:
         self._observer.eof(eof_position)
         if end.description is not None:
             self._vmdescription = end.description
+            self._vmdescription_state = "sealed" if end.is_sealed else "read"
             self._observer.vmdescription(end.description, end.description_nbytes, eof_position + 1)
 
     def _expects_footers(self) -> bool:
@@ -291,5 +311,5 @@ class LoadVM:
         is_kept_open = self._return_path is not None
         found = drain.get_vmdescription(self._f, is_kept_open=is_kept_open, has_footers=self._expects_footers())
         if found is not None:
-            self._vmdescription, nbytes = found
+            self._vmdescription_state, self._vmdescription, nbytes = found
             self._observer.vmdescription(self._vmdescription, nbytes, position)

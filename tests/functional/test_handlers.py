@@ -126,7 +126,7 @@ def test_calls_at_the_wrong_moment() -> None:
     handlers = block.BlockSaveHandlers([sim.LayeredDisk(bytes(MIB))], params.MigrationParameters())
     f: Any = sim.Wire({b"d": bytearray(MIB)})
     handlers.save_cleanup()
-    for call in (handlers.save_live_pending, lambda: handlers.save_live_iterate(f), handlers.disk_descriptions):
+    for call in (handlers.save_live_pending, lambda: handlers.save_live_iterate(f), handlers.description):
         with pytest.raises(errors.StateError):
             call()
     handlers.save_setup(f)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import lab
 import model
@@ -68,7 +69,7 @@ def test_stream_is_what_the_model_reads(tmp_path: Path, size: int) -> None:
     for record in stream.records:
         assert record.payload is None or record.payload.strip(b"\0"), "a zero block has no payload"
     assert stream.vmdescription is not None
-    assert stream.vmdescription["blkmig"]["disks"] == [{"name": "d", "size": size}]
+    assert stream.vmdescription["blkmig"]["disks"] == [{"name": "d", "size": size, "resent": [0, 0]}]
 
 
 def test_several_disks(tmp_path: Path) -> None:
@@ -118,10 +119,32 @@ def test_read_only_and_empty_disks_are_skipped(tmp_path: Path) -> None:
     assert list(received.disks) == ["d"]
 
 
-def test_no_disk_at_all_is_a_migration(tmp_path: Path) -> None:
-    sent, received = lab.migrate(tmp_path, "tcp", [], {}, receive={"into": tmp_path})
-    assert sent.status == received.status == "completed"
-    assert received.disks == {}
+@pytest.mark.parametrize("options", [{}, {"verify": True}, {"incremental": True}])
+def test_a_stream_without_a_disk_is_no_success(tmp_path: Path, options: dict[str, Any]) -> None:
+    """A7: nothing received is not success, whatever was asked for; it is said at the stream's start."""
+    stream = lab.record(tmp_path, [], digests=True)
+    for data in (stream, stream.replace(b"\0\0\0\0\0\0\4\2", b"\0\0\0\0\0\0\0\2", 1)):  # without the mark, too
+        (tmp_path / "stream").write_bytes(data)
+        with pytest.raises(errors.IncompleteMigration, match="holds no disk") as caught:
+            blkmig.receive(f"file:{tmp_path}/stream", into=tmp_path / "into", **options)
+        assert caught.value.exit_code == 3
+        assert not (tmp_path / "into").exists()
+
+
+def test_an_empty_disk_arrives_as_one(tmp_path: Path) -> None:
+    """C17: the description names it, with no bytes; where nobody wants it, that is said."""
+    (tmp_path / "e.raw").touch()
+    with blkmig.FileBackend(tmp_path / "e.raw") as empty, blkmig.MemoryBackend(bytearray(b"a" * MIB), name="a") as disk:
+        stream = lab.record(tmp_path, [empty, disk], digests=True)
+    (tmp_path / "stream").write_bytes(stream)
+    for options in ({"verify": True}, {}):
+        targets = {"e": tmp_path / f"t{len(options)}.raw", "a": tmp_path / f"u{len(options)}.raw"}
+        received = blkmig.receive(f"file:{tmp_path}/stream", targets, **options)
+        assert [disk.size for disk in received.disks.values()] == [MIB, 0]
+        assert targets["e"].read_bytes() == b""
+        assert targets["a"].read_bytes() == b"a" * MIB
+    received = blkmig.receive(f"file:{tmp_path}/stream", {"a": tmp_path / "v.raw"})
+    assert "disk 'e' has no bytes" in received.notes[0]
 
 
 def test_stepwise_as_in_the_readme(tmp_path: Path) -> None:

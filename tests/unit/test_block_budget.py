@@ -172,8 +172,11 @@ def counted_device(calls: list[str]) -> type[target.BlkLoadDevice]:
     class CountedDevice(target.BlkLoadDevice):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
-            self._buf = Counted(self._buf, calls)  # type: ignore[assignment]
+            self._buf = Counted(self.buffers.lend(self), calls)  # type: ignore[assignment]
             self.coverage.bits = Counted(self.coverage.bits, calls)  # type: ignore[assignment]
+
+        def join(self, *args: Any) -> None:
+            """Keep the buffer that counts."""
 
     return CountedDevice
 

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Signs of life for a source that waits for the word: PONGs on the return path while the disks are flushed.
+
+::
+
+    loading thread   EOF ─ with Heartbeat: flush all disks ─────────── the word (SHUT) or the reason
+    heartbeat thread       PONG n   PONG n   PONG n+1  ...  (joined)
+
+The two never use the return path at once: it is the heartbeat's from entering the ``with`` to leaving it. A beat never
+waits: where the link does not take it, it is left out. So the thread ends within a moment of being told to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Self
+
+from .. import errors
+
+BEAT_SECONDS = 1.0
+"""Between two signs of life; the shortest time-out that anybody is likely to give a peer is several of them."""
+
+
+class Heartbeat:
+    """Calls `beat` with `done` every second for the length of a ``with``, on a thread of its own.
+
+    `done` counts what is done, for a source that wants to see progress: the loading thread counts it up. `beat` must
+    not block; what it raises ends the beats, and is told by whoever uses the link next.
+    """
+
+    def __init__(self, beat: Callable[[int], None]) -> None:
+        self._beat = beat
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.done = 0
+
+    def __enter__(self) -> Self:
+        """Start the thread; without one to be had there are no signs of life."""
+        thread = threading.Thread(target=self._run, name="blkmig-heartbeat", daemon=True)
+        with contextlib.suppress(RuntimeError):
+            thread.start()
+            self._thread = thread
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End the thread, which has the return path no longer then."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        with contextlib.suppress(errors.MigrationError):
+            while not self._ended.wait(BEAT_SECONDS):
+                self._beat(self.done)
