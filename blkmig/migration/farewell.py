@@ -49,15 +49,17 @@ def status_of(error: BaseException) -> int:
 def give_word(loader: savevm.LoadVM, f: channel.InputQEMUFile) -> None:
     """Tell a source that waits for it that everything is on stable storage, and see that it did not give up before.
 
-    Blocks for three seconds at most where the source does not close its link. Raises
-    :class:`~blkmig.errors.ChannelError` if the word was not delivered: then nothing was completed.
+    Blocks for three seconds at most where the source has the word and does not close its link, and for the idle
+    time-out where it does not take it. Raises :class:`~blkmig.errors.ChannelError` if the word was not delivered: then
+    nothing was completed.
     """
     if not loader.is_awaited:
         return
     try:
         loader.finish(0)
-        read_on(f, CLOSE_SECONDS)
-    except errors.ChannelError as error:
+        if not read_on(f, CLOSE_SECONDS):
+            loader.wait_until_told()
+    except (errors.ChannelError, errors.TruncatedStream) as error:  # the latter is a link that was reset
         cause = error.__cause__ if isinstance(error.__cause__, OSError) else "the link broke"
         raise errors.ChannelError(
             "telling the source that everything is on stable storage",
@@ -78,8 +80,10 @@ def give_reason(loader: savevm.LoadVM, f: channel.InputQEMUFile, error: BaseExce
             read_on(f, DRAIN_SECONDS)
 
 
-def read_on(f: channel.InputQEMUFile, seconds: float) -> None:
-    """Read and drop what comes until the stream ends or `seconds` are over. Raises ChannelError if the link broke."""
+def read_on(f: channel.InputQEMUFile, seconds: float) -> bool:
+    """Read and drop what comes until the stream ends, then True, or `seconds` are over. Raises if the link broke."""
     deadline = time.monotonic() + seconds
-    while (left := deadline - time.monotonic()) > 0 and f.wait_readable(left) and f.get_some(_PIECE):
-        pass
+    while (left := deadline - time.monotonic()) > 0 and f.wait_readable(left):
+        if not f.get_some(_PIECE):
+            return True
+    return False

@@ -57,7 +57,8 @@ class LoadVM:
         self._vmdescription: dict[str, Any] | None = None
         self._vmdescription_state: vmdescription.State = "none"
         self._drained_bytes = 0
-        self._return_path: OutputQEMUFile | None = None
+        self._return_path: OutputQEMUFile | None = None  # while the source waits for `finish`
+        self._told: OutputQEMUFile | None = None  # the same, afterwards
         self._is_between_records = False
 
     def loadvm(self) -> stream.LoadedStream:
@@ -99,8 +100,14 @@ class LoadVM:
         f, self._return_path = self._return_path, None
         if f is not None:
             return_path.send_shut(f, status)
+            self._told = f
             if status:
                 f.close()
+
+    def wait_until_told(self) -> None:
+        """Return when the source's machine has what `finish` said; raises ChannelError if the link broke before."""
+        if self._told is not None:
+            self._told.wait_until_taken()
 
     def summary(self) -> stream.LoadedStream:
         """Return what the stream has held so far."""
@@ -276,7 +283,7 @@ class LoadVM:
                 raise errors.StreamError("a package inside a package", position=position)
             self._get_package(f.get_be32())
         else:
-            f.skip(nbytes)
+            f.skip(nbytes, is_payload=False)
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
