@@ -66,6 +66,15 @@ class OutgoingStatistics:
     downtime: float | None = None
     """From the moment the writers were held to their release, or to the target's word when the disk moved."""
 
+    downtime_limit: float = 0.0
+    """What was asked for; a downtime beyond it is one that did not keep it."""
+
+    pauses_given_up: int = 0
+    """Pauses that took longer than their bound: the writers went on, and the migration went back to rounds."""
+
+    downtime_given_up: float = 0.0
+    """Seconds that the writers were held in those."""
+
     expected_downtime: float | None = None
     bandwidth: float = 0.0
     dirty_rate: float = 0.0

@@ -7,6 +7,11 @@
         │                                                                        ▲
         └────────────── a failure or a cancel, at any moment ───────────────────┘
 
+A migration that wants a way back out of its pause sends the last blocks in sections as of any round, and END is tiny::
+
+    begin_last_round ──► { save_live_iterate }* ──► check_last_round ──► save_live_complete_precopy
+           └────────────── leave_last_round ──────────────┘  back to rounds: no mark is lost
+
 All handlers are called by one thread, the migration thread. Two invariants hold everywhere: a block's dirty bits are
 cleared before it is read, and a block has at most one read in flight. An exception between the two ends may leave a
 block taken and not sent: after one, nothing but `save_cleanup` is possible.
@@ -77,6 +82,10 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         """Return the state of the migration, between `save_setup` and `save_cleanup`."""
         if self._blk_mig is None:
             raise errors.StateError("the block section is not set up", state="none", required="active")
+        return self._blk_mig
+
+    def state_if_set_up(self) -> state.BlkMigState | None:
+        """Return the state of the migration, None before `save_setup` and after `save_cleanup`."""
         return self._blk_mig
 
     def sent_disks(self) -> list[disk.BlockBackend]:
@@ -151,25 +160,48 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
     def save_live_pending(self) -> int:
         """Return how many bytes of the disks are still to be sent: not yet read by bulk, dirty, and in flight."""
         blk_mig = self.blk_mig
+        if blk_mig.is_fixed:
+            return 0
         blocks = blk_mig.count_dirty_blocks() + blk_mig.submitted + blk_mig.read_done
         return blk_mig.bulk_remaining_bytes() + blocks * _core.BLOCK_SIZE
+
+    def begin_last_round(self) -> None:
+        """Fetch what is dirty, with the writers held, and have sections send that and nothing beyond it."""
+        self.blk_mig.is_last_round = True
+        dirty.begin_round(self.blk_mig)
+
+    def leave_last_round(self) -> None:
+        """Have it be a round like any other: the writers go on."""
+        self.blk_mig.is_last_round = self.blk_mig.is_fixed = False
+
+    def check_last_round(self) -> None:
+        """Take note that what was sent is the image of the disks; the last round is over, the writers are held.
+
+        Raises :class:`~blkmig.errors.DeviceError` if a disk was written meanwhile: what was sent would be torn.
+        """
+        dirty.check_clean(self.blk_mig)
+        self.blk_mig.is_fixed = True
 
     def save_live_complete_precopy(self, f: channel.OutputQEMUFile) -> None:
         """Send everything that is left, with the writers held by the caller; nothing is in flight on return.
 
-        Also what bulk has not sent yet, so that an early end costs time and never contents. Raises
-        :class:`~blkmig.errors.DeviceError` if a disk was written meanwhile: what was sent would be torn.
+        Also what bulk has not sent yet, so that an early end costs time and never contents. Nothing is left after
+        `check_last_round`, and then the writers need not be held any more. Raises as that does.
         """
         blk_mig = self._begin_section()
-        while blk_mig.submitted or blk_mig.read_done:
-            send.flush_blks(blk_mig, f, wait=True)
-        dirty.begin_round(blk_mig)
-        while self._send_some(blk_mig, f):
-            pass
-        dirty.check_clean(blk_mig)
+        if not blk_mig.is_fixed:
+            self._send_the_rest(blk_mig, f)
         blk_mig.is_interrupted = False
         f.put_be64(100 << _core.SECTOR_BITS | _core.FLAG_PROGRESS)
         f.put_be64(_core.FLAG_EOS)
+
+    def _send_the_rest(self, blk_mig: state.BlkMigState, f: channel.OutputQEMUFile) -> None:
+        while blk_mig.submitted or blk_mig.read_done:
+            send.flush_blks(blk_mig, f, wait=True)
+        self.begin_last_round()
+        while self._send_some(blk_mig, f):
+            pass
+        self.check_last_round()
 
     def save_cleanup(self) -> None:
         """Wait for reads in flight, release the trackers, let the disks go, free the buffers. Twice does no harm."""

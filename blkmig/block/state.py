@@ -56,7 +56,10 @@ class BlkMigState:
     """Dirty blocks when the round began."""
 
     is_last_round: bool = False
-    """No round follows when this one is over, but the last pass."""
+    """No round follows when this one is over, but the pause or the end."""
+
+    is_fixed: bool = False
+    """What was sent is the whole image, and was so while the writers were held: END has nothing to add."""
 
     fetch_seconds: float = 0.0
     """How long it took to learn that."""

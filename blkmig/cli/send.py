@@ -48,7 +48,11 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-bandwidth", type=arguments.size, default=0, metavar="SIZE", help="bytes per second")
     parser.add_argument("--downtime-limit", type=float, default=0.3, metavar="SECONDS",
                         help="how long the writers may be held at the end (default: 0.3)")  # fmt: skip
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up if it has not converged by then")
+    parser.add_argument("--downtime-factor", type=float, default=4.0, metavar="FACTOR",
+                        help="let the writers go on when a pause takes FACTOR times the limit, and at least 1 s, and "
+                        "send on while they write; not once the end of a --move has left (default: 4)")  # fmt: skip
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up if it has not converged by then, "
+                        "whatever it waits for")  # fmt: skip
     parser.add_argument("--max-rounds", type=int, metavar="N", help="give up if it has not converged in N dirty rounds")
     parser.add_argument("--auto-converge", action="store_true", help="slow the writers down when they are too fast")
 
@@ -134,6 +138,7 @@ def parameters_of(args: argparse.Namespace) -> params.MigrationParameters:
     return params.MigrationParameters(
         max_bandwidth=args.max_bandwidth,
         downtime_limit=args.downtime_limit,
+        downtime_factor=args.downtime_factor,
         timeout=args.timeout,
         max_rounds=args.max_rounds,
         auto_converge=args.auto_converge,
@@ -177,9 +182,22 @@ def print_result(result: stats.OutgoingStatistics, args: argparse.Namespace) -> 
         ),
         ("dirty rounds", str(rounds)),
         ("time", f"{units.format_duration(result.total_time)}, {units.format_rate(result.throughput)}"),
-        ("downtime", units.format_duration(result.downtime or 0.0)),
+        ("downtime", describe_downtime(result)),
     ]
+    if args.verify:
+        rows.append(("verified", "the target does that, and says it there: look at its exit code"))
     output.print_table(rows, is_stdout_taken=is_stdout_taken)
+
+
+def describe_downtime(result: stats.OutgoingStatistics) -> str:
+    """Say for how long the writers were held, and what of that was not as it should be."""
+    text = units.format_duration(result.downtime or 0.0)
+    if (result.downtime or 0.0) > result.downtime_limit:
+        text += f", which is over the limit of {units.format_duration(result.downtime_limit)}"
+    if result.pauses_given_up:
+        times = "a pause that was" if result.pauses_given_up == 1 else f"{result.pauses_given_up} pauses that were"
+        text += f"; and {units.format_duration(result.downtime_given_up)} in {times} given up"
+    return text
 
 
 def print_forecast(found: migration.Forecast, args: argparse.Namespace) -> None:

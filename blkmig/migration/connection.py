@@ -23,6 +23,10 @@ QEMU_HINT = (
 )
 
 
+BARRIER_PING = 0x656E6400
+"""The value of the first PING that asks whether the target has taken everything, less one: ``end`` and a number."""
+
+
 class Connection:
     """The way to `uri`, which carries what `handlers` send. Raises ParameterError for a bad URI."""
 
@@ -34,6 +38,10 @@ class Connection:
         # Migration thread only.
         self._f: channel.OutputQEMUFile | None = None
         self._return_path: channel.InputQEMUFile | None = None
+        self._barriers = 0
+        self.has_target_failed = False
+        """The target has said so, and does not use what it has."""
+
         # Any thread may set it, nobody clears it.
         self._cancel_requested = False
 
@@ -63,24 +71,65 @@ class Connection:
         if self._cancel_requested:
             raise errors.Cancelled("the migration was cancelled")
 
+    # -- what the target says ----------------------------------------------------------------------------------------
+
+    def check_target(self) -> None:
+        """Raise if the target has ended the migration: before the stream's end, its word is never one of success.
+
+        It does not wait. Other messages that have come are passed over.
+        """
+        path = self._return_path
+        with self._losing("looking for what the target says"):
+            while path is not None and path.wait_readable(0):
+                self._read_before_end(path)
+
+    def begin_barrier(self, state: savevm.SaveState) -> None:
+        """Ask the target to answer when it has taken everything that was sent; `end_barrier` waits for it."""
+        if self._return_path is not None:
+            self._barriers += 1
+            with self.explaining_errors():
+                state.send_ping(self.f, BARRIER_PING + self._barriers)
+
+    def end_barrier(self) -> None:
+        """Wait for the answer to the last `begin_barrier`; a one-way channel has none. Blocks."""
+        path = self._return_path
+        with self._losing("waiting for the target to take what was sent"):
+            while path is not None and self._read_before_end(path) != BARRIER_PING + self._barriers:
+                pass
+
+    def _read_before_end(self, path: channel.InputQEMUFile) -> int | None:
+        """Return the value of the next message if that is PONG, else None. Blocks."""
+        kind, value = savevm.read_message(path)
+        if kind == savevm.MIG_RP_MSG_SHUT:
+            self.has_target_failed = True
+            raise errors.MigrationError(
+                f"the target has ended the migration before the stream's end (status {value}); look at its messages"
+            )
+        return value if kind == savevm.MIG_RP_MSG_PONG else None
+
     def await_target(self) -> None:
         """Close the stream; on a two-way channel, wait for the target's word first."""
         if self._return_path is not None:
-            try:
-                with self.explaining_errors():
-                    status = savevm.await_shut(self._return_path)
-            except errors.TruncatedStream as error:
-                raise errors.ChannelError(
-                    "waiting for the target's word that it has everything",
-                    uri=self._uri,
-                    cause="it closed the link",
-                    hint=QEMU_HINT,
-                ) from error
+            with self._losing("waiting for the target's word that it has everything"):
+                status = savevm.await_shut(self._return_path)
             if status:
+                self.has_target_failed = True
                 raise errors.MigrationError(
                     f"the target received everything, but failed to finish (status {status}); look at its messages"
                 )
         self.f.close()
+
+    @contextlib.contextmanager
+    def _losing(self, doing: str) -> Iterator[None]:
+        """Say what was being done when the target closed its side of the link."""
+        try:
+            with self.explaining_errors():
+                yield
+        except errors.TruncatedStream as error:
+            cause = "it closed the link"
+            raise errors.ChannelError(doing, uri=self._uri, cause=cause, hint=QEMU_HINT) from error
+
+    # -- the end -----------------------------------------------------------------------------------------------------
 
     def abort(self) -> None:
         """Close both directions as they are; after success there is nothing left to close. Twice does no harm."""

@@ -28,6 +28,9 @@ WORTH = 0.75
 FRESH_SECONDS = 0.01
 """So long what was fetched from a remote tracker is good for a decision about the pause."""
 
+MAX_PAUSES_GIVEN_UP = 3
+"""So many pauses may be given up, each of which holds the writers up for as long as the bound allows."""
+
 THROTTLE_INITIAL = 0.20
 THROTTLE_STEP = 0.10
 THROTTLE_MAX = 0.99
@@ -46,6 +49,7 @@ class Convergence:
         self._figures = measured
         # Migration thread only.
         self._descent = Descent()
+        self._pauses_given_up = 0
         self._auto_converge = AutoConverge(handlers) if parameters.auto_converge else None
         # Any thread may set these, nobody clears them.
         self.switchover_requested = False
@@ -101,26 +105,49 @@ class Convergence:
         can_go_on = has_time(self._parameters, elapsed=self._figures.elapsed(), rounds=rounds)
         return self._descent.has_ended(pending) or not can_go_on
 
+    def pause_given_up(self) -> None:
+        """Take note that a pause took too long: what was known about the rounds before it is worth nothing."""
+        self._pauses_given_up += 1
+        self._descent = Descent()
+
+    def check_pauses(self) -> None:
+        """Raise :class:`~blkmig.errors.NotConverged` unless one more pause may be tried after one that was given up.
+
+        Whoever has asked for the switchover is told at once.
+        """
+        count = self._pauses_given_up
+        if count >= MAX_PAUSES_GIVEN_UP or self._parameters.switchover == "manual":
+            raise self.not_converged("in the pause" if count == 1 else f"in {count} pauses")
+        self._check_limits(self._figures.pending())
+
     def _check_limits(self, pending: int) -> None:
         """Raise :class:`~blkmig.errors.NotConverged` if the migration has had all the time or rounds it was given."""
         timeout, max_rounds = self._parameters.timeout, self._parameters.max_rounds
-        rounds = self._block.blk_mig.round_number
         if timeout is not None and self._figures.elapsed() >= timeout:
-            limit = f"within {units.format_duration(timeout)}"
-        elif max_rounds is not None and rounds > max_rounds:
-            limit = f"in {max_rounds} rounds"
-        else:
-            return
+            raise self.not_converged(f"within {units.format_duration(timeout)}")
+        if max_rounds is not None and self._block.blk_mig.round_number > max_rounds:
+            raise self.not_converged(f"in {max_rounds} rounds")
+
+    def not_converged(self, limit: str) -> errors.NotConverged:
+        """Return the error for a migration that did not converge, say, ``within 4 s``."""
+        blk_mig, pending = self._block.state_if_set_up(), 0
+        if blk_mig is not None:
+            pending = self._figures.pending()
         bandwidth, dirty_rate = self._figures.stats.bandwidth, self._figures.stats.dirty_rate
-        raise errors.NotConverged(
+        pauses = ""
+        if self._pauses_given_up:
+            times = "a pause was" if self._pauses_given_up == 1 else f"{self._pauses_given_up} pauses were"
+            after = units.format_duration(self._parameters.downtime_bound)
+            pauses = f"; {times} given up after {after}: look whether the target hangs"
+        limit_now = units.format_duration(self._parameters.downtime_limit)
+        return errors.NotConverged(
             f"did not converge {limit}: {units.format_size(pending)} are still to be sent, the link carries "
-            f"{units.format_rate(bandwidth)}, the writers dirty {units.format_rate(dirty_rate)}; allow a longer "
-            f"downtime (now {units.format_duration(self._parameters.downtime_limit)}), more bandwidth, or slower "
-            "writers",
+            f"{units.format_rate(bandwidth)}, the writers dirty {units.format_rate(dirty_rate)}{pauses}; allow a "
+            f"longer downtime (now {limit_now}), more bandwidth, or slower writers",
             dirty_rate=dirty_rate,
             bandwidth=bandwidth,
             pending=pending,
-            rounds=rounds,
+            rounds=0 if blk_mig is None else blk_mig.round_number,
         )
 
     def round_ended(self, ended: stats.RoundStatistics) -> None:

@@ -64,6 +64,11 @@ class Sources:
         """Take note of the file that the stream goes to: it is there by now."""
         self._output = stream_file(self._uri, writing=True)
 
+    @property
+    def is_stream_in_a_file(self) -> bool:
+        """Return whether the stream goes to a file or a device, where it only lies."""
+        return self._output is not None
+
     def changes(self, *, strict: bool) -> list[str]:
         """Return what other programs have done to the sources since `check`; call it after the last read.
 

@@ -73,7 +73,7 @@ class Figures:
         self._clock = clock
         # Where the migration, its section and its round began, and when the caller was told last.
         self._started = 0.0
-        self._section_start = (0.0, 0, 0, 0)
+        self._section_start = (0.0, 0, 0, 0, False)
         self._round_start = (0.0, 0, 0)
         self._fetched_at: float | None = None
         self._last_report = 0.0
@@ -106,17 +106,18 @@ class Figures:
         """Note where a section begins; waiting for the rate limit belongs to it."""
         blk_mig = self._block.blk_mig
         position = self._connection.f.transferred
-        self._section_start = (self._clock(), position, blk_mig.transferred, blk_mig.round_number)
+        counts_blocks = blk_mig.bulk_completed and blk_mig.round_number > 0
+        self._section_start = (self._clock(), position, blk_mig.transferred, blk_mig.round_number, counts_blocks)
 
     def section_ended(self) -> bool:
         """Account for the section; return whether it was the last one of its round."""
         now, blk_mig = self._clock(), self._block.blk_mig
-        since, transferred, blocks, round_number = self._section_start
+        since, transferred, blocks, round_number, counts_blocks = self._section_start
         has_round_ended = blk_mig.round_number != round_number
         self._fetched_at = now if has_round_ended else None
         # In the bulk phase holes are as many blocks as one likes, so only wire bytes count there.
         wire_bytes = self._connection.f.transferred - transferred
-        nbytes = (blk_mig.transferred - blocks) * _core.BLOCK_SIZE if round_number else wire_bytes
+        nbytes = (blk_mig.transferred - blocks) * _core.BLOCK_SIZE if counts_blocks else wire_bytes
         self.meter.add(nbytes, now - since - (blk_mig.fetch_seconds if has_round_ended else 0.0))
         self.update()
         return has_round_ended

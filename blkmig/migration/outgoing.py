@@ -5,15 +5,18 @@
 
     none ─ setup ─► active ─ complete ─► device ──► completed
                       │  ▲      (writers held)
+                      │  ├──────────────────┘ the pause was given up
                       └──┘ iterate
              any of them ─► failed, or cancelling ─► cancelled
 
 Who owns what: the order of things is here, and nothing that changes. The connection has the channel, the figures have
-the statistics, the convergence has what it takes to decide when the rounds end, and the pause has the held writers.
+the statistics, the convergence has what it takes to decide when the rounds end, the pause has the held writers, and the
+ending what is sent while they are.
 
 One thread, the migration thread, calls everything but `cancel` and `switchover`, which any thread and any signal
 handler may call; so these two take no lock. They set a flag that only ever goes from False to True, and then wake
-whatever the migration thread may be blocked in: the channel, a disk, or the wait between two rounds.
+whatever the migration thread may be blocked in: the channel, a disk, or the wait between two rounds. A watchdog does
+the same when the caller's time-out is over.
 """
 
 from __future__ import annotations
@@ -21,12 +24,15 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import Any, Self
 
-from .. import _core, block, disk, errors, params, savevm, stats
-from . import connection, convergence, endpoints, figures, pause
+from .. import _core, block, disk, errors, params, savevm, stats, units
+from . import connection, convergence, ending, endpoints, figures, pause, watchdog
+
+TIMEOUT_GRACE = 0.5
+"""Seconds after the caller's time-out that a migration which is not blocked may take to notice it by itself."""
 
 
 class OutgoingMigration:
@@ -61,8 +67,22 @@ class OutgoingMigration:
             self._block, self.savevm, self._connection, on_progress=on_progress, clock=clock
         )
         self.stats = self._figures.stats
+        self.stats.downtime_limit = self.parameters.downtime_limit
         self._convergence = convergence.Convergence(self.parameters, self._block, self._figures)
+        self._ending = ending.Ending(
+            self.parameters,
+            self._block,
+            self.savevm,
+            self._connection,
+            self._figures,
+            self._sources,
+            self._send_section,
+        )
+        self._watchdog = watchdog.Watchdog()
         self._clock = clock
+        # Any thread may set these.
+        self._pause: pause.Pause | None = None
+        self._limit_reached = ""
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -82,7 +102,8 @@ class OutgoingMigration:
         self._figures.start()
         try:
             self._figures.enter("setup")
-            self._setup()
+            with self._saying_why():
+                self._setup()
             self.stats.setup_time = self._figures.elapsed()
             self._figures.enter("active")
         except BaseException as error:
@@ -105,23 +126,30 @@ class OutgoingMigration:
         """Migrate until everything is at the target: iterate while more is pending than the downtime limit allows, and
         below it for as long as each round still leaves clearly less to the pause (see `convergence.Descent`).
 
-        Raises :class:`~blkmig.errors.NotConverged` when `max_rounds` or `timeout` are over before that.
+        Raises :class:`~blkmig.errors.NotConverged` when `max_rounds` or `timeout` are over before that, or several
+        pauses had to be given up.
         """
+        self._require("active")
         self._figures.forget_fetch()  # who knows how long ago the caller iterated
-        self._iterate_until_ready()
-        if not self._convergence.switchover_requested and 0 < self.pending() <= self.threshold_size() // 2:
-            self._send_the_round()
-            if self.pending() > self.threshold_size():
-                self._iterate_until_ready()
-        self.complete()
+        while True:
+            self._iterate_until_ready()
+            if not self._convergence.switchover_requested and 0 < self.pending() <= self.threshold_size() // 2:
+                self._send_the_round()
+                if self.pending() > self.threshold_size():
+                    self._iterate_until_ready()
+            if self._complete():
+                return
+            self._convergence.check_pauses()
+            self._finish_the_round()
 
     def _iterate_until_ready(self) -> None:
         while not self._is_ready():
             self.iterate()
 
     def _is_ready(self) -> bool:
-        self._connection.check_cancelled()
-        return self._convergence.is_ready()
+        with self._saying_why():
+            self._connection.check_cancelled()
+            return self._convergence.is_ready()
 
     def _send_the_round(self) -> None:
         """Send what this round has, and do not ask what the next one would have: that is for the pause to know.
@@ -134,18 +162,29 @@ class OutgoingMigration:
             self.iterate()
         self._block.blk_mig.is_last_round = False
 
+    def _finish_the_round(self) -> None:
+        """Send what the pause that was given up has left of its round."""
+        number = self._block.blk_mig.round_number
+        while self._block.blk_mig.round_number == number:
+            self.iterate()
+
     def iterate(self) -> None:
         """Send one section, of about 100 ms. Blocks for the channel, the disks and the rate limit."""
         self._require("active")
+        with self._saying_why():
+            if self._send_section():
+                self._round_ended()
+        self._figures.report()
+
+    def _send_section(self) -> bool:
+        """Send one section; return whether a round has ended with it."""
         self._figures.section_begins()
         f = self._connection.f
         f.wait_rate_limit()
         with self._connection.explaining_errors():
             self.savevm.state_iterate(f)
         self._connection.check_cancelled()
-        if self._figures.section_ended():
-            self._round_ended()
-        self._figures.report()
+        return self._figures.section_ended()
 
     def _round_ended(self) -> None:
         """Close the round in the statistics, tell the caller, and begin the next one."""
@@ -173,22 +212,50 @@ class OutgoingMigration:
     def complete(self) -> None:
         """Hold the writers, send what is left, end the stream, and wait for the target's word if there is one.
 
-        On success the writers are released or refused, as `writers_after` says; on failure they go on. The downtime
-        runs from hold to release; where the disk moves (``refuse``), to the target's word that it has everything.
+        On success the writers are released or refused, as `writers_after` says. The downtime runs from hold to release;
+        where the disk moves (``refuse``), to the target's word that it has everything. On failure they go on, but for
+        :class:`~blkmig.errors.InDoubt`: then they stay held until somebody calls `release_writers` of their disks.
+
+        A pause that takes longer than `downtime_bound` is given up: the writers go on, and this raises
+        :class:`~blkmig.errors.NotConverged`. Then the migration is still active, and may be completed later.
         """
+        if not self._complete():
+            raise self._convergence.not_converged("in the pause")
+
+    def _complete(self) -> bool:
+        """Do what `complete` does; return whether it is done, or else the pause was given up."""
         self._require("active")
         self._figures.enter("device")
         self._convergence.release_throttle()
-        with pause.pausing(self._block.sent_disks(), self._clock) as held:
-            self._last_pass()
-            if self.parameters.writers_after == "release":
-                self.stats.downtime = held.release()
-            self._figures.report(at_once=True)
-            self._connection.await_target()
-            self._sources.check_output()
-            if self.parameters.writers_after == "refuse":
-                self.stats.downtime = held.release(refuse=True)
+        self._pause = held = self._make_pause()
+        try:
+            with pause.pausing(held), self._saying_why():
+                self._ending.send(held)
+        except pause.GivenUp:
+            self._pause_given_up(held)
+            return False
         self._end(None)
+        return True
+
+    def _make_pause(self) -> pause.Pause:
+        return pause.Pause(
+            self._block.sent_disks(),
+            self._watchdog,
+            clock=self._clock,
+            bound=self.parameters.downtime_bound,
+            cut=lambda: self._reach_limit("before the bound of the pause"),
+            reset=self._connection.abort,
+            may_be_complete=self._ending.may_be_complete,
+        )
+
+    def _pause_given_up(self, held: pause.Pause) -> None:
+        """Go back to rounds."""
+        self._block.leave_last_round()
+        self._connection.f.set_rate_limit(int(self.parameters.max_bandwidth))
+        self._convergence.pause_given_up()
+        self.stats.pauses_given_up += 1
+        self.stats.downtime_given_up += held.downtime
+        self._figures.enter("active")
 
     def cancel(self) -> None:
         """End the migration as soon as possible: whatever it does next raises :class:`~blkmig.errors.Cancelled`.
@@ -203,6 +270,8 @@ class OutgoingMigration:
 
     def _setup(self) -> None:
         """Connect and write everything before the first part."""
+        if self.parameters.timeout is not None:
+            self._watchdog.call_after(self.parameters.timeout + TIMEOUT_GRACE, self._time_is_over)
         self._block.check_disks()  # first: a QEMU at the other end takes a connection that ends for a failed migration
         self._sources.check()
         f = self._connection.connect(timeout=self.parameters.connect_timeout)
@@ -214,24 +283,6 @@ class OutgoingMigration:
         self.savevm.state_setup(f)
         self.stats.disk_bytes = self._block.blk_mig.bytes_total()
         self._figures.begin_round(self.stats.disk_bytes)
-
-    def _last_pass(self) -> None:
-        """Send what is left and end the stream."""
-        f = self._connection.f
-        f.set_rate_limit(0)
-        self._figures.close_round()
-        self._figures.begin_round(self.pending())
-        with self._connection.explaining_errors():
-            self.savevm.state_complete_precopy(f)
-            self.stats.notes += self._sources.changes(strict=self.parameters.digests)
-            self.savevm.state_end(f, self._vmdescription())
-        self._connection.check_cancelled()
-        self._figures.update()
-        self._figures.close_round()
-
-    def _vmdescription(self) -> dict[str, Any]:
-        """Return what a reader of the stream should know; QEMU reads and ignores it."""
-        return {"page_size": 4096, "devices": [], "blkmig": self._block.description()}
 
     def _end(self, error: BaseException | None) -> None:
         """Release everything and say how it ended; `error` is what ended it, and stays the error. None: success."""
@@ -253,8 +304,33 @@ class OutgoingMigration:
             stack.callback(self._connection.abort)
             stack.callback(self.savevm.state_cleanup)
             stack.callback(self._convergence.release_throttle)
+            stack.callback(self._watchdog.close)
             if status is not None:
                 self._figures.enter(status)
+
+    # -- bounds ------------------------------------------------------------------------------------------------------
+
+    def _time_is_over(self) -> None:
+        """End whatever waits, because the caller's time-out is over; a pause that is under way ends by itself first."""
+        if self._pause is not None and self._pause.is_bounded:
+            self._watchdog.call_after(self.parameters.downtime_bound, self._time_is_over)
+        else:
+            self._reach_limit(f"within {units.format_duration(self.parameters.timeout or 0.0)}")
+
+    def _reach_limit(self, limit: str) -> None:
+        """Have whatever the migration waits for raise NotConverged, which says that `limit` is reached."""
+        self._limit_reached = limit
+        self.cancel()
+
+    @contextlib.contextmanager
+    def _saying_why(self) -> Iterator[None]:
+        """Say of a cancel that is no caller's which limit it came from."""
+        try:
+            yield
+        except errors.Cancelled as error:
+            if not self._limit_reached:
+                raise
+            raise self._convergence.not_converged(self._limit_reached) from error
 
     def _require(self, status: stats.Status) -> None:
         """Raise unless the migration is in the state that a call needs."""

@@ -10,11 +10,13 @@ from .configuration import Configuration
 from .container import ContainerFormat, looks_like_footer
 from .handlers import SaveVMHandlers
 from .load import LoadVM
-from .return_path import await_shut
+from .return_path import MIG_RP_MSG_PONG, MIG_RP_MSG_SHUT, await_shut, read_message
 from .savestate import SaveState
 from .stream import LoadedStream, SectionInfo, StreamObserver
 
 __all__ = [
+    "MIG_RP_MSG_PONG",
+    "MIG_RP_MSG_SHUT",
     "Configuration",
     "ContainerFormat",
     "LoadVM",
@@ -25,4 +27,5 @@ __all__ = [
     "StreamObserver",
     "await_shut",
     "looks_like_footer",
+    "read_message",
 ]

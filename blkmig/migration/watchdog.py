@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A thread that calls what is due, for a migration that may be blocked anywhere.
+
+It is there from the first alarm on, and waits until the next one: a migration without bounds has none, and no block
+costs anything. What is due is called in a thread of its own, so that a call that takes long holds no other one up.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+
+class Alarm:
+    """A function that is to be called at a moment of ``time.monotonic``."""
+
+    __slots__ = ("at", "call")
+
+    def __init__(self, at: float, call: Callable[[], None]) -> None:
+        self.at = at
+        self.call = call
+
+
+class Watchdog:
+    """Calls functions when their time has come. Any thread may set alarms; signal handlers may not."""
+
+    def __init__(self) -> None:
+        # Under `_changed`, which is notified of every change.
+        self._changed = threading.Condition()
+        self._alarms: list[Alarm] = []
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+
+    def call_after(self, seconds: float, call: Callable[[], None]) -> Alarm:
+        """Have `call` called in `seconds`, unless `forget` or `close` come first. It must not raise."""
+        alarm = Alarm(time.monotonic() + min(seconds, threading.TIMEOUT_MAX / 2), call)
+        with self._changed:
+            self._alarms.append(alarm)
+            if self._thread is None and not self._is_closed:
+                self._thread = threading.Thread(target=self._run, name="blkmig-watchdog", daemon=True)
+                self._thread.start()
+            self._changed.notify()
+        return alarm
+
+    def forget(self, alarm: Alarm | None) -> None:
+        """Call `alarm` no more; one that has been called already goes on."""
+        with self._changed:
+            if alarm in self._alarms:
+                self._alarms.remove(alarm)
+
+    def close(self) -> None:
+        """Forget all alarms and end the thread. Twice does no harm."""
+        with self._changed:
+            self._is_closed = True
+            self._alarms.clear()
+            self._changed.notify()
+
+    def _run(self) -> None:
+        while (alarm := self._next()) is not None:
+            threading.Thread(target=alarm.call, name="blkmig-alarm", daemon=True).start()
+
+    def _next(self) -> Alarm | None:
+        """Wait for the next alarm that is due and take it; None when there will be none."""
+        with self._changed:
+            while not self._is_closed:
+                alarm = min(self._alarms, key=lambda alarm: alarm.at, default=None)
+                left = None if alarm is None else alarm.at - time.monotonic()
+                if alarm is not None and left is not None and left <= 0:
+                    self._alarms.remove(alarm)
+                    return alarm
+                self._changed.wait(left)
+        return None
