@@ -7,14 +7,14 @@ writer that keeps one block dirty costs one block a round, and no disk and no hi
 
 from __future__ import annotations
 
-from .. import _core, errors
+from .. import _core, disk, errors
 from . import device, send, state
 
 
 def begin_round(blk_mig: state.BlkMigState) -> None:
     """Fetch what remote trackers know and put the cursors at the start."""
+    disk.sync_disks(bmds.backend for bmds in blk_mig.bmds_list)
     for bmds in blk_mig.bmds_list:
-        bmds.backend.sync_dirty()
         bmds.cur_dirty = 0
     blk_mig.dirty_disk = 0
     blk_mig.round_number += 1
@@ -55,8 +55,8 @@ def save_device_dirty(blk_mig: state.BlkMigState, bmds: device.BlkMigDevState, b
 
 def check_clean(blk_mig: state.BlkMigState) -> None:
     """Raise :class:`~blkmig.errors.DeviceError` if a disk was written or cut since the last round began."""
+    disk.sync_disks(bmds.backend for bmds in blk_mig.bmds_list)
     for bmds in blk_mig.bmds_list:
-        bmds.backend.sync_dirty()
         block = bmds.dirty_bitmap.next_dirty(0)
         if block >= 0:
             raise errors.DeviceError(

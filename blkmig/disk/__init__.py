@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Where blocks come from and where they go: disks behind one contract, and the marks of what was written."""
 
-from .backend import BlockBackend
+from .backend import BlockBackend, sync_disks
 from .dirty import DirtyBitmap
 from .file import FileBackend
 from .geometry import BlockGeometry
@@ -20,4 +20,5 @@ __all__ = [
     "open_disk",
     "open_disks",
     "open_target",
+    "sync_disks",
 ]

@@ -19,7 +19,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -145,6 +145,15 @@ class BlockBackend(abc.ABC):
     def sync_dirty(self) -> None:  # noqa: B027 - a local tracker has nothing to fetch
         """Bring the dirty bitmaps up to date: on return they hold every write that finished before the call."""
 
+    @classmethod
+    def sync_together(cls, disks: Sequence[Self]) -> None:
+        """Do `sync_dirty` for several disks of this kind; one that asks somebody else asks once for all of them.
+
+        For callers there is `sync_disks`, which takes disks of any kind.
+        """
+        for each in disks:
+            each.sync_dirty()
+
     # -- writers -----------------------------------------------------------------------------------------------------
 
     @abc.abstractmethod
@@ -234,3 +243,12 @@ class BlockBackend(abc.ABC):
         """Close the disk; what fails then is a note to the error that the body ended with, if there was one."""
         with errors.keeping(exc):
             self.close()
+
+
+def sync_disks(disks: Iterable[BlockBackend]) -> None:
+    """Bring the dirty bitmaps of `disks` up to date, a kind at a time: in a pause their number shall not count."""
+    kinds: dict[type[BlockBackend], list[BlockBackend]] = {}
+    for each in disks:
+        kinds.setdefault(type(each), []).append(each)
+    for kind, members in kinds.items():
+        kind.sync_together(members)

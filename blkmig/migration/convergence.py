@@ -17,7 +17,7 @@ import contextlib
 import logging
 import queue
 
-from .. import block, errors, params, stats, units
+from .. import block, disk, errors, params, stats, units
 from . import figures
 
 logger = logging.getLogger(__name__)
@@ -97,8 +97,8 @@ class Convergence:
     def _is_time_for_the_pause(self) -> bool:
         """Return whether what is pending now fits the downtime limit, and one more round would not make it less."""
         if self._figures.seconds_since_fetch() > FRESH_SECONDS:
-            for backend in self._block.sent_disks():
-                backend.sync_dirty()  # towards its end, a round knows only what was dirty when it began
+            # Towards its end, a round knows only what was dirty when it began.
+            disk.sync_disks(self._block.sent_disks())
         pending, rounds = self._figures.pending(), self._block.blk_mig.round_number
         if pending > self.threshold_size():
             return False

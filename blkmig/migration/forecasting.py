@@ -82,8 +82,7 @@ def watch(
     started, points = clock(), [(0.0, 0)]
     while points[-1][0] < seconds:
         sleep(seconds / SAMPLES)
-        for backend in disks:
-            backend.sync_dirty()
+        disk.sync_disks(disks)
         dirty = sum(bitmap.count_blocks() for bitmap in bitmaps) * _core.BLOCK_SIZE
         points.append((clock() - started, dirty))
     return points

@@ -12,6 +12,7 @@ end). QEMU before 9.0 aborts when a client closes first while the node runs in a
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import pathlib
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "blkmig-"
 
+ADD_BITMAP = "block-dirty-bitmap-add"
 SOCKET_SUFFIX = ".nbd"
 MAX_SOCKET_PATH = 107
 
@@ -55,7 +57,7 @@ class OwnObjects:
             return
         try:
             self._owns_server = True
-            self._qmp.execute("nbd-server-start", {"addr": where})
+            self._qmp.execute("nbd-server-start", {"addr": where, "max-connections": 0})
         except qmp.QmpError as error:
             self._owns_server = False
             if "already running" not in error.text:
@@ -74,9 +76,20 @@ class OwnObjects:
 
     def connect(self, name: str, device: str, contexts: Iterable[str]) -> nbd_connection.NbdConnection:
         """Connect to the export `name`; the caller closes it, after :meth:`remove_export`."""
-        return nbd_connection.NbdConnection(
-            self.uri, device=device, export=name, contexts=contexts, read_piece=nbd_connection.QEMU_READ_PIECE
-        )
+        try:
+            return nbd_connection.NbdConnection(
+                self.uri,
+                device=device,
+                export=name,
+                contexts=contexts,
+                read_piece=nbd_connection.QEMU_READ_PIECE,
+                connect_timeout=CONNECT_SECONDS,
+            )
+        except errors.DeviceError as error:
+            if error.errno != errno.ETIMEDOUT:
+                raise
+            cause = NO_ANSWER.format(CONNECT_SECONDS, len(self._exports))
+            raise errors.DeviceError(f"cannot connect to {self.uri}", device=device, cause=cause) from error
 
     def remove_export(self, name: str) -> None:
         """Drop the clients of an export, delete it, and wait until it is gone; nothing if it is gone already."""
@@ -123,11 +136,16 @@ class OwnObjects:
 
     # -- bitmaps -----------------------------------------------------------------------------------------------------
 
-    def start_adding_bitmap(self, node: str, name: str, granularity: int) -> qmp.Command:
-        """Begin to add a bitmap that records from when the command has run; it is not stored in the image."""
-        self._bitmaps[node, name] = None
-        arguments = {"node": node, "name": name, "granularity": granularity}
-        return self._qmp.start("block-dirty-bitmap-add", arguments)
+    def start_adding_bitmaps(self, bitmaps: Iterable[tuple[str, str, int]]) -> qmp.Command:
+        """Begin to add a bitmap for each (node, name, granularity), all of them or none; none is stored in an image.
+
+        They record from when the command has run.
+        """
+        added = [{"node": node, "name": name, "granularity": granularity} for node, name, granularity in bitmaps]
+        self._bitmaps |= {(str(bitmap["node"]), str(bitmap["name"])): None for bitmap in added}
+        if len(added) == 1:  # no drain, and fewer bytes for QEMU to read
+            return self._qmp.start(ADD_BITMAP, added[0])
+        return self._qmp.start("transaction", {"actions": [{"type": ADD_BITMAP, "data": bitmap} for bitmap in added]})
 
     def freeze_bitmap(self, node: str, name: str) -> None:
         """Have a bitmap record no more. Twice does no harm."""
@@ -185,6 +203,12 @@ class OwnObjects:
         except errors.DeviceError as error:
             logger.warning("%s stays behind (blkmig cleanup %s removes it): %s", what, self._qmp.device, error)
 
+
+CONNECT_SECONDS = 10.0
+NO_ANSWER = (
+    "the server did not answer within {:g} s; a QEMU's takes 100 connections unless it was started with "
+    "max-connections=0, and blkmig wants {} of them now: one for each disk, and one more for each that is written"
+)
 
 SERVER_RUNS = (
     "QEMU's NBD server is running already, and QEMU does not tell where: name it, with nbd=unix:PATH or nbd=URI"

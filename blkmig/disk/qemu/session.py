@@ -20,7 +20,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from ... import errors
@@ -133,7 +133,7 @@ class QemuSession:
         self._throttles = [
             throttle.Throttle(self._qmp, self.own, disk, facts.throttle_group(disk.node), limits) for disk in self.disks
         ]
-        self._sync = syncing.DirtySync(self._qmp, self._watch, self._tracking, self._throttles)
+        self._sync = syncing.DirtySync(self._qmp, self.own, self._watch, self._tracking, self._throttles)
         kind: type[writers.Writers] = writers.Writers
         options: dict[str, Any] = {}
         if switchover == "pause-before":
@@ -172,7 +172,7 @@ class QemuSession:
             bitmap = dirty.DirtyBitmap(mine.disk.size, granularity)
             if not mine.active:
                 mine.granularity = min(granularity, tracking.GRANULARITY)
-                mine.add()
+                tracking.start_adding(self.own, [mine])()
                 self._throttles[number].start()
             self.extents[number].forget()
             mine.trackers = (*mine.trackers, bitmap)
@@ -186,11 +186,11 @@ class QemuSession:
             if not mine.trackers:
                 self._try(mine.remove_all, f"stop the tracking of {mine.disk.name}")
 
-    def sync_dirty(self, number: int) -> None:
-        """Fetch what was written to a disk. With the writers held, fetch it for all disks at once, and only once."""
+    def sync_dirty(self, numbers: Sequence[int]) -> None:
+        """Fetch what was written to some disks. With the writers held, fetch it for all disks, and only once."""
         with self._lock:
             if not self._held:
-                self._sync.fetch(number)
+                self._sync.fetch(numbers)
             elif self._is_synced:
                 self._check_quiet()
             else:

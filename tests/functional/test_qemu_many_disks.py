@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Many disks of one QEMU: what the pause costs does not grow with the disks that nobody writes (E17)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import lab
+import peers
+import pytest
+import storage_daemon
+from storage_daemon import StorageDaemon, image_options
+
+from blkmig import disk, errors
+from blkmig.disk import qemu
+from blkmig.disk.qemu import objects, qmp
+
+peers.require("qemu-storage-daemon", "qemu-io")
+
+SIZE = 256 << 10
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with storage_daemon.private_folder() as path:
+        yield path
+
+
+def idle_image(folder: Path, number: int) -> list[str]:
+    """Return the daemon's options for a disk that nobody writes."""
+    path = folder / f"idle{number}.raw"
+    path.write_bytes(bytes([number + 1]) * SIZE)
+    return ["--blockdev", f"raw,node-name=idle{number},file.driver=file,file.filename={path}"]
+
+
+@contextlib.contextmanager
+def idle_disks(folder: Path, count: int, *more: str, nbd_server: bool = True) -> Iterator[StorageDaemon]:
+    options = [word for number in range(count) for word in idle_image(folder, number)]
+    with StorageDaemon(folder, *more, *options, nbd_server=nbd_server) as daemon:
+        yield daemon
+
+
+@contextlib.contextmanager
+def opened(daemon: StorageDaemon, address: str = "") -> Iterator[list[qemu.QemuBackend]]:
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(each) for each in qemu.open_qemu(address or daemon.address)]
+    assert daemon.leftovers() == []
+
+
+def pause(disks: list[qemu.QemuBackend]) -> None:
+    """Do what a migration does with its disks at its end."""
+    disk.sync_disks(disks)
+    for each in disks:
+        each.hold_writers()
+    disk.sync_disks(disks)
+    disk.sync_disks(disks)
+    for each in disks:
+        each.release_writers()
+
+
+@pytest.mark.parametrize("count", [6, 18])
+def test_an_idle_disk_costs_no_command_in_the_pause(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    commands: list[str] = []
+    with idle_disks(folder, count) as daemon, opened(daemon) as disks:
+        bitmaps = [each.create_dirty_bitmap(1 << 20) for each in disks]
+        disk.sync_disks(disks)
+        start = qmp.QmpConnection.start
+
+        def counting(self: qmp.QmpConnection, command: str, arguments: Mapping[str, object] | None = None) -> object:
+            commands.append(command)
+            return start(self, command, arguments)
+
+        monkeypatch.setattr(qmp.QmpConnection, "start", counting)
+        pause(disks)
+        monkeypatch.undo()
+        assert not any(bitmap.count_blocks() for bitmap in bitmaps)
+    assert len(commands) <= 16, commands  # three for each look at the graph, however many disks there are
+
+
+def test_more_disks_than_a_server_takes_connections_by_itself(folder: Path) -> None:
+    """The server that blkmig starts takes any number."""
+    with (
+        idle_disks(folder, 104, nbd_server=False) as daemon,
+        opened(daemon, f"qemu:{daemon.qmp_path}") as disks,
+    ):
+        targets = {each.name: folder / f"{each.name}.copy" for each in disks}
+        lab.migrate(folder, "unix", list(disks), targets)
+    for number in range(104):
+        assert (folder / f"idle{number}.copy").read_bytes() == bytes([number + 1]) * SIZE
+
+
+def test_a_server_without_room_for_all_disks_is_said(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that somebody else has started, for a few connections."""
+    monkeypatch.setattr(objects, "CONNECT_SECONDS", 0.5)
+    with idle_disks(folder, 3, nbd_server=False) as daemon:
+        address = {"type": "unix", "data": {"path": str(daemon.nbd_path)}}
+        daemon.ask("nbd-server-start", addr=address, max_connections=2)
+        with pytest.raises(errors.DeviceError, match="max-connections"):
+            qemu.open_qemu(daemon.address)
+        assert daemon.leftovers() == []
+
+
+def test_any_of_many_disks_may_be_written_at_any_time(folder: Path) -> None:
+    """Also one that was idle until the writers are being held."""
+    first, second = folder / "first.raw", folder / "second.raw"
+    for path in (first, second):
+        path.write_bytes(bytes(SIZE))
+    options = [*image_options(first, "first"), *image_options(second, "second")]
+    with idle_disks(folder, 5, *options) as daemon:
+        writers = {name: storage_daemon.QemuIo(daemon.uri(name)) for name in ("first", "second")}
+        with contextlib.ExitStack() as stack, opened(daemon) as disks:
+            for client in writers.values():
+                stack.callback(client.close)
+            by_name = {each.name: each for each in disks}
+            bitmaps = {each.name: each.create_dirty_bitmap(64 << 10) for each in disks}
+            disk.sync_disks(disks)
+            assert writers["first"].run("write -P 1 64k 4k")
+            disk.sync_disks(disks)
+            assert bitmaps["first"].is_dirty(0)
+            bitmaps["first"].take_block(0)
+            assert writers["first"].run("write -P 2 0 4k")
+            assert writers["second"].run("write -P 3 0 4k")
+            for each in disks:
+                each.hold_writers()
+            disk.sync_disks(disks)
+            assert {name for name, bitmap in bitmaps.items() if bitmap.count_blocks()} == {"first", "second"}
+            disk.sync_disks(disks)  # and nobody has written since
+            for each in disks:
+                each.release_writers()
+            assert by_name["first"].session is by_name["idle0"].session
+
+
+@pytest.mark.parametrize("written", ["idle", "busy"])
+def test_a_write_past_the_held_writers_of_many_is_noticed(folder: Path, written: str) -> None:
+    image = folder / "busy.raw"
+    image.write_bytes(bytes(SIZE))
+    with idle_disks(folder, 6, *image_options(image, "busy")) as daemon:
+        client = storage_daemon.QemuIo(daemon.uri("busy"))
+        try:
+            with opened(daemon) as disks:
+                for each in disks:
+                    each.create_dirty_bitmap(1 << 20)
+                if written == "busy":
+                    assert client.run("write -P 1 0 4k")
+                disk.sync_disks(disks)
+                for each in disks:
+                    each.hold_writers()
+                disk.sync_disks(disks)
+                connection = disks[0].session._qmp
+                node = "idle3" if written == "idle" else "busy"
+                export = {"type": "nbd", "id": "late", "node-name": node, "name": "late", "writable": True}
+                connection.execute("block-export-add", export)
+                late = storage_daemon.QemuIo(daemon.uri("late"))
+                assert late.run("write -P 7 0 4k")
+                late.close()
+                connection.execute("block-export-del", {"id": "late", "mode": "hard"})
+                connection.wait_event("BLOCK_EXPORT_DELETED", lambda data: data["id"] == "late")
+                with pytest.raises(errors.DeviceError, match="was written while its writers were held"):
+                    disk.sync_disks(disks)
+        finally:
+            client.close()
