@@ -913,6 +913,10 @@ cdef class InputBuffer:
         """Bytes consumed."""
         return self.s.position
 
+    def payload_came(self):
+        """Say that what was got counts as payload, which begins a new idle time."""
+        self.s.useful += STREAM_USEFUL
+
     def get_byte(self):
         """Get an 8-bit number."""
         return self.take(1)[0]

@@ -57,9 +57,3 @@ def is_sigchld_ignored() -> bool:
         ignored = next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:"))
         return bool(int(ignored, 16) >> (signal.SIGCHLD - 1) & 1)
     return signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
-
-
-def restore_sigchld() -> None:
-    """Take the default for SIGCHLD again if it was inherited as ignored. Main thread only."""
-    if is_sigchld_ignored():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)

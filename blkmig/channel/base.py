@@ -114,7 +114,7 @@ class QEMUFile:
         if error.errno == errno.ETIME:
             return errors.ChannelTimeout(self._where(), uri=self.uri, cause=self._idle_words())
         if error.errno == errno.EPROTO:
-            why = "only messages come, and nothing of the disks or the VM for 4 MiB; this is no migration that goes on"
+            why = "4 MiB of messages came, and nothing of a disk or a VM among them: no migration sends that"
             return errors.ChannelError(self._where(), uri=self.uri, cause=why)
         if self._transport.local_file:
             return errors.LocalFileError(self._where(), uri=self.uri, cause=error)

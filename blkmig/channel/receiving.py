@@ -100,12 +100,10 @@ class ReceivingFile(base.QEMUFile):
         self._buffer.get_block(blk)
 
     def at_eof(self) -> bool:
-        """Return whether the stream has ended; waits for the next byte."""
+        """Return whether the stream has ended; waits for the next byte. A link that was reset has no end."""
         try:
             self.peek_byte()
-        except errors.TruncatedStream as error:
-            if isinstance(error.__cause__, OSError):
-                raise  # whoever broke the link has said nothing of an end
+        except errors.TruncatedStream:
             return True
         return False
 
@@ -120,9 +118,26 @@ class ReceivingFile(base.QEMUFile):
         self._first_timeout = first
         self._buffer.set_idle_timeout(seconds, first)
 
+    def _explained(self, error: OSError) -> OSError:
+        if isinstance(error, ConnectionResetError):
+            why = "the other end has cancelled or failed, or its machine is gone"
+            return OSError(error.errno, f"{error.strerror} ({why})")
+        return super()._explained(error)
+
+    @property
+    def idle_timeout(self) -> float:
+        """Return the seconds that the peer may be idle; 0 is for ever."""
+        return self._idle_timeout
+
+    def payload_came(self) -> None:
+        """Say that what was got last counts as payload, so that the peer is not idle."""
+        self._buffer.payload_came()
+
     def _idle_words(self) -> str:
         if self.position + self._buffer.staged == 0:
             return f"nothing came within {self._first_timeout:g} s"
+        if self._transport.is_answer:
+            return f"the other end said nothing for {self._idle_timeout:g} s (--idle-timeout)"
         return f"the other end sent nothing of its disks or its VM for {self._idle_timeout:g} s (--idle-timeout)"
 
     def wait_readable(self, timeout: float) -> bool:
@@ -149,10 +164,6 @@ class ReceivingFile(base.QEMUFile):
             why = self._command_words()
             message = f"the stream from {self.uri} ends too early{why}"
             raise errors.TruncatedStream(message, position=self.position) from error
-        if isinstance(error, ConnectionResetError):
-            self._link.check()
-            message = f"the link to {self.uri} was broken off from the other end, before the stream ended"
-            self._keep(errors.TruncatedStream(message, position=self.position), error)
         super()._fail(error)
 
     def _command_words(self) -> str:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from .. import channel, errors, migration, savevm, units
+from .. import channel, errors, migration, params, savevm, units
 from . import arguments, output, signals
 
 CELLS = 64
@@ -44,6 +44,7 @@ def run(args: argparse.Namespace) -> int:
     listing = Listing() if args.records else None
     with channel.listen(stream_uri(args.stream)) as listener, signals.current().cancelling(listener.cancel):
         f = listener.accept(timeout=None)
+    f.set_idle_timeout(params.IncomingParameters.idle_timeout)
     try:
         with signals.current().cancelling(f.cancel):
             inspection = migration.inspect(

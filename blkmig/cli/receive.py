@@ -44,6 +44,8 @@ def add_command(commands: Any) -> None:
     parser.add_argument("--verify", action="store_true", help="read everything back and compare it with the digests")
     parser.add_argument("--direct", action="store_true", help="write around the page cache")
     parser.add_argument("--accept-timeout", type=float, metavar="SECONDS", help="how long to wait for the source")
+    parser.add_argument("--idle-timeout", type=float, default=60.0, metavar="SECONDS",
+                        help="how long the source may be idle; 0: for ever (default: 60)")  # fmt: skip
     arguments.add_progress(parser)
 
 
@@ -59,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         verify=args.verify,
         direct=args.direct,
         accept_timeout=args.accept_timeout,
+        idle_timeout=args.idle_timeout,
     )
     with progress.reporter(args.progress) as report:
         incoming = migration.IncomingMigration(

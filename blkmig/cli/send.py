@@ -73,6 +73,8 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
                         help="do not ask the target for its word that it has everything, which QEMUs before 2.5 cannot "
                         "give; then look at the target to see if it failed")  # fmt: skip
     parser.add_argument("--connect-timeout", type=float, default=30.0, metavar="SECONDS", help="(default: 30)")
+    parser.add_argument("--idle-timeout", type=float, default=60.0, metavar="SECONDS",
+                        help="how long the target may be idle; 0: for ever (default: 60)")  # fmt: skip
 
 
 def add_live(parser: parsing.CommandParser) -> None:
@@ -153,6 +155,7 @@ def parameters_of(args: argparse.Namespace) -> params.MigrationParameters:
         machine_compat=machine_compat(args.machine),
         return_path=args.return_path,
         connect_timeout=args.connect_timeout,
+        idle_timeout=args.idle_timeout,
     )
 
 

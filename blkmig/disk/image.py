@@ -28,7 +28,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from .. import errors
+from .. import children, errors
 from . import identity, nbd, nbd_connection, nbd_uri
 
 CLOSE_TIMEOUT = 60.0
@@ -310,7 +310,11 @@ def sync_folder(folder: pathlib.Path) -> None:
 
 
 def find_program(program: str, *, device: str) -> str:
-    """Return the path of one of QEMU's tools, or say which package has it."""
+    """Return the path of one of QEMU's tools, or say which package has it, or that nobody could say how it ended."""
+    try:
+        children.require_statuses()
+    except ChildProcessError as error:
+        raise errors.DeviceError("cannot be opened", device=device, cause=error) from error
     found = shutil.which(program)
     if found is None:
         cause = f"{program} is not installed; it comes with qemu-utils (Debian, Ubuntu) or qemu-img (Fedora, RHEL)"

@@ -35,7 +35,7 @@ import struct
 import subprocess
 from collections.abc import Callable, Iterator
 
-from .. import _core, errors
+from .. import _core, children, errors
 from . import backend, dirty, identity, local
 
 SCHEME = "dirtymap:"
@@ -166,6 +166,7 @@ class SharedMapBackend(backend.BlockBackend):
             if not isinstance(action, str):
                 action()
                 return
+            children.require_statuses()  # an unknown status would be a 0
             subprocess.run(action, shell=True, check=True, stdin=subprocess.DEVNULL, timeout=COMMAND_SECONDS)
         except OSError as error:
             raise errors.DeviceError(f"cannot {doing}", device=self.name, cause=error) from error

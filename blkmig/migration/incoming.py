@@ -84,7 +84,7 @@ class IncomingMigration:
         self._set_status("setup")
         try:
             self._check_cancelled()
-            self._f = f = self._listener.accept(timeout=self.parameters.accept_timeout)
+            self._f = f = self._accept(self._listener)
             self._stack.callback(f.abort)
             self._started = self._clock()
             self._set_status("active")
@@ -108,6 +108,14 @@ class IncomingMigration:
             self._f.cancel()
 
     # -- steps -------------------------------------------------------------------------------------------------------
+
+    def _accept(self, listener: channel.Listener) -> channel.InputQEMUFile:
+        """Wait for the first connection that is a migration; others are refused from then on."""
+        timeout = self.parameters.accept_timeout
+        f = listener.accept(timeout=timeout, magic=savevm.QEMU_VM_FILE_MAGIC, nbytes=savevm.HEADER_NBYTES)
+        listener.close()
+        f.set_idle_timeout(self.parameters.idle_timeout, first=timeout or 0.0)
+        return f
 
     def _load(self, f: channel.InputQEMUFile) -> None:
         """Load the stream and bring it to its end, good or bad.

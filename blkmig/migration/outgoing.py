@@ -277,6 +277,7 @@ class OutgoingMigration:
         f = self._connection.connect(timeout=self.parameters.connect_timeout)
         self._sources.output_is_open()
         f.set_rate_limit(int(self.parameters.max_bandwidth))
+        f.set_idle_timeout(self.parameters.idle_timeout)
         self.savevm.state_header(f)
         if self.parameters.return_path and self._connection.open_return_path():
             self.savevm.send_open_return_path(f)

@@ -7,16 +7,26 @@ Knows neither disks nor policy: what a section's payload holds is its handlers' 
 from __future__ import annotations
 
 from .configuration import Configuration
-from .container import ContainerFormat, looks_like_footer
+from .container import QEMU_VM_FILE_MAGIC, ContainerFormat, looks_like_footer
 from .handlers import SaveVMHandlers
+from .header import HEADER_NBYTES
 from .load import LoadVM
-from .return_path import MIG_RP_MSG_PONG, MIG_RP_MSG_SHUT, await_shut, read_message
+from .return_path import (
+    MIG_RP_MSG_PONG,
+    MIG_RP_MSG_SHUT,
+    await_shut,
+    describe_status,
+    find_reason,
+    read_message,
+)
 from .savestate import SaveState
 from .stream import LoadedStream, SectionInfo, StreamObserver
 
 __all__ = [
+    "HEADER_NBYTES",
     "MIG_RP_MSG_PONG",
     "MIG_RP_MSG_SHUT",
+    "QEMU_VM_FILE_MAGIC",
     "Configuration",
     "ContainerFormat",
     "LoadVM",
@@ -26,6 +36,8 @@ __all__ = [
     "SectionInfo",
     "StreamObserver",
     "await_shut",
+    "describe_status",
+    "find_reason",
     "looks_like_footer",
     "read_message",
 ]

@@ -11,6 +11,9 @@ from . import container
 if TYPE_CHECKING:
     from ..channel import InputQEMUFile
 
+HEADER_NBYTES: Final = 8
+"""Magic and version: what a source says first, before it knows anything else."""
+
 _OTHER_FILES: Final = {
     b"QFI\xfb": "a qcow2 image",
     b"KDMV": "a VMDK image",

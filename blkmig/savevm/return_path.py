@@ -10,7 +10,12 @@ A source that opened it does not complete before SHUT, and fails when the link c
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
 import struct
+import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from .. import errors
@@ -20,6 +25,23 @@ if TYPE_CHECKING:
 
 MIG_RP_MSG_SHUT: Final = 1
 MIG_RP_MSG_PONG: Final = 2
+
+_LENGTHS: Final = {
+    MIG_RP_MSG_SHUT: (0, 4),
+    MIG_RP_MSG_PONG: (4, 4),
+    3: (13, 268),  # REQ_PAGES_ID
+    4: (12, 12),  # REQ_PAGES
+    5: (1, 256),  # RECV_BITMAP
+    6: (4, 4),  # RESUME_ACK
+    7: (0, 0),  # SWITCHOVER_ACK
+}
+"""Bytes of each message that a QEMU may send; blkmig asks for none but the first two."""
+
+PATIENCE: Final = 10
+"""How many idle time-outs a loader may go on saying that it lives, without getting any further."""
+
+FREE_MESSAGES, MESSAGES_PER_SECOND = 1000, 20
+"""What a loader may say while its word is waited for; a sign of life comes every second or so."""
 
 
 def send_shut(f: OutputQEMUFile, status: int) -> None:
@@ -38,23 +60,92 @@ def _send_message(f: OutputQEMUFile, kind: int, value: int) -> None:
 
 
 def read_message(f: InputQEMUFile) -> tuple[int, int | None]:
-    """Return the next message's type and value; None for a message that is not one 32-bit value long. Blocks."""
+    """Return the next message's type and value; None for a message that is not one 32-bit value long. Blocks.
+
+    Raises :class:`~blkmig.errors.StreamError` for what no loader says.
+    """
+    position = f.position
     kind, length = f.get_be16(), f.get_be16()
+    low, high = _LENGTHS.get(kind, (1, 0))
+    if not low <= length <= high:
+        raise errors.StreamError(
+            f"what comes back from the target is no message: type {kind:#x}, {length} bytes; something else answers "
+            "there, or an unknown version",
+            position=position,
+        )
     if length == 4:
         return kind, f.get_be32()
-    f.skip(length)
+    f.skip(length, is_payload=False)
     return kind, None
 
 
-def await_shut(f: InputQEMUFile) -> int:
+def await_shut(f: InputQEMUFile, *, clock: Callable[[], float] = time.monotonic) -> int:
     """Return the status of the loader's SHUT; other messages are passed over. Blocks until it comes.
 
-    Raises :class:`~blkmig.errors.TruncatedStream` if the loader closes the link without one.
+    A loader that takes its time says so in PONGs. Without any message for the idle time-out of `f`, or ten times that
+    long without a new value in them, it is given up: :class:`~blkmig.errors.ChannelTimeout`. Raises
+    :class:`~blkmig.errors.TruncatedStream` if the loader closes the link without a word.
     """
+    patience = Patience(f, clock)
     while True:
         position = f.position
         kind, value = read_message(f)
         if kind == MIG_RP_MSG_SHUT:
-            if value is None:
-                raise errors.StreamError("SHUT on the return path has no status", position=position)
-            return value
+            return _status(value, position)
+        patience.heard(value)
+
+
+def find_reason(f: InputQEMUFile, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> int | None:
+    """Return the status of a SHUT that has come, or comes within `seconds`, None if there is none; never raises.
+
+    For a source that was writing when the link broke: a loader that failed has said why before.
+    """
+    end = clock() + seconds
+    with contextlib.suppress(errors.MigrationError):
+        while f.wait_readable(max(0.0, end - clock())):
+            position = f.position
+            kind, value = read_message(f)
+            if kind == MIG_RP_MSG_SHUT:
+                return _status(value, position)
+    return None
+
+
+def describe_status(status: int) -> str:
+    """Return what the status of a SHUT says, for a person: 1 says no more than that it failed, others are an errno."""
+    if status == 1 or status not in errno.errorcode:
+        return f"it does not say why (status {status}); look at its messages"
+    return f"{os.strerror(status)} (status {status}); look at its messages"
+
+
+def _status(value: int | None, position: int) -> int:
+    if value is None:
+        raise errors.StreamError("SHUT on the return path has no status", position=position)
+    return value
+
+
+class Patience:
+    """How long a source waits for a loader that says something, but not its last word."""
+
+    def __init__(self, f: InputQEMUFile, clock: Callable[[], float]) -> None:
+        self._f = f
+        self._clock = clock
+        self._began = self._progressed = clock()
+        self._value: int | None = None
+        self._messages = 0
+
+    def heard(self, value: int | None) -> None:
+        """Take note of a message with this value. Raises ChannelTimeout without progress, StreamError for chatter."""
+        now = self._clock()
+        self._messages += 1
+        if self._messages > FREE_MESSAGES + MESSAGES_PER_SECOND * (now - self._began):
+            raise errors.StreamError(
+                "the target sends message after message on the return path, but not its word that it has everything",
+                position=self._f.position,
+            )
+        if value != self._value:
+            self._value, self._progressed = value, now
+        longest = self._f.idle_timeout * PATIENCE
+        if longest and now - self._progressed > longest:
+            why = f"it says that it is alive, and has got no further for {longest:g} s (10 times --idle-timeout)"
+            raise errors.ChannelTimeout("waiting for the target's word", uri=self._f.uri, cause=why)
+        self._f.payload_came()

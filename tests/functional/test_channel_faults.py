@@ -253,9 +253,9 @@ def test_the_stream_stops_inside_an_item() -> None:
 def test_a_source_that_resets() -> None:
     with tcp_pair() as (f, peer):
         f.abort()
-        with pytest.raises(errors.TruncatedStream, match="broken off from the other end") as caught:
+        with pytest.raises(errors.ChannelError, match="receiving at byte 0: Connection reset") as caught:
             peer.get_byte()
-        with pytest.raises(errors.TruncatedStream) as again:
+        with pytest.raises(errors.ChannelError) as again:
             peer.next_run()
         assert again.value is caught.value
 

@@ -158,7 +158,7 @@ def test_abort_ends_both_directions(listener: channel.Listener) -> None:
         f.abort()
         f.abort()
         if "tcp:" in listener.uri:  # A2: a sender that gives up is not one that has come to the end
-            with pytest.raises(errors.TruncatedStream, match="broken off"):
+            with pytest.raises(errors.ChannelError, match="reset"):
                 peer.at_eof()
         else:
             assert peer.at_eof(), "what was staged is dropped"

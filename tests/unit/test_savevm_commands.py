@@ -161,7 +161,7 @@ def test_a_cut_in_device_state_is_found() -> None:
 
 
 def test_await_shut_passes_over_other_messages() -> None:
-    messages = struct.pack(">HHI", 2, 4, 99) + b"\0\3\0\5hello" + struct.pack(">HHI", 1, 4, 7)
+    messages = struct.pack(">HHI", 2, 4, 99) + b"\0\5\0\5hello" + struct.pack(">HHI", 1, 4, 7)
     with streams.reading(messages) as f:
         assert savevm.await_shut(f) == 7
 
@@ -174,6 +174,49 @@ def test_await_shut_on_a_link_that_closes() -> None:
 def test_shut_without_status_is_an_error() -> None:
     with streams.reading(b"\0\1\0\0") as f, pytest.raises(errors.StreamError, match="no status"):
         savevm.await_shut(f)
+
+
+@pytest.mark.parametrize(
+    ("said", "position"),
+    [(b"GET / HTTP/1.1\r\n", 0), (b"\0\2\0\4\0\0\0\1" + b"\0\0\0\0", 8), (b"\0\2\0\5hello", 0), (b"\x80\1\0\0", 0)],
+)
+def test_garbage_on_the_return_path_is_an_error_with_a_position(said: bytes, position: int) -> None:
+    """A9, B3: what is no message of a loader is not passed over."""
+    with streams.reading(said) as f, pytest.raises(errors.StreamError, match="is no message") as caught:
+        savevm.await_shut(f)
+    assert caught.value.position == position
+
+
+def test_chatter_on_the_return_path_is_an_error() -> None:
+    """B3: a flood of messages is no sign of life."""
+    chatter = b"".join(struct.pack(">HHI", 2, 4, value) for value in range(5000))
+    with streams.reading(chatter) as f, pytest.raises(errors.StreamError, match="message after message") as caught:
+        savevm.await_shut(f, clock=lambda: 0.0)
+    assert caught.value.position == 8 * 1001
+
+
+def test_a_target_that_lives_without_getting_further_is_given_up() -> None:
+    """B3: ten idle time-outs without a new value, and no more."""
+    seconds = iter(range(0, 1000, 5))
+    alive = struct.pack(">HHI", 2, 4, 1) * 3 + struct.pack(">HHI", 2, 4, 2) * 100
+    with streams.reading(alive) as f:
+        f.set_idle_timeout(2.0)
+        with pytest.raises(errors.ChannelTimeout, match="no further for 20 s"):
+            savevm.await_shut(f, clock=lambda: float(next(seconds)))
+        assert f.position == 8 * (3 + 1 + 5), "the new value began another time"
+
+
+def test_the_reason_of_a_target_is_found_behind_other_messages() -> None:
+    """C11."""
+    said = struct.pack(">HHI", 2, 4, 99) + struct.pack(">HHI", 1, 4, 28)
+    with streams.reading(said) as f:
+        assert savevm.find_reason(f, 1.0) == 28
+    for nothing in (b"", b"\0", struct.pack(">HHI", 2, 4, 99), b"garbage!"):
+        with streams.reading(nothing) as f:
+            assert savevm.find_reason(f, 1.0) is None
+    assert "No space left on device" in savevm.describe_status(28)
+    assert "does not say why" in savevm.describe_status(1)
+    assert "does not say why" in savevm.describe_status(0x7FFFFFFF)
 
 
 def test_read_message() -> None:
