@@ -23,6 +23,9 @@ QEMU_HINT = (
 )
 
 
+REASON_SECONDS = 1.0
+"""How long the reason of a target that failed may be on its way after the link broke."""
+
 BARRIER_PING = 0x656E6400
 """The value of the first PING that asks whether the target has taken everything, less one: ``end`` and a number."""
 
@@ -101,10 +104,7 @@ class Connection:
         """Return the value of the next message if that is PONG, else None. Blocks."""
         kind, value = savevm.read_message(path)
         if kind == savevm.MIG_RP_MSG_SHUT:
-            self.has_target_failed = True
-            raise errors.MigrationError(
-                f"the target has ended the migration before the stream's end (status {value}); look at its messages"
-            )
+            raise self._target_failed(value or 0)
         return value if kind == savevm.MIG_RP_MSG_PONG else None
 
     def await_target(self) -> None:
@@ -113,11 +113,13 @@ class Connection:
             with self._losing("waiting for the target's word that it has everything"):
                 status = savevm.await_shut(self._return_path)
             if status:
-                self.has_target_failed = True
-                raise errors.MigrationError(
-                    f"the target received everything, but failed to finish (status {status}); look at its messages"
-                )
+                raise self._target_failed(status, "received everything, but failed")
         self.f.close()
+
+    def _target_failed(self, status: int, what: str = "has ended the migration before the stream's end") -> Exception:
+        """Return the error for what the target has said in its SHUT, and take note that it does not use what it has."""
+        self.has_target_failed = True
+        return errors.MigrationError(f"the target {what}: {savevm.describe_status(status)}")
 
     @contextlib.contextmanager
     def _losing(self, doing: str) -> Iterator[None]:
@@ -133,19 +135,29 @@ class Connection:
 
     def abort(self) -> None:
         """Close both directions as they are; after success there is nothing left to close. Twice does no harm."""
-        for f in (self._return_path, self._f):
+        for f in (self._f, self._return_path):  # the first resets the link; the second one outlives its close()
             if f is not None:
                 f.abort()
         self._return_path = self._f = None
+
+    def _look_for_the_reason(self, error: errors.ChannelError) -> None:
+        """Raise what the target has said of itself, if it did before the link broke with `error`."""
+        if self._return_path is not None and not self._cancel_requested:
+            status = savevm.find_reason(self._return_path, REASON_SECONDS)
+            if status is not None:
+                raise self._target_failed(status) from error
 
     @contextlib.contextmanager
     def explaining_errors(self) -> Iterator[None]:
         """Say of a link that breaks which block was on its way, and what that usually means."""
         try:
             yield
-        except errors.ChannelTimeout:
+        except errors.LocalFileError:
             raise
         except errors.ChannelError as error:
+            self._look_for_the_reason(error)
+            if isinstance(error, errors.ChannelTimeout):
+                raise
             sent = self._block.blk_mig.last_sent
             cause = error.__cause__ if isinstance(error.__cause__, OSError) else "the link broke"
             raise errors.ChannelError(

@@ -184,6 +184,7 @@ class OutgoingMigration:
         with self._connection.explaining_errors():
             self.savevm.state_iterate(f)
         self._connection.check_cancelled()
+        self._connection.check_target()
         return self._figures.section_ended()
 
     def _round_ended(self) -> None:

@@ -37,6 +37,16 @@ _LENGTHS: Final = {
 }
 """Bytes of each message that a QEMU may send; blkmig asks for none but the first two."""
 
+_OWN_WORDS: Final = {
+    0: "it says that it has everything, which cannot be",
+    errno.ECANCELED: "it was cancelled there",
+    errno.ENODEV: "it has no disk of that name",
+    errno.EBADMSG: "what it got is no stream as it must be",
+    errno.ENODATA: "blocks are missing there",
+    errno.EILSEQ: "its contents are not those of the source",
+}
+"""Statuses of a receiver of ours whose usual text says something else."""
+
 PATIENCE: Final = 10
 """How many idle time-outs a loader may go on saying that it lives, without getting any further."""
 
@@ -112,9 +122,12 @@ def find_reason(f: InputQEMUFile, seconds: float, *, clock: Callable[[], float] 
 
 def describe_status(status: int) -> str:
     """Return what the status of a SHUT says, for a person: 1 says no more than that it failed, others are an errno."""
-    if status == 1 or status not in errno.errorcode:
-        return f"it does not say why (status {status}); look at its messages"
-    return f"{os.strerror(status)} (status {status}); look at its messages"
+    why = "it does not say why"
+    if status in _OWN_WORDS:
+        why = _OWN_WORDS[status]
+    elif status > 1 and status in errno.errorcode:
+        why = os.strerror(status)
+    return f"{why} (status {status}); look at its messages"
 
 
 def _status(value: int | None, position: int) -> int:
