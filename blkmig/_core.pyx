@@ -511,8 +511,14 @@ cdef class Mapping:
         return self.length
 
     def close(self):
-        """Keep later fill_mapped calls from using it. Safe twice."""
-        self.closed = True
+        """Keep later fill_mapped calls from using it, and give its descriptor back. Safe twice.
+
+        Whoever still shows its pages, say an exception's frame, keeps memory and not the file and its locks.
+        """
+        cdef int fd = self.fd
+        self.closed, self.fd = True, -1
+        if self.base != NULL and fd >= 0:
+            os.close(fd)
 
 
 @cython.final

@@ -258,7 +258,8 @@ static void io_unmap(uint8_t *base, size_t n, int own)
     if (base == NULL)
         return;
     munmap(base, n);
-    close(own);
+    if (own >= 0)
+        close(own);
 }
 
 /* Zeroed and resident memory, page aligned, for free(). */

@@ -90,6 +90,12 @@ class QEMUFile:
         with contextlib.suppress(OSError):
             self._transport.close(self.side if self._transport.is_answer else socket.SHUT_RDWR)
         self._transport.end_child()
+        self._error = None  # with its frames, which have this file
+
+    def _close_link(self) -> None:
+        """Give back what both directions share; the one that was made by the other leaves that to it."""
+        if not self._transport.is_answer:
+            self._link.close()
 
     def _check(self) -> None:
         """Raise what stands against using the file."""

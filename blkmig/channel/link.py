@@ -22,6 +22,7 @@ import socket
 import struct
 import subprocess
 import termios
+import threading
 import time
 import weakref
 
@@ -41,11 +42,11 @@ RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 class Link:
     """The address, and the one flag and descriptor that wake every blocked call.
 
-    The descriptor lives as long as the object, not until close(): a late cancel() must not write into a file that got
-    its number in the meantime.
+    A late cancel() must not write into a file that got the descriptor's number in the meantime, so closing and waking
+    exclude each other. By a lock that one thread may take twice: a signal handler may come upon either of them.
     """
 
-    __slots__ = ("__weakref__", "cancelled", "careful", "uri", "wake_fd")
+    __slots__ = ("__weakref__", "_lock", "cancelled", "careful", "uri", "wake_fd")
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
@@ -53,6 +54,7 @@ class Link:
         # Whether calls must look twice, because something was cancelled, failed, closed or limited. Only ever set, by
         # anybody, so that it needs no lock.
         self.careful = False
+        self._lock = threading.RLock()
         try:
             self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except OSError as error:
@@ -62,20 +64,29 @@ class Link:
     def __del__(self) -> None:
         """Give the descriptor back."""
         with contextlib.suppress(AttributeError, OSError):
-            os.close(self.wake_fd)
+            self.close()
+
+    def close(self) -> None:
+        """Give the descriptor back, with nothing of the channel in use any more; twice does no harm."""
+        with self._lock:
+            fd, self.wake_fd = self.wake_fd, -1
+            self.careful = True
+            if fd >= 0:
+                os.close(fd)
 
     def cancel(self) -> None:
         """Make every blocked and every later call raise Cancelled; from any thread or a signal handler."""
         self.cancelled = True
         self.careful = True
-        with contextlib.suppress(OSError):  # in a forked child, which has no descriptor to wake anybody with
-            os.eventfd_write(self.wake_fd, 1)
+        with self._lock:
+            if self.wake_fd >= 0:  # else it is closed, or this is a forked child: there is nobody to wake
+                os.eventfd_write(self.wake_fd, 1)
 
     def forget(self) -> None:
         """Give up what this process has of the link, because it is a forked child and not the link's owner."""
-        fd, self.wake_fd = self.wake_fd, -1
-        self.cancelled = self.careful = True
-        os.close(fd)
+        self._lock = threading.RLock()  # the other one may be held for ever here
+        self.cancelled = True
+        self.close()
 
     def check(self) -> None:
         """Raise :class:`~blkmig.errors.Cancelled` if it was cancelled."""

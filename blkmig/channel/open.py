@@ -68,6 +68,10 @@ class Connector:
         """
         self._link.cancel()
 
+    def close(self) -> None:
+        """Give back what connect() needed, once its stream, if it made one, is closed; twice does no harm."""
+        self._link.close()
+
 
 class Listener:
     """The receiving side of an address, before the stream. `uri` is where to connect to, its port never 0."""
@@ -92,7 +96,12 @@ class Listener:
         self._link.check()
         if isinstance(self._address, uri.TcpAddress | uri.UnixAddress):
             return self._accept_socket(timeout, magic, nbytes)
-        return qemufile.InputQEMUFile(streams.open_stream(link.Link(self.uri), self._address, writing=False))
+        connection = link.Link(self.uri)
+        try:
+            return qemufile.InputQEMUFile(streams.open_stream(connection, self._address, writing=False))
+        except BaseException:
+            connection.close()
+            raise
 
     def _accept_socket(self, timeout: float | None, magic: bytes, nbytes: int) -> qemufile.InputQEMUFile:
         assert self._socket is not None
@@ -137,6 +146,7 @@ class Listener:
     def close(self) -> None:
         """Stop listening and remove our socket file; twice does no harm. Accepted streams stay open."""
         self._is_closed = True
+        self._link.close()
         if self._socket is None:
             return
         sockets.shut_and_close(self._socket)

@@ -43,6 +43,7 @@ class OutputQEMUFile(sending.SendingFile):
         super().abort()
         if self._return_path is not None:
             self._return_path.abort()
+        self._close_link()
 
 
 class InputQEMUFile(receiving.ReceivingFile):
@@ -73,6 +74,7 @@ class InputQEMUFile(receiving.ReceivingFile):
         super().abort()
         if self._return_path is not None:
             self._return_path.abort()
+        self._close_link()
 
 
 def _other_direction(file: base.QEMUFile) -> link.Transport | None:

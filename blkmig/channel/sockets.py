@@ -220,8 +220,9 @@ def _listen_tcp(address: uri.TcpAddress) -> socket.socket:
             return _bind(socket.AF_INET6, ("::", address.port), dual_stack=True)
         return _bind(socket.AF_INET, ("0.0.0.0", address.port))
     first: OSError | None = None
-    connection = link.Link(str(address))
-    for family, where in _resolve(connection, address, passive=True, timeout=LISTEN_LOOKUP_SECONDS):
+    with contextlib.closing(link.Link(str(address))) as connection:
+        places = _resolve(connection, address, passive=True, timeout=LISTEN_LOOKUP_SECONDS)
+    for family, where in places:
         try:
             return _bind(family, where)
         except OSError as error:

@@ -18,6 +18,7 @@ for an incoming migration).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import fcntl
@@ -59,7 +60,7 @@ WRITER = Permissions(
 
 
 def acquire(fd: int, permissions: Permissions, *, device: str) -> None:
-    """Lock the image open at `fd`, which must be open for reading, until its last duplicate is closed.
+    """Lock the image open at `fd`, which must be open for reading, until `release` or its last duplicate is closed.
 
     Raises :class:`~blkmig.errors.DeviceBusy`, naming the permission, if another program (or another descriptor of
     this one) is in the way; close the descriptor then. Where the file system has no locks it does nothing but log.
@@ -82,6 +83,15 @@ def acquire(fd: int, permissions: Permissions, *, device: str) -> None:
         if error.errno not in _UNSUPPORTED:
             raise errors.DeviceError("cannot be locked", device=device, cause=error) from error
         _logger.warning("disk %r: its file system has no image locks; make sure that nothing else uses it", device)
+
+
+def release(fd: int) -> None:
+    """Unlock the image open at `fd`; never raises. To be called before it is closed, which is not enough.
+
+    Duplicates keep the locks: those of a forked child, and a mapping of the file as long as anybody shows its pages.
+    """
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
 
 
 def _busy(permissions: Permissions, device: str, does: str, permission: int) -> errors.DeviceBusy:

@@ -57,6 +57,7 @@ class RawFile:
         self.fd = self._direct_fd = -1
         self._mapping: _core.Mapping | None = None
         self._behind: behind.StoreBehind | None = None
+        self._is_locked = False
         self.path = path
         self.writable = writable
         self._new_name = create_size is not None and opened is None
@@ -69,6 +70,7 @@ class RawFile:
             self._writeback = behind.EarlyWriteback(self.fd)
             self.cluster_size = max(os.fstat(self.fd).st_blksize, CLUSTER)
             if permissions is not None:
+                self._is_locked = True
                 locks.acquire(self.fd, permissions, device=device)
             if create_size is not None:
                 os.ftruncate(self.fd, create_size)
@@ -296,6 +298,9 @@ class RawFile:
         finally:
             self._drop_mapping()
             fds, self.fd, self._direct_fd = (self.fd, self._direct_fd), -1, -1
+            if self._is_locked:
+                self._is_locked = False
+                locks.release(fds[0])
             with contextlib.ExitStack() as closing:  # both, whatever the first one has to tell
                 for fd in fds:
                     if fd >= 0:

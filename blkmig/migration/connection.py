@@ -139,6 +139,7 @@ class Connection:
             if f is not None:
                 f.abort()
         self._return_path = self._f = None
+        self._connector.close()
 
     def _look_for_the_reason(self, error: errors.ChannelError) -> None:
         """Raise what the target has said of itself, if it did before the link broke with `error`."""
