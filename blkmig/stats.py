@@ -14,7 +14,11 @@ Status = Literal["none", "setup", "active", "device", "completed", "failed", "ca
 """The states of a migration, in QEMU's words; "device" is the last pass, with the writers held."""
 
 SizeSource = Literal["stream", "target", "option", "inferred"]
-Phase = Literal["bulk", "dirty", "switchover"]
+Phase = Literal["setup", "bulk", "dirty", "switchover", "waiting"]
+"""What a migration does: "waiting" is for the target, which has everything and makes it durable."""
+
+ReceivingPhase = Literal["bulk", "dirty", "storing"]
+"""What comes, as far as the stream says so; "storing" is after its end, until everything is durable and checked."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -146,14 +150,46 @@ class Progressed(Event):
 
     phase: Phase
     percent: float
-    """Of the bulk phase."""
+    """Of what the phase has to send: of the data, in the bulk phase; of what was dirty when the round began."""
 
     transferred: int
+    """Bytes on the wire."""
+
     remaining: int
+    """Bytes of the disks that are left: data, not holes, and what is dirty. Where the disks have not been asked yet,
+    it is an estimate."""
+
     total: int
+    """Size of the disks, holes included."""
+
     bandwidth: float
+    """What the link carried of late; 0 while nobody knows."""
+
     dirty_rate: float
     expected_downtime: float | None
+    """What the pause would take if it began now; None while that is not known: in the bulk phase, that is."""
+
+    round_number: int
+    disk_rate: float = 0.0
+    """Bytes of the disks that the bulk phase passes in a second, zeros included, holes not."""
+
+    time_left: float | None = None
+    """Seconds until the pause, if everything goes on as it does; None while that is not known, or as it never comes."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class NotConverging(Event):
+    """Rounds do not leave less than those before them; told after the third such round, and again after twice as many.
+    """
+
+    dirty_rate: float
+    bandwidth: float
+    pending: int
+    """Bytes that the last round has left."""
+
+    threshold_size: int
+    """Bytes that would fit the downtime limit."""
+
     round_number: int
 
 
@@ -174,3 +210,12 @@ class Received(Event):
     blocks: int
     zero_blocks: int
     percent: int
+    """Of the disks, holes included, as the source says it."""
+
+    bandwidth: float = 0.0
+    """Bytes of the stream that came in a second, of late."""
+
+    time_left: float | None = None
+    """Seconds until every block has come once; None while that is not known."""
+
+    phase: ReceivingPhase = "bulk"

@@ -1,32 +1,34 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Progress as a bar, as lines, or as JSON."""
+"""Progress as a bar, as lines, or as JSON. It never waits for its reader: a line that nobody takes is left out."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from types import TracebackType
+from typing import Self
 
-from .. import stats, units
-from . import output
+from .. import stats
+from . import output, wording
 
-PLAIN_SECONDS = 1.0
-"""Plain progress lines come this far apart."""
+LINE_SECONDS = 1.0
+"""Lines come this far apart; rounds that end in between share one."""
 
+BAR_COLUMNS = 24
+WIDE_COLUMNS = 100
+"""From so many columns on, there is room for a bar beside the figures."""
 
-class Reporter(Protocol):
-    """What shows the events of a migration."""
-
-    def __call__(self, event: stats.Event) -> None:
-        """Show one event."""
+Report = Callable[[stats.Event], None]
 
 
 @contextlib.contextmanager
-def reporter(kind: str) -> Iterator[Callable[[stats.Event], None] | None]:
+def reporter(kind: str) -> Iterator[Report | None]:
     """Yield what shows progress on stderr: "bar", "plain", "json", "none", or "auto" (a bar on a terminal)."""
     if kind == "auto":
-        kind = "bar" if sys.stderr.isatty() else "plain"
+        kind = "bar" if _is_terminal() else "plain"
     if kind == "none":
         yield None
     elif kind == "json":
@@ -38,67 +40,110 @@ def reporter(kind: str) -> Iterator[Callable[[stats.Event], None] | None]:
         yield PlainReporter()
 
 
-class PlainReporter:
-    """Prints a line a second, and one for each round."""
+def _is_terminal() -> bool:
+    try:
+        return sys.stderr.isatty()
+    except (ValueError, AttributeError):
+        return False
+
+
+class RoundLines:
+    """Lines about rounds: one for each that takes its time, one for many that do not."""
 
     def __init__(self) -> None:
+        self._waiting: list[stats.RoundEnded] = []
+        self._last = -LINE_SECONDS
+
+    def show(self, event: stats.Event) -> None:
+        """Show what there is to be said about rounds and about their leading nowhere, if it is time."""
+        columns = output.stderr.columns()
+        if isinstance(event, stats.RoundEnded):
+            self._waiting.append(event)
+            if event.elapsed - self._last >= LINE_SECONDS or not event.round.number:
+                self._flush(event.elapsed, columns)
+        elif isinstance(event, stats.NotConverging):
+            self._flush(event.elapsed, columns)
+            output.stderr.line(wording.not_converging(event, columns), patience=0.0)
+        elif isinstance(event, stats.StatusChanged) and event.status != "active":
+            self._flush(event.elapsed, columns)
+
+    def _flush(self, elapsed: float, columns: int | None) -> None:
+        if self._waiting:
+            output.stderr.line(wording.rounds(self._waiting, columns), patience=0.0)
+            self._waiting.clear()
+            self._last = elapsed
+
+
+class PlainReporter:
+    """Prints a line a second, and one for each phase and for each round that takes its time."""
+
+    def __init__(self) -> None:
+        self._rounds = RoundLines()
         self._last = 0.0
+        self._phase = ""
 
     def __call__(self, event: stats.Event) -> None:
         """Print `event`, if it is time for a line."""
-        if isinstance(event, stats.Progressed | stats.Received):
-            if event.elapsed - self._last < PLAIN_SECONDS:
-                return
-            self._last = event.elapsed
-        text = describe(event)
-        if text:
-            output.stderr.line(text, patience=0.0)
+        self._rounds.show(event)
+        if not isinstance(event, stats.Progressed | stats.Received):
+            return
+        is_due = event.elapsed - self._last >= LINE_SECONDS
+        is_at_the_end = event.phase in ("waiting", "storing") and event.phase != self._phase
+        if is_due or is_at_the_end:
+            self._last, self._phase = event.elapsed, event.phase
+            output.stderr.line(describe(event, output.stderr.columns()), patience=0.0)
 
 
-def describe(event: stats.Event) -> str:
-    """Return `event` as a line for a person, "" for one that is not worth a line."""
+def describe(event: stats.Progressed | stats.Received, columns: int | None, *, elapsed: float | None = None) -> str:
+    """Return a line about how far it is."""
     if isinstance(event, stats.Progressed):
-        return (
-            f"{event.phase} {event.percent:5.1f} %, {units.format_size(event.remaining)} pending, "
-            f"{units.format_rate(event.bandwidth)}"
-        )
-    if isinstance(event, stats.RoundEnded):
-        return describe_round(event)
-    if isinstance(event, stats.Received):
-        return f"received {units.format_size(event.transferred)}, {event.blocks} blocks, {event.percent} %"
-    return ""
-
-
-def describe_round(event: stats.RoundEnded) -> str:
-    """Return a line about a round."""
-    ended = event.round
-    name = "bulk   " if not ended.number else f"round {ended.number:<2}"
-    return (
-        f"{name}  {units.format_size(ended.transferred):>10} in {units.format_duration(ended.seconds):>7}, "
-        f"{units.format_rate(ended.bandwidth):>12}; {units.format_size(event.pending):>10} dirty again, "
-        f"{units.format_size(event.threshold_size)} fit the downtime limit"
-    )
-
-
-BAR_COLUMNS = 30
+        return wording.sending(event, columns, elapsed=elapsed)
+    return wording.receiving(event, columns, elapsed=elapsed)
 
 
 class BarReporter:
-    """A bar that is redrawn in place, with the rounds above it."""
+    """A line that is redrawn in place, with the rounds above it. A thread redraws it while nothing is reported."""
 
-    def __enter__(self) -> BarReporter:
+    def __init__(self) -> None:
+        self._rounds = RoundLines()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._redraw, name="blkmig-progress", daemon=True)
+        # What was reported last, and when: set as a whole.
+        self._last: tuple[stats.Progressed | stats.Received, float] | None = None
+
+    def __enter__(self) -> Self:
         """Start drawing."""
+        self._thread.start()
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        """Stop drawing."""
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Stop drawing, and leave nothing of it."""
+        self._ended.set()
+        self._thread.join()
         output.stderr.status("")
 
     def __call__(self, event: stats.Event) -> None:
-        """Redraw."""
+        """Draw `event`."""
+        self._rounds.show(event)
         if isinstance(event, stats.Progressed | stats.Received):
-            done = round(event.percent * BAR_COLUMNS / 100)
-            text = f"[{'#' * done:<{BAR_COLUMNS}}] {describe(event)}"
-            output.stderr.status(text[: (output.stderr.columns() or len(text) + 1) - 1])
-        elif isinstance(event, stats.RoundEnded):
-            output.stderr.line(describe_round(event), patience=0.0)
+            self._last = event, time.monotonic()
+            self._draw(event, event.elapsed)
+        elif isinstance(event, stats.StatusChanged) and event.status == "setup":
+            output.stderr.status("setup")
+
+    def _redraw(self) -> None:
+        while not self._ended.wait(LINE_SECONDS):
+            if self._last is not None:
+                event, since = self._last
+                self._draw(event, event.elapsed + time.monotonic() - since)
+
+    def _draw(self, event: stats.Progressed | stats.Received, elapsed: float) -> None:
+        # The last column stays free: some terminals go on to the next line from there.
+        columns = (output.stderr.columns() or WIDE_COLUMNS) - 1
+        bar = ""
+        if columns + 1 >= WIDE_COLUMNS:
+            done = round(min(event.percent, 100) * BAR_COLUMNS / 100)
+            bar = f"[{'#' * done:<{BAR_COLUMNS}}] "
+        output.stderr.status(bar + describe(event, columns - len(bar), elapsed=elapsed))

@@ -25,6 +25,10 @@ logger = logging.getLogger(__name__)
 WORTH = 0.75
 """One more round is worth its time if it leaves at most this share of what the one before it left."""
 
+SHRINKS = 0.9
+STANDSTILL_ROUNDS = 3
+"""A round that leaves less than this share of the least so far shrinks; after so many that do not, a word is due."""
+
 FRESH_SECONDS = 0.01
 """So long what was fetched from a remote tracker is good for a decision about the pause."""
 
@@ -50,6 +54,7 @@ class Convergence:
         # Migration thread only.
         self._descent = Descent()
         self._pauses_given_up = 0
+        self._standstill = Standstill()
         self._auto_converge = AutoConverge(handlers) if parameters.auto_converge else None
         # Any thread may set these, nobody clears them.
         self.switchover_requested = False
@@ -151,9 +156,21 @@ class Convergence:
         )
 
     def round_ended(self, ended: stats.RoundStatistics) -> None:
-        """Slow the writers down after a round that left too much, if the caller wants that."""
+        """Slow the writers down after a round that left too much, if the caller wants that; tell if nothing helps."""
         if self._auto_converge is not None:
             self._auto_converge.round_ended(ended)
+        pending, threshold = self._figures.pending(), self.threshold_size()
+        if self._parameters.switchover == "auto" and self._standstill.is_worth_telling(pending, threshold):
+            self._figures.notify(
+                stats.NotConverging(
+                    elapsed=self._figures.elapsed(),
+                    dirty_rate=ended.dirty_rate,
+                    bandwidth=self._figures.stats.bandwidth,
+                    pending=pending,
+                    threshold_size=threshold,
+                    round_number=ended.number,
+                )
+            )
 
     def release_throttle(self) -> None:
         """Give the writers their speed back, if it was taken."""
@@ -177,6 +194,27 @@ class Descent:
         if pending and (self._least is None or pending <= self._least * WORTH):
             self._least = pending
             return False
+        return True
+
+
+class Standstill:
+    """Whether the rounds leave ever less, above the downtime limit; each that leaves at least `SHRINKS` of the least so
+    far does not."""
+
+    def __init__(self) -> None:
+        self._least: int | None = None
+        self._rounds = 0
+        self._tell_at = STANDSTILL_ROUNDS
+
+    def is_worth_telling(self, pending: int, threshold_size: int) -> bool:
+        """Judge the `pending` bytes that a round has left: the third round that does not shrink is worth a word."""
+        if pending <= threshold_size or self._least is None or pending < self._least * SHRINKS:
+            self._least, self._rounds, self._tell_at = pending, 0, STANDSTILL_ROUNDS
+            return False
+        self._rounds += 1
+        if self._rounds < self._tell_at:
+            return False
+        self._tell_at *= 2
         return True
 
 

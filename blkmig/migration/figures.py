@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable
 
 from .. import _core, block, savevm, stats
-from . import connection
+from . import connection, outlook
 
 OnProgress = Callable[[stats.Event], None]
 PROGRESS_SECONDS = 0.1
@@ -71,6 +71,9 @@ class Figures:
         self._connection = link
         self._on_progress = on_progress
         self._clock = clock
+        self._outlook = outlook.Outlook(handlers, clock)
+        self._phase: stats.Phase = "setup"
+        self._has_told_waiting = False
         # Where the migration, its section and its round began, and when the caller was told last.
         self._started = 0.0
         self._section_start = (0.0, 0, 0, 0, False)
@@ -130,8 +133,11 @@ class Figures:
         self.stats.zero_blocks = blk_mig.zero_transferred
         self.stats.bandwidth = self.meter.estimate()
         self.stats.total_time = self.elapsed()
-        if self.stats.bandwidth:
+        if self.stats.bandwidth and blk_mig.bulk_completed:  # before that, nobody knows what bulk will have left
             self.stats.expected_downtime = self.pending() / self.stats.bandwidth
+        if self._phase == "waiting" and not self._has_told_waiting:
+            self._has_told_waiting = True
+            self.report(at_once=True)
 
     # -- rounds ------------------------------------------------------------------------------------------------------
 
@@ -141,6 +147,8 @@ class Figures:
         self._round_start = (self._clock(), self._connection.f.transferred, self._block.blk_mig.transferred)
         rounds.append(stats.RoundStatistics(rounds[-1].number + 1 if rounds else 0, dirty_bytes))
         del rounds[1 : len(rounds) - MAX_ROUNDS_KEPT]
+        if self.stats.status == "device":
+            self._phase = "switchover"
 
     def close_round(self) -> stats.RoundStatistics:
         """Close the round that is under way, with what the writers have dirtied meanwhile."""
@@ -152,6 +160,8 @@ class Figures:
         sent = (blk_mig.transferred - blocks) * _core.BLOCK_SIZE if current.number else current.dirty_bytes
         current.redirtied_bytes = max(0, left + sent - current.dirty_bytes)
         self.stats.dirty_rate = current.dirty_rate
+        if self._phase == "switchover":
+            self._phase = "waiting"  # told by the next update, when the end of the stream is on its way
         return current
 
     # -- events ------------------------------------------------------------------------------------------------------
@@ -159,6 +169,9 @@ class Figures:
     def enter(self, status: stats.Status) -> None:
         """Enter a state of the migration and tell the caller."""
         self.stats.status = status
+        if status == "active":  # bulk or dirty, as the handlers say
+            self._phase, self._has_told_waiting = "bulk", False
+            self._outlook.begin_bulk()
         self.notify(stats.StatusChanged(self.elapsed(), status))
 
     def finish(self, status: stats.Status) -> None:
@@ -172,22 +185,38 @@ class Figures:
         if self._on_progress is None or (now - self._last_report < PROGRESS_SECONDS and not at_once):
             return
         self._last_report = now
-        blk_mig = self._block.blk_mig
-        total = blk_mig.bytes_total()
-        self.notify(
-            stats.Progressed(
-                elapsed=self.elapsed(),
-                phase="switchover" if self.stats.status == "device" else "dirty" if blk_mig.bulk_completed else "bulk",
-                percent=100.0 * blk_mig.bytes_transferred() / total if total else 100.0,
-                transferred=self.stats.transferred,
-                remaining=self.pending(),
-                total=total,
-                bandwidth=self.stats.bandwidth,
-                dirty_rate=self.stats.dirty_rate,
-                expected_downtime=self.stats.expected_downtime,
-                round_number=blk_mig.round_number,
-            )
+        self.notify(self._progressed())
+
+    def _progressed(self) -> stats.Progressed:
+        """Return a report of how far the migration is."""
+        blk_mig, look = self._block.blk_mig, self._outlook
+        look.look()
+        phase = "dirty" if self._phase == "bulk" and blk_mig.bulk_completed else self._phase
+        dirty_rate = look.dirty_rate_in_bulk() if phase == "bulk" else self.stats.dirty_rate
+        is_over = phase == "waiting"
+        return stats.Progressed(
+            elapsed=self.elapsed(),
+            phase=phase,
+            percent=look.bulk_percent if phase == "bulk" else self._round_percent(),
+            transferred=self.stats.transferred,
+            remaining=0 if is_over else look.left,
+            total=blk_mig.bytes_total(),
+            bandwidth=self.stats.bandwidth,
+            dirty_rate=dirty_rate,
+            expected_downtime=self.stats.expected_downtime,
+            round_number=blk_mig.round_number,
+            disk_rate=look.disk_rate if phase == "bulk" else 0.0,
+            time_left=None if is_over else look.time_left(bandwidth=self.stats.bandwidth, dirty_rate=dirty_rate),
         )
+
+    def _round_percent(self) -> float:
+        """Return how much of what was dirty when the round began is sent; what was dirtied later may come on top."""
+        if self._phase == "waiting":
+            return 100.0
+        sent = (self._block.blk_mig.transferred - self._round_start[2]) * _core.BLOCK_SIZE
+        dirty_bytes = self.stats.rounds[-1].dirty_bytes
+        total = dirty_bytes if dirty_bytes > sent else sent + self._outlook.left
+        return 100.0 * sent / total if total else 100.0
 
     def notify(self, event: stats.Event) -> None:
         """Call the caller's callback."""

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .. import block, channel, errors, params, savevm, stats
-from . import announcement, farewell, heartbeat, verdict
+from . import announcement, farewell, heartbeat, outlook, verdict
 from . import targets as load_targets
 from .announcement import Announcement
 
@@ -51,6 +51,8 @@ class IncomingMigration:
         self._clock = clock
         self._started = 0.0
         self._last_report = 0.0
+        self._rate = outlook.Rate()
+        self._phase: stats.ReceivingPhase = "bulk"
         self._stack = contextlib.ExitStack()
         self._listener: channel.Listener | None = None
         self._f: channel.InputQEMUFile | None = None
@@ -151,6 +153,8 @@ class IncomingMigration:
 
     def _judge(self, stream: savevm.LoadedStream) -> Announcement:
         """Check that everything came, and give the disks their sizes; return what the stream says of them."""
+        self._phase = "storing"
+        self._report(at_once=True)
         section = stream.section("block")
         if section is None:
             raise errors.IncompleteMigration(
@@ -214,21 +218,25 @@ class IncomingMigration:
         self.stats.percent = self._block.percent
         self.stats.total_time = self._clock() - self._started
 
-    def _report(self) -> None:
-        """Tell the caller how far it is, at most ten times a second."""
+    def _report(self, *, at_once: bool = False) -> None:
+        """Tell the caller how far it is: at once, or at most ten times a second."""
         now = self._clock()
-        if self._on_progress is None or self._f is None or now - self._last_report < PROGRESS_SECONDS:
+        if self._on_progress is None or self._f is None or (now - self._last_report < PROGRESS_SECONDS and not at_once):
             return
         self._last_report = now
         self._set_totals(self._f)
-        disks = self.stats.disks.values()
+        self._rate.add(now, self.stats.transferred)
+        disks, percent, elapsed = self.stats.disks.values(), self.stats.percent, now - self._started
         self._on_progress(
             stats.Received(
-                elapsed=now - self._started,
+                elapsed=elapsed,
                 transferred=self.stats.transferred,
                 blocks=sum(disk.blocks for disk in disks),
                 zero_blocks=sum(disk.zero_blocks for disk in disks),
-                percent=self.stats.percent,
+                percent=percent,
+                bandwidth=self._rate.per_second,
+                time_left=outlook.time_to_come(elapsed, percent),
+                phase="dirty" if self._phase == "bulk" and percent == 100 else self._phase,
             )
         )
 

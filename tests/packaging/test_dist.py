@@ -101,7 +101,7 @@ class TestSdist:
         assert top == SHIPPED | FILES | {"PKG-INFO", "setup.cfg", "blkmig.egg-info"}
 
     def test_sources(self, built: Built) -> None:
-        assert package_files(".py", ".pyx", ".pxd", ".pxi", ".pyi", ".h", "py.typed") == {
+        assert package_files(".py", ".pyx", ".pxd", ".pxi", ".pyi", ".h", ".json", "py.typed") == {
             name for name in built.sdist_names() if name.startswith("blkmig/")
         }
 
@@ -121,7 +121,7 @@ class TestWheel:
     def test_holds_exactly(self, built: Built) -> None:
         info = f"blkmig-{blkmig.__version__}.dist-info"
         about = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
-        files = package_files(".py", ".pxd", ".pyi", ".h", "py.typed") | {EXTENSION}
+        files = package_files(".py", ".pxd", ".pyi", ".h", ".json", "py.typed") | {EXTENSION}
         assert built.wheel_names() == files | {f"{info}/{name}" for name in about}
 
     def test_license_text(self, built: Built) -> None:

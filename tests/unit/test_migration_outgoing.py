@@ -242,7 +242,7 @@ def test_progress_is_monotone_and_ends_at_100(tmp_path: Path) -> None:
     with migration_of([disk], tmp_path, on_progress, max_bandwidth=80 * MIB) as migration:
         migration.run()
     assert [event.percent for event in events] == sorted(event.percent for event in events)
-    assert (events[-1].phase, events[-1].percent, events[-1].remaining) == ("switchover", 100.0, 0)
+    assert (events[-1].phase, events[-1].percent, events[-1].remaining) == ("waiting", 100.0, 0)
     assert len(events) >= 2
 
 

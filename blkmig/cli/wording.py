@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is said of a migration's events, in one line that fits: at 40 columns the most important, at 100 all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .. import stats, units
+
+PHASES = {
+    "setup": "setup",
+    "bulk": "bulk",
+    "dirty": "round",
+    "switchover": "switchover",
+    "waiting": "waiting for the target",
+    "storing": "storing",
+}
+
+Part = tuple[int, str]
+"""What a line may hold, and its rank: of what does not fit, the highest goes first."""
+
+
+def fit(parts: Sequence[Part], columns: int | None) -> str:
+    """Return as many of `parts` as fit into `columns`, in their order; None: all of them."""
+    kept = [part for part in parts if part[1]]
+    for gap in ("  ", " "):
+        line = gap.join(text for _, text in kept)
+        if columns is None or len(line) <= columns:
+            return line
+    if len(kept) > 1:
+        return fit([part for part in kept if part != max(kept)], columns)
+    return line[:columns]
+
+
+def first_that_fits(lines: Sequence[str], columns: int | None) -> str:
+    """Return the first of `lines`, from the longest to the shortest, that fits into `columns`."""
+    return next((line for line in lines if columns is None or len(line) <= columns), lines[-1][:columns])
+
+
+def clock(seconds: float) -> str:
+    """Return a time as a clock shows it: ``"0:09"``, ``"1:02:03"``."""
+    minutes, rest = divmod(max(round(seconds), 0), 60)
+    return f"{minutes}:{rest:02d}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+
+
+def sending(event: stats.Progressed, columns: int | None, *, elapsed: float | None = None) -> str:
+    """Return a line about how far a migration is; `elapsed` seconds after it began, if not those of the event."""
+    is_waiting = event.phase == "waiting"
+    phase = PHASES[event.phase] + (f" {event.round_number}" if event.phase == "dirty" else "")
+    left = "" if event.time_left is None else f"{clock(event.time_left)} to go"
+    pause = event.expected_downtime
+    return fit(
+        [
+            (2, clock(event.elapsed if elapsed is None else elapsed)),
+            (0, phase if is_waiting else f"{phase} {event.percent:.0f} %"),
+            (1, "" if is_waiting else f"{units.format_size(event.remaining)} left"),
+            (3, left),
+            (4, "" if is_waiting else speed(event)),
+            (5, f"writers {units.format_rate(event.dirty_rate)}" if event.dirty_rate and not is_waiting else ""),
+            (6, f"pause {units.format_duration(pause)}" if pause is not None and event.phase == "dirty" else ""),
+        ],
+        columns,
+    )
+
+
+def speed(event: stats.Progressed) -> str:
+    """Return how fast it goes: in the bulk phase that is how fast disks are read, for zeros are read and not sent."""
+    if event.phase != "bulk":
+        return units.format_rate(event.bandwidth)
+    return units.format_rate(event.disk_rate) if event.disk_rate else ""
+
+
+def receiving(event: stats.Received, columns: int | None, *, elapsed: float | None = None) -> str:
+    """Return a line about how far the receiving end is."""
+    phase = {"bulk": f"bulk {event.percent} %", "dirty": "rounds", "storing": "storing"}[event.phase]
+    return fit(
+        [
+            (2, clock(event.elapsed if elapsed is None else elapsed)),
+            (0, phase),
+            (1, f"received {units.format_size(event.transferred)}"),
+            (3, "" if event.time_left is None else f"{clock(event.time_left)} to go"),
+            (4, units.format_rate(event.bandwidth) if event.bandwidth else ""),
+            (5, f"{event.blocks} blocks"),
+        ],
+        columns,
+    )
+
+
+def rounds(ended: Sequence[stats.RoundEnded], columns: int | None) -> str:
+    """Return a line about one round, or about several that followed each other."""
+    first, last = ended[0].round.number, ended[-1].round.number
+    name = "bulk" if not first and first == last else f"round {last}" if first == last else f"rounds {first}-{last}"
+    size = units.format_size(sum(each.round.transferred for each in ended))
+    seconds = sum(each.round.seconds for each in ended)
+    again = f"{units.format_size(ended[-1].pending)} dirty again"
+    rate = units.format_rate(sum(each.round.transferred for each in ended) / seconds) if seconds else "-"
+    return first_that_fits(
+        [
+            f"{name:<8} {size:>10} in {units.format_duration(seconds):>7}, {rate:>12}; {again:>22}, "
+            f"{units.format_size(ended[-1].threshold_size)} fit the downtime limit",
+            f"{name}: {size} in {units.format_duration(seconds)}, {rate}; {again}",
+            f"{name}: {size} in {units.format_duration(seconds)}; {again}",
+            f"{name}: {again}",
+        ],
+        columns,
+    )
+
+
+def not_converging(event: stats.NotConverging, columns: int | None) -> str:
+    """Return what is wrong, and what can be done about it."""
+    writers, link = units.format_rate(event.dirty_rate), units.format_rate(event.bandwidth)
+    needed = event.pending / event.bandwidth if event.bandwidth else 0.0
+    pause = f" ({units.format_duration(needed)} would do)" if needed else ""
+    return first_that_fits(
+        [
+            f"not converging: the writers dirty {writers}, the link carries {link}; allow a longer --downtime-limit"
+            f"{pause}, more bandwidth, or slow the writers down with --auto-converge",
+            f"not converging: writers {writers}, link {link}; try --auto-converge or a longer --downtime-limit",
+            f"not converging: writers {writers}, link {link}; try --auto-converge",
+            "not converging: try --auto-converge",
+        ],
+        columns,
+    )
