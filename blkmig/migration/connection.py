@@ -128,8 +128,7 @@ class Connection:
             with self.explaining_errors():
                 yield
         except errors.TruncatedStream as error:
-            cause = "it closed the link"
-            raise errors.ChannelError(doing, uri=self._uri, cause=cause, hint=QEMU_HINT) from error
+            raise self._broken(doing, self._uri, "it closed the link") from error
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -159,13 +158,17 @@ class Connection:
             self._look_for_the_reason(error)
             if isinstance(error, errors.ChannelTimeout):
                 raise
-            sent = self._block.blk_mig.last_sent
             cause = error.__cause__ if isinstance(error.__cause__, OSError) else "the link broke"
-            raise errors.ChannelError(
-                error.doing,
-                uri=error.uri,
-                cause=cause,
-                device=sent and sent[0].label,
-                offset=sent and sent[0].geometry.block_range(sent[1])[0],
-                hint=QEMU_HINT,
-            ) from error
+            raise self._broken(error.doing, error.uri, cause) from error
+
+    def _broken(self, doing: str, uri: str, cause: OSError | str) -> errors.ChannelError:
+        """Return the error of a link that broke, with the block that was sent last."""
+        sent = self._block.blk_mig.last_sent
+        return errors.ChannelError(
+            doing,
+            uri=uri,
+            cause=cause,
+            device=sent and sent[0].label,
+            offset=sent and sent[0].geometry.block_range(sent[1])[0],
+            hint=QEMU_HINT,
+        )

@@ -73,11 +73,11 @@ def test_a_result_that_cannot_be_written_is_a_failure_after_the_work(tmp_path: P
         assert b"No space left" in done.stderr
 
 
-@pytest.mark.parametrize("stdout", ["1>&-", "1>/dev/full", "| true"])
-def test_a_stream_on_stdout_that_is_lost_is_a_lost_link(tmp_path: Path, disk: Path, stdout: str) -> None:
-    """C6: what goes to stdout is the stream itself, and nowhere is no place for it."""
+@pytest.mark.parametrize(("stdout", "exit_code"), [("1>&-", 5), ("1>/dev/full", 1), ("| true", 5)])
+def test_a_stream_on_stdout_that_is_lost_is_said(tmp_path: Path, disk: Path, stdout: str, exit_code: int) -> None:
+    """C6, C11: what goes to stdout is the stream itself: nobody takes it (5), or there is no room for it here (1)."""
     done = shell(f"set -o pipefail; $blkmig send vda=vda.raw - {stdout}", tmp_path)
-    assert (done.returncode, b"Traceback" in done.stderr) == (5, False), done.stderr
+    assert (done.returncode, b"Traceback" in done.stderr) == (exit_code, False), done.stderr
 
 
 def test_a_stream_on_a_missing_stdin_is_not_an_empty_one(tmp_path: Path) -> None:
