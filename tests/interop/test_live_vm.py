@@ -16,6 +16,7 @@ import peers
 import pytest
 import real_qemu
 import storage_daemon
+from live_vm import GUEST, SIZE, Machine, guest_image
 from real_qemu import MiB
 
 import blkmig
@@ -27,8 +28,6 @@ peers.require("qemu-system-x86_64", "qemu-img")
 if not real_qemu.has_guest_tools():
     peers.lacking("an assembler for x86 (Debian: binutils)")
 
-SIZE = 16 * MiB
-GUEST = real_qemu.Guest(SIZE)
 SCRIPT = Path(__file__).parents[2] / "examples" / "move_vm.py"
 
 
@@ -38,65 +37,11 @@ def folder() -> Iterator[Path]:
         yield path
 
 
-def guest_image(folder: Path, kind: str = "raw") -> Path:
-    """Make a disk that boots the guest: raw, or qcow2 on a raw base."""
-    base = folder / "guest.raw"
-    with base.open("wb") as file:
-        file.write(GUEST.boot_sector(folder))
-        file.truncate(SIZE)
-    if kind == "raw":
-        return base
-    top = folder / "guest.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", top], check=True)
-    return top
-
-
 def contents(image: Path, folder: Path) -> bytes:
     """Return what an image, in use by nobody, shows to a guest."""
     raw = folder / "contents"
     subprocess.run(["qemu-img", "convert", "-O", "raw", image, raw], check=True)
     return raw.read_bytes()
-
-
-class Machine(real_qemu.Qemu):
-    """A VM with the guest on virtio-blk and a QMP socket for blkmig."""
-
-    def __init__(self, folder: Path, image: Path, name: str, *, incoming: bool = False, iothread: bool = False) -> None:
-        self.qmp_path = folder / f"{name}.qmp"
-        disk_format = image.suffix.removeprefix(".")
-        super().__init__(
-            *("-qmp", f"unix:{self.qmp_path},server=on,wait=off"),
-            *("-blockdev", f"file,node-name=file0,filename={image}"),
-            *("-blockdev", f"{disk_format},node-name=fmt0,file=file0"),
-            *("-object", "iothread,id=io0"),
-            *("-device", f"virtio-blk-pci,id=vda,drive=fmt0,{'iothread=io0' if iothread else 'ioeventfd=off'}"),
-            folder=folder,
-            memory="16M",
-            running=True,
-            incoming=incoming,
-        )
-
-    @property
-    def address(self) -> str:
-        return f"qemu:{self.qmp_path}"
-
-    def wait_for_writes(self) -> None:
-        """Return when the guest has begun to write, or has gone on to."""
-        before = self._written()
-        self.wait_until(lambda: self._written() > before, "the guest to write")
-
-    def _written(self) -> int:
-        stats = self.execute("query-blockstats")
-        return int(stats[0]["stats"]["wr_operations"])
-
-    def is_running(self) -> bool:
-        return bool(self.execute("query-status")["running"])
-
-    def leftovers(self) -> list[str]:
-        nodes = self.execute("query-named-block-nodes", flat=True)
-        bitmaps = [bitmap.get("name", "") for node in nodes for bitmap in node.get("dirty-bitmaps", ())]
-        sockets = [path.name for path in self.qmp_path.parent.iterdir() if ".blkmig-" in path.name]
-        return [entry["id"] for entry in self.execute("query-block-exports")] + bitmaps + sockets
 
 
 def send(folder: Path, disks: list[qemu.QemuBackend], target: Path, **parameters: object) -> blkmig.OutgoingStatistics:
