@@ -125,8 +125,14 @@ class NbdBackend(local.LocalBackend):
     def create_dirty_bitmap(self, granularity: int) -> dirty.DirtyBitmap:
         """Start tracking; what was asked about data before that may have been overwritten unseen."""
         bitmap = super().create_dirty_bitmap(granularity)
+        self._connection.renew()
         self._extents.forget()
         return bitmap
+
+    def cancel(self) -> None:
+        """End every wait for the server."""
+        super().cancel()
+        self._connection.cancel()
 
     def _leave(self, offset: int, nbytes: int) -> None:
         self._extents.forget()  # before the write is marked

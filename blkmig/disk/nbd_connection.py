@@ -14,7 +14,7 @@ import contextlib
 import ctypes
 import errno
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .. import errors, units
@@ -64,6 +64,7 @@ class NbdConnection:
         connect_timeout: float = 30.0,
         request_timeout: float = 120.0,
         read_piece: int = MAX_PAYLOAD,
+        is_cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         """Connect to `uri`, or to the `export` of that server.
 
@@ -71,7 +72,8 @@ class NbdConnection:
         in `self.contexts`. Of a TCP server's X.509 certificate the host name is verified; `tls_certificates` is a
         directory with ca-cert.pem and, if the server wants to know its clients, client-cert.pem and client-key.pem.
         `request_timeout` is how long, in seconds, the connection may stand still while requests are in flight.
-        Reads are cut into pieces of `read_piece` bytes, that are in flight together.
+        Reads are cut into pieces of `read_piece` bytes, that are in flight together. `is_cancelled` is asked, while
+        this connects, whether to give up.
         """
         self.uri = nbd_uri.check_uri(
             uri if export is None else nbd_uri.with_export(uri, export), tls_certificates or tls_psk_file
@@ -86,6 +88,7 @@ class NbdConnection:
                 lambda library, handle: configure(library, handle, contexts, tls),
                 connect_timeout=connect_timeout,
                 request_timeout=request_timeout,
+                is_cancelled=is_cancelled,
             )
         try:
             with self._errors(f"cannot learn about {self.uri}"):
@@ -127,7 +130,7 @@ class NbdConnection:
                     in_flight.append((self._start("nbd_aio_pread", memory, offset + done), offset + done, count))
             while in_flight:
                 self._finish_read(*in_flight.popleft())
-        except errors.DeviceError:
+        except (errors.DeviceError, errors.Cancelled):
             for request, _, _ in in_flight:  # nothing may write into the buffer any more
                 with contextlib.suppress(OSError):
                     self._handle.wait(request)
@@ -241,6 +244,17 @@ class NbdConnection:
 
     # -- the rest ------------------------------------------------------------------------------------------------------
 
+    def cancel(self) -> None:
+        """Make calls that wait, and later ones, raise Cancelled; from any thread and any signal handler.
+
+        What a server answers within half a second is still taken; then the connection stays.
+        """
+        self._handle.cancel()
+
+    def renew(self) -> None:
+        """Forget a cancel: the connection is used for something new."""
+        self._handle.renew()
+
     def close(self) -> None:
         """Close the connection; calls in other threads fail with ECANCELED. Twice does no harm."""
         self._handle.close()
@@ -262,6 +276,8 @@ class NbdConnection:
         try:
             yield
         except OSError as error:
+            if error.errno == errno.ECANCELED and (not hasattr(self, "_handle") or self._handle.is_cancelled):
+                raise errors.Cancelled(f"disk {self.device!r}: {doing}: cancelled") from error
             raise errors.DeviceError(doing, device=self.device, cause=error, offset=offset, nbytes=nbytes) from error
 
 

@@ -13,6 +13,8 @@ several requests and wait for them later. What always holds:
 
 * every use of libnbd's handle is under `_lock`, and nobody waits for the network under it;
 * while somebody waits for a request, somebody leads or has been told to;
+* a cancel is heard by whoever waits: what is in flight has CANCEL_SECONDS to finish, so that a server that answers
+  keeps its connection, and nothing new is started;
 * a buffer is referenced from its request until libnbd is done with it or its handle is closed: an interrupted call
   closes the handle, so that no late reply is written into memory that is used for something else.
 """
@@ -31,6 +33,13 @@ from typing import Any, NoReturn
 from . import _libnbd
 
 _EVENTS = {0: 0, 1: select.POLLIN, 2: select.POLLOUT, 3: select.POLLIN | select.POLLOUT}
+
+
+CANCEL_SECONDS = 0.5
+"""How long requests in flight may still take after a cancel."""
+
+CONNECT_SLICE = 0.1
+"""Seconds after which somebody who connects looks whether that is still wanted."""
 
 
 class Request:
@@ -69,14 +78,18 @@ class NbdHandle:
         *,
         connect_timeout: float,
         request_timeout: float,
+        is_cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         """Connect to `uri` within `connect_timeout` seconds; `configure` sets libnbd's handle up before that.
+
+        `is_cancelled` is asked whether to give up connecting.
 
         `request_timeout` is how many seconds the connection may stand still while requests are in flight.
         """
         self._library = _libnbd.load()
         self._request_timeout = request_timeout
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # re-entrant for `cancel` only, which a signal handler may call
+        self._cancel_deadline: float | None = None
         self._requests: dict[int, Request] = {}  # by libnbd's cookie
         self._leading = False
         self._polling = 0  # the direction that the leader waits for just now, 0 if it does not wait
@@ -88,7 +101,7 @@ class NbdHandle:
         try:
             configure(self._library, self._handle)
             _libnbd.check(self._library, self._library.nbd_aio_connect_uri(self._handle, os.fsencode(uri)))
-            self._finish_connecting(time.monotonic() + connect_timeout)
+            self._finish_connecting(time.monotonic() + connect_timeout, is_cancelled)
         except BaseException:
             self.close()
             raise
@@ -123,6 +136,8 @@ class NbdHandle:
         """
         request = Request(keep)
         with self._lock:
+            if self._cancel_deadline is not None:
+                raise _cancelled_error()
             cookie = getattr(self._library, function)(self._open_handle(), *args)
             if cookie == -1:
                 self._refused(_libnbd.last_error(self._library))
@@ -156,6 +171,25 @@ class NbdHandle:
             with self._lock:
                 self._hand_over_lead()
 
+    def cancel(self) -> None:
+        """Let what is in flight finish if it does so soon, else fail with ECANCELED, and so does whatever comes later.
+
+        From any thread and any signal handler.
+        """
+        with self._lock:  # its holders wait for nobody
+            self._cancel_deadline = time.monotonic() + CANCEL_SECONDS
+            if self._wake_fd >= 0:
+                os.eventfd_write(self._wake_fd, 1)
+
+    def renew(self) -> None:
+        """Forget a cancel; a connection that it has closed stays closed."""
+        self._cancel_deadline = None
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether somebody has cancelled."""
+        return self._cancel_deadline is not None
+
     def close(self) -> None:
         """Close the connection, from any thread; requests in flight fail with ECANCELED. Twice does no harm."""
         with self._lock:
@@ -164,12 +198,16 @@ class NbdHandle:
 
     # -- connecting: no other thread knows the handle yet --------------------------------------------------------------
 
-    def _finish_connecting(self, deadline: float) -> None:
+    def _finish_connecting(self, deadline: float, is_cancelled: Callable[[], bool]) -> None:
         while self._library.nbd_aio_is_connecting(self._handle) == 1:
             direction = self._library.nbd_aio_get_direction(self._handle)
             poll = select.poll()  # a new one each time: libnbd changes sockets when it tries the next address
             poll.register(self._library.nbd_aio_get_fd(self._handle), _EVENTS[direction])
-            ready = poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
+            while not (ready := poll.poll(min(max(0.0, deadline - time.monotonic()), CONNECT_SLICE) * 1000)):
+                if is_cancelled():
+                    raise _cancelled_error()
+                if time.monotonic() >= deadline:
+                    break
             if not ready:
                 raise OSError(errno.ETIMEDOUT, "the server did not answer in time")
             _libnbd.check(self._library, self._notify(direction, ready[0][1]))
@@ -202,6 +240,9 @@ class NbdHandle:
                 return
             self._polling = self._library.nbd_aio_get_direction(self._handle)
             self._poll.register(self._fd, _EVENTS[self._polling])
+            deadline = self._cancel_deadline
+        if deadline is not None:
+            timeout = min(timeout, max(0.0, deadline - time.monotonic()))
         ready = dict(self._poll.poll(timeout * 1000))
         with self._lock:
             direction, self._polling = self._polling, 0
@@ -209,9 +250,11 @@ class NbdHandle:
                 return
             if self._wake_fd in ready:
                 os.eventfd_read(self._wake_fd)
-            if self._fd in ready:
+            if deadline is not None and time.monotonic() >= deadline:
+                self._fail(_cancelled_error())
+            elif self._fd in ready:
                 self._move_bytes(direction, ready[self._fd])
-            elif not ready and timeout:
+            elif not ready and timeout and deadline is None:
                 text = f"the server has been silent for {timeout:g} s with requests in flight"
                 self._fail(OSError(errno.ETIMEDOUT, text))
 
@@ -295,3 +338,7 @@ class NbdHandle:
 def _copy(error: OSError) -> OSError:
     """Return an error of one's own for each thread, because raising changes it."""
     return OSError(error.errno, error.strerror)
+
+
+def _cancelled_error() -> OSError:
+    return OSError(errno.ECANCELED, "it was cancelled")

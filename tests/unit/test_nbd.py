@@ -232,6 +232,59 @@ def test_server_silent() -> None:
         connection.close()
 
 
+def test_a_cancel_ends_every_wait_for_a_silent_server() -> None:
+    """B5: leader and followers, and whatever comes later."""
+    with FakeServer(lambda asked: None) as server:
+        connection = connect(server, request_timeout=120)
+        waiting = waiting_threads(connection, 3)
+        while connection._handle.in_flight < 3:
+            time.sleep(0)
+        connection.cancel()
+        for one in waiting:
+            with pytest.raises(errors.Cancelled):
+                one.result(10)
+        with pytest.raises(errors.Cancelled):
+            connection.flush()
+        connection.close()
+
+
+def test_a_cancel_takes_what_a_server_answers_soon() -> None:
+    """B5: a connection that works stays: QEMU before 9.0 aborts if a client closes it for a disk in an iothread."""
+    seen = threading.Event()
+    kept: list[Asked] = []
+
+    def keep(asked: Asked) -> None:
+        kept.append(asked)
+        seen.set()
+
+    with FakeServer(keep) as server:
+        connection = connect(server)
+        [waiting] = waiting_threads(connection, 1)
+        assert seen.wait(10)
+        connection.cancel()
+        answer_all(kept.pop())
+        waiting.result(10)
+        with pytest.raises(errors.Cancelled):
+            connection.pread_into(bytearray(512), 0)
+        connection.renew()
+        seen.clear()
+        [waiting] = waiting_threads(connection, 1)
+        assert seen.wait(10)
+        answer_all(kept.pop())
+        waiting.result(10)
+        connection.close()
+
+
+def test_connecting_can_be_cancelled() -> None:
+    """B5: a server that accepts and says nothing."""
+    cancelled = threading.Event()
+    threading.Timer(0.2, cancelled.set).start()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        uri = f"nbd://127.0.0.1:{listener.getsockname()[1]}"
+        with pytest.raises(errors.Cancelled):
+            nbd_connection.NbdConnection(uri, connect_timeout=60, is_cancelled=cancelled.is_set)
+
+
 def test_server_talks_nonsense() -> None:
     with FakeServer(lambda asked: server.send(b"nonsense" * 4)) as server:
         connection = connect(server)

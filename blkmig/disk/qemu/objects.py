@@ -17,6 +17,7 @@ import functools
 import logging
 import pathlib
 import secrets
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -46,6 +47,7 @@ class OwnObjects:
         self._bitmaps: dict[tuple[str, str], None] = {}
         self._objects: dict[str, None] = {}
         self._owns_server = False
+        self._connections: weakref.WeakSet[nbd_connection.NbdConnection] = weakref.WeakSet()
 
     # -- NBD server --------------------------------------------------------------------------------------------------
 
@@ -77,19 +79,32 @@ class OwnObjects:
     def connect(self, name: str, device: str, contexts: Iterable[str]) -> nbd_connection.NbdConnection:
         """Connect to the export `name`; the caller closes it, after :meth:`remove_export`."""
         try:
-            return nbd_connection.NbdConnection(
+            connection = nbd_connection.NbdConnection(
                 self.uri,
                 device=device,
                 export=name,
                 contexts=contexts,
                 read_piece=nbd_connection.QEMU_READ_PIECE,
                 connect_timeout=CONNECT_SECONDS,
+                is_cancelled=lambda: self._qmp.is_cancelled,
             )
         except errors.DeviceError as error:
             if error.errno != errno.ETIMEDOUT:
                 raise
             cause = NO_ANSWER.format(CONNECT_SECONDS, len(self._exports))
             raise errors.DeviceError(f"cannot connect to {self.uri}", device=device, cause=cause) from error
+        self._connections.add(connection)
+        return connection
+
+    def cancel(self) -> None:
+        """Make calls that wait for the NBD server raise Cancelled. From any thread and any signal handler."""
+        for connection in list(self._connections):
+            connection.cancel()
+
+    def renew(self) -> None:
+        """Forget a cancel."""
+        for connection in list(self._connections):
+            connection.renew()
 
     def remove_export(self, name: str) -> None:
         """Drop the clients of an export, delete it, and wait until it is gone; nothing if it is gone already."""

@@ -202,6 +202,11 @@ class QmpConnection:
         """Forget a cancel: the connection is used for something new."""
         self._cancelled = False
 
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether somebody has cancelled, and the calling thread does not clean up."""
+        return self._cancelled and getattr(self._leaving, "bound", None) is None
+
     @contextlib.contextmanager
     def leaving(self, seconds: float | None = None) -> Iterator[None]:
         """Clean up in the body of a ``with``: what this thread asks for is done after a cancel, too.
@@ -236,7 +241,7 @@ class QmpConnection:
             self._is_silent = True
 
     def _check_cancelled(self) -> None:
-        if self._cancelled and getattr(self._leaving, "bound", None) is None:
+        if self.is_cancelled:
             raise errors.Cancelled("the migration was cancelled")
 
     def await_answer(self, future: concurrent.futures.Future[Any], wait: float | None, doing: str) -> Any:

@@ -168,6 +168,7 @@ class QemuSession:
         with self._lock:
             if not any(other.active for other in self._tracking):
                 self._qmp.renew()
+                self.own.renew()
             mine = self._tracking[number]
             bitmap = dirty.DirtyBitmap(mine.disk.size, granularity)
             if not mine.active:
@@ -307,6 +308,7 @@ class QemuSession:
     def cancel(self) -> None:
         """End every wait for QEMU. From any thread and any signal handler; takes no lock."""
         self._qmp.cancel()
+        self.own.cancel()
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
