@@ -88,6 +88,8 @@ class WritingExport:
     @classmethod
     def from_mark(cls, mark: str) -> WritingExport | None:
         """Return the export that a mark tells of; None if it tells of none."""
+        if not mark.startswith(EXPORT):
+            return None
         try:
             name, node, nbd_name = json.loads(bytes.fromhex(mark.removeprefix(EXPORT)))
         except ValueError:

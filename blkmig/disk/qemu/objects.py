@@ -47,6 +47,9 @@ class OwnObjects:
         self._bitmaps: dict[tuple[str, str], None] = {}
         self._objects: dict[str, None] = {}
         self._owns_server = False
+        self.left: list[str] = []
+        """What `remove_all` left behind because QEMU did not answer, in words."""
+
         self._connections: weakref.WeakSet[nbd_connection.NbdConnection] = weakref.WeakSet()
 
     # -- NBD server --------------------------------------------------------------------------------------------------
@@ -215,6 +218,8 @@ class OwnObjects:
             remove()
         except qmp.QmpGone:
             logger.debug("%s ended, and %s with it", self._qmp.device, what)
+        except qmp.QmpTimeout:
+            self.left.append(what)
         except errors.DeviceError as error:
             logger.warning("%s stays behind (blkmig cleanup %s removes it): %s", what, self._qmp.device, error)
 

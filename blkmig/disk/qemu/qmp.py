@@ -48,7 +48,7 @@ NO_GREETING = (
     "blkmig) holds it, or QEMU does not run; give QEMU a second one, with -qmp unix:PATH,server=on,wait=off"
 )
 
-NO_ANSWER = "no answer within {:g} s; once it answers again, blkmig cleanup {} removes what may be left in it"
+NO_ANSWER = "no answer{}; once it answers again, blkmig cleanup {} removes what may be left in it"
 
 Found = TypeVar("Found")
 Event = Mapping[str, Any]
@@ -258,7 +258,8 @@ class QmpConnection:
         except TimeoutError as error:  # it is concurrent.futures.TimeoutError, too
             future.cancel()
             self._missed()
-            raise QmpTimeout(doing, device=self.device, cause=NO_ANSWER.format(wait, self.device)) from error
+            within = f" within {wait:g} s" if wait else ""
+            raise QmpTimeout(doing, device=self.device, cause=NO_ANSWER.format(within, self.device)) from error
         except BaseException:
             future.cancel()
             raise

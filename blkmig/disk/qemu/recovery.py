@@ -107,21 +107,23 @@ class Recovery:
     def _release(self, run: str, left: list[str]) -> bool:
         """Let the writers go on that a run held; False if that must not be."""
         if marks.HELD in left or marks.MOVED in left:
-            if marks.MOVED in left and not self._force:
+            exports = filter(None, map(marks.WritingExport.from_mark, left))
+            closed = [export for export in exports if self._is_closed(export)]
+            is_stopped = self._is_vm and self._status() == "paused"
+            if marks.MOVED in left and (closed or is_stopped) and not self._force:
                 return False
-            for mark in left:
-                if mark.startswith(marks.EXPORT):
-                    self._open_again(mark)
-            if self._is_vm and self._status() == "paused":
+            for export in closed:
+                self._open_again(export)
+            if is_stopped:
                 self._qmp.execute("cont")
                 self._say("the guest, stopped for the last pass: goes on")
         self._remove(run, [mark for mark in left if mark in (marks.HELD, marks.MOVED) or mark.startswith(marks.EXPORT)])
         return True
 
-    def _open_again(self, mark: str) -> None:
-        export = marks.WritingExport.from_mark(mark)
-        if export is None or export.id in {entry["id"] for entry in self._qmp.execute("query-block-exports")}:
-            return
+    def _is_closed(self, export: marks.WritingExport) -> bool:
+        return export.id not in {entry["id"] for entry in self._qmp.execute("query-block-exports")}
+
+    def _open_again(self, export: marks.WritingExport) -> None:
         try:
             export.open(self._qmp)
         except qmp.QmpError as error:

@@ -329,8 +329,7 @@ class QemuSession:
             stack.callback(self._qmp.close)
             stack.callback(self._tell_of_silence)
             stack.callback(self._drop)
-            if not self._is_in_doubt:
-                stack.callback(self._try, self._marks.remove_all, "remove the marks")
+            stack.callback(self._try, self._remove_marks, "remove the marks")
             for limit in getattr(self, "_throttles", ()):
                 stack.callback(self._try, limit.lift, "lift the throttle")
             if self._writers is not None:
@@ -339,10 +338,13 @@ class QemuSession:
 
     def _tell_of_silence(self) -> None:
         if self._qmp.is_silent:
+            left = ", ".join(self.own.left) or "limits of the writers"
+            if marks.HELD in self._marks:
+                left += "; and its guest may be stopped"
             logger.warning(
-                "%s does not answer: exports, bitmaps and limits of blkmig may stay in it, and its guest may stay "
-                "stopped; once it answers again: blkmig cleanup %s",
+                "%s does not answer. What may stay in it: %s. Once it answers again: blkmig cleanup %s",
                 self._qmp.device,
+                left,
                 self._qmp.device,
             )
 
@@ -350,6 +352,11 @@ class QemuSession:
         self._held.clear()
         with self._qmp.leaving(RELEASE_SECONDS):
             self._the_writers.release(refuse=False)
+
+    def _remove_marks(self) -> None:
+        """Remove what we say of ourselves, unless the writers stay held."""
+        if not self._is_in_doubt and not (self._writers is not None and self._writers.are_stuck):
+            self._marks.remove_all()
 
     def _drop(self) -> None:
         """Remove our exports, bitmaps and NBD server: the server closes first, then our end."""

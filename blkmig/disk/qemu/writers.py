@@ -94,7 +94,6 @@ class Writers:
                 if export.nbd_name is not None:
                     self._marks.start_adding(export.mark)  # of those that came late
             self._marks.start_adding(marks.HELD)
-            self._undo.append(lambda: self._marks.start_removing(marks.MOVED, marks.HELD))  # the last to be undone
 
     def check_nobody_writes(self, facts: graph.BlockGraph) -> None:
         """Raise :class:`~blkmig.errors.DeviceError` if a disk has got another writer since the writers were held."""
@@ -109,14 +108,24 @@ class Writers:
     def release(self, *, refuse: bool) -> None:
         """Let the writers go on, or with `refuse` leave them where they are. Nothing if they are not held.
 
-        What can be undone is, before the first error is raised.
+        What can be undone is, before the first error is raised. What QEMU did not answer to is tried again by the next
+        call, and the mark that the writers are held stays for it.
         """
         undo, self._undo = self._undo, []
         if refuse:
             return
-        with contextlib.ExitStack() as stack:
-            for function in undo:
-                stack.callback(function)
+        failed: errors.DeviceError | None = None
+        for function in reversed(undo):
+            try:
+                function()
+            except errors.DeviceError as error:
+                failed = failed or error
+                if isinstance(error, qmp.QmpTimeout):
+                    self._undo.insert(0, function)
+        if not self._undo:
+            self._marks.start_removing(marks.MOVED, marks.HELD)
+        if failed is not None:
+            raise failed
 
     def _await_guest(self) -> None:
         """Return when the guest may be stopped."""
@@ -137,6 +146,11 @@ class Writers:
             self._guest.is_running = False  # the event may be on its way; what comes later is of somebody else
 
         return [await_end]
+
+    @property
+    def are_stuck(self) -> bool:
+        """Whether writers are held because QEMU did not answer when they were to go on."""
+        return bool(self._undo)
 
     def check(self) -> None:
         """Raise if it is known that the writers cannot be held any more."""
