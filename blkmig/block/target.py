@@ -7,6 +7,8 @@ end, when the size is known.
 
 from __future__ import annotations
 
+import errno
+import sys
 from collections.abc import Callable
 
 from .. import _core, channel, disk, errors, stats
@@ -26,12 +28,19 @@ class BlkLoadDevice:
     """The receiving end of one disk. It belongs to the thread that loads the stream."""
 
     def __init__(
-        self, backend: disk.BlockBackend, statistics: stats.DiskStatistics, *, size: int | None = None
+        self,
+        backend: disk.BlockBackend,
+        statistics: stats.DiskStatistics,
+        *,
+        size: int | None = None,
+        is_new: bool = False,
     ) -> None:
-        """Load into `backend`, which grows to `size` bytes at most, if it grows and somebody said how large it is."""
+        """Load into `backend`, no more than `size` bytes if somebody said how large it is; `is_new`: made for this."""
         self.backend = backend
         self.statistics = statistics
-        limit = (coverage.MAX_INFERRED_BYTES if size is None else size) if backend.is_growable else backend.size
+        self.is_new = is_new or backend.is_growable
+        limit = coverage.MAX_INFERRED_BYTES if size is None else size
+        limit = limit if backend.is_growable else min(sys.maxsize if size is None else size, backend.size)
         self.coverage = coverage.BlockCoverage(statistics.name, limit)
         self.buffers = buffers.LoadBuffers()
         """Those of the stream, once it has said which they are; until then buffers of its own."""
@@ -93,8 +102,18 @@ class BlkLoadDevice:
         offset = sector << _core.SECTOR_BITS
         end = offset + count * _core.BLOCK_SIZE
         if self.backend.is_growable and end > self.backend.size:
-            self.backend.resize(min(-(-end // GROWTH_BYTES) * GROWTH_BYTES, self.coverage.limit))
+            self._grow(end)
         return offset, min(end, self.backend.size) - offset
+
+    def _grow(self, end: int) -> None:
+        """Make the target reach `end`, and farther if it may."""
+        for size in (-(-end // GROWTH_BYTES) * GROWTH_BYTES, end):
+            try:
+                self.backend.resize(min(size, self.coverage.limit))
+                return
+            except errors.DeviceError as error:
+                if error.errno != errno.EFBIG or size == end:
+                    raise  # else files may not be as large as that, for this user or on this file system
 
     def _came(self, block: int, count: int) -> None:
         """Count blocks that were written."""

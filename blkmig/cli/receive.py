@@ -25,7 +25,8 @@ def add_command(commands: Any) -> None:
         run,
         summary="take the disks of a migration, from blkmig or from a QEMU 2.2 to 9.0",
         description="Listens on tcp: and unix:, reads exec:, fd:, file: and - (stdin). A target that does not exist is "
-        "created; it is complete only if the exit code is 0.",
+        "made under a hidden name beside it, for this user only, and gets its own when it is complete. A target is "
+        "complete only if the exit code is 0.",
         examples=EXAMPLES,
     )
     parser.add_argument("uri", type=arguments.word, metavar="URI", help=arguments.URI_HELP)
@@ -34,6 +35,10 @@ def add_command(commands: Any) -> None:
     parser.add_argument(
         "--into", type=arguments.word, metavar="DIR", help="put every other disk into this folder, as NAME.raw"
     )
+    parser.add_argument("--overwrite", action="store_true",
+                        help="replace files that DIR holds already, when their disks are complete")  # fmt: skip
+    parser.add_argument("--keep-tail", action="store_true", help="let a file that is larger than its disk keep what it "
+                        "holds behind it; else it is refused")  # fmt: skip
     parser.add_argument("--map", action="append", default=[], metavar="INDEX=DISK",
                         help="where the disk that appears as number INDEX, from 0, goes")  # fmt: skip
     parser.add_argument("--size", action="append", default=[], metavar="[NAME=]SIZE",
@@ -60,6 +65,8 @@ def run(args: argparse.Namespace) -> int:
         incremental=args.incremental,
         verify=args.verify,
         direct=args.direct,
+        overwrite=args.overwrite,
+        keep_tail=args.keep_tail,
         accept_timeout=args.accept_timeout,
         idle_timeout=args.idle_timeout,
     )

@@ -7,7 +7,8 @@ from .file import FileBackend
 from .geometry import BlockGeometry
 from .local import LocalBackend
 from .memory import MemoryBackend
-from .open import describe, open_disk, open_disks, open_target
+from .open import describe, open_disk, open_disks
+from .targetfile import TargetFile
 
 __all__ = [
     "BlockBackend",
@@ -16,9 +17,9 @@ __all__ = [
     "FileBackend",
     "LocalBackend",
     "MemoryBackend",
+    "TargetFile",
     "describe",
     "open_disk",
     "open_disks",
-    "open_target",
     "sync_disks",
 ]

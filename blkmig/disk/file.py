@@ -56,7 +56,14 @@ class FileBackend(local.LocalBackend):
         path = os.fspath(path)
         super().__init__(Path(path).stem if name is None else name, 0, read_only=read_only)
         writable = writable and not read_only
-        self._base = None if base is None else self._open_base(os.fspath(base), direct=direct, locking=locking)
+        self._base: rawfile.RawFile | None = None
+        try:
+            if base is not None:
+                self._base = self._open_base(os.fspath(base), direct=direct, locking=locking)
+        except BaseException:
+            if opened is not None:
+                os.close(opened)
+            raise
         try:
             self._top = rawfile.RawFile(
                 path,

@@ -33,6 +33,7 @@ CONSISTENT_READ, WRITE, WRITE_UNCHANGED, RESIZE = range(4)
 _NAMES = ("consistent read", "write", "write unchanged", "resize")
 _USED = 100
 _UNSHARED = 200
+_BEING_MADE = 300  # a byte of our own: held by who makes the file, before anybody else may use it
 _F_OFD_GETLK = 36  # not in the fcntl module; the same number on every Linux
 _F_OFD_SETLK = 37
 _FLOCK = struct.Struct("hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid (0 for these locks)
@@ -92,6 +93,21 @@ def release(fd: int) -> None:
     """
     with contextlib.suppress(OSError):
         fcntl.fcntl(fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+
+
+def hold_being_made(fd: int) -> bool:
+    """Lock the file open at `fd` as one that is being made, beside all image locks; False if somebody else makes it.
+
+    Where the file system has no locks, True. Raises :class:`OSError`.
+    """
+    try:
+        fcntl.fcntl(fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _BEING_MADE, 1, 0))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        if error.errno not in _UNSUPPORTED:
+            raise
+    return True
 
 
 def _busy(permissions: Permissions, device: str, does: str, permission: int) -> errors.DeviceBusy:

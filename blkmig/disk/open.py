@@ -80,42 +80,17 @@ def open_disk(
         return nbd.NbdBackend(str(text), name=name, read_only=read_only, writable=writable)
     if isinstance(text, str) and text.startswith(_LIVE_SCHEMES):
         return _only_one(open_disks(text, name=name, direct=direct), text)
-    return _open_file(describe(text, direct=direct), name=name, read_only=read_only, writable=writable)
-
-
-def open_target(
-    text: str | os.PathLike[str],
-    *,
-    name: str,
-    size: int | None = None,
-    direct: bool = False,
-    incremental: bool = False,
-) -> backend.BlockBackend:
-    """Open the target of a migration, or create it; not one that ought to hold its base, for an `incremental` one.
-
-    What exists keeps its size. A missing file, or an empty raw one, becomes a disk of `size` bytes; where nobody knows
-    that, a raw or qcow2 one grows, and other formats cannot be. Raises :class:`~blkmig.errors.DeviceError` and
-    :class:`~blkmig.errors.ParameterError`.
-    """
-    if is_nbd(text):
-        return open_disk(text, name=name)
-    if isinstance(text, str) and text.startswith(_LIVE_SCHEMES):
-        raise errors.ParameterError(f"{text!r} can only be a source: give the target as a file or an NBD export")
-    described = describe(text, direct=direct)
-    if not pathlib.Path(described.path).exists():
-        if incremental and described.base is None:
-            cause = "it does not exist, and a new one does not hold the base: begin with a copy of the base"
-            raise errors.DeviceError(f"cannot open {described.path!r}", device=name, cause=cause)
-        return _create_file(described, name=name, size=size)
-    target = _open_file(described, name=name)
-    if target.is_growable and size is not None:
-        target.resize(size)
-    return target
+    return open_file(describe(text, direct=direct), name=name, read_only=read_only, writable=writable)
 
 
 def is_nbd(text: str | os.PathLike[str]) -> bool:
     """Tell whether `text` is an NBD URI."""
     return isinstance(text, str) and text.lower().startswith(_NBD_SCHEMES)
+
+
+def is_live(text: str | os.PathLike[str]) -> bool:
+    """Tell whether `text` is a disk that another program has open: it can only be a source."""
+    return isinstance(text, str) and text.startswith(_LIVE_SCHEMES)
 
 
 def describe(text: str | os.PathLike[str], *, direct: bool = False) -> FileDescription:
@@ -164,14 +139,20 @@ def _open_shared_map(text: str, *, name: str | None, direct: bool) -> backend.Bl
         raise
 
 
-def _open_file(
+def open_file(
     described: FileDescription,
     *,
     name: str | None,
     read_only: bool = False,
     writable: bool = True,
     create_size: int | None = None,
+    path: str = "",
+    opened: int | None = None,
 ) -> backend.BlockBackend:
+    """Open what a text describes, or make it of `create_size` bytes; at `path` if that is said.
+
+    With `opened`, a descriptor of it that this takes over, it is an empty file that becomes the disk.
+    """
     common: dict[str, Any] = {
         "name": name,
         "base": described.base,
@@ -182,22 +163,33 @@ def _open_file(
         "locking": described.locking,
     }
     if described.is_raw:
-        return file.FileBackend(described.path, format="raw" if described.format else None, **common)
+        common["format"] = "raw" if described.format else None
+        return file.FileBackend(path or described.path, opened=opened, **common)
     from . import image
 
     assert described.format is not None
+    if opened is not None:
+        os.close(opened)  # QEMU opens it by its name
     return image.ImageBackend(
-        described.path, format=described.format, base_format=described.base_format or "raw", **common
+        path or described.path,
+        format=described.format,
+        base_format=described.base_format or "raw",
+        is_placeholder=opened is not None,
+        **common,
     )
 
 
-def _create_file(described: FileDescription, *, name: str, size: int | None) -> backend.BlockBackend:
+def check_can_be_made(described: FileDescription) -> None:
+    """Raise :class:`~blkmig.errors.ParameterError` if nobody would expect what is made under that name."""
     usual = _IMAGE_SUFFIXES.get(pathlib.Path(described.path).suffix.lower())
     if described.format is None and usual is not None:
         raise errors.ParameterError(f"{described.path!r} would be a raw disk: say format={usual}, or format=raw")
+
+
+def check_size_is_known(described: FileDescription, size: int | None) -> None:
+    """Raise :class:`~blkmig.errors.ParameterError` if an image of that format cannot be made without a `size`."""
     if size is None and described.format not in (None, "raw", "qcow2") and described.base is None:
         raise errors.ParameterError(f"{described.path!r}: to make a {described.format} image, its size must be said")
-    return _open_file(described, name=name, create_size=size or 0)
 
 
 def _only_one(disks: list[backend.BlockBackend], text: str) -> backend.BlockBackend:

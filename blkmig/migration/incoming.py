@@ -60,7 +60,11 @@ class IncomingMigration:
 
     def __enter__(self) -> Self:
         """Listen, where the URI says so; `uri` is then the actual address."""
-        self._listener = self._stack.enter_context(channel.listen(self._requested_uri))
+        self._targets.prepare(self._requested_uri)
+        with contextlib.ExitStack() as stack:
+            stack.push(self._targets)
+            self._listener = stack.enter_context(channel.listen(self._requested_uri))
+            self._stack.push(stack.pop_all())
         return self
 
     def __exit__(
@@ -134,15 +138,19 @@ class IncomingMigration:
             self._make_durable(loader)
             self._check_cancelled()
             self._set_totals(f)
-            if not self.parameters.verify:
+            verifies_later = self.parameters.verify and loader.is_awaited
+            if self.parameters.verify and not verifies_later:
+                self._verify(announced, is_told=False)
+            if not verifies_later:
                 self._targets.close()  # whoever waits for our word may open the disks the moment it comes
+            self._targets.publish()
         except BaseException as error:
             farewell.give_reason(loader, f, error)
             raise
-        is_told = loader.is_awaited
         farewell.give_word(loader, f)
-        if self.parameters.verify:
-            self._verify(announced, is_told=is_told)
+        self._targets.confirm()
+        if verifies_later:
+            self._verify(announced, is_told=True)
         f.close()
 
     def _open(self, name: str, position: int) -> block.BlkLoadDevice:
@@ -167,6 +175,7 @@ class IncomingMigration:
         verdict.check_disks(self._targets.devices, announced, stream.nbytes)
         devices = self._open_all(announced, stream.nbytes)
         verdict.settle_sizes(devices, announced, self.parameters, self.stats)
+        self._targets.check_sizes()
         check = verdict.check_progress if self.parameters.incremental else verdict.check_coverage
         check(devices, announced, self._block.percent_before_section)
         verdict.check_records(devices, announced)

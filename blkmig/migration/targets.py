@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Where the disks of an incoming stream go: by name, by order of appearance, or all into one folder.
 
-A target that does not exist is created when its disk's first block comes: a stream does not say earlier which disks it
-holds. An existing target keeps its size; an empty file counts as one that does not exist.
+Targets that somebody named are compared with the stream's file and with each other, opened and checked before anybody
+can connect; a stream does not say which disks it holds before their first blocks come. What does not exist is made
+under a name of its own, and is called by its real one when everything is complete: see `disk/targetfile.py`. An
+existing target keeps its size; an empty file counts as one that does not exist.
 """
 
 from __future__ import annotations
@@ -14,15 +16,19 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from .. import block, disk, errors, params, stats
+from ..disk import folder
+from . import endpoints, fitting
 
 Target = disk.BlockBackend | str | os.PathLike[str]
 
 
 class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
-    """Opens the target of each disk when the disk first appears, and closes those that it opened.
+    """Opens the target of each disk, and closes those that it opened.
 
     `targets` maps names to paths or to backends (these stay open); `by_index` maps the order of appearance, from 0,
-    to paths, for disks without a name of their own; `into` is a folder that takes every other disk.
+    to paths, for disks without a name of their own; `into` is a folder that takes every other disk. ::
+
+        prepare ─ { open, blocks come }* ─ check_all_came ─ check_sizes ─ publish ─ (the source is told) ─ confirm
     """
 
     def __init__(
@@ -36,24 +42,66 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
     ) -> None:
         if not targets and into is None and not by_index:
             raise errors.ParameterError("say where the disks go: NAME=PATH for each, or a folder for all")
-        self._targets = dict(targets)
-        self._by_index = dict(by_index or {})
-        self._into = None if into is None else pathlib.Path(into)
+        if into is not None and not os.fspath(into):
+            raise errors.ParameterError("the name of the folder is empty; the present one is called .")
         self._parameters = parameters
         self._statistics = statistics
+        wanted: list[tuple[str | int, Target]] = [*targets.items(), *(by_index or {}).items()]
+        self._targets: dict[str | int, disk.BlockBackend | disk.TargetFile] = {
+            key: target if isinstance(target, disk.BlockBackend) else self._target_file(target, key)
+            for key, target in wanted
+        }
+        self._into = None if into is None else pathlib.Path(into)
+        self._new_folders: list[pathlib.Path] = []
+        self._endpoints: endpoints.Targets | None = None
         self._stack = contextlib.ExitStack()
         self._used: set[str | int] = set()
+        self._made: list[disk.TargetFile] = []  # all that were prepared, in the order in which they were
+        self._came: list[disk.TargetFile | None] = []  # the targets of `devices`; None for one that the caller opened
         self.devices: list[block.BlkLoadDevice] = []
 
-    def close(self) -> None:
-        """Close what was opened here. Twice does no harm."""
-        self._stack.close()
+    # -- before somebody connects ------------------------------------------------------------------------------------
 
-    def __exit__(
-        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        """Close what was opened here; what fails then is a note to the error that the body ended with."""
-        self._stack.__exit__(exc_type, exc, traceback)
+    def prepare(self, uri: str) -> None:
+        """Compare and open what was named, before the source at `uri` is listened to; nothing is written.
+
+        Raises :class:`~blkmig.errors.ParameterError` for files that are the same, and errors of the disks; then nothing
+        stays open, and nothing that was made is left.
+        """
+        try:
+            self._endpoints = endpoints.Targets(uri)
+            for key, target in self._targets.items():
+                files = list(target.files if isinstance(target, disk.BlockBackend) else target.files())
+                self._endpoints.add(label_of(key), files[:1], files[1:])
+            for key, target in self._targets.items():
+                if isinstance(target, disk.TargetFile):
+                    self._prepare(target)
+                    if isinstance(key, str):  # the others' names, and so their sizes, are not known yet
+                        target.check_size_is_known(self._parameters.size_of(key))
+                        fitting.check_said_size(target, self._parameters, key)
+            if self._into is not None:
+                self._new_folders = fitting.check_folder(self._into)
+        except BaseException as error:
+            self.__exit__(type(error), error, None)
+            raise
+
+    def _target_file(
+        self, text: str | os.PathLike[str], key: str | int, *, into: pathlib.Path | None = None
+    ) -> disk.TargetFile:
+        return disk.TargetFile(
+            text,
+            label=key if isinstance(key, str) and key else label_of(key),
+            into=into,
+            overwrite=self._parameters.overwrite,
+            incremental=self._parameters.incremental,
+            direct=self._parameters.direct,
+        )
+
+    def _prepare(self, target: disk.TargetFile) -> None:
+        self._made.append(target)
+        target.prepare()
+
+    # -- while the disks come ----------------------------------------------------------------------------------------
 
     def open(self, name: str, position: int) -> block.BlkLoadDevice:
         """Return the target of the disk called `name`, whose first block is at `position` of the stream.
@@ -67,28 +115,34 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
                 "give the source's disk a name, as in -drive id=NAME",
                 position=position,
             )
+        size = self._parameters.size_of(name)
         statistics = stats.DiskStatistics(name)
-        backend = target if isinstance(target, disk.BlockBackend) else self._open_path(target, name)
+        if isinstance(target, disk.BlockBackend):
+            backend = target
+        else:
+            backend = self._stack.enter_context(target.open(name or f"number {len(self.devices)}", size))
         if backend.is_read_only:
             raise errors.DeviceError("cannot be a target", device=name, cause="it is read-only")
         if backend.is_growable and self._parameters.incremental:
             raise errors.DeviceError("cannot be a target", device=name, cause="it is new, and does not hold the base")
         self._stack.enter_context(backend.block_use("a migration that writes it"))
-        device = block.BlkLoadDevice(backend, statistics, size=self._parameters.size_of(name))
+        is_new = isinstance(target, disk.TargetFile) and target.is_new
+        device = block.BlkLoadDevice(backend, statistics, size=size, is_new=is_new)
         self._statistics.disks[name] = statistics
         self.devices.append(device)
+        self._came.append(target if isinstance(target, disk.TargetFile) else None)
         return device
 
     def is_wanted(self, name: str) -> bool:
         """Return whether somebody has said where the disk called `name` goes, if it is the next that appears."""
-        return name in self._targets or len(self.devices) in self._by_index or self._into is not None
+        return name in self._targets or len(self.devices) in self._targets or self._into is not None
 
     def check_counts(self, disks: int, empty: int, *, position: int) -> None:
         """Raise as early as can be if a stream of so many disks, and `empty` more, does not fit what was asked for.
 
         Only their names, which come later, can tell which disk it is that nobody expects, or that is missing.
         """
-        wanted = [repr(name) for name in self._targets] + [f"number {index}" for index in self._by_index]
+        wanted = [repr(key) if isinstance(key, str) else f"number {key}" for key in self._targets]
         if disks + empty < max(len(wanted), 1):
             raise errors.IncompleteMigration(
                 f"the stream holds {disks + empty or 'no'} disk{'s' * (disks + empty != 1)}, and targets were given "
@@ -102,47 +156,123 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
                 position=position,
             )
 
-    def check_all_came(self) -> None:
-        """Raise :class:`~blkmig.errors.IncompleteMigration` if a disk that was asked for is not in the stream."""
-        absent = [key for key in (*self._targets, *self._by_index) if key not in self._used]
-        if absent:
-            wanted = [f"disk {key!r}" if isinstance(key, str) else f"disk number {key}" for key in absent]
-            raise errors.IncompleteMigration(
-                f"the stream holds no block of {', '.join(wanted)}; it holds "
-                f"{', '.join(map(repr, self._statistics.disks)) or 'no disks'}",
-                missing={key: [] for key in absent if isinstance(key, str)},
-            )
-
-    def _find(self, name: str, position: int) -> Target:
+    def _find(self, name: str, position: int) -> disk.BlockBackend | disk.TargetFile:
         """Return where the disk called `name` goes."""
         index = len(self.devices)
-        if name in self._targets:  # first: whoever says both means this disk
-            self._used.add(name)
-            return self._targets[name]
-        if index in self._by_index:
-            self._used.add(index)
-            return self._by_index[index]
+        for key in (name, index):  # the name first: whoever says both means this disk
+            if key in self._targets:
+                self._used.add(key)
+                return self._targets[key]
         if self._into is not None:
-            return self._path_in_folder(self._into, name)
-        raise errors.UnknownDevice(unknown_device(name, index, list(self._targets)), device=name, position=position)
+            return self._target_in_folder(self._into, name)
+        known = [key for key in self._targets if isinstance(key, str)]
+        raise errors.UnknownDevice(unknown_device(name, index, known), device=name, position=position)
 
-    def _path_in_folder(self, folder: pathlib.Path, name: str) -> pathlib.Path:
+    def _target_in_folder(self, into: pathlib.Path, name: str) -> disk.TargetFile:
         """Return the file for a disk in the folder; a name from the stream must not lead out of it."""
+        file_name = f"{name}.raw"
         if not name or name in (".", "..") or "/" in name or "\0" in name or not name.isprintable():
             raise errors.ParameterError(
                 f"the stream's disk {name!r} has no name that can be a file's: say where it goes, "
                 f"by NAME=PATH or --map {len(self.devices)}=PATH"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{name}.raw"
+        if len(os.fsencode(file_name)) > folder.MAX_NAME_BYTES:
+            raise errors.ParameterError(
+                f"the stream's disk {name!r} has a name too long for a file in the folder: say where it goes, "
+                f"by NAME=PATH or --map {len(self.devices)}=PATH"
+            )
+        target = self._target_file(file_name, name, into=into)
+        assert self._endpoints is not None
+        self._endpoints.add(label_of(name), list(target.files()))
+        self._prepare(target)
+        return target
 
-    def _open_path(self, path: str | os.PathLike[str], name: str) -> disk.BlockBackend:
-        """Open a target, or create it: of the size that was said, else growing with the blocks that come."""
-        size, label = self._parameters.size_of(name), name or f"number {len(self.devices)}"
-        backend = disk.open_target(
-            path, name=label, size=size, direct=self._parameters.direct, incremental=self._parameters.incremental
-        )
-        return self._stack.enter_context(backend)
+    # -- when all have come ------------------------------------------------------------------------------------------
+
+    def check_all_came(self) -> None:
+        """Raise :class:`~blkmig.errors.IncompleteMigration` if a disk that was asked for is not in the stream."""
+        absent = [key for key in self._targets if key not in self._used]
+        if absent:
+            raise errors.IncompleteMigration(
+                f"the stream holds no block of {', '.join(map(label_of, absent))}; it holds "
+                f"{', '.join(map(repr, self._statistics.disks)) or 'no disks'}",
+                missing={key: [] for key in absent if isinstance(key, str)},
+            )
+
+    def check_sizes(self) -> None:
+        """Refuse, or take note of, targets that are larger than their disks; call it when the sizes are settled."""
+        for device in self.devices:
+            fitting.check_settled_size(device, self._parameters, self._statistics)
+
+    def close(self) -> None:
+        """Close the disks that were opened here. Twice does no harm."""
+        self._stack.close()
+
+    def publish(self) -> None:
+        """Give what was made its name; all of it is on stable storage when this returns.
+
+        Call it when everything was flushed, and before the source is told. All targets are looked at before the first
+        one gets its name. Raises :class:`~blkmig.errors.DeviceError` if one is not where it was.
+        """
+        for device in self.devices:
+            fitting.check_is_named(device.backend)
+        for target in self._made:
+            target.check()
+        for target in self._made:
+            target.publish()
+
+    def confirm(self) -> None:
+        """Take note that the source was told: whatever happens from now on, the targets stay."""
+        made, self._made = self._made, []
+        for target in made:
+            target.confirm()
+        self._new_folders.clear()
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close what was opened here and say what is left; what fails then is a note to the body's error.
+
+        A word that could not be given was not given, so what has its name already is taken back. After any other end,
+        a signal's for instance, nobody knows, and it stays.
+        """
+        made, self._made = self._made, []
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._remove_new_folders)
+            for target in made:
+                stack.callback(self._discard, target, exc)
+            if isinstance(exc, Exception):
+                stack.callback(self._say_what_is_broken, exc)
+            stack.push(self._stack)
+
+    def _remove_new_folders(self) -> None:
+        """Remove the folders that were made for nothing; one that holds something stays."""
+        while self._new_folders:
+            with contextlib.suppress(OSError):
+                self._new_folders.pop().rmdir()
+
+    def _discard(self, target: disk.TargetFile, exc: BaseException | None) -> None:
+        with errors.keeping(exc):
+            is_gone = target.discard(withdraw=isinstance(exc, errors.MigrationError))
+            if isinstance(exc, Exception) and target.is_new and target in self._came:
+                exc.add_note(
+                    f"{target.path!r} was not made: what had come of it is removed"
+                    if is_gone
+                    else f"{target.path!r} is complete, but the source may not know"
+                )
+
+    def _say_what_is_broken(self, exc: BaseException) -> None:
+        """Note which targets that were there before hold parts of a disk."""
+        for device, target in zip(self.devices, self._came, strict=True):
+            is_new = target is not None and target.is_new
+            if device.statistics.blocks and device.backend.files and not is_new:
+                path = device.backend.files[0].path
+                exc.add_note(f"{path!r} holds a part of the disk: do not use it before all of it has come")
+
+
+def label_of(key: str | int) -> str:
+    """Return what messages call a disk that was asked for."""
+    return f"disk {key!r}" if isinstance(key, str) else f"disk number {key}"
 
 
 def unknown_device(name: str, index: int, known: list[str]) -> str:

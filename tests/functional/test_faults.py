@@ -116,14 +116,11 @@ def test_a_block_that_is_stored_behind_and_cannot_be(tmp_path: Path, bad_block: 
     assert receiver.migration.stats.status == "failed"
 
 
-def test_no_space_at_the_target(tmp_path: Path) -> None:
-    target = tmp_path / "t.raw"
-    receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": "/dev/full"})
-    with pytest.raises(errors.MigrationError):
-        blkmig.send([blkmig.MemoryBackend(bytearray(b"x" * MIB), name="d")], receiver.uri)
-    with pytest.raises(errors.DeviceError, match="/dev/full"):
-        receiver.result()
-    assert not target.exists()
+def test_what_cannot_be_a_target_is_known_before_anybody_connects(tmp_path: Path) -> None:
+    """C16."""
+    for path in ("/dev/full", tmp_path, tmp_path / "missing" / "t.raw", tmp_path / ("x" * 300)):
+        with pytest.raises(errors.DeviceError, match=str(path)):
+            lab.Receiver("tcp:127.0.0.1:0", {"d": path})
 
 
 class Cutter:
@@ -202,13 +199,15 @@ def test_target_too_small(tmp_path: Path) -> None:
     assert (tmp_path / "t.raw").stat().st_size == 2 * MIB
 
 
-def test_larger_target_keeps_its_rest(tmp_path: Path) -> None:
+def test_larger_target_keeps_its_rest_if_told_to(tmp_path: Path) -> None:
     content = lab.random_disk(random.Random(1), 2 * MIB + 512)
     stream = lab.record(tmp_path, [blkmig.MemoryBackend(bytearray(content), name="d")])
     (tmp_path / "stream").write_bytes(stream)
     (tmp_path / "t.raw").write_bytes(b"k" * 4 * MIB)
-    received = blkmig.receive(f"file:{tmp_path}/stream", {"d": tmp_path / "t.raw"})
+    received = blkmig.receive(f"file:{tmp_path}/stream", {"d": tmp_path / "t.raw"}, keep_tail=True)
     assert received.disks["d"].size == len(content)
+    [note] = received.notes
+    assert "the rest keeps what it held" in note
     assert (tmp_path / "t.raw").read_bytes() == content + b"k" * (2 * MIB - 512)
 
 

@@ -291,6 +291,8 @@ def test_new_image_is_resized(tmp_path: Path) -> None:
 
 def test_new_image_is_as_large_as_its_base(tmp_path: Path, qcow2: Path) -> None:
     text = f"{tmp_path}/new,format=vmdk,base={make(tmp_path / 'base', b'y' * 3 * MiB, 'vmdk')},base-format=vmdk"
-    with disk_room.open_target(text, name="vda") as disk:
+    target = disk_room.TargetFile(text, label="vda")
+    target.prepare()
+    with target.open("vda", None) as disk:
         assert disk.size == 3 * MiB
         assert disk.pread(2 * MiB, 1) == b"y"

@@ -122,7 +122,13 @@ def test_nothing_is_written_behind_a_size_that_is_said(store: Callable[[Golden],
     golden = golden_streams.manifest()["pc-7.2"]
     with pytest.raises(errors.OutOfRange):
         blkmig.receive(store(golden), {"drive0": tmp_path / "disk.raw"}, sizes={"drive0": MiB + 512})
-    assert (tmp_path / "disk.raw").stat().st_size <= MiB + 512
+    assert not (tmp_path / "disk.raw").exists()
+    (tmp_path / "larger.raw").write_bytes(b"k" * 3 * MiB)
+    with pytest.raises(errors.OutOfRange):
+        blkmig.receive(
+            store(golden), {"drive0": tmp_path / "larger.raw"}, sizes={"drive0": MiB + 512}, keep_tail=True
+        )
+    assert (tmp_path / "larger.raw").read_bytes()[MiB + 512 :] == b"k" * (2 * MiB - 512)
 
 
 @pytest.mark.parametrize("name", ["lossy"])
@@ -212,7 +218,7 @@ def test_nameless_disk_can_be_mapped(store: Callable[[Golden], str], tmp_path: P
 def test_nameless_disks_never_mix(store: Callable[[Golden], str], tmp_path: Path) -> None:
     """Both disks are called "", so nothing tells their blocks apart: not even a map helps."""
     golden = golden_streams.manifest()["blockdev"]
-    by_index = {0: tmp_path / "guest.raw", 1: tmp_path / "image.qcow2"}
+    by_index = {0: tmp_path / "guest.raw", 1: tmp_path / "image.raw"}
     with pytest.raises(errors.UnsupportedStream, match="cannot be told apart"):
         blkmig.receive(store(golden), by_index=by_index)
 

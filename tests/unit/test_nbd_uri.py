@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from blkmig import errors
-from blkmig.disk import nbd, nbd_connection, nbd_uri
+from blkmig.disk import nbd, nbd_connection, nbd_uri, targetfile
 from blkmig.disk import open as opening
 
 
@@ -82,20 +82,28 @@ def test_existing_path_is_no_description(tmp_path: pathlib.Path) -> None:
 def test_new_target_by_suffix(tmp_path: pathlib.Path, suffix: str) -> None:
     path = tmp_path / f"new{suffix}"
     with pytest.raises(errors.ParameterError, match="say format="):
-        opening.open_target(str(path), name="disk", size=1 << 20)
-    with opening.open_target(f"{path},format=raw", name="disk", size=1 << 20) as disk:
+        targetfile.TargetFile(str(path), label="disk").prepare()
+    assert list(tmp_path.iterdir()) == []
+    target = targetfile.TargetFile(f"{path},format=raw", label="disk")
+    target.prepare()
+    with target.open("disk", 1 << 20) as disk:
         assert disk.size == 1 << 20
+    assert target.discard(withdraw=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_new_image_needs_a_size(tmp_path: pathlib.Path) -> None:
+    target = targetfile.TargetFile(f"{tmp_path}/new.vmdk,format=vmdk", label="disk")
+    target.prepare()
     with pytest.raises(errors.ParameterError, match="size"):
-        opening.open_target(f"{tmp_path}/new.vmdk,format=vmdk", name="disk")
+        target.check_size_is_known(None)
+    target.discard(withdraw=False)
 
 
 @pytest.mark.parametrize("text", ["qemu:/nowhere", "dirtymap:/nowhere,disk=x,hold=x,release=x"])
 def test_live_source_is_no_target(text: str) -> None:
     with pytest.raises(errors.ParameterError, match="source"):
-        opening.open_target(text, name="disk")
+        targetfile.TargetFile(text, label="disk")
 
 
 def test_one_disk_of_a_live_source() -> None:

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A folder that is held open: its files are reached through it, by a name alone and never through a link.
+
+Whoever moves or replaces the folder, or puts a symlink in the place of a file, changes nothing for who holds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+from pathlib import Path
+
+MAX_NAME_BYTES = 255
+"""Of a file's name, on every usual file system of Linux."""
+
+_RENAME_NOREPLACE = 1
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EXDEV})
+
+
+class Folder:
+    """The folder at `path`. Every call raises :class:`OSError`; `close` may be called twice."""
+
+    def __init__(self, path: str | os.PathLike[str], *, create: bool = False) -> None:
+        """Open it; with `create`, make it and what is missing above it, for this user only."""
+        self.path = Path(path).absolute()
+        self.made: list[Path] = []
+        """The folders that were made, the outermost first."""
+
+        if create:
+            for folder in (*reversed(self.path.parents), self.path):
+                if not os.path.lexists(folder):
+                    folder.mkdir(mode=0o700, exist_ok=True)
+                    self.made.append(folder)
+        self._fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def check_writable(self) -> None:
+        """Raise if no file can be made in it, as far as its permissions tell."""
+        if not os.access(f"/proc/self/fd/{self._fd}", os.W_OK | os.X_OK, effective_ids=True):
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+        if os.fstatvfs(self._fd).f_flag & os.ST_RDONLY:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    def stat(self, name: str) -> os.stat_result | None:
+        """Return what `name` is, a link itself and not where it leads; None if there is nothing."""
+        try:
+            return os.stat(name, dir_fd=self._fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+
+    def open(self, name: str, flags: int, mode: int = 0o600) -> int:
+        """Open a file of the folder; ELOOP for a link, whose target may be anywhere."""
+        return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, mode, dir_fd=self._fd)
+
+    def unlink(self, name: str, fd: int) -> bool:
+        """Remove `name` if it is the file open at `fd`; return whether it was."""
+        if not self.is_named(name, fd):
+            return False
+        os.unlink(name, dir_fd=self._fd)
+        return True
+
+    def is_named(self, name: str, fd: int) -> bool:
+        """Return whether `name` is the file open at `fd`."""
+        there = self.stat(name)
+        return there is not None and os.path.samestat(there, os.fstat(fd))
+
+    def link(self, old: str, new: str) -> bool:
+        """Give the file `old` the name `new`, too; False where the file system has no links, EEXIST if `new` exists."""
+        try:
+            os.link(old, new, src_dir_fd=self._fd, dst_dir_fd=self._fd, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            return False
+        return True
+
+    def rename(self, old: str, new: str, *, replace: bool) -> None:
+        """Call the file `old` `new`; without `replace`, EEXIST if there is such a file."""
+        if not replace and not self._rename_noreplace(old, new):
+            if self.stat(new) is not None:  # a file system without either: the best that can be done
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            replace = True
+        if replace:
+            os.rename(old, new, src_dir_fd=self._fd, dst_dir_fd=self._fd)
+
+    def _rename_noreplace(self, old: str, new: str) -> bool:
+        """Return whether the system could do it."""
+        call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+        if call is None:
+            return False
+        if call(self._fd, os.fsencode(old), self._fd, os.fsencode(new), ctypes.c_uint(_RENAME_NOREPLACE)):
+            number = ctypes.get_errno()
+            if number in (errno.ENOSYS, errno.EINVAL):
+                return False
+            raise OSError(number, os.strerror(number))
+        return True
+
+    def sync(self) -> None:
+        """Return when the names in the folder are on stable storage."""
+        with contextlib.suppress(PermissionError):  # whoever may write in it, but not list it, cannot sync it either
+            fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+
+    def close(self) -> None:
+        """Let the folder go."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)

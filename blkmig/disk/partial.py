@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Half-made targets: what blkmig makes carries a mark of its own until it is complete, whatever ends the run.
+
+The mark is a second name in the same folder. A new file has no other one until it is complete::
+
+    begin       .vda.raw.blkmig-partial                made, locked
+    publish     .vda.raw.blkmig-partial = vda.raw      complete and durable: a hard link, which never replaces a file
+    confirm                               vda.raw      the other end has its word
+
+An empty file that somebody has prepared keeps its name, owner and mode, and has the mark beside it from the beginning
+to the confirmation. So a file that is half made, or whose word was never given, is known by its mark for good: the next
+run finds it unlocked, because the lock ends with whoever held it, and begins again.
+
+Of two receivers of one file the second one is refused by the lock. It is on a byte that QEMU does not use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import stat
+from typing import Literal
+
+from .. import errors
+from . import folder, locks
+
+SUFFIX = ".blkmig-partial"
+_DIGEST_CHARACTERS = 16
+_ATTEMPTS = 16
+
+State = Literal["begun", "published", "gone"]
+
+
+def partial_name(name: str) -> str:
+    """Return what a file is called while it is being made: always the same for the same `name`, and never too long."""
+    plain = f".{name}{SUFFIX}"
+    if len(os.fsencode(plain)) <= folder.MAX_NAME_BYTES:
+        return plain
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:_DIGEST_CHARACTERS]
+    room = folder.MAX_NAME_BYTES - len(SUFFIX) - len(digest) - 2
+    return f".{os.fsdecode(os.fsencode(name)[:room])}-{digest}{SUFFIX}"
+
+
+class Partial:
+    """The file `name` of `place` in the making, for the disk `device`. Its errors are :class:`OSError` and DeviceBusy.
+
+    `fd` is open for reading and writing; `mark` is the name that it has now. What exists is replaced at the end with
+    `replace`; an empty file is made in its place. Whoever begins one ends it with `confirm` or `discard`.
+    """
+
+    def __init__(self, place: folder.Folder, name: str, *, device: str, replace: bool = False) -> None:
+        if len(os.fsencode(name)) > folder.MAX_NAME_BYTES:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        self.mark = partial_name(name)
+        self.name = name
+        self.fd = self._replaced_fd = -1
+        self._place = place
+        self._device = device
+        self._replaced: os.stat_result | None = None
+        self._is_in_place = False
+        self._state: State = "gone"
+        try:
+            self._begin(replace)
+        except BaseException:
+            self._close()
+            raise
+
+    @property
+    def path(self) -> str:
+        """Return the path that it has now."""
+        return str(self._place.path / (self.name if self._is_in_place else self.mark))
+
+    # -- beginning ---------------------------------------------------------------------------------------------------
+
+    def _begin(self, replace: bool) -> None:
+        for _ in range(_ATTEMPTS):  # somebody else may be at it, too
+            self._forget_stale()
+            there = self._place.stat(self.name)
+            if there is not None and not stat.S_ISREG(there.st_mode):
+                raise FileExistsError(errno.EEXIST, "it is there, and no regular file")
+            if there is not None and there.st_size and not replace:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            self._is_in_place = there is not None and not there.st_size
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                if self._open() and self._is_mine():
+                    if there is not None and not self._is_in_place:
+                        self._hold_replaced()
+                    self._state = "begun"
+                    return
+            self._close()
+        raise self._busy()
+
+    def _open(self) -> bool:
+        """Open the file and mark it; return whether it carries its mark, as it must unless that cannot be."""
+        if not self._is_in_place:
+            self.fd = self._place.open(self.mark, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            return self._lock()
+        self.fd = self._place.open(self.name, os.O_RDWR)
+        is_marked = False
+        with contextlib.suppress(PermissionError):
+            is_marked = self._place.link(self.name, self.mark)
+        return self._lock() and (not is_marked or self._place.is_named(self.mark, self.fd))
+
+    def _is_mine(self) -> bool:
+        """Return whether the file that was opened and locked still stands where it did."""
+        return self._place.is_named(self.name if self._is_in_place else self.mark, self.fd)
+
+    def _hold_replaced(self) -> None:
+        """Keep others from using the file that is to be replaced; raise DeviceBusy if somebody does."""
+        self._replaced_fd = self._place.open(self.name, os.O_RDONLY)
+        self._replaced = os.fstat(self._replaced_fd)
+        locks.acquire(self._replaced_fd, locks.WRITER, device=self._device)
+
+    def _forget_stale(self) -> None:
+        """Remove what a run before this one has left, or raise DeviceBusy if it still goes on."""
+        try:
+            self.fd = self._place.open(self.mark, os.O_RDWR)
+        except FileNotFoundError:
+            return
+        if not self._lock():
+            raise self._busy()
+        if self._place.is_named(self.name, self.fd):
+            # Made in place, or complete and never confirmed: whoever uses it has locked it.
+            locks.acquire(self.fd, locks.WRITER, device=self._device)
+            os.ftruncate(self.fd, 0)
+        self._place.unlink(self.mark, self.fd)
+        self._close()
+
+    def _lock(self) -> bool:
+        return locks.hold_being_made(self.fd)
+
+    def _busy(self) -> errors.DeviceBusy:
+        cause = f"another blkmig is writing {self._place.path / self.mark}"
+        return errors.DeviceBusy("cannot be received", device=self._device, cause=cause)
+
+    # -- ending ------------------------------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise if the file that was made, or the one that it replaces, is not where it was."""
+        if not self._is_mine():
+            raise FileNotFoundError(errno.ENOENT, "it was removed or replaced while it was written")
+        there = self._place.stat(self.name)
+        if not self._is_in_place and there is not None:
+            if self._replaced is None:
+                raise FileExistsError(errno.EEXIST, f"somebody else has made {self._place.path / self.name} meanwhile")
+            if not os.path.samestat(there, self._replaced):
+                raise FileExistsError(errno.EEXIST, "somebody else has replaced it meanwhile")
+
+    def publish(self) -> None:
+        """Bring it to stable storage, and give it its name."""
+        os.fsync(self.fd)
+        self.check()
+        if self._replaced is not None:
+            self._look_like(self._replaced)
+            self._place.rename(self.mark, self.name, replace=True)
+        elif not self._is_in_place and not self._place.link(self.mark, self.name):
+            self._place.rename(self.mark, self.name, replace=False)
+        self._state = "published"
+        self._place.sync()
+
+    def _look_like(self, replaced: os.stat_result) -> None:
+        """Give it the mode of the file that it replaces, and its owner where we may."""
+        os.fchmod(self.fd, stat.S_IMODE(replaced.st_mode))
+        with contextlib.suppress(PermissionError):
+            os.fchown(self.fd, replaced.st_uid, replaced.st_gid)
+
+    def confirm(self) -> None:
+        """Remove the mark: it is complete, and the other end knows."""
+        if self._state == "published":
+            self._state = "gone"
+            if self._place.unlink(self.mark, self.fd):
+                self._place.sync()
+        self._close()
+
+    def discard(self, *, withdraw: bool) -> bool:
+        """Leave nothing of it, and an empty file empty again; return whether it was so.
+
+        What is published stays, unless it is to be withdrawn; what has replaced another file always does.
+        """
+        state, self._state = self._state, "gone"
+        try:
+            if state == "gone" or (state == "published" and (not withdraw or self._replaced is not None)):
+                if state == "published":
+                    self._place.unlink(self.mark, self.fd)
+                return False
+            if self._is_in_place:
+                os.ftruncate(self.fd, 0)
+            elif state == "published":
+                self._place.unlink(self.name, self.fd)
+            self._place.unlink(self.mark, self.fd)
+            return True
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        fds, self.fd, self._replaced_fd = (self.fd, self._replaced_fd), -1, -1
+        for fd in fds:
+            if fd >= 0:
+                locks.release(fd)
+                os.close(fd)
