@@ -18,6 +18,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -51,14 +52,15 @@ static int io_again(void)
     return rc;
 }
 
-/* Bytes read: n, or fewer at the end of the file. */
+/* Read at `offset`; bytes read: n, or fewer at the end of the file. */
 static ssize_t io_pread(int fd, uint8_t *p, size_t n, int64_t offset)
 {
     size_t done = 0;
     ssize_t got;
 
     while (done < n) {
-        got = pread(fd, p + done, n - done, offset + done);
+        struct iovec rest = {p + done, n - done};
+        got = preadv(fd, &rest, 1, offset + done);
         if (got == 0)
             break;
         if (got > 0)
@@ -75,9 +77,12 @@ static int io_pwrite(int fd, const uint8_t *p, size_t n, int64_t offset)
     ssize_t put;
 
     while (done < n) {
-        put = pwrite(fd, p + done, n - done, offset + done);
-        if (put >= 0)
+        struct iovec rest = {(void *)(p + done), n - done};
+        put = pwritev(fd, &rest, 1, offset + done);
+        if (put > 0)
             done += put;
+        else if (put == 0) /* a file system that neither writes nor fails would be asked for ever */
+            return io_fail(EIO);
         else if (io_again() < 0)
             return -1;
     }
