@@ -165,6 +165,13 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         blocks = blk_mig.count_dirty_blocks() + blk_mig.submitted + blk_mig.read_done
         return blk_mig.bulk_remaining_bytes() + blocks * _core.BLOCK_SIZE
 
+    def mark_one_block(self) -> None:
+        """Have a block be sent again: the one that was sent last, whose contents are likely to be at hand."""
+        blk_mig = self.blk_mig
+        if blk_mig.bmds_list:
+            bmds, block = blk_mig.last_sent or (blk_mig.bmds_list[0], 0)
+            bmds.dirty_bitmap.mark_block(block)
+
     def begin_last_round(self) -> None:
         """Fetch what is dirty, with the writers held, and have sections send that and nothing beyond it."""
         self.blk_mig.is_last_round = True

@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import queue
+from collections.abc import Callable
 
 from .. import block, disk, errors, params, stats, units
-from . import figures
+from . import figures, standby
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,11 @@ class Convergence:
     """When the last pass begins: by the figures, by what the caller's parameters allow, or because somebody says so."""
 
     def __init__(
-        self, parameters: params.MigrationParameters, handlers: block.BlockSaveHandlers, measured: figures.Figures
+        self,
+        parameters: params.MigrationParameters,
+        handlers: block.BlockSaveHandlers,
+        measured: figures.Figures,
+        look: Callable[[], None],
     ) -> None:
         # Set here, then read-only.
         self._parameters = parameters
@@ -55,10 +59,10 @@ class Convergence:
         self._descent = Descent()
         self._pauses_given_up = 0
         self._standstill = Standstill()
+        self._standby = standby.StandBy(parameters, handlers, measured, look)
         self._auto_converge = AutoConverge(handlers) if parameters.auto_converge else None
         # Any thread may set these, nobody clears them.
         self.switchover_requested = False
-        self._wakeups: queue.SimpleQueue[None] = queue.SimpleQueue()
 
     def switchover(self) -> None:
         """Have it be time for the last pass, whatever is pending."""
@@ -67,10 +71,10 @@ class Convergence:
 
     def wake(self) -> None:
         """End a wait in `is_ready`."""
-        self._wakeups.put(None)
+        self._standby.wake()
 
     def is_ready(self) -> bool:
-        """Return whether it is time for the last pass; wait a little if there is nothing to do before it.
+        """Return whether it is time for the last pass; wait if somebody else decides that, and no round is due.
 
         Raises :class:`~blkmig.errors.NotConverged` if the caller's limits are reached before that.
         """
@@ -82,10 +86,8 @@ class Convergence:
             return False
         if self._parameters.switchover == "auto":
             return self._is_time_for_the_pause()
-        if pending == 0:
-            with contextlib.suppress(queue.Empty):
-                self._wakeups.get(timeout=figures.WINDOW_SECONDS)
-        return False
+        self._standby.wait(self.threshold_size())
+        return self.switchover_requested
 
     def threshold_size(self) -> int:
         """Return the bytes that the last pass may have: what the link carries within the downtime limit.
@@ -155,8 +157,11 @@ class Convergence:
             rounds=0 if blk_mig is None else blk_mig.round_number,
         )
 
-    def round_ended(self, ended: stats.RoundStatistics) -> None:
-        """Slow the writers down after a round that left too much, if the caller wants that; tell if nothing helps."""
+    def round_ended(self, ended: stats.RoundStatistics) -> bool:
+        """Slow the writers down after a round that left too much, if the caller wants that; tell if nothing helps.
+
+        Returns whether the round is worth telling the caller.
+        """
         if self._auto_converge is not None:
             self._auto_converge.round_ended(ended)
         pending, threshold = self._figures.pending(), self.threshold_size()
@@ -171,6 +176,7 @@ class Convergence:
                     round_number=ended.number,
                 )
             )
+        return self._standby.is_worth_telling()
 
     def release_throttle(self) -> None:
         """Give the writers their speed back, if it was taken."""

@@ -99,6 +99,10 @@ class Figures:
         """Return how long ago the round began, while nothing of it is sent; infinite where that is not known."""
         return math.inf if self._fetched_at is None else self._clock() - self._fetched_at
 
+    def is_round_fresh(self) -> bool:
+        """Return whether nothing of the present round was sent yet."""
+        return self._fetched_at is not None
+
     def forget_fetch(self) -> None:
         """Have it not known how long ago the round began."""
         self._fetched_at = None

@@ -68,7 +68,7 @@ class OutgoingMigration:
         )
         self.stats = self._figures.stats
         self.stats.downtime_limit = self.parameters.downtime_limit
-        self._convergence = convergence.Convergence(self.parameters, self._block, self._figures)
+        self._convergence = convergence.Convergence(self.parameters, self._block, self._figures, self._look)
         self._ending = ending.Ending(
             self.parameters,
             self._block,
@@ -151,6 +151,11 @@ class OutgoingMigration:
             self._connection.check_cancelled()
             return self._convergence.is_ready()
 
+    def _look(self) -> None:
+        """Raise what a caller who cancels, or the target, has to say to a migration that waits."""
+        self._connection.check_cancelled()
+        self._connection.check_target()
+
     def _send_the_round(self) -> None:
         """Send what this round has, and do not ask what the next one would have: that is for the pause to know.
 
@@ -190,9 +195,10 @@ class OutgoingMigration:
     def _round_ended(self) -> None:
         """Close the round in the statistics, tell the caller, and begin the next one."""
         ended = self._figures.close_round()
-        self._convergence.round_ended(ended)
-        elapsed = self._figures.elapsed()
-        self._figures.notify(stats.RoundEnded(elapsed, ended, self.pending(), self.threshold_size()))
+        is_worth_telling = self._convergence.round_ended(ended)
+        if is_worth_telling:
+            elapsed = self._figures.elapsed()
+            self._figures.notify(stats.RoundEnded(elapsed, ended, self.pending(), self.threshold_size()))
         self._figures.begin_round(self._block.blk_mig.round_dirty_blocks * _core.BLOCK_SIZE)
 
     def pending(self) -> int:

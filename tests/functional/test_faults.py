@@ -354,7 +354,7 @@ def test_switchover_is_the_callers(tmp_path: Path) -> None:
 
     def drive(migration: blkmig.OutgoingMigration) -> None:
         def act() -> None:
-            while len(migration.stats.rounds) < 3:
+            while len(migration.stats.rounds) < 2:  # with nothing to send, there is no round (E4)
                 threading.Event().wait(0.01)
             migration.switchover()
 
