@@ -5,8 +5,9 @@
 
 Data crosses this border by the block or by the run, metadata by the run, bits and bytes never in a loop.
 Buffers are anything C-contiguous. System calls run without the GIL, go on after EINTR (running Python's signal
-handlers) and after short counts, and raise OSError with the errno. Classes that hold a position or a payload
-(BlockBuffer, OutputBuffer, InputBuffer) belong to one thread at a time; Bitmap and Mapping may be shared.
+handlers) and after short counts, and raise OSError with the errno. Numbers are whatever operator.index() takes: a float
+is a TypeError. Classes that hold a position or a payload (BlockBuffer, OutputBuffer, InputBuffer) belong to one thread
+at a time; Bitmap and Mapping may be shared.
 """
 
 import os
@@ -15,6 +16,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_CheckExact, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.errno cimport EINVAL
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
@@ -31,6 +33,9 @@ globals().update(
     BLOCK_SIZE=BLOCK_SIZE, SECTOR_SIZE=SECTOR_SIZE, SECTOR_BITS=SECTOR_BITS, SECTORS_PER_BLOCK=SECTORS_PER_BLOCK,
     FLAG_DEVICE_BLOCK=FLAG_DEVICE_BLOCK, FLAG_EOS=FLAG_EOS, FLAG_PROGRESS=FLAG_PROGRESS, FLAG_ZERO_BLOCK=FLAG_ZERO_BLOCK,
 )
+
+
+fork_watch()
 
 
 # ---- zero detection ----
@@ -430,6 +435,8 @@ def next_data(int fd, int64_t offset, int64_t size, /):
     """
     cdef int64_t start, end
     cdef bint found
+    if offset < 0:
+        io_fail(EINVAL)
     if offset >= size:
         return None
     with nogil:
@@ -695,6 +702,7 @@ cdef int check_nbytes(Py_ssize_t nbytes) except -1:
 
 
 include "_behind.pxi"
+include "_gate.pxi"
 
 
 class PayloadError(OSError):
@@ -815,6 +823,8 @@ cdef class OutputBuffer:
         check_record(0, 0, name)
         if count > mapping.length // BLOCK_SIZE or block > mapping.length // BLOCK_SIZE - count:
             raise IndexError(f"{count} blocks from {block} are not inside a mapping of {mapping.length} bytes")
+        if bits_per_block > BLOCK_SIZE:
+            raise ValueError(f"a block cannot have {bits_per_block} bits")
         checked_end(dirty, block * bits_per_block, count * bits_per_block)
         while i < count and (i == 0 or io_seconds() < end):
             bits_over(bits_clear, bits_of(dirty), (block + i) * bits_per_block, (block + i + 1) * bits_per_block)

@@ -4,9 +4,19 @@
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 
+cdef extern from *:
+    """
+    /* Cython makes a C integer of whatever has an __int__, also of 1.9. Here a number is what has an __index__. */
+    #define nb_int nb_index
+    """
+
 cdef extern from "_gil.h":
     enum:
         GIL_NBYTES
+
+cdef extern from "_fork.h":
+    unsigned fork_count
+    void fork_watch() noexcept nogil
 
 cdef extern from "_zero.h":
     ctypedef int (*zero_kernel_fn)(const uint8_t*, size_t) noexcept nogil

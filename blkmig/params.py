@@ -105,16 +105,16 @@ class MigrationParameters:
         """Turn texts into bytes and refuse what makes no sense."""
         object.__setattr__(self, "max_bandwidth", units.parse_size(self.max_bandwidth))
         object.__setattr__(self, "granularity", units.parse_size(self.granularity))
-        check_range("downtime_limit", self.downtime_limit, 0, 2000)
-        check_range("max_parallel_reads", self.max_parallel_reads, 1, MAX_PARALLEL_IO)
-        check_range("max_buffers", self.max_buffers, 1, MAX_IO_BUFFERS)
-        check_range("downtime_factor", self.downtime_factor, 1, 1e6)
-        check_range("connect_timeout", self.connect_timeout, 0.001, 86400)
-        check_range("idle_timeout", self.idle_timeout, 0, 86400)
+        _set_number(self, "downtime_limit", 0, 2000)
+        _set_whole(self, "max_parallel_reads", 1, MAX_PARALLEL_IO)
+        _set_whole(self, "max_buffers", 1, MAX_IO_BUFFERS)
+        _set_number(self, "downtime_factor", 1, 1e6)
+        _set_number(self, "connect_timeout", 0.001, 86400)
+        _set_number(self, "idle_timeout", 0, 86400)
         if self.timeout is not None:
-            check_range("timeout", self.timeout, 0, float("inf"))
+            _set_number(self, "timeout", 0, float("inf"))
         if self.max_rounds is not None:
-            check_range("max_rounds", self.max_rounds, 1, float("inf"))
+            _set_whole(self, "max_rounds", 1, 1 << 63)
         if self.granularity not in [1 << shift for shift in range(16, 21)]:
             raise errors.ParameterError(
                 f"granularity must be a power of two from 64K to 1M, not {units.format_size(int(self.granularity))}"
@@ -166,8 +166,8 @@ class IncomingParameters:
         """Turn texts into bytes and refuse what makes no sense."""
         object.__setattr__(self, "sizes", {name: units.parse_size(size) for name, size in self.sizes.items()})
         if self.accept_timeout is not None:
-            check_range("accept_timeout", self.accept_timeout, 0, 1e9)
-        check_range("idle_timeout", self.idle_timeout, 0, 86400)
+            _set_number(self, "accept_timeout", 0, 1e9)
+        _set_number(self, "idle_timeout", 0, 86400)
 
     def size_of(self, name: str) -> int | None:
         """Return the size that was given for this disk, in bytes."""
@@ -175,7 +175,18 @@ class IncomingParameters:
         return None if size is None else units.parse_size(size)
 
 
-def check_range(name: str, value: float, low: float, high: float) -> None:
-    """Raise :class:`~blkmig.errors.ParameterError` unless low <= value <= high (NaN is refused)."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise errors.ParameterError(f"{name} must be from {low} to {high}, not {value!r}")
+def _set_number(parameters: object, name: str, low: float, high: float) -> None:
+    """Make a field a plain float; raise :class:`~blkmig.errors.ParameterError` unless low <= it <= high."""
+    _set(parameters, name, units.real(getattr(parameters, name)), "", low, high)
+
+
+def _set_whole(parameters: object, name: str, low: int, high: int) -> None:
+    """Make a field a plain int, as :func:`_set_number` does."""
+    _set(parameters, name, units.whole(getattr(parameters, name)), "a whole number ", low, high)
+
+
+def _set(parameters: object, name: str, value: float | None, kind: str, low: float, high: float) -> None:
+    if value is None or not low <= value <= high:
+        bounds = f"at least {low}" if high >= 1 << 63 else f"from {low} to {high}"
+        raise errors.ParameterError(f"{name} must be {kind}{bounds}, not {getattr(parameters, name)!r}")
+    object.__setattr__(parameters, name, value)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import operator
 import re
+from typing import SupportsIndex
 
 from . import errors
 
@@ -12,25 +14,57 @@ MiB = 1 << 20
 GiB = 1 << 30
 TiB = 1 << 40
 
+_MOST_DIGITS = 100  # int() itself refuses some thousands, with an error of its own
 _SUFFIXES = {"": 1, "k": KiB, "m": MiB, "g": GiB, "t": TiB, "p": 1 << 50, "e": 1 << 60}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtpe]?)(?:i?b)?(?:/s)?\s*", re.IGNORECASE | re.ASCII)
 
 
-def parse_size(text: int | str) -> int:
+def whole(value: object) -> int | None:
+    """Return the plain int that `value` is, if it is a whole number of any kind, numpy's too; None if it is not.
+
+    A float is none, whatever its value, nor is a bool.
+    """
+    if isinstance(value, bool) or not hasattr(type(value), "__index__"):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:  # an array
+        return None
+
+
+def real(value: object) -> float | None:
+    """Return the plain float that `value` is, if it is a number of any kind, numpy's too; None for a bool and NaN."""
+    number = whole(value)
+    if number is None and not isinstance(value, float):
+        import numbers
+
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            return None
+    try:
+        result = float(value if number is None else number)  # type: ignore[arg-type]
+    except OverflowError:  # of an int
+        return None
+    return result if result == result else None
+
+
+def parse_size(text: SupportsIndex | str) -> int:
     """Return the bytes that `text` says: ``4096``, ``"64K"``, ``"1.5GiB"``, ``"100MiB/s"``.
 
-    A fraction is rounded down to whole bytes. Raises :class:`~blkmig.errors.ParameterError`.
+    A fraction in a text is rounded down to whole bytes. Raises :class:`~blkmig.errors.ParameterError`.
     """
-    if isinstance(text, bool) or not isinstance(text, int | str):
-        raise errors.ParameterError(f"a size must be a number of bytes or a text such as '64K', not {text!r}")
-    if isinstance(text, int):
-        size = text
+    if not isinstance(text, str):
+        number_given = whole(text)
+        if number_given is None:
+            raise errors.ParameterError(f"a size must be a number of bytes or a text such as '64K', not {text!r}")
+        size = number_given
     else:
         match = _SIZE.fullmatch(text)
         if match is None:
             raise errors.ParameterError(f"{text!r} is not a size: say bytes, or use a suffix, as in 64K, 512M, 1.5GiB")
         number, suffix = match.groups()
         factor = _SUFFIXES[suffix.lower()]
+        if len(number) > _MOST_DIGITS:
+            raise errors.ParameterError(f"a number of {len(number)} digits is not a size")
         size = int(number) * factor if "." not in number else int(float(number) * factor)
     if not 0 <= size < 1 << 63:
         raise errors.ParameterError(f"{text!r} is not a size: it must be from 0 to 2^63 - 1 bytes")

@@ -13,7 +13,7 @@ import select
 import socket
 from typing import TYPE_CHECKING
 
-from .. import _core, errors
+from .. import _core, errors, units
 from . import base, link, rate, sockets
 
 if TYPE_CHECKING:
@@ -202,8 +202,10 @@ class SendingFile(base.QEMUFile):
         From any thread. A sender that waits notices within a tenth of a second. Puts wait by themselves, so that the
         stream flows evenly, in slices of 20 ms; exact from 64 KiB/s up.
         """
-        if bytes_per_second < 0:
-            raise errors.ParameterError(f"a rate limit is 0 or more bytes per second, not {bytes_per_second}")
+        limit = units.whole(bytes_per_second)
+        if limit is None or limit < 0:
+            raise errors.ParameterError(f"a rate limit is 0 or more bytes per second, not {bytes_per_second!r}")
+        bytes_per_second = limit
         if bytes_per_second != self._limiter.rate:
             self._limiter.rate = bytes_per_second
             self._link.careful = True

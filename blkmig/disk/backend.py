@@ -10,14 +10,16 @@ Who calls what, and when::
              ─ release_dirty_bitmap ─ unblock
     target   block_use ─ { write_block, write_zeroes }* ─ flush ─ unblock
 
-Offsets and lengths are bytes. Every failure of the disk is a :class:`~blkmig.errors.DeviceError` that names the
-disk and the offset, raised from the :class:`OSError`; after it the disk can still be flushed and closed.
+Offsets and lengths are bytes, in whatever `operator.index` takes: numpy's integers, too, and no floats. Every failure
+of the disk is a :class:`~blkmig.errors.DeviceError` that names the disk and the offset, raised from the
+:class:`OSError`; after it the disk can still be flushed and closed.
 """
 
 from __future__ import annotations
 
 import abc
 import contextlib
+import operator
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
@@ -115,6 +117,7 @@ class BlockBackend(abc.ABC):
 
         None: nothing but zeros from `offset` to the end. A disk that cannot tell says that all of it is data.
         """
+        offset = operator.index(offset)
         return (offset, self.size) if offset < self.size else None
 
     def zeroes_end(self, offset: int) -> int:
@@ -129,6 +132,7 @@ class BlockBackend(abc.ABC):
 
         A disk without a base, and one that cannot tell, says that its top layer holds all of it.
         """
+        offset, nbytes = operator.index(offset), operator.index(nbytes)
         end = min(offset + nbytes, self.size)
         return (offset, end) if offset < end else None
 

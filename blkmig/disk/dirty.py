@@ -15,6 +15,8 @@ The bits stand in block order and no two blocks share one: block *i* owns bits `
 
 from __future__ import annotations
 
+import operator
+
 from .. import _core, errors
 from . import geometry
 
@@ -31,6 +33,7 @@ class DirtyBitmap:
     __slots__ = ("_bits_per_block", "_shift", "bits", "geometry", "granularity")
 
     def __init__(self, size: int, granularity: int = _core.BLOCK_SIZE) -> None:
+        granularity = operator.index(granularity)
         if not MIN_GRANULARITY <= granularity <= _core.BLOCK_SIZE or granularity & (granularity - 1):
             raise errors.ParameterError(f"granularity must be a power of two from 64K to 1M, not {granularity!r}")
         self.geometry = geometry.BlockGeometry(size)
@@ -55,6 +58,7 @@ class DirtyBitmap:
 
         What lies outside the disk is ignored. Constant time but for the bits to be set.
         """
+        offset, nbytes = operator.index(offset), operator.index(nbytes)
         start, end = max(offset, 0), min(offset + nbytes, self.geometry.total_sectors * _core.SECTOR_SIZE)
         if start >= end:
             return
@@ -71,7 +75,7 @@ class DirtyBitmap:
 
     def mark_block(self, block: int) -> None:
         """Mark one block alone, as when a block that was taken could not be read or sent."""
-        self.bits.set_range(block * self._bits_per_block, self._bits_per_block)
+        self.bits.set_range(operator.index(block) * self._bits_per_block, self._bits_per_block)
 
     def mark_all(self) -> None:
         """Mark every block."""
@@ -87,7 +91,7 @@ class DirtyBitmap:
 
     def take_block(self, block: int) -> bool:
         """Clear `block` and return whether it was marked; call it *before* the block is read."""
-        return self.bits.take_range(block * self._bits_per_block, self._bits_per_block)
+        return self.bits.take_range(operator.index(block) * self._bits_per_block, self._bits_per_block)
 
     @property
     def bits_per_block(self) -> int:
@@ -96,6 +100,7 @@ class DirtyBitmap:
 
     def take_blocks(self, block: int, count: int) -> bool:
         """Clear `count` blocks from `block` on and return whether any was marked."""
+        block, count = operator.index(block), operator.index(count)
         return self.bits.take_range(block * self._bits_per_block, count * self._bits_per_block)
 
     def take_areas(self, max_areas: int = 256) -> list[tuple[int, int]]:
@@ -109,6 +114,7 @@ class DirtyBitmap:
 
         Areas are as fine as the granularity and inside the disk. Those of the last block may overlap its neighbour's.
         """
+        max_areas = operator.index(max_areas)
         first_of_last = max(self.geometry.nblocks - 1, 0) * self._bits_per_block
         areas = [(bit << self._shift, n << self._shift) for bit, n in self.bits.take_areas(0, first_of_last, max_areas)]
         if len(areas) < max_areas:
@@ -120,11 +126,12 @@ class DirtyBitmap:
 
     def is_dirty(self, block: int) -> bool:
         """Return whether `block` is marked."""
-        start = block * self._bits_per_block
+        start = operator.index(block) * self._bits_per_block
         return self.bits.find_next_set(start, start + self._bits_per_block) >= 0
 
     def next_dirty(self, start_block: int) -> int:
         """Return the first marked block at or after `start_block`, -1 if there is none; it does not wrap."""
+        start_block = operator.index(start_block)
         if start_block >= self.geometry.nblocks:
             return -1
         bit = self.bits.find_next_set(start_block * self._bits_per_block)

@@ -13,6 +13,7 @@ allocate in units of their own, which are never larger than a cluster.
 
 from __future__ import annotations
 
+import operator
 import os
 import threading
 from pathlib import Path
@@ -54,6 +55,7 @@ class FileBackend(local.LocalBackend):
         opened: int | None = None,
     ) -> None:
         path = os.fspath(path)
+        create_size = None if create_size is None else operator.index(create_size)
         super().__init__(Path(path).stem if name is None else name, 0, read_only=read_only)
         writable = writable and not read_only
         self._base: rawfile.RawFile | None = None
@@ -112,6 +114,7 @@ class FileBackend(local.LocalBackend):
         try:
             if self._base is None:
                 return self._top.fill(blk, offset, nbytes)
+            offset, nbytes = operator.index(offset), operator.index(nbytes)
             return self._fill_from_layers(self._base, blk, offset, max(0, min(nbytes, self.size - offset)))
         except OSError as error:
             raise self.failed("cannot read", error, offset, nbytes) from error
@@ -141,6 +144,7 @@ class FileBackend(local.LocalBackend):
 
     def next_data(self, offset: int) -> tuple[int, int] | None:
         """Ask the file system, which takes the same time for a hole of any size."""
+        offset = operator.index(offset)
         try:
             extent = self._top.next_data(offset, self.size)
             if self._base is None or (below := self._base.next_data(offset, self.size)) is None:
@@ -151,6 +155,7 @@ class FileBackend(local.LocalBackend):
 
     def zeroes_end(self, offset: int) -> int:
         """Ask the file system where the next data is; an overlay cannot tell."""
+        offset = operator.index(offset)
         with self.failing("cannot look for data", offset):  # what is stored before it is looked may fail
             return offset if self._base is not None else self._top.zeroes_end(offset)
 
@@ -158,6 +163,7 @@ class FileBackend(local.LocalBackend):
         """Ask the file system what the top of an overlay holds."""
         if self._base is None:
             return super().next_allocated(offset, nbytes)
+        offset, nbytes = operator.index(offset), operator.index(nbytes)
         with self.failing("cannot look for data", offset, nbytes):
             return self._top.next_data(offset, offset + nbytes)
 
@@ -173,7 +179,7 @@ class FileBackend(local.LocalBackend):
 
     def write_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
         """Write a block; its zero clusters of 64 KiB become holes in a file. Drops the GIL."""
-        self.check_range("cannot write", offset, nbytes)
+        offset, nbytes = self.check_range("cannot write", offset, nbytes)
         self._check_writable()
         try:
             if self._base is None:
@@ -227,6 +233,7 @@ class FileBackend(local.LocalBackend):
     def resize(self, size: int) -> None:
         """Grow a new file by a hole, or cut it. No migration may be reading it, and nothing may track it."""
         self.check_open()
+        size = operator.index(size)
         if not self.is_growable or self._trackers:
             super().resize(size)
         with self.failing("cannot be resized", 0, size):

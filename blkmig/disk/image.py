@@ -18,6 +18,7 @@ image that names its own backing file without that file's format makes QEMU gues
 from __future__ import annotations
 
 import contextlib
+import operator
 import os
 import pathlib
 import re
@@ -74,6 +75,7 @@ class ImageBackend(nbd.NbdBackend):
         locking: bool = True,
         is_placeholder: bool = False,
     ) -> None:
+        create_size = None if create_size is None else operator.index(create_size)
         self._path = pathlib.Path(path)
         self._format = format
         self._direct = direct
@@ -115,6 +117,7 @@ class ImageBackend(nbd.NbdBackend):
     def resize(self, size: int) -> None:
         """Give a new image another size. It grows by leaps and is cut to size by `flush`."""
         self.check_open()
+        size = operator.index(size)
         if not self.is_growable or self._trackers:
             super().resize(size)
         if size > self._image_size:

@@ -6,6 +6,10 @@ Every write goes through the gate, and is marked before it leaves it::
     writer            enter ─ write ─ mark every tracker ─ leave
     hold_writers      close the gate ─ wait until nobody is inside        so: what is finished is marked
 
+Entering and leaving are one call each, of `_core.Passage`: a signal handler that raises (Ctrl-C) may end a write
+anywhere, but not between the write and its mark. A child of a fork has a gate of its own, and trackers that nobody
+looks at: there, nobody may write.
+
 The trackers are an immutable tuple that is replaced as a whole. A writer looks it up *after* its write, without a lock.
 That is enough: a writer that missed a new tracker had finished its write before the tracker was there, so every read
 that relies on the tracker, being later, sees the data. A writer that still sees a released one marks it in vain.
@@ -17,10 +21,12 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import operator
+import os
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsIndex
 
 from .. import _core, errors
 from . import backend, dirty
@@ -40,15 +46,16 @@ class LocalBackend(backend.BlockBackend):
         self.name = name
         self.size = size
         self.is_read_only = read_only
-        # Under `_lock`; `_gate` tells those who wait that one of them has changed.
+        # Who is inside, under the GIL. It is shut while one of the three below says so, and says so to `_await_entry`.
+        self._passages = _core.Gate()
+        self._pid = os.getpid()
+        # Under `_lock`; `_gate` tells those who wait that one of them, or who is inside, has changed.
         self._lock = threading.Lock()
         self._gate = threading.Condition(self._lock)
-        self._inside = 0
         self._held = False
         self._refused = False
         self._closed = False
         self._fraction = 1.0
-        self._written = 0
         # Any thread and any signal handler may set it, so it takes no lock; a new tracker clears it.
         self._cancelled = False
         # Replaced under `_lock`, read without it.
@@ -74,89 +81,101 @@ class LocalBackend(backend.BlockBackend):
 
     # -- the guest: any thread ---------------------------------------------------------------------------------------
 
-    def pread(self, offset: int, nbytes: int) -> bytes:
+    def pread(self, offset: SupportsIndex, nbytes: SupportsIndex) -> bytes:
         """Read [offset, offset + nbytes), which must lie inside the disk. Blocks."""
-        self.check_open()
-        self.check_range("cannot read", offset, nbytes)
-        data = bytearray(nbytes)
-        with self.failing("cannot read", offset, nbytes):
-            self._pread_into(memoryview(data), offset)
+        offset, nbytes = self.check_range("cannot read", offset, nbytes)
+        with _core.Passage(self._passages, self, offset, nbytes, False):
+            self.check_open()
+            data = bytearray(nbytes)
+            with self.failing("cannot read", offset, nbytes):
+                self._pread_into(memoryview(data), offset)
         return bytes(data)
 
-    def pwrite(self, data: Buffer, offset: int) -> None:
+    def pwrite(self, data: Buffer, offset: SupportsIndex) -> None:
         """Write all of `data`, any contiguous buffer, at `offset` and mark it dirty.
 
         Blocks, also while writers are held. Nothing is written if any of it lies outside the disk. After a failed
         write the range holds old bytes or new ones.
         """
         view = bytes_of(data)
-        self.check_range("cannot write", offset, view.nbytes)
-        self._enter()
-        try:
-            self._pwrite(view, offset)
-        except OSError as error:
-            raise self.failed("cannot write", error, offset, view.nbytes) from error
-        finally:
-            self._leave(offset, view.nbytes)
+        offset, nbytes = self.check_range("cannot write", offset, view.nbytes)
+        with self.writing(offset, nbytes):
+            try:
+                self._pwrite(view, offset)
+            except OSError as error:
+                raise self.failed("cannot write", error, offset, nbytes) from error
 
-    def pwrite_zeroes(self, offset: int, nbytes: int) -> None:
+    def pwrite_zeroes(self, offset: SupportsIndex, nbytes: SupportsIndex) -> None:
         """Make [offset, offset + nbytes) read as zeros, as :meth:`pwrite` does, leaving holes where the disk can."""
-        self.check_range("cannot write zeros", offset, nbytes)
+        offset, nbytes = self.check_range("cannot write zeros", offset, nbytes)
         with self.writing(offset, nbytes), self.failing("cannot write zeros", offset, nbytes):
             self._pwrite_zeroes(offset, nbytes)
 
-    def mark_dirty(self, offset: int, nbytes: int) -> None:
+    def mark_dirty(self, offset: SupportsIndex, nbytes: SupportsIndex) -> None:
         """Say that [offset, offset + nbytes) was written by other means; call it *after* that write.
 
         It goes through the gate: while writers are held it blocks, and when the disk has moved it raises. A write
         counts as done when this returns, and one that meets a held gate may be missing from the copy, as a write in
         flight is after a crash. For a write that is wholly on one side of the switchover use :meth:`writing`.
         """
-        self.check_range("cannot mark", offset, nbytes)
-        self._enter()
-        self._leave(offset, nbytes)
+        offset, nbytes = self.check_range("cannot mark", offset, nbytes)
+        with self.writing(offset, nbytes):
+            pass
 
-    @contextlib.contextmanager
-    def writing(self, offset: int, nbytes: int) -> Iterator[None]:
+    def writing(self, offset: SupportsIndex, nbytes: SupportsIndex) -> contextlib.AbstractContextManager[None]:
         """Be inside the gate for a ``with`` whose body writes [offset, offset + nbytes) by other means.
 
         Entering blocks while writers are held. Leaving marks the range, also after an exception. The body must not
         write through this object or hold writers.
         """
-        self._enter()
-        try:
-            yield
-        finally:
-            self._leave(offset, nbytes)
+        offset, nbytes = self.check_range("cannot write", offset, nbytes)
+        if self.is_read_only:
+            raise errors.DeviceError("cannot be written", device=self.name, cause="it is read-only")
+        return _core.Passage(self._passages, self, offset, nbytes, True)
 
-    def _enter(self) -> None:
+    # -- for the gate ------------------------------------------------------------------------------------------------
+
+    def _await_entry(self) -> None:
+        """Return when a writer may enter, unless that has changed meanwhile; raise if it never may."""
+        self.check_home("cannot be written")
         with self._lock:
-            while self._held or (self._fraction < 1 and self._pause() > 0):
+            while self._held or (self._fraction < 1 and not self._closed and self._pause() > 0):
                 self._gate.wait(None if self._held else self._pause())
             self.check_open()
-            if self.is_read_only:
-                raise errors.DeviceError("cannot be written", device=self.name, cause="it is read-only")
             if self._refused:
                 raise errors.DeviceError("cannot be written", device=self.name, cause="the disk has moved")
-            self._inside += 1
 
-    def _leave(self, offset: int, nbytes: int) -> None:
-        try:
-            for tracker in self._trackers:
-                tracker.mark(offset, nbytes)
-        finally:
-            with self._lock:
-                self._inside -= 1
-                self._written += nbytes
-                if not self._inside and (self._held or self._closed):
-                    self._gate.notify_all()
+    def _mark(self, offset: int, nbytes: int) -> None:
+        """Mark what was written in all trackers. Again after an error, so twice must do no harm."""
+        for tracker in self._trackers:
+            tracker.mark(offset, nbytes)
+
+    def _wake(self) -> None:
+        """Tell those who wait that nobody is inside."""
+        with self._lock:
+            self._gate.notify_all()
+
+    def _changed(self) -> None:
+        """Tell the gate and those who wait what has changed. Under `_lock`."""
+        self._passages.shut = self._held or self._refused or self._closed
+        self._passages.throttled = self._fraction < 1
+        self._gate.notify_all()
+
+    def check_home(self, doing: str) -> None:
+        """Raise :class:`~blkmig.errors.DeviceError` in a child of the process that opened the disk."""
+        if self._passages.is_foreign:
+            cause = (
+                f"process {self._pid} opened it, and in its child {os.getpid()} nobody would know of what is written: "
+                "write it there, or open it after the fork"
+            )
+            raise errors.DeviceError(doing, device=self.name, cause=cause)
 
     # -- the target --------------------------------------------------------------------------------------------------
 
-    def write_zeroes(self, offset: int, nbytes: int) -> None:
+    def write_zeroes(self, offset: SupportsIndex, nbytes: SupportsIndex) -> None:
         """Make [offset, offset + nbytes) read as zeros; see the contract."""
         self.check_open()
-        self.check_range("cannot write zeros", offset, nbytes)
+        offset, nbytes = self.check_range("cannot write zeros", offset, nbytes)
         try:
             self._pwrite_zeroes(offset, nbytes)
         except OSError as error:
@@ -166,6 +185,7 @@ class LocalBackend(backend.BlockBackend):
 
     def create_dirty_bitmap(self, granularity: int) -> dirty.DirtyBitmap:
         """Start tracking; writers may be at work."""
+        self.check_home("cannot be migrated")
         bitmap = dirty.DirtyBitmap(self.size, granularity)
         self._cancelled = False
         with self._lock:
@@ -175,6 +195,8 @@ class LocalBackend(backend.BlockBackend):
 
     def release_dirty_bitmap(self, bitmap: dirty.DirtyBitmap) -> None:
         """Stop tracking in `bitmap`, also after the disk was closed; writers may be at work."""
+        if self._passages.is_foreign:
+            return
         with self._lock:
             self._trackers = tuple(tracker for tracker in self._trackers if tracker is not bitmap)
 
@@ -184,10 +206,12 @@ class LocalBackend(backend.BlockBackend):
         Holding twice is holding once. If somebody releases the writers meanwhile, or calls `cancel`, that is a
         :class:`Cancelled`: then, and after any other error, the gate is open.
         """
+        self.check_home("cannot be held")
         with self._lock:
             self._held = True
             try:
-                while not self._gate.wait_for(lambda: not self._inside or not self._held, _HOLD_PERIOD):
+                self._changed()  # before the look at who is inside: who enters later has seen that it is shut
+                while not self._gate.wait_for(lambda: not self._passages.writers or not self._held, _HOLD_PERIOD):
                     if self._cancelled:
                         raise errors.Cancelled(f"disk {self.name!r}: cancelled while its writers were being held")
                 if not self._held:
@@ -202,6 +226,8 @@ class LocalBackend(backend.BlockBackend):
         After a move that ended with :class:`~blkmig.errors.InDoubt` the writers are still held, and this is what lets
         them go on, once it is known that the target does not use the disk.
         """
+        if self._passages.is_foreign:
+            return
         with self._lock:
             if self._held:
                 self._refused = self._refused or refuse
@@ -216,13 +242,14 @@ class LocalBackend(backend.BlockBackend):
 
     def written_bytes(self) -> int:
         """Return how many bytes went through the gate since the disk was opened."""
-        return self._written
+        return self._passages.written
 
     def throttle_writers(self, fraction: float) -> bool:
         """Open the gate for only this fraction of every 50 ms, so that busy writers get that much of their speed."""
+        self.check_home("cannot be throttled")
         with self._lock:
-            self._fraction = fraction
-            self._gate.notify_all()
+            self._fraction = float(fraction)
+            self._changed()
         return True
 
     def _pause(self) -> float:
@@ -232,27 +259,37 @@ class LocalBackend(backend.BlockBackend):
 
     def _open_gate(self) -> None:
         self._held = False
-        self._gate.notify_all()
+        self._changed()
 
     def close(self) -> None:
-        """Turn held and new writers away, wait for those inside, and release the disk.
+        """Turn held and new writers away, wait for those inside and for who is in `pread`, and release the disk.
 
-        Reads in flight are the caller's to wait for: the migration does so before it closes its disks.
+        The migration's own reads in flight are its to wait for.
         """
-        with self._lock:
+        gate = self._passages
+        if gate.is_foreign:  # none of those inside is here, and nobody who would give the lock back
             self._closed = True
-            self._fraction = 1.0
-            self._open_gate()
-            self._gate.wait_for(lambda: not self._inside)
+        else:
+            with self._lock:
+                self._closed = True
+                self._fraction = 1.0
+                self._open_gate()
+                while gate.writers or gate.readers:
+                    self._gate.wait(_HOLD_PERIOD)
         self._close()
 
     # -- errors ------------------------------------------------------------------------------------------------------
 
-    def check_range(self, doing: str, offset: int, nbytes: int) -> None:
-        """Raise :class:`~blkmig.errors.DeviceError` unless [offset, offset + nbytes) lies inside the exact size."""
+    def check_range(self, doing: str, offset: SupportsIndex, nbytes: SupportsIndex) -> tuple[int, int]:
+        """Return both as plain numbers: of other kinds, as numpy's, sums may overflow. A float is a TypeError.
+
+        Raises :class:`~blkmig.errors.DeviceError` unless [offset, offset + nbytes) lies inside the exact size.
+        """
+        offset, nbytes = operator.index(offset), operator.index(nbytes)
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
             cause = f"that is outside the disk of {self.size} bytes"
             raise errors.DeviceError(doing, device=self.name, cause=cause, offset=offset, nbytes=nbytes)
+        return offset, nbytes
 
     def failed(
         self, doing: str, error: OSError, offset: int | None = None, nbytes: int | None = None

@@ -7,6 +7,7 @@ says so with ``mark_dirty`` or ``writing``. It cannot be resized while the disk 
 
 from __future__ import annotations
 
+import operator
 from typing import TYPE_CHECKING
 
 from .. import _core, errors
@@ -14,6 +15,9 @@ from . import backend, local
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
+
+
+_NEGATIVE = "a disk has no negative offsets"
 
 
 class MemoryBackend(local.LocalBackend):
@@ -36,14 +40,21 @@ class MemoryBackend(local.LocalBackend):
     def read_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
         """Copy a block out of the buffer."""
         self.check_open()
+        offset, nbytes = operator.index(offset), operator.index(nbytes)
+        if offset < 0:
+            raise errors.DeviceError("cannot read", device=self.name, cause=_NEGATIVE, offset=offset, nbytes=nbytes)
         count = max(0, min(nbytes, self.size - offset))
-        blk.data[:count] = self._view[offset : offset + count]
+        try:
+            blk.data[:count] = self._view[offset : offset + count]
+        except ValueError:
+            self.check_open()  # it was closed meanwhile
+            raise
         return blk.filled(count)
 
     def write_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
         """Copy a block into the buffer."""
         self.check_open()
-        self.check_range("cannot write", offset, nbytes)
+        offset, nbytes = self.check_range("cannot write", offset, nbytes)
         self._view[offset : offset + nbytes] = blk.payload[:nbytes]
 
     def flush(self) -> None:

@@ -17,6 +17,7 @@ zeros yet, because many servers allocate what they zero.
 from __future__ import annotations
 
 import collections
+import operator
 import threading
 import time
 from typing import Any
@@ -75,6 +76,7 @@ class NbdBackend(local.LocalBackend):
 
     def read_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
         """Read a block; drops the GIL."""
+        offset, nbytes = operator.index(offset), operator.index(nbytes)
         count = max(0, min(nbytes, self.size - offset))
         self._pread_into(blk.data[:count], offset)
         return blk.filled(count)
@@ -85,18 +87,18 @@ class NbdBackend(local.LocalBackend):
 
     def next_data(self, offset: int) -> tuple[int, int] | None:
         """Ask the server, in windows of up to 4 GiB."""
-        return self._extents.next_data(offset)
+        return self._extents.next_data(operator.index(offset))
 
     def next_allocated(self, offset: int, nbytes: int) -> tuple[int, int] | None:
         """Ask a QEMU server what the top image of a chain holds."""
-        return self._extents.next_allocated(offset, nbytes)
+        return self._extents.next_allocated(operator.index(offset), operator.index(nbytes))
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
     def write_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
         """Put a block on its way; an error comes with this call or a later one. Zero clusters are sent as zeros."""
         self._check_writable()
-        self.check_range("cannot write", offset, nbytes)
+        offset, nbytes = self.check_range("cannot write", offset, nbytes)
         self._extents.forget()
         payload = blk.payload
         for start, stop, is_zero in zero_runs(payload, offset, nbytes):
@@ -134,9 +136,9 @@ class NbdBackend(local.LocalBackend):
         super().cancel()
         self._connection.cancel()
 
-    def _leave(self, offset: int, nbytes: int) -> None:
+    def _mark(self, offset: int, nbytes: int) -> None:
         self._extents.forget()  # before the write is marked
-        super()._leave(offset, nbytes)
+        super()._mark(offset, nbytes)
 
     def rest(self) -> None:
         """Finish what is in flight, and free the copies."""

@@ -30,12 +30,13 @@ import contextlib
 import dataclasses
 import fcntl
 import mmap
+import operator
 import os
 import struct
 import subprocess
 from collections.abc import Callable, Iterator
 
-from .. import _core, children, errors
+from .. import _core, children, errors, units
 from . import backend, dirty, identity, local
 
 SCHEME = "dirtymap:"
@@ -234,7 +235,7 @@ class DirtyMap:
     def take(self) -> Iterator[tuple[int, int]]:
         """Clear the marks and yield the (offset, nbytes) that they stood for; about 10 ms for a TiB of disk.
 
-        A window at a time, so that memory is bounded: whoever stops half-way has the marks of a window to lose.
+        A window at a time, so that memory is bounded; whoever stops half-way leaves the marks of his window there.
         """
         import numpy as np
 
@@ -246,8 +247,12 @@ class DirtyMap:
             chunks[marked] = 0  # what is marked again from here on is read after this, or stays marked
             ends = np.flatnonzero(np.diff(marked, append=-1) != 1)
             starts = np.concatenate(([0], ends[:-1] + 1)) if len(ends) else ends
-            for first, last in zip(marked[starts].tolist(), marked[ends].tolist(), strict=True):
-                yield (start + first) * self.granularity, (last + 1 - first) * self.granularity
+            try:
+                for first, last in zip(marked[starts].tolist(), marked[ends].tolist(), strict=True):
+                    yield (start + first) * self.granularity, (last + 1 - first) * self.granularity
+            except BaseException:
+                chunks[marked] = 1  # whoever was to have them has stopped: the next one takes them
+                raise
 
     def close(self) -> None:
         """Unmap it. Twice does no harm."""
@@ -257,7 +262,13 @@ class DirtyMap:
 
 
 def create_map(path: str | os.PathLike[str], size: int, *, granularity: int = GRANULARITY) -> None:
-    """Write a dirty map, all clean, for a disk of `size` bytes; an existing file is replaced."""
+    """Write a dirty map, all clean, for a disk of `size` bytes; an existing file is replaced.
+
+    `granularity` is a power of two from 4 KiB to 1 MiB. Raises :class:`~blkmig.errors.ParameterError`.
+    """
+    size, granularity = units.parse_size(size), operator.index(granularity)
+    if not MIN_GRANULARITY <= granularity <= MAX_GRANULARITY or granularity & (granularity - 1):
+        raise errors.ParameterError(f"granularity must be a power of two from 4K to 1M, not {granularity}")
     with open(path, "wb") as file:  # noqa: PTH123
         file.write(HEADER.pack(MAGIC, VERSION, granularity, size))
         file.truncate(MAP_OFFSET + -(-size // granularity))

@@ -103,6 +103,8 @@ def test_constructors() -> None:
         "Mapping": ((0, 0), {}),
         "BlockBuffer": ((), {}),
         "WriteBehind": ((65536,), {}),
+        "Gate": ((), {}),
+        "Passage": ((_core.Gate(), None, 0, 0, True), {}),
         "OutputBuffer": ((1, 65536), {"wake_fd": -1}),
         "InputBuffer": ((0, 65536), {"wake_fd": -1, "begun": b""}),
     }

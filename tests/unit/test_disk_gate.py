@@ -140,7 +140,7 @@ class TestHold:
                     backend.release_writers()
             backend.go_on.release()
         assert not backend._held
-        assert backend._inside == 0
+        assert backend._passages.writers == 0
 
     def test_a_cancel_ends_a_hold_that_waits(self):
         """B5: a writer that hangs inside the gate does not keep a cancel from being heard."""
