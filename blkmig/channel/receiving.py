@@ -134,10 +134,10 @@ class ReceivingFile(base.QEMUFile):
         self._buffer.payload_came()
 
     def _idle_words(self) -> str:
-        if self.position + self._buffer.staged == 0:
-            return f"nothing came within {self._first_timeout:g} s"
         if self._transport.is_answer:
             return f"the other end said nothing for {self._idle_timeout:g} s (--idle-timeout)"
+        if self.position + self._buffer.staged == 0:
+            return f"nothing came within {self._first_timeout:g} s"
         return f"the other end sent nothing of its disks or its VM for {self._idle_timeout:g} s (--idle-timeout)"
 
     def wait_readable(self, timeout: float) -> bool:
