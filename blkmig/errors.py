@@ -118,6 +118,7 @@ class ChannelError(MigrationError):
         super().__init__(f"{doing}: {why} [{uri}]{where}{hint and '; '}{hint}")
         self.doing = doing
         self.uri = uri
+        self.why = why
         self.device = device
         self.offset = offset
         self.errno = cause.errno if isinstance(cause, OSError) else None

@@ -99,11 +99,12 @@ class Link:
 
     def wait_any(self, seconds: float | None, fds: list[int], events: int = select.POLLIN) -> set[int]:
         """Wait as `wait` does for one of `fds`, and return those that are ready."""
-        poller = select.poll()
-        poller.register(self.wake_fd, select.POLLIN)
-        for fd in fds:
-            poller.register(fd, events)
         try:
+            poller = select.poll()
+            if self.wake_fd >= 0:
+                poller.register(self.wake_fd, select.POLLIN)
+            for fd in fds:
+                poller.register(fd, events)
             ready = poller.poll(None if seconds is None else math.ceil(max(0.0, seconds) * 1000))
         except OSError as error:  # no memory
             raise errors.ChannelError("waiting", uri=self.uri, cause=error) from error

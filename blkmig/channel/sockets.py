@@ -35,8 +35,8 @@ USER_TIMEOUT = 120.0
 """The same while data is on its way to it: keepalive says nothing then, and TCP itself takes a quarter of an hour. The
 kernel counts a peer that takes nothing, too, so this is never less than the idle time-out, which has better words."""
 
-BACKLOG = 16
-"""Connections that may wait for us: a port scan must not keep the sender from being heard."""
+BACKLOG = 128
+"""Connections that may wait for us: with fewer, a crowd has a sender's first packet dropped, and it waits a second."""
 
 LISTEN_LOOKUP_SECONDS = 30.0
 """How long the name of an address to listen on may take to be found out."""
@@ -80,7 +80,7 @@ def tune(sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_COUNT)
-        set_user_timeout(sock, USER_TIMEOUT)
+        set_user_timeout(sock, KEEPALIVE_IDLE)
 
 
 def set_user_timeout(sock: socket.socket, idle_timeout: float) -> None:

@@ -158,7 +158,7 @@ class Connection:
             self._look_for_the_reason(error)
             if isinstance(error, errors.ChannelTimeout):
                 raise
-            cause = error.__cause__ if isinstance(error.__cause__, OSError) else "the link broke"
+            cause = error.why if error.errno is None else OSError(error.errno, error.why)
             raise self._broken(error.doing, error.uri, cause) from error
 
     def _broken(self, doing: str, uri: str, cause: OSError | str) -> errors.ChannelError:

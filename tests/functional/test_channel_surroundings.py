@@ -1,0 +1,426 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A channel among other processes, full disks, missing descriptors and a system that says no."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import errno
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+import blkmig
+from blkmig import _core, channel, children, errors
+from blkmig.channel import sockets
+from blkmig.disk import image
+from tests import command
+
+MIB = 1 << 20
+TIMEOUT = 30
+
+
+# -- A2: who gives up resets ----------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def forked(until: int) -> Iterator[int]:
+    """A child of this process that has all its descriptors, and ends when nobody has the other end of a pipe."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(0)
+    try:
+        yield pid
+    finally:
+        os.close(reading)
+        os.close(writing)
+        os.waitpid(pid, 0)
+
+
+def say_twice(back: channel.OutputQEMUFile) -> None:
+    for _ in range(2):
+        back.put_be64(0)
+        back.wait_until_taken()
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_a_sender_that_gives_up_is_no_end_although_a_process_has_the_socket(kind: str, tmp_path: Path) -> None:
+    """A2, B6: the reset does not wait for the last process that has the descriptor."""
+    uri = "tcp:127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path}/s"
+    with (
+        channel.listen(uri) as listener,
+        channel.connect(listener.uri, timeout=TIMEOUT) as f,
+        listener.accept(timeout=TIMEOUT) as peer,
+    ):
+        sock = f._transport.socket
+        assert sock is not None
+        with sock.dup():  # as a child of a C library's fork() has it
+            f.put_be64(7)
+            f.flush()
+            back = peer.return_path()
+            assert back is not None
+            f.abort()
+            with contextlib.suppress(errors.ChannelError):  # what came before may be read
+                assert peer.get_be64() == 7
+            with pytest.raises(errors.ChannelError):
+                say_twice(back)
+        peer.abort()
+
+
+def test_a_receiver_does_not_reset_what_it_has_said() -> None:
+    """Its word must not be lost: abort() of a receiver is a quiet one."""
+    with (
+        channel.listen("tcp:127.0.0.1:0") as listener,
+        channel.connect(listener.uri, timeout=TIMEOUT) as f,
+        listener.accept(timeout=TIMEOUT) as peer,
+    ):
+        answers, back = f.return_path(), peer.return_path()
+        assert answers is not None
+        assert back is not None
+        back.put_be64(5)
+        back.flush()
+        peer.abort()
+        assert answers.get_be64() == 5
+        assert answers.at_eof()
+        f.abort()
+
+
+def test_a_word_that_was_taken(tmp_path: Path) -> None:
+    with (
+        channel.listen("tcp:127.0.0.1:0") as listener,
+        channel.connect(listener.uri, timeout=TIMEOUT) as f,
+        listener.accept(timeout=TIMEOUT) as peer,
+    ):
+        back = peer.return_path()
+        assert back is not None
+        back.put_be64(0)
+        back.wait_until_taken()
+        f.abort()
+    with channel.connect(f"file:{tmp_path}/x", timeout=TIMEOUT) as f:
+        f.put_byte(1)
+        f.wait_until_taken()
+    assert (tmp_path / "x").read_bytes() == b"\1"
+
+
+# -- A5: exit statuses ----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def sigchld_ignored() -> Iterator[None]:
+    before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def test_the_command_line_does_not_inherit_an_ignored_sigchld(tmp_path: Path) -> None:
+    """A5."""
+    (tmp_path / "d.raw").write_bytes(bytes(1000))
+    with sigchld_ignored():
+        started = subprocess.Popen(
+            command.command("send", f"v={tmp_path}/d.raw", f"exec:cat >{tmp_path}/x.st; exit 3"),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+    _, said = started.communicate(timeout=TIMEOUT)
+    assert started.returncode == 5, said
+    assert b"exit status 3" in said
+
+
+def test_a_status_that_cannot_be_had_is_no_success(tmp_path: Path) -> None:
+    """A5: in a program that ignores SIGCHLD, and in one whose other parts wait for all children."""
+    (tmp_path / "d.raw").write_bytes(bytes(1000))
+    with sigchld_ignored(), pytest.raises(errors.ChannelError, match="SIGCHLD"):
+        blkmig.send([tmp_path / "d.raw"], "exec:cat >/dev/null; exit 3")
+    child = subprocess.Popen(["/bin/true"])
+    os.waitid(os.P_PID, child.pid, os.WEXITED)
+    with pytest.raises(ChildProcessError, match="nobody can say how"):
+        children.exit_status(child)
+    assert child.returncode != 0
+
+
+@pytest.mark.parametrize(("script", "status"), [("exit 0", 0), ("exit 3", 3), ("kill -9 $$", -9)])
+def test_a_status_that_can_be_had(script: str, status: int) -> None:
+    child = subprocess.Popen(["/bin/sh", "-c", script])
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert children.exit_status(child) == children.exit_status(child) == status
+
+
+def test_tools_are_not_started_where_nobody_knows_how_they_end(tmp_path: Path) -> None:
+    """A5, sibling: an image that qemu-img did not make is not made."""
+    with sigchld_ignored(), pytest.raises(errors.DeviceError, match="SIGCHLD"):
+        image.create_image(tmp_path / "x.qcow2", MIB, format="qcow2", device="x")
+
+
+# -- B4: a link that goes down --------------------------------------------------------------------------------------
+
+
+def user_timeout(f: channel.OutputQEMUFile | channel.InputQEMUFile) -> int:
+    sock = f._transport.socket
+    assert sock is not None
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+
+
+def test_tcp_gives_up_after_two_minutes() -> None:
+    """B4: at both ends; and never before the idle time-out, whose words are better."""
+    with (
+        channel.listen("tcp:127.0.0.1:0") as listener,
+        channel.connect(listener.uri, timeout=TIMEOUT) as f,
+        listener.accept(timeout=TIMEOUT) as peer,
+    ):
+        assert user_timeout(f) == user_timeout(peer) == 120_000
+        for seconds, expected in ((60.0, 120_000), (600.0, 660_000), (0.0, 0)):
+            f.set_idle_timeout(seconds)
+            assert user_timeout(f) == expected
+        f.abort()
+
+
+# -- B6: forked children --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix", "exec"])
+def test_a_forked_child_keeps_nobody_waiting(kind: str, tmp_path: Path) -> None:
+    """B6: the peer sees the end, the command its end of file, although a child of ours lives on."""
+    if kind == "exec":
+        with channel.connect(f"exec:cat >{tmp_path}/x", timeout=TIMEOUT) as f, forked(0):
+            f.put_byte(1)
+            f.close()
+        assert (tmp_path / "x").read_bytes() == b"\1"
+        return
+    uri = "tcp:127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path}/s"
+    with channel.listen(uri) as listener:
+        f = channel.connect(listener.uri, timeout=TIMEOUT)
+        peer = listener.accept(timeout=TIMEOUT)
+        back = peer.return_path()
+        answers = f.return_path()
+        assert back is not None
+        assert answers is not None
+        with forked(0):
+            f.put_byte(1)
+            f.close()
+            assert peer.get_byte() == 1
+            assert peer.at_eof()
+            peer.abort()
+            assert answers.at_eof()
+            f.abort()
+            listener.close()
+            with pytest.raises(errors.ChannelError):
+                channel.connect(listener.uri, timeout=TIMEOUT)
+
+
+def test_a_forked_child_cannot_use_or_cancel_the_channel_of_its_parent() -> None:
+    with channel.listen("tcp:127.0.0.1:0") as listener:
+        f, peer = channel.connect(listener.uri, timeout=TIMEOUT), listener.accept(timeout=TIMEOUT)
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            with contextlib.suppress(BaseException):
+                f.cancel()
+                f.abort()
+                try:
+                    f.put_byte(1)
+                except errors.MigrationError:
+                    status = 0
+            os._exit(status)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        f.put_byte(2)
+        f.close()
+        assert peer.get_byte() == 2
+        assert peer.at_eof()
+        peer.abort()
+
+
+def test_descriptors_are_not_inherited(tmp_path: Path) -> None:
+    with channel.listen(f"unix:{tmp_path}/s") as listener:
+        f, peer = channel.connect(listener.uri, timeout=TIMEOUT), listener.accept(timeout=TIMEOUT)
+        back = f.return_path()
+        to_command = channel.connect("exec:cat >/dev/null", timeout=TIMEOUT)
+        assert back is not None
+        files = [f, peer, back, to_command]
+        fds = [each._transport.fd for each in files] + [each._link.wake_fd for each in files]
+        assert listener._socket is not None
+        assert not any(os.get_inheritable(fd) for fd in [*fds, listener._socket.fileno()])
+        for each in files:
+            each.abort()
+
+
+# -- C3 -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o777])
+def test_a_unix_socket_is_its_owners(umask: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
+    try:
+        with channel.listen(f"unix:{tmp_path}/s"):
+            assert stat.S_IMODE((tmp_path / "s").stat().st_mode) & 0o177 == 0
+            assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+
+
+# -- C7: a system that says no --------------------------------------------------------------------------------------
+
+
+def fail(code: int) -> Callable[..., object]:
+    def call(*args: object, **kwargs: object) -> object:
+        raise OSError(code, os.strerror(code))
+
+    return call
+
+
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EPERM, errno.EIO])
+@pytest.mark.parametrize(
+    "call",
+    [
+        *("os.eventfd", "os.pipe2", "os.open", "socket.socket.bind", "socket.socket.listen", "os.lstat", "os.fchmod"),
+        *("socket.socket.setsockopt", "socket.socket.connect_ex", "fcntl.fcntl", "subprocess.Popen", "select.poll"),
+        *("socket.getaddrinfo", "os.fstat", "os.dup", "threading.Thread.start"),
+    ],
+)
+def test_no_oserror_leaves_the_channel(call: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C7: everything that opens, with every call that opening makes failing."""
+    module, _, name = call.rpartition(".")
+    reading, writing = os.pipe()
+    os.mkfifo(tmp_path / "fifo")
+    holder: object = sys.modules.get(module) or getattr(sys.modules[module.partition(".")[0]], module.partition(".")[2])
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        places = [f"tcp:127.0.0.1:{server.getsockname()[1]}", f"tcp:localhost:{server.getsockname()[1]}"]
+        monkeypatch.setattr(holder, name, fail(code))
+        for uri in (*places, f"unix:{tmp_path}/s", "exec:true", f"file:{tmp_path}/x", f"fd:{writing}"):
+            with contextlib.suppress(errors.MigrationError):
+                channel.connect(uri, timeout=0.2).abort()
+        for uri in ("tcp:127.0.0.1:0", "tcp:localhost:0", "tcp::0", f"unix:{tmp_path}/s", f"fd:{reading}"):
+            with contextlib.suppress(errors.MigrationError), channel.listen(uri) as listener:
+                listener.accept(timeout=0.01).abort()
+        for uri in ("exec:true", f"file:{tmp_path}/x", f"file:{tmp_path}/fifo"):
+            with contextlib.suppress(errors.MigrationError), channel.listen(uri) as listener:
+                listener.accept(timeout=0.01, magic=b"QEVM", nbytes=8).abort()
+        monkeypatch.undo()
+    os.close(reading)
+    os.close(writing)
+
+
+def test_no_memory_for_poll_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Poll:
+        register = staticmethod(lambda *args: None)
+        poll = staticmethod(fail(errno.ENOMEM))
+
+    monkeypatch.setattr(select, "poll", Poll)
+    with channel.listen("tcp:127.0.0.1:0") as listener, pytest.raises(errors.ChannelError, match="memory"):
+        listener.accept(timeout=TIMEOUT)
+
+
+@pytest.mark.parametrize("uri", ["unix:/nonexistent/s", "unix:/proc/s", "unix:/etc/passwd/s", f"unix:/{'x' * 300}"])
+def test_places_where_no_socket_can_be(uri: str) -> None:
+    for open_it in (lambda: channel.listen(uri), lambda: channel.connect(uri, timeout=1)):
+        with pytest.raises(errors.MigrationError):
+            open_it()
+
+
+# -- C11: whose fault it was ----------------------------------------------------------------------------------------
+
+
+def test_a_full_disk_under_the_stream_is_no_lost_link(tmp_path: Path) -> None:
+    """C11: exit 1 with path and reason."""
+    (tmp_path / "d.raw").write_bytes(os.urandom(MIB))
+    with pytest.raises(errors.LocalFileError, match=r"No space left on device \[file:/dev/full\]") as caught:
+        blkmig.send([tmp_path / "d.raw"], "file:/dev/full")
+    assert (caught.value.exit_code, caught.value.errno) == (1, errno.ENOSPC)
+
+
+def test_a_reader_that_goes_away_is_a_lost_link(tmp_path: Path) -> None:
+    (tmp_path / "d.raw").write_bytes(os.urandom(8 * MIB))
+    with pytest.raises(errors.ChannelError, match="exit status 4") as caught:
+        blkmig.send([tmp_path / "d.raw"], "exec:exit 4")
+    assert (type(caught.value), caught.value.exit_code) == (errors.ChannelError, 5)
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_a_full_target_is_what_the_sender_hears(kind: str, tmp_path: Path) -> None:
+    """C11: between two of us, while blocks are on their way, and at the end."""
+
+    class Full(blkmig.MemoryBackend):
+        def write_block(self, *args: object, **kwargs: object) -> None:
+            raise errors.DeviceError("cannot write", device="d", cause=OSError(errno.ENOSPC, "No space left on device"))
+
+    (tmp_path / "d.raw").write_bytes(os.urandom(24 * MIB))
+    uri = "tcp:127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path}/s"
+    target = Full(bytearray(24 * MIB), name="d")
+    with blkmig.IncomingMigration(uri, {"d": target}) as incoming, concurrent.futures.ThreadPoolExecutor() as pool:
+        running = pool.submit(incoming.run)
+        with pytest.raises(errors.MigrationError, match=r"the target has ended .*No space left on device") as caught:
+            blkmig.send([tmp_path / "d.raw"], incoming.uri)
+        assert caught.value.exit_code == 1
+        with pytest.raises(errors.DeviceError):
+            running.result(TIMEOUT)
+
+
+# -- names ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_server_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """B3: neither past the time to connect, nor past a cancel."""
+    hangs = threading.Event()
+
+    def getaddrinfo(*args: object, flags: int = 0, **kwargs: object) -> object:
+        if flags & socket.AI_NUMERICHOST:
+            raise socket.gaierror(socket.EAI_NONAME, "not a number")
+        hangs.wait()
+        raise socket.gaierror(socket.EAI_AGAIN, "no")
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(sockets, "LISTEN_LOOKUP_SECONDS", 0.1)
+    try:
+        with pytest.raises(errors.ChannelTimeout, match=r"'slow' is not found out within 0.1 s"):
+            channel.connect("tcp:slow:1", timeout=0.1)
+        with pytest.raises(errors.ChannelTimeout, match=r"'slow' is not found out within 0.1 s"):
+            channel.listen("tcp:slow:1")
+        connector = channel.Connector("tcp:slow:1")
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            connecting = pool.submit(lambda: connector.connect(timeout=1000))
+            connector.cancel()
+            with pytest.raises(errors.Cancelled):
+                connecting.result(TIMEOUT)
+    finally:
+        hangs.set()
+
+
+# -- idle, in the compiled loops ------------------------------------------------------------------------------------
+
+
+def test_a_large_buffer_that_a_slow_link_empties_is_no_idle_peer() -> None:
+    """B3: the kernel takes nothing for as long as it still has much; what leaves it counts."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        out = _core.OutputBuffer(ours.fileno())
+        out.set_idle_timeout(1.0)  # emptying the buffer takes 1.6 s
+        over = threading.Event()
+
+        def read_slowly() -> None:
+            while not over.wait(0.02):
+                theirs.recv(2048)
+
+        reader = threading.Thread(target=read_slowly)
+        reader.start()
+        began = time.monotonic()
+        try:
+            while time.monotonic() - began < 2.5:
+                out.put_buffer(bytes(100_000))
+        finally:
+            over.set()
+            reader.join()
