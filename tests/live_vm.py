@@ -70,10 +70,12 @@ class Machine(real_qemu.Qemu):
         return bool(self.execute("query-status")["running"])
 
     def leftovers(self) -> list[str]:
+        """Return what is in QEMU, or beside its socket, that blkmig may have made."""
         nodes = self.execute("query-named-block-nodes", flat=True)
-        bitmaps = [bitmap.get("name", "") for node in nodes for bitmap in node.get("dirty-bitmaps", ())]
-        sockets = [path.name for path in self.qmp_path.parent.iterdir() if ".blkmig-" in path.name]
-        return [entry["id"] for entry in self.execute("query-block-exports")] + bitmaps + sockets
+        found = [entry["id"] for entry in self.execute("query-block-exports")]
+        found += [bitmap.get("name", "") for node in nodes for bitmap in node.get("dirty-bitmaps", ())]
+        found += [entry["name"] for entry in self.execute("qom-list", path="/objects") if "blkmig-" in entry["name"]]
+        return found + [path.name for path in self.qmp_path.parent.iterdir() if ".blkmig-" in path.name]
 
     def capabilities(self) -> set[str]:
         """Return the migration capabilities that are on."""

@@ -245,8 +245,7 @@ class Pause:
             f"come ({str(error) or type(error).__name__}): the target may own the disk, so its writers here stay held. "
             "Look on the target whether its receiver said that it is complete, or its QEMU runs. If so, the disk has "
             "moved: do not use it here. If not, stop the target for good, and only then let the writers here go on: "
-            "for a QEMU `blkmig cleanup qemu:QMP_SOCKET` and its QMP command cont, in a program release_writers() of "
-            "each disk"
+            "for a QEMU `blkmig cleanup --force qemu:QMP_SOCKET`, in a program release_writers() of each disk"
         )
 
 

@@ -38,6 +38,7 @@ class Marks:
         self._qmp = connection
         self._prefix = prefix
         self._there: dict[str, None] = {}
+        self._removals: list[qmp.Command] = []
 
     def __contains__(self, mark: str) -> bool:
         """Return whether a mark is there, or on its way."""
@@ -57,19 +58,23 @@ class Marks:
             added.result()
 
     def start_removing(self, *marks: str) -> None:
-        """Begin to remove `marks`; nobody waits for that."""
+        """Begin to remove `marks`; `finish` waits for that."""
         for mark in marks:
             if mark in self._there:
                 del self._there[mark]
-                self._qmp.start("object-del", {"id": self._prefix + mark})
+                self._removals.append(self._qmp.start("object-del", {"id": self._prefix + mark}))
 
     def remove_all(self) -> None:
-        """Remove the marks, and wait for it."""
-        removals = [(mark, self._qmp.start("object-del", {"id": self._prefix + mark})) for mark in self._there]
-        for mark, removal in removals:
+        """Remove the marks that are left, and wait for all removals."""
+        self.start_removing(*self._there)
+        self.finish()
+
+    def finish(self) -> None:
+        """Wait for the removals that are under way: QEMU does not run what it has not read when we disconnect."""
+        removals, self._removals = self._removals, []
+        for removal in removals:
             with objects.ignoring_missing():
                 removal.result()
-            del self._there[mark]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

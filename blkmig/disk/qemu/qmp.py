@@ -142,7 +142,7 @@ class QmpConnection:
         gate, self._gate = self._gate, None
         if gate is not None:
             gate.is_shut = False
-            if self._loop.is_running():
+            if self._thread.is_alive():
                 self._loop.call_soon_threadsafe(gate.opened.set)
 
     def wait_event(self, name: str, matches: Callable[[Event], bool], *, wait: float | None = None) -> Event:
@@ -299,7 +299,7 @@ class QmpConnection:
     # -- the loop's side ---------------------------------------------------------------------------------------------
 
     def _submit(self, coroutine: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any]:
-        if not self._loop.is_running():
+        if not self._thread.is_alive():  # the loop may not run yet
             coroutine.close()
             raise self.gone_error("QMP")
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop)

@@ -355,7 +355,9 @@ class QemuSession:
 
     def _remove_marks(self) -> None:
         """Remove what we say of ourselves, unless the writers stay held."""
-        if not self._is_in_doubt and not (self._writers is not None and self._writers.are_stuck):
+        if self._is_in_doubt or (self._writers is not None and self._writers.are_stuck):
+            self._marks.finish()
+        else:
             self._marks.remove_all()
 
     def _drop(self) -> None:

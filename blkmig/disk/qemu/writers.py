@@ -112,7 +112,7 @@ class Writers:
         call, and the mark that the writers are held stays for it.
         """
         undo, self._undo = self._undo, []
-        if refuse:
+        if refuse or not undo:
             return
         failed: errors.DeviceError | None = None
         for function in reversed(undo):
