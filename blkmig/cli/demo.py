@@ -45,7 +45,7 @@ def add_command(commands: Any) -> None:
         "demo",
         run,
         summary="watch a disk move over loopback TCP while it is being written, and verify it",
-        examples=("blkmig demo", "blkmig demo --size 4G --write-rate 100M --progress=plain"),
+        examples=("blkmig demo", "blkmig demo --size 256M --write-rate 100M --progress=plain"),
     )
     parser.add_argument("--size", type=arguments.size, default=1 << 30, help="size of the disk (default: 1GiB)")
     parser.add_argument("--write-rate", type=arguments.size, default=24 << 20, metavar="SIZE",
