@@ -21,9 +21,6 @@ EXAMPLES = (
     "blkmig send --move qemu:/run/vm.qmp,device=vda tcp:dest:4444",
 )
 
-QMP_SECONDS = 5.0
-"""A monitor that does not greet us by then has another client, whatever time a receiver may take to answer."""
-
 
 def add_command(commands: Any) -> None:
     """Add the command to the command line."""
@@ -105,7 +102,8 @@ def run(args: argparse.Namespace) -> int:
                 direct=args.direct,
                 force=args.force,
                 switchover=args.switchover,
-                connect_timeout=min(args.connect_timeout, QMP_SECONDS),
+                connect_timeout=args.connect_timeout,
+                idle_timeout=args.idle_timeout,
             )
         ]
         if args.dry_run is not None:

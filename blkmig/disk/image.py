@@ -35,6 +35,9 @@ from . import identity, nbd, nbd_connection, nbd_uri
 CLOSE_TIMEOUT = 60.0
 """Seconds that a qemu-nbd may take to write out its image's tables."""
 
+HURRY_TIMEOUT = 5.0
+"""As many after a failure or a cancel: it may be frozen."""
+
 SECTOR = 512
 
 _BUSY = 'Failed to get (shared )?"'
@@ -111,8 +114,17 @@ class ImageBackend(nbd.NbdBackend):
         with self.failing("cannot be opened"):  # no descriptors, no processes, no room for the socket
             server = QemuNbd(self._options, device=self.name, writable=self._writable, direct=self._direct)
         with server.connecting() as uri:
-            super()._connect(uri, read_piece=nbd_connection.QEMU_READ_PIECE)
+            super()._connect(uri, read_piece=nbd_connection.QEMU_READ_PIECE, **connect)
         self._server = server
+
+    def _renew(self) -> None:
+        """Be of use again after a `cancel`: a server whose client has gone ends, so there is a new one."""
+        self._cancelled = False
+        if not self._connection.renew():
+            self.check_open()
+            self._connection.close()
+            self._close_server(check=False)
+            self._connect("")
 
     def resize(self, size: int) -> None:
         """Give a new image another size. It grows by leaps and is cut to size by `flush`."""
@@ -145,12 +157,13 @@ class ImageBackend(nbd.NbdBackend):
 
     def _close(self) -> None:
         super()._close()
-        self._close_server()
+        self._close_server(check=not self._cancelled)
 
-    def _close_server(self) -> None:
+    def _close_server(self, *, check: bool = True) -> None:
+        """End the server in good order; without `check`, as after a cancel, also one that does not come to its end."""
         if self._server is not None:
             server, self._server = self._server, None
-            server.close()
+            server.close(check=check)
 
 
 class QemuNbd:
@@ -228,7 +241,7 @@ class QemuNbd:
         if not check:
             self._process.terminate()
         try:
-            self._process.wait(CLOSE_TIMEOUT)
+            self._process.wait(CLOSE_TIMEOUT if check else HURRY_TIMEOUT)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -61,6 +61,7 @@ class NbdBackend(local.LocalBackend):
             uri,
             device=self.name,
             contexts=(nbd_connection.BASE_ALLOCATION, nbd_connection.ALLOCATION_DEPTH),
+            is_cancelled=lambda: self._cancelled,
             **connect,
         )
         if self._writable and connection.is_read_only:
@@ -126,10 +127,19 @@ class NbdBackend(local.LocalBackend):
 
     def create_dirty_bitmap(self, granularity: int) -> dirty.DirtyBitmap:
         """Start tracking; what was asked about data before that may have been overwritten unseen."""
+        self._renew()
         bitmap = super().create_dirty_bitmap(granularity)
-        self._connection.renew()
         self._extents.forget()
         return bitmap
+
+    def _renew(self) -> None:
+        """Be of use again after a `cancel`."""
+        self._cancelled = False
+        if not self._connection.renew():
+            self.check_open()
+            self._connection.close()
+            self._connection.reconnect()
+            self._behind = WritesBehind(self._connection)
 
     def cancel(self) -> None:
         """End every wait for the server."""

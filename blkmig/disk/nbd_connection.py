@@ -13,6 +13,7 @@ import collections
 import contextlib
 import ctypes
 import errno
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,7 @@ class NbdConnection:
         tls_psk_file: str | None = None,
         tls_username: str | None = None,
         connect_timeout: float = 30.0,
-        request_timeout: float = 120.0,
+        request_timeout: float = 60.0,
         read_piece: int = MAX_PAYLOAD,
         is_cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
@@ -71,9 +72,9 @@ class NbdConnection:
         `device` is the disk's name in errors. `contexts` are the meta contexts to ask for; those the server has are
         in `self.contexts`. Of a TCP server's X.509 certificate the host name is verified; `tls_certificates` is a
         directory with ca-cert.pem and, if the server wants to know its clients, client-cert.pem and client-key.pem.
-        `request_timeout` is how long, in seconds, the connection may stand still while requests are in flight.
-        Reads are cut into pieces of `read_piece` bytes, that are in flight together. `is_cancelled` is asked, while
-        this connects, whether to give up.
+        `request_timeout` is how long, in seconds, the connection may stand still while requests are in flight; 0: as
+        long as it likes. Reads are cut into pieces of `read_piece` bytes, that are in flight together. `is_cancelled`
+        is asked, while this connects, whether to give up.
         """
         self.uri = nbd_uri.check_uri(
             uri if export is None else nbd_uri.with_export(uri, export), tls_certificates or tls_psk_file
@@ -81,22 +82,28 @@ class NbdConnection:
         self._read_piece = read_piece
         self.device = device or nbd_uri.export_of(self.uri) or "nbd"
         tls = {"certificates": tls_certificates, "psk_file": tls_psk_file, "username": tls_username}
-        contexts = tuple(contexts)
+        self._wanted_contexts = tuple(contexts)
+        self._is_cancelled = is_cancelled
+        self._new_handle = functools.partial(
+            nbd_handle.NbdHandle,
+            self.uri,
+            lambda library, handle: configure(library, handle, self._wanted_contexts, tls),
+            connect_timeout=connect_timeout,
+            request_timeout=request_timeout,
+            is_cancelled=is_cancelled,
+        )
+        self._edges = threading.Lock()
+        self._connect()
+
+    def _connect(self) -> None:
         with self._errors(f"cannot connect to {self.uri}"):
-            self._handle = nbd_handle.NbdHandle(
-                self.uri,
-                lambda library, handle: configure(library, handle, contexts, tls),
-                connect_timeout=connect_timeout,
-                request_timeout=request_timeout,
-                is_cancelled=is_cancelled,
-            )
+            self._handle = self._new_handle()
         try:
             with self._errors(f"cannot learn about {self.uri}"):
-                self._learn(contexts)
+                self._learn(self._wanted_contexts)
         except BaseException:
             self.close()
             raise
-        self._edges = threading.Lock()
 
     def _learn(self, contexts: Iterable[str]) -> None:
         ask = self._handle.ask
@@ -247,13 +254,21 @@ class NbdConnection:
     def cancel(self) -> None:
         """Make calls that wait, and later ones, raise Cancelled; from any thread and any signal handler.
 
-        What a server answers within half a second is still taken; then the connection stays.
+        What a server answers within half a second is still taken; then the connection is of use after `renew`. It is
+        not closed.
         """
         self._handle.cancel()
 
-    def renew(self) -> None:
-        """Forget a cancel: the connection is used for something new."""
-        self._handle.renew()
+    def renew(self) -> bool:
+        """Forget a cancel: the connection is used for something new.
+
+        False if requests were abandoned: then `close` it, and `reconnect` if it is wanted.
+        """
+        return self._handle.renew()
+
+    def reconnect(self) -> None:
+        """Connect again, after `close`."""
+        self._connect()
 
     def close(self) -> None:
         """Close the connection; calls in other threads fail with ECANCELED. Twice does no harm."""
@@ -271,12 +286,15 @@ class NbdConnection:
         """Return start and stop of the range widened to whole blocks of the server."""
         return offset & -self.minimum, -(-(offset + nbytes) & -self.minimum)
 
+    def _was_cancelled(self) -> bool:
+        return self._is_cancelled() or (hasattr(self, "_handle") and self._handle.is_cancelled)
+
     @contextlib.contextmanager
     def _errors(self, doing: str, offset: int | None = None, nbytes: int | None = None) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if error.errno == errno.ECANCELED and (not hasattr(self, "_handle") or self._handle.is_cancelled):
+            if error.errno == errno.ECANCELED and self._was_cancelled():
                 raise errors.Cancelled(f"disk {self.device!r}: {doing}: cancelled") from error
             raise errors.DeviceError(doing, device=self.device, cause=error, offset=offset, nbytes=nbytes) from error
 

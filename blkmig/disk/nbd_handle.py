@@ -16,7 +16,9 @@ several requests and wait for them later. What always holds:
 * a cancel is heard by whoever waits: what is in flight has CANCEL_SECONDS to finish, so that a server that answers
   keeps its connection, and nothing new is started;
 * a buffer is referenced from its request until libnbd is done with it or its handle is closed: an interrupted call
-  closes the handle, so that no late reply is written into memory that is used for something else.
+  closes the handle, so that no late reply is written into memory that is used for something else;
+* nothing is moved any more once the connection is abandoned, which a cancel does in the end: then every request is
+  over, and late replies stay in the socket. It is not closed by that, since a QEMU wants to close first.
 """
 
 from __future__ import annotations
@@ -37,6 +39,9 @@ _EVENTS = {0: 0, 1: select.POLLIN, 2: select.POLLOUT, 3: select.POLLIN | select.
 
 CANCEL_SECONDS = 0.5
 """How long requests in flight may still take after a cancel."""
+
+PATIENCE = 10
+"""So many idle time-outs may pass without a request being answered, whatever bytes come: one a second is no answer."""
 
 CONNECT_SLICE = 0.1
 """Seconds after which somebody who connects looks whether that is still wanted."""
@@ -84,12 +89,14 @@ class NbdHandle:
 
         `is_cancelled` is asked whether to give up connecting.
 
-        `request_timeout` is how many seconds the connection may stand still while requests are in flight.
+        `request_timeout` is how many seconds the connection may stand still while requests are in flight, 0 for ever.
         """
         self._library = _libnbd.load()
         self._request_timeout = request_timeout
         self._lock = threading.RLock()  # re-entrant for `cancel` only, which a signal handler may call
         self._cancel_deadline: float | None = None
+        self._is_abandoned = False
+        self._answered_at = 0.0  # when the last request was answered, or the first of those in flight was started
         self._requests: dict[int, Request] = {}  # by libnbd's cookie
         self._leading = False
         self._polling = 0  # the direction that the leader waits for just now, 0 if it does not wait
@@ -101,7 +108,9 @@ class NbdHandle:
         try:
             configure(self._library, self._handle)
             _libnbd.check(self._library, self._library.nbd_aio_connect_uri(self._handle, os.fsencode(uri)))
-            self._finish_connecting(time.monotonic() + connect_timeout, is_cancelled)
+            finish_connecting(self._library, self._handle, time.monotonic() + connect_timeout, is_cancelled)
+            if self._library.nbd_aio_is_ready(self._handle) != 1:
+                raise OSError(errno.ENOTCONN, "the server closed the connection during the handshake")
         except BaseException:
             self.close()
             raise
@@ -141,6 +150,8 @@ class NbdHandle:
             cookie = getattr(self._library, function)(self._open_handle(), *args)
             if cookie == -1:
                 self._refused(_libnbd.last_error(self._library))
+            if not self._requests:
+                self._answered_at = time.monotonic()
             self._requests[cookie] = request
             if self._polling and self._library.nbd_aio_get_direction(self._handle) & ~self._polling:
                 os.eventfd_write(self._wake_fd, 1)  # the leader must wait for room in the socket as well
@@ -181,9 +192,11 @@ class NbdHandle:
             if self._wake_fd >= 0:
                 os.eventfd_write(self._wake_fd, 1)
 
-    def renew(self) -> None:
-        """Forget a cancel; a connection that it has closed stays closed."""
-        self._cancel_deadline = None
+    def renew(self) -> bool:
+        """Forget a cancel; False if requests were abandoned, or it is closed: then it is only good for closing."""
+        with self._lock:
+            self._cancel_deadline = None
+            return self._handle is not None and not self._is_abandoned
 
     @property
     def is_cancelled(self) -> bool:
@@ -191,28 +204,13 @@ class NbdHandle:
         return self._cancel_deadline is not None
 
     def close(self) -> None:
-        """Close the connection, from any thread; requests in flight fail with ECANCELED. Twice does no harm."""
+        """Close the connection, from any thread; requests in flight fail with ECANCELED. Twice does no harm.
+
+        It waits for nobody: what could not be sent yet is dropped.
+        """
         with self._lock:
             self._fail(OSError(errno.ECANCELED, "the connection was closed"))
             self._release_wake_fd()
-
-    # -- connecting: no other thread knows the handle yet --------------------------------------------------------------
-
-    def _finish_connecting(self, deadline: float, is_cancelled: Callable[[], bool]) -> None:
-        while self._library.nbd_aio_is_connecting(self._handle) == 1:
-            direction = self._library.nbd_aio_get_direction(self._handle)
-            poll = select.poll()  # a new one each time: libnbd changes sockets when it tries the next address
-            poll.register(self._library.nbd_aio_get_fd(self._handle), _EVENTS[direction])
-            while not (ready := poll.poll(min(max(0.0, deadline - time.monotonic()), CONNECT_SLICE) * 1000)):
-                if is_cancelled():
-                    raise _cancelled_error()
-                if time.monotonic() >= deadline:
-                    break
-            if not ready:
-                raise OSError(errno.ETIMEDOUT, "the server did not answer in time")
-            _libnbd.check(self._library, self._notify(direction, ready[0][1]))
-        if self._library.nbd_aio_is_ready(self._handle) != 1:
-            raise OSError(errno.ENOTCONN, "the server closed the connection during the handshake")
 
     # -- waiting: not under the lock -----------------------------------------------------------------------------------
 
@@ -228,22 +226,23 @@ class NbdHandle:
             signal.acquire()
         try:
             while not request.done:
-                self._move_bytes_once(timeout=self._request_timeout)
+                self._move_bytes_once(timeout=self._request_timeout or None)
         finally:
             with self._lock:
                 self._hand_over_lead()
 
-    def _move_bytes_once(self, timeout: float) -> None:
+    def _move_bytes_once(self, timeout: float | None) -> None:
         """Wait until bytes can be moved, and move them; only the leader does this."""
         with self._lock:
-            if self._handle is None:
+            if self._handle is None or self._is_abandoned:
                 return
             self._polling = self._library.nbd_aio_get_direction(self._handle)
             self._poll.register(self._fd, _EVENTS[self._polling])
             deadline = self._cancel_deadline
         if deadline is not None:
-            timeout = min(timeout, max(0.0, deadline - time.monotonic()))
-        ready = dict(self._poll.poll(timeout * 1000))
+            left = max(0.0, deadline - time.monotonic())
+            timeout = left if timeout is None else min(timeout, left)
+        ready = dict(self._poll.poll(None if timeout is None else timeout * 1000))
         with self._lock:
             direction, self._polling = self._polling, 0
             if self._handle is None:
@@ -251,11 +250,15 @@ class NbdHandle:
             if self._wake_fd in ready:
                 os.eventfd_read(self._wake_fd)
             if deadline is not None and time.monotonic() >= deadline:
-                self._fail(_cancelled_error())
+                self._abandon()
             elif self._fd in ready:
                 self._move_bytes(direction, ready[self._fd])
             elif not ready and timeout and deadline is None:
                 text = f"the server has been silent for {timeout:g} s with requests in flight"
+                self._fail(OSError(errno.ETIMEDOUT, text))
+            patience = self._request_timeout * PATIENCE
+            if patience and self._requests and time.monotonic() - self._answered_at > patience:
+                text = f"the server has answered no request for {patience:g} s, although bytes came"
                 self._fail(OSError(errno.ETIMEDOUT, text))
 
     # -- under the lock ------------------------------------------------------------------------------------------------
@@ -264,6 +267,8 @@ class NbdHandle:
         if self._handle is None:
             assert self._failure is not None
             raise _copy(self._failure)
+        if self._is_abandoned:
+            raise _cancelled_error()
         return self._handle
 
     def _refused(self, error: OSError) -> NoReturn:
@@ -289,24 +294,18 @@ class NbdHandle:
             self._release_wake_fd()
 
     def _move_bytes(self, direction: int, events: int) -> None:
-        if self._notify(direction, events) == -1:
+        if notify(self._library, self._handle, direction, events) == -1:
             self._fail(_libnbd.last_error(self._library, errno.ENOTCONN))
             return
         self._collect_completed()
         if self._is_over():
             self._fail(OSError(errno.ENOTCONN, "the server closed the connection"))
 
-    def _notify(self, direction: int, events: int) -> int:
-        """Let libnbd move the bytes that can be moved; -1 if the connection died of it."""
-        if direction & _libnbd.DIRECTION_READ and events & ~select.POLLOUT:
-            result: int = self._library.nbd_aio_notify_read(self._handle)
-        else:
-            result = self._library.nbd_aio_notify_write(self._handle)
-        return result
-
     def _collect_completed(self) -> None:
+        now = time.monotonic()
         while (cookie := self._library.nbd_aio_peek_command_completed(self._handle)) > 0:
             request = self._requests.pop(cookie)
+            self._answered_at = now
             if self._library.nbd_aio_command_completed(self._handle, cookie) == -1:
                 request.error = _libnbd.last_error(self._library)
             request.done = True
@@ -328,11 +327,46 @@ class NbdHandle:
         if self._polling:
             os.eventfd_write(self._wake_fd, 1)
 
+    def _abandon(self) -> None:
+        """Have all requests fail, and move nothing any more. Their buffers are referenced as long as the handle lives.
+        """
+        self._is_abandoned = True
+        for request in self._requests.values():
+            if not request.done:
+                request.done, request.error = True, _cancelled_error()
+                request.wake()
+
     def _release_wake_fd(self) -> None:
         """Close the eventfd; a leader may still be polling it and does this itself when it leaves."""
         if not self._leading and self._wake_fd >= 0:
             os.close(self._wake_fd)
             self._wake_fd = -1
+
+
+def finish_connecting(
+    library: ctypes.CDLL, handle: int, deadline: float, is_cancelled: Callable[[], bool] = lambda: False
+) -> None:
+    """Return when `handle` connects, or negotiates, no more. Raises OSError: ETIMEDOUT, ECANCELED, what libnbd says."""
+    while library.nbd_aio_is_connecting(handle) == 1:
+        direction = library.nbd_aio_get_direction(handle)
+        poll = select.poll()  # a new one each time: libnbd changes sockets when it tries the next address
+        poll.register(library.nbd_aio_get_fd(handle), _EVENTS[direction])
+        ready = poll.poll(min(max(0.0, deadline - time.monotonic()), CONNECT_SLICE) * 1000)
+        if is_cancelled():
+            raise _cancelled_error()
+        if ready:
+            _libnbd.check(library, notify(library, handle, direction, ready[0][1]))
+        elif time.monotonic() >= deadline:
+            raise OSError(errno.ETIMEDOUT, "the server did not answer in time")
+
+
+def notify(library: ctypes.CDLL, handle: int | None, direction: int, events: int) -> int:
+    """Let libnbd move the bytes that can be moved; -1 if the connection died of it."""
+    if direction & _libnbd.DIRECTION_READ and events & ~select.POLLOUT:
+        result: int = library.nbd_aio_notify_read(handle)
+    else:
+        result = library.nbd_aio_notify_write(handle)
+    return result
 
 
 def _copy(error: OSError) -> OSError:

@@ -28,6 +28,9 @@ _QEMU_SCHEME = "qemu:"
 _MAP_SCHEME = "dirtymap:"
 _LIVE_SCHEMES = (_QEMU_SCHEME, _MAP_SCHEME)
 
+CONNECT_SECONDS = 30.0
+IDLE_SECONDS = 60.0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class FileDescription:
@@ -47,22 +50,33 @@ class FileDescription:
 
 
 def open_disks(
-    text: str | os.PathLike[str], *, name: str | None = None, writable: bool = True, direct: bool = False, **qemu: Any
+    text: str | os.PathLike[str],
+    *,
+    name: str | None = None,
+    writable: bool = True,
+    direct: bool = False,
+    connect_timeout: float = CONNECT_SECONDS,
+    idle_timeout: float = IDLE_SECONDS,
+    **qemu: Any,
 ) -> list[backend.BlockBackend]:
     """Open the disk that `text` calls so, or for a QEMU all of its disks. Whoever opens them closes them.
 
     `name` is what the wire calls it. With ``writable=False`` nobody writes it through these objects, which is what a
-    source that is not in use wants. Options in `qemu` are those of :func:`.qemu.open_qemu`.
+    source that is not in use wants. `connect_timeout` and `idle_timeout` are how many seconds a server of NBD or QMP
+    may take until it is ready, and may be silent while requests are in flight (0: for ever). Options in `qemu` are
+    those of :func:`.qemu.open_qemu`.
 
     Raises :class:`~blkmig.errors.ParameterError` for a text that makes no sense, else as the disk's class does.
     """
     if isinstance(text, str) and text.startswith(_QEMU_SCHEME):
         from . import qemu as qemu_disks
 
-        return list(qemu_disks.open_qemu(text, name=name, **qemu))
+        greeting = min(connect_timeout, qemu_disks.GREETING_SECONDS)
+        return list(qemu_disks.open_qemu(text, name=name, connect_timeout=greeting, **qemu))
+    timeouts: dict[str, Any] = {"connect_timeout": connect_timeout, "idle_timeout": idle_timeout}
     if isinstance(text, str) and text.startswith(_MAP_SCHEME):
-        return [_open_shared_map(text, name=name, direct=direct)]
-    return [open_disk(text, name=name, writable=writable, direct=direct)]
+        return [_open_shared_map(text, name=name, direct=direct, **timeouts)]
+    return [open_disk(text, name=name, writable=writable, direct=direct, **timeouts)]
 
 
 def open_disk(
@@ -72,12 +86,21 @@ def open_disk(
     read_only: bool = False,
     writable: bool = True,
     direct: bool = False,
+    connect_timeout: float = CONNECT_SECONDS,
+    idle_timeout: float = IDLE_SECONDS,
 ) -> backend.BlockBackend:
     """Open the one disk that `text` calls so; see :func:`open_disks`, and FileBackend for `read_only`."""
     if is_nbd(text):
         from . import nbd
 
-        return nbd.NbdBackend(str(text), name=name, read_only=read_only, writable=writable)
+        return nbd.NbdBackend(
+            str(text),
+            name=name,
+            read_only=read_only,
+            writable=writable,
+            connect_timeout=connect_timeout,
+            request_timeout=idle_timeout,
+        )
     if isinstance(text, str) and text.startswith(_LIVE_SCHEMES):
         return _only_one(open_disks(text, name=name, direct=direct), text)
     return open_file(describe(text, direct=direct), name=name, read_only=read_only, writable=writable)
@@ -120,7 +143,7 @@ def describe(text: str | os.PathLike[str], *, direct: bool = False) -> FileDescr
     return described
 
 
-def _open_shared_map(text: str, *, name: str | None, direct: bool) -> backend.BlockBackend:
+def _open_shared_map(text: str, *, name: str | None, direct: bool, **timeouts: Any) -> backend.BlockBackend:
     """Open ``dirtymap:MAP,disk=DISK,hold=COMMAND,release=COMMAND[,refuse=COMMAND]`` as a source.
 
     DISK is a file or an NBD export; its name on the wire is `name`, or what the DISK alone would be called.
@@ -128,7 +151,7 @@ def _open_shared_map(text: str, *, name: str | None, direct: bool) -> backend.Bl
     from . import sharedmap
 
     where = sharedmap.parse(text)
-    source = open_disk(where.disk, name=name, writable=False, direct=direct)
+    source = open_disk(where.disk, name=name, writable=False, direct=direct, **timeouts)
     try:
         if not isinstance(source, local.LocalBackend):
             raise errors.ParameterError(f"{where.disk!r} tracks its writes itself and needs no dirty map")

@@ -40,6 +40,7 @@ class TargetFile:
         overwrite: bool = False,
         incremental: bool = False,
         direct: bool = False,
+        idle_timeout: float = opening.IDLE_SECONDS,
     ) -> None:
         self.label = label
         self.is_new = False
@@ -49,6 +50,7 @@ class TargetFile:
         self._overwrite = overwrite
         self._incremental = incremental
         self._text = text
+        self._idle_timeout = idle_timeout
         self._backend: backend.BlockBackend | None = None
         self._partial: partial.Partial | None = None
         self._folder: folder.Folder | None = None
@@ -92,7 +94,9 @@ class TargetFile:
     def prepare(self) -> None:
         """Open what exists; for what does not, make the file that becomes it."""
         if self._is_nbd:
-            self._backend = opening.open_disk(str(self._text), name=self.label)
+            self._backend = opening.open_disk(
+                str(self._text), name=self.label, idle_timeout=self._idle_timeout
+            )
             return
         with self._failing("look at"):
             there = identity.KnownFile.of(self.path)

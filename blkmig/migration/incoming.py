@@ -112,6 +112,7 @@ class IncomingMigration:
             self._listener.cancel()
         if self._f is not None:
             self._f.cancel()
+        self._targets.cancel()
 
     # -- steps -------------------------------------------------------------------------------------------------------
 

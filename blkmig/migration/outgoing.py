@@ -369,14 +369,16 @@ def send(
     A disk may be a path: it is opened for the length of the call. `parameters` are those of
     :class:`~blkmig.MigrationParameters`.
     """
+    chosen = params.MigrationParameters(**parameters)
+    timeouts: dict[str, Any] = {"connect_timeout": chosen.connect_timeout, "idle_timeout": chosen.idle_timeout}
     with contextlib.ExitStack() as opened:
         backends: list[disk.BlockBackend] = []
         for source in disks:
             if isinstance(source, disk.BlockBackend):
                 backends.append(source)
             else:
-                backends.extend(map(opened.enter_context, disk.open_disks(source, writable=False)))
-        migration = OutgoingMigration(backends, uri, params.MigrationParameters(**parameters), on_progress=on_progress)
+                backends.extend(map(opened.enter_context, disk.open_disks(source, writable=False, **timeouts)))
+        migration = OutgoingMigration(backends, uri, chosen, on_progress=on_progress)
         with migration:
             migration.run()
         return migration.stats

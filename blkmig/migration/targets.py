@@ -95,6 +95,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             overwrite=self._parameters.overwrite,
             incremental=self._parameters.incremental,
             direct=self._parameters.direct,
+            idle_timeout=self._parameters.idle_timeout,
         )
 
     def _prepare(self, target: disk.TargetFile) -> None:
@@ -203,6 +204,11 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         """Refuse, or take note of, targets that are larger than their disks; call it when the sizes are settled."""
         for device in self.devices:
             fitting.check_settled_size(device, self._parameters, self._statistics)
+
+    def cancel(self) -> None:
+        """Have whatever waits in a disk raise Cancelled. From any thread."""
+        for device in list(self.devices):
+            device.backend.cancel()
 
     def close(self) -> None:
         """Close the disks that were opened here. Twice does no harm."""

@@ -12,6 +12,9 @@ from .address import QemuAddress, is_qemu_address
 from .qemudisk import QemuBackend
 from .session import QemuSession, Switchover
 
+GREETING_SECONDS = 5.0
+"""A monitor that does not greet us by then has another client."""
+
 __all__ = ["QemuAddress", "QemuBackend", "QemuSession", "cleanup", "is_qemu_address", "open_qemu"]
 
 
@@ -22,7 +25,7 @@ def open_qemu(
     force: bool = False,
     switchover: Switchover = "auto",
     switchover_timeout: float = 3600.0,
-    connect_timeout: float = 5.0,
+    connect_timeout: float = GREETING_SECONDS,
     timeout: float = 60.0,
 ) -> list[QemuBackend]:
     """Open the disks that ``qemu:PATH[,device=ID][,node=NAME][,nbd=URI][,export=ID]`` names, else all writable ones.
@@ -61,7 +64,7 @@ def cleanup(
     path: str,
     *,
     force: bool = False,
-    connect_timeout: float = 5.0,
+    connect_timeout: float = GREETING_SECONDS,
     timeout: float = 60.0,
     say: Callable[[str], None] | None = None,
 ) -> list[str]:

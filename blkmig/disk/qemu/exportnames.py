@@ -8,11 +8,13 @@ stand among them and prove the match.
 from __future__ import annotations
 
 import ctypes
+import time
+from collections.abc import Callable
 from ctypes import CFUNCTYPE, c_bool, c_char_p, c_int, c_void_p
 from typing import Any
 
 from ... import errors
-from .. import _libnbd
+from .. import _libnbd, nbd_handle
 from . import graph
 
 LIST_FUNCTION = CFUNCTYPE(c_int, c_void_p, c_char_p, c_char_p)
@@ -26,14 +28,19 @@ class ListCallback(ctypes.Structure):
 
 _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "nbd_set_opt_mode": (c_int, (c_void_p, c_bool)),
-    "nbd_connect_uri": (c_int, (c_void_p, c_char_p)),
-    "nbd_opt_list": (c_int, (c_void_p, ListCallback)),
-    "nbd_opt_abort": (c_int, (c_void_p,)),
+    "nbd_aio_opt_list": (c_int, (c_void_p, ListCallback, _libnbd.CompletionCallback)),
+    "nbd_aio_opt_abort": (c_int, (c_void_p,)),
 }
 
+TIMEOUT = 10.0
+"""Seconds that a server may take for all of it."""
 
-def list_names(uri: str, *, device: str) -> list[str]:
-    """Return the names of the exports of the NBD server at `uri`, in its order. Blocks; chooses no export."""
+
+def list_names(uri: str, *, device: str, is_cancelled: Callable[[], bool] = lambda: False) -> list[str]:
+    """Return the names of the exports of the NBD server at `uri`, in its order; chooses no export.
+
+    Blocks for `TIMEOUT` at most. Raises :class:`~blkmig.errors.DeviceError`, and Cancelled once it `is_cancelled`.
+    """
     names: list[str] = []
 
     def collect(_data: Any, name: bytes, _description: bytes) -> int:
@@ -41,8 +48,10 @@ def list_names(uri: str, *, device: str) -> list[str]:
         return 0
 
     try:
-        _list(_prepare(_libnbd.load()), uri.encode(), collect)
+        _list(_prepare(_libnbd.load()), uri.encode(), collect, is_cancelled)
     except OSError as error:
+        if is_cancelled():
+            raise errors.Cancelled(f"{device}: cancelled while its exports were being listed") from error
         raise errors.DeviceError(f"cannot list the exports of {uri}", device=device, cause=error) from error
     return names
 
@@ -54,18 +63,20 @@ def _prepare(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-def _list(library: ctypes.CDLL, uri: bytes, collect: Any) -> None:
+def _list(library: ctypes.CDLL, uri: bytes, collect: Any, is_cancelled: Callable[[], bool]) -> None:
     callback = LIST_FUNCTION(collect)
-    handle = c_void_p(library.nbd_create())
+    handle = library.nbd_create()
+    deadline = time.monotonic() + TIMEOUT
     try:
         for function, arguments in (
             (library.nbd_set_uri_allow_local_file, (True,)),
             (library.nbd_set_opt_mode, (True,)),
-            (library.nbd_connect_uri, (uri,)),
-            (library.nbd_opt_list, (ListCallback(callback, None, None),)),
-            (library.nbd_opt_abort, ()),
+            (library.nbd_aio_connect_uri, (uri,)),
+            (library.nbd_aio_opt_list, (ListCallback(callback, None, None), _libnbd.NO_COMPLETION)),
+            (library.nbd_aio_opt_abort, ()),
         ):
             _libnbd.check(library, function(handle, *arguments))
+            nbd_handle.finish_connecting(library, handle, deadline, is_cancelled)  # nothing before it connects
     finally:
         library.nbd_close(handle)
 

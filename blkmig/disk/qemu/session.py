@@ -154,9 +154,11 @@ class QemuSession:
         self._surveillance = surveillance.Surveillance(self._ask_unless_busy, self._watch.check)
 
     def _export(self, number: int, disk: discover.QemuDisk) -> None:
-        name = self._export_name(number)
-        self.own.add_export(name, disk.node, **{"allocation-depth": True})
-        self.connections.append(self.own.connect(name, disk.name, CONTEXTS))
+        self._add_export(number, disk)
+        self.connections.append(self.own.connect(self._export_name(number), disk.name, CONTEXTS))
+
+    def _add_export(self, number: int, disk: discover.QemuDisk) -> None:
+        self.own.add_export(self._export_name(number), disk.node, **{"allocation-depth": True})
 
     def _export_name(self, number: int) -> str:
         return f"{self.own.prefix}d{number}"
@@ -167,8 +169,7 @@ class QemuSession:
         """Track the writes of a disk in one more bitmap. The first one starts the tracking in QEMU."""
         with self._lock:
             if not any(other.active for other in self._tracking):
-                self._qmp.renew()
-                self.own.renew()
+                self._renew()
             mine = self._tracking[number]
             bitmap = dirty.DirtyBitmap(mine.disk.size, granularity)
             if not mine.active:
@@ -178,6 +179,17 @@ class QemuSession:
             self.extents[number].forget()
             mine.trackers = (*mine.trackers, bitmap)
             return bitmap
+
+    def _renew(self) -> None:
+        """Be of use again after a cancel; the server closes first, as ever."""
+        self._qmp.renew()
+        self.own.renew()
+        for number, connection in enumerate(self.connections):
+            if not connection.renew():
+                self.own.remove_export(self._export_name(number))
+                connection.close()
+                self._add_export(number, self.disks[number])
+                connection.reconnect()
 
     def release_dirty_bitmap(self, number: int, bitmap: dirty.DirtyBitmap) -> None:
         """Stop tracking in `bitmap`; the last one ends the tracking in QEMU."""

@@ -197,7 +197,9 @@ class Writers:
 
     def _nbd_names(self, facts: graph.BlockGraph) -> dict[str, str]:
         try:
-            names = exportnames.list_names(self._own.uri, device=self._qmp.device)
+            names = exportnames.list_names(
+                self._own.uri, device=self._qmp.device, is_cancelled=lambda: self._qmp.is_cancelled
+            )
         except errors.DeviceError as error:
             logger.info("%s", error)
             return {}

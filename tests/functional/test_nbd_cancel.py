@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""NBD servers that are frozen, or accept and say nothing: a cancel is heard at once, every wait has a bound (B5)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from pathlib import Path
+
+import command
+import nbd_servers
+import peers
+import pytest
+from nbd_servers import READ, Asked, FakeServer
+
+import blkmig
+from blkmig import _core, errors
+from blkmig.disk import _libnbd, image, nbd, nbd_connection, nbd_uri
+from blkmig.disk.qemu import exportnames
+
+try:
+    _libnbd.load()
+except OSError as error:
+    nbd_servers.peers.lacking(str(error))
+
+MiB = 1 << 20
+SOON = 20.0  # seconds: far below every bound that would end a wait by itself, and enough for a busy machine
+
+
+@contextlib.contextmanager
+def silent_server() -> Iterator[str]:
+    """Give the URI of somebody who accepts and says nothing."""
+    with nbd_servers.private_folder() as folder, socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(folder / "s"))
+        listener.listen()
+        yield nbd_uri.unix_uri(str(folder / "s"))
+
+
+def in_thread(call: Callable[[], object]) -> futures.Future[object]:
+    """Run `call` in a thread that the test does not wait for, should it hang."""
+    future: futures.Future[object] = futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+def test_a_cancel_ends_all_that_waits_and_closing_does_not_block() -> None:
+    asked = threading.Semaphore(0)
+    with FakeServer(lambda _asked: asked.release()) as server:
+        connection = nbd_connection.NbdConnection(server.uri, device="disk")
+        waiting = [in_thread(lambda: connection.pread_into(bytearray(512), 0)) for _ in range(3)]
+        waiting.append(in_thread(connection.flush))
+        for _ in waiting:
+            assert asked.acquire(timeout=SOON)
+        connection.cancel()
+        for future in waiting:
+            with pytest.raises(errors.Cancelled):
+                future.result(SOON)
+        with pytest.raises(errors.Cancelled):
+            connection.pread_into(bytearray(512), 0)
+        assert not connection.renew()
+        connection.close()
+        with pytest.raises(errors.DeviceError):
+            connection.flush()
+
+
+def test_a_late_answer_does_not_reach_a_buffer_that_was_given_up() -> None:
+    asked: list[Asked] = []
+    here = threading.Event()
+
+    def keep(one: Asked) -> None:
+        asked.append(one)
+        here.set()
+
+    with FakeServer(keep) as server:
+        connection = nbd_connection.NbdConnection(server.uri, device="disk")
+        buffer = bytearray(512)
+        waiting = in_thread(lambda: connection.pread_into(buffer, 0))
+        assert here.wait(SOON)
+        connection.cancel()
+        with pytest.raises(errors.Cancelled):
+            waiting.result(SOON)
+        asked[0].reply(b"late" * 128)
+        with pytest.raises(errors.Cancelled):
+            connection.flush()
+        assert not any(buffer)
+        connection.close()
+
+
+def test_a_cancel_with_nothing_in_flight_can_be_taken_back() -> None:
+    with FakeServer(lambda asked: asked.reply(bytes(asked.nbytes) if asked.type == READ else b"")) as server:
+        connection = nbd_connection.NbdConnection(server.uri, device="disk")
+        connection.cancel()
+        assert connection.renew()
+        connection.pread_into(bytearray(512), 0)
+        connection.close()
+
+
+def test_a_disk_that_was_cancelled_can_be_sent_again() -> None:
+    with nbd_servers.nbdkit("memory", "8M") as server, nbd.NbdBackend(server.uri) as disk:
+        server.kill(signal.SIGSTOP)
+        waiting = in_thread(lambda: disk.read_block(_core.BlockBuffer(), 0, MiB))
+        while not disk._connection._handle.in_flight:
+            time.sleep(0.001)
+        disk.cancel()
+        with pytest.raises(errors.Cancelled):
+            waiting.result(SOON)
+        server.kill(signal.SIGCONT)
+        disk.release_dirty_bitmap(disk.create_dirty_bitmap(MiB))
+        assert disk.read_block(_core.BlockBuffer(), 0, MiB)
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_migration_with_a_frozen_server_is_cancelled_at_once(tmp_path: Path, side: str) -> None:
+    with nbd_servers.nbdkit("memory", "64M") as server:
+        if side == "source":
+            started = threading.Event()
+            with nbd.NbdBackend(server.uri, name="v") as source:
+                outgoing = blkmig.outgoing([source], f"file:{tmp_path}/s", on_progress=lambda _event: started.set())
+                server.kill(signal.SIGSTOP)
+                waiting = in_thread(lambda: enter_and_run(outgoing))
+                while not source._connection._handle.in_flight:
+                    time.sleep(0.001)
+                outgoing.cancel()
+                with pytest.raises(errors.Cancelled):
+                    waiting.result(SOON)
+            return
+        source_path = tmp_path / "v.raw"
+        source_path.write_bytes(os.urandom(4 * MiB))
+        blkmig.send([source_path], f"file:{tmp_path}/s")
+        with nbd.NbdBackend(server.uri, name="v") as target:
+            incoming = blkmig.incoming(f"file:{tmp_path}/s", {"v": target})
+            server.kill(signal.SIGSTOP)
+            waiting = in_thread(lambda: enter_and_run(incoming))
+            while not target._connection._handle.in_flight:
+                time.sleep(0.001)
+            incoming.cancel()
+            with pytest.raises(errors.Cancelled):
+                waiting.result(SOON)
+
+
+def enter_and_run(migration: blkmig.OutgoingMigration | blkmig.IncomingMigration) -> None:
+    with migration:
+        migration.run()
+
+
+def test_a_frozen_qemu_nbd_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peers.require("qemu-nbd", "qemu-img")
+    monkeypatch.setattr(image, "HURRY_TIMEOUT", 0.2)
+    path = tmp_path / "v.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "8M"], check=True)
+    with image.ImageBackend(path, format="qcow2") as disk:
+        assert disk._server is not None
+        process = disk._server._process
+        process.send_signal(signal.SIGSTOP)
+        waiting = in_thread(lambda: disk.read_block(_core.BlockBuffer(), 0, MiB))
+        while not disk._connection._handle.in_flight:
+            time.sleep(0.001)
+        disk.cancel()
+        with pytest.raises(errors.Cancelled):
+            waiting.result(SOON)
+        in_thread(disk.close).result(SOON)
+        assert process.returncode is not None
+
+
+def test_listing_exports_has_a_bound_and_hears_a_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
+    with silent_server() as uri:
+        cancelled = threading.Event()
+        waiting = in_thread(lambda: exportnames.list_names(uri, device="q", is_cancelled=cancelled.is_set))
+        cancelled.set()
+        with pytest.raises(errors.Cancelled):
+            waiting.result(SOON)
+        monkeypatch.setattr(exportnames, "TIMEOUT", 0.2)
+        with pytest.raises(errors.DeviceError, match="did not answer in time"):
+            in_thread(lambda: exportnames.list_names(uri, device="q")).result(SOON)
+
+
+def test_connect_timeout_bounds_the_handshake_of_a_source(tmp_path: Path) -> None:
+    with silent_server() as uri:
+        done = command.run("send", "--connect-timeout=0.3", f"v={uri}", f"file:{tmp_path}/s")
+    assert done.exit_code == 1, done.stderr
+    assert "did not answer in time" in done.stderr
+
+
+def test_idle_timeout_bounds_a_request(tmp_path: Path) -> None:
+    with FakeServer(lambda _asked: None, size=MiB) as server:
+        uri = server.uri
+        done = command.run("send", "--idle-timeout=0.3", f"v={uri}", f"file:{tmp_path}/s")
+    assert done.exit_code == 1, done.stderr
+    assert "silent for 0.3 s" in done.stderr
+
+
+def test_one_byte_now_and_then_is_no_answer() -> None:
+    ended = threading.Event()
+
+    def drip(asked: Asked) -> None:
+        asked._server.send(struct.pack(">IIQ", 0x67446698, 0, asked._cookie))
+        while not ended.wait(0.02):
+            asked._server.send(b"x")
+
+    with FakeServer(drip) as server:
+        connection = nbd_connection.NbdConnection(server.uri, device="disk", request_timeout=0.1)
+        waiting = in_thread(lambda: connection.pread_into(bytearray(MiB), 0))
+        with pytest.raises(errors.DeviceError, match="answered no request"):
+            waiting.result(SOON)
+        ended.set()
+        connection.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_command_that_waits_for_a_frozen_server(tmp_path: Path, number: signal.Signals) -> None:
+    asked = threading.Event()
+    with FakeServer(lambda _asked: asked.set(), size=MiB) as server:
+        process = command.start("send", "--idle-timeout=0", f"v={server.uri}", f"file:{tmp_path}/s")
+        assert asked.wait(SOON)
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=SOON)
+    assert process.returncode == 128 + number, stderr
