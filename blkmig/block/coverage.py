@@ -43,7 +43,7 @@ class BlockCoverage:
 
         self.resent_blocks = 0
         self.resent_sum = 0
-        """How many blocks came that had come before, and the sum of their numbers, each plus one."""
+        """How many blocks came that had come before, and the sum of what `resent_term` makes of them."""
 
         self._reach = min(limit, len(self.bits) * _core.BLOCK_SIZE)  # blocks that start before it have a bit
 
@@ -63,12 +63,13 @@ class BlockCoverage:
         # The last block may start early, over its neighbour; that does not change its number.
         return -(-sector // _core.SECTORS_PER_BLOCK)
 
-    def add(self, block: int, count: int) -> int:
+    def add(self, block: int, count: int, *, is_zero: bool = False) -> int:
         """Note that `count` blocks from `block` on have come, and return how many of them had come before."""
         is_new = block * _core.SECTORS_PER_BLOCK >= self.end_sector  # nothing came from here on: the usual case
         before = 0 if is_new else self.bits.count(block, block + count)
         if before:
             self._note_resent(block, count, before)
+            self.resent_sum += before * is_zero
         if before < count:
             self.bits.set_range(block, count)
         last = block + count - 1
@@ -131,15 +132,15 @@ class BlockCoverage:
         self._reach = min(self.limit, wanted * _core.BLOCK_SIZE)
 
     def _note_resent(self, block: int, count: int, before: int) -> None:
-        """Add up the numbers of the `before` blocks of these that have come before."""
+        """Add up those of these blocks, `before` of them, that have come before."""
         self.resent_blocks += before
         if before == count:
-            self.resent_sum += count * (2 * block + count + 1) // 2
+            self.resent_sum += resent_term(block, count)
             return
         stop = block + count
         while (area := self.bits.next_dirty_area(block, stop)) is not None:
             first, known = area
-            self.resent_sum += known * (2 * first + known + 1) // 2
+            self.resent_sum += resent_term(first, known)
             if (block := first + known) >= stop:
                 return
 
@@ -154,6 +155,14 @@ class BlockCoverage:
         return errors.OutOfRange(
             f"disk {self.name!r}: a block at sector {sector}, {why}", device=self.name, sector=sector, position=position
         )
+
+
+def resent_term(block: int, count: int = 1) -> int:
+    """Return what `count` blocks from `block` on that come again add to the sum of them; of zeros it is 1 more each.
+
+    So the sum tells where they went, and which of two came last if one of them was zero.
+    """
+    return count * (2 * block + count + 1)
 
 
 def grown(bits: _core.Bitmap, nbits: int) -> _core.Bitmap:

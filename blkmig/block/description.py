@@ -6,7 +6,7 @@
     "blkmig": {"version": 2, "incremental": false,
                "digest": "...", "digest_algorithm": "...",               if digests were asked for: of all disks at once
                "disks": [{"name": "vda", "size": 5000192,                the exact size in bytes
-                          "resent": [3, 17],                             blocks sent again, the sum of their numbers
+                          "resent": [3, 17],                             blocks sent again, and `resent_term` of them
                           "sent": "0123abcd",                            incremental: CRC-32 of the bitmap of what came
                           "digest": "...", "digest_algorithm": "...",    of the blocks that were sent
                           "disk_digest": "..."}]}                        incremental: of all of the disk

@@ -47,7 +47,7 @@ class BlkMigDevState:
 
     resent_blocks: int = 0
     resent_sum: int = 0
-    """How many blocks were sent that had been sent before, and the sum of their numbers, each plus one."""
+    """How many blocks were sent that had been sent before, and the sum of what `resent_term` makes of them."""
 
     completed_sectors: int = 0
     """Sectors of the bulk phase that were sent, or skipped because only the base holds them."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .. import _core, channel, errors
-from . import device, state
+from . import coverage, device, state
 
 SHARES_PAGES = 1
 """In the bits of the first EOS that nobody looks at: payloads are pages of a file, on this machine."""
@@ -66,7 +66,7 @@ def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.
     bmds, buf = blk.bmds, blk.buf
     assert bmds is not None
     if bmds.sent is not None or not blk.bulk_sectors:
-        note_sent(bmds, blk)
+        note_sent(bmds, blk, is_zero=buf.is_zero and blk_mig.zero_blocks)
     if buf.is_zero and blk_mig.zero_blocks:
         send_zero_run(blk_mig, f, bmds, blk.block, 1)
         f.flush()
@@ -102,11 +102,11 @@ def send_zero_run(
         note_digests(bmds, block, ZERO_DIGEST * count)
 
 
-def note_sent(bmds: device.BlkMigDevState, blk: device.BlkMigBlock) -> None:
+def note_sent(bmds: device.BlkMigDevState, blk: device.BlkMigBlock, *, is_zero: bool) -> None:
     """Record that `blk` is sent: what is dirty was sent before, or, with a shared base, maybe not."""
     if not blk.bulk_sectors and (bmds.sent is None or bmds.sent.test(blk.block)):
         bmds.resent_blocks += 1
-        bmds.resent_sum += blk.block + 1
+        bmds.resent_sum += coverage.resent_term(blk.block) + is_zero
     if bmds.sent is not None:
         bmds.sent.set(blk.block)
 

@@ -71,7 +71,7 @@ class BlkLoadDevice:
             self._zeroes = range(offset, self.backend.zeroes_end(offset))
             if offset + nbytes > self._zeroes.stop:
                 self.backend.write_zeroes(offset, nbytes)
-        self._came(block, count)
+        self._came(block, count, is_zero=True)
         self.statistics.zero_blocks += count
 
     def join(self, shared: buffers.LoadBuffers, room: coverage.CoverageRoom) -> None:
@@ -115,9 +115,9 @@ class BlkLoadDevice:
                 if error.errno != errno.EFBIG or size == end:
                     raise  # else files may not be as large as that, for this user or on this file system
 
-    def _came(self, block: int, count: int) -> None:
+    def _came(self, block: int, count: int, *, is_zero: bool = False) -> None:
         """Count blocks that were written."""
-        self.statistics.resent_blocks += self.coverage.add(block, count)
+        self.statistics.resent_blocks += self.coverage.add(block, count, is_zero=is_zero)
         self.statistics.blocks += count
 
     def settle(self, size: int, source: stats.SizeSource) -> None:

@@ -64,12 +64,12 @@ class InspectedDisk:
     def load_zero_run(self, sector: int, count: int, position: int) -> None:
         """Count zero blocks."""
         number = self.coverage.check(sector, count, position)
-        self._came(number, count)
+        self._came(number, count, is_zero=True)
         self.zero.set_range(number, count)
         self.statistics.zero_blocks += count
         self._records.block(self.statistics.name, sector, count, position, is_zero=True)
 
-    def _came(self, number: int, count: int) -> None:
+    def _came(self, number: int, count: int, *, is_zero: bool = False) -> None:
         """Count `count` blocks from block `number` on."""
         if len(self._round) < len(self.coverage.bits):
             self._grow(len(self.coverage.bits))
@@ -83,7 +83,7 @@ class InspectedDisk:
             self.resent.set(number)
         elif count > 1:
             self._note_resent(number, number + count)
-        self.statistics.resent_blocks += self.coverage.add(number, count)
+        self.statistics.resent_blocks += self.coverage.add(number, count, is_zero=is_zero)
         self.statistics.blocks += count
 
     def _grow(self, nblocks: int) -> None:

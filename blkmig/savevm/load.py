@@ -31,6 +31,9 @@ _KINDS: Final[dict[int, stream.SectionKind]] = {
     container.QEMU_VM_SECTION_FULL: "FULL",
 }
 
+MAX_COMMANDS: Final = 64
+"""Commands that are counted one by one; QEMU knows a dozen."""
+
 _NOBODY: Final = stream.StreamObserver()
 
 
@@ -270,6 +273,8 @@ class LoadVM:
         command, nbytes = f.get_be16(), f.get_be16()
         container.check_command(command, nbytes, position)
         name = container.COMMAND_NAMES.get(command, str(command))
+        if name not in self._commands and len(self._commands) >= MAX_COMMANDS:
+            name = "others"
         self._commands[name] = self._commands.get(name, 0) + 1
         self._observer.command(command, nbytes, position)
         if command == container.MIG_CMD_OPEN_RETURN_PATH:
