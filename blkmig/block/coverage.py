@@ -68,8 +68,12 @@ class BlockCoverage:
         is_new = block * _core.SECTORS_PER_BLOCK >= self.end_sector  # nothing came from here on: the usual case
         before = 0 if is_new else self.bits.count(block, block + count)
         if before:
-            self._note_resent(block, count, before)
+            self.resent_blocks += before
             self.resent_sum += before * is_zero
+            if before == count:
+                self.resent_sum += count * (2 * block + count + 1)  # resent_term, but for a call for each block
+            else:
+                self._add_resent(block, count)
         if before < count:
             self.bits.set_range(block, count)
         last = block + count - 1
@@ -131,12 +135,8 @@ class BlockCoverage:
         self.bits = grown(self.bits, wanted)
         self._reach = min(self.limit, wanted * _core.BLOCK_SIZE)
 
-    def _note_resent(self, block: int, count: int, before: int) -> None:
-        """Add up those of these blocks, `before` of them, that have come before."""
-        self.resent_blocks += before
-        if before == count:
-            self.resent_sum += resent_term(block, count)
-            return
+    def _add_resent(self, block: int, count: int) -> None:
+        """Add up those of these blocks that have come before, which are some and not all of them."""
         stop = block + count
         while (area := self.bits.next_dirty_area(block, stop)) is not None:
             first, known = area
