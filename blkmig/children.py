@@ -1,8 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How the commands that were started have ended: known, or not known, and never taken for granted.
+"""The commands that were started: they end with this process, and how they have ended is never taken for granted.
 
 A process that ignores SIGCHLD, as some supervisors leave it to whom they start, is not told how its children end;
 nor is one whose other parts wait for any child. Python's `subprocess` makes 0 of that, which is success.
+
+A child is tied to this process by a pipe that the kernel closes when this process ends, by SIGKILL, too::
+
+    this process ──── pipe, held open ────► /bin/sh, reading      at its end: removes sockets, ends the child
+         └──────────── Popen ─────────────► child
+
+PR_SET_PDEATHSIG would be set in the child, which is no place for Python code in a program with threads, and it fires
+when the *thread* ends that has started the child.
 """
 
 from __future__ import annotations
@@ -12,7 +20,33 @@ import errno
 import os
 import signal
 import subprocess
+import weakref
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+_WATCH = r"""
+read -r pid since
+read -r word && exit
+rm -f -- "$@"
+is_there() {
+    read -r line 2>/dev/null <"/proc/$pid/stat" || return
+    set -- ${line##*) }
+    [ "${20}" = "$since" ]
+}
+is_there || exit
+kill -TERM "$pid"
+kill -CONT "$pid"
+for second in 1 2 3 4 5 6 7 8 9 10; do
+    sleep 1
+    is_there || exit
+done
+kill -KILL "$pid"
+"""
+"""Of a process that has ended the number may be another one's by then, so the moment of its start is compared, too."""
+
+_STARTED = 19
+"""Where that moment stands in /proc/PID/stat, behind the name."""
 
 
 def exit_status(child: subprocess.Popen[bytes]) -> int | None:
@@ -57,3 +91,82 @@ def is_sigchld_ignored() -> bool:
         ignored = next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:"))
         return bool(int(ignored, 16) >> (signal.SIGCHLD - 1) & 1)
     return signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+
+
+class Tie:
+    """What ends a child when this process has ended, whatever ended it; files in `remove`, such as sockets, go first.
+
+    Made before the child, so that `hold` is all that is to be done once that runs. For a child that has ended it does
+    nothing but wait for the end of this process, until `undo`. Raises OSError.
+    """
+
+    def __init__(self, remove: Sequence[str] = ()) -> None:
+        read_end, self._write_end = os.pipe2(os.O_CLOEXEC)
+        try:
+            self._watcher = subprocess.Popen(
+                ["/bin/sh", "-c", _WATCH, "blkmig-tie", *remove],
+                stdin=read_end,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                cwd="/",
+                start_new_session=True,  # what the terminal says to us is not for it
+            )
+        except BaseException:
+            self.forget()
+            raise
+        finally:
+            os.close(read_end)
+        _ties.add(self)
+
+    def hold(self, child: subprocess.Popen[Any]) -> None:
+        """Have `child` end with this process."""
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended, and nobody is told how
+            about = Path(f"/proc/{child.pid}/stat").read_text(errors="replace")
+            os.write(self._write_end, f"{child.pid} {about.rpartition(') ')[2].split()[_STARTED]}\n".encode())
+        # A child that nobody knows any more has been waited for. At this process's end the pipe alone is to act.
+        weakref.finalize(child, self.undo).atexit = False
+
+    def undo(self) -> None:
+        """Let the child, which has ended, go. Twice does no harm."""
+        fd, self._write_end = self._write_end, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):
+                os.write(fd, b"\nended\n")  # two lines, if nobody was held
+            os.close(fd)
+            self._watcher.wait()
+
+    def forget(self) -> None:
+        """Leave it to the process that has forked this one."""
+        fd, self._write_end = self._write_end, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+def start(command: Sequence[str], *, remove: Sequence[str] = (), **options: Any) -> tuple[subprocess.Popen[Any], Tie]:
+    """Start a child, as Popen does with these `options`, that ends with this process: see :class:`Tie`."""
+    tie = Tie(remove)
+    try:
+        child = subprocess.Popen(command, **options)
+        try:
+            tie.hold(child)
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+    except BaseException:
+        tie.undo()
+        raise
+    return child, tie
+
+
+_ties: weakref.WeakSet[Tie] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    """Close, in a forked child, the pipes of the process that forked it: its end shall be seen."""
+    for tie in list(_ties):
+        tie.forget()
+    _ties.clear()
+
+
+os.register_at_fork(after_in_child=_forget_all)

@@ -67,7 +67,7 @@ def _open_command(connection: link.Link, command: str, *, writing: bool) -> link
     ours, theirs = (write_end, read_end) if writing else (read_end, write_end)
     try:
         stdin, stdout = (theirs, 2) if writing else (subprocess.DEVNULL, theirs)
-        child = subprocess.Popen(["/bin/sh", "-c", command], stdin=stdin, stdout=stdout)
+        child, _ = children.start(["/bin/sh", "-c", command], stdin=stdin, stdout=stdout)
     except BaseException:
         os.close(ours)
         raise

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from typing import IO, Any
 
-from .. import disk, errors, migration, params, stats, units
+from .. import children, disk, errors, migration, params, stats, units
 from . import arguments, output, progress, signals
 
 DATA_SHARE = 0.4
@@ -122,7 +122,7 @@ def receiving(target: pathlib.Path) -> Iterator[str]:
     beside = pathlib.Path(__file__).parents[2]
     command = [sys.executable, "-m", "blkmig", "receive", "--progress=none", "--accept-timeout", str(RECEIVER_SECONDS),
                "tcp:127.0.0.1:0", f"demo={target.resolve()}"]  # fmt: skip
-    with subprocess.Popen(
+    process, tie = children.start(
         command,
         cwd=beside,
         stdin=subprocess.DEVNULL,
@@ -130,7 +130,8 @@ def receiving(target: pathlib.Path) -> Iterator[str]:
         stderr=subprocess.PIPE,
         text=True,
         process_group=0,  # Ctrl-C is for the demo, which ends its receiver itself
-    ) as process:
+    )
+    with process:
         try:
             assert process.stderr is not None
             yield read_address(process.stderr)
@@ -138,6 +139,8 @@ def receiving(target: pathlib.Path) -> Iterator[str]:
                 raise errors.MigrationError(f"the receiver failed: {process.stderr.read().strip()}")
         finally:
             process.kill()
+            process.wait()
+            tie.undo()
 
 
 def read_address(stderr: IO[str]) -> str:

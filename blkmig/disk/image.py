@@ -195,14 +195,16 @@ class QemuNbd:
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(self._socket_path)
             listener.listen()
-            return subprocess.Popen(
+            process, self._tie = children.start(
                 ["/bin/sh", "-c", _SPAWN, "sh", *command],
+                remove=[self._socket_path],
                 restore_signals=False,  # SIGXFSZ stays ignored: a limit on file sizes is an error, no sudden death
                 stdin=listener.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
                 start_new_session=True,  # Ctrl-C is for blkmig; this one is to end when its client has gone
             )
+        return process
 
     @contextlib.contextmanager
     def connecting(self) -> Iterator[str]:
@@ -246,6 +248,7 @@ class QemuNbd:
             self._process.kill()
             self._process.wait()
         self._stderr.close()
+        self._tie.undo()
         if check and self._writable and self._process.returncode:
             cause = f"its qemu-nbd ended with status {self._process.returncode}"
             raise errors.DeviceError("cannot be closed", device=self._device, cause=cause)

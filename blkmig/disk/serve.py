@@ -26,7 +26,7 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from .. import errors
+from .. import children, errors
 from . import file, nbd_uri
 from . import open as open_disks
 
@@ -72,9 +72,11 @@ class StorageDaemon:
         with contextlib.ExitStack() as stack:
             self._log = stack.enter_context(tempfile.TemporaryFile())
             with _listen(nbd) as nbd_socket, _listen(f"unix:{self.qmp_path}") as qmp_socket:
-                stack.callback(pathlib.Path(self.qmp_path).unlink, missing_ok=True)
+                self._sockets = [self.qmp_path]
                 if nbd.startswith("unix:"):
-                    stack.callback(pathlib.Path(nbd.removeprefix("unix:")).unlink, missing_ok=True)
+                    self._sockets.append(_absolute(nbd).removeprefix("unix:"))
+                for path in self._sockets:
+                    stack.callback(pathlib.Path(path).unlink, missing_ok=True)
                 self.nbd_uri = _nbd_uri(nbd_socket)
                 self._nbd_address = _absolute(nbd) if nbd.startswith("unix:") else self.nbd_uri
                 self._process = self._start(nbd_socket.fileno(), qmp_socket.fileno())
@@ -89,14 +91,16 @@ class StorageDaemon:
             raise errors.DeviceError("cannot be served", device=self._names(), cause=f"{cause} or qemu-img (Fedora)")
         command = [program, *arguments(self.disks, nbd_fd=nbd_fd, qmp_fd=qmp_fd)]
         # Its own group: Ctrl-C is for us, and we end it in good order.
-        return subprocess.Popen(
+        process, self._tie = children.start(
             command,
+            remove=self._sockets,
             pass_fds=(nbd_fd, qmp_fd),
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=self._log,
             process_group=0,
         )
+        return process
 
     def _check_running(self) -> None:
         """Return when the daemon answers; its words if it ended instead."""
@@ -143,6 +147,7 @@ class StorageDaemon:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._tie.undo()
 
     def _ended(self) -> errors.DeviceError:
         status = self._process.wait()

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A child ends with its parent, whatever ends that one, and leaves no lock and no socket behind (C5, E14)."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import command
+import peers
+import pytest
+import storage_daemon
+from storage_daemon import MiB
+
+import blkmig
+from blkmig import children
+
+SOON = 30.0
+
+
+class Watched:
+    """A process that need not be a child of ours."""
+
+    def __init__(self, pid: int) -> None:
+        self._fd = os.pidfd_open(pid)
+
+    def ends(self) -> bool:
+        """Return whether it ends soon."""
+        return bool(select.select([self._fd], [], [], SOON)[0])
+
+    def is_there(self) -> bool:
+        """Return whether it has not ended yet."""
+        return not select.select([self._fd], [], [], 0)[0]
+
+    def __del__(self) -> None:
+        os.close(self._fd)
+
+
+def children_of(pid: int, name: str) -> list[Watched]:
+    """Return the children of a process whose program is called `name`."""
+    found = []
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        if Path(f"/proc/{child}/comm").read_text().strip().startswith(name):
+            found.append(Watched(int(child)))
+    return found
+
+
+PARENT = """
+import os, subprocess, sys, threading, time
+from blkmig import children
+def start():
+    global child, tie
+    child, tie = children.start(["sleep", "1000"], remove=sys.argv[1:], stdout=subprocess.DEVNULL)
+thread = threading.Thread(target=start)
+thread.start()
+thread.join()
+print(child.pid, flush=True)
+"""
+
+
+def parent(more: str, *arguments: str | Path) -> tuple[subprocess.Popen[str], Watched]:
+    """Start somebody with a child that a thread of his has started, which has ended; then he does `more`."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PARENT + more, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=command.environment(),
+        text=True,
+    )
+    assert process.stdout is not None
+    return process, Watched(int(process.stdout.readline()))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+def test_a_child_ends_with_its_parent(tmp_path: Path, number: signal.Signals) -> None:
+    socket_path = tmp_path / "a socket"
+    socket_path.touch()
+    process, child = parent("sys.stdin.read()", socket_path)
+    assert child.is_there()  # although the thread that started it has ended
+    process.send_signal(number)
+    process.communicate()
+    assert child.ends()
+    assert not socket_path.exists()
+
+
+def test_a_child_ends_with_a_parent_that_ends_by_itself() -> None:
+    process, child = parent("")
+    process.communicate()
+    assert process.returncode == 0
+    assert child.ends()
+
+
+def test_a_stopped_child_ends_with_its_parent() -> None:
+    process, child = parent("child.send_signal(19); print(flush=True); sys.stdin.read()")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.kill()
+    process.communicate()
+    assert child.ends()
+
+
+def test_a_fork_of_the_parent_does_not_keep_the_child_alive() -> None:
+    more = "if not os.fork():\n    print(os.getpid(), flush=True)\n    time.sleep(1000)\nsys.stdin.read()"
+    process, child = parent(more)
+    assert process.stdout is not None
+    fork = int(process.stdout.readline())
+    try:
+        process.kill()
+        assert child.ends()
+    finally:
+        os.kill(fork, signal.SIGKILL)
+        process.communicate()
+
+
+def test_a_child_that_has_ended_is_let_go() -> None:
+    child, tie = children.start(["true"])
+    child.wait()
+    tie.undo()
+    tie.undo()
+    assert tie._watcher.returncode == 0
+
+
+def test_a_program_that_is_not_there_leaves_no_watcher() -> None:
+    with pytest.raises(FileNotFoundError):
+        children.start(["/nowhere"])
+    assert not children_of(os.getpid(), "sh")
+
+
+def test_a_command_ends_with_a_sender_that_is_killed(tmp_path: Path) -> None:
+    """``exec:``, also a command that does not look at its standard input."""
+    source, pid_file = tmp_path / "v.raw", tmp_path / "pid"
+    source.write_bytes(os.urandom(16 * MiB))
+    os.mkfifo(pid_file)
+    sender = command.start("send", source, f"exec:head -c1 >/dev/null; echo $$ >{pid_file}; exec sleep 1000")
+    child = Watched(int(pid_file.read_text()))
+    assert child.is_there()
+    sender.kill()
+    sender.communicate()
+    assert child.ends()
+
+
+def test_a_sender_of_an_image_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
+    peers.require("qemu-nbd", "qemu-img")
+    image, fifo = tmp_path / "v.qcow2", tmp_path / "fifo"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "8M"], check=True)
+    os.mkfifo(fifo)
+    sender = command.start("send", f"{image},format=qcow2", f"file:{fifo}")
+    reader = os.open(fifo, os.O_RDONLY)  # returns when the sender has opened it, which comes behind its disks
+    servers = children_of(sender.pid, "qemu-nbd")
+    assert servers
+    sender.kill()
+    sender.communicate()
+    assert all(server.ends() for server in servers)
+    os.close(reader)
+    with blkmig.disk.open_disk(f"{image},format=qcow2"):  # its lock is free
+        pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP, signal.SIGTERM])
+def test_serve_again_after_a_serve_that_was_killed(number: signal.Signals) -> None:
+    """E14: the daemon has ended, the image is free, and no socket is left."""
+    peers.require("qemu-storage-daemon")
+    with storage_daemon.private_folder() as folder:
+        image = folder / "v.raw"
+        image.write_bytes(bytes(MiB))
+        words = ["serve", f"v={image}", "--nbd", f"unix:{folder}/nbd"]
+        for _ in range(2):
+            serving = command.start(*words)
+            assert serving.stdout is not None
+            lines = [serving.stdout.readline(), serving.stdout.readline()]
+            assert b"send with" in lines[1], serving.communicate()[1]
+            daemons = children_of(serving.pid, "qemu-storage")
+            assert daemons
+            serving.send_signal(number)
+            serving.communicate()
+            assert all(daemon.ends() for daemon in daemons)
+            assert [path.name for path in folder.iterdir()] == ["v.raw"]
+            with blkmig.FileBackend(image):
+                pass
