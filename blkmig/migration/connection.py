@@ -17,11 +17,11 @@ from collections.abc import Iterator
 
 from .. import block, channel, errors, savevm
 
+HINT = "look at the target's messages"
 QEMU_HINT = (
-    "look at the target's messages; a QEMU that goes away has no drive of that id, one that no device uses, a smaller "
-    "or a read-only image, another machine type, or is older than 2.5 and knows no return path (--no-return-path)"
+    f"{HINT}; a QEMU that goes away has no drive of that id, one that no device uses, a smaller or a read-only image, "
+    "another machine type, or is older than 2.5 and knows no return path (--no-return-path)"
 )
-
 
 REASON_SECONDS = 1.0
 """How long the reason of a target that failed may be on its way after the link broke."""
@@ -31,9 +31,12 @@ BARRIER_PING = 0x656E6400
 
 
 class Connection:
-    """The way to `uri`, which carries what `handlers` send. Raises ParameterError for a bad URI."""
+    """The way to `uri`, which carries what `handlers` send. Raises ParameterError for a bad URI.
 
-    def __init__(self, uri: str, handlers: block.BlockSaveHandlers) -> None:
+    `is_qemu` is whether there is a QEMU at its end; None where nobody said so, and it may be one.
+    """
+
+    def __init__(self, uri: str, handlers: block.BlockSaveHandlers, *, is_qemu: bool | None = None) -> None:
         # Set here, then read-only.
         self._uri = uri
         self._connector = channel.Connector(uri)
@@ -42,6 +45,7 @@ class Connection:
         self._f: channel.OutputQEMUFile | None = None
         self._return_path: channel.InputQEMUFile | None = None
         self._barriers = 0
+        self._is_qemu = is_qemu
         self.has_target_failed = False
         """The target has said so, and does not use what it has."""
 
@@ -105,16 +109,26 @@ class Connection:
         kind, value = savevm.read_message(path)
         if kind == savevm.MIG_RP_MSG_SHUT:
             raise self._target_failed(value or 0)
+        if kind == savevm.MIG_RP_MSG_PONG and not self._is_answer(value):
+            self._is_no_qemu()
         return value if kind == savevm.MIG_RP_MSG_PONG else None
+
+    def _is_answer(self, value: int | None) -> bool:
+        """Return whether a PONG answers one of our PINGs."""
+        return value is not None and BARRIER_PING < value <= BARRIER_PING + self._barriers
 
     def await_target(self) -> None:
         """Close the stream; on a two-way channel, wait for the target's word first."""
         if self._return_path is not None:
             with self._losing("waiting for the target's word that it has everything"):
-                status = savevm.await_shut(self._return_path)
+                status = savevm.await_shut(self._return_path, on_pong=self._is_no_qemu)
             if status:
                 raise self._target_failed(status, "received everything, but failed")
         self.f.close()
+
+    def _is_no_qemu(self) -> None:
+        """Take note that the target is a blkmig, by what it says."""
+        self._is_qemu = False
 
     def _target_failed(self, status: int, what: str = "has ended the migration before the stream's end") -> Exception:
         """Return the error for what the target has said in its SHUT, and take note that it does not use what it has."""
@@ -170,5 +184,11 @@ class Connection:
             cause=cause,
             device=sent and sent[0].label,
             offset=sent and sent[0].geometry.block_range(sent[1])[0],
-            hint=QEMU_HINT,
+            hint=self._hint(),
         )
+
+    def _hint(self) -> str:
+        """Return what to do about a link that broke: more about QEMUs if the target may be one."""
+        if self._is_qemu is None:
+            return QEMU_HINT.replace("; a QEMU that goes away", "; if it is a QEMU, it")
+        return QEMU_HINT if self._is_qemu else HINT

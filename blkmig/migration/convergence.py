@@ -146,11 +146,18 @@ class Convergence:
             times = "a pause was" if self._pauses_given_up == 1 else f"{self._pauses_given_up} pauses were"
             after = units.format_duration(self._parameters.downtime_bound)
             pauses = f"; {times} given up after {after}: look whether the target hangs"
+        link = f"the link carries {units.format_rate(bandwidth)}"
         limit_now = units.format_duration(self._parameters.downtime_limit)
+        if blk_mig is None or not blk_mig.bulk_completed:
+            # Where nothing but zeros was read, nobody knows what the link carries, and it is not to blame.
+            why = f"the disks were not read once in that time, {units.format_size(pending)} of them are left"
+            what_to_do = f"{link}; allow more time, or more bandwidth" if bandwidth else "allow more time"
+        else:
+            why = f"{units.format_size(pending)} are still to be sent, {link}, the writers dirty "
+            why += f"{units.format_rate(dirty_rate)}{pauses}"
+            what_to_do = f"allow a longer downtime (now {limit_now}), more bandwidth, or slower writers"
         return errors.NotConverged(
-            f"did not converge {limit}: {units.format_size(pending)} are still to be sent, the link carries "
-            f"{units.format_rate(bandwidth)}, the writers dirty {units.format_rate(dirty_rate)}{pauses}; allow a "
-            f"longer downtime (now {limit_now}), more bandwidth, or slower writers",
+            f"did not converge {limit}: {why}; {what_to_do}",
             dirty_rate=dirty_rate,
             bandwidth=bandwidth,
             pending=pending,

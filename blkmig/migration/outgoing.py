@@ -62,7 +62,9 @@ class OutgoingMigration:
         self._block = block.BlockSaveHandlers(disks, self.parameters, clock=clock)
         self._block.is_described = self.savevm.format.vmdescription
         self.savevm.register_savevm_live("block", 0, 1, self._block)
-        self._connection = connection.Connection(uri, self._block)
+        self._connection = connection.Connection(
+            uri, self._block, is_qemu=True if self.parameters.qemu or self.parameters.machine else None
+        )
         self._figures = figures.Figures(
             self._block, self.savevm, self._connection, on_progress=on_progress, clock=clock
         )

@@ -89,8 +89,12 @@ def read_message(f: InputQEMUFile) -> tuple[int, int | None]:
     return kind, None
 
 
-def await_shut(f: InputQEMUFile, *, clock: Callable[[], float] = time.monotonic) -> int:
+def await_shut(
+    f: InputQEMUFile, *, clock: Callable[[], float] = time.monotonic, on_pong: Callable[[], object] | None = None
+) -> int:
     """Return the status of the loader's SHUT; other messages are passed over. Blocks until it comes.
+
+    `on_pong` is told of each PONG: nobody has asked for one here, and only a blkmig sends them all the same.
 
     A loader that takes its time says so in PONGs. Without any message for the idle time-out of `f`, or ten times that
     long without a new value in them, it is given up: :class:`~blkmig.errors.ChannelTimeout`. Raises
@@ -102,6 +106,8 @@ def await_shut(f: InputQEMUFile, *, clock: Callable[[], float] = time.monotonic)
         kind, value = read_message(f)
         if kind == MIG_RP_MSG_SHUT:
             return _status(value, position)
+        if kind == MIG_RP_MSG_PONG and on_pong is not None:
+            on_pong()
         patience.heard(value)
 
 
