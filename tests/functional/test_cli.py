@@ -208,7 +208,6 @@ def test_demo(tmp_path: Path) -> None:
 
 
 def test_bar(tmp_path: Path, disk: Path) -> None:
-    pytest.importorskip("rich")
     done = blkmig_command("send", "--progress=bar", disk, f"file:{tmp_path}/stream")
     assert done.returncode == 0, done.stderr
 

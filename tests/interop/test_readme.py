@@ -146,7 +146,7 @@ def readme_lines() -> list[str]:
             prose += f"{line}\n"
         elif language == "":
             found.append(without_comment(line))
-    return found + [quoted for quoted in re.findall(r"`([^`]+)`", prose) if quoted.startswith("blkmig ")]
+    return found + [quoted for quoted in re.findall(r"`([^`]+)`", prose) if re.match(r"blkmig \S+ \S", quoted)]
 
 
 def help_lines() -> list[str]:
