@@ -60,7 +60,7 @@ class MigrationParameters:
     """Give up after so many seconds without convergence."""
 
     auto_converge: bool = False
-    """Slow the writers down, step by step, while they dirty blocks faster than half of what the link carries."""
+    """Slow the writers down when they dirty blocks faster than half of what the link carries, to what it can carry."""
 
     switchover: Switchover = "auto"
     """``auto``: as soon as what is pending fits the downtime limit; ``manual``: when the caller says so."""

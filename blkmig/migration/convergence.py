@@ -13,14 +13,10 @@ any thread and any signal handler may call them, so they take no lock.
 
 from __future__ import annotations
 
-import contextlib
-import logging
 from collections.abc import Callable
 
 from .. import block, disk, errors, params, stats, units
-from . import figures, standby
-
-logger = logging.getLogger(__name__)
+from . import autoconverge, figures, standby
 
 WORTH = 0.75
 """One more round is worth its time if it leaves at most this share of what the one before it left."""
@@ -34,11 +30,6 @@ FRESH_SECONDS = 0.01
 
 MAX_PAUSES_GIVEN_UP = 3
 """So many pauses may be given up, each of which holds the writers up for as long as the bound allows."""
-
-THROTTLE_INITIAL = 0.20
-THROTTLE_STEP = 0.10
-THROTTLE_MAX = 0.99
-"""QEMU's cpu-throttle figures: the writers' speed is cut by a fifth, then by a tenth more at a time."""
 
 
 class Convergence:
@@ -60,7 +51,7 @@ class Convergence:
         self._pauses_given_up = 0
         self._standstill = Standstill()
         self._standby = standby.StandBy(parameters, handlers, measured, look)
-        self._auto_converge = AutoConverge(handlers) if parameters.auto_converge else None
+        self._auto_converge = autoconverge.AutoConverge(handlers) if parameters.auto_converge else None
         # Any thread may set these, nobody clears them.
         self.switchover_requested = False
 
@@ -169,8 +160,10 @@ class Convergence:
 
         Returns whether the round is worth telling the caller.
         """
+        rounds = self._figures.stats.rounds
         if self._auto_converge is not None:
-            self._auto_converge.round_ended(ended)
+            before = rounds[-2] if len(rounds) > 1 else None
+            self._auto_converge.round_ended(ended, before, self._figures.pending())
         pending, threshold = self._figures.pending(), self.threshold_size()
         if self._parameters.switchover == "auto" and self._standstill.is_worth_telling(pending, threshold):
             self._figures.notify(
@@ -229,42 +222,6 @@ class Standstill:
             return False
         self._tell_at *= 2
         return True
-
-
-class AutoConverge:
-    """Slows the writers down while they are faster than half the link; `release` lets them run again."""
-
-    def __init__(self, handlers: block.BlockSaveHandlers) -> None:
-        self._block = handlers
-        self._strikes = 0
-        self._throttle = 0.0
-
-    def round_ended(self, ended: stats.RoundStatistics) -> None:
-        """Judge a round: two bad ones in a row make the writers slower."""
-        if not ended.number or ended.redirtied_bytes <= ended.transferred // 2:
-            self._strikes = 0
-            return
-        self._strikes += 1
-        if self._strikes < 2:
-            return
-        self._strikes = 0
-        self._throttle = min(self._throttle + THROTTLE_STEP, THROTTLE_MAX) if self._throttle else THROTTLE_INITIAL
-        slowed = [backend.name for backend in self._block.sent_disks() if backend.throttle_writers(1 - self._throttle)]
-        logger.warning(
-            "the writers dirty %s, more than half of what the link carries: %s",
-            units.format_rate(ended.dirty_rate),
-            f"slowed by {self._throttle:.0%}: {', '.join(slowed)}"
-            if slowed
-            else "none of the disks can slow them down",
-        )
-
-    def release(self) -> None:
-        """Give the writers their speed back."""
-        if self._throttle:
-            self._throttle = 0.0
-            with contextlib.ExitStack() as stack:  # all of them, whatever one of them says
-                for backend in self._block.sent_disks():
-                    stack.callback(backend.throttle_writers, 1.0)
 
 
 def has_time(parameters: params.MigrationParameters, *, elapsed: float, rounds: int) -> bool:

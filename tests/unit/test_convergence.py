@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import math
+import random
 from pathlib import Path
+from typing import Any
 
 import lab
 import pytest
 
 import blkmig
 from blkmig import _core
-from blkmig.migration import convergence
+from blkmig.migration import autoconverge, convergence
 
 MIB = lab.MIB
 READ_SECONDS = 0.01
@@ -97,6 +100,58 @@ def test_a_tight_limit_is_kept(tmp_path: Path) -> None:
     stats = migrate(tmp_path, 50, downtime_limit=0.05)
     assert stats.downtime is not None
     assert stats.downtime <= 0.05
+
+
+class HotDisk(BusyDisk):
+    """A disk of which `hot` blocks are written at random, `rate` times a second, 64 KiB each time, unless slowed down.
+    """
+
+    def __init__(self, nblocks: int, rate: float, clock: Clock, hot: int) -> None:
+        super().__init__(nblocks, rate, clock)
+        self._full_rate, self._hot, self._rng = rate, hot, random.Random(hot)
+        self.fractions: list[float] = []
+
+    def pwrite(self, data: Any, offset: int) -> None:
+        super().pwrite(bytes(1 << 16), self._rng.randrange(self._hot) * (self.size // self._hot // MIB) * MIB)
+
+    def throttle_writers(self, fraction: float) -> bool:
+        self.rate = self._full_rate * fraction
+        if fraction < 1:
+            self.fractions.append(fraction)
+        return True
+
+
+@pytest.mark.parametrize(("hot", "rate"), [(24, 200), (96, 90), (96, 400)])
+def test_auto_converge_computes_the_speed_that_the_link_carries(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, hot: int, rate: int
+) -> None:
+    """E11: one step or two, and no slower than is needed: 100 blocks a second are carried, so 40 may be dirtied."""
+    clock = Clock()
+    disk = HotDisk(96, rate, clock, hot)
+    chosen = blkmig.MigrationParameters(
+        downtime_limit=0.1, auto_converge=True, writers_after="refuse", zero_blocks=False
+    )
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "t.raw"})
+    with blkmig.migration.OutgoingMigration([disk], receiver.uri, chosen, clock=clock) as migration:
+        migration.run()
+    receiver.result()
+    assert (tmp_path / "t.raw").read_bytes() == disk.pread(0, disk.size)
+    assert 1 <= len(disk.fractions) <= 2
+    assert 0.2 <= disk.fractions[-1] * rate / 100 <= 0.55
+    own = float(caplog.messages[0].partition("by writing ")[2].split()[0])
+    assert own == pytest.approx(rate / 16, rel=0.2), "MiB/s that the writers really write"
+
+
+@pytest.mark.parametrize(("speed", "hot"), [(80, 50), (500, 1000), (60, 10_000)])
+def test_the_speed_is_found_behind_blocks_that_are_dirty_already(speed: float, hot: int) -> None:
+    def left(seconds: float) -> float:
+        return hot * autoconverge.share(speed * seconds / hot) * MIB
+
+    found = autoconverge.hot_blocks(left(20), 20, left(4), 4)
+    if not math.isinf(found):
+        assert autoconverge.speed_of(found, left(4) / MIB, 4) == pytest.approx(speed, rel=0.1)
+    else:
+        assert left(4) * 5 == pytest.approx(left(20), rel=0.06)  # nothing is hidden
 
 
 def test_descent() -> None:

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Slowing the writers down to what the link carries: the speed is computed from a round, not searched step by step.
+
+A round dirties what the next one has to send, so rounds shrink by the writers' speed over the link's. The former is not
+what a long round shows: who writes to a block that is dirty already dirties nothing. Take `hot_blocks` blocks that are
+written here and there, `speed` blocks a second in all. The cursor of a round passes over them in `seconds`, and what it
+has passed is written again::
+
+    left(seconds) = hot_blocks * share(speed * seconds / hot_blocks)        share(z) = 1 - (1 - exp(-z)) / z
+
+Two rounds of different length, the bulk phase being the first, give both unknowns. Where twice the time leaves twice
+the blocks, nothing is hidden, and the speed is what the round shows. Where the rounds are of like length, all blocks
+count as hot, which gives the lowest speed that may be behind it: nobody is slowed more than is needed, and the rounds
+after that are shorter and tell more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+
+from .. import _core, block, stats, units
+
+logger = logging.getLogger(__name__)
+
+BAD_SHARE = 0.5
+"""A round is bad if it dirties more than this part of what it sends: QEMU's figure."""
+
+GOOD_SHARE = 0.4
+"""What the writers are slowed to: clearly below, so that the next round is not bad for a small mistake."""
+
+MIN_FRACTION = 0.01
+"""Of their speed the writers always keep this: QEMU's throttle ends there, too."""
+
+LENGTHS = 2.0
+"""How many times as long the longer one of two rounds must be, for both together to tell anything."""
+
+MIN_SECONDS = 0.1
+"""One round that is shorter tells nothing, but two of them do."""
+
+
+class AutoConverge:
+    """Slows the writers of one migration down while they are faster than half the link; `release` ends that."""
+
+    def __init__(self, handlers: block.BlockSaveHandlers) -> None:
+        # Set here, then read-only.
+        self._block = handlers
+        # Migration thread only.
+        self._strikes = 0
+        self._fraction = 1.0
+        self._fraction_before = 1.0
+        self._hot_blocks = math.inf
+        self._written: int | None = None
+
+    def round_ended(self, ended: stats.RoundStatistics, before: stats.RoundStatistics | None, left: int) -> None:
+        """Judge a round, which followed on `before` and left `left` bytes dirty, and slow the writers if it was bad."""
+        written, self._written = self._written, self._count_written()
+        carried = max(ended.transferred, ended.dirty_bytes)  # zeros take no room on the wire
+        if not ended.number or not ended.seconds or ended.redirtied_bytes <= carried * BAD_SHARE:
+            self._strikes = 0
+            self._fraction_before = self._fraction
+            return
+        self._strikes += 1
+        if ended.seconds < MIN_SECONDS and self._strikes < 2:
+            return
+        self._strikes = 0
+        speed = self._speed(ended, before, left) * _core.BLOCK_SIZE
+        bandwidth = carried / ended.seconds
+        wanted = self._fraction * GOOD_SHARE * bandwidth / speed
+        self._fraction = max(MIN_FRACTION, min(wanted, self._fraction))
+        slowed = [backend.name for backend in self._block.sent_disks() if backend.throttle_writers(self._fraction)]
+        own = "" if written is None or self._written is None else _own_rate(self._written - written, ended.seconds)
+        logger.warning(
+            "the writers dirty blocks of 1 MiB at %s%s, and the link carries %s: %s",
+            units.format_rate(speed),
+            own,
+            units.format_rate(bandwidth),
+            f"slowed to {self._fraction:.0%} of their speed: {', '.join(slowed)}"
+            if slowed
+            else "none of the disks can slow them down",
+        )
+
+    def release(self) -> None:
+        """Give the writers their speed back."""
+        if self._fraction < 1:
+            self._fraction = 1.0
+            with contextlib.ExitStack() as stack:  # all of them, whatever one of them says
+                for backend in self._block.sent_disks():
+                    stack.callback(backend.throttle_writers, 1.0)
+
+    def _speed(self, ended: stats.RoundStatistics, before: stats.RoundStatistics | None, left: int) -> float:
+        """Return how many blocks a second the writers write to, if each is counted again when it is written again."""
+        shown = ended.redirtied_bytes / _core.BLOCK_SIZE / ended.seconds
+        # A writer that is slowed down does in a second what it did before in a part of it.
+        seconds = ended.seconds * self._fraction
+        seconds_before = before.seconds * self._fraction_before if before else 0.0
+        self._fraction_before = self._fraction
+        if seconds_before >= LENGTHS * seconds:
+            self._hot_blocks = hot_blocks(ended.dirty_bytes, seconds_before, left, seconds)
+        hot = min(self._hot_blocks, self._block.blk_mig.bytes_total() / _core.BLOCK_SIZE)
+        return max(shown, speed_of(hot, left / _core.BLOCK_SIZE, ended.seconds))
+
+    def _count_written(self) -> int | None:
+        """Return what the writers of all disks have written; None if one of the disks does not count that."""
+        counts = [backend.written_bytes() for backend in self._block.sent_disks()]
+        known = [count for count in counts if count is not None]
+        return sum(known) if len(known) == len(counts) else None
+
+
+def _own_rate(nbytes: int, seconds: float) -> str:
+    return f" by writing {units.format_rate(nbytes / seconds)}"
+
+
+def share(z: float) -> float:
+    """Return which part of the hot blocks a round leaves dirty in which each is written `z` times by mean."""
+    return z / 2 - z * z / 6 if z < 1e-4 else 1 + math.expm1(-z) / z
+
+
+def inverse_share(part: float) -> float:
+    """Return the `z` whose `share` is `part`; infinite for all of it."""
+    if part >= 1:
+        return math.inf
+    low, high = 0.0, 1 / (1 - max(part, 0.0))
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if share(middle) < part else (low, middle)
+    return high
+
+
+MAX_PART = 0.9
+"""Of the hot blocks that are dirty; what is closer to all of them tells nothing about how often they are written."""
+
+
+def hot_blocks(left_before: float, seconds_before: float, left: float, seconds: float) -> float:
+    """Return how many blocks the writers write to, from what two rounds left, in bytes; infinite if that is not seen.
+
+    `left_before` of the first one, which took `seconds_before`, and `left` of the second one.
+    """
+    if not (left and left_before and seconds and seconds_before > seconds):
+        return math.inf  # a shorter round has to be the second one
+    found = left / left_before
+    if found <= seconds / seconds_before * 1.05:
+        return math.inf  # as much in the same time
+    # The more often each block is written, the closer to one comes the ratio of what rounds of any length leave.
+    low, high = 1e-6, 1e3
+    for _ in range(100):
+        rate = math.sqrt(low * high)
+        ratio = share(rate * seconds) / share(rate * seconds_before)
+        low, high = (rate, high) if ratio < found else (low, rate)
+    return left / _core.BLOCK_SIZE / share(high * seconds)
+
+
+def speed_of(hot: float, left: float, seconds: float) -> float:
+    """Return the writes a second to `hot` blocks after which a round of `seconds` leaves `left` blocks."""
+    if math.isinf(hot) or not seconds:
+        return 0.0
+    return inverse_share(min(left / hot, MAX_PART)) * hot / seconds
