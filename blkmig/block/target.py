@@ -59,7 +59,11 @@ class BlkLoadDevice:
         offset, nbytes = self._place(sector, 1)
         if offset < self._zeroes.stop and offset + nbytes > self._zeroes.start:
             self._zeroes = range(min(offset + nbytes, self._zeroes.stop), self._zeroes.stop)
-        self.backend.write_block(self._buf, offset, nbytes)
+        try:
+            self.backend.write_block(self._buf, offset, nbytes)
+        except OSError as error:
+            label = self.backend.name
+            raise errors.DeviceError("cannot write", device=label, cause=error, offset=offset, nbytes=nbytes) from error
         self._came(block, 1)
 
     def load_zero_run(self, sector: int, count: int, position: int) -> None:

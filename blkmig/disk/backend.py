@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from .. import _core, errors
-from . import identity
+from . import identity, verbs
 
 if TYPE_CHECKING:
     from .dirty import DirtyBitmap
@@ -71,6 +71,11 @@ class BlockBackend(abc.ABC):
 
     files: Sequence[identity.KnownFile] = ()
     """The file that holds the disk, then those that it is only read from, as they were when it was opened."""
+
+    def __init_subclass__(cls, **options: object) -> None:
+        """See to it that the verbs of a subclass keep the contract about errors."""
+        super().__init_subclass__(**options)
+        verbs.guard(cls)
 
     # -- contents ----------------------------------------------------------------------------------------------------
 

@@ -54,7 +54,6 @@ class Ending:
             self._end_a_move(held)
         else:
             self._end_a_copy(held)
-        self._figures.report(at_once=True)
 
     def may_be_complete(self) -> bool:
         """Return whether a target may have the whole stream, and has not said that it failed; a file uses no disks."""

@@ -13,8 +13,9 @@ the life cycle knows, `setup_time` and `downtime`, and may be read by any thread
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from .. import _core, block, savevm, stats
 from . import connection, outlook
@@ -74,6 +75,8 @@ class Figures:
         self._outlook = outlook.Outlook(handlers, clock)
         self._phase: stats.Phase = "setup"
         self._has_told_waiting = False
+        self._is_postponing = False
+        self._postponed: Exception | None = None
         # Where the migration, its section and its round began, and when the caller was told last.
         self._started = 0.0
         self._section_start = (0.0, 0, 0, 0, False)
@@ -224,5 +227,26 @@ class Figures:
 
     def notify(self, event: stats.Event) -> None:
         """Call the caller's callback."""
-        if self._on_progress is not None:
+        if self._on_progress is None:
+            return
+        try:
             self._on_progress(event)
+        except Exception as error:
+            if not self._is_postponing:
+                raise
+            self._postponed = self._postponed or error
+
+    @contextlib.contextmanager
+    def postponing(self) -> Iterator[None]:
+        """Keep what the callback raises in the body of a ``with``, where it must not decide over disks and writers."""
+        self._is_postponing = True
+        try:
+            yield
+        finally:
+            self._is_postponing = False
+
+    def raise_postponed(self) -> None:
+        """Raise what was kept, once."""
+        error, self._postponed = self._postponed, None
+        if error is not None:
+            raise error

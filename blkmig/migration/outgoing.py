@@ -238,12 +238,17 @@ class OutgoingMigration:
         self._convergence.release_throttle()
         self._pause = held = self._make_pause()
         try:
-            with pause.pausing(held), self._saying_why():
+            with pause.pausing(held), self._saying_why(), self._figures.postponing():
                 self._ending.send(held)
         except pause.GivenUp:
             self._pause_given_up(held)
+            self._figures.raise_postponed()
             return False
-        self._end(None)
+        try:
+            self._figures.report(at_once=True)
+            self._figures.raise_postponed()  # not before: it is done, whatever the caller's function says
+        finally:
+            self._end(None)
         return True
 
     def _make_pause(self) -> pause.Pause:

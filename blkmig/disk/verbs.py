@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""That no OSError leaves a disk, whoever wrote its class: each verb of a subclass of BlockBackend is guarded.
+
+The contract says that failures are DeviceErrors. A class that somebody brings along may forget it in one of the verbs,
+and then a migration would end with a bare OSError that names no disk. So the verbs are wrapped when the class is made.
+`read_block` and `write_block`, which are called for each block, are not: their callers do the same, at no cost.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from .. import errors
+
+DOING = {
+    "write_zeroes": "cannot write zeros",
+    "rest": "cannot write",
+    "flush": "cannot flush",
+    "resize": "cannot be resized",
+    "next_data": "cannot look for data",
+    "zeroes_end": "cannot look for data",
+    "next_allocated": "cannot look for data",
+    "create_dirty_bitmap": "cannot track its writes",
+    "release_dirty_bitmap": "cannot end tracking its writes",
+    "sync_dirty": "cannot tell what was written",
+    "hold_writers": "cannot hold its writers",
+    "release_writers": "cannot release its writers",
+    "throttle_writers": "cannot slow its writers down",
+    "written_bytes": "cannot tell how much was written",
+    "about_to_move": "cannot take note that it moves",
+    "leave_in_doubt": "cannot keep its writers held",
+    "check_source": "cannot be looked at",
+    "close": "cannot close",
+}
+"""The verbs that may fail, and what they do then. `cancel` is called by signal handlers and does not fail."""
+
+
+def guard(cls: type) -> None:
+    """Have the verbs that `cls` itself defines raise DeviceError where they would raise an OSError."""
+    for verb, doing in DOING.items():
+        function = cls.__dict__.get(verb)
+        if callable(function) and not getattr(function, "__isabstractmethod__", False):
+            setattr(cls, verb, _guarded(function, doing))
+
+
+def _guarded(function: Callable[..., Any], doing: str) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def call(self: Any, /, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(self, *args, **kwargs)
+        except OSError as error:
+            raise errors.DeviceError(doing, device=self.name, cause=error) from error
+
+    return call
