@@ -130,6 +130,7 @@ class Transport:
         sync: bool = False,
         child: subprocess.Popen[bytes] | None = None,
         is_answer: bool = False,
+        is_given: bool = False,
         local_file: str = "",
     ) -> None:
         self.link = link
@@ -138,6 +139,7 @@ class Transport:
         self.sync = sync
         self.child = child
         self.is_answer = is_answer
+        self.is_given = is_given
         self.local_file = local_file
         """The path of a file or device of this machine, at which no peer can be; else ""."""
 
@@ -145,7 +147,9 @@ class Transport:
 
     def other_direction(self) -> Transport | None:
         """Return the same socket for the other direction, None for what is not a socket. Raises OSError."""
-        return None if self.socket is None else Transport(self.link, self.socket.dup(), is_answer=True)
+        if self.socket is None:
+            return None
+        return Transport(self.link, self.socket.dup(), is_answer=True, is_given=self.is_given)
 
     def is_local(self) -> bool:
         """Return whether this is a pipe or a connection within this machine; not one to a command."""
@@ -171,8 +175,9 @@ class Transport:
         """
         fd, self.fd = self.fd, -1
         if self.socket is not None:
-            with contextlib.suppress(OSError):
-                self.socket.shutdown(how)
+            if how != socket.SHUT_RD or not self.is_given:  # whose socket it is may have more to read from it
+                with contextlib.suppress(OSError):
+                    self.socket.shutdown(how)
             self.socket.close()
         elif fd >= 0:
             os.close(fd)

@@ -63,7 +63,8 @@ _HINTS = {
 def explained(error: OSError) -> OSError:
     """Return `error` with what to do about it added to its text, its errno kept."""
     hint = _HINTS.get(error.errno or 0)
-    return error if hint is None else OSError(error.errno, f"{error.strerror} ({hint})")
+    has_one = hint is None or "(" in (error.strerror or "")
+    return error if has_one else OSError(error.errno, f"{error.strerror} ({hint})")
 
 
 def tune(sock: socket.socket) -> None:
@@ -211,6 +212,8 @@ def listen(address: SocketAddress) -> socket.socket:
     try:
         return _listen_unix(address.path) if isinstance(address, uri.UnixAddress) else _listen_tcp(address)
     except OSError as error:
+        if error.errno == errno.ENOENT:
+            error = OSError(error.errno, f"{error.strerror} (make the folder of the socket first)")
         raise errors.ChannelError("listening", uri=str(address), cause=explained(error)) from error
 
 

@@ -121,7 +121,7 @@ def _open_fd(connection: link.Link, given_fd: int, *, writing: bool) -> link.Tra
     _check_fd(connection, given_fd, writing=writing)
     mode = os.fstat(given_fd).st_mode
     if stat.S_ISSOCK(mode):
-        return link.Transport(connection, _open_socket(connection, given_fd))
+        return link.Transport(connection, _open_socket(connection, given_fd), is_given=True)
     if stat.S_ISFIFO(mode):
         return link.Transport(connection, _open_pipe(given_fd, writing=writing))
     return link.Transport(connection, os.dup(given_fd), local_file=connection.uri)

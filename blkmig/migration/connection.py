@@ -157,7 +157,9 @@ class Connection:
     def _look_for_the_reason(self, error: errors.ChannelError) -> None:
         """Raise what the target has said of itself, if it did before the link broke with `error`."""
         if self._return_path is not None and not self._cancel_requested:
-            status = savevm.find_reason(self._return_path, REASON_SECONDS)
+            # A target that only stands still has had its time.
+            seconds = 0.0 if isinstance(error, errors.ChannelTimeout) else REASON_SECONDS
+            status = savevm.find_reason(self._return_path, seconds)
             if status is not None:
                 raise self._target_failed(status) from error
 

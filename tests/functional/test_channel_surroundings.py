@@ -115,6 +115,18 @@ def test_a_word_that_was_taken(tmp_path: Path) -> None:
     assert (tmp_path / "x").read_bytes() == b"\1"
 
 
+def test_a_given_socket_can_be_read_on_after_the_stream() -> None:
+    """Whoever passed it on may have a protocol of their own around the stream."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"1")
+        with channel.listen(f"fd:{ours.fileno()}") as listener, listener.accept(timeout=TIMEOUT) as f:
+            assert f.get_byte() == ord("1")
+            f.close()
+        theirs.sendall(b"2")
+        assert ours.recv(1) == b"2"
+
+
 # -- A5: exit statuses ----------------------------------------------------------------------------------------------
 
 
