@@ -9,6 +9,8 @@ from pathlib import Path
 import real_qemu
 from real_qemu import MiB
 
+from blkmig.disk import partial
+
 SIZE = 16 * MiB
 GUEST = real_qemu.Guest(SIZE)
 
@@ -75,7 +77,8 @@ class Machine(real_qemu.Qemu):
         found = [entry["id"] for entry in self.execute("query-block-exports")]
         found += [bitmap.get("name", "") for node in nodes for bitmap in node.get("dirty-bitmaps", ())]
         found += [entry["name"] for entry in self.execute("qom-list", path="/objects") if "blkmig-" in entry["name"]]
-        return found + [path.name for path in self.qmp_path.parent.iterdir() if ".blkmig-" in path.name]
+        beside = [path.name for path in self.qmp_path.parent.iterdir() if ".blkmig-" in path.name]
+        return found + [name for name in beside if not name.endswith(partial.SUFFIX)]  # which is the receiver's
 
     def capabilities(self) -> set[str]:
         """Return the migration capabilities that are on."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from blkmig.disk import nbd_uri
+from blkmig.disk import nbd_uri, partial
 from blkmig.disk.qemu import qmp
 
 MiB = 1 << 20
@@ -99,7 +99,9 @@ class StorageDaemon:
         except qmp.QmpError:  # a daemon without objects
             objects = []
         return [name for name in exports + bitmaps + objects if name.startswith("blkmig")] + [
-            path.name for path in self.folder.iterdir() if "blkmig" in path.name
+            path.name
+            for path in self.folder.iterdir()
+            if "blkmig" in path.name and not path.name.endswith(partial.SUFFIX)  # which is the receiver's
         ]
 
     def quit(self) -> None:

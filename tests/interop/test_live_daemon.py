@@ -20,7 +20,7 @@ from storage_daemon import MiB, StorageDaemon, image_options
 
 import blkmig
 from blkmig import errors
-from blkmig.disk import open_disks, qemu
+from blkmig.disk import open_disks, partial, qemu
 from blkmig.disk.qemu import qmp
 
 peers.require("qemu-storage-daemon", "qemu-img", "qemu-io")
@@ -195,7 +195,8 @@ def test_a_sender_that_is_interrupted_cleans_up(folder: Path, number: signal.Sig
 
 
 def wait_for_growth(path: Path, blocks: int) -> None:
-    """Return when so many MiB are on the target's disk."""
+    """Return when so many MiB are on the target's disk, which is not called so yet."""
+    path = path.with_name(partial.partial_name(path.name))
     deadline = threading.Event()
     timer = threading.Timer(30, deadline.set)
     timer.start()
