@@ -3,9 +3,9 @@
 
 The mark is a second name in the same folder. A new file has no other one until it is complete::
 
-    begin       .vda.raw.blkmig-partial                made, locked
-    publish     .vda.raw.blkmig-partial = vda.raw      complete and durable: a hard link, which never replaces a file
-    confirm                               vda.raw      the other end has its word
+    begin            .vda.raw.blkmig-partial                made, locked
+    publish, sync    .vda.raw.blkmig-partial = vda.raw      complete: a hard link, which never replaces a file
+    confirm, sync                              vda.raw      the other end has its word
 
 An empty file that somebody has prepared keeps its name, owner and mode, and has the mark beside it from the beginning
 to the confirmation. So a file that is half made, or whose word was never given, is known by its mark for good: the next
@@ -149,8 +149,7 @@ class Partial:
                 raise FileExistsError(errno.EEXIST, "somebody else has replaced it meanwhile")
 
     def publish(self) -> None:
-        """Bring it to stable storage, and give it its name."""
-        os.fsync(self.fd)
+        """Give it its name; its contents are on stable storage, and `sync` brings the name there."""
         self.check()
         if self._replaced is not None:
             self._look_like(self._replaced)
@@ -158,6 +157,9 @@ class Partial:
         elif not self._is_in_place and not self._place.link(self.mark, self.name):
             self._place.rename(self.mark, self.name, replace=False)
         self._state = "published"
+
+    def sync(self) -> None:
+        """Return when the names of the folder are on stable storage: of many files, let all get theirs before."""
         self._place.sync()
 
     def _look_like(self, replaced: os.stat_result) -> None:
@@ -170,8 +172,7 @@ class Partial:
         """Remove the mark: it is complete, and the other end knows."""
         if self._state == "published":
             self._state = "gone"
-            if self._place.unlink(self.mark, self.fd):
-                self._place.sync()
+            self._place.unlink(self.mark, self.fd)
         self._close()
 
     def discard(self, *, withdraw: bool) -> bool:

@@ -4,8 +4,8 @@
 What exists is opened, locked and looked at in `prepare`, before anybody connects; what does not is made under a name of
 its own (see `partial.py`), and gets its size when its disk comes. ::
 
-    prepare ─ open ─ (the disk is written, flushed and closed) ─ check ─ publish ─ confirm
-       └──────────────────── discard: at any moment, and after a failure ──────────────┘
+    prepare ─ open ─ (the disk is written and flushed) ─ check ─ publish ─ sync ─ confirm ─ sync ─ discard
+       └──────────────────────────── discard: at any moment, and after a failure ────────────────────┘
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class TargetFile:
             if there.about is None:
                 opening.check_can_be_made(self._described)
             real = Path(os.path.realpath(self._described.path))
-            self._check_is_no_device(real)
+            self._check_is_a_name(real)
             self._begin(str(real.parent), real.name)
         else:
             self._backend = opening.open_file(self._described, name=self.label)
@@ -158,8 +158,10 @@ class TargetFile:
             cause = f"{exists}, and a new one does not hold the base: begin with a copy of the base"
             raise errors.DeviceError(f"cannot open {self.path!r}", device=self.label, cause=cause)
 
-    def _check_is_no_device(self, real: Path) -> None:
-        """Refuse a device that is missing: a file of that name would fill the memory that the devices' names are in."""
+    def _check_is_a_name(self, real: Path) -> None:
+        """Refuse the name of a folder, and a device that is missing: a file there would fill the machine's memory."""
+        if self._described.path.endswith("/"):
+            raise errors.ParameterError(f"{self._described.path!r} is no name for a file: say --into for a folder")
         if real.is_relative_to("/dev") and not real.is_relative_to("/dev/shm"):
             cause = "there is no such device, and files are not made there"
             raise errors.DeviceError(f"cannot open {self.path!r}", device=self.label, cause=cause)
@@ -207,13 +209,17 @@ class TargetFile:
             with self._failing("complete"):
                 self._partial.publish()
 
+    def sync(self) -> None:
+        """Return when its name is on stable storage."""
+        if self._partial is not None:
+            with self._failing("complete"):
+                self._partial.sync()
+
     def confirm(self) -> None:
-        """Take note that the other end knows: from now on the disk is nobody's but its user's."""
-        made, self._partial = self._partial, None
-        with self._failing("close"):
-            if made is not None:
-                made.confirm()
-            self._close_folder()
+        """Take note that the other end knows: the disk is its user's from now on. `discard` releases it."""
+        if self._partial is not None:
+            with self._failing("close"):
+                self._partial.confirm()
 
     def discard(self, *, withdraw: bool) -> bool:
         """Release everything, and leave nothing of what was made; return whether something was made and is gone.

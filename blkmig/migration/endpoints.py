@@ -8,33 +8,51 @@ of ``exec:`` does is out of sight.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable
 
 from .. import disk, errors
 from ..channel import uri as address
 from ..disk import identity
 
-STDIN, STDOUT = 0, 1
+STDIN, STDOUT, STDERR = 0, 1, 2
 
 
 def stream_file(uri: str, *, writing: bool) -> identity.KnownFile | None:
     """Return the file or device that holds the stream of `uri`, None if it is in none."""
     match address.parse_uri(uri):
         case address.FileAddress(path=path):
-            return _known(path, None)
+            return _known(path)
         case address.FdAddress(fd=fd):
-            return _known(uri, fd)
+            return _known_fd(fd)
         case address.StdioAddress():
-            return _known("standard output" if writing else "standard input", STDOUT if writing else STDIN)
+            return _known_fd(STDOUT if writing else STDIN)
     return None
 
 
-def _known(path: str, fd: int | None) -> identity.KnownFile | None:
+def _known_fd(fd: int) -> identity.KnownFile | None:
+    """Return what is open at `fd`, under the name that it was opened with, if it has that still."""
+    try:
+        return _known(os.readlink(f"/proc/self/fd/{fd}"), fd)  # noqa: PTH115 - what is no path stays as it is
+    except OSError:
+        return None
+
+
+def _known(path: str, fd: int | None = None) -> identity.KnownFile | None:
     try:
         found = identity.KnownFile.of(path, fd=fd)
     except (OSError, ValueError):
         return None  # whoever opens it says why it cannot be
     return found if found.about is None or found.holds_bytes else None
+
+
+def displays() -> list[tuple[str, identity.KnownFile]]:
+    """Return the files that results and messages go to, with what messages call them."""
+    streams = (("standard output", STDOUT, sys.__stdout__), ("standard error", STDERR, sys.__stderr__))
+    # Without a stream there is none of that number, or a file that was opened later.
+    found = [(label, _known_fd(fd)) for label, fd, stream in streams if stream is not None]
+    return [(label, file) for label, file in found if file is not None]
 
 
 class Sources:
@@ -59,10 +77,14 @@ class Sources:
                     f"disk {name!r} is read from {file.path!r}, and the stream would be written over it "
                     f"({self._uri}): send it to another file"
                 )
+            for label, other in displays():
+                if identity.is_same(file, other):
+                    raise errors.ParameterError(f"disk {name!r} is at {file.path!r}, and {label} goes there, too")
 
     def output_is_open(self) -> None:
         """Take note of the file that the stream goes to: it is there by now."""
-        self._output = stream_file(self._uri, writing=True)
+        output = stream_file(self._uri, writing=True)
+        self._output = output if output is not None and output.is_still_named() else None
 
     @property
     def is_stream_in_a_file(self) -> bool:
@@ -105,7 +127,7 @@ class Targets:
         """Begin with the file that the stream of `uri` comes from, if it is one."""
         source = stream_file(uri, writing=False)
         self._read = [] if source is None else [("the stream", source)]
-        self._written: list[tuple[str, identity.KnownFile]] = []
+        self._written = displays()
 
     def add(self, label: str, written: Iterable[identity.KnownFile], read: Iterable[identity.KnownFile] = ()) -> None:
         """Add the files of one target, called `label`. Raises :class:`~blkmig.errors.ParameterError`."""

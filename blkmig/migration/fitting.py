@@ -15,6 +15,14 @@ from ..disk import folder, image
 ADVICE = "say --keep-tail if what it holds behind the disk is to stay, or remove it and receive again"
 
 
+def check_before(target: disk.TargetFile, parameters: params.IncomingParameters, key: str | int) -> None:
+    """Check a prepared target for a disk of which the name, or else the number, is known, before anybody connects."""
+    if isinstance(key, str) or parameters.sizes.keys() <= {""}:  # one size, or none, for disks of any name
+        name = key if isinstance(key, str) else ""
+        target.check_size_is_known(parameters.size_of(name))
+        check_said_size(target, parameters, name)
+
+
 def check_said_size(target: disk.TargetFile, parameters: params.IncomingParameters, name: str) -> None:
     """Refuse a target that does not have the size that was said for its disk. Nothing was written yet."""
     said, has = parameters.size_of(name), target.size
@@ -22,10 +30,10 @@ def check_said_size(target: disk.TargetFile, parameters: params.IncomingParamete
         return
     if has < said:
         cause = f"it has {has} bytes, and the disk {said}, as was said; nothing was written"
-        raise errors.DeviceError(f"cannot open {target.path!r}", device=name, cause=cause)
+        raise errors.DeviceError(f"cannot open {target.path!r}", device=target.label, cause=cause)
     if target.is_fixed_file and not parameters.keep_tail and not is_rounded(said, has, is_image=target.is_image):
         cause = f"it has {has} bytes, and the disk {said}, as was said; nothing was written; {ADVICE}"
-        raise errors.DeviceError(f"cannot open {target.path!r}", device=name, cause=cause)
+        raise errors.DeviceError(f"cannot open {target.path!r}", device=target.label, cause=cause)
 
 
 def check_settled_size(

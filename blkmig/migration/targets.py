@@ -76,9 +76,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             for key, target in self._targets.items():
                 if isinstance(target, disk.TargetFile):
                     self._prepare(target)
-                    if isinstance(key, str):  # the others' names, and so their sizes, are not known yet
-                        target.check_size_is_known(self._parameters.size_of(key))
-                        fitting.check_said_size(target, self._parameters, key)
+                    fitting.check_before(target, self._parameters, key)
             if self._into is not None:
                 self._new_folders = fitting.check_folder(self._into)
         except BaseException as error:
@@ -121,6 +119,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         if isinstance(target, disk.BlockBackend):
             backend = target
         else:
+            fitting.check_said_size(target, self._parameters, name)
             backend = self._stack.enter_context(target.open(name or f"number {len(self.devices)}", size))
         if backend.is_read_only:
             raise errors.DeviceError("cannot be a target", device=name, cause="it is read-only")
@@ -226,13 +225,16 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             target.check()
         for target in self._made:
             target.publish()
+        for target in self._made:  # the first one makes the others quick
+            target.sync()
 
     def confirm(self) -> None:
         """Take note that the source was told: whatever happens from now on, the targets stay."""
-        made, self._made = self._made, []
-        for target in made:
-            target.confirm()
         self._new_folders.clear()
+        for target in self._made:
+            target.confirm()
+        for target in self._made:
+            target.sync()
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None

@@ -78,6 +78,36 @@ def test_redirected_standard_output(source: Path) -> None:
         os.close(fd)
 
 
+def test_standard_output_to_a_file(tmp_path: Path, source: Path) -> None:
+    """A4, A10: another file is none of the disk's, also if it has no name any more."""
+    for remove in (False, True):
+        with (tmp_path / "out").open("wb") as output:
+            if remove:
+                (tmp_path / "out").unlink()
+            words = command.command("send", "--progress=none", f"v={source}", "-")
+            done = subprocess.run(words, stdout=output, stderr=subprocess.PIPE, env=command.environment(), check=False)
+        assert done.returncode == 0, done.stderr
+        if not remove:
+            blkmig.receive(f"file:{tmp_path}/out", {"v": tmp_path / "copy"})
+            assert (tmp_path / "copy").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("command_line", ["send v=SOURCE file:OUT", "receive file:STREAM v=SOURCE"])
+def test_results_do_not_go_into_the_disk(tmp_path: Path, source: Path, command_line: str) -> None:
+    """A4: what is said is written, too."""
+    blkmig.send([source], f"file:{tmp_path}/stream")
+    names = {"SOURCE": str(source), "OUT": f"{tmp_path}/out", "STREAM": f"{tmp_path}/stream"}
+    for name, value in names.items():
+        command_line = command_line.replace(name, value)
+    words = command.command(*command_line.split())
+    with source.open("ab") as output:
+        done = subprocess.run(words, stdout=output, stderr=subprocess.PIPE, env=command.environment(), check=False)
+    assert done.returncode == 2
+    assert b"standard output" in done.stderr
+    assert source.read_bytes() == CONTENT
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_loop_device_over_the_source(source: Path) -> None:
     """A4: another device, the same bytes."""
     with disks.loop_device(source) as device:

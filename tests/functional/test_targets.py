@@ -119,6 +119,32 @@ def test_a_smaller_file_is_not_touched_if_the_size_was_said(tmp_path: Path, stre
     assert (tmp_path / "t.raw").read_bytes() == b"k" * MIB
 
 
+def test_a_size_for_disks_of_any_name(tmp_path: Path, stream: Path) -> None:
+    """A8, C15: also where the disk's name is not known before it comes."""
+    for size in (MIB, 7 * MIB):
+        (tmp_path / "t.raw").write_bytes(b"k" * size)
+        with pytest.raises(errors.DeviceError, match="nothing was written"):
+            blkmig.incoming(
+                "tcp:127.0.0.1:0", {}, blkmig.IncomingParameters(sizes={"": 5 * MIB}), by_index={0: tmp_path / "t.raw"}
+            ).__enter__()
+        with pytest.raises(errors.DeviceError, match="nothing was written"):
+            blkmig.receive(f"file:{stream}", by_index={0: tmp_path / "t.raw"}, sizes={"v": len(CONTENT)})
+        assert (tmp_path / "t.raw").read_bytes() == b"k" * size
+
+
+def test_an_empty_disk_arrives_as_one(tmp_path: Path) -> None:
+    """C17."""
+    (tmp_path / "empty").touch()
+    (tmp_path / "full").write_bytes(CONTENT)
+    assert command.run("send", f"e={tmp_path}/empty", f"a={tmp_path}/full", f"file:{tmp_path}/st").exit_code == 0
+    done = command.run("receive", f"file:{tmp_path}/st", f"e={tmp_path}/e.raw", f"a={tmp_path}/a.raw")
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "e.raw").read_bytes() == b""
+    assert (tmp_path / "a.raw").read_bytes() == CONTENT
+    assert command.run("receive", f"file:{tmp_path}/st", "--into", tmp_path / "d").exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["a.raw", "e.raw"]
+
+
 def test_a_larger_device_is_taken_and_said(tmp_path: Path, stream: Path) -> None:
     """A8."""
     (tmp_path / "backing").write_bytes(b"k" * 6 * MIB)
@@ -432,7 +458,7 @@ def test_named_targets_are_looked_at_before_it_listens(tmp_path: Path) -> None:
                 blkmig.incoming("tcp:127.0.0.1:0", {"v": f"{tmp_path}/{name}"}).__enter__()
             assert caught.value.exit_code in (1, 2, 6)
     assert marks(tmp_path) == []
-    for device in ("/dev/nonexistent", "/dev/null", "nbd+unix:///?socket=/nonexistent"):
+    for device in (f"{tmp_path}/folder/", "/dev/nonexistent", "/dev/null", "nbd+unix:///?socket=/nonexistent"):
         with pytest.raises(errors.MigrationError):
             blkmig.incoming("tcp:127.0.0.1:0", {"v": device}).__enter__()
 
