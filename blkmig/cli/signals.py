@@ -24,6 +24,8 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
+from .. import errors
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 APART_SECONDS = 1.0
@@ -33,7 +35,7 @@ PATIENCE = 3
 """The wish that ends the process at once."""
 
 
-class Interrupted(BaseException):
+class Interrupted(errors.Portable, BaseException):
     """One of the signals, raised where the main thread is; everything is cleaned up on the way out."""
 
     def __init__(self, number: int) -> None:
