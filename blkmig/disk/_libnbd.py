@@ -94,6 +94,7 @@ _PROTOTYPES = {
     "nbd_close": (None, (c_void_p,)),
     "nbd_get_error": (c_char_p, ()),
     "nbd_get_errno": (c_int, ()),
+    "nbd_get_version": (c_char_p, (c_void_p,)),
     "nbd_set_uri_allow_local_file": (c_int, (c_void_p, c_bool)),
     "nbd_set_tls_certificates": (c_int, (c_void_p, c_char_p)),
     "nbd_set_tls_psk_file": (c_int, (c_void_p, c_char_p)),

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from .. import errors, units
-from . import _libnbd, local, nbd_handle, nbd_uri
+from . import _libnbd, local, nbd_handle, nbd_tls, nbd_uri
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -72,6 +72,7 @@ class NbdConnection:
         `device` is the disk's name in errors. `contexts` are the meta contexts to ask for; those the server has are
         in `self.contexts`. Of a TCP server's X.509 certificate the host name is verified; `tls_certificates` is a
         directory with ca-cert.pem and, if the server wants to know its clients, client-cert.pem and client-key.pem.
+        Without an authority, :class:`~blkmig.errors.ParameterError` where libnbd would verify nothing; see `nbd_tls`.
         `request_timeout` is how long, in seconds, the connection may stand still while requests are in flight; 0: as
         long as it likes. Reads are cut into pieces of `read_piece` bytes, that are in flight together. `is_cancelled`
         is asked, while this connects, whether to give up.
@@ -80,10 +81,13 @@ class NbdConnection:
             uri if export is None else nbd_uri.with_export(uri, export), tls_certificates or tls_psk_file
         )
         self._read_piece = read_piece
+        self._is_cancelled = is_cancelled
         self.device = device or nbd_uri.export_of(self.uri) or "nbd"
+        with self._errors(f"cannot connect to {self.uri}"):
+            version = nbd_tls.version_of(_libnbd.load())
+        nbd_tls.check(self.uri, certificates=tls_certificates, psk_file=tls_psk_file, version=version)
         tls = {"certificates": tls_certificates, "psk_file": tls_psk_file, "username": tls_username}
         self._wanted_contexts = tuple(contexts)
-        self._is_cancelled = is_cancelled
         self._new_handle = functools.partial(
             nbd_handle.NbdHandle,
             self.uri,

@@ -13,7 +13,7 @@ import pytest
 import tls
 
 from blkmig import errors
-from blkmig.disk import nbd
+from blkmig.disk import nbd, nbd_tls
 
 peers.require("nbdkit", "openssl")
 
@@ -62,14 +62,63 @@ def test_server_of_another_authority(right: Path, wrong: Path) -> None:
         nbd.NbdBackend(server.uri, writable=False, tls_certificates=str(wrong))
 
 
-def test_no_certificates_for_us(server: nbd_servers.Server) -> None:
-    with pytest.raises(errors.DeviceError):
+def test_no_authority_is_refused_where_nothing_would_be_verified(
+    server: nbd_servers.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """E8: a libnbd before 1.20.2 takes any certificate then; a later one trusts whom the system trusts."""
+    with pytest.raises((errors.ParameterError, errors.DeviceError)):
+        nbd.NbdBackend(server.uri, writable=False)
+    monkeypatch.setattr(nbd_tls, "version_of", lambda library: (1, 14, 2))
+    with pytest.raises(errors.ParameterError, match=r"\?tls-certificates=DIR"):
         nbd.NbdBackend(server.uri, writable=False)
 
 
-def test_certificates_that_are_not_there(server: nbd_servers.Server, tmp_path: Path) -> None:
-    with pytest.raises(errors.DeviceError, match="cannot connect"):
-        nbd.NbdBackend(server.uri, writable=False, tls_certificates=str(tmp_path / "nowhere"))
+@pytest.mark.parametrize("where", ["argument", "URI"])
+def test_certificates_that_are_not_there(tmp_path: Path, where: str) -> None:
+    """E19: refused before anybody connects."""
+    folder = str(tmp_path / "nowhere")
+    uri, options = "nbds://localhost:1/", {"tls_certificates": folder}
+    if where == "URI":
+        uri, options = f"{uri}?tls-certificates={folder}", {}
+    with pytest.raises(errors.ParameterError, match="nowhere' is no folder with certificates"):
+        nbd.NbdBackend(uri, writable=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "no ca-cert.pem"),
+        (["client-cert.pem", "client-key.pem"], "no ca-cert.pem"),
+        (["ca-cert.pem", "client-cert.pem"], "no client-key.pem"),
+        (["ca-cert.pem", "client-key.pem"], "no client-cert.pem"),
+    ],
+)
+def test_folders_that_lack_something(tmp_path: Path, names: list[str], message: str) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    with pytest.raises(errors.ParameterError, match=message):
+        nbd_tls.check("nbds://host/", certificates=str(tmp_path), version=(1, 14, 2))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "ca-cert.pem").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(errors.ParameterError, match="no ca-cert"):
+        nbd_tls.check("nbds://host/", certificates=str(tmp_path), version=(1, 14, 2))
+    with pytest.raises(errors.ParameterError, match="No such file"):
+        nbd_tls.check(f"nbds://host/?tls-psk-file={tmp_path}/keys", version=(1, 14, 2))
+
+
+def test_what_needs_no_authority(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nbd_tls.check("nbd://host/", version=(1, 14, 2))
+    for version in [(1, 18, 5), (1, 20, 2), (1, 22, 0), (2, 0, 0)]:
+        nbd_tls.check("nbds://host/", version=version)
+    for version in [(1, 14, 2), (1, 16, 9), (1, 18, 4), (1, 19, 9), (1, 20, 1), (0, 0, 0)]:
+        with pytest.raises(errors.ParameterError, match="any server's certificate"):
+            nbd_tls.check("nbds://host/", version=version)
+    (tmp_path / "ca-cert.pem").touch()
+    monkeypatch.setattr(nbd_tls, "usual_folders", lambda: [tmp_path])
+    nbd_tls.check("nbds://host/", version=(1, 14, 2))
+    nbd_tls.check(f"nbds://host/?tls-certificates={tmp_path}", version=(1, 14, 2))
 
 
 def test_tls_is_not_dropped(right: Path) -> None:
