@@ -94,10 +94,8 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         disks = [
             stack.enter_context(backend)
-            for name, text in map(arguments.named, args.disks)
-            for backend in disk.open_disks(
-                text,
-                name=name,
+            for opened in disk.open_sources(
+                map(arguments.named, args.disks),
                 writable=False,
                 direct=args.direct,
                 force=args.force,
@@ -105,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
                 connect_timeout=args.connect_timeout,
                 idle_timeout=args.idle_timeout,
             )
+            for backend in opened
         ]
         if args.dry_run is not None:
             print_forecast(migration.forecast(disks, parameters, seconds=args.dry_run), args)

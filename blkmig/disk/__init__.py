@@ -9,6 +9,7 @@ from .local import LocalBackend
 from .memory import MemoryBackend
 from .open import describe, open_disk, open_disks
 from .targetfile import TargetFile
+from .together import open_sources
 
 __all__ = [
     "BlockBackend",
@@ -21,5 +22,6 @@ __all__ = [
     "describe",
     "open_disk",
     "open_disks",
+    "open_sources",
     "sync_disks",
 ]

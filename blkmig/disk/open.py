@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from typing import Any
+from typing import Any, TypeGuard
 
 from .. import errors
 from . import backend, file, local
@@ -68,7 +68,7 @@ def open_disks(
 
     Raises :class:`~blkmig.errors.ParameterError` for a text that makes no sense, else as the disk's class does.
     """
-    if isinstance(text, str) and text.startswith(_QEMU_SCHEME):
+    if is_qemu(text):
         from . import qemu as qemu_disks
 
         greeting = min(connect_timeout, qemu_disks.GREETING_SECONDS)
@@ -104,6 +104,11 @@ def open_disk(
     if isinstance(text, str) and text.startswith(_LIVE_SCHEMES):
         return _only_one(open_disks(text, name=name, direct=direct), text)
     return open_file(describe(text, direct=direct), name=name, read_only=read_only, writable=writable)
+
+
+def is_qemu(text: str | os.PathLike[str]) -> TypeGuard[str]:
+    """Tell whether `text` names the disks of a running QEMU."""
+    return isinstance(text, str) and text.startswith(_QEMU_SCHEME)
 
 
 def is_nbd(text: str | os.PathLike[str]) -> bool:

@@ -379,12 +379,15 @@ def send(
     chosen = params.MigrationParameters(**parameters)
     timeouts: dict[str, Any] = {"connect_timeout": chosen.connect_timeout, "idle_timeout": chosen.idle_timeout}
     with contextlib.ExitStack() as opened:
+        sources = list(disks)
+        texts = [(None, source) for source in sources if not isinstance(source, disk.BlockBackend)]
+        found = iter(disk.open_sources(texts, writable=False, **timeouts))
         backends: list[disk.BlockBackend] = []
-        for source in disks:
+        for source in sources:
             if isinstance(source, disk.BlockBackend):
                 backends.append(source)
             else:
-                backends.extend(map(opened.enter_context, disk.open_disks(source, writable=False, **timeouts)))
+                backends.extend(map(opened.enter_context, next(found)))
         migration = OutgoingMigration(backends, uri, chosen, on_progress=on_progress)
         with migration:
             migration.run()

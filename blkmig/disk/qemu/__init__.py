@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ... import errors
 from .. import backend
@@ -42,8 +42,33 @@ def open_qemu(
     Raises :class:`~blkmig.errors.DeviceError`, and :class:`~blkmig.errors.ParameterError` for a wrong `text`; then
     nothing stays open and nothing stays behind in QEMU.
     """
+    [disks] = open_together(
+        [(name, text)],
+        force=force,
+        switchover=switchover,
+        switchover_timeout=switchover_timeout,
+        connect_timeout=connect_timeout,
+        timeout=timeout,
+    )
+    return disks
+
+
+def open_together(
+    named: Sequence[tuple[str | None, str]],
+    *,
+    force: bool = False,
+    switchover: Switchover = "auto",
+    switchover_timeout: float = 3600.0,
+    connect_timeout: float = GREETING_SECONDS,
+    timeout: float = 60.0,
+) -> list[list[QemuBackend]]:
+    """Open what several (name, address) of one monitor mean, in one session; return the disks of each.
+
+    An address that names no disk means all writable ones that no other address names. Otherwise as :func:`open_qemu`.
+    """
+    addresses = [address.parse(text) for _, text in named]
     shared = QemuSession(
-        address.parse(text),
+        address.merge(addresses),
         force=force,
         switchover=switchover,
         switchover_timeout=switchover_timeout,
@@ -52,12 +77,27 @@ def open_qemu(
     )
     disks = [QemuBackend(shared, number) for number in range(len(shared.disks))]
     try:
-        _name(disks, name)
+        shares = _share_out(disks, addresses)
+        for (name, text), share in zip(named, shares, strict=True):
+            _name(share, name, text)
     except BaseException:
         for disk in disks:
             disk.close()
         raise
-    return disks
+    return shares
+
+
+def _share_out(disks: list[QemuBackend], addresses: list[QemuAddress]) -> list[list[QemuBackend]]:
+    """Return the disks of each address. Raises :class:`~blkmig.errors.ParameterError` if two name one disk."""
+    shares: list[list[QemuBackend]] = [[disk for disk in disks if disk.is_named_by(where)] for where in addresses]
+    taken = [disk.name for share in shares for disk in share]
+    twice = next((name for name in taken if taken.count(name) > 1), None)
+    if twice is not None:
+        raise errors.ParameterError(f"{addresses[0].path!r}: two sources name the disk {twice}")
+    for where, share in zip(addresses, shares, strict=True):
+        if where.means_all:
+            share += [disk for disk in disks if not any(disk in other for other in shares)]
+    return shares
 
 
 def cleanup(
@@ -92,7 +132,9 @@ def cleanup(
     return done
 
 
-def _name(disks: list[QemuBackend], name: str | None) -> None:
+def _name(disks: list[QemuBackend], name: str | None, text: str) -> None:
+    if not disks:
+        raise errors.ParameterError(f"{text!r}: all of its disks are named by other sources")
     if name is not None:
         if len(disks) != 1:
             listed = ", ".join(disk.name for disk in disks)

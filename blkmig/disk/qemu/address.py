@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import urllib.parse
+from collections.abc import Sequence
 from typing import Any
 
 from ... import errors
@@ -35,6 +36,14 @@ class QemuAddress:
 
     read: str = "auto"
     """``auto`` reads a raw image's file where that is possible, ``nbd`` has QEMU read always."""
+
+    and_others: bool = False
+    """Whether all other writable disks are meant, too, although some are named."""
+
+    @property
+    def means_all(self) -> bool:
+        """Whether all writable disks are meant, besides those that are named."""
+        return self.and_others or not (self.devices or self.nodes)
 
 
 def is_qemu_address(text: str) -> bool:
@@ -82,6 +91,25 @@ def _nbd_uri(text: str) -> str:
     if not nbd_uri.is_nbd_uri(text):
         raise errors.ParameterError(f"nbd={text!r} is neither an NBD URI nor unix:PATH")
     return text
+
+
+def merge(addresses: Sequence[QemuAddress]) -> QemuAddress:
+    """Return what stands for several addresses of one monitor: the disks of all, read by QEMU if one says so.
+
+    Raises :class:`~blkmig.errors.ParameterError` if they name different NBD servers.
+    """
+    servers = list(dict.fromkeys(each.nbd for each in addresses if each.nbd is not None))
+    if len(servers) > 1:
+        raise errors.ParameterError(f"{addresses[0].path!r}: a QEMU has one NBD server, not {' and '.join(servers)}")
+    return QemuAddress(
+        path=addresses[0].path,
+        devices=tuple(name for each in addresses for name in each.devices),
+        nodes=tuple(name for each in addresses for name in each.nodes),
+        nbd=servers[0] if servers else None,
+        exports=tuple(dict.fromkeys(name for each in addresses for name in each.exports)),
+        read="nbd" if any(each.read == "nbd" for each in addresses) else "auto",
+        and_others=any(each.means_all for each in addresses),
+    )
 
 
 def socket_address(uri: str) -> dict[str, Any] | None:

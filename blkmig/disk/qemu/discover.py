@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ... import errors
 from . import address, graph, objects, qmp
+
+logger = logging.getLogger(__name__)
 
 Json = Mapping[str, Any]
 
@@ -38,7 +41,7 @@ class QemuDisk:
     """The guest device's id or QOM path, "" if there is none."""
 
     root: str = ""
-    """The node that the guest device stands on: `node`, or a filter above it."""
+    """The node that the guest device stands on, or that the user named: `node`, or a filter above it."""
 
 
 def check_version(connection: qmp.QmpConnection) -> frozenset[str]:
@@ -52,20 +55,37 @@ def check_version(connection: qmp.QmpConnection) -> frozenset[str]:
 
 
 def find_disks(connection: qmp.QmpConnection, facts: graph.BlockGraph, where: address.QemuAddress) -> list[QemuDisk]:
-    """Return the disks that `where` names, or all writable ones.
+    """Return the disks that `where` names, read-only ones included, or all writable ones; the log has what is left out.
 
     Of a VM these are the disks of ``query-block`` that have a medium; of a storage daemon the nodes that no other node
     stands on. Raises :class:`~blkmig.errors.DeviceError` if one is not there, or if there is none.
     """
     disks = [*_guest_disks(connection, facts)] or [_bare_disk(facts, node) for node in facts.tops()]
-    if where.devices or where.nodes:
-        chosen = [_by_device(connection, disks, name) for name in where.devices]
-        chosen += [_by_node(connection, facts, disks, name) for name in where.nodes]
-    else:
-        chosen = [disk for disk in disks if not disk.is_read_only]
+    chosen = [_by_device(connection, disks, name) for name in where.devices]
+    chosen += [_by_node(connection, facts, disks, name) for name in where.nodes]
+    if where.means_all:
+        for disk in disks:
+            if not disk.is_read_only:
+                chosen.append(disk)
+            elif disk not in chosen:
+                logger.warning(LEFT_OUT, connection.device, disk.name, _naming(disk))
     if not chosen:
         raise errors.DeviceError("has no disk to send", device=connection.device, cause=_available(disks))
     return list(dict.fromkeys(chosen))
+
+
+LEFT_OUT = "%s: disk %r is read-only and not sent; it is if it is named, with %s"
+
+
+def _naming(disk: QemuDisk) -> str:
+    name = disk.device or _short_name(disk.qdev)
+    return f"device={name}" if name else f"node={disk.node}"
+
+
+def is_named(disk: QemuDisk, where: address.QemuAddress) -> bool:
+    """Return whether `where` names this disk, and does not only mean it with all others."""
+    devices, nodes = {disk.device, disk.qdev, _short_name(disk.qdev)}, {disk.root, disk.node}
+    return not devices.isdisjoint(where.devices) or not nodes.isdisjoint(where.nodes)
 
 
 def _guest_disks(connection: qmp.QmpConnection, facts: graph.BlockGraph) -> Iterator[QemuDisk]:
@@ -88,7 +108,9 @@ def _guest_disks(connection: qmp.QmpConnection, facts: graph.BlockGraph) -> Iter
 def _bare_disk(facts: graph.BlockGraph, top: str) -> QemuDisk:
     node = facts.below_filters(top)
     entry = facts.nodes[node]
-    return QemuDisk(name=node, node=node, size=entry["image"]["virtual-size"], is_read_only=entry["ro"])
+    return QemuDisk(
+        name=node, node=node, size=entry["image"]["virtual-size"], is_read_only=entry["ro"], root=top
+    )
 
 
 def _by_device(connection: qmp.QmpConnection, disks: list[QemuDisk], name: str) -> QemuDisk:
@@ -125,28 +147,45 @@ def _short_name(qdev: str) -> str:
 # -- iothreads -------------------------------------------------------------------------------------------------------
 
 
-def check_iothreads(connection: qmp.QmpConnection, disks: list[QemuDisk], *, force: bool) -> None:
+def check_iothreads(
+    connection: qmp.QmpConnection, facts: graph.BlockGraph, disks: list[QemuDisk], *, force: bool
+) -> None:
     """Refuse disks in iothreads where that is dangerous, but for `force`.
 
     blkmig lets the server close first, always; but if it is killed, its sockets close from its side.
     And rarely such a QEMU, a 7.2.22, ended at ``stop`` while an export of ours was open; why is not known.
     """
-    where = next((found for disk in disks if (found := _iothread_of(connection, disk)) is not None), None)
-    if where is not None and connection.version < SERVER_FIRST and not force:
-        version = ".".join(map(str, connection.version))
-        cause = f"{where} runs in an iothread, and QEMU {version} aborts if blkmig is killed; --force does it anyway"
-        raise errors.DeviceError("refused", device=connection.device, cause=cause)
+    if force or connection.version >= SERVER_FIRST:
+        return
+    devices = list(_guest_disks(connection, facts))
+    for disk in disks:
+        if _is_in_iothread(connection, facts, disk, devices):
+            version = ".".join(map(str, connection.version))
+            cause = f"{disk.name} runs in an iothread, and QEMU {version} aborts if blkmig is killed; "
+            raise errors.DeviceError("refused", device=connection.device, cause=f"{cause}--force does it anyway")
 
 
-def _iothread_of(connection: qmp.QmpConnection, disk: QemuDisk) -> str | None:
-    if not disk.qdev:
-        found = objects.list_objects(connection)
-        return disk.name if any(entry["type"] == "child<iothread>" for entry in found) else None
-    for path in _owners(connection, disk.qdev):
-        for key in ("iothread", "iothread-vq-mapping"):
-            if _property(connection, path, key):
-                return disk.name
-    return None
+def _is_in_iothread(
+    connection: qmp.QmpConnection, facts: graph.BlockGraph, disk: QemuDisk, devices: list[QemuDisk]
+) -> bool:
+    """Return whether a disk's node runs in an iothread, or may: where the devices do that stand on it, it does, too.
+
+    Of a node that no device stands on, but exports do, QEMU does not say it.
+    """
+    above = facts.ancestors(disk.node)
+    users = [device.qdev for device in devices if device.qdev and device.root in above]
+    if disk.qdev and disk.qdev not in users:
+        users.append(disk.qdev)
+    if users:
+        return any(
+            bool(_property(connection, path, key))
+            for qdev in users
+            for path in _owners(connection, qdev)
+            for key in ("iothread", "iothread-vq-mapping")
+        )
+    if facts.knows_parents and not facts.exports_of(disk.node, but=objects.PREFIX):
+        return False
+    return any(entry["type"] == "child<iothread>" for entry in objects.list_objects(connection))
 
 
 def _owners(connection: qmp.QmpConnection, qdev: str) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Self
 
 from ... import _core, errors
 from .. import backend, dirty, identity
-from . import imagefile, session
+from . import address, discover, imagefile, session
 
 
 class QemuBackend(backend.BlockBackend):
@@ -27,13 +27,18 @@ class QemuBackend(backend.BlockBackend):
         self.session = shared
         self.name = name or disk.name
         self.size = shared.connections[number].size
-        self.is_read_only = disk.is_read_only
+        # One that nobody can write was named, or it would not be here: it is sent like any other.
+        self.is_read_only = False
         self._number = number
         self._connection = shared.connections[number]
         self._extents = shared.extents[number]
         self._file = shared.files[number]
         self.reads_in_parallel = self._file is None
         self.files = tuple(known_files(shared.image_names[number], self._file))
+
+    def is_named_by(self, where: address.QemuAddress) -> bool:
+        """Return whether `where` names this disk, and does not only mean it with all others."""
+        return discover.is_named(self.session.disks[self._number], where)
 
     @property
     def mapping(self) -> _core.Mapping | None:  # type: ignore[override]

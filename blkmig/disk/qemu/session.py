@@ -113,7 +113,7 @@ class QemuSession:
         facts = graph.BlockGraph.ask(self._qmp, self._commands)()
         self.disks = discover.find_disks(self._qmp, facts, where)
         self.image_names = [facts.image_names(disk.node) for disk in self.disks]
-        discover.check_iothreads(self._qmp, self.disks, force=force)
+        discover.check_iothreads(self._qmp, facts, self.disks, force=force)
         export_names = [self._export_name(number) for number in range(len(self.disks))]
         if where.read == "auto":
             self.files = [imagefile.open_file(where.path, facts, disk) for disk in self.disks]
