@@ -115,6 +115,8 @@ class MigrationParameters:
             _set_number(self, "timeout", 0, float("inf"))
         if self.max_rounds is not None:
             _set_whole(self, "max_rounds", 1, 1 << 63)
+        if any("\ud800" <= char <= "\udfff" for char in self.machine):
+            raise errors.ParameterError(f"machine must be a text, not {self.machine!r}")
         if self.granularity not in [1 << shift for shift in range(16, 21)]:
             raise errors.ParameterError(
                 f"granularity must be a power of two from 64K to 1M, not {units.format_size(int(self.granularity))}"

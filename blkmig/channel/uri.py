@@ -145,7 +145,7 @@ def _parse_exec(uri: str, rest: str) -> ExecAddress:
 
 
 def _parse_fd(uri: str, rest: str) -> FdAddress:
-    if not (rest.isascii() and rest.isdigit()) or int(rest) >= 1 << 31:
+    if not (rest.isascii() and rest.isdigit()) or len(rest) > 10 or int(rest) >= 1 << 31:
         raise _bad(uri, "say the number of an open descriptor")
     return FdAddress(int(rest))
 

@@ -25,6 +25,8 @@ COMMANDS = {
 }
 """The module of each command."""
 
+ALL_MODULES = tuple(dict.fromkeys(COMMANDS.values()))
+
 EXAMPLES = "examples:\n"
 
 PLAIN = "\0"
@@ -102,14 +104,14 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
     before, name, after = words[:place], "".join(words[place : place + 1]), words[place + 1 :]
     if name in COMMANDS and not {"-h", "--help", "--version"}.intersection(before):
         return build_command(name).parse([*before, *after])
-    top = build_parser()
+    top = build_parser([] if "--version" in before else ALL_MODULES)
     top.parse_args(before)
     known = ", ".join(COMMANDS)
     raise UsageError(f"there is no command {name!r}: say one of {known}" if name else f"say what to do: {known}",
                      top.format_usage())  # fmt: skip
 
 
-def build_parser(modules: Sequence[str] = tuple(dict.fromkeys(COMMANDS.values()))) -> CommandParser:
+def build_parser(modules: Sequence[str]) -> CommandParser:
     """Return the parser of what stands before the command, for whose help all commands are there."""
     top = CommandParser(
         prog="blkmig",

@@ -74,7 +74,8 @@ def run(args: argparse.Namespace) -> int:
         incoming = migration.IncomingMigration(
             args.uri, targets, parameters, into=args.into, by_index=by_index, on_progress=report
         )
-        with signals.current().cancelling(incoming.cancel), incoming:
+        # It opens targets first: until that is done, there is nothing that a cancel would reach.
+        with incoming, signals.current().cancelling(incoming.cancel):
             if args.uri.startswith(("tcp:", "unix:")):
                 output.print_listening(incoming.uri)
             result = incoming.run()
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
 def parse_map(text: str) -> tuple[int, str]:
     """Parse ``INDEX=DISK``."""
     index, _, path = text.partition("=")
-    if not index.isdecimal() or not path:
+    if not index.isdecimal() or len(index) > 9 or not path:
         raise errors.ParameterError(f"--map takes INDEX=DISK, for instance 0=vda.raw, not {text!r}")
     return int(index), path
 

@@ -51,7 +51,7 @@ def add_command(commands: Any) -> None:
     cleanup.add_argument("qemu", type=arguments.word, metavar="qemu:PATH", help="the QMP socket of the QEMU")
     cleanup.add_argument("--force", action="store_true", help="let the writers go on although the target may own the "
                          "disks, after a --move whose end had left; cancel a migration of unknown origin")  # fmt: skip
-    cleanup.add_argument("--connect-timeout", type=float, default=5.0, metavar="SECONDS",
+    cleanup.add_argument("--connect-timeout", type=arguments.seconds, default=5.0, metavar="SECONDS",
                          help="how long QEMU may take to greet us (default: 5)")  # fmt: skip
 
 

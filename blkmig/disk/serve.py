@@ -217,7 +217,8 @@ def _listen(address: str) -> socket.socket:
     """
     kind, _, rest = address.partition(":")
     host, _, port = rest.rpartition(":")
-    if kind not in ("unix", "tcp") or not rest or (kind == "tcp" and not port.isdigit()):
+    is_port = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 1 << 16
+    if kind not in ("unix", "tcp") or not rest or (kind == "tcp" and not is_port):
         raise errors.ParameterError(f"{address!r} is no place to listen: say unix:PATH or tcp:HOST:PORT")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -227,6 +228,8 @@ def _listen(address: str) -> socket.socket:
             listener = socket.create_server((host.strip("[]"), int(port)), family=family)
     except OSError as error:
         raise errors.DeviceError("cannot listen", device=address, cause=error) from error
+    except UnicodeError as error:
+        raise errors.DeviceError("cannot listen", device=address, cause=f"{host!r} is no host: {error}") from error
     listener.setblocking(False)
     return listener
 

@@ -235,6 +235,16 @@ def test_receive_that_listens(tmp_path: Path, number: signal.Signals) -> None:
     assert not (tmp_path / "copy.raw").exists()
 
 
+@pytest.mark.parametrize("words", [["send", "{0}", "file:x"], ["receive", "file:x", "{0}"]], ids=["send", "receive"])
+def test_a_disk_that_does_not_answer(tmp_path: Path, server: socket.socket, words: list[str]) -> None:
+    """B5: an NBD server that accepts and says nothing, while its disk is being opened."""
+    nbd = f"v=nbd://127.0.0.1:{server.getsockname()[1]}/x"
+    with running(*(word.format(nbd) for word in words), "--progress=json") as opening:
+        connection, _ = server.accept()
+        with connection:
+            opening.end_by(signal.SIGHUP)
+
+
 def test_receive_from_somebody_who_says_nothing(tmp_path: Path) -> None:
     with running("receive", "--progress=json", "tcp:127.0.0.1:0", f"vda={tmp_path}/copy.raw") as receiver:
         listening = receiver.wait_for(lambda line: line["event"] == "Listening")

@@ -144,3 +144,114 @@ def test_a_file_of_a_strange_name_can_be_sent(tmp_path: Path) -> None:
     path = Path(str(tmp_path / "\udcff.raw"))
     path.write_bytes(b"x" * lab.MIB)
     assert command.run("send", str(path), f"file:{tmp_path}/s").exit_code == 0
+
+
+LONG = "x" * 300
+BAD = [
+    "send v=DISK file:/proc/x",
+    "send v=DISK file:/",
+    f"send v=DISK file:{LONG}",
+    f"send v={LONG} file:x",
+    f"send v=DISK unix:{LONG}",
+    "send v=DISK unix:/nonexistent/x",
+    "send v=DISK tcp:localhost:99999",
+    "send v=DISK fd:99",
+    "send v=DISK exec:",
+    f"send v=DISK fd:{'9' * 5000}",
+    f"send v=DISK tcp:localhost:{'9' * 5000}",
+    "send v=DISK tcp:\udcff:1",
+    f"send v=DISK tcp:{LONG}.org:1",
+    f"send v=DISK file:x --max-bandwidth={'9' * 5000}",
+    f"send v=DISK file:x --max-bandwidth={'9' * 500}.5",
+    f"send v=DISK file:x --max-rounds={'9' * 5000}",
+    "send v=DISK file:x,offset=-1",
+    "send v=DISK file:x,offset=99999999999999999999",
+    "send v=/dev/null file:x",
+    "send v=/ file:x",
+    "send v=/proc/self/mem file:x",
+    "send v=DISK v=DISK file:x",
+    "send v=qemu:/nonexistent file:x",
+    "send v=qemu: file:x",
+    "send v=dirtymap:x file:x",
+    "send v=DISK file:x --max-rounds=-1",
+    "send v=DISK file:x --timeout=nan",
+    "send v=DISK file:x --downtime-limit=inf",
+    "send v=DISK file:x --downtime-factor=nan",
+    "send v=DISK file:x --connect-timeout=nan",
+    "send v=DISK file:x --idle-timeout=-1",
+    "send v=DISK file:x --max-bandwidth=99999999999999999999",
+    "send v=DISK file:x --machine=\udcff",
+    "send v=DISK file:x --reading=any",
+    "receive file:DISK v=copy",
+    "receive file:STREAM --into /proc/1",
+    "receive file:STREAM --into DISK",
+    "receive file:STREAM v=/dev/null",
+    "receive file:STREAM v=/",
+    "receive file:STREAM v=qemu:x",
+    "receive file:STREAM other=x",
+    "receive file:STREAM --map 99999999999999999999=copy",
+    "receive file:STREAM --map \u00b2=x",
+    f"receive file:STREAM --map {'9' * 5000}=x",
+    "receive file:STREAM --size 1 v=copy",
+    "receive file:STREAM v=copy --size v=1T",
+    f"receive file:STREAM v={LONG}",
+    "receive file:/ v=copy",
+    "receive file:/dev/zero v=copy",
+    "receive fd:77 v=copy",
+    "receive tcp:1.2.3.4:1 v=copy",
+    "receive unix:/nonexistent/x v=copy",
+    "receive tcp::4444:5 v=copy",
+    "receive file:STREAM v=copy --accept-timeout=nan",
+    "receive file:STREAM v=copy --idle-timeout=nan",
+    "inspect /",
+    "inspect /dev/null",
+    "inspect DISK",
+    "inspect \udcff",
+    "inspect STREAM --size any",
+    "serve a=/nonexistent --nbd unix:n",
+    "serve a=DISK --nbd tcp:localhost:99999 --qmp q",
+    f"serve a=DISK --nbd unix:{LONG}",
+    f"serve a=DISK --nbd tcp:localhost:{'9' * 5000} --qmp q",
+    "serve a=DISK --nbd tcp:localhost:\u00b2 --qmp q",
+    f"serve a=DISK --nbd tcp:{LONG}.org:1 --qmp q",
+    "serve a=DISK --nbd any",
+    "cleanup any",
+    "cleanup qemu:/nonexistent",
+    "cleanup qemu:DISK",
+    "cleanup qemu:/nonexistent --connect-timeout=nan",
+    "demo --dir /nonexistent",
+    "demo --size=8M --dir /proc",
+    "demo --size=any",
+    "demo --size=8M --downtime-limit=nan",
+]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return a disk and its stream, by what the words above call them."""
+    folder = tmp_path_factory.mktemp("inputs")
+    (folder / "disk.raw").write_bytes(b"x" * (lab.MIB + 512))
+    assert command.run("send", f"v={folder}/disk.raw", f"file:{folder}/stream").exit_code == 0
+    return {"DISK": f"{folder}/disk.raw", "STREAM": f"{folder}/stream"}
+
+
+@pytest.mark.parametrize("line", BAD)
+def test_bad_input_is_told_in_clear_words(
+    line: str,
+    inputs: dict[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """C7: whatever is wrong with it, it is an error of the tree, and nothing that was there is touched."""
+    monkeypatch.chdir(tmp_path)
+    before = {name: Path(path).read_bytes() for name, path in inputs.items()}
+    for name, path in inputs.items():
+        line = line.replace(name, path)
+    assert cli.main([*line.split(), *([] if line.startswith(("inspect", "serve", "cleanup")) else ["--progress=none"])])
+    err = capfd.readouterr().err
+    assert "Traceback" not in err
+    assert outcome.DEFECT not in err
+    assert err or line.startswith("inspect")
+    assert {name: Path(path).read_bytes() for name, path in inputs.items()} == before
+    assert not (tmp_path / "copy").exists()
