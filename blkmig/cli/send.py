@@ -86,6 +86,8 @@ def add_live(parser: parsing.CommandParser) -> None:
                         help=f"send nothing: watch the writers (default: {DRY_RUN_SECONDS} s) and say what it would "
                         "take")  # fmt: skip
     parser.without_value["--dry-run"] = DRY_RUN_SECONDS
+    parser.add_argument("--bandwidth", type=arguments.size, metavar="SIZE", help="for --dry-run: bytes per second that "
+                        "the link carries (default: --max-bandwidth, else as fast as the disks are read)")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -106,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
             for backend in opened
         ]
         if args.dry_run is not None:
-            print_forecast(migration.forecast(disks, parameters, seconds=args.dry_run), args)
+            print_forecast(migration.forecast(disks, parameters, seconds=args.dry_run, bandwidth=args.bandwidth), args)
             return 0
         report = stack.enter_context(progress.reporter(args.progress))
         outgoing = migration.OutgoingMigration(disks, args.uri, parameters, on_progress=report)
@@ -200,6 +202,15 @@ def describe_downtime(result: stats.OutgoingStatistics) -> str:
     return text
 
 
+def whose_bandwidth(args: argparse.Namespace) -> str:
+    """Say where the bandwidth of a forecast comes from: the link is not measured."""
+    if args.bandwidth:
+        return "by --bandwidth"
+    if args.max_bandwidth:
+        return "by --max-bandwidth"
+    return "as fast as the disks are read; say what the link carries with --bandwidth"
+
+
 def print_forecast(found: migration.Forecast, args: argparse.Namespace) -> None:
     """Print what a migration would take."""
     if args.json:
@@ -207,10 +218,7 @@ def print_forecast(found: migration.Forecast, args: argparse.Namespace) -> None:
         return
     rows = [
         ("disks", f"{units.format_size(found.disk_bytes)}, {units.format_size(found.data_bytes)} of data"),
-        (
-            "bandwidth",
-            f"{units.format_rate(found.bandwidth)}{'' if args.max_bandwidth else ', as fast as the disks are read'}",
-        ),
+        ("bandwidth", f"{units.format_rate(found.bandwidth)}, {whose_bandwidth(args)}"),
         ("writers", f"dirty {units.format_rate(found.dirty_rate)}"),
         ("would send", f"{units.format_size(found.total_bytes)} in {units.format_duration(found.total_time)}"),
         ("dirty rounds", str(found.rounds)),

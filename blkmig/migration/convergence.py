@@ -48,6 +48,9 @@ class Convergence:
         self._figures = measured
         # Migration thread only.
         self._descent = Descent()
+        self._fitting_round: int | None = None
+        """The round in which what was pending began to fit; None once a round ended so."""
+
         self._pauses_given_up = 0
         self._standstill = Standstill()
         self._standby = standby.StandBy(parameters, handlers, measured, look)
@@ -93,19 +96,32 @@ class Convergence:
         return int(self._figures.meter.bandwidth * max(limit - blk_mig.fetch_seconds, limit / 2))
 
     def _is_time_for_the_pause(self) -> bool:
-        """Return whether what is pending now fits the downtime limit, and one more round would not make it less."""
+        """Return whether what is pending now fits the downtime limit, and one more round would not make it less.
+
+        A round that is under way is brought to its end first, because that leaves less, while the writers are slower
+        than the link. Where they were not, and the round left too much, the next time is the right one.
+        """
         if self._figures.seconds_since_fetch() > FRESH_SECONDS:
             # Towards its end, a round knows only what was dirty when it began.
             disk.sync_disks(self._block.sent_disks())
         pending, rounds = self._figures.pending(), self._block.blk_mig.round_number
         if pending > self.threshold_size():
             return False
-        can_go_on = has_time(self._parameters, elapsed=self._figures.elapsed(), rounds=rounds)
-        return self._descent.has_ended(pending) or not can_go_on
+        if not has_time(self._parameters, elapsed=self._figures.elapsed(), rounds=rounds):
+            return True
+        if self._figures.is_round_fresh():
+            self._fitting_round = None
+            return self._descent.has_ended(pending)
+        if self._fitting_round not in (None, rounds):
+            return True
+        self._fitting_round = rounds
+        return False
 
-    def pause_given_up(self) -> None:
-        """Take note that a pause took too long: what was known about the rounds before it is worth nothing."""
+    def pause_given_up(self, downtime: float) -> None:
+        """Take note of a pause that took too long: what was known about the rounds before it is worth nothing."""
         self._pauses_given_up += 1
+        self._figures.stats.pauses_given_up += 1
+        self._figures.stats.downtime_given_up += downtime
         self._descent = Descent()
 
     def check_pauses(self) -> None:
@@ -143,6 +159,8 @@ class Convergence:
             # Where nothing but zeros was read, nobody knows what the link carries, and it is not to blame.
             why = f"the disks were not read once in that time, {units.format_size(pending)} of them are left"
             what_to_do = f"{link}; allow more time, or more bandwidth" if bandwidth else "allow more time"
+        elif blk_mig.is_fixed:
+            why, what_to_do = "everything was sent", "the target does not say that it has it: look whether it hangs"
         else:
             why = f"{units.format_size(pending)} are still to be sent, {link}, the writers dirty "
             why += f"{units.format_rate(dirty_rate)}{pauses}"

@@ -24,15 +24,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Any, Self
 
-from .. import _core, block, disk, errors, params, savevm, stats, units
-from . import connection, convergence, ending, endpoints, figures, pause, watchdog
-
-TIMEOUT_GRACE = 0.5
-"""Seconds after the caller's time-out that a migration which is not blocked may take to notice it by itself."""
+from .. import _core, block, disk, errors, params, savevm, stats
+from . import bounds, connection, convergence, ending, endpoints, figures, pause
 
 
 class OutgoingMigration:
@@ -80,11 +77,8 @@ class OutgoingMigration:
             self._sources,
             self._send_section,
         )
-        self._watchdog = watchdog.Watchdog()
+        self._bounds = bounds.Bounds(self.parameters, self._convergence, self.cancel)
         self._clock = clock
-        # Any thread may set these.
-        self._pause: pause.Pause | None = None
-        self._limit_reached = ""
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -104,7 +98,7 @@ class OutgoingMigration:
         self._figures.start()
         try:
             self._figures.enter("setup")
-            with self._saying_why():
+            with self._bounds.saying_why():
                 self._setup()
             self.stats.setup_time = self._figures.elapsed()
             self._figures.enter("active")
@@ -149,7 +143,7 @@ class OutgoingMigration:
             self.iterate()
 
     def _is_ready(self) -> bool:
-        with self._saying_why():
+        with self._bounds.saying_why():
             self._connection.check_cancelled()
             return self._convergence.is_ready()
 
@@ -178,7 +172,7 @@ class OutgoingMigration:
     def iterate(self) -> None:
         """Send one section, of about 100 ms. Blocks for the channel, the disks and the rate limit."""
         self._require("active")
-        with self._saying_why():
+        with self._bounds.saying_why():
             if self._send_section():
                 self._round_ended()
         self._figures.report()
@@ -236,12 +230,13 @@ class OutgoingMigration:
         self._require("active")
         self._figures.enter("device")
         self._convergence.release_throttle()
-        self._pause = held = self._make_pause()
+        held = self._make_pause()
+        self._bounds.watch(held)
         try:
-            with pause.pausing(held), self._saying_why(), self._figures.postponing():
+            with pause.pausing(held), self._bounds.saying_why(), self._figures.postponing():
                 self._ending.send(held)
         except pause.GivenUp:
-            self._pause_given_up(held)
+            self._go_back_to_rounds()
             self._figures.raise_postponed()
             return False
         try:
@@ -254,21 +249,19 @@ class OutgoingMigration:
     def _make_pause(self) -> pause.Pause:
         return pause.Pause(
             self._block.sent_disks(),
-            self._watchdog,
+            self._bounds.watchdog,
             clock=self._clock,
             bound=self.parameters.downtime_bound,
-            cut=lambda: self._reach_limit("before the bound of the pause"),
+            cut=self._bounds.reach_in_pause,
             reset=self._connection.abort,
             may_be_complete=self._ending.may_be_complete,
         )
 
-    def _pause_given_up(self, held: pause.Pause) -> None:
-        """Go back to rounds."""
+    def _go_back_to_rounds(self) -> None:
+        """Go on after a pause that was given up."""
         self._block.leave_last_round()
         self._connection.f.set_rate_limit(int(self.parameters.max_bandwidth))
-        self._convergence.pause_given_up()
-        self.stats.pauses_given_up += 1
-        self.stats.downtime_given_up += held.downtime
+        self._bounds.count_given_up()
         self._figures.enter("active")
 
     def cancel(self) -> None:
@@ -284,8 +277,7 @@ class OutgoingMigration:
 
     def _setup(self) -> None:
         """Connect and write everything before the first part."""
-        if self.parameters.timeout is not None:
-            self._watchdog.call_after(self.parameters.timeout + TIMEOUT_GRACE, self._time_is_over)
+        self._bounds.begin()
         self._block.check_disks()  # first: a QEMU at the other end takes a connection that ends for a failed migration
         self._sources.check()
         f = self._connection.connect(timeout=self.parameters.connect_timeout)
@@ -319,33 +311,9 @@ class OutgoingMigration:
             stack.callback(self._connection.abort)
             stack.callback(self.savevm.state_cleanup)
             stack.callback(self._convergence.release_throttle)
-            stack.callback(self._watchdog.close)
+            stack.callback(self._bounds.close)
             if status is not None:
                 self._figures.enter(status)
-
-    # -- bounds ------------------------------------------------------------------------------------------------------
-
-    def _time_is_over(self) -> None:
-        """End whatever waits, because the caller's time-out is over; a pause that is under way ends by itself first."""
-        if self._pause is not None and self._pause.is_bounded:
-            self._watchdog.call_after(self.parameters.downtime_bound, self._time_is_over)
-        else:
-            self._reach_limit(f"within {units.format_duration(self.parameters.timeout or 0.0)}")
-
-    def _reach_limit(self, limit: str) -> None:
-        """Have whatever the migration waits for raise NotConverged, which says that `limit` is reached."""
-        self._limit_reached = limit
-        self.cancel()
-
-    @contextlib.contextmanager
-    def _saying_why(self) -> Iterator[None]:
-        """Say of a cancel that is no caller's which limit it came from."""
-        try:
-            yield
-        except errors.Cancelled as error:
-            if not self._limit_reached:
-                raise
-            raise self._convergence.not_converged(self._limit_reached) from error
 
     def _require(self, status: stats.Status) -> None:
         """Raise unless the migration is in the state that a call needs."""

@@ -101,6 +101,11 @@ class Pause:
         """Return whether the pause is under way, and its own bound will end it."""
         return self._state in ("holding", "held", "ending")
 
+    @property
+    def is_given_up(self) -> bool:
+        """Return whether the bound of the pause has passed, and the writers go on."""
+        return self._state == "given up"
+
     # -- the way to the end ------------------------------------------------------------------------------------------
 
     def hold(self) -> None:
@@ -127,7 +132,7 @@ class Pause:
 
     def check(self) -> None:
         """Raise :class:`GivenUp` if the pause was given up."""
-        if self._state == "given up":
+        if self.is_given_up:
             raise GivenUp
 
     def _change(self, state: State) -> None:

@@ -81,7 +81,7 @@ def test_rounds_that_get_no_shorter_come_to_an_end(tmp_path: Path, rate: float) 
     stats = migrate(tmp_path, rate)
     assert stats.downtime is not None
     assert stats.downtime < 0.8
-    assert len(stats.rounds) <= 5
+    assert len(stats.rounds) <= 7, "below the limit, each round is judged when it is over"
 
 
 def test_an_idle_disk_needs_no_round(tmp_path: Path) -> None:

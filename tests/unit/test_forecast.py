@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Predictions, with a clock that the test turns."""
+"""Predictions, with a clock that the test turns, compared with what happens."""
 
 from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 import blkmig
-from blkmig.migration.forecasting import count_data, dirty_after, forecast
+from blkmig import _core
+from blkmig.migration.forecasting import forecast
 
 MIB = 1 << 20
 
@@ -66,15 +71,124 @@ def test_a_writer_faster_than_the_link_does_not_converge() -> None:
     assert found.downtime > 0.1
 
 
-@pytest.mark.parametrize(("seconds", "dirty"), [(0, 0), (1, 10), (1.5, 15), (2, 20), (4, 30), (6, 40), (100, 70)])
-def test_curve(seconds: float, dirty: float) -> None:
-    curve = [(0.0, 0), (2.0, 20), (4.0, 30)]
-    assert dirty_after(curve, seconds, 70) == pytest.approx(dirty)
-
-
 def test_holes_are_not_data(tmp_path: object) -> None:
     with blkmig.FileBackend.create(f"{tmp_path}/d.raw", 64 * MIB) as disk:
         disk.pwrite(b"a", 10)
         disk.pwrite(b"b", 10 * MIB + 4096)
         disk.pwrite(b"c" * 2 * MIB, 20 * MIB - 5)
-        assert count_data(disk) == (1 + 1 + 3) * MIB
+        found = forecast([disk], blkmig.MigrationParameters(max_bandwidth="1G"), seconds=0)
+        assert found.data_bytes == (1 + 1 + 3) * MIB
+
+
+# -- E9: what was predicted is what happens ----------------------------------------------------------------------------
+
+READ_SECONDS = 0.01  # a block; so the link carries 100 MiB/s
+
+
+class LoadedDisk(blkmig.MemoryBackend):
+    """A disk with several writers, whose time is a clock's, and passes when blocks are read."""
+
+    def __init__(self, nblocks: int, clock: Clock) -> None:
+        super().__init__(bytearray(b"x" * nblocks * MIB), name="d")
+        self.clock = clock
+        self.is_held = False
+        self._nblocks = nblocks
+        self._writers: list[tuple[float, Callable[[], int]]] = []  # writes a second, and which block comes next
+        self._due: list[float] = []
+
+    def add_hot(self, rng: random.Random, rate: float, first: int, count: int) -> None:
+        """Write `rate` times a second to one of `count` blocks."""
+        self._add(rate, lambda: first + rng.randrange(count))
+
+    def add_sequential(self, rate: float) -> None:
+        """Write 16 pieces of each block, one block after the other, round the disk."""
+        position = [0]
+
+        def following() -> int:
+            position[0] += 1
+            return position[0] // 16 % self._nblocks
+
+        self._add(rate * 16, following)
+
+    def _add(self, rate: float, following: Callable[[], int]) -> None:
+        self._writers.append((rate, following))
+        self._due.append(0.0)
+
+    def pass_by(self, seconds: float) -> None:
+        """Let time pass, in which the writers write."""
+        self.clock.now += seconds
+        for number, (rate, following) in enumerate(self._writers):
+            self._due[number] += 0 if self.is_held else rate * seconds
+            while self._due[number] >= 1:
+                self._due[number] -= 1
+                self.pwrite(b"w", following() * MIB)
+
+    def sleep(self, seconds: float) -> None:
+        """Let time pass in small steps."""
+        for _ in range(round(seconds * 1000)):
+            self.pass_by(0.001)
+
+    def read_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
+        is_zero = super().read_block(blk, offset, nbytes)
+        self.pass_by(READ_SECONDS)
+        return is_zero
+
+    def hold_writers(self) -> None:
+        super().hold_writers()
+        self.is_held = True
+
+
+def hot_spot(disk: LoadedDisk, rng: random.Random) -> None:
+    disk.add_hot(rng, 400, 7, 12)
+
+
+def mixed(disk: LoadedDisk, rng: random.Random) -> None:
+    disk.add_hot(rng, 200, 3, 8)
+    disk.add_hot(rng, 15, 100, 90)
+    disk.add_sequential(5)
+
+
+def scattered(disk: LoadedDisk, rng: random.Random) -> None:
+    disk.add_hot(rng, 40, 0, 256)
+
+
+def sequential(disk: LoadedDisk, rng: random.Random) -> None:
+    disk.add_sequential(30)
+
+
+def two_regions(disk: LoadedDisk, rng: random.Random) -> None:
+    disk.add_hot(rng, 30, 200, 40)
+    disk.add_hot(rng, 30, 20, 150)
+
+
+def wide_spot(disk: LoadedDisk, rng: random.Random) -> None:
+    disk.add_hot(rng, 800, 7, 50)
+
+
+@pytest.mark.parametrize(
+    ("load", "limit"),
+    [(hot_spot, 0.3), (mixed, 0.3), (scattered, 0.3), (sequential, 0.3), (two_regions, 1.0), (wide_spot, 1.0)],
+)
+def test_a_forecast_is_what_happens(
+    tmp_path: Path, load: Callable[[LoadedDisk, random.Random], None], limit: float
+) -> None:
+    """E9: within 20 % of the downtime, or the two blocks that a writer may be in the middle of, and 15 % of the bytes.
+    """
+    downtimes, sizes = [], []
+    for seed in range(2):
+        disk = LoadedDisk(256, Clock())
+        load(disk, random.Random(seed))
+        parameters = blkmig.MigrationParameters(downtime_limit=limit, writers_after="refuse", zero_blocks=False)
+        found = forecast(
+            [disk], parameters, bandwidth=MIB / READ_SECONDS, clock=disk.clock, sleep=disk.sleep
+        )
+        assert found.converges
+        outgoing = blkmig.OutgoingMigration([disk], "file:/dev/null", parameters, clock=disk.clock)
+        with outgoing:
+            outgoing.run()
+        downtimes.append((found.downtime, outgoing.stats.downtime or 0.0))
+        sizes.append((found.total_bytes, outgoing.stats.transferred))
+    predicted, real = (sum(values) / 2 for values in zip(*downtimes, strict=True))
+    assert predicted == pytest.approx(real, rel=0.2, abs=2 * READ_SECONDS)
+    predicted, real = (sum(values) / 2 for values in zip(*sizes, strict=True))
+    assert predicted == pytest.approx(real, rel=0.15)
