@@ -37,7 +37,7 @@ class Folder:
 
     def check_writable(self) -> None:
         """Raise if no file can be made in it, as far as its permissions tell."""
-        if not os.access(f"/proc/self/fd/{self._fd}", os.W_OK | os.X_OK, effective_ids=True):
+        if not os.access(".", os.W_OK | os.X_OK, dir_fd=self._fd, effective_ids=True):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
         if os.fstatvfs(self._fd).f_flag & os.ST_RDONLY:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -99,7 +99,7 @@ class Folder:
     def sync(self) -> None:
         """Return when the names in the folder are on stable storage."""
         with contextlib.suppress(PermissionError):  # whoever may write in it, but not list it, cannot sync it either
-            fd = os.open(f"/proc/self/fd/{self._fd}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
             try:
                 os.fsync(fd)
             finally:

@@ -125,6 +125,10 @@ def describe(text: str | os.PathLike[str], *, direct: bool = False) -> FileDescr
     """Take apart ``PATH[,option=value]...``. Raises :class:`~blkmig.errors.ParameterError`."""
     if not os.fspath(text) or "\0" in str(text):
         raise errors.ParameterError(f"{str(text)!r} names no file")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError as error:
+        raise errors.ParameterError(f"{text!r} cannot be a file's name here: {error.reason}") from error
     if not isinstance(text, str) or os.path.exists(text):  # noqa: PTH110 - that of pathlib raises for a long name
         return FileDescription(path=os.fspath(text), direct=direct)
     path, *options = (part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))

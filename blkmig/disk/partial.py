@@ -128,6 +128,9 @@ class Partial:
         self._place.unlink(self.mark, self.fd)
         self._close()
 
+    def _gone(self) -> OSError:
+        return FileNotFoundError(errno.ENOENT, "it was removed or replaced while it was written")
+
     def _lock(self) -> bool:
         return locks.hold_being_made(self.fd)
 
@@ -135,12 +138,20 @@ class Partial:
         cause = f"another blkmig is writing {self._place.path / self.mark}"
         return errors.DeviceBusy("cannot be received", device=self._device, cause=cause)
 
+    def reopen(self) -> int:
+        """Return a descriptor of its own description: what that locks is free when it is closed."""
+        fd = self._place.open(self.name if self._is_in_place else self.mark, os.O_RDWR)
+        if os.path.samestat(os.fstat(fd), os.fstat(self.fd)):
+            return fd
+        os.close(fd)
+        raise self._gone()
+
     # -- ending ------------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
         """Raise if the file that was made, or the one that it replaces, is not where it was."""
         if not self._is_mine():
-            raise FileNotFoundError(errno.ENOENT, "it was removed or replaced while it was written")
+            raise self._gone()
         there = self._place.stat(self.name)
         if not self._is_in_place and there is not None:
             if self._replaced is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import stat
 import struct
@@ -32,6 +33,7 @@ _ZERO_STEP = 1 << 30  # one request of the kernel cannot be interrupted
 _BLKGETSIZE64 = 0x80081272
 _BLKSSZGET = 0x1268
 _BLKROGET = 0x125E
+_logger = logging.getLogger(__name__)
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL})
 
 
@@ -284,7 +286,10 @@ class RawFile:
 
     def __del__(self) -> None:
         """Close a file that was forgotten: its locks would keep others, and this program, from using it."""
-        self.close()
+        try:
+            self.close()
+        except OSError as error:  # nobody is there to be told, and a traceback helps nobody
+            _logger.warning("%s: %s", self.path, error)
 
     def close(self) -> None:
         """Store what waits, close the file and drop its locks, after an error too; closing twice does no harm.

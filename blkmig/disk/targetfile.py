@@ -189,8 +189,7 @@ class TargetFile:
         assert self._partial is not None
         opening.check_size_is_known(self._described, size)
         with self._failing("open"):
-            # A description of its own: what it locks is free when it is closed.
-            opened = os.open(f"/proc/self/fd/{self._partial.fd}", os.O_RDWR | os.O_CLOEXEC)
+            opened = self._partial.reopen()
         return opening.open_file(
             self._described, name=name, create_size=size or 0, path=self._partial.path, opened=opened
         )

@@ -491,8 +491,22 @@ def test_empty_values_of_the_library(tmp_path: Path, stream: Path) -> None:
             blkmig.receive(f"file:{stream}", **where)  # type: ignore[arg-type]
     with pytest.raises(errors.ParameterError):
         blkmig.send([""], f"file:{tmp_path}/x")
-    with pytest.raises(errors.ParameterError):
-        blkmig.send(["a\0b"], f"file:{tmp_path}/x")
+    for name in ("a\0b", "\ud800", "x,base="):
+        with pytest.raises(errors.ParameterError):
+            blkmig.send([name], f"file:{tmp_path}/x")
+        with pytest.raises(errors.ParameterError):
+            blkmig.receive(f"file:{stream}", {"v": name})
+    for name in ("x" * 300, f"{tmp_path}/{'y' * 300}/z", f"{stream}/x"):
+        with pytest.raises(errors.MigrationError):
+            blkmig.send([name], f"file:{tmp_path}/x")
+        with pytest.raises(errors.MigrationError):
+            blkmig.receive(f"file:{stream}", {"v": name})
+
+
+def test_new_targets_past_the_page_cache(tmp_path: Path, stream: Path) -> None:
+    blkmig.receive(f"file:{stream}", {"v": tmp_path / "t.raw"}, direct=True)
+    blkmig.receive(f"file:{stream}", into=tmp_path / "d", direct=True)
+    assert (tmp_path / "t.raw").read_bytes() == (tmp_path / "d" / "v.raw").read_bytes() == CONTENT
 
 
 @pytest.fixture
@@ -530,11 +544,12 @@ def test_no_descriptors_left(tmp_path: Path, stream: Path, few_descriptors: Call
 def test_a_close_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """C7: EIO of close() is an error of the disk."""
     disk = blkmig.FileBackend.create(tmp_path / "t.raw", MIB)
-    close = os.close
+    close, own = os.close, disk._top.fd
 
     def failing(fd: int) -> None:
         close(fd)
-        raise OSError(5, "Input/output error")
+        if fd == own:
+            raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, "close", failing)
     with pytest.raises(errors.DeviceError, match="Input/output error"):
