@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Small migrations in which one system call fails once: a process of its own, under LD_PRELOAD of failing_calls.c.
+
+::
+
+    failing_run.py FOLDER END NAME ERRNO [STEP [FIRST]]      END: "send" or "receive"
+
+imports the package once, and then forks both ends for each call named NAME that the chosen end makes, beginning with
+number FIRST and in steps of STEP. It prints one JSON object a run: what was failed, how both ends exited and what they
+said, and whether the target is there and equal. NAME "" fails nothing and prints what each end calls, how often.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import importlib
+import json
+import os
+import pathlib
+import pkgutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import blkmig
+from blkmig import cli
+
+RUN_SECONDS = 30
+"""A run that takes longer waits without a bound."""
+
+GRACE_SECONDS = 0.5
+"""A receiver whose sender failed has this long to notice; one that still listens then is stopped."""
+
+shim = ctypes.CDLL(None)
+
+
+def import_everything() -> None:
+    """Load all modules, so that the calls that are counted are those of a migration and not of imports."""
+    for module in pkgutil.walk_packages(blkmig.__path__, "blkmig."):
+        if not module.name.startswith(("blkmig.gates", "blkmig.__main__")):
+            try:
+                importlib.import_module(module.name)
+            except ImportError:  # an extra that is not installed
+                continue
+
+
+def start(folder: pathlib.Path, words: list[str], arm: tuple[str, int, int], label: str) -> int:
+    """Fork one end and return its pid; what it prints goes to LABEL.out."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        log = os.open(folder / f"{label}.out", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        for fd in (1, 2):
+            os.dup2(log, fd)
+        name, nth, error = arm
+        shim.failing_calls_arm(name.encode(), ctypes.c_long(nth), error)
+        code = cli.main(words)
+        sys.stderr.flush()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 2
+    except BaseException:
+        shim.failing_calls_report(os.fsencode(folder / f"{label}.calls"))
+        sys.excepthook(*sys.exc_info())
+    finally:
+        shim.failing_calls_report(os.fsencode(folder / f"{label}.calls"))
+        os._exit(code)
+
+
+def wait(pid: int, deadline: float) -> int | None:
+    """Return the exit code of a child, or None if it had to be killed because it did not end."""
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+def has_ended(pid: int) -> bool:
+    """Return whether a child has ended, and leave it to be waited for."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def run(folder: pathlib.Path, arms: dict[str, tuple[str, int, int]]) -> dict[str, Any]:
+    """Run both ends, with what is armed in each, and return how it went."""
+    socket, nothing = folder / "link", ("", 0, 0)
+    deadline = time.monotonic() + RUN_SECONDS
+    receiver = start(folder, ["receive", f"unix:{socket}", f"v={folder / 'copy.raw'}"],
+                     arms.get("receive", nothing), "receive")  # fmt: skip
+    while not socket.exists() and not has_ended(receiver) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    sender = start(folder, ["send", f"v={folder / 'a.raw'}", f"unix:{socket}"], arms.get("send", nothing), "send")
+    codes = {"send": wait(sender, deadline)}
+    was_stopped = codes["send"] != 0 and not ends_soon(receiver)
+    if was_stopped:
+        os.kill(receiver, signal.SIGTERM)  # a sender that never began leaves a receiver that goes on listening
+    codes["receive"] = wait(receiver, deadline)
+    copy, source = folder / "copy.raw", folder / "a.raw"
+    return {
+        "codes": codes,
+        "was_stopped": was_stopped,
+        "said": {end: text_of(folder / f"{end}.out") for end in codes},
+        "calls": {end: calls(folder / f"{end}.calls") for end in codes},
+        "exists": copy.exists(),
+        "equal": copy.exists() and copy.read_bytes() == source.read_bytes(),
+    }
+
+
+def ends_soon(pid: int) -> bool:
+    """Return whether a child ends within GRACE_SECONDS."""
+    deadline = time.monotonic() + GRACE_SECONDS
+    while time.monotonic() < deadline:
+        if has_ended(pid):
+            return True
+        time.sleep(0.001)
+    return False
+
+
+def calls(path: pathlib.Path) -> dict[str, int]:
+    """Return how often each call was made; empty for a process that could not even say that."""
+    found: dict[str, int] = {}
+    for line in text_of(path).splitlines():
+        name, count = line.split()
+        found[name] = found.get(name, 0) + int(count)
+    return found
+
+
+def text_of(path: pathlib.Path) -> str:
+    """Return what is in a file; nothing if a process did not even get to make it."""
+    return path.read_text(errors="replace") if path.exists() else ""
+
+
+def clean(folder: pathlib.Path) -> None:
+    """Remove everything but the source."""
+    for path in folder.iterdir():
+        if path.name != "a.raw":
+            path.unlink()
+
+
+def main(say: Callable[[str], object] = print) -> None:
+    """Fail each call of the chosen kind, one a run."""
+    folder, end, name, error = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
+    step, number = map(int, [*sys.argv[5:], *"11"[len(sys.argv[5:]) :]])
+    import_everything()
+    while True:
+        result = run(folder, {end: (name, number if name else 0, error)})
+        result["failed"] = f"{end}: {name} number {number}, {errno.errorcode.get(error, error)}"
+        reached = result["calls"][end].get(name, 0) >= number or not result["calls"][end]
+        if name and reached and any(result["codes"].values()):
+            again = run(folder, {})
+            result["again"] = again["codes"] | {"equal": again["equal"]}
+        clean(folder)
+        if name and not reached:
+            return
+        say(json.dumps(result))
+        sys.stdout.flush()
+        if not name:
+            return
+        number += step
+
+
+if __name__ == "__main__":
+    main()
