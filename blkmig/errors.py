@@ -21,7 +21,7 @@
     ├── IncompleteMigration             3   the stream ended well, but blocks never came
     ├── ContentMismatch                 3   the two disks differ
     ├── NotConverged                    4   the writers are faster than the link
-    ├── InDoubt                         7   the stream is whole at the target, and its word did not come
+    ├── InDoubt                         7   the target has everything, or may have, and one end does not know
     └── Cancelled                     130
 
 Each error keeps what it knows in fields; its message says what happened, where, and what to do next.
@@ -237,9 +237,11 @@ class NotConverged(MigrationError):
 
 
 class InDoubt(MigrationError):
-    """A disk was to move, the end of its stream has left, and the target's word did not come: it may own the disk.
+    """What one end has done, and the other end's word or knowledge of it is not to be had.
 
-    The source's writers stay held: nobody but the operator can know on which side the disk may be used.
+    At the source: a disk was to move, the end of its stream has left, and the target's word did not come. The target
+    may own the disk, so the source's writers stay held: only the operator can know on which side the disk may be used.
+    At the target: everything is on stable storage, and the link broke when the source was told. The target stays.
     """
 
     exit_code = 7

@@ -3,7 +3,7 @@
 
 ::
 
-    success   SHUT 0 ──► wait a moment for the source to close the link: a source that gave up has reset it
+    success   SHUT 0 ──► wait a moment for the source to close the link, as one does that has the word
     failure   SHUT reason, no more ──► read on for a moment: what comes would have the link reset, and the reason lost
 
 The reason is an errno as far as there is one that fits, else 1. A QEMU takes everything but 0 for a failure.
@@ -37,6 +37,11 @@ _REASONS: list[tuple[type[errors.MigrationError], int]] = [
 ]
 FAILED = 1
 
+DOING = "telling the source that everything is on stable storage"
+
+_GONE = frozenset({errno.EPIPE, errno.ECONNRESET})
+"""A link that refuses the word so had been closed by the source before."""
+
 
 def status_of(error: BaseException) -> int:
     """Return the status that tells a source of `error`: an errno, or 1."""
@@ -47,27 +52,45 @@ def status_of(error: BaseException) -> int:
 
 
 def give_word(loader: savevm.LoadVM, f: channel.InputQEMUFile) -> None:
-    """Tell a source that waits for it that everything is on stable storage, and see that it did not give up before.
+    """Tell a source that waits for it that everything is on stable storage.
 
     Blocks for three seconds at most where the source has the word and does not close its link, and for the idle
-    time-out where it does not take it. Raises :class:`~blkmig.errors.ChannelError` if the word was not delivered: then
-    nothing was completed.
+    time-out where it does not take it. Raises :class:`~blkmig.errors.ChannelError` if the source had closed or reset
+    the link before: it has given up, and nothing was completed. Past that the word may be at the source, whatever
+    happens here: a link that breaks then is :class:`~blkmig.errors.InDoubt`, and the targets must stay.
     """
     if not loader.is_awaited:
         return
     try:
         loader.finish(0)
+    except errors.ChannelError as error:
+        if error.errno in _GONE:
+            raise errors.ChannelError(
+                DOING,
+                uri=f.uri,
+                cause=_cause(error),
+                hint="the source has given up, and its writers may have gone on: migrate again",
+            ) from error
+        raise _in_doubt(f, error) from error
+    try:
         if not read_on(f, CLOSE_SECONDS):
             loader.wait_until_told()
     except (errors.ChannelError, errors.TruncatedStream) as error:  # the latter is a link that was reset
-        cause = error.__cause__ if isinstance(error.__cause__, OSError) else "the link broke"
-        raise errors.ChannelError(
-            "telling the source that everything is on stable storage",
-            uri=f.uri,
-            cause=cause,
-            hint="the source has given up, and its writers may have gone on: do not use the target, and migrate again "
-            "(if the disk was to move, look at the source's message for who owns it)",
-        ) from error
+        raise _in_doubt(f, error) from error
+
+
+def _in_doubt(f: channel.InputQEMUFile, error: errors.MigrationError) -> errors.InDoubt:
+    """Return the error of a receiver that cannot know whether its source has the word."""
+    cause = _cause(error)
+    why = cause if isinstance(cause, str) else cause.strerror
+    return errors.InDoubt(
+        f"{DOING}: {why} [{f.uri}]; the target is whole, and the source may not know that: its own message says "
+        "whether it has the word. If the source has given up, its writers may have gone on: migrate again"
+    )
+
+
+def _cause(error: errors.MigrationError) -> OSError | str:
+    return error.__cause__ if isinstance(error.__cause__, OSError) else "the link broke"
 
 
 def give_reason(loader: savevm.LoadVM, f: channel.InputQEMUFile, error: BaseException) -> None:

@@ -148,7 +148,13 @@ class IncomingMigration:
         except BaseException as error:
             farewell.give_reason(loader, f, error)
             raise
-        farewell.give_word(loader, f)
+        try:
+            farewell.give_word(loader, f)
+        except errors.ChannelError:
+            raise  # the source did not get it, so the targets are taken back
+        except BaseException:
+            self._targets.confirm()  # it may have got it
+            raise
         self._targets.confirm()
         if verifies_later:
             self._verify(announced, is_told=True)
