@@ -108,10 +108,11 @@ class Signals:
 
     def watch(self, fd: int) -> None:
         """Hear signals from the wake-up descriptor until its other end is closed."""
-        while numbers := os.read(fd, 64):
-            for number in numbers:
-                if number in SIGNALS:
-                    self.hear(number, time.monotonic())
+        with contextlib.suppress(OSError):  # what the main thread does of a signal is left then
+            while numbers := os.read(fd, 64):
+                for number in numbers:
+                    if number in SIGNALS:
+                        self.hear(number, time.monotonic())
 
 
 _current: list[Signals] = []
@@ -144,14 +145,33 @@ def handling(say: Callable[[str], None], *, is_own_process: bool) -> Iterator[Si
 
 
 def _install(signals: Signals, undo: contextlib.ExitStack) -> None:
-    reading, writing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    os.set_blocking(reading, True)
-    thread = threading.Thread(target=signals.watch, args=(reading,), name="blkmig-signals", daemon=True)
-    thread.start()
-    undo.callback(os.close, reading)
-    undo.callback(thread.join)
-    undo.callback(os.close, writing)
-    undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writing, warn_on_full_buffer=False))
+    """Handle the signals in the main thread, and in a thread that watches the wake-up descriptor.
+
+    Without descriptors for that one, which nothing of a migration would get either, the main thread does its part.
+    """
+    with contextlib.suppress(OSError):
+        _watch(signals, undo)
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             undo.callback(signal.signal, number, signal.signal(number, signals.handle))
+
+
+def _watch(signals: Signals, undo: contextlib.ExitStack) -> None:
+    with contextlib.ExitStack() as failed:
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        failed.callback(_close, reading)
+        failed.callback(_close, writing)
+        os.set_blocking(writing, False)  # as signal wants it
+        before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        failed.pop_all()
+    thread = threading.Thread(target=signals.watch, args=(reading,), name="blkmig-signals", daemon=True)
+    thread.start()
+    undo.callback(_close, reading)
+    undo.callback(thread.join)
+    undo.callback(_close, writing)
+    undo.callback(signal.set_wakeup_fd, before)
+
+
+def _close(fd: int) -> None:
+    with contextlib.suppress(OSError):  # it is closed all the same, and nothing was kept in it
+        os.close(fd)
