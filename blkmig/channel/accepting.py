@@ -13,7 +13,6 @@ sender says its first bytes in the moment in which it is accepted. One thread; w
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import socket
@@ -46,9 +45,7 @@ class Candidate:
         self.socket = sock
         self.begun = b""
         self.deadline = time.monotonic() + OPENING_SECONDS
-        self.name = listening
-        with contextlib.suppress(OSError):
-            self.name = sockets.peer_uri(sock, listening)
+        self.name = sockets.peer_uri(sock, listening)
 
     def read(self, nbytes: int) -> bool:
         """Read what has come of the first `nbytes`; False at the end of the connection, or when it broke."""

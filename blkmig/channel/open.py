@@ -28,12 +28,11 @@ def listen(address: str) -> Listener:
     sock = sockets.listen(parsed)
     try:
         return Listener(sockets.bound_address(sock, parsed), sock)
-    except OSError as error:
-        sockets.shut_and_close(sock)
+    except (OSError, errors.ChannelError) as error:
+        sockets.stop_listening(sock, parsed)
+        if isinstance(error, errors.ChannelError):
+            raise
         raise errors.ChannelError("listening", uri=address, cause=error) from error
-    except errors.ChannelError:
-        sockets.shut_and_close(sock)
-        raise
 
 
 class Connector:

@@ -243,12 +243,20 @@ def _bind(family: int, where: Where, *, dual_stack: bool = False) -> socket.sock
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         if isinstance(where, str):
             _bind_private(sock, where)
+            on_error.callback(_forget_file, where)
         else:
             sock.bind(where)
         sock.listen(BACKLOG)
         sock.setblocking(False)
         on_error.pop_all()
         return sock
+
+
+def stop_listening(sock: socket.socket, address: SocketAddress) -> None:
+    """Close a socket that `listen` has just made, and remove its file."""
+    shut_and_close(sock)
+    if isinstance(address, uri.UnixAddress):
+        _forget_file(address.path)
 
 
 def _bind_private(sock: socket.socket, path: str) -> None:
@@ -259,8 +267,18 @@ def _bind_private(sock: socket.socket, path: str) -> None:
     """
     os.fchmod(sock.fileno(), 0o600)
     sock.bind(path)
-    if stat.S_IMODE(os.lstat(path).st_mode) & 0o077:
-        pathlib.Path(path).chmod(0o600)
+    try:
+        if stat.S_IMODE(os.lstat(path).st_mode) & 0o077:
+            pathlib.Path(path).chmod(0o600)
+    except OSError:
+        _forget_file(path)
+        raise
+
+
+def _forget_file(path: str) -> None:
+    """Remove the file of a socket that nobody will listen at."""
+    with contextlib.suppress(OSError):
+        pathlib.Path(path).unlink()
 
 
 def _listen_unix(path: str) -> socket.socket:
@@ -299,6 +317,9 @@ def peer_uri(sock: socket.socket, listening: str) -> str:
     """Return who is at the other end of an accepted `sock`."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return listening
-    host, port = sock.getpeername()[:2]
+    try:
+        host, port = sock.getpeername()[:2]
+    except OSError:  # gone by now, which reading will tell
+        return listening
     return str(uri.TcpAddress(host.removeprefix("::ffff:"), port))
 
