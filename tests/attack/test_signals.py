@@ -288,6 +288,21 @@ def test_inspect(tmp_path: Path, number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize("number", NUMBERS)
+def test_cleanup_of_a_qemu_that_does_not_answer(tmp_path: Path, number: signal.Signals) -> None:
+    """B8: the monitor is taken, or frozen."""
+    pytest.importorskip("qemu.qmp")
+    with socket.socket(socket.AF_UNIX) as monitor:
+        monitor.bind(f"{tmp_path}/qmp")
+        monitor.listen()
+        process = command.start("cleanup", f"qemu:{tmp_path}/qmp", "--connect-timeout=60")
+        connection, _ = monitor.accept()
+        with connection:
+            process.send_signal(number)
+            done = command.finish(process)
+    assert (done.exit_code, done.stderr) == (128 + number, f"blkmig: cancelled by {number.name}\n")
+
+
+@pytest.mark.parametrize("number", NUMBERS)
 def test_serve(number: signal.Signals) -> None:
     """C5: the storage daemon ends with it, and its sockets go."""
     peers.require("qemu-storage-daemon", "qemu-img")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -173,6 +174,13 @@ def test_all_of_stderr_is_json_lines_as_documented(tmp_path: Path, disk: Path) -
     assert lines(piped.stderr)[-1]["event"] == "Error"
     usage = command.run("receive", "--progress=json")
     assert (lines(usage.stderr)[-1]["kind"], usage.exit_code) == ("UsageError", 2)
+
+
+@pytest.mark.parametrize("kind", stats.Event.__subclasses__(), ids=lambda kind: kind.__name__)
+def test_every_event_of_a_migration_is_documented(kind: type[stats.Event]) -> None:
+    """E10: a field that is added to an event has to be added to the schema, too."""
+    [documented] = [each for each in SCHEMA["oneOf"] if each["properties"]["event"]["const"] == kind.__name__]
+    assert documented["required"] == ["event", *(field.name for field in dataclasses.fields(kind))]
 
 
 def test_a_result_beside_a_stream_on_stdout_is_json_too(tmp_path: Path, disk: Path) -> None:
