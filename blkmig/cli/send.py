@@ -102,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
                 direct=args.direct,
                 force=args.force,
                 switchover=args.switchover,
+                return_path=args.return_path,
                 connect_timeout=args.connect_timeout,
                 idle_timeout=args.idle_timeout,
             )

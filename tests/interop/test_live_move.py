@@ -10,6 +10,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -171,4 +172,27 @@ def test_a_link_that_breaks_before_the_end_lets_the_guest_go_on(folder: Path, mo
             with pytest.raises(errors.MigrationError) as caught:
                 lab.blkmig.send([disk], receiver.uri, writers_after="refuse")
             assert not isinstance(caught.value, errors.InDoubt)
+        assert_goes_on(vm)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_move_that_is_killed_in_its_pause(folder: Path, seed: int) -> None:
+    """E2, B9: wherever that is in the pause, the guest goes on, or it is said why it does not."""
+    with (
+        Machine(folder, guest_image(folder), "source") as vm,
+        command.receiver(f"unix:{folder}/link", f"vda={folder}/target.raw") as receiver,
+    ):
+        vm.wait_for_writes()
+        process = command.start("send", "--move", "--progress=none", "--downtime-limit=1", vm.address, receiver.uri)
+        vm.qmp.wait_event(lambda event: event["event"] == "STOP")
+        threading.Event().wait(seed * 0.002)
+        process.kill()
+        command.finish(process)
+        receiver.process.kill()
+        cleaned = command.run("cleanup", vm.address)
+        if not vm.is_running():  # it had left, or was complete
+            assert cleaned.exit_code == 7 or "unless its disks have moved" in cleaned.stderr, cleaned
+            command.run("cleanup", "--force", vm.address)
+            if cleaned.exit_code == 0:
+                vm.execute("cont")
         assert_goes_on(vm)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from live_vm import GUEST, SIZE, Machine, guest_image
 
 from blkmig import errors
 from blkmig.disk import qemu
+from blkmig.disk.qemu import preswitchover, recovery
 
 peers.require("qemu-system-x86_64", "qemu-img")
 if not real_qemu.has_guest_tools():
@@ -121,6 +124,80 @@ def test_a_target_that_cannot_load_the_vm_leaves_the_guest_here(folder: Path) ->
     assert GUEST.check(image.read_bytes()) > 0
 
 
+def test_a_one_way_channel_has_no_word(folder: Path) -> None:
+    """E3: for a VM whose RAM goes into a file, without a return path."""
+    with Machine(folder, guest_image(folder), "source") as source:
+        source.wait_for_writes()
+        [disk] = qemu.open_qemu(source.address, switchover="pause-before", return_path=False)
+        with disk:
+            disk.session.migrate(f"exec:cat >{folder}/ram")
+            disk.hold_writers()
+            disk.release_writers(refuse=True)
+        assert source.execute("query-migrate")["status"] == "completed"
+        assert not source.is_running()
+        assert source.leftovers() == []
+
+
+@contextlib.contextmanager
+def taking_and_silent(path: Path) -> Iterator[None]:
+    """Listen for one client, and take what it sends."""
+
+    def take() -> None:
+        with contextlib.suppress(OSError):
+            client, _ = listener.accept()
+            with client:
+                while client.recv(1 << 20):
+                    pass
+
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        thread = threading.Thread(target=take, daemon=True)
+        thread.start()
+        yield
+
+
+def test_a_target_that_says_nothing_about_the_vm(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B9: it may have all of it; QEMU's own migration would wait for ever."""
+    monkeypatch.setattr(preswitchover, "HAND_OVER_SECONDS", 0.5)
+    monkeypatch.setattr(recovery, "GUEST_SECONDS", 0.5)
+    with Machine(folder, guest_image(folder), "source") as source, taking_and_silent(folder / "ram"):
+        source.wait_for_writes()
+        [disk] = qemu.open_qemu(source.address, switchover="pause-before")
+        with disk:
+            disk.session.migrate(f"unix:{folder}/ram")
+            disk.hold_writers()
+            with pytest.raises(errors.InDoubt, match="cleanup --force"):
+                disk.release_writers(refuse=True)
+        assert not source.is_running()
+        with pytest.raises(errors.InDoubt, match="cleanup --force"):
+            qemu.cleanup(source.address)
+        assert not source.is_running()
+        monkeypatch.setattr(recovery, "GUEST_SECONDS", 10)
+        assert "the guest: goes on" in qemu.cleanup(source.address, force=True)
+        assert_as_before(source)
+
+
+@pytest.mark.parametrize("state", ["prepared", "pre-switchover"])
+def test_an_interrupt_while_qemu_migrates(folder: Path, state: str) -> None:
+    """B8, E1: all is as before, and nobody waits for QEMU's migration."""
+    with (
+        Machine(folder, guest_image(folder), "source") as source,
+        command.receiver(f"unix:{folder}/disks", f"vda={folder}/target.raw") as receiver,
+        sending(*WHOLE_VM, source.address, receiver.uri) as process,
+    ):
+        source.wait_for_writes()
+        wait_until_prepared(source, process)
+        if state == "pre-switchover":
+            receiver.process.send_signal(signal.SIGSTOP)
+            source.execute("migrate", uri="exec:cat >/dev/null")
+            source.wait_migration(state)
+        process.send_signal(signal.SIGINT)
+        assert command.finish(process).exit_code == 130
+        receiver.process.kill()
+        assert_as_before(source)
+
+
 def test_a_link_that_breaks_while_qemu_waits_lets_the_guest_go_on(folder: Path) -> None:
     """B9: the target has no use for the disks before QEMU hands over, so there is no doubt."""
     with (
@@ -184,5 +261,10 @@ def test_a_migration_of_unknown_origin_is_not_cleaned_up(folder: Path) -> None:
         assert "nothing was left" in cleaned.stdout
         assert "--force" in cleaned.stderr
         assert not source.is_running()
-        assert "the guest: goes on" in command.run("cleanup", "--force", source.address).stdout
-        source.wait_until(source.is_running, "the guest to go on")
+        cleaned = command.run("cleanup", "--force", source.address).stdout
+        assert "the guest: goes on" in cleaned
+        assert "capability pause-before-switchover: off" in cleaned
+        assert_as_before(source)
+        source.set_capabilities(pause_before_switchover=True)
+        assert "next migration will wait" in command.run("cleanup", source.address).stderr
+        assert source.capabilities() >= {"pause-before-switchover"}

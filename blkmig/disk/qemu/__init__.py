@@ -25,6 +25,7 @@ def open_qemu(
     force: bool = False,
     switchover: Switchover = "auto",
     switchover_timeout: float = 3600.0,
+    return_path: bool = True,
     connect_timeout: float = GREETING_SECONDS,
     timeout: float = 60.0,
 ) -> list[QemuBackend]:
@@ -36,6 +37,7 @@ def open_qemu(
     `name` is what the wire calls the disk, if it is one. `force` uses disks in iothreads also where QEMU aborts if
     blkmig is killed. ``switchover="pause-before"`` takes part in a migration of the whole VM, which somebody starts
     while the disks are being sent: then ``disks[0].session.when_pre_switchover`` tells when the last pass is due.
+    Without `return_path` that migration does not wait for its target's word that it has the VM, for a one-way channel.
     `connect_timeout` is how many seconds QEMU may take to greet us, `timeout` how many for a command. Whoever opens
     the disks closes all of them.
 
@@ -47,6 +49,7 @@ def open_qemu(
         force=force,
         switchover=switchover,
         switchover_timeout=switchover_timeout,
+        return_path=return_path,
         connect_timeout=connect_timeout,
         timeout=timeout,
     )
@@ -59,6 +62,7 @@ def open_together(
     force: bool = False,
     switchover: Switchover = "auto",
     switchover_timeout: float = 3600.0,
+    return_path: bool = True,
     connect_timeout: float = GREETING_SECONDS,
     timeout: float = 60.0,
 ) -> list[list[QemuBackend]]:
@@ -72,6 +76,7 @@ def open_together(
         force=force,
         switchover=switchover,
         switchover_timeout=switchover_timeout,
+        return_path=return_path,
         connect_timeout=connect_timeout,
         timeout=timeout,
     )

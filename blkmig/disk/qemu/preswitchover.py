@@ -8,8 +8,11 @@
     blkmig    bulk, rounds ────► hold: the last pass ─ the target's word ─────┘
 
 QEMU takes the target's word, too (``return-path``): one that cannot load the VM ends QEMU's migration, and the guest
-goes on here. Until ``migrate-continue`` nothing at the target can run, whatever it has of the disks, so whatever ends
-the migration before that cancels QEMU's, and the guest goes on here. After it, what QEMU says counts.
+goes on here. A one-way channel, such as ``exec:cat >FILE``, has no such word, and must be told so.
+
+Until ``migrate-continue`` nothing at the target can run, whatever it has of the disks. So whatever ends the migration
+before that cancels QEMU's, and the guest goes on here. After it, what QEMU says counts; if it says nothing for
+HAND_OVER_SECONDS, nobody knows, and nobody touches either side.
 """
 
 from __future__ import annotations
@@ -24,10 +27,13 @@ from . import graph, marks, qmp, writers
 
 logger = logging.getLogger(__name__)
 
-CAPABILITIES = ("pause-before-switchover", "return-path", "events")
+CAPABILITIES = ("pause-before-switchover", "events")
+RETURN_PATH = "return-path"
 WAITING = "pre-switchover"
 OVER = ("completed", "failed", "cancelled")
 CANCEL_SECONDS = 10.0
+HAND_OVER_SECONDS = 60.0
+"""How long the target may take to load what is left of the VM; its disks and its memory are there."""
 
 
 class PreSwitchover(writers.Writers):
@@ -35,8 +41,11 @@ class PreSwitchover(writers.Writers):
     hand over (`refuse`: the disks have moved) or cancels QEMU's migration, so that the guest goes on here.
     """
 
-    def __init__(self, *arguments: Any, drop: Callable[[], None], wait: float, **options: Any) -> None:
+    def __init__(
+        self, *arguments: Any, return_path: bool, drop: Callable[[], None], wait: float, **options: Any
+    ) -> None:
         super().__init__(*arguments, **options)
+        self._capabilities = (*CAPABILITIES, *([RETURN_PATH] if return_path else []))
         self._drop = drop
         self._wait = wait
         self._changed: list[str] = []
@@ -57,7 +66,7 @@ class PreSwitchover(writers.Writers):
         self._is_prepared = True
         self._qmp.listen(("MIGRATION",), self._heard)
         known = {entry["capability"]: entry["state"] for entry in self._qmp.execute("query-migrate-capabilities")}
-        for name in CAPABILITIES:
+        for name in self._capabilities:
             if known.get(name) is False:
                 self._marks.add(f"{marks.CAPABILITY}{name}")
                 self._changed.append(name)
@@ -115,11 +124,13 @@ class PreSwitchover(writers.Writers):
             self._hand_over()
 
     def _hand_over(self) -> None:
+        self.is_in_doubt = True
         try:
             self._qmp.execute("migrate-continue", {"state": WAITING})
-            status = self._await_one_of(*OVER)
+            status = self._await_one_of(*OVER, wait=HAND_OVER_SECONDS)
         except (qmp.QmpGone, qmp.QmpTimeout) as error:
             raise errors.InDoubt(IN_DOUBT.format(self._qmp.device, error)) from error
+        self.is_in_doubt = False
         if status != "completed":
             with contextlib.suppress(errors.DeviceError):
                 self._await_guest_running()
@@ -132,7 +143,7 @@ class PreSwitchover(writers.Writers):
 
     def close(self) -> None:
         """Cancel a migration that would go on without its disks, and put the capabilities back."""
-        if not self._is_prepared:
+        if not self._is_prepared or self.is_in_doubt:
             return
         self._is_prepared = False
         if self._status is not None and self._status not in OVER:
@@ -181,8 +192,8 @@ class PreSwitchover(writers.Writers):
 
 
 IN_DOUBT = (
-    "{}: QEMU was told to hand the VM over, and whether it did is not known ({}): look at the target's QEMU. If it has "
-    "the VM (query-status: running), end this one; if not, end that one, and say cont to this one"
+    "{0}: QEMU was told to hand the VM over, and whether it did is not known ({1}): look at the target's QEMU. If "
+    "it has the VM (query-status: running), end this one; if not, end that one, and then: blkmig cleanup --force {0}"
 )
 
 

@@ -26,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 GUEST_SECONDS = 10.0
 ASK_SECONDS = 0.02
+PAUSES = "pause-before-switchover"
 UNDER_WAY = ("setup", "wait-unplug", "active", "pre-switchover", "cancelling")
 """Statuses of QEMU's migration in which the VM is still here for sure. Not ``device``: it is being handed over."""
 
@@ -54,33 +55,52 @@ class Recovery:
         in_doubt = [run for run, left in found.marks.items() if not self._release(run, left)]
         if in_doubt:
             raise errors.InDoubt(MAY_HAVE_MOVED.format(self._qmp.device))
-        if self._is_vm and not found.is_alive:
+        if found.is_alive:
+            logger.warning("%s: a blkmig is running; what belongs to it stays", self._qmp.device)
+        elif self._is_vm:
             self._tell_of_stopped_guest()
 
     # -- QEMU's own migration ----------------------------------------------------------------------------------------
 
     def _end_migration(self, found: leftovers.Leftovers) -> None:
         """Cancel a migration that waits for the disks of a dead run."""
-        status = self._migration_status()
         took_part = any(marks.VM in left for left in found.marks.values())
-        if status == "device" and took_part:
-            self._say("QEMU is handing the VM over to the target: let it")
-        elif status == "completed" and took_part:
+        if took_part and not self._force:
+            with contextlib.suppress(qmp.QmpTimeout):
+                self._await(lambda: self._migration_status() != "device", "the VM to be handed over")
+        status = self._migration_status()
+        if status == "device" and not self._force:
+            raise errors.InDoubt(IS_HANDED_OVER.format(self._qmp.device))
+        if status == "completed" and took_part:
             self._say("QEMU's own migration is completed: the VM runs at its target, and stays stopped here")
-        elif status in UNDER_WAY and (took_part or (self._force and not found.is_alive)):
+        elif status in (*UNDER_WAY, "device") and (took_part or (self._force and not found.is_alive)):
             was_stopped = not self._is_running()
             self._qmp.execute("migrate_cancel")
             self._await(lambda: self._migration_status() not in (*UNDER_WAY, "device"), "its migration to be cancelled")
             self._say(f"QEMU's own migration, which was {status}: cancelled")
-            if was_stopped and status == "pre-switchover":
+            if was_stopped and status in ("pre-switchover", "device"):
                 self._await_guest()
-        elif status == "pre-switchover" and not found.is_alive:
-            logger.warning(
-                "%s: QEMU's migration is %s, and it is not known that a blkmig took part in it: migrate_cancel, or "
-                "blkmig cleanup --force, ends it",
-                self._qmp.device,
-                status,
-            )
+            if not took_part:
+                self._tell_of_pausing("cancelled")
+        elif not found.is_alive and not took_part:
+            self._tell_of_pausing(status)
+
+    def _tell_of_pausing(self, status: str) -> None:
+        """Say, or with `force` change, that QEMU waits for a blkmig, or will, of which nothing is known."""
+        known = {entry["capability"]: entry["state"] for entry in self._qmp.execute("query-migrate-capabilities")}
+        if not known.get(PAUSES):
+            return
+        if self._force and status not in UNDER_WAY:
+            preswitchover.set_capabilities(self._qmp, [PAUSES], state=False)
+            self._say(f"capability {PAUSES}: off")
+            return
+        waits = f"QEMU's migration is {status}" if status in UNDER_WAY else "QEMU's next migration will wait"
+        logger.warning(
+            "%s: %s, %s is on, and nothing tells of a blkmig that takes part; blkmig cleanup --force ends that",
+            self._qmp.device,
+            waits,
+            PAUSES,
+        )
 
     def _await_guest(self) -> None:
         """Return when the guest goes on after its migration was cancelled; QEMU sees to that."""
@@ -151,10 +171,15 @@ class Recovery:
         deadline = time.monotonic() + GUEST_SECONDS
         while not condition():
             if time.monotonic() > deadline:
-                raise qmp.QmpTimeout(f"waiting for {what}", device=self._qmp.device, cause="it takes too long")
+                raise qmp.QmpTimeout(f"waiting for {what}", device=self._qmp.device, cause=TOO_LONG)
             time.sleep(ASK_SECONDS)
 
 
+TOO_LONG = "it takes too long; if it goes through exec:, end the command that it runs, and clean up again"
+IS_HANDED_OVER = (
+    "{0}: QEMU was told to hand the VM over, and does not come to an end: look at the target's QEMU. If it has the VM "
+    "(query-status: running), end this one; if not, end that one, and then: blkmig cleanup --force {0}"
+)
 MAY_HAVE_MOVED = (
     "{0}: the writers stay held: the end of the stream of a --move had left, so that the target may own the disks. "
     "Look at the target: if its blkmig, or QEMU, says that it has everything, end this QEMU; if not, remove what is "

@@ -58,8 +58,8 @@ class QemuSession:
 
     Made by :func:`~blkmig.disk.qemu.open_qemu`. Any thread may call anything; calls that talk to QEMU come one after
     the other. `force` uses iothread disks where that is dangerous. With `switchover` ``"pause-before"`` the writers are
-    held by QEMU's own migration, for which holding waits `switchover_timeout` seconds. QEMU has `connect_timeout`
-    seconds to greet us, and `timeout` seconds for each command.
+    held by QEMU's own migration, for which holding waits `switchover_timeout` seconds; without `return_path` that does
+    not wait for its target's word. QEMU has `connect_timeout` seconds to greet us, and `timeout` for each command.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class QemuSession:
         force: bool = False,
         switchover: Switchover = "auto",
         switchover_timeout: float = 3600.0,
+        return_path: bool = True,
         connect_timeout: float = 5.0,
         timeout: float = 60.0,
     ) -> None:
@@ -80,9 +81,6 @@ class QemuSession:
         self._is_synced = False
         """The writers are held, and everything they wrote is marked."""
 
-        self._is_in_doubt = False
-        """The writers stay held, and the marks that say why stay, too."""
-
         self._qmp = qmp.QmpConnection(where.path, connect_timeout=connect_timeout, timeout=timeout)
         self.own = objects.OwnObjects(self._qmp)
         self._marks = marks.Marks(self._qmp, self.own.prefix)
@@ -93,7 +91,7 @@ class QemuSession:
         self._writers: writers.Writers | None = None
         self._surveillance: surveillance.Surveillance | None = None
         try:
-            self._set_up(where, force, switchover, switchover_timeout)
+            self._set_up(where, force, switchover, {"wait": switchover_timeout, "return_path": return_path})
         except BaseException as error:
             if not isinstance(error, Exception):
                 self._qmp.cancel()  # somebody waits for the end
@@ -101,7 +99,7 @@ class QemuSession:
             raise
 
     def _set_up(
-        self, where: address.QemuAddress, force: bool, switchover: Switchover, switchover_timeout: float
+        self, where: address.QemuAddress, force: bool, switchover: Switchover, whole_vm: dict[str, Any]
     ) -> None:
         self._commands = discover.check_version(self._qmp)
         is_vm = "query-status" in self._commands
@@ -137,7 +135,7 @@ class QemuSession:
         kind: type[writers.Writers] = writers.Writers
         options: dict[str, Any] = {}
         if switchover == "pause-before":
-            kind, options = preswitchover.PreSwitchover, {"drop": self._drop, "wait": switchover_timeout}
+            kind, options = preswitchover.PreSwitchover, {"drop": self._drop, **whole_vm}
         self._writers = kind(
             self._qmp,
             self.own,
@@ -258,7 +256,7 @@ class QemuSession:
     def leave_in_doubt(self, number: int) -> None:
         """Leave the writers of all disks held for good, and the marks that tell `cleanup` why."""
         with self._lock:
-            self._is_in_doubt = True
+            self._the_writers.is_in_doubt = True
             self._held.discard(number)
             if not self._held:
                 self._the_writers.release(refuse=True)
@@ -367,7 +365,7 @@ class QemuSession:
 
     def _remove_marks(self) -> None:
         """Remove what we say of ourselves, unless the writers stay held."""
-        if self._is_in_doubt or (self._writers is not None and self._writers.are_stuck):
+        if self._writers is not None and (self._writers.is_in_doubt or self._writers.are_stuck):
             self._marks.finish()
         else:
             self._marks.remove_all()

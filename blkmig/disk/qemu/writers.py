@@ -45,6 +45,9 @@ class Writers:
         self._marks = marks
         self._names: dict[str, str] = {}
         self._undo: list[Callable[[], object]] = []
+        self.is_in_doubt = False
+        """The target may own the disks, and nobody knows: nothing is undone, and the marks stay."""
+
 
     def prepare(self) -> None:
         """See now whether the writers can be held later. Raises :class:`~blkmig.errors.DeviceError` if they cannot."""
