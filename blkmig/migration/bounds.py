@@ -17,6 +17,11 @@ TIMEOUT_GRACE = 0.5
 """Seconds after the caller's time-out that a migration which is not blocked may take to notice it by itself."""
 
 
+TICK_SHARE = 0.1
+MIN_TICK = 0.02
+"""A bound that has passed is noticed within a tenth of the pause's bound."""
+
+
 class Bounds:
     """The watchdog of one migration, and what it has done; `cancel` ends whatever the migration waits for."""
 
@@ -24,7 +29,7 @@ class Bounds:
         self, parameters: params.MigrationParameters, judge: convergence.Convergence, cancel: Callable[[], None]
     ) -> None:
         # Set here, then read-only.
-        self.watchdog = watchdog.Watchdog()
+        self.watchdog = watchdog.Watchdog(max(MIN_TICK, parameters.downtime_bound * TICK_SHARE))
         self._parameters = parameters
         self._convergence = judge
         self._cancel = cancel
@@ -34,6 +39,7 @@ class Bounds:
 
     def begin(self) -> None:
         """Count the caller's time-out from now on."""
+        self.watchdog.start()
         if self._parameters.timeout is not None:
             self.watchdog.call_after(self._parameters.timeout + TIMEOUT_GRACE, self._time_is_over)
 

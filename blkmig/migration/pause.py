@@ -127,8 +127,8 @@ class Pause:
         self._change("held")
 
     def _begin(self) -> None:
-        self._held_at = self._clock()
         self._alarm = self._dog.call_after(self._bound, self._bound_passed)
+        self._held_at = self._clock()
 
     def check(self) -> None:
         """Raise :class:`GivenUp` if the pause was given up."""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A thread that calls what is due, for a migration that may be blocked anywhere.
 
-It is there from the first alarm on, and waits until the next one: a migration without bounds has none, and no block
-costs anything. What is due is called in a thread of its own, so that a call that takes long holds no other one up.
+It looks at its alarms every `tick` seconds, and nobody wakes it: an alarm is set just before a pause, in which a thread
+that wakes would want the interpreter, and before which it would let the writers have it. No block costs anything. What
+is due is called in a thread of its own, so that a call that takes long holds no other one up.
 """
 
 from __future__ import annotations
@@ -23,24 +24,32 @@ class Alarm:
 
 
 class Watchdog:
-    """Calls functions when their time has come. Any thread may set alarms; signal handlers may not."""
+    """Calls functions when their time has come, or up to `tick` seconds later.
 
-    def __init__(self) -> None:
-        # Under `_changed`, which is notified of every change.
+    Any thread may set alarms; signal handlers may not.
+    """
+
+    def __init__(self, tick: float) -> None:
+        self._tick = tick
+        # Under `_changed`, which is notified of the end.
         self._changed = threading.Condition()
         self._alarms: list[Alarm] = []
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
-    def call_after(self, seconds: float, call: Callable[[], None]) -> Alarm:
-        """Have `call` called in `seconds`, unless `forget` or `close` come first. It must not raise."""
-        alarm = Alarm(time.monotonic() + min(seconds, threading.TIMEOUT_MAX / 2), call)
+    def start(self) -> None:
+        """Have the thread run, so that the first alarm need not wait for that. Twice does no harm."""
         with self._changed:
-            self._alarms.append(alarm)
             if self._thread is None and not self._is_closed:
                 self._thread = threading.Thread(target=self._run, name="blkmig-watchdog", daemon=True)
                 self._thread.start()
-            self._changed.notify()
+
+    def call_after(self, seconds: float, call: Callable[[], None]) -> Alarm:
+        """Have `call` called in `seconds`, unless `forget` or `close` come first. It must not raise."""
+        alarm = Alarm(time.monotonic() + seconds, call)
+        self.start()
+        with self._changed:
+            self._alarms.append(alarm)
         return alarm
 
     def forget(self, alarm: Alarm | None) -> None:
@@ -65,9 +74,8 @@ class Watchdog:
         with self._changed:
             while not self._is_closed:
                 alarm = min(self._alarms, key=lambda alarm: alarm.at, default=None)
-                left = None if alarm is None else alarm.at - time.monotonic()
-                if alarm is not None and left is not None and left <= 0:
+                if alarm is not None and alarm.at <= time.monotonic():
                     self._alarms.remove(alarm)
                     return alarm
-                self._changed.wait(left)
+                self._changed.wait(self._tick)
         return None
