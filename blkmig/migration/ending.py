@@ -122,9 +122,9 @@ class Ending:
         with self._connection.explaining_errors():
             self._savevm.state_end(f, self._vmdescription())
         self._connection.check_cancelled()
-        self._figures.update()
 
     def _await_target(self) -> None:
+        self._figures.update()  # which tells the caller, who may take his time: no bound of the pause is counted here
         self._connection.await_target()
         self._sources.check_output()
 

@@ -448,6 +448,23 @@ def test_what_the_writers_write_after_a_cancel_is_in_no_complete_image(tmp_path:
         receiver.result()
 
 
+@pytest.mark.parametrize("writers_after", ["release", "refuse"])
+def test_a_caller_who_takes_his_time_does_not_end_the_pause(tmp_path: Path, writers_after: str) -> None:
+    """B9: the caller is told that the word is waited for, and does not come back before the bound has passed."""
+    disk, phases = disk_of(2), []
+
+    def on_progress(event: blkmig.stats.Event) -> None:
+        if isinstance(event, blkmig.stats.Progressed):
+            phases.append(event.phase)
+            threading.Event().wait(0.3 if event.phase == "waiting" else 0)
+
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "t.raw"})
+    parameters = blkmig.MigrationParameters(downtime_limit=0.0, writers_after=writers_after)
+    run(blkmig.outgoing([disk], receiver.uri, parameters, on_progress=on_progress))
+    receiver.result()
+    assert "waiting" in phases
+
+
 # -- A9: the target's word counts after the end ------------------------------------------------------------------------
 
 
