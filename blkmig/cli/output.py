@@ -162,8 +162,9 @@ def print_json(value: Any, *, is_stdout_taken: bool = False) -> None:
 
 def print_table(rows: list[tuple[str, str]], *, is_stdout_taken: bool = False) -> None:
     """Print rows of two columns: on stdout, or on stderr if a stream goes to stdout."""
-    width = max(len(label) for label, _ in rows)
-    for label, value in rows:
+    shown = [(display.printable(label), display.printable(value)) for label, value in rows]
+    width = max(len(label) for label, _ in shown)
+    for label, value in shown:
         if is_stdout_taken:
             stderr.line(f"{label:<{width}}  {value}")
         else:

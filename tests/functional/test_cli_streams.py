@@ -112,7 +112,8 @@ def test_a_reader_of_the_progress_that_stops_or_goes_away(tmp_path: Path, disk: 
 
 def test_names_are_escaped_where_the_terminal_cannot_show_them(tmp_path: Path, disk: Path) -> None:
     """C9: on an ascii terminal, and bytes that are commands for a terminal anywhere."""
-    for name, shown in (("ü", b"\\xfc"), ("a\x1b[2Jb", b"a\\x1b[2Jb"), ("\udcff", b"\\udcff")):
+    names = {"ü": b"\\xfc", "a\x1b[2Jb": b"a\\x1b[2Jb", "x\nverdict": b"x verdict", "\udcff": b"\\udcff"}
+    for name, shown in names.items():
         assert command.finish(command.start("send", f"{name}={disk}", f"file:{tmp_path}/stream")).exit_code == 0
         for told in (
             "inspect stream",
