@@ -159,7 +159,7 @@ def disk_rows(disk: migration.InspectedDisk) -> list[tuple[str, str]]:
     figures = disk.statistics
     size = figures.size or 0
     nblocks = -(-size // (1 << 20))
-    missing = sum(count for _, count in figures.missing)
+    missing = figures.missing_blocks
     source = {"stream": "said by the stream", "option": "as was said", "inferred": "inferred from its last block"}
     return [
         ("disk", figures.name or "(no name)"),
@@ -182,9 +182,8 @@ def print_picture(disk: migration.InspectedDisk) -> None:
 
 def cell(disk: migration.InspectedDisk, start: int, stop: int) -> str:
     """Return the cell for blocks [start, stop)."""
-    came = disk.coverage.bits.count(start, stop)
-    if came < stop - start:
-        return "?"
+    if stop > len(disk.coverage.bits) or disk.coverage.bits.count(start, stop) < stop - start:
+        return "?"  # behind the bitmaps' end nothing came
     if disk.resent.count(start, stop):
         return "o"
     return "." if disk.zero.count(start, stop) == stop - start else "#"

@@ -213,7 +213,7 @@ def judge(
 def as_json(inspection: Inspection) -> dict[str, Any]:
     """Return the inspection as JSON objects; `schema` names their form, and changes when that does.
 
-    All sizes are bytes, `missing` is a list of [first block, number of blocks], a block is 1 MiB.
+    All sizes are bytes, a block is 1 MiB, `missing` is a list of [first block, number of blocks], the first 1024 of it.
     """
     stream = inspection.stream
     return {

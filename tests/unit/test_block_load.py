@@ -11,7 +11,7 @@ import lab
 import pytest
 
 from blkmig import _core, channel, errors
-from blkmig.block import MAX_INFERRED_BYTES, BlockCoverage, BlockLoadHandlers
+from blkmig.block import MAX_INFERRED_BYTES, BlockCoverage, BlockLoadHandlers, CoverageRoom
 
 MIB = lab.MIB
 
@@ -162,3 +162,38 @@ def test_one_tail_and_no_more() -> None:
     assert BlockCoverage("d", 10 * MIB).check(8 * 2048 + 2048, 1, 0) == 9
     with pytest.raises(errors.OutOfRange):
         BlockCoverage("d", 10 * MIB).check(9 * 2048 + 1, 1, 0)  # it would reach past the end
+
+
+def test_a_bitmap_grows_with_what_comes() -> None:
+    """C4: a disk of which little came costs no memory for its size; a far block keeps what was known."""
+    shared = CoverageRoom()
+    coverage = BlockCoverage("d", MAX_INFERRED_BYTES, room=shared)
+    first, room = len(coverage.bits), shared.nblocks
+    coverage.add(coverage.check(0, 1, 0), 1)
+    far = 3 * first + 5
+    coverage.add(coverage.check(far * 2048, 1, 0), 1)
+    assert first < len(coverage.bits) < 4 * first
+    assert coverage.missing((far + 1) * MIB) == [(1, far - 1)]
+    assert shared.nblocks == room - (len(coverage.bits) - first)
+    other = BlockCoverage("e", MAX_INFERRED_BYTES, room=shared)
+    with pytest.raises(errors.OutOfRange, match="so far out"):
+        other.check((MAX_INFERRED_BYTES - MIB) // 512, 1, 0)
+
+
+def test_what_came_again_is_added_up_whatever_the_runs() -> None:
+    """A6: the sums do not depend on how records were gathered into runs; zeros differ from data."""
+    rng = random.Random(5)
+    one, other = BlockCoverage("d", 64 * MIB), BlockCoverage("d", 64 * MIB)
+    for _ in range(200):
+        start = rng.randrange(60)
+        count, is_zero = rng.randint(1, 64 - start), rng.random() < 0.5
+        one.add(start, count, is_zero=is_zero)
+        for block in range(start, start + count):
+            other.add(block, 1, is_zero=is_zero)
+    assert (one.resent_blocks, one.resent_sum) == (other.resent_blocks, other.resent_sum)
+    assert one.checksum() == other.checksum()
+    zeros, data = BlockCoverage("d", MIB), BlockCoverage("d", MIB)
+    for coverage, is_zero in ((zeros, True), (data, False)):
+        coverage.add(0, 1)
+        coverage.add(0, 1, is_zero=is_zero)
+    assert zeros.resent_sum == data.resent_sum + 1
