@@ -38,7 +38,8 @@ SECTION_SECONDS = 0.1
 class BlockSaveHandlers(savevm.SaveVMHandlers):
     """Sends `disks` as the ``block`` section.
 
-    Read-only and zero-length disks are skipped and named in `skipped`. The disks are in use from `save_setup` to
+    Read-only disks are skipped and named in `skipped`, and so are zero-length ones where no description will tell of
+    them; there is nothing else to send of these. The disks are in use from `save_setup` to
     `save_cleanup`; they are not closed.
     """
 
@@ -257,9 +258,10 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         """Take one disk into use and add it to the list."""
         if backend.is_read_only or backend.size == 0:
             why = "it is read-only" if backend.is_read_only else "it has no bytes"
-            self.skipped.append(backend.name)
             if not backend.is_read_only:
                 self._empty.append(backend.name)
+            if backend.is_read_only or not self.is_described:
+                self.skipped.append(backend.name)
             logger.info("disk %r is not sent: %s", backend.name, why)
             return
         name = encode_name(backend)

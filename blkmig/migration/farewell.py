@@ -32,7 +32,7 @@ _REASONS: list[tuple[type[errors.MigrationError], int]] = [
     (errors.UnsupportedStream, errno.EOPNOTSUPP),
     (errors.StreamError, errno.EBADMSG),
     (errors.IncompleteMigration, errno.ENODATA),
-    (errors.ContentMismatch, errno.EILSEQ),
+    (errors.ContentMismatch, errno.ENOKEY),  # before the word: a stream that cannot be verified
     (errors.DeviceBusy, errno.EBUSY),
 ]
 FAILED = 1

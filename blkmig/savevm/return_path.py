@@ -43,7 +43,7 @@ _OWN_WORDS: Final = {
     errno.ENODEV: "it has no disk of that name",
     errno.EBADMSG: "what it got is no stream as it must be",
     errno.ENODATA: "blocks are missing there",
-    errno.EILSEQ: "its contents are not those of the source",
+    errno.ENOKEY: "it was to verify, and the stream has no digests for that: send it with --verify",
 }
 """Statuses of a receiver of ours whose usual text says something else."""
 

@@ -174,3 +174,16 @@ def test_a_name_wins_over_a_number(tmp_path: Path) -> None:
     stream = lab.record(tmp_path, disks)
     received_from(tmp_path, stream, {"d": tmp_path / "v.raw"}, by_index={1: tmp_path / "w.raw"})
     assert (tmp_path / "w.raw").read_bytes() == b"y" * MIB
+
+
+@pytest.mark.parametrize(("count", "expected"), [(2, errors.StreamError), (0, errors.IncompleteMigration)])
+def test_the_number_of_disks_is_judged_before_the_first(tmp_path: Path, count: int, expected: type[Exception]) -> None:
+    """E13: what the stream will not have, and what nobody expects, is told at its start; nothing is touched by then."""
+    disks: list[blkmig.BlockBackend] = [
+        blkmig.MemoryBackend(bytearray(b"x" * MIB), name=f"d{number}") for number in range(count)
+    ]
+    stream = lab.record(tmp_path, disks)
+    target = bytearray(b"old" * MIB)
+    with pytest.raises(expected, match=r"the stream holds (2|no) disks, and targets were given for 1: 'd0'"):
+        received_from(tmp_path, stream[: len(stream) - 100], {"d0": blkmig.MemoryBackend(target, name="t")})
+    assert target == b"old" * MIB
