@@ -22,10 +22,14 @@ cdef class WriteBehind:
     cdef size_t cluster
     cdef object error               # set before b is closed for it, then read-only
     cdef readonly bint told         # `error` was raised
+    cdef bint busy                  # somebody puts or drains; under the GIL
+    cdef bint running               # under the GIL
+    cdef unsigned born              # in which process: see _fork.h
 
     def __cinit__(self, size_t cluster, /):
         behind_init(&self.b)
         self.cluster = cluster
+        self.born = fork_count
 
     def __dealloc__(self):
         behind_free(&self.b)
@@ -38,17 +42,40 @@ cdef class WriteBehind:
         """
         if blk.exports:
             raise BufferError("the payload cannot be taken while a view of it is alive")
-        if not (self.cluster and pages_held(&blk.pages)):
-            blk.unmap()
-        with nogil:
-            behind_put(&self.b, &blk.pages, &blk.own, fd, offset, allocate)
+        self.begin()
+        try:
+            blk.begin()
+            try:
+                if not (self.cluster and pages_held(&blk.pages)):
+                    blk.take_back()
+                with nogil:
+                    behind_put(&self.b, &blk.pages, &blk.own, fd, offset, allocate)
+            finally:
+                blk.busy = False
+        finally:
+            self.busy = False
         self.check()
 
     def drain(self):
         """Return when all is stored. Drops the GIL."""
+        self.begin()
         with nogil:
             behind_drain(&self.b)
+        self.busy = False
         self.check()
+
+    cdef int begin(self) except -1:
+        if self.born != fork_count:
+            raise ChildProcessError(ECHILD, "the thread that stores is the parent process's: this is a fork's child")
+        if self.busy:
+            raise RuntimeError("another thread puts or drains: one at a time")
+        self.busy = True
+        return 0
+
+    @property
+    def is_foreign(self):
+        """Whether this is a child of the process that made it, so that nobody here stores what is put."""
+        return self.born != fork_count
 
     cpdef check(self):
         """Raise what is known by now not to be stored. Waits for nothing."""
@@ -63,6 +90,9 @@ cdef class WriteBehind:
     def run(self):
         """Store what is put until it is closed. Drops the GIL all the time."""
         cdef int64_t offset = 0
+        if self.running:
+            raise RuntimeError("another thread runs it: one at a time")
+        self.running = True
         try:
             with nogil:
                 self.store_all(&offset)
@@ -71,6 +101,8 @@ cdef class WriteBehind:
             self.error.offset = offset
             self.error.__cause__ = error
             behind_close(&self.b)
+        finally:
+            self.running = False
 
     cdef int store_all(self, int64_t* offset) except -1 nogil:
         cdef behind_slot* slot = behind_next(&self.b, False)

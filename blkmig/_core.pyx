@@ -16,7 +16,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_CheckExact, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.errno cimport EINVAL
+from libc.errno cimport ECHILD, EINVAL
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
@@ -546,6 +546,8 @@ cdef class BlockBuffer:
     cdef public bint takes_pages    # whether get_block may leave it there: for whoever only stores it
     cdef public bint movable        # whether storing the payload may take it away: for whoever does not look at it again
     cdef Py_ssize_t exports         # views of `own` that are alive; under the GIL
+    cdef bint busy                  # a thread is at the payload without the GIL; under the GIL
+    cdef bint sending               # it only reads the payload, so that others may look at it, too
 
     def __cinit__(self):
         self.own = io_alloc_pages(BLOCK_SIZE)
@@ -559,6 +561,8 @@ cdef class BlockBuffer:
         free(self.own)
 
     def __getbuffer__(self, Py_buffer* view, int flags):
+        if self.busy and not self.sending:
+            raise BufferError("the block is in use in another thread: one at a time")
         if pages_held(&self.pages):
             pages_read(&self.pages, self.own)
         PyBuffer_FillInfo(view, self, self.own, BLOCK_SIZE, 0, flags)
@@ -595,8 +599,12 @@ cdef class BlockBuffer:
         Where the file ends early, zeros follow as well. Drops the GIL once. After an error the contents are undefined.
         """
         self.forget(nbytes)
-        with nogil:
-            self.read(fd, offset, 0, nbytes)
+        self.busy = True
+        try:
+            with nogil:
+                self.read(fd, offset, 0, nbytes)
+        finally:
+            self.busy = False
         return self.zero
 
     def fill_mapped(self, Mapping mapping not None, int fd, int64_t offset, Py_ssize_t nbytes, /):
@@ -611,16 +619,22 @@ cdef class BlockBuffer:
     def filled(self, Py_ssize_t nbytes, /):
         """Say that `nbytes` were written to `data`: put zeros behind them, scan, and tell whether all is zero."""
         self.forget(nbytes)
+        self.busy = True
         with nogil:
             self.finish(nbytes)
+        self.busy = False
         return self.zero
 
     def store(self, int fd, int64_t offset, Py_ssize_t nbytes, /):
         """Write the first `nbytes` at `offset`. Drops the GIL. After an error an unknown part of it is written."""
         check_nbytes(nbytes)
-        self.unmap()
-        with nogil:
-            io_pwrite(fd, self.own, nbytes, offset)
+        self.begin()
+        try:
+            self.take_back()
+            with nogil:
+                io_pwrite(fd, self.own, nbytes, offset)
+        finally:
+            self.busy = False
 
     def store_sparse(
         self, int fd, int64_t offset, Py_ssize_t nbytes, Py_ssize_t cluster, bint punch, bint allocate=False, /
@@ -636,14 +650,18 @@ cdef class BlockBuffer:
         check_nbytes(nbytes)
         if cluster < 1:
             raise ValueError(f"a cluster must have at least one byte, not {cluster}")
-        if punch and nbytes == BLOCK_SIZE and pages_held(&self.pages):
+        self.begin()
+        try:
+            if punch and nbytes == BLOCK_SIZE and pages_held(&self.pages):
+                with nogil:
+                    written = pages_store(&self.pages, fd, BLOCK_SIZE, offset, cluster, allocate, self.own)
+                return written
+            self.take_back()
             with nogil:
-                written = pages_store(&self.pages, fd, BLOCK_SIZE, offset, cluster, allocate, self.own)
+                written = io_store_sparse(fd, self.own, nbytes, offset, cluster, punch, allocate, NULL)
             return written
-        self.unmap()
-        with nogil:
-            written = io_store_sparse(fd, self.own, nbytes, offset, cluster, punch, allocate, NULL)
-        return written
+        finally:
+            self.busy = False
 
     cdef int finish(self, size_t nbytes) noexcept nogil:
         memset(self.own + nbytes, 0, BLOCK_SIZE - nbytes)
@@ -658,8 +676,12 @@ cdef class BlockBuffer:
         cdef bint mapped = False, mappable = (self.mappable and nbytes == BLOCK_SIZE and not mapping.closed and offset >= 0
                               and mapping.length >= BLOCK_SIZE and <size_t>offset <= mapping.length - BLOCK_SIZE)
         self.forget(nbytes)
-        with nogil:
-            mapped = self.read_or_map(mapping.base if mappable else NULL, fd, offset, nbytes)
+        self.busy = True
+        try:
+            with nogil:
+                mapped = self.read_or_map(mapping.base if mappable else NULL, fd, offset, nbytes)
+        finally:
+            self.busy = False
         if mapped:
             self.mapping = mapping
             self.offset = offset
@@ -674,16 +696,26 @@ cdef class BlockBuffer:
         self.read(fd, offset, got, nbytes)
         return False
 
+    cdef int begin(self) except -1:
+        # Have the block for this thread alone; `busy` is to be False again when it has the GIL again.
+        if self.busy:
+            raise RuntimeError("the block is in use in another thread: one at a time")
+        self.busy = True
+        return 0
+
     cdef int forget(self, Py_ssize_t nbytes) except -1:
         # Drop the payload, wherever it is, for so many bytes to come.
         check_nbytes(nbytes)
+        self.begin()
+        self.busy = False               # nobody comes in between: the GIL is held until the caller says busy
         self.mapping = None
         if pages_held(&self.pages):
             pages_close(&self.pages)
         return 0
 
-    cdef int unmap(self) except -1:
-        # Make the payload the own bytes: for whoever must touch it, and for sends that met a hole in the mapping.
+    cdef int take_back(self) except -1:
+        # Make the payload the own bytes: for whoever must touch it, and for sends that met a hole in the mapping. When
+        # busy.
         if pages_held(&self.pages):
             with nogil:
                 pages_read(&self.pages, self.own)
@@ -767,6 +799,7 @@ cdef class OutputBuffer:
         cdef Py_buffer view
         PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
         try:
+            stream_check(&self.s)
             if <size_t>view.len <= self.s.capacity - self.s.tail:
                 memcpy(self.s.staging + self.s.tail, view.buf, view.len)
                 stream_staged(&self.s, view.len)
@@ -855,6 +888,7 @@ cdef class OutputBuffer:
 
     cdef uint8_t* reserve(self, size_t n) except NULL:
         # Room for n bytes, n <= HEADER_MAX.
+        stream_check(&self.s)
         if n > self.s.capacity - self.s.tail:
             self.send(NULL, 0, None)
         return self.s.staging + self.s.tail
@@ -871,10 +905,23 @@ cdef class OutputBuffer:
 
     cdef int send(self, const uint8_t* p, size_t n, BlockBuffer blk, size_t offset=0) except -1:
         # What is staged, then n bytes at p, or at `offset` of the payload of blk.
+        stream_check(&self.s)
+        if blk is not None:
+            blk.begin()
+            blk.sending = True
+        self.s.busy = True
+        try:
+            self.s.position += n
+            return self.send_all(p, n, blk, offset)
+        finally:
+            self.s.busy = False
+            if blk is not None:
+                blk.busy = blk.sending = False
+
+    cdef int send_all(self, const uint8_t* p, size_t n, BlockBuffer blk, size_t offset) except -1:
         cdef size_t left = n
         cdef int error, file
         cdef bint mapped
-        self.s.position += n
         while True:
             mapped = blk is not None and blk.mapping is not None
             file = blk.mapping.fd if mapped and self.shares else -1
@@ -887,7 +934,7 @@ cdef class OutputBuffer:
             if not mapped:
                 return io_fail(error)
             try:
-                blk.unmap()             # the file was truncated, or cannot be read there: pread() tells
+                blk.take_back()         # the file was truncated, or cannot be read there: pread() tells
             except OSError as failure:
                 unreadable = PayloadError(failure.errno, failure.strerror)
                 unreadable.offset = blk.offset
@@ -997,6 +1044,7 @@ cdef class InputBuffer:
 
         Returns (flags, name, sector, count) as parse_run does. The payload of a data record is next: get_block.
         """
+        stream_check(&self.s)
         cdef frame_run run = frame_parse(self.s.staging + self.s.head, self.s.tail - self.s.head)
         while not run.nbytes:
             self.require(self.s.tail - self.s.head + 1)
@@ -1023,17 +1071,28 @@ cdef class InputBuffer:
 
         After an error `blk` holds part of the payload.
         """
-        cdef size_t done = 0
+        stream_check(&self.s)
         blk.forget(BLOCK_SIZE)
-        blk.zero = False
+        blk.begin()
+        self.s.busy = True
+        try:
+            blk.zero = False
+            self.get_payload(blk)
+        finally:
+            blk.busy = self.s.busy = False
+
+    cdef int get_payload(self, BlockBuffer blk) except -1:
+        cdef size_t done = 0
         if self.pages and blk.takes_pages and stream_unstage(&self.s) and pages_open(&blk.pages):
             with nogil:
                 done = pages_take(&blk.pages, &self.s, BLOCK_SIZE)
             if done == BLOCK_SIZE:
-                return
+                return 0
             self.pages, self.s.ahead, self.s.naps = False, 0, False     # smaller pieces than pages: copies are faster
             pages_read(&blk.pages, blk.own)
-        self.take_to(blk.own + done, BLOCK_SIZE - done)
+        with nogil:
+            stream_take(&self.s, blk.own + done, BLOCK_SIZE - done)
+        return 0
 
     cdef int require(self, size_t n) except -1:
         return stream_need(&self.s, n)
@@ -1046,8 +1105,13 @@ cdef class InputBuffer:
         return p
 
     cdef int take_to(self, uint8_t* p, size_t n) except -1:
+        stream_check(&self.s)
         if n <= self.s.tail - self.s.head and n < GIL_NBYTES:
             return stream_take(&self.s, p, n)
-        with nogil:
-            stream_take(&self.s, p, n)
+        self.s.busy = True
+        try:
+            with nogil:
+                stream_take(&self.s, p, n)
+        finally:
+            self.s.busy = False
         return 0

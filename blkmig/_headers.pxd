@@ -95,12 +95,14 @@ cdef extern from "_stream.h":
     struct stream:
         uint8_t* staging
         size_t capacity, head, tail
+        bint busy
         uint64_t position, flushed
         size_t ahead
         bint takes_pages, peeks, naps
         double idle, first
         uint64_t useful
     int stream_init(stream*, int fd, Py_ssize_t capacity, int wake_fd) except -1
+    int stream_check(const stream*) except -1
     bint stream_expect_pages(stream*) noexcept nogil
     void stream_staged(stream*, size_t) noexcept nogil
     int stream_send(stream*, const uint8_t* end, size_t* left, int file, int64_t until, bint mapped) except -1 nogil

@@ -24,6 +24,7 @@
 #include <sys/uio.h>
 #include <time.h>
 
+#include "_fork.h"
 #include "_io.h"
 
 enum {
@@ -44,6 +45,8 @@ static const struct timespec stream_moment = {0, STREAM_LINGER_NS};
 enum stream_kind { STREAM_SOCKET, STREAM_PIPE, STREAM_FILE };
 
 struct stream {
+    int busy;                           /* a thread is in it without the GIL; under the GIL */
+    unsigned born;                      /* in which process: see _fork.h */
     int fd, wake_fd, kind, takes_pages;
     int lowat;                          /* SO_RCVLOWAT of a TCP socket as it is now; 0: not for this stream */
     int naps;                           /* the sender is on this machine, over TCP: see stream_nap() */
@@ -82,7 +85,7 @@ static int stream_init(struct stream *s, int fd, Py_ssize_t capacity, int wake_f
                      STREAM_CAPACITY_MIN, capacity);
         return -1;
     }
-    *s = (struct stream){.fd = fd, .wake_fd = wake_fd, .capacity = capacity, .staging = malloc(capacity),
+    *s = (struct stream){.fd = fd, .wake_fd = wake_fd, .capacity = capacity, .born = fork_count, .staging = malloc(capacity),
                          .queued = -1};
     s->kind = S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) ? STREAM_FILE : STREAM_PIPE;
     if (S_ISSOCK(st.st_mode))
@@ -93,6 +96,17 @@ static int stream_init(struct stream *s, int fd, Py_ssize_t capacity, int wake_f
     if (s->staging == NULL)
         PyErr_NoMemory();
     return s->staging == NULL ? -1 : 0;
+}
+
+/* With the GIL, before anything is done to the stream: whether it is this thread's to use. Whoever drops the GIL then says
+ * that it is busy, and says so no more when it has the GIL again. */
+static inline int stream_check(const struct stream *s)
+{
+    if (!s->busy && s->born == fork_count)
+        return 0;
+    PyErr_SetString(PyExc_RuntimeError, s->busy ? "the stream is in use in another thread: one at a time"
+                                                : "the stream is the parent process's: this is a fork's child");
+    return -1;
 }
 
 /* Expect payloads from this machine; whether they are worth having as pages. Not from a pipe: its reader copies them into
@@ -418,12 +432,14 @@ static int stream_require(struct stream *s, size_t n)
 /* As stream_require(), called with the GIL, which is dropped while reading. */
 static int stream_need(struct stream *s, size_t n)
 {
-    int rc = 0;
+    int rc = stream_check(s);
 
-    if (n > s->tail - s->head) {
+    if (rc == 0 && n > s->tail - s->head) {
+        s->busy = 1;
         Py_BEGIN_ALLOW_THREADS
         rc = stream_require(s, n);
         Py_END_ALLOW_THREADS
+        s->busy = 0;
     }
     return rc;
 }

@@ -57,6 +57,8 @@ class StoreBehind:
 
         Raises LateError if a block could not be stored, unless a call before has told so.
         """
+        if self._queue.is_foreign:
+            return  # a fork's child: the thread, and what waits for it, are the parent's
         try:
             with self._lock:
                 if not self._queue.told:

@@ -79,6 +79,7 @@ class OutgoingMigration:
         )
         self._bounds = bounds.Bounds(self.parameters, self._convergence, self.cancel)
         self._clock = clock
+        self._pid = os.getpid()
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -111,8 +112,8 @@ class OutgoingMigration:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Clean up; a migration that was not completed is cancelled (or failed, after an error)."""
-        if self.status in ("completed", "failed", "cancelled"):
-            return
+        if self.status in ("completed", "failed", "cancelled") or self._pid != os.getpid():
+            return  # also in a fork's child: link and disks are the parent's
         error = exc or errors.Cancelled("the migration was left before it was complete")
         self._end(error)
         if exc is None and hasattr(error, "__notes__"):
@@ -316,7 +317,10 @@ class OutgoingMigration:
                 self._figures.enter(status)
 
     def _require(self, status: stats.Status) -> None:
-        """Raise unless the migration is in the state that a call needs."""
+        """Raise unless the migration is in the state that a call needs, and in its own process."""
+        if self._pid != os.getpid():
+            state = f"of process {self._pid}"
+            raise errors.StateError("a fork's child cannot go on with it", state=state, required="of this process")
         if self.status != status:
             raise errors.StateError("the call is not possible now", state=self.status, required=status)
 
