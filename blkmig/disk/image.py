@@ -157,6 +157,8 @@ class ImageBackend(nbd.NbdBackend):
 
     def _close(self) -> None:
         super()._close()
+        if self._passages.is_foreign:
+            return
         self._close_server(check=not self._cancelled)
 
     def _close_server(self, *, check: bool = True) -> None:

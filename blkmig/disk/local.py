@@ -161,6 +161,11 @@ class LocalBackend(backend.BlockBackend):
         self._passages.throttled = self._fraction < 1
         self._gate.notify_all()
 
+    @property
+    def is_foreign(self) -> bool:
+        """Return whether this is a child of the process that opened the disk."""
+        return self._passages.is_foreign
+
     def check_home(self, doing: str) -> None:
         """Raise :class:`~blkmig.errors.DeviceError` in a child of the process that opened the disk."""
         if self._passages.is_foreign:

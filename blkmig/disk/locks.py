@@ -86,11 +86,14 @@ def acquire(fd: int, permissions: Permissions, *, device: str) -> None:
         _logger.warning("disk %r: its file system has no image locks; make sure that nothing else uses it", device)
 
 
-def release(fd: int) -> None:
+def release(fd: int, *, pid: int) -> None:
     """Unlock the image open at `fd`; never raises. To be called before it is closed, which is not enough.
 
     Duplicates keep the locks: those of a forked child, and a mapping of the file as long as anybody shows its pages.
+    They are those of process `pid`, which locked it: a child of its that closes its duplicate must leave them.
     """
+    if pid != os.getpid():
+        return
     with contextlib.suppress(OSError):
         fcntl.fcntl(fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
 

@@ -167,7 +167,8 @@ class NbdBackend(local.LocalBackend):
             raise errors.DeviceError("cannot be written", device=self.name, cause="it was opened for reading only")
 
     def _close(self) -> None:
-        self._connection.close()
+        if not self._passages.is_foreign:  # a fork's child must not say good-bye on its parent's connection
+            self._connection.close()
 
 
 class WritesBehind:

@@ -58,6 +58,7 @@ class Partial:
         self.fd = self._replaced_fd = -1
         self._place = place
         self._device = device
+        self._pid = os.getpid()
         self._replaced: os.stat_result | None = None
         self._is_in_place = False
         self._state: State = "gone"
@@ -210,5 +211,5 @@ class Partial:
         fds, self.fd, self._replaced_fd = (self.fd, self._replaced_fd), -1, -1
         for fd in fds:
             if fd >= 0:
-                locks.release(fd)
+                locks.release(fd, pid=self._pid)
                 os.close(fd)

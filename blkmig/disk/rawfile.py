@@ -60,6 +60,7 @@ class RawFile:
         self._mapping: _core.Mapping | None = None
         self._behind: behind.StoreBehind | None = None
         self._is_locked = False
+        self._pid = os.getpid()
         self.path = path
         self.writable = writable
         self._new_name = create_size is not None and opened is None
@@ -305,7 +306,7 @@ class RawFile:
             fds, self.fd, self._direct_fd = (self.fd, self._direct_fd), -1, -1
             if self._is_locked:
                 self._is_locked = False
-                locks.release(fds[0])
+                locks.release(fds[0], pid=self._pid)
             with contextlib.ExitStack() as closing:  # both, whatever the first one has to tell
                 for fd in fds:
                     if fd >= 0:

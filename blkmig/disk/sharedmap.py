@@ -141,12 +141,15 @@ class SharedMapBackend(backend.BlockBackend):
 
     def hold_writers(self) -> None:
         """Have the writer pause, by the function or the command."""
+        self._source.check_home("cannot be held")
         if not self._is_held:
             self._run(self._hold, "hold its writer")
             self._is_held = True
 
     def release_writers(self, *, refuse: bool = False) -> None:
         """Have the writer go on, or with `refuse` turn it away, or leave it held where there is no way to."""
+        if self._source.is_foreign:
+            return
         self._stays_held = False
         if self._is_held:
             self._is_held = False
@@ -188,6 +191,7 @@ class DirtyMap:
 
     def __init__(self, path: str | os.PathLike[str], *, size: int, device: str) -> None:
         self._device = device
+        self._pid = os.getpid()
         try:
             self._file = open(path, "r+b", buffering=0)  # noqa: PTH123, SIM115 - it stays open
         except OSError as error:
@@ -229,7 +233,7 @@ class DirtyMap:
 
     def unlock(self) -> None:
         """Leave the marks to others."""
-        if not self._file.closed:
+        if not self._file.closed and self._pid == os.getpid():  # not a fork's child, whose lock is the parent's
             fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def take(self) -> Iterator[tuple[int, int]]:

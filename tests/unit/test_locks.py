@@ -261,3 +261,33 @@ class TestAgainstQemu:
             assert open_locks(image)
         assert not open_locks(image)
         disk.FileBackend(image, direct=direct).close()
+
+
+class TestOtherProcesses:
+    def test_a_forked_child_does_not_keep_the_locks(self, image):
+        """B6: closing is not enough, for the child has a duplicate."""
+        reader, writer = os.pipe()
+        backend = disk.FileBackend(image)
+        child = os.fork()
+        if not child:
+            os.close(writer)
+            os.read(reader, 1)  # until the parent is done with it
+            os._exit(0)
+        backend.close()
+        try:
+            with disk.FileBackend(image):
+                pass
+        finally:
+            os.close(writer)
+            os.close(reader)
+            os.waitpid(child, 0)
+
+    def test_a_childs_close_leaves_the_parents_locks(self, image):
+        """They are locks of one open file description."""
+        with disk.FileBackend(image) as backend:
+            child = os.fork()
+            if not child:
+                backend.close()
+                os._exit(0)
+            assert os.waitpid(child, 0)[1] == 0
+            assert {101, 201} <= open_locks(image)
