@@ -15,7 +15,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent))  # the package `harness`
 from harness import arena as arenas
 from harness import images, peers, tools
 
-pytest_plugins = ["blkmig.gates.plugin"]  # the fixture `ratio`, also where blkmig is not installed
+pytest_plugins = ["blkmig.gates.plugin"]  # the fixture `ratio` and the options --gates
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -10,6 +10,7 @@ threshold, and hardly ever a little away from it.
 In your own project::
 
     pip install blkmig[gates]              # a pytest plugin; it uses nothing else of blkmig
+    pytest -p blkmig.gates.plugin          # or in the topmost conftest.py: pytest_plugins = ["blkmig.gates.plugin"]
 
     def test_scan(ratio):                                        # tests/test_speed.py
         block = bytearray(1 << 20)
@@ -34,11 +35,13 @@ Promises that are tuned may stand in a file ``gates.toml`` beside the tests inst
 
 For a CI on shared machines::
 
-    pytest tests/test_speed.py --gates=ci --gates-json=gates.json
+    pytest -p blkmig.gates.plugin tests/test_speed.py --gates=ci --gates-json=gates.json
 
 judges only gates with ``ci = true`` (those in the code always are) and forgives their `margin`, or judges by their
 `ci_at_least`, which needs no ``ci = true``. ``--gates=off`` measures only; ``--gates-quick`` is a smoke test, one round
 and no verdict; ``--gates-max-time`` caps each comparison.
+With pytest-xdist all results stand in one table and one file, and gates are measured one at a time; other tests may run
+beside them, so gates are best run apart. Of a test that is run again (pytest-rerunfailures) the last run counts.
 To make undecided gates failures: ``-W error::blkmig.gates.plugin.UndecidedGate``.
 
 With pytest-benchmark: groups have the same names (``pytest.mark.benchmark(group=...)`` is heeded), and the JSON is

@@ -1,18 +1,36 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The pytest side of the gates: options, the `ratio` fixture, the table at the end, the JSON."""
+"""The pytest side of the gates: options, the `ratio` fixture, the table at the end, the JSON.
+
+It is there where it is asked for: ``-p blkmig.gates.plugin``, or ``pytest_plugins = ["blkmig.gates.plugin"]`` in the
+topmost conftest.py.
+
+What a test has measured travels on its report, as plain data, so that it is the same with pytest-xdist::
+
+    worker      ratio ─ measures, alone ─ item.stash ─ makereport: report.blkmig_gates ────┐
+    controller  logreport: the last report of a test counts ─ table, JSON          ◄───────┘
+
+Of a test that is run again the last run counts. Workers measure one at a time: under a lock that the controller makes.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
+import os
 import pathlib
+import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 
 from . import gate, judge, report, stopwatch
 
 _SESSION = pytest.StashKey["Session"]()
+_RESULTS = pytest.StashKey[list[dict[str, Any]]]()
+_LOCK = "blkmig_gates_lock"
 
 
 class UndecidedGate(pytest.PytestWarning):
@@ -21,17 +39,41 @@ class UndecidedGate(pytest.PytestWarning):
 
 @dataclasses.dataclass
 class Session:
-    """All comparisons of one pytest run, in order, with the tests they stand in."""
+    """What one pytest run, or one worker of it, was asked for, and what the tests have measured, in order."""
 
     mode: str
     quick: bool
     json: pathlib.Path | None
     max_time: float | None
     root: pathlib.Path
-    comparisons: list[tuple[str, gate.Comparison]] = dataclasses.field(default_factory=list)
+    lock: str = ""
+    """The file whose lock a measurement holds; "" where there are no other workers."""
+    results: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    runs: dict[str, int] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(
         default_factory=lambda: report.package_versions(["blkmig", "pytest", "pytest-benchmark", "numpy"])
     )
+    failure: str = ""
+
+    def take(self, nodeid: str, results: list[dict[str, Any]], versions: Mapping[str, str]) -> None:
+        """Take note of what a test has measured; what it measured in an earlier run is replaced."""
+        self.runs[nodeid] = self.runs.get(nodeid, 0) + 1
+        self.results[nodeid] = [{**result, "runs": self.runs[nodeid]} for result in results]
+        self.versions.update(versions)
+
+    def all_results(self) -> list[dict[str, Any]]:
+        """Return the results of all tests."""
+        return [result for results in self.results.values() for result in results]
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Keep other workers from measuring meanwhile."""
+        if not self.lock:
+            yield
+            return
+        with open(self.lock, "ab") as file:  # noqa: PTH123
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -50,9 +92,32 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     options = config.option
-    root = config.rootpath
+    worker = getattr(config, "workerinput", None)
     json = options.gates_json and config.invocation_params.dir / options.gates_json
-    config.stash[_SESSION] = Session(options.gates, options.gates_quick, json, options.gates_max_time, root)
+    if json is not None and worker is None:
+        try:
+            report.check_path(json)
+        except OSError as error:
+            raise pytest.UsageError(f"--gates-json: cannot write {json}: {error.strerror}") from error
+    lock = "" if worker is None else worker.get(_LOCK, "")
+    session = Session(options.gates, options.gates_quick, json, options.gates_max_time, config.rootpath, lock)
+    config.stash[_SESSION] = session
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Give a worker of pytest-xdist the lock under which it measures."""
+    session = node.config.stash[_SESSION]
+    if not session.lock:
+        descriptor, session.lock = tempfile.mkstemp(prefix="blkmig-gates-")
+        os.close(descriptor)
+    node.workerinput[_LOCK] = session.lock
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    session = config.stash.get(_SESSION, None)
+    if session is not None and session.lock and not hasattr(config, "workerinput"):
+        pathlib.Path(session.lock).unlink(missing_ok=True)
 
 
 class Ratio:
@@ -109,8 +174,10 @@ class Ratio:
             skipped=skipped,
             limits=self._limits(gate.Limits(max_time, min_rounds, max_rounds, precision, sample_time)),
         )
-        comparison.measure()
-        self._session.comparisons.append((self._request.node.nodeid, comparison))
+        with self._session.alone():
+            comparison.measure()
+        node = self._request.node
+        node.stash.setdefault(_RESULTS, []).append(report.result_of(comparison, node.nodeid))
         self._report(comparison)
         return comparison
 
@@ -163,16 +230,53 @@ def ratio(request: pytest.FixtureRequest) -> Ratio:
     return Ratio(request, request.config.stash[_SESSION])
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Put what the test has measured on its report."""
+    made: Any = yield
+    if call.when == "call" and "ratio" in getattr(item, "fixturenames", ()):
+        results = item.stash.get(_RESULTS, [])
+        item.stash[_RESULTS] = []  # it may be run again
+        made.blkmig_gates = {"results": results, "versions": dict(item.config.stash[_SESSION].versions)}
+    return made  # type: ignore[no-any-return]
+
+
+class _Collector:
+    """Takes the reports of all tests, wherever they ran."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        measured = getattr(report, "blkmig_gates", None)
+        if measured is not None:
+            self._session.take(report.nodeid, measured["results"], measured["versions"])
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    session.config.pluginmanager.register(_Collector(session.config.stash[_SESSION]))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     session = config.stash[_SESSION]
-    if session.comparisons:
+    if results := session.all_results():
         terminalreporter.section("ratio gates" + (" (smoke run: the figures mean nothing)" if session.quick else ""))
-        terminalreporter.write_line(report.format_comparisons(item for _, item in session.comparisons))
+        terminalreporter.write_line(report.format_results(results))
+    if session.failure:
+        terminalreporter.write_line(session.failure, red=True)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the JSON, also if nothing was measured: what an earlier run has left would be taken for this one's."""
     gates = session.config.stash[_SESSION]
-    if gates.json is not None and gates.comparisons:
-        complete = not gates.quick
-        record = report.document(gates.comparisons, root=gates.root, versions=gates.versions, complete=complete)
+    if gates.json is None or hasattr(session.config, "workerinput"):
+        return
+    record = report.document(
+        gates.all_results(), root=gates.root, versions=gates.versions, complete=not gates.quick
+    )
+    try:
         report.write_json(gates.json, record)
+    except OSError as error:
+        gates.failure = f"--gates-json: cannot write {gates.json}: {error.strerror}"
+        session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED

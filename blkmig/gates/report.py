@@ -8,12 +8,14 @@ statistics, so ``pytest-benchmark compare`` reads it; the ratios and their verdi
 from __future__ import annotations
 
 import datetime
+import errno
 import importlib.metadata
 import json
 import math
 import os
 import pathlib
 import platform
+import shutil
 import statistics
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -78,11 +80,35 @@ TABLE_HEAD = ("group / side", "median", "+-", "ratio", "interval", "gate", "verd
 
 def format_comparisons(comparisons: Iterable[gate.Comparison]) -> str:
     """Return one table of all comparisons; "ratio" is how many times better than this rival the first side is."""
-    rows: list[tuple[str, ...]] = []
-    for comparison in comparisons:
-        title = f"{comparison.group} ({len(comparison.rounds)} rounds, {comparison.seconds:.1f} s)"
-        rows += [(title, "", "", "", "", "", ""), *comparison_rows(comparison)]
+    return format_results([result_of(comparison, "") for comparison in comparisons])
+
+
+def format_results(results: Iterable[Mapping[str, Any]]) -> str:
+    """Return the table of what :func:`result_of` made, maybe in other processes."""
+    rows: list[Sequence[str]] = []
+    for result in results:
+        again = f", run {result['runs']} times" if result.get("runs", 1) > 1 else ""
+        rows += [(f"{result['title']}{again})", "", "", "", "", "", ""), *result["rows"]]
     return format_table(TABLE_HEAD, rows)
+
+
+def result_of(comparison: gate.Comparison, nodeid: str) -> dict[str, Any]:
+    """Return everything that table and JSON say about a comparison, as plain data that can be sent elsewhere.
+
+    Never raises: what cannot be shown is said in its place, and does not take the other comparisons with it.
+    """
+    title = f"{comparison.group} ({len(comparison.rounds)} rounds, {comparison.seconds:.1f} s"
+    result: dict[str, Any] = {"test": nodeid, "title": title, "rows": [], "benchmarks": [], "comparison": {}}
+    try:
+        result["rows"] = [list(row) for row in comparison_rows(comparison)]
+        result["benchmarks"] = benchmark_records(comparison, nodeid)
+        result["comparison"] = comparison_record(comparison, nodeid)
+        json.dumps(result, allow_nan=False)
+    except Exception as error:
+        why = f"cannot be shown: {type(error).__name__}: {error}"
+        comparison_only = {"group": comparison.group, "test": nodeid, "error": why}
+        result |= {"rows": [[f"  {why}", *[""] * 6]], "benchmarks": [], "comparison": comparison_only}
+    return result
 
 
 def _git(folder: pathlib.Path, *arguments: str) -> str:
@@ -221,30 +247,55 @@ def comparison_record(comparison: gate.Comparison, nodeid: str) -> dict[str, Any
 
 
 def document(
-    comparisons: Iterable[tuple[str, gate.Comparison]],
+    results: Iterable[Mapping[str, Any]],
     *,
     root: pathlib.Path,
-    versions: Mapping[str, str],
+    versions: Mapping[str, object],
     complete: bool,
 ) -> dict[str, Any]:
     """Return the whole JSON document; `complete` is False for a smoke run, whose figures mean nothing."""
-    pairs = list(comparisons)
+    results = list(results)
     return {
         "machine_info": machine_info(),
         "commit_info": commit_info(root),
-        "versions": dict(versions),
+        "versions": {str(name): str(version) for name, version in versions.items()},
         "datetime": datetime.datetime.now(datetime.UTC).isoformat(),
         "version": "5.0.0",
         "complete": complete,
-        "benchmarks": [record for nodeid, item in pairs for record in benchmark_records(item, nodeid)],
-        "comparisons": [comparison_record(item, nodeid) for nodeid, item in pairs],
+        "benchmarks": [record for result in results for record in result["benchmarks"]],
+        "comparisons": [{**result["comparison"], "runs": result.get("runs", 1)} for result in results],
     }
 
 
-def write_json(path: pathlib.Path, record: Mapping[str, Any]) -> None:
-    """Write `record` so that `path` is never half written; seven digits of a figure are more than any clock has."""
+def check_path(path: pathlib.Path) -> None:
+    """Make the folder of `path` and raise :class:`OSError` unless a file can be written there, as far as is known."""
+    path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    place = path if path.exists() and not path.is_file() else path.parent
+    if not os.access(place, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+
+
+def write_json(path: pathlib.Path, record: Mapping[str, Any]) -> None:
+    """Write `record` so that `path` is never half written; seven digits of a figure are more than any clock has.
+
+    A link stays one: what it points to is written. What is no regular file (a pipe, a terminal) is written as it is.
+    """
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
     rounded = json.loads(json.dumps(record), parse_float=lambda digits: float(f"{float(digits):.7g}"))
-    partial.write_text(json.dumps(rounded, indent=1) + "\n", encoding="utf-8")
-    partial.replace(path)
+    text = json.dumps(rounded, indent=1, allow_nan=False) + "\n"
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    partial = path.with_name(path.name + ".part")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        if path.exists():
+            shutil.copymode(path, partial)
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise

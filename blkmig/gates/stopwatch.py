@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 import gc
 import itertools
+import math
+import numbers
 import os
 import random
 import resource
@@ -88,7 +90,21 @@ def _run_callable(run: Callable[[], object], loops: int) -> Figures:
     wall = time.perf_counter() - start
     figures = {"wall": wall / loops, "cpu": (_cpu_seconds() - cpu_start) / loops}
     if isinstance(result, Mapping):
-        figures.update(result)
+        figures.update(_checked(result))
+    return figures
+
+
+def _checked(given: Mapping[object, object]) -> Figures:
+    """Return what a run says it cost as plain numbers; raise ValueError for what is none, where it is said."""
+    figures = {}
+    for metric, value in given.items():
+        if not isinstance(metric, str):
+            raise ValueError(f"a metric must have a text as its name, not {metric!r}")
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            raise ValueError(f"metric {metric!r} must be a number, not {value!r}")
+        figures[metric] = float(value)
+        if not 0 <= figures[metric] < math.inf or (metric == "wall" and not figures[metric]):
+            raise ValueError(f"metric {metric!r} must be finite and not below 0 (wall: above 0), not {value!r}")
     return figures
 
 

@@ -255,7 +255,8 @@ class TestReport:
         import json
 
         comparison = measured({"ours": constant(1), "rival": constant(2)}, gates=[gates.Gate("rival", 1.5)])
-        record = report.document([("test.py::t", comparison)], root=tmp_path, versions={"x": "1"}, complete=True)
+        results = [report.result_of(comparison, "test.py::t")]
+        record = report.document(results, root=tmp_path, versions={"x": "1"}, complete=True)
         report.write_json(tmp_path / "deep" / "gates.json", record)
         read = json.loads((tmp_path / "deep" / "gates.json").read_text())
         assert [item["fullname"] for item in read["benchmarks"]] == ["test.py::t[ours]", "test.py::t[rival]"]
@@ -268,7 +269,8 @@ class TestReport:
     def test_pytest_benchmark_reads_the_json(self, tmp_path):
         pytest.importorskip("pytest_benchmark")
         comparison = measured({"ours": constant(1), "rival": constant(2)})
-        record = report.document([("test.py::t", comparison)], root=pathlib.Path(), versions={}, complete=True)
+        results = [report.result_of(comparison, "test.py::t")]
+        record = report.document(results, root=pathlib.Path(), versions={}, complete=True)
         report.write_json(tmp_path / "gates.json", record)
         code = "from pytest_benchmark.cli import main; main()"
         command = [sys.executable, "-c", code, "compare", str(tmp_path / "gates.json"), "--group-by=group"]
