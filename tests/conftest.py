@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import resource
 import signal
 
 import pytest
@@ -26,3 +29,18 @@ def pytest_configure() -> None:
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    set_surroundings()
+
+
+def set_surroundings() -> None:
+    """Have what tests rely on, whatever the shell that started them has: D7."""
+    os.umask(0o022)
+    os.environ["LC_ALL"] = "C.UTF-8"  # what other programs say is compared
+    os.environ.pop("LANGUAGE", None)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 1024 if hard == resource.RLIM_INFINITY else min(1024, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.getrlimit(resource.RLIMIT_FSIZE)[1],) * 2)

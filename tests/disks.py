@@ -49,6 +49,9 @@ def loop_device(path: Path, *options: str) -> Iterator[str]:
         peers.lacking(f"no loop devices: {setup.stderr.strip()}")
     device = setup.stdout.strip()
     try:
+        # Whoever made the device read-only before is remembered by it: that outlives a detach.
+        if not {"-r", "--read-only"} & set(options):
+            subprocess.run(["blockdev", "--setrw", device], check=True)
         yield device
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)
