@@ -32,6 +32,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from .. import _core
 from . import _libnbd
 
 _EVENTS = {0: 0, 1: select.POLLIN, 2: select.POLLOUT, 3: select.POLLIN | select.POLLOUT}
@@ -92,6 +93,7 @@ class NbdHandle:
         `request_timeout` is how many seconds the connection may stand still while requests are in flight, 0 for ever.
         """
         self._library = _libnbd.load()
+        self._home = _core.Gate()
         self._request_timeout = request_timeout
         self._lock = threading.RLock()  # re-entrant for `cancel` only, which a signal handler may call
         self._cancel_deadline: float | None = None
@@ -125,8 +127,14 @@ class NbdHandle:
 
     def ask(self, function: str, *args: Any) -> int:
         """Return what a libnbd `function` that does not block says about the export."""
+        self._check_home()
         with self._lock:
             return _libnbd.check(self._library, getattr(self._library, function)(self._open_handle(), *args))
+
+    def _check_home(self) -> None:
+        """Keep a fork's child off the connection: its requests would stand in the middle of its parent's."""
+        if self._home.is_foreign:
+            raise OSError(errno.ECHILD, "the connection is the parent process's: open the disk after the fork")
 
     def run(self, function: str, *args: Any, keep: object = None) -> None:
         """Run one command, ``nbd_aio_...``, and return when the server has answered it; see `start` and `wait`."""
@@ -144,6 +152,7 @@ class NbdHandle:
         Any number of threads may call it at once. Its bytes move while somebody is in :meth:`wait` or :meth:`push`.
         """
         request = Request(keep)
+        self._check_home()
         with self._lock:
             if self._cancel_deadline is not None:
                 raise _cancelled_error()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import os
 import random
 import socket
 import struct
@@ -500,6 +501,29 @@ def test_write_error_comes_at_the_latest_with_flush(slow: None, bad: int) -> Non
             disk.flush()
         assert caught.value.offset == bad * MiB
         assert caught.value.device == "disk"
+
+
+def test_a_forked_child_leaves_the_connection_alone() -> None:
+    """C13: its requests would stand in the middle of its parent's, and its good-bye would end them."""
+    with target(answer_all) as (_, disk):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            said = []
+            for call in (lambda: disk.pread(0, 10), lambda: disk.write_block(block_of(7), 0, MiB), disk.flush):
+                try:
+                    call()
+                except errors.DeviceError as error:
+                    said.append(str(error.errno))
+            disk.close()
+            os.write(writer, " ".join(said).encode())
+            os._exit(0)
+        assert os.read(reader, 100).decode().split() == [str(errno.ECHILD)] * 3
+        assert os.waitpid(child, 0)[1] == 0
+        os.close(reader)
+        os.close(writer)
+        disk.write_block(block_of(7), 0, MiB)
+        disk.flush()
 
 
 def test_zeros_are_zeroed_and_never_trimmed() -> None:
