@@ -99,9 +99,9 @@ class ImageBackend(nbd.NbdBackend):
             backing = image_options(pathlib.Path(base), format=base_format, locking=locking)
             self._options |= {f"backing.{key}": value for key, value in backing.items()}
         layers = [self._path] if base is None else [self._path, pathlib.Path(base)]
+        self._is_tracked = writable and not read_only
         try:
-            # A backing file that the image itself names is known to QEMU alone.
-            self.files = tuple(identity.KnownFile.of(layer, is_tracked=writable and not read_only) for layer in layers)
+            self.files = tuple(identity.KnownFile.of(layer, is_tracked=self._is_tracked) for layer in layers)
         except OSError as error:
             raise errors.DeviceError("cannot be opened", device=name, cause=error) from error
         self._server: QemuNbd | None = None
@@ -116,6 +116,10 @@ class ImageBackend(nbd.NbdBackend):
         with server.connecting() as uri:
             super()._connect(uri, read_piece=nbd_connection.QEMU_READ_PIECE, **connect)
         self._server = server
+        # Backing files that the image itself names are known to QEMU alone.
+        known = {file.key for file in self.files}
+        opened = server.open_files(is_tracked=self._is_tracked)
+        self.files = (*self.files, *(file for file in opened if file.key not in known))
 
     def _renew(self) -> None:
         """Be of use again after a `cancel`: a server whose client has gone ends, so there is a new one."""
@@ -207,6 +211,17 @@ class QemuNbd:
                 start_new_session=True,  # Ctrl-C is for blkmig; this one is to end when its client has gone
             )
         return process
+
+    def open_files(self, *, is_tracked: bool) -> Iterator[identity.KnownFile]:
+        """Yield the files and devices that qemu-nbd has open by now: the image, and all that it stands on."""
+        own = os.fstat(self._stderr.fileno())
+        with contextlib.suppress(OSError):  # another user's, or no /proc: then nobody can tell
+            for entry in pathlib.Path(f"/proc/{self._process.pid}/fd").iterdir():
+                with contextlib.suppress(OSError):
+                    about = entry.stat()
+                    file = identity.KnownFile(str(entry.readlink()), about, is_tracked)
+                    if file.holds_bytes and not os.path.samestat(about, own):
+                        yield file
 
     @contextlib.contextmanager
     def connecting(self) -> Iterator[str]:

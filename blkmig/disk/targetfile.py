@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .. import errors
@@ -88,6 +88,10 @@ class TargetFile:
                 yield identity.KnownFile.of(self.path)
                 if self._described.base is not None:
                     yield identity.KnownFile.of(self._described.base)
+
+    def layers(self) -> Sequence[identity.KnownFile]:
+        """Return what a target that exists stands on, once it is prepared: its backing files, which are only read."""
+        return () if self._backend is None else self._backend.files[1:]
 
     # -- before the disk comes ---------------------------------------------------------------------------------------
 

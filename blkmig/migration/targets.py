@@ -76,6 +76,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             for key, target in self._targets.items():
                 if isinstance(target, disk.TargetFile):
                     self._prepare(target)
+                    self._endpoints.add(label_of(key), (), target.layers())
                     fitting.check_before(target, self._parameters, key)
             if self._into is not None:
                 self._new_folders = fitting.check_folder(self._into)

@@ -12,6 +12,7 @@ from pathlib import Path
 import command
 import disks
 import lab
+import peers
 import pytest
 
 import blkmig
@@ -61,6 +62,38 @@ def test_the_base_is_not_the_stream(tmp_path: Path, source: Path) -> None:
     os.truncate(tmp_path / "top.raw", len(CONTENT))
     done = command.run("send", f"v={tmp_path}/top.raw,base={source}", f"file:{source}")
     assert (done.exit_code, source.read_bytes()) == (2, CONTENT)
+
+
+def backed_images(tmp_path: Path, source: Path) -> tuple[Path, Path]:
+    """Return an image that stands on one that stands on `source`; only the images themselves say so."""
+    peers.require("qemu-img", "qemu-nbd")
+    below = ("raw", source)
+    for name in ("middle.qcow2", "top.qcow2"):
+        arguments = ["-f", "qcow2", "-F", below[0], "-b", str(below[1]), str(tmp_path / name)]
+        subprocess.run(["qemu-img", "create", "-q", *arguments], check=True)
+        below = ("qcow2", tmp_path / name)
+    return tmp_path / "middle.qcow2", tmp_path / "top.qcow2"
+
+
+def test_backing_files_are_not_the_stream(tmp_path: Path, source: Path) -> None:
+    """A4: what an image names as its backing file is an input, too, at any depth."""
+    middle, top = backed_images(tmp_path, source)
+    for below in (source, middle):
+        before = below.read_bytes()
+        done = command.run("send", f"v={top},format=qcow2", f"file:{below}")
+        assert (done.exit_code, below.read_bytes()) == (2, before), done.stderr
+
+
+def test_backing_files_are_not_targets(tmp_path: Path, source: Path) -> None:
+    """A4: one target's backing file is not another target, in whatever order they are said."""
+    _, top = backed_images(tmp_path, source)
+    stream = f"file:{tmp_path}/two.st"
+    assert command.run("send", f"v={source}", f"w={source}", stream).exit_code == 0
+    targets = [f"v={top},format=qcow2", f"w={source}"]
+    for order in (targets, targets[::-1]):
+        done = command.run("receive", stream, *order)
+        assert (done.exit_code, source.read_bytes()) == (2, CONTENT), done.stderr
+        assert "the same file" in done.stderr
 
 
 def test_redirected_standard_output(source: Path) -> None:
