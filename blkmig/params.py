@@ -166,6 +166,8 @@ class IncomingParameters:
 
     def __post_init__(self) -> None:
         """Turn texts into bytes and refuse what makes no sense."""
+        if not isinstance(self.sizes, Mapping) or not all(isinstance(name, str) for name in self.sizes):
+            raise errors.ParameterError(f"sizes must map names of disks to sizes, not {self.sizes!r}")
         object.__setattr__(self, "sizes", {name: units.parse_size(size) for name, size in self.sizes.items()})
         if self.accept_timeout is not None:
             _set_number(self, "accept_timeout", 0, 1e9)

@@ -41,7 +41,7 @@ def describe(
 
 def describe_disk(bmds: device.BlkMigDevState) -> dict[str, object]:
     """Return the entry of one disk."""
-    entry: dict[str, object] = {"name": bmds.backend.name, "size": bmds.geometry.size}
+    entry: dict[str, object] = {"name": wire_name(bmds.backend.name), "size": bmds.geometry.size}
     entry["resent"] = [bmds.resent_blocks, bmds.resent_sum]
     if bmds.sent is not None:
         entry["sent"] = coverage.checksum_of(bmds.sent)
@@ -55,10 +55,15 @@ def describe_disk(bmds: device.BlkMigDevState) -> dict[str, object]:
 
 def describe_empty(name: str, *, digests: bool, incremental: bool) -> dict[str, object]:
     """Return the entry of a disk without bytes."""
-    entry: dict[str, object] = {"name": name, "size": 0, "resent": [0, 0]}
+    entry: dict[str, object] = {"name": wire_name(name), "size": 0, "resent": [0, 0]}
     if digests:
         entry["disk_digest" if incremental else "digest"] = send.combine_digests(b"")
     return entry
+
+
+def wire_name(name: str) -> str:
+    """Return a disk's name as whoever reads the stream will see it: a program whose texts are not UTF-8 has others."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
 
 
 def disk_digest(bmds: device.BlkMigDevState) -> str:

@@ -4,11 +4,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+import os
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from .. import errors, units
+from ..channel import uri as address
 from . import parser as parsing
 
 URI_HELP = "tcp:HOST:PORT, unix:PATH, exec:COMMAND, fd:N, file:PATH[,offset=N] or - (a stream on stdin or stdout)"
@@ -82,10 +85,47 @@ def named(text: str) -> tuple[str | None, str]:
     is_named = equals and not any(mark in name for mark in "/:,")
     if not text or (is_named and not path):
         raise errors.ParameterError(f"{text!r} names no disk: say NAME=DISK")
-    return (name, path) if is_named else (None, text)
+    # A name on the wire is UTF-8, whatever the words of this command line are.
+    return (os.fsencode(name).decode("utf-8", "surrogateescape"), path) if is_named else (None, text)
+
+
+Key = TypeVar("Key")
+Value = TypeVar("Value")
+
+
+def each_once(pairs: Iterable[tuple[Key, Value]], what: str) -> dict[Key, Value]:
+    """Return the pairs as a dictionary. Raises :class:`~blkmig.errors.ParameterError` if one key came twice."""
+    found: dict[Key, Value] = {}
+    for key, value in pairs:
+        if key in found:
+            raise errors.ParameterError(f"{what} {key!r} is said twice, {found[key]!r} and {value!r}: say it once")
+        found[key] = value
+    return found
+
+
+def check_descriptor(uri: str) -> None:
+    """Refuse ``fd:N`` unless N was given to this command; call it before anything is opened.
+
+    What this program has opened itself would be taken for the stream otherwise. What was passed on is kept across
+    exec, and what Python opens is not.
+    """
+    with contextlib.suppress(errors.ParameterError):  # whoever opens it says what is wrong
+        parsed = address.parse_uri(uri)
+        if isinstance(parsed, address.FdAddress):
+            _check_is_given(parsed.fd, uri)
+
+
+def _check_is_given(fd: int, uri: str) -> None:
+    try:
+        is_given = os.get_inheritable(fd)
+    except (OSError, OverflowError):
+        is_given = False
+    if not is_given:
+        cause = f"descriptor {fd} was not given to this command; whoever starts it must pass it on"
+        raise errors.ChannelError("opening", uri=uri, cause=cause)
 
 
 def named_size(text: str) -> tuple[str, int]:
     """Parse ``[NAME=]SIZE``; no name stands for every disk."""
     name, _, nbytes = text.rpartition("=")
-    return name, units.parse_size(nbytes)
+    return os.fsencode(name).decode("utf-8", "surrogateescape"), units.parse_size(nbytes)

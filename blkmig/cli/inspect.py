@@ -40,7 +40,8 @@ def add_command(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    sizes = dict(map(arguments.named_size, args.size))
+    arguments.check_descriptor(args.stream)
+    sizes = arguments.each_once(map(arguments.named_size, args.size), "the size of disk")
     listing = Listing() if args.records else None
     with channel.listen(stream_uri(args.stream)) as listener, signals.current().cancelling(listener.cancel):
         f = listener.accept(timeout=None)

@@ -56,12 +56,13 @@ def add_command(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    arguments.check_descriptor(args.uri)
     named = [arguments.named(text) for text in args.disks]
-    targets = {name: path for name, path in named if name is not None}
-    by_index = dict(enumerate(path for name, path in named if name is None))
-    by_index.update(map(parse_map, args.map))
+    targets = arguments.each_once(((name, path) for name, path in named if name is not None), "disk")
+    in_order = enumerate(path for name, path in named if name is None)
+    by_index = arguments.each_once([*in_order, *map(parse_map, args.map)], "disk number")
     parameters = params.IncomingParameters(
-        sizes=dict(map(arguments.named_size, args.size)),
+        sizes=arguments.each_once(map(arguments.named_size, args.size), "the size of disk"),
         incremental=args.incremental,
         verify=args.verify,
         direct=args.direct,

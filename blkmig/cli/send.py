@@ -92,6 +92,7 @@ def add_live(parser: parsing.CommandParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    arguments.check_descriptor(args.uri)
     parameters = parameters_of(args)
     with contextlib.ExitStack() as stack:
         disks = [

@@ -76,6 +76,7 @@ class Partial:
     # -- beginning ---------------------------------------------------------------------------------------------------
 
     def _begin(self, replace: bool) -> None:
+        missing: FileNotFoundError | None = None
         for _ in range(_ATTEMPTS):  # somebody else may be at it, too
             self._forget_stale()
             there = self._place.stat(self.name)
@@ -84,14 +85,19 @@ class Partial:
             if there is not None and there.st_size and not replace:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             self._is_in_place = there is not None and not there.st_size
-            with contextlib.suppress(FileExistsError, FileNotFoundError):
+            missing = None
+            try:
                 if self._open() and self._is_mine():
                     if there is not None and not self._is_in_place:
                         self._hold_replaced()
                     self._state = "begun"
                     return
+            except FileExistsError:
+                pass
+            except FileNotFoundError as error:  # by whoever is at it, or the folder takes no files, as /proc
+                missing = error
             self._close()
-        raise self._busy()
+        raise missing or self._busy()
 
     def _open(self) -> bool:
         """Open the file and mark it; return whether it carries its mark, as it must unless that cannot be."""

@@ -171,12 +171,12 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
 
     def _target_in_folder(self, into: pathlib.Path, name: str) -> disk.TargetFile:
         """Return the file for a disk in the folder; a name from the stream must not lead out of it."""
-        file_name = f"{name}.raw"
         if not name or name in (".", "..") or "/" in name or "\0" in name or not name.isprintable():
             raise errors.ParameterError(
                 f"the stream's disk {name!r} has no name that can be a file's: say where it goes, "
                 f"by NAME=PATH or --map {len(self.devices)}=PATH"
             )
+        file_name = os.fsdecode(f"{name}.raw".encode("utf-8", "surrogateescape"))  # the same bytes in any locale
         if len(os.fsencode(file_name)) > folder.MAX_NAME_BYTES:
             raise errors.ParameterError(
                 f"the stream's disk {name!r} has a name too long for a file in the folder: say where it goes, "

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 
 import command
@@ -58,6 +60,10 @@ def test_options_may_stand_anywhere(words: str, expected: dict[str, object]) -> 
         (["receive", "file:x", ""], "'' names no disk"),
         (["receive", "file:x", "--into", ""], "the value is empty"),
         (["receive", "file:x", "--map", "0="], "--map takes INDEX=DISK"),
+        (["receive", "file:x", "v=1", "v=2"], "disk 'v' is said twice, '1' and '2'"),
+        (["receive", "file:x", "1", "--map", "0=2"], "disk number 0 is said twice"),
+        (["receive", "file:x", "v=1", "--size", "v=1M", "--size", "v=2M"], "the size of disk 'v' is said twice"),
+        (["inspect", "file:x", "--size", "1M", "--size", "2M"], "the size of disk '' is said twice"),
         (["receive", "file:x", "--size", "v=", "v=x"], "is not a size"),
         (["receive", "", "v=x"], "the value is empty"),
         (["send", "v=", "file:x"], "'v=' names no disk"),
@@ -255,3 +261,52 @@ def test_bad_input_is_told_in_clear_words(
     assert err or line.startswith("inspect")
     assert {name: Path(path).read_bytes() for name, path in inputs.items()} == before
     assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("words", ["send v=a.raw fd:N", "receive fd:N v=b.raw", "inspect fd:N"])
+def test_a_descriptor_that_was_not_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], words: str
+) -> None:
+    """A4: what a command has opened itself, disks among it, is never taken for the stream."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.raw", "b.raw", "own"):
+        Path(name).write_bytes(bytes(lab.MIB))
+    fd = os.open("own", os.O_RDWR)  # kept from other programs, as what Python opens is
+    try:
+        assert cli.main(words.replace("N", str(fd)).split()) == 5
+        assert f"descriptor {fd} was not given to this command" in capfd.readouterr().err
+        os.set_inheritable(fd, True)
+        assert cli.main(words.replace("N", str(fd)).split()) == (0 if words.startswith("send") else 1)
+    finally:
+        os.close(fd)
+
+
+def test_names_do_not_depend_on_the_locale(tmp_path: Path) -> None:
+    """C9: a name is the same bytes on the wire and in a folder, whatever the command line is written in."""
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    content = bytes(range(256)) * 4096
+    (tmp_path / "ü.raw").write_bytes(content)
+
+    def run(*words: str, **environment: str) -> None:
+        env = {**command.environment(), **environment}
+        done = subprocess.run(command.command(*words), cwd=tmp_path, env=env, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+    run("send", "ü.raw", "file:one", **ascii_only)
+    run("inspect", "one", **ascii_only)
+    run("send", "ü=ü.raw", "file:two", **ascii_only)
+    run("receive", "file:two", "--into", "utf8")
+    run("receive", "file:two", "--into", "ascii", **ascii_only)
+    run("receive", "file:two", "ü=named.raw", **ascii_only)
+    for path in ("utf8/ü.raw", "ascii/ü.raw", "named.raw"):
+        assert (tmp_path / path).read_bytes() == content
+
+
+def test_names_are_escaped_in_results(tmp_path: Path) -> None:
+    """C9: a stream says what a disk is called, and does not command the terminal."""
+    (tmp_path / "a.raw").write_bytes(bytes(lab.MIB))
+    name = "a\n\x1b[31m"
+    assert command.run("send", f"{name}={tmp_path}/a.raw", f"file:{tmp_path}/s").exit_code == 0
+    done = command.run("receive", f"file:{tmp_path}/s", f"{name}={tmp_path}/b.raw")
+    assert done.exit_code == 0
+    assert done.stdout.startswith("a \\x1b[31m ")

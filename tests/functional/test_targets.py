@@ -559,3 +559,12 @@ def test_a_close_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_limit_on_file_sizes_is_no_signal() -> None:
     """C10: the interpreter ignores it."""
     assert signal.getsignal(signal.SIGXFSZ) is signal.SIG_IGN
+
+
+@pytest.mark.parametrize("target", [["--into", "/proc"], ["v=/proc/self/fd/x.raw"]])
+def test_a_folder_that_takes_no_files(tmp_path: Path, target: list[str]) -> None:
+    """C7: where nothing can be made, nobody else is blamed for it."""
+    (tmp_path / "a.raw").write_bytes(bytes(MIB))
+    assert command.run("send", f"v={tmp_path}/a.raw", f"file:{tmp_path}/s").exit_code == 0
+    done = command.run("receive", f"file:{tmp_path}/s", *target)
+    assert (done.exit_code, "cannot create" in done.stderr) == (1, True), done.stderr

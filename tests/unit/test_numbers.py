@@ -478,3 +478,20 @@ def test_a_close_waits_for_who_reads(tmp_path, monkeypatch):
     assert found == [b"abc"]
     with pytest.raises(blkmig.errors.DeviceError, match="closed"):
         backend.pread(0, 3)
+
+
+@pytest.mark.parametrize("name", [b"v", 5, True, "\ud800", "", "a" * 256])
+def test_what_is_no_name(tmp_path: pathlib.Path, name: Any) -> None:
+    """A3: names are checked where numbers are."""
+    (tmp_path / "d.raw").write_bytes(bytes(MiB))
+    for make in (lambda: blkmig.FileBackend(tmp_path / "d.raw", name=name),
+                 lambda: blkmig.MemoryBackend(bytearray(MiB), name=name)):  # fmt: skip
+        with pytest.raises(errors.ParameterError):
+            make()
+
+
+@pytest.mark.parametrize("sizes", [5, "1M", None, [1], {5: 5}])
+def test_what_is_no_mapping_of_sizes(sizes: Any) -> None:
+    """A3."""
+    with pytest.raises(errors.ParameterError):
+        params.IncomingParameters(sizes=sizes)
