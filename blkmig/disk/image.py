@@ -30,7 +30,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .. import children, errors
-from . import identity, nbd, nbd_connection, nbd_uri
+from . import identity, lockholders, nbd, nbd_connection, nbd_uri
 
 CLOSE_TIMEOUT = 60.0
 """Seconds that a qemu-nbd may take to write out its image's tables."""
@@ -178,6 +178,7 @@ class QemuNbd:
     def __init__(self, options: dict[str, str], *, device: str, writable: bool, direct: bool) -> None:
         self._device = device
         self._writable = writable
+        self._files = [value for key, value in options.items() if key.endswith("file.filename")]
         self._folder = pathlib.Path(tempfile.mkdtemp(prefix="blkmig-"))  # for this user only
         self._socket_path = str(self._folder / "nbd")
         with contextlib.ExitStack() as undo:
@@ -248,7 +249,10 @@ class QemuNbd:
         text = self._stderr.read().decode(errors="replace").strip()
         text = re.sub(r"^qemu-nbd: (Failed to blk_new_open '.*?': (?=\S))?", "", text, count=1)
         cause = " ".join(text.split()) or f"qemu-nbd ended with status {self._process.returncode}"
-        return refusal_of(text)("cannot be opened", device=self._device, cause=cause)
+        kind = refusal_of(text)
+        if kind is errors.DeviceBusy:
+            cause += "".join(map(lockholders.describe, self._files))
+        return kind("cannot be opened", device=self._device, cause=cause)
 
     def close(self, *, check: bool = True) -> None:
         """Wait until qemu-nbd, whose client has gone, has closed the image. Twice does no harm.
@@ -333,7 +337,10 @@ def run_qemu_img(doing: str, *arguments: str, device: str) -> None:
         raise errors.DeviceError(doing, device=device, cause=error) from error
     if result.returncode:
         text = " ".join(result.stderr.decode(errors="replace").split()).removeprefix("qemu-img: ")
-        raise refusal_of(text)(doing, device=device, cause=text)
+        kind = refusal_of(text)
+        if kind is errors.DeviceBusy:
+            text += "".join(lockholders.describe(word) for word in arguments if word.startswith("/"))
+        raise kind(doing, device=device, cause=text)
 
 
 def sync_folder(folder: pathlib.Path) -> None:

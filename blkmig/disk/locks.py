@@ -27,6 +27,7 @@ import os
 import struct
 
 from .. import errors
+from . import lockholders
 
 CONSISTENT_READ, WRITE, WRITE_UNCHANGED, RESIZE = range(4)
 
@@ -73,13 +74,13 @@ def acquire(fd: int, permissions: Permissions, *, device: str) -> None:
             _lock(fd, _UNSHARED + permission)
         for permission in permissions.unshared:
             if _is_locked(fd, _USED + permission):
-                raise _busy(permissions, device, "holds", permission)
+                raise _busy(fd, permissions, device, "holds", permission)
         for permission in permissions.used:
             if _is_locked(fd, _UNSHARED + permission):
-                raise _busy(permissions, device, "does not share", permission)
+                raise _busy(fd, permissions, device, "does not share", permission)
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
-            cause = "another program locks it exclusively"
+            cause = f"another program locks it exclusively{lockholders.describe(fd)}"
             raise errors.DeviceBusy(f"cannot be opened for {permissions.doing}", device=device, cause=cause) from error
         if error.errno not in _UNSUPPORTED:
             raise errors.DeviceError("cannot be locked", device=device, cause=error) from error
@@ -113,9 +114,10 @@ def hold_being_made(fd: int) -> bool:
     return True
 
 
-def _busy(permissions: Permissions, device: str, does: str, permission: int) -> errors.DeviceBusy:
+def _busy(fd: int, permissions: Permissions, device: str, does: str, permission: int) -> errors.DeviceBusy:
     cause = (
-        f'another program {does} the "{_NAMES[permission]}" permission (a QEMU? Stop it first, or send the disk of a '
+        f'another program {does} the "{_NAMES[permission]}" permission{lockholders.describe(fd)} '
+        f"(a QEMU? Stop it first, or send the disk of a "
         f"running one as qemu:SOCKET; or it is open in this program already)"
     )
     return errors.DeviceBusy(f"cannot be opened for {permissions.doing}", device=device, cause=cause)

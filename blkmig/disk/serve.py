@@ -27,7 +27,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .. import children, errors
-from . import file, nbd_uri
+from . import file, lockholders, nbd_uri
 from . import open as open_disks
 
 PROGRAM = "qemu-storage-daemon"
@@ -154,6 +154,8 @@ class StorageDaemon:
         self._log.seek(0)
         text = " ".join(self._log.read().decode(errors="replace").split()).removeprefix(f"{PROGRAM}: ")
         kind = errors.DeviceBusy if "lock" in text else errors.DeviceError
+        if kind is errors.DeviceBusy:
+            text += "".join(lockholders.describe(disk.image.path) for disk in self.disks)
         return kind("cannot be served", device=self._names(), cause=text or f"{PROGRAM} ended with status {status}")
 
     def _names(self) -> str:

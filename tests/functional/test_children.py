@@ -17,7 +17,8 @@ import storage_daemon
 from storage_daemon import MiB
 
 import blkmig
-from blkmig import children
+from blkmig import children, disk, errors
+from blkmig.disk import serve
 
 SOON = 30.0
 
@@ -156,7 +157,7 @@ def test_a_sender_of_an_image_that_is_killed_leaves_nothing(tmp_path: Path) -> N
     sender.communicate()
     assert all(server.ends() for server in servers)
     os.close(reader)
-    with blkmig.disk.open_disk(f"{image},format=qcow2"):  # its lock is free
+    with disk.open_disk(f"{image},format=qcow2"):  # its lock is free
         pass
 
 
@@ -181,3 +182,27 @@ def test_serve_again_after_a_serve_that_was_killed(number: signal.Signals) -> No
             assert [path.name for path in folder.iterdir()] == ["v.raw"]
             with blkmig.FileBackend(image):
                 pass
+
+
+@pytest.mark.parametrize("kind", ["raw", "qcow2"])
+def test_who_holds_the_lock_is_named(kind: str) -> None:
+    """E14: a daemon that is still there, whichever program is refused."""
+    peers.require("qemu-storage-daemon", "qemu-nbd", "qemu-img")
+    with storage_daemon.private_folder() as folder:
+        path = folder / f"v.{kind}"
+        subprocess.run(["qemu-img", "create", "-q", "-f", kind, path, "1M"], check=True)
+        with storage_daemon.StorageDaemon(folder, *storage_daemon.image_options(path)) as daemon:
+            named = rf"held by qemu-storage-daemon \(pid {daemon.process.pid}\)"
+            with pytest.raises(errors.DeviceBusy, match=named):
+                disk.open_disk(f"{path},format={kind}")
+            served = serve.ServedDisk("v", disk.describe(f"{path},format={kind}"))
+            with pytest.raises(errors.DeviceBusy, match=named):
+                serve.StorageDaemon([served], f"unix:{folder}/nbd2")
+
+
+def test_who_holds_the_lock_may_be_this_program(tmp_path: Path) -> None:
+    path = tmp_path / "v.raw"
+    path.write_bytes(bytes(MiB))
+    named = rf"held by this program itself \(pid {os.getpid()}\)"
+    with blkmig.FileBackend(path), pytest.raises(errors.DeviceBusy, match=named):
+        blkmig.FileBackend(path)
