@@ -40,6 +40,9 @@ HURRY_TIMEOUT = 5.0
 
 SECTOR = 512
 
+MAX_FOLDER = 80
+"""Bytes of a folder's path that leave room for a socket's, which has 107."""
+
 _BUSY = 'Failed to get (shared )?"'
 _WRONG_FORMAT = (
     r"not in .* format|unknown (driver|file format)|invalid \w+ image|invalid .*(signature|header)"
@@ -179,7 +182,7 @@ class QemuNbd:
         self._device = device
         self._writable = writable
         self._files = [value for key, value in options.items() if key.endswith("file.filename")]
-        self._folder = pathlib.Path(tempfile.mkdtemp(prefix="blkmig-"))  # for this user only
+        self._folder = pathlib.Path(tempfile.mkdtemp(prefix="blkmig-", dir=socket_folder()))  # for this user only
         self._socket_path = str(self._folder / "nbd")
         with contextlib.ExitStack() as undo:
             undo.callback(self._forget_files)
@@ -276,6 +279,12 @@ class QemuNbd:
 
     def _forget_files(self) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def socket_folder() -> str:
+    """Return where sockets go for a moment: with other temporary files, unless that makes their paths too long."""
+    folder = tempfile.gettempdir()
+    return folder if len(os.fsencode(folder)) <= MAX_FOLDER else "/tmp"
 
 
 def refusal_of(text: str) -> type[errors.DeviceError]:

@@ -106,8 +106,9 @@ class NbdHandle:
         self._handle: int | None = self._library.nbd_create()
         if self._handle is None:
             raise _libnbd.last_error(self._library)
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wake_fd = -1
         try:
+            self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             configure(self._library, self._handle)
             _libnbd.check(self._library, self._library.nbd_aio_connect_uri(self._handle, os.fsencode(uri)))
             finish_connecting(self._library, self._handle, time.monotonic() + connect_timeout, is_cancelled)

@@ -69,6 +69,12 @@ class StorageDaemon:
         self.qmp_path = str(pathlib.Path(qmp or _default_qmp(nbd)).absolute())
         for disk in self.disks:
             _check_image(disk)
+        try:
+            self._set_up(nbd)
+        except OSError as error:  # of this process: no descriptors, no room
+            raise errors.DeviceError("cannot be served", device=self._names(), cause=error) from error
+
+    def _set_up(self, nbd: str) -> None:
         with contextlib.ExitStack() as stack:
             self._log = stack.enter_context(tempfile.TemporaryFile())
             with _listen(nbd) as nbd_socket, _listen(f"unix:{self.qmp_path}") as qmp_socket:

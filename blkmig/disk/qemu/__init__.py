@@ -71,15 +71,19 @@ def open_together(
     An address that names no disk means all writable ones that no other address names. Otherwise as :func:`open_qemu`.
     """
     addresses = [address.parse(text) for _, text in named]
-    shared = QemuSession(
-        address.merge(addresses),
-        force=force,
-        switchover=switchover,
-        switchover_timeout=switchover_timeout,
-        return_path=return_path,
-        connect_timeout=connect_timeout,
-        timeout=timeout,
-    )
+    where = address.merge(addresses)
+    try:
+        shared = QemuSession(
+            where,
+            force=force,
+            switchover=switchover,
+            switchover_timeout=switchover_timeout,
+            return_path=return_path,
+            connect_timeout=connect_timeout,
+            timeout=timeout,
+        )
+    except OSError as error:  # of this process: no descriptors, no threads
+        raise errors.DeviceError("cannot be opened", device=f"qemu:{where.path}", cause=error) from error
     disks = [QemuBackend(shared, number) for number in range(len(shared.disks))]
     try:
         shares = _share_out(disks, addresses)
