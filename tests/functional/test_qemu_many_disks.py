@@ -81,6 +81,39 @@ def test_an_idle_disk_costs_no_command_in_the_pause(
     assert len(commands) <= 16, commands  # three for each look at the graph, however many disks there are
 
 
+def test_writers_of_many_disks_go_on_without_a_question_for_each(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them had its export closed."""
+    options = []
+    for number in range(8):
+        path = folder / f"disk{number}.raw"
+        path.write_bytes(bytes(SIZE))
+        options += image_options(path, f"disk{number}")
+    commands: list[str] = []
+    with StorageDaemon(folder, *options) as daemon, opened(daemon) as disks:
+        exports = {export["id"] for export in disks[0].session._qmp.execute("query-block-exports")}
+        for each in disks:
+            each.create_dirty_bitmap(1 << 20)
+        disk.sync_disks(disks)
+        for each in disks:
+            each.hold_writers()
+        disk.sync_disks(disks)
+        start = qmp.QmpConnection.start
+
+        def counting(self: qmp.QmpConnection, command: str, arguments: Mapping[str, object] | None = None) -> object:
+            commands.append(command)
+            return start(self, command, arguments)
+
+        monkeypatch.setattr(qmp.QmpConnection, "start", counting)
+        for each in disks:
+            each.release_writers()
+        monkeypatch.undo()
+        assert {export["id"] for export in disks[0].session._qmp.execute("query-block-exports")} == exports
+    assert commands.count("query-named-block-nodes") <= 2, commands
+    assert commands.count("block-export-add") == 8
+
+
 def test_more_disks_than_a_server_takes_connections_by_itself(folder: Path) -> None:
     """The server that blkmig starts takes any number."""
     with (

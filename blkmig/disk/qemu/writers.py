@@ -209,9 +209,14 @@ class Writers:
         return exportnames.match(facts, names, own=self._own.prefix)
 
     def _open_again(self, export: marks.WritingExport) -> None:
-        if export.id in self._read_graph().exports:
-            return
+        """Open an export that was closed, if it was; nobody is asked before, as its writers wait, and those of others.
+        """
         if export.nbd_name is None:
-            logger.warning("%s: the export %r was closed; open it again yourself", self._qmp.device, export.id)
+            if export.id not in self._read_graph().exports:
+                logger.warning("%s: the export %r was closed; open it again yourself", self._qmp.device, export.id)
             return
-        export.open(self._qmp)
+        try:
+            export.open(self._qmp)
+        except qmp.QmpError as error:
+            if "already in use" not in error.text:
+                raise
