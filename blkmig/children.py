@@ -18,10 +18,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import signal
 import subprocess
+import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,50 @@ def is_sigchld_ignored() -> bool:
         ignored = next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:"))
         return bool(int(ignored, 16) >> (signal.SIGCHLD - 1) & 1)
     return signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN
+
+
+def end(child: subprocess.Popen[bytes], grace: float) -> None:
+    """Make `child` end, and whatever it has started: by SIGTERM, after `grace` seconds by SIGKILL; never raises.
+
+    A shell hands no signal on to what it waits for. It has no process group of its own, or an ssh could not ask the
+    terminal for a password.
+    """
+    with contextlib.ExitStack() as stack:
+        family = list(_descendants(child.pid, stack)) if child.returncode is None else []
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            deadline = time.monotonic() + grace
+            with contextlib.suppress(OSError):
+                child.send_signal(number)
+            for fd in family:
+                with contextlib.suppress(OSError):
+                    signal.pidfd_send_signal(fd, number)
+            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
+                child.wait(grace)
+                if all(_has_ended(fd, deadline) for fd in family):
+                    return
+
+
+def _descendants(pid: int, stack: contextlib.ExitStack) -> Iterator[int]:
+    """Yield a pidfd, closed by `stack`, of each process that `pid` has started, or one of those, and that still runs.
+
+    One whose parent has ended meanwhile is nobody's any more, and left alone.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                fd = os.pidfd_open(int(text))
+                stack.callback(os.close, fd)
+                about = Path(f"/proc/{text}/stat").read_text(errors="replace")
+                if int(about.rpartition(") ")[2].split()[1]) == pid:  # the number is not another one's by now
+                    yield fd
+                    yield from _descendants(int(text), stack)
+
+
+def _has_ended(pidfd: int, deadline: float) -> bool:
+    """Return whether a process ends before the `deadline`."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(max(0.0, deadline - time.monotonic()) * 1000))
 
 
 class Tie:

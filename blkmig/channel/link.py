@@ -226,15 +226,10 @@ class Transport:
         return status
 
     def end_child(self) -> None:
-        """Make the command end, by force if it must be, and forget it; never raises."""
+        """Make the command and what it has started end, by force if it must be, and forget it; never raises."""
         child, self.child = self.child, None
-        if child is None:
-            return
-        for end in (child.terminate, child.kill):
-            with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                end()
-                child.wait(CHILD_GRACE_SECONDS)
-                return
+        if child is not None:
+            children.end(child, CHILD_GRACE_SECONDS)
 
 
 def _forget_all() -> None:

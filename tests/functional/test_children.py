@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -206,3 +207,29 @@ def test_who_holds_the_lock_may_be_this_program(tmp_path: Path) -> None:
     named = rf"held by this program itself \(pid {os.getpid()}\)"
     with blkmig.FileBackend(path), pytest.raises(errors.DeviceBusy, match=named):
         blkmig.FileBackend(path)
+@pytest.mark.parametrize("words", ["sleep 1000; true", "trap '' TERM; sleep 1000; true", "(sleep 1000; true); true"])
+def test_what_a_command_has_started_ends_with_it(words: str) -> None:
+    """B3: a command of exec: that has to be ended leaves nothing behind that waits on."""
+    child = subprocess.Popen(["/bin/sh", "-c", words])
+    below: list[Watched] = []
+    while not below:
+        parents = [child.pid]
+        while parents and not below:
+            parent = parents.pop()
+            below = children_of(parent, "sleep")
+            with contextlib.suppress(OSError):
+                parents += map(int, Path(f"/proc/{parent}/task/{parent}/children").read_text().split())
+    children.end(child, 0.2)
+    assert child.returncode is not None
+    assert below[0].ends()
+
+
+def test_a_command_that_has_ended_is_left_alone() -> None:
+    """What it leaves on purpose is not of this."""
+    child = subprocess.Popen(["/bin/sh", "-c", "sleep 1000 & echo $!"], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    left = int(child.stdout.readline())
+    child.stdout.close()
+    child.wait()
+    children.end(child, 0.2)
+    os.kill(left, signal.SIGKILL)  # it is there
