@@ -67,6 +67,20 @@ def check_is_named(backend: disk.BlockBackend) -> None:
         if not file.is_still_named():
             cause = f"{file.path!r} was removed or replaced while it was written, and what was written is nowhere"
             raise errors.DeviceError("cannot be completed", device=backend.name, cause=cause)
+        if isinstance(backend, disk.FileBackend) and file.is_regular:
+            _check_has_its_size(backend, file.path)
+
+
+def _check_has_its_size(backend: disk.BlockBackend, path: str) -> None:
+    try:
+        has = pathlib.Path(path).stat().st_size
+    except OSError as error:
+        raise errors.DeviceError(f"cannot look at {path!r}", device=backend.name, cause=error) from error
+    if has != backend.size:
+        verb = "cut" if has < backend.size else "extended"
+        what = f"it has {has} bytes instead of {backend.size}"
+        cause = f"another program has {verb} {path!r} while it was written: {what}; receive it again"
+        raise errors.DeviceError("cannot be completed", device=backend.name, cause=cause)
 
 
 def check_folder(path: pathlib.Path) -> list[pathlib.Path]:

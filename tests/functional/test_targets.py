@@ -19,8 +19,9 @@ import peers
 import pytest
 
 import blkmig
-from blkmig import errors
+from blkmig import errors, params, stats
 from blkmig.disk import folder, image, partial
+from blkmig.migration import targets
 
 MIB = lab.MIB
 CONTENT = random.Random(5).randbytes(5_000_192)
@@ -323,6 +324,27 @@ def remove(path: Path) -> None:
 def replace(path: Path) -> None:
     (path.parent / "other").write_bytes(path.read_bytes())
     (path.parent / "other").rename(path)
+
+
+@pytest.mark.parametrize("size", [0, len(CONTENT) - 512, len(CONTENT) + 512])
+@pytest.mark.parametrize("kind", ["new", "existing", "empty", "backend"])
+def test_a_target_of_another_size_at_the_end(tmp_path: Path, kind: str, size: int) -> None:
+    """A8, A10: another program has cut or extended it meanwhile."""
+    target = tmp_path / "t.raw"
+    target.write_bytes(bytes(len(CONTENT)) if kind in ("existing", "backend") else b"")
+    if kind == "new":
+        target.unlink()
+    text = blkmig.FileBackend(target) if kind == "backend" else target
+    statistics = stats.IncomingStatistics()
+    with targets.TargetSet({"v": text}, params.IncomingParameters(), statistics) as chosen:
+        chosen.prepare("tcp::0")
+        device = chosen.open("v", 0)
+        device.settle(len(CONTENT), "stream")
+        device.backend.flush()
+        chosen.check_sizes()
+        os.truncate(tmp_path / partial.partial_name("t.raw") if kind == "new" else target, size)
+        with pytest.raises(errors.DeviceError, match="while it was written: it has"):
+            chosen.publish()
 
 
 @pytest.mark.parametrize("change", [remove, replace])
