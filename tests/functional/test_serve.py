@@ -8,6 +8,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lab
 import peers
@@ -62,8 +63,9 @@ def test_a_served_disk_moves_as_its_line_says(folder: Path, kind: str) -> None:
                 assert source.name == "vda"
                 assert source.throttle_writers(0.5)
                 source.throttle_writers(1.0)
-                drive = lab_drive
-                lab.migrate(folder, "unix", [source], {"vda": target}, drive=drive, writers_after="refuse")
+                # A write that the throttle has queued may be in flight for seconds yet, and the pause waits for it.
+                options: dict[str, Any] = {"writers_after": "refuse", "downtime_factor": 100}
+                lab.migrate(folder, "unix", [source], {"vda": target}, drive=lab_drive, **options)
     storage_daemon.compare(image, target)
     assert not list(folder.glob("n,bd*"))
 

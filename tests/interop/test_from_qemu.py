@@ -96,7 +96,6 @@ def test_many_disks_over_tcp(tmp_path: Path, zero_blocks: bool) -> None:
 )
 def test_capabilities(tmp_path: Path, capability: str) -> None:
     source = make_disk(tmp_path, "drive0", 3 * MiB)
-    (tmp_path / "copy.raw").write_bytes(bytes(3 * MiB))  # a new one would have no name before it is complete
     arguments = drive(source)
     if capability == "x_ignore_shared":
         arguments += ["-object", f"memory-backend-file,id=ram,size=4M,mem-path={tmp_path}/ram,share=on"]
