@@ -23,8 +23,8 @@ import blkmig
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "blkmig"
-SHIPPED = {"blkmig", "tests", "benchmarks", "examples"}
-FILES = {"pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "CHANGES.md", "LICENSE"}
+SHIPPED = {"blkmig", "tests", "benchmarks", "docs", "examples", "tools"}
+FILES = {"pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "CHANGES.md", "LICENSE", "mkdocs.yml"}
 EXTENSION = f"blkmig/_core{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
@@ -107,7 +107,7 @@ class TestSdist:
 
     def test_tests_run_from_it(self, built: Built) -> None:
         """All of the tests' files are there, the recorded streams, too."""
-        for folder in ("tests", "benchmarks", "examples"):
+        for folder in SHIPPED - {"blkmig"}:
             wanted = {str(path.relative_to(built.source)) for path in (built.source / folder).rglob("*")}
             wanted = {name for name in wanted if (built.source / name).is_file()} - {"tests/disk.raw"}
             assert wanted == {name for name in built.sdist_names() if name.startswith(f"{folder}/")}
@@ -148,7 +148,7 @@ class TestMetadata:
     def test_requirements(self, built: Built) -> None:
         """Whoever only imports the package gets numpy; everything else is asked for."""
         metadata = built.metadata()
-        assert set(metadata.get_all("Provides-Extra", [])) == {"cli", "qemu", "gates", "test", "lint"}
+        assert set(metadata.get_all("Provides-Extra", [])) == {"cli", "qemu", "gates", "docs", "test", "lint"}
         always = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]
         assert always == ["numpy"]
 

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The documentation site is built without a warning, and is whole on its own: a reader's browser asks no other host."""
+
+from __future__ import annotations
+
+import html.parser
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install -e '.[docs]'")
+
+ROOT = Path(__file__).parents[2]
+IS_FOREIGN = re.compile(r"\s*(?:[a-z]+:)?//", re.IGNORECASE)
+LOADED_BY_CSS = re.compile(r"""(?:url\(\s*|@import\s+)["']?([^"')\s;]+)""")
+LINKS_THAT_LOAD = {"stylesheet", "icon", "preload", "prefetch", "preconnect", "dns-prefetch", "modulepreload"}
+
+
+class Loads(html.parser.HTMLParser):
+    """Collects what a browser fetches for a page without being told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+        self.viewport = ""
+        self.schemes: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        known = {name: value or "" for name, value in attrs}
+        if tag != "a":
+            self.found += [known[name] for name in ("src", "srcset", "data", "poster") if name in known]
+        if tag == "link" and LINKS_THAT_LOAD & set(known.get("rel", "").split()):
+            self.found.append(known.get("href", ""))
+        if tag == "meta" and known.get("name") == "viewport":
+            self.viewport = known["content"]
+        if "data-md-color-scheme" in known:
+            self.schemes.add(known["data-md-color-scheme"])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the site; a warning is a failure."""
+    folder = tmp_path_factory.mktemp("site")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def parsed(page: Path) -> Loads:
+    loads = Loads()
+    loads.feed(page.read_text())
+    return loads
+
+
+def test_nothing_is_loaded_from_another_host(site: Path) -> None:
+    found = {str(page.relative_to(site)): parsed(page).found for page in site.rglob("*.html")}
+    found |= {str(css.relative_to(site)): LOADED_BY_CSS.findall(css.read_text()) for css in site.rglob("*.css")}
+    assert len(found) > 3
+    assert [(name, url) for name, urls in found.items() for url in urls if IS_FOREIGN.match(url)] == []
+
+
+def test_fits_a_phone_and_the_night(site: Path) -> None:
+    for page in site.rglob("*.html"):
+        assert "width=device-width" in parsed(page).viewport
+        assert parsed(page).schemes == {"default", "slate"}
+
+
+def test_sources_stay_out_of_it(site: Path) -> None:
+    """The man page is for `man`, and the tools are for those who build the site."""
+    assert not list(site.rglob("*.md"))
+    assert not list(site.rglob("*.1"))
