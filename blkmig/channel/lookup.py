@@ -1,17 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From the name of a host to its addresses, within a time.
-
-The system's resolver cannot be interrupted, and may take minutes to say that nobody answers. So a name is looked up in
-a thread of its own, a daemon, which is left alone when the time is over or somebody cancels.
-"""
+"""From the name of a host to its addresses, within a time: the resolver runs aside (`aside.py`)."""
 
 from __future__ import annotations
 
-import os
 import socket
-import threading
 
-from .. import errors
+from .. import aside, errors
 from . import link, uri
 
 Found = list[tuple[int, tuple[object, ...]]]
@@ -25,51 +19,24 @@ def addresses_of(connection: link.Link, address: uri.TcpAddress, *, passive: boo
         pass  # a name, or a bad number: the resolver says which
     except UnicodeError as error:
         raise _unknown(address, error) from error
-    return _Lookup(connection, address, passive).wait(timeout)
+    try:
+        with aside.Aside(lambda: _look_up(address, passive), name="blkmig-lookup") as looking:
+            if not connection.wait(timeout, looking.fd):
+                why = aside.not_found_out(address.host, timeout)
+                raise errors.ChannelTimeout(DOING, uri=connection.uri, cause=why)
+            return looking.result()
+    except OSError as error:
+        raise errors.ChannelError(DOING, uri=connection.uri, cause=error) from error
 
 
-class _Lookup:
-    """One name on its way through the resolver. The thread writes the result, then wakes whoever waits."""
+DOING = "looking up the address"
 
-    def __init__(self, connection: link.Link, address: uri.TcpAddress, passive: bool) -> None:
-        self._link = connection
-        self._address = address
-        self._passive = passive
-        self._found: Found | None = None
-        self._error: Exception | None = None
 
-    def wait(self, timeout: float) -> Found:
-        """Return the addresses."""
-        try:
-            wake_fd = os.eventfd(0, os.EFD_CLOEXEC)
-        except OSError as error:
-            raise errors.ChannelError("looking up the address", uri=self._link.uri, cause=error) from error
-        try:
-            # A descriptor of the thread's own: ours is closed when we give up, and its number taken by others.
-            thread = threading.Thread(target=self._run, args=(os.dup(wake_fd),), daemon=True, name="blkmig-lookup")
-            thread.start()
-            answered = self._link.wait(timeout, wake_fd)
-        except (OSError, RuntimeError) as error:
-            cause = error if isinstance(error, OSError) else str(error)
-            raise errors.ChannelError("looking up the address", uri=self._link.uri, cause=cause) from error
-        finally:
-            os.close(wake_fd)
-        if not answered:
-            why = f"the name {self._address.host!r} is not found out within {timeout:g} s (check the name servers)"
-            raise errors.ChannelTimeout("looking up the address", uri=self._link.uri, cause=why)
-        if self._error is not None:
-            raise _unknown(self._address, self._error) from self._error
-        assert self._found is not None
-        return self._found
-
-    def _run(self, wake_fd: int) -> None:
-        try:
-            self._found = _ask(self._address, self._passive, numeric=False)
-        except Exception as error:
-            self._error = error
-        finally:
-            os.eventfd_write(wake_fd, 1)
-            os.close(wake_fd)
+def _look_up(address: uri.TcpAddress, passive: bool) -> Found:
+    try:
+        return _ask(address, passive, numeric=False)
+    except Exception as error:
+        raise _unknown(address, error) from error
 
 
 def _ask(address: uri.TcpAddress, passive: bool, *, numeric: bool) -> Found:
@@ -82,4 +49,4 @@ def _ask(address: uri.TcpAddress, passive: bool, *, numeric: bool) -> Found:
 
 def _unknown(address: uri.TcpAddress, error: Exception) -> errors.ChannelError:
     why = f"the host {address.host!r} is not known: {getattr(error, 'strerror', None) or error}"
-    return errors.ChannelError("looking up the address", uri=str(address), cause=why)
+    return errors.ChannelError(DOING, uri=str(address), cause=why)

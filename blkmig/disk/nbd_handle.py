@@ -33,20 +33,13 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from .. import _core
-from . import _libnbd
-
-_EVENTS = {0: 0, 1: select.POLLIN, 2: select.POLLOUT, 3: select.POLLIN | select.POLLOUT}
-
+from . import _libnbd, nbd_connecting
 
 CANCEL_SECONDS = 0.5
 """How long requests in flight may still take after a cancel."""
 
 PATIENCE = 10
 """So many idle time-outs may pass without a request being answered, whatever bytes come: one a second is no answer."""
-
-CONNECT_SLICE = 0.1
-"""Seconds after which somebody who connects looks whether that is still wanted."""
-
 
 class Request:
     """One command in flight; every field is under the handle's lock."""
@@ -110,8 +103,7 @@ class NbdHandle:
         try:
             self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             configure(self._library, self._handle)
-            _libnbd.check(self._library, self._library.nbd_aio_connect_uri(self._handle, os.fsencode(uri)))
-            finish_connecting(self._library, self._handle, time.monotonic() + connect_timeout, is_cancelled)
+            self._connect(uri, connect_timeout, is_cancelled)
             if self._library.nbd_aio_is_ready(self._handle) != 1:
                 raise OSError(errno.ENOTCONN, "the server closed the connection during the handshake")
         except BaseException:
@@ -120,6 +112,12 @@ class NbdHandle:
         self._fd: int = self._library.nbd_aio_get_fd(self._handle)
         self._poll = select.poll()
         self._poll.register(self._wake_fd, select.POLLIN)
+
+    def _connect(self, uri: str, timeout: float, is_cancelled: Callable[[], bool]) -> None:
+        handle, self._handle = self._handle, None  # ours again when it is connected
+        assert handle is not None, "just made"
+        nbd_connecting.connect(self._library, handle, uri, timeout=timeout, is_cancelled=is_cancelled)
+        self._handle = handle
 
     @property
     def in_flight(self) -> int:
@@ -156,7 +154,7 @@ class NbdHandle:
         self._check_home()
         with self._lock:
             if self._cancel_deadline is not None:
-                raise _cancelled_error()
+                raise nbd_connecting.cancelled_error()
             cookie = getattr(self._library, function)(self._open_handle(), *args)
             if cookie == -1:
                 self._refused(_libnbd.last_error(self._library))
@@ -247,7 +245,7 @@ class NbdHandle:
             if self._handle is None or self._is_abandoned:
                 return
             self._polling = self._library.nbd_aio_get_direction(self._handle)
-            self._poll.register(self._fd, _EVENTS[self._polling])
+            self._poll.register(self._fd, nbd_connecting.EVENTS[self._polling])
             deadline = self._cancel_deadline
         if deadline is not None:
             left = max(0.0, deadline - time.monotonic())
@@ -278,7 +276,7 @@ class NbdHandle:
             assert self._failure is not None
             raise _copy(self._failure)
         if self._is_abandoned:
-            raise _cancelled_error()
+            raise nbd_connecting.cancelled_error()
         return self._handle
 
     def _refused(self, error: OSError) -> NoReturn:
@@ -304,7 +302,7 @@ class NbdHandle:
             self._release_wake_fd()
 
     def _move_bytes(self, direction: int, events: int) -> None:
-        if notify(self._library, self._handle, direction, events) == -1:
+        if nbd_connecting.notify(self._library, self._handle, direction, events) == -1:
             self._fail(_libnbd.last_error(self._library, errno.ENOTCONN))
             return
         self._collect_completed()
@@ -343,7 +341,7 @@ class NbdHandle:
         self._is_abandoned = True
         for request in self._requests.values():
             if not request.done:
-                request.done, request.error = True, _cancelled_error()
+                request.done, request.error = True, nbd_connecting.cancelled_error()
                 request.wake()
 
     def _release_wake_fd(self) -> None:
@@ -353,36 +351,6 @@ class NbdHandle:
             self._wake_fd = -1
 
 
-def finish_connecting(
-    library: ctypes.CDLL, handle: int, deadline: float, is_cancelled: Callable[[], bool] = lambda: False
-) -> None:
-    """Return when `handle` connects, or negotiates, no more. Raises OSError: ETIMEDOUT, ECANCELED, what libnbd says."""
-    while library.nbd_aio_is_connecting(handle) == 1:
-        direction = library.nbd_aio_get_direction(handle)
-        poll = select.poll()  # a new one each time: libnbd changes sockets when it tries the next address
-        poll.register(library.nbd_aio_get_fd(handle), _EVENTS[direction])
-        ready = poll.poll(min(max(0.0, deadline - time.monotonic()), CONNECT_SLICE) * 1000)
-        if is_cancelled():
-            raise _cancelled_error()
-        if ready:
-            _libnbd.check(library, notify(library, handle, direction, ready[0][1]))
-        elif time.monotonic() >= deadline:
-            raise OSError(errno.ETIMEDOUT, "the server did not answer in time")
-
-
-def notify(library: ctypes.CDLL, handle: int | None, direction: int, events: int) -> int:
-    """Let libnbd move the bytes that can be moved; -1 if the connection died of it."""
-    if direction & _libnbd.DIRECTION_READ and events & ~select.POLLOUT:
-        result: int = library.nbd_aio_notify_read(handle)
-    else:
-        result = library.nbd_aio_notify_write(handle)
-    return result
-
-
 def _copy(error: OSError) -> OSError:
     """Return an error of one's own for each thread, because raising changes it."""
     return OSError(error.errno, error.strerror)
-
-
-def _cancelled_error() -> OSError:
-    return OSError(errno.ECANCELED, "it was cancelled")

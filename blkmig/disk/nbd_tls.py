@@ -17,6 +17,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .. import errors
+from . import nbd_uri
 
 AUTHORITY, CERTIFICATE, KEY = "ca-cert.pem", "client-cert.pem", "client-key.pem"
 
@@ -32,7 +33,7 @@ def check(uri: str, *, certificates: str | None = None, psk_file: str | None = N
 
     `certificates` and `psk_file` stand in the place of what the URI says.
     """
-    parts = urllib.parse.urlsplit(uri)
+    parts = nbd_uri.split(uri)
     if not parts.scheme.lower().startswith("nbds"):
         return
     said = dict(urllib.parse.parse_qsl(parts.query))

@@ -18,6 +18,16 @@ def is_nbd_uri(text: str) -> bool:
     return text.partition(":")[0].lower() in SCHEMES
 
 
+def split(uri: str) -> urllib.parse.SplitResult:
+    """Return the parts of `uri`; raise :class:`~blkmig.errors.ParameterError` if its host or its port is none."""
+    try:
+        parts = urllib.parse.urlsplit(uri)
+        _ = parts.port  # which is looked at now
+    except ValueError as error:
+        raise errors.ParameterError(f"{uri!r} is not an NBD URI: {error}") from error
+    return parts
+
+
 def unix_uri(socket_path: str, export: str = "") -> str:
     """Return the URI of an export behind a Unix socket."""
     return f"nbd+unix:///{urllib.parse.quote(export, safe='')}?socket={urllib.parse.quote(socket_path)}"
@@ -25,12 +35,18 @@ def unix_uri(socket_path: str, export: str = "") -> str:
 
 def export_of(uri: str) -> str:
     """Return the name of the export that `uri` means, "" for the server's default."""
-    return urllib.parse.unquote(urllib.parse.urlsplit(uri).path.removeprefix("/"))
+    return urllib.parse.unquote(split(uri).path.removeprefix("/"))
+
+
+def host_of(uri: str) -> str | None:
+    """Return the host that `uri` names; None if that is this machine by a Unix socket, or one of its VMs by vsock."""
+    parts = split(uri)
+    return None if "+" in parts.scheme else parts.hostname
 
 
 def with_export(uri: str, export: str) -> str:
     """Return `uri` with another export name."""
-    parts = urllib.parse.urlsplit(uri)
+    parts = split(uri)
     query = f"?{parts.query}" if parts.query else ""  # geturl() would drop the slashes of an empty host
     return f"{parts.scheme}://{parts.netloc}/{urllib.parse.quote(export, safe='')}{query}"
 
@@ -40,6 +56,6 @@ def check_uri(uri: str, wants_tls: object) -> str:
     scheme = uri.partition(":")[0].lower()
     if scheme not in SCHEMES:
         raise errors.ParameterError(f"{uri!r} is not an NBD URI: it must start with one of {', '.join(SCHEMES)}")
-    if not scheme.startswith("nbds") and (wants_tls or "tls-" in urllib.parse.urlsplit(uri).query):
+    if not scheme.startswith("nbds") and (wants_tls or "tls-" in split(uri).query):
         raise errors.ParameterError(f"{uri!r} would not be encrypted: say nbds instead of nbd")
     return uri

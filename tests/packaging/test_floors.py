@@ -18,6 +18,7 @@ FLOORS = {
     "units": 1,
     "params": 1,
     "stats": 1,
+    "aside": 1,
     "children": 1,
     "gates": 1,
     "disk": 2,

@@ -31,11 +31,30 @@ def test_another_export() -> None:
         ("/dev/vda", None),
         ("nbd://host/?tls-certificates=/dir", None),
         ("nbd+unix:///?socket=s", "dir"),
+        ("nbd://[::1/x", None),
+        ("nbd://host:ten/x", None),
+        ("nbd://host:99999/x", None),
     ],
 )
 def test_uri_refused(uri: str, tls: str | None) -> None:
     with pytest.raises(errors.ParameterError):
         nbd_connection.NbdConnection(uri, tls_certificates=tls)
+    with pytest.raises(errors.ParameterError):
+        nbd.NbdBackend(uri, tls_certificates=tls)
+
+
+@pytest.mark.parametrize(
+    ("uri", "host"),
+    [
+        ("nbd://Some.Host:1/x", "some.host"),
+        ("nbds://[::1]/", "::1"),
+        ("nbd:///x", None),
+        ("nbd+unix:///?socket=s", None),
+        ("nbds+vsock://2:1/", None),
+    ],
+)
+def test_host(uri: str, host: str | None) -> None:
+    assert nbd_uri.host_of(uri) == host
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,7 @@ def test_an_address_with_everything() -> None:
 
 @pytest.mark.parametrize(
     "text", ["", "/run/qmp", "qemu:", "qemu:,device=a", "qemu:q,foo=1", "qemu:q,device", "qemu:q,device=",
-             "qemu:q,nbd=/run/nbd", "qemu:q,nbd=unix:/a,nbd=unix:/b", "qemu:q,read=file"]
+             "qemu:q,nbd=/run/nbd", "qemu:q,nbd=unix:/a,nbd=unix:/b", "qemu:q,read=file", "qemu:q,nbd=nbd://h:ten"]
 )  # fmt: skip
 def test_addresses_that_make_no_sense(text: str) -> None:
     with pytest.raises(errors.ParameterError):

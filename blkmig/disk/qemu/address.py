@@ -90,6 +90,7 @@ def _nbd_uri(text: str) -> str:
         return nbd_uri.unix_uri(text.removeprefix("unix:"))
     if not nbd_uri.is_nbd_uri(text):
         raise errors.ParameterError(f"nbd={text!r} is neither an NBD URI nor unix:PATH")
+    nbd_uri.split(text)
     return text
 
 
@@ -114,7 +115,7 @@ def merge(addresses: Sequence[QemuAddress]) -> QemuAddress:
 
 def socket_address(uri: str) -> dict[str, Any] | None:
     """Return the NBD server's `uri` as QMP's SocketAddress, None if blkmig cannot start a server like that (TLS)."""
-    parts = urllib.parse.urlsplit(uri)
+    parts = nbd_uri.split(uri)
     if parts.scheme == "nbd+unix":
         socket_path = urllib.parse.parse_qs(parts.query).get("socket", [""])[0]
         return {"type": "unix", "data": {"path": socket_path}} if socket_path else None

@@ -14,7 +14,7 @@ from ctypes import CFUNCTYPE, c_bool, c_char_p, c_int, c_void_p
 from typing import Any
 
 from ... import errors
-from .. import _libnbd, nbd_handle
+from .. import _libnbd, nbd_connecting
 from . import graph
 
 LIST_FUNCTION = CFUNCTYPE(c_int, c_void_p, c_char_p, c_char_p)
@@ -48,7 +48,7 @@ def list_names(uri: str, *, device: str, is_cancelled: Callable[[], bool] = lamb
         return 0
 
     try:
-        _list(_prepare(_libnbd.load()), uri.encode(), collect, is_cancelled)
+        _list(_prepare(_libnbd.load()), uri, collect, is_cancelled)
     except OSError as error:
         if is_cancelled():
             raise errors.Cancelled(f"{device}: cancelled while its exports were being listed") from error
@@ -63,20 +63,20 @@ def _prepare(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
-def _list(library: ctypes.CDLL, uri: bytes, collect: Any, is_cancelled: Callable[[], bool]) -> None:
+def _list(library: ctypes.CDLL, uri: str, collect: Any, is_cancelled: Callable[[], bool]) -> None:
     callback = LIST_FUNCTION(collect)
     handle = library.nbd_create()
     deadline = time.monotonic() + TIMEOUT
+    for switch in (library.nbd_set_uri_allow_local_file, library.nbd_set_opt_mode):
+        switch(handle, True)
+    nbd_connecting.connect(library, handle, uri, timeout=TIMEOUT, is_cancelled=is_cancelled)
     try:
         for function, arguments in (
-            (library.nbd_set_uri_allow_local_file, (True,)),
-            (library.nbd_set_opt_mode, (True,)),
-            (library.nbd_aio_connect_uri, (uri,)),
             (library.nbd_aio_opt_list, (ListCallback(callback, None, None), _libnbd.NO_COMPLETION)),
             (library.nbd_aio_opt_abort, ()),
         ):
             _libnbd.check(library, function(handle, *arguments))
-            nbd_handle.finish_connecting(library, handle, deadline, is_cancelled)  # nothing before it connects
+            nbd_connecting.finish(library, handle, deadline, is_cancelled)
     finally:
         library.nbd_close(handle)
 
