@@ -5,6 +5,7 @@
 
     MigrationError                      exit code 1
     ├── ParameterError                  2   what the caller asked for makes no sense
+    │   └── WrongType                   2   ... because it is of another type; a TypeError, too
     ├── StateError                      1   called at the wrong moment of a migration's life
     ├── StreamError                     1   the bytes of the stream are wrong, at `position`
     │   ├── TruncatedStream             5   the stream ended too early
@@ -79,6 +80,10 @@ class ParameterError(MigrationError, ValueError):
     """A parameter, a URI or a size that cannot be used; nothing was opened or changed."""
 
     exit_code = 2
+
+
+class WrongType(ParameterError, TypeError):
+    """A parameter of a type that cannot be meant: a text for a yes or no, objects for bytes. Nothing was done."""
 
 
 class StateError(MigrationError):

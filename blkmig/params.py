@@ -103,6 +103,7 @@ class MigrationParameters:
 
     def __post_init__(self) -> None:
         """Turn texts into bytes and refuse what makes no sense."""
+        _set_flags(self)
         object.__setattr__(self, "max_bandwidth", units.parse_size(self.max_bandwidth))
         object.__setattr__(self, "granularity", units.parse_size(self.granularity))
         _set_number(self, "downtime_limit", 0, 2000)
@@ -115,6 +116,8 @@ class MigrationParameters:
             _set_number(self, "timeout", 0, float("inf"))
         if self.max_rounds is not None:
             _set_whole(self, "max_rounds", 1, 1 << 63)
+        if not isinstance(self.machine, str):
+            raise errors.WrongType(f"machine must be a text, not {self.machine!r}")
         if any("\ud800" <= char <= "\udfff" for char in self.machine):
             raise errors.ParameterError(f"machine must be a text, not {self.machine!r}")
         if self.granularity not in [1 << shift for shift in range(16, 21)]:
@@ -166,6 +169,7 @@ class IncomingParameters:
 
     def __post_init__(self) -> None:
         """Turn texts into bytes and refuse what makes no sense."""
+        _set_flags(self)
         if not isinstance(self.sizes, Mapping) or not all(isinstance(name, str) for name in self.sizes):
             raise errors.ParameterError(f"sizes must map names of disks to sizes, not {self.sizes!r}")
         object.__setattr__(self, "sizes", {name: units.parse_size(size) for name, size in self.sizes.items()})
@@ -177,6 +181,15 @@ class IncomingParameters:
         """Return the size that was given for this disk, in bytes."""
         size = self.sizes.get(name, self.sizes.get(""))
         return None if size is None else units.parse_size(size)
+
+
+def _set_flags(parameters: MigrationParameters | IncomingParameters) -> None:
+    """Make the fields that are bools plain ones; raise :class:`~blkmig.errors.WrongType` for what is none."""
+    for field in dataclasses.fields(parameters):
+        if isinstance(field.default, bool):
+            value = getattr(parameters, field.name)
+            units.check_flags(**{field.name: value})
+            object.__setattr__(parameters, field.name, bool(value))
 
 
 def _set_number(parameters: object, name: str, low: float, high: float) -> None:

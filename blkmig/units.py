@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import operator
 import re
+import sys
 from typing import SupportsIndex
 
 from . import errors
@@ -17,6 +18,28 @@ TiB = 1 << 40
 _MOST_DIGITS = 100  # int() itself refuses some thousands, with an error of its own
 _SUFFIXES = {"": 1, "k": KiB, "m": MiB, "g": GiB, "t": TiB, "p": 1 << 50, "e": 1 << 60}
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtpe]?)(?:i?b)?(?:/s)?\s*", re.IGNORECASE | re.ASCII)
+
+
+def index(value: SupportsIndex) -> int:
+    """Return the plain int that `value` is: numpy's integers, too. A float is a TypeError, and so is a bool."""
+    if isinstance(value, bool):
+        raise errors.WrongType(f"{value} is no number: say how many")
+    return operator.index(value)
+
+
+def check_flags(**flags: object) -> None:
+    """Raise :class:`~blkmig.errors.WrongType` unless each of these options is a bool, Python's or numpy's.
+
+    Every text but the empty one counts as true, "no" as well: whoever gives one means something else.
+    """
+    for name, value in flags.items():
+        if not isinstance(value, bool) and not _is_numpy_bool(value):
+            raise errors.WrongType(f"{name} must be True or False, not {value!r}")
+
+
+def _is_numpy_bool(value: object) -> bool:
+    numpy = sys.modules.get("numpy")  # who has one of its bools has imported it
+    return numpy is not None and isinstance(value, numpy.bool_)
 
 
 def whole(value: object) -> int | None:
@@ -45,6 +68,14 @@ def real(value: object) -> float | None:
     except OverflowError:  # of an int
         return None
     return result if result == result else None
+
+
+def number(name: str, value: object) -> float:
+    """Return the plain float that the argument `name` is, raise :class:`~blkmig.errors.WrongType` if it is none."""
+    found = real(value)
+    if found is None:
+        raise errors.WrongType(f"{name} must be a number, not {value!r}")
+    return found
 
 
 def parse_size(text: SupportsIndex | str) -> int:

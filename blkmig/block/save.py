@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .. import _core, channel, disk, errors, params, savevm
+from .. import _core, channel, disk, errors, params, savevm, units
 from ..disk import geometry
 from . import bulk, description, device, dirty, reads, send, state
 
@@ -71,6 +71,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         """
         if self._blk_mig is not None:
             raise errors.StateError("the parameters cannot be changed", state="active", required="none")
+        units.check_flags(blk_enable=blk_enable, shared_base=shared_base)
         self._blk_enable = blk_enable or shared_base
         self._shared_base = shared_base
 

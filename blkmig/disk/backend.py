@@ -10,8 +10,8 @@ Who calls what, and when::
              ─ release_dirty_bitmap ─ unblock
     target   block_use ─ { write_block, write_zeroes }* ─ flush ─ unblock
 
-Offsets and lengths are bytes, in whatever `operator.index` takes: numpy's integers, too, and no floats. Every failure
-of the disk is a :class:`~blkmig.errors.DeviceError` that names the disk and the offset, raised from the
+Offsets and lengths are bytes, in whatever `units.index` takes: numpy's integers, too, and no floats or bools. Every
+failure of the disk is a :class:`~blkmig.errors.DeviceError` that names the disk and the offset, raised from the
 :class:`OSError`; after it the disk can still be flushed and closed.
 """
 
@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import operator
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from .. import _core, errors
+from .. import _core, errors, units
 from . import identity, verbs
 
 if TYPE_CHECKING:
@@ -128,7 +127,7 @@ class BlockBackend(abc.ABC):
 
         None: nothing but zeros from `offset` to the end. A disk that cannot tell says that all of it is data.
         """
-        offset = operator.index(offset)
+        offset = units.index(offset)
         return (offset, self.size) if offset < self.size else None
 
     def zeroes_end(self, offset: int) -> int:
@@ -143,7 +142,7 @@ class BlockBackend(abc.ABC):
 
         A disk without a base, and one that cannot tell, says that its top layer holds all of it.
         """
-        offset, nbytes = operator.index(offset), operator.index(nbytes)
+        offset, nbytes = units.index(offset), units.index(nbytes)
         end = min(offset + nbytes, self.size)
         return (offset, end) if offset < end else None
 

@@ -15,9 +15,7 @@ The bits stand in block order and no two blocks share one: block *i* owns bits `
 
 from __future__ import annotations
 
-import operator
-
-from .. import _core, errors
+from .. import _core, errors, units
 from . import geometry
 
 MIN_GRANULARITY = 1 << 16
@@ -33,7 +31,7 @@ class DirtyBitmap:
     __slots__ = ("_bits_per_block", "_shift", "bits", "geometry", "granularity")
 
     def __init__(self, size: int, granularity: int = _core.BLOCK_SIZE) -> None:
-        granularity = operator.index(granularity)
+        granularity = units.index(granularity)
         if not MIN_GRANULARITY <= granularity <= _core.BLOCK_SIZE or granularity & (granularity - 1):
             raise errors.ParameterError(f"granularity must be a power of two from 64K to 1M, not {granularity!r}")
         self.geometry = geometry.BlockGeometry(size)
@@ -58,7 +56,8 @@ class DirtyBitmap:
 
         What lies outside the disk is ignored. Constant time but for the bits to be set.
         """
-        offset, nbytes = operator.index(offset), operator.index(nbytes)
+        if type(offset) is not int or type(nbytes) is not int:
+            offset, nbytes = units.index(offset), units.index(nbytes)
         start, end = max(offset, 0), min(offset + nbytes, self.geometry.total_sectors * _core.SECTOR_SIZE)
         if start >= end:
             return
@@ -75,7 +74,7 @@ class DirtyBitmap:
 
     def mark_block(self, block: int) -> None:
         """Mark one block alone, as when a block that was taken could not be read or sent."""
-        self.bits.set_range(operator.index(block) * self._bits_per_block, self._bits_per_block)
+        self.bits.set_range(units.index(block) * self._bits_per_block, self._bits_per_block)
 
     def mark_all(self) -> None:
         """Mark every block."""
@@ -91,7 +90,9 @@ class DirtyBitmap:
 
     def take_block(self, block: int) -> bool:
         """Clear `block` and return whether it was marked; call it *before* the block is read."""
-        return self.bits.take_range(operator.index(block) * self._bits_per_block, self._bits_per_block)
+        if type(block) is not int:
+            block = units.index(block)
+        return self.bits.take_range(block * self._bits_per_block, self._bits_per_block)
 
     @property
     def bits_per_block(self) -> int:
@@ -100,7 +101,7 @@ class DirtyBitmap:
 
     def take_blocks(self, block: int, count: int) -> bool:
         """Clear `count` blocks from `block` on and return whether any was marked."""
-        block, count = operator.index(block), operator.index(count)
+        block, count = units.index(block), units.index(count)
         return self.bits.take_range(block * self._bits_per_block, count * self._bits_per_block)
 
     def take_areas(self, max_areas: int = 256) -> list[tuple[int, int]]:
@@ -114,7 +115,7 @@ class DirtyBitmap:
 
         Areas are as fine as the granularity and inside the disk. Those of the last block may overlap its neighbour's.
         """
-        max_areas = operator.index(max_areas)
+        max_areas = units.index(max_areas)
         first_of_last = max(self.geometry.nblocks - 1, 0) * self._bits_per_block
         areas = [(bit << self._shift, n << self._shift) for bit, n in self.bits.take_areas(0, first_of_last, max_areas)]
         if len(areas) < max_areas:
@@ -126,12 +127,13 @@ class DirtyBitmap:
 
     def is_dirty(self, block: int) -> bool:
         """Return whether `block` is marked."""
-        start = operator.index(block) * self._bits_per_block
+        start = units.index(block) * self._bits_per_block
         return self.bits.find_next_set(start, start + self._bits_per_block) >= 0
 
     def next_dirty(self, start_block: int) -> int:
         """Return the first marked block at or after `start_block`, -1 if there is none; it does not wrap."""
-        start_block = operator.index(start_block)
+        if type(start_block) is not int:
+            start_block = units.index(start_block)
         if start_block >= self.geometry.nblocks:
             return -1
         bit = self.bits.find_next_set(start_block * self._bits_per_block)

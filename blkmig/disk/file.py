@@ -13,13 +13,12 @@ allocate in units of their own, which are never larger than a cluster.
 
 from __future__ import annotations
 
-import operator
 import os
 import threading
 from pathlib import Path
 from typing import Literal, Self
 
-from .. import _core, errors
+from .. import _core, errors, units
 from . import local, locks, rawfile
 
 
@@ -55,7 +54,8 @@ class FileBackend(local.LocalBackend):
         opened: int | None = None,
     ) -> None:
         path = os.fspath(path)
-        create_size = None if create_size is None else operator.index(create_size)
+        units.check_flags(writable=writable, direct=direct, locking=locking)
+        create_size = None if create_size is None else units.index(create_size)
         super().__init__(Path(path).stem if name is None else name, 0, read_only=read_only)
         writable = writable and not read_only
         self._base: rawfile.RawFile | None = None
@@ -114,7 +114,8 @@ class FileBackend(local.LocalBackend):
         try:
             if self._base is None:
                 return self._top.fill(blk, offset, nbytes)
-            offset, nbytes = operator.index(offset), operator.index(nbytes)
+            if type(offset) is not int or type(nbytes) is not int:
+                offset, nbytes = units.index(offset), units.index(nbytes)
             return self._fill_from_layers(self._base, blk, offset, max(0, min(nbytes, self.size - offset)))
         except OSError as error:
             raise self.failed("cannot read", error, offset, nbytes) from error
@@ -144,7 +145,7 @@ class FileBackend(local.LocalBackend):
 
     def next_data(self, offset: int) -> tuple[int, int] | None:
         """Ask the file system, which takes the same time for a hole of any size."""
-        offset = operator.index(offset)
+        offset = units.index(offset)
         try:
             extent = self._top.next_data(offset, self.size)
             if self._base is None or (below := self._base.next_data(offset, self.size)) is None:
@@ -155,7 +156,7 @@ class FileBackend(local.LocalBackend):
 
     def zeroes_end(self, offset: int) -> int:
         """Ask the file system where the next data is; an overlay cannot tell."""
-        offset = operator.index(offset)
+        offset = units.index(offset)
         with self.failing("cannot look for data", offset):  # what is stored before it is looked may fail
             return offset if self._base is not None else self._top.zeroes_end(offset)
 
@@ -163,7 +164,7 @@ class FileBackend(local.LocalBackend):
         """Ask the file system what the top of an overlay holds."""
         if self._base is None:
             return super().next_allocated(offset, nbytes)
-        offset, nbytes = operator.index(offset), operator.index(nbytes)
+        offset, nbytes = units.index(offset), units.index(nbytes)
         with self.failing("cannot look for data", offset, nbytes):
             return self._top.next_data(offset, offset + nbytes)
 
@@ -233,7 +234,7 @@ class FileBackend(local.LocalBackend):
     def resize(self, size: int) -> None:
         """Grow a new file by a hole, or cut it. No migration may be reading it, and nothing may track it."""
         self.check_open()
-        size = operator.index(size)
+        size = units.index(size)
         if not self.is_growable or self._trackers:
             super().resize(size)
         with self.failing("cannot be resized", 0, size):

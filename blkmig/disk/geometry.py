@@ -15,9 +15,8 @@ of the last sector (a disk of 1000 bytes has 24 such bytes) everything reads as 
 from __future__ import annotations
 
 import dataclasses
-import operator
 
-from .. import _core
+from .. import _core, units
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,7 +31,7 @@ class BlockGeometry:
 
     def __post_init__(self) -> None:
         """Derive the rest from the size."""
-        object.__setattr__(self, "size", operator.index(self.size))
+        object.__setattr__(self, "size", units.index(self.size))
         if self.size < 0:
             raise ValueError(f"a disk cannot have {self.size} bytes")
         total_sectors = -(-self.size // _core.SECTOR_SIZE)
@@ -47,7 +46,8 @@ class BlockGeometry:
 
         The last block of a disk that does not end on a sector reaches past its exact size: see :meth:`clip`.
         """
-        block = operator.index(block)
+        if type(block) is not int:
+            block = units.index(block)
         if not 0 <= block < self.nblocks:
             raise IndexError(f"block {block} of a disk of {self.nblocks} blocks")
         offset = block * _core.BLOCK_SIZE if block < self.nblocks - 1 else self.last_offset
@@ -55,7 +55,7 @@ class BlockGeometry:
 
     def clip(self, offset: int, nbytes: int) -> int:
         """Return how many of the `nbytes` at `offset` lie inside the exact size."""
-        return max(0, min(operator.index(nbytes), self.size - operator.index(offset)))
+        return max(0, min(units.index(nbytes), self.size - units.index(offset)))
 
     def blocks_covering(self, offset: int, nbytes: int) -> range:
         """Return the blocks that share a byte with [offset, offset + nbytes); what lies outside the disk is ignored.
@@ -63,7 +63,7 @@ class BlockGeometry:
         They are always neighbours: a range that touches the last block, which starts after ``(nblocks - 2)`` MiB,
         either touches the one before it or starts behind that one.
         """
-        offset, nbytes = operator.index(offset), operator.index(nbytes)
+        offset, nbytes = units.index(offset), units.index(nbytes)
         start, end = max(offset, 0), min(offset + nbytes, self.total_sectors * _core.SECTOR_SIZE)
         if start >= end:
             return range(0)
@@ -77,7 +77,7 @@ class BlockGeometry:
         The last block has two starts: its own, and ``(nblocks - 1)`` MiB, where QEMU sends a short last block. With
         either, blocks 0 to ``nblocks - 1`` together cover the disk.
         """
-        sector = operator.index(sector)
+        sector = units.index(sector)
         if sector * _core.SECTOR_SIZE == self.last_offset and self.nblocks:
             return self.nblocks - 1
         block, rest = divmod(sector, _core.SECTORS_PER_BLOCK)

@@ -18,7 +18,6 @@ image that names its own backing file without that file's format makes QEMU gues
 from __future__ import annotations
 
 import contextlib
-import operator
 import os
 import pathlib
 import re
@@ -29,7 +28,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any
 
-from .. import children, errors
+from .. import children, errors, units
 from . import identity, lockholders, nbd, nbd_connection, nbd_uri
 
 CLOSE_TIMEOUT = 60.0
@@ -81,7 +80,8 @@ class ImageBackend(nbd.NbdBackend):
         locking: bool = True,
         is_placeholder: bool = False,
     ) -> None:
-        create_size = None if create_size is None else operator.index(create_size)
+        units.check_flags(read_only=read_only, writable=writable, direct=direct, locking=locking)
+        create_size = None if create_size is None else units.index(create_size)
         self._path = pathlib.Path(path)
         self._format = format
         self._direct = direct
@@ -136,7 +136,7 @@ class ImageBackend(nbd.NbdBackend):
     def resize(self, size: int) -> None:
         """Give a new image another size. It grows by leaps and is cut to size by `flush`."""
         self.check_open()
-        size = operator.index(size)
+        size = units.index(size)
         if not self.is_growable or self._trackers:
             super().resize(size)
         if size > self._image_size:

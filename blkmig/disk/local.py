@@ -21,14 +21,14 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import operator
 import os
+import re
 import threading
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, SupportsIndex
 
-from .. import _core, errors
+from .. import _core, errors, units
 from . import backend, dirty
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class LocalBackend(backend.BlockBackend):
 
     def __init__(self, name: str, size: int, *, read_only: bool = False) -> None:
         backend.check_name(name)
+        units.check_flags(read_only=read_only)
         self.name = name
         self.size = size
         self.is_read_only = read_only
@@ -231,6 +232,7 @@ class LocalBackend(backend.BlockBackend):
         After a move that ended with :class:`~blkmig.errors.InDoubt` the writers are still held, and this is what lets
         them go on, once it is known that the target does not use the disk.
         """
+        units.check_flags(refuse=refuse)
         if self._passages.is_foreign:
             return
         with self._lock:
@@ -251,9 +253,10 @@ class LocalBackend(backend.BlockBackend):
 
     def throttle_writers(self, fraction: float) -> bool:
         """Open the gate for only this fraction of every 50 ms, so that busy writers get that much of their speed."""
+        fraction = units.number("fraction", fraction)
         self.check_home("cannot be throttled")
         with self._lock:
-            self._fraction = float(fraction)
+            self._fraction = fraction
             self._changed()
         return True
 
@@ -290,7 +293,8 @@ class LocalBackend(backend.BlockBackend):
 
         Raises :class:`~blkmig.errors.DeviceError` unless [offset, offset + nbytes) lies inside the exact size.
         """
-        offset, nbytes = operator.index(offset), operator.index(nbytes)
+        if type(offset) is not int or type(nbytes) is not int:  # a block's always are
+            offset, nbytes = units.index(offset), units.index(nbytes)
         if offset < 0 or nbytes < 0 or offset + nbytes > self.size:
             cause = f"that is outside the disk of {self.size} bytes"
             raise errors.DeviceError(doing, device=self.name, cause=cause, offset=offset, nbytes=nbytes)
@@ -321,7 +325,17 @@ class LocalBackend(backend.BlockBackend):
 _CLOSED = "device without a medium (closed)"
 
 
+_FIELD_NAMES = re.compile(":[^:]*:")
+_REFERENCES = frozenset("OP&X")  # objects, and pointers of three kinds: see the struct module, and PEP 3118
+
+
 def bytes_of(data: Buffer) -> memoryview:
-    """Return the bytes of any contiguous buffer; a memoryview cannot be cast while it has no bytes."""
+    """Return the bytes of any contiguous buffer of plain items; a memoryview cannot be cast while it has no bytes.
+
+    Raises :class:`~blkmig.errors.WrongType` for one of objects or pointers, as a numpy array of dtype object is: what
+    it holds are addresses of this process, and what was written over them would be taken for such.
+    """
     view = memoryview(data)
+    if not _REFERENCES.isdisjoint(_FIELD_NAMES.sub("", view.format)):
+        raise errors.WrongType(f"a buffer of objects has no bytes of a disk: its items are of format {view.format!r}")
     return view.cast("B") if view.nbytes else memoryview(bytearray())

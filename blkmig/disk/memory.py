@@ -7,10 +7,9 @@ says so with ``mark_dirty`` or ``writing``. It cannot be resized while the disk 
 
 from __future__ import annotations
 
-import operator
 from typing import TYPE_CHECKING
 
-from .. import _core, errors
+from .. import _core, errors, units
 from . import backend, local
 
 if TYPE_CHECKING:
@@ -23,12 +22,14 @@ _NEGATIVE = "a disk has no negative offsets"
 class MemoryBackend(local.LocalBackend):
     """A disk whose bytes are those of `buffer`, C-contiguous and writable, whatever its items and dimensions are.
 
-    Raises :class:`~blkmig.errors.ParameterError` for any other buffer.
+    Raises :class:`~blkmig.errors.ParameterError` for any other buffer, :class:`~blkmig.errors.WrongType` for objects.
     """
 
     def __init__(self, buffer: Buffer, *, name: str) -> None:
         try:
             view = local.bytes_of(buffer)
+        except errors.WrongType:
+            raise
         except (TypeError, ValueError, BufferError) as error:
             raise errors.ParameterError(f"disk {name!r} needs a C-contiguous buffer: {error}") from error
         if view.readonly:
@@ -40,7 +41,8 @@ class MemoryBackend(local.LocalBackend):
     def read_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
         """Copy a block out of the buffer."""
         self.check_open()
-        offset, nbytes = operator.index(offset), operator.index(nbytes)
+        if type(offset) is not int or type(nbytes) is not int:
+            offset, nbytes = units.index(offset), units.index(nbytes)
         if offset < 0:
             raise errors.DeviceError("cannot read", device=self.name, cause=_NEGATIVE, offset=offset, nbytes=nbytes)
         count = max(0, min(nbytes, self.size - offset))

@@ -17,12 +17,11 @@ zeros yet, because many servers allocate what they zero.
 from __future__ import annotations
 
 import collections
-import operator
 import threading
 import time
 from typing import Any
 
-from .. import _core, errors
+from .. import _core, errors, units
 from . import dirty, extents, local, nbd_connection, nbd_handle, nbd_uri
 from .nbd_connection import NbdConnection as NbdConnection
 
@@ -52,6 +51,7 @@ class NbdBackend(local.LocalBackend):
     def __init__(
         self, uri: str, *, name: str | None = None, read_only: bool = False, writable: bool = True, **connect: Any
     ) -> None:
+        units.check_flags(writable=writable)
         super().__init__(default_name(uri) if name is None else name, 0, read_only=read_only)
         self._writable = writable and not read_only
         self._connect(uri, **connect)
@@ -77,7 +77,8 @@ class NbdBackend(local.LocalBackend):
 
     def read_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
         """Read a block; drops the GIL."""
-        offset, nbytes = operator.index(offset), operator.index(nbytes)
+        if type(offset) is not int or type(nbytes) is not int:
+            offset, nbytes = units.index(offset), units.index(nbytes)
         count = max(0, min(nbytes, self.size - offset))
         self._pread_into(blk.data[:count], offset)
         return blk.filled(count)
@@ -88,11 +89,11 @@ class NbdBackend(local.LocalBackend):
 
     def next_data(self, offset: int) -> tuple[int, int] | None:
         """Ask the server, in windows of up to 4 GiB."""
-        return self._extents.next_data(operator.index(offset))
+        return self._extents.next_data(units.index(offset))
 
     def next_allocated(self, offset: int, nbytes: int) -> tuple[int, int] | None:
         """Ask a QEMU server what the top image of a chain holds."""
-        return self._extents.next_allocated(operator.index(offset), operator.index(nbytes))
+        return self._extents.next_allocated(units.index(offset), units.index(nbytes))
 
     # -- writing -----------------------------------------------------------------------------------------------------
 

@@ -92,8 +92,8 @@ class NbdConnection:
             nbd_handle.NbdHandle,
             self.uri,
             lambda library, handle: configure(library, handle, self._wanted_contexts, tls),
-            connect_timeout=connect_timeout,
-            request_timeout=request_timeout,
+            connect_timeout=units.number("connect_timeout", connect_timeout),
+            request_timeout=units.number("request_timeout", request_timeout),
             is_cancelled=is_cancelled,
         )
         self._edges = threading.Lock()

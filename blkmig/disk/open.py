@@ -19,7 +19,7 @@ import os
 import pathlib
 from typing import Any, TypeGuard
 
-from .. import errors
+from .. import errors, units
 from . import backend, file, local
 
 _IMAGE_SUFFIXES = {f".{name}": name for name in ("qcow2", "qcow", "qed", "vmdk", "vhdx", "vdi")} | {".vhd": "vpc"}
@@ -42,6 +42,10 @@ class FileDescription:
     base_format: str | None = None
     direct: bool = False
     locking: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse a text for a yes or no."""
+        units.check_flags(direct=self.direct, locking=self.locking)
 
     @property
     def is_raw(self) -> bool:

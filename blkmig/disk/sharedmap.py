@@ -30,7 +30,6 @@ import contextlib
 import dataclasses
 import fcntl
 import mmap
-import operator
 import os
 import struct
 import subprocess
@@ -148,6 +147,7 @@ class SharedMapBackend(backend.BlockBackend):
 
     def release_writers(self, *, refuse: bool = False) -> None:
         """Have the writer go on, or with `refuse` turn it away, or leave it held where there is no way to."""
+        units.check_flags(refuse=refuse)
         if self._source.is_foreign:
             return
         self._stays_held = False
@@ -270,7 +270,7 @@ def create_map(path: str | os.PathLike[str], size: int, *, granularity: int = GR
 
     `granularity` is a power of two from 4 KiB to 1 MiB. Raises :class:`~blkmig.errors.ParameterError`.
     """
-    size, granularity = units.parse_size(size), operator.index(granularity)
+    size, granularity = units.parse_size(size), units.index(granularity)
     if not MIN_GRANULARITY <= granularity <= MAX_GRANULARITY or granularity & (granularity - 1):
         raise errors.ParameterError(f"granularity must be a power of two from 4K to 1M, not {granularity}")
     with open(path, "wb") as file:  # noqa: PTH123

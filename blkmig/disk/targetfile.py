@@ -15,7 +15,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .. import errors
+from .. import errors, units
 from . import backend, folder, identity, partial
 from . import open as opening
 
@@ -42,6 +42,7 @@ class TargetFile:
         direct: bool = False,
         idle_timeout: float = opening.IDLE_SECONDS,
     ) -> None:
+        units.check_flags(overwrite=overwrite, incremental=incremental)
         self.label = label
         self.is_new = False
         """The file is made for the disk, or an empty one becomes the disk."""

@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 
-from .. import _core, disk, errors, params
+from .. import _core, disk, errors, params, units
 from . import replay
 
 SAMPLES = 20
@@ -73,6 +73,8 @@ def forecast(
     `bandwidth` is what the link carries; None takes `max_bandwidth`, or else the speed at which the disks are read. The
     disks are in use meanwhile, and as they were afterwards. Raises :class:`~blkmig.errors.DeviceError`.
     """
+    seconds = units.number("seconds", seconds)
+    bandwidth = None if bandwidth is None else units.number("bandwidth", bandwidth)
     sent = [backend for backend in disks if not backend.is_read_only and backend.size]
     with contextlib.ExitStack() as stack:
         watched = []

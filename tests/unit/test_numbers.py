@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import dataclasses
 import decimal
 import fractions
 import inspect
@@ -22,13 +23,14 @@ import numpy as np
 import pytest
 
 import blkmig
-from blkmig import _core, disk, errors, params, units
-from blkmig.disk import dirty, sharedmap
+from blkmig import _core, block, disk, errors, migration, params, units
+from blkmig.disk import dirty, image, nbd, qemu, sharedmap
 
 MiB = 1 << 20
 SIZE = 4 * MiB
 NO_NUMBERS = [1.0, 0.0, 1.9, np.float64(1), np.float32(0), decimal.Decimal(1), fractions.Fraction(1), 1j, np.bool_(1)]
 NO_NUMBERS += ["1", b"1", None, [1], np.array([1, 2]), np.array(1.0)]
+NO_FLAGS = ["no", "", "off", 0, 1, None, 1.0, [], np.int8(1), b"no"]
 INTEGERS = [np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint32, np.uint64]
 ABSURD = [-1, -(1 << 31), -(1 << 63), -(1 << 64), 1 << 31, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 64]
 ABSURD += [1 << 200]
@@ -250,7 +252,8 @@ def test_a_disk_refuses_what_is_no_whole_number(backend, verb):
     """A3: ``pwrite(b"a", 1.5)`` was a TypeError after the write."""
     backend.bitmap = backend.create_dirty_bitmap(65536)
     before = backend.pread(0, SIZE)
-    for value in NO_NUMBERS:
+    bools = [True, False] if verb != "read_block" else []  # the compiled part takes them, and one is called a block
+    for value in [*NO_NUMBERS, *bools]:
         for args in [(value, 1), (0, value)] if verb in RANGES else [(value,)]:
             with pytest.raises(TypeError):
                 VERBS[verb](backend, *args)
@@ -318,7 +321,7 @@ def test_sizes_of_numpy(tmp_path):
 
 
 def test_a_file_of_no_whole_size_is_not_made(tmp_path):
-    for value in NO_NUMBERS:
+    for value in [*NO_NUMBERS, True]:
         if value is not None:
             with pytest.raises(TypeError):
                 disk.FileBackend(tmp_path / "new", create_size=value)
@@ -373,6 +376,91 @@ def test_seconds_are_numbers(name, value):
 def test_rounds_are_whole(value):
     with pytest.raises(errors.ParameterError, match="max_rounds must be a whole number"):
         params.MigrationParameters(max_rounds=value)
+
+
+# ---- yes or no ----
+
+
+def flags(kind: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind) if isinstance(field.default, bool)]
+
+
+@pytest.mark.parametrize("kind", [params.MigrationParameters, params.IncomingParameters])
+def test_a_flag_of_the_parameters_is_a_bool(kind):
+    """``verify="no"`` counted as true."""
+    assert len(flags(kind)) > 4
+    for name in flags(kind):
+        for value in NO_FLAGS:
+            with pytest.raises(errors.WrongType, match=f"{name} must be True or False, not"):
+                kind(**{name: value})
+        for value in (True, False):
+            assert getattr(kind(**{name: np.bool_(value)}), name) is value
+
+
+def test_a_flag_of_a_disk_is_a_bool(tmp_path):
+    """Nothing is opened, made or released before that is seen."""
+    new, disk_of = tmp_path / "new", disk.MemoryBackend(bytearray(MiB), name="d")
+    handlers = block.BlockSaveHandlers([], params.MigrationParameters())
+    calls: list[tuple[Callable[..., object], list[str]]] = [
+        (lambda **flag: disk.FileBackend(new, create_size=5, **flag), ["read_only", "writable", "direct", "locking"]),
+        (lambda **flag: image.ImageBackend(new, format="qcow2", create_size=5, **flag), ["read_only", "writable"]),
+        (lambda **flag: image.ImageBackend(new, format="qcow2", create_size=5, **flag), ["direct", "locking"]),
+        (lambda **flag: nbd.NbdBackend("nbd://localhost:1", **flag), ["read_only", "writable"]),
+        (lambda **flag: disk.open_disk(new, **flag), ["read_only", "writable", "direct"]),
+        (lambda **flag: disk.open_disks(str(new), **flag), ["writable", "direct"]),
+        (lambda **flag: disk.describe("new", **flag), ["direct"]),
+        (lambda **flag: disk.open_disks("qemu:nowhere", **flag), ["force", "return_path"]),
+        (lambda **flag: qemu.cleanup("nowhere", **flag), ["force"]),
+        (lambda **flag: disk.TargetFile(new, label="d", **flag), ["overwrite", "incremental", "direct"]),
+        (lambda **flag: blkmig.receive("file:nowhere", into=new, **flag), flags(params.IncomingParameters)),
+        (lambda **flag: blkmig.send([], "file:nowhere", **flag), flags(params.MigrationParameters)),
+        (disk_of.release_writers, ["refuse"]),
+        (lambda **flag: handlers.set_params(**{"blk_enable": True, "shared_base": True} | flag),
+         ["blk_enable", "shared_base"]),
+    ]  # fmt: skip
+    for call, names in calls:
+        for name in names:
+            with pytest.raises(TypeError, match=f"{name} must be True or False, not 'no'"):
+                call(**{name: "no"})
+    assert not new.exists()
+
+
+@pytest.mark.parametrize("value", [True, "1", None, np.bool_(1), 1j, [1]])
+def test_a_share_or_a_time_is_a_number(value):
+    calls = [
+        lambda: disk.MemoryBackend(bytearray(8), name="d").throttle_writers(value),
+        lambda: nbd.NbdBackend("nbd://localhost:1", connect_timeout=value),
+        lambda: nbd.NbdBackend("nbd://localhost:1", request_timeout=value),
+        lambda: migration.forecast([], params.MigrationParameters(), seconds=value),
+    ]
+    for call in calls:
+        with pytest.raises(errors.WrongType, match="must be a number"):
+            call()
+
+
+# ---- bytes ----
+
+
+@pytest.mark.parametrize("kind", ["O", [("a", "i4"), ("b", "O")]], ids=["objects", "records"])
+def test_objects_are_no_bytes(kind):
+    """Their addresses would be sent, and what is written over them would be taken for such: a crash."""
+    data = bytearray(64)
+    backend = disk.MemoryBackend(data, name="d")
+    bitmap = backend.create_dirty_bitmap(65536)
+    with pytest.raises(TypeError, match="objects"):
+        backend.pwrite(np.zeros(2, kind), 0)
+    with pytest.raises(TypeError, match="objects"):
+        disk.MemoryBackend(np.zeros(2, kind), name="d")
+    assert data == bytes(64)
+    assert not bitmap.count_blocks()
+
+
+@pytest.mark.parametrize("kind", ["i1", ">i8", "f2", "g", "c16", "?", "S3", "V4", [("O", "i4"), ("P", "f8")]], ids=str)
+def test_plain_items_are_bytes(kind):
+    data = np.ones(2, kind)
+    backend = disk.MemoryBackend(np.zeros(2, kind), name="d")
+    backend.pwrite(data, 0)
+    assert backend.pread(0, data.nbytes) == data.tobytes()
 
 
 # ---- nothing comes between a write and its mark ----

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ... import errors
+from ... import errors, units
 from .. import backend
 from . import address, qmp, recovery
 from .address import QemuAddress, is_qemu_address
@@ -125,6 +125,7 @@ def cleanup(
 
     A guest whose disks may have moved stays stopped, which is :class:`~blkmig.errors.InDoubt`, but for `force`.
     """
+    units.check_flags(force=force)
     where = address.parse(path) if is_qemu_address(path) else QemuAddress(path=path)
     connection = qmp.QmpConnection(where.path, connect_timeout=connect_timeout, timeout=timeout)
     done: list[str] = []

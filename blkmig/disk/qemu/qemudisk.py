@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Self
 
-from ... import _core, errors
+from ... import _core, errors, units
 from .. import backend, dirty, identity
 from . import address, discover, imagefile, session
 
@@ -112,6 +112,7 @@ class QemuBackend(backend.BlockBackend):
 
         Raises :class:`~blkmig.errors.DeviceError` if a disk was written meanwhile; then its writers go on.
         """
+        units.check_flags(refuse=refuse)
         self.session.release_writers(self._number, refuse=refuse)
 
     def about_to_move(self) -> bool:

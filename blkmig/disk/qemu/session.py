@@ -23,7 +23,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from ... import errors
+from ... import errors, units
 from .. import dirty, extents, nbd_connection
 from . import (
     address,
@@ -73,6 +73,7 @@ class QemuSession:
         connect_timeout: float = 5.0,
         timeout: float = 60.0,
     ) -> None:
+        units.check_flags(force=force, return_path=return_path)
         self._lock = threading.RLock()
         self._open: set[int] = set()
         self._held: set[int] = set()
