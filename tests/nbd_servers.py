@@ -156,6 +156,11 @@ class FakeServer:
         """Close the connection, as a server that died."""
         self._ours.shutdown(socket.SHUT_RDWR)
 
+    def has_ended(self, seconds: float) -> bool:
+        """Return whether the client goes within that time."""
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
     def counted(self) -> dict[int, int]:
         """Return how many requests of each type came."""
         return dict(collections.Counter(asked.type for asked in self.seen))

@@ -59,6 +59,7 @@ class Extents:
         return None
 
     def _window_at(self, context: str, offset: int) -> Window:
+        self._connection.check_home()  # before the lock
         with self._lock:
             window = self._windows.get(context)
             epoch = self._epoch

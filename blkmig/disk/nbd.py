@@ -187,7 +187,7 @@ class WritesBehind:
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write `data`, or copy it and start writing it. Blocks while too much, or what overlaps, is in flight."""
-        with self._lock:
+        with self._locked():
             self._finish_overlapping(offset, data.nbytes)
             if not self._slow_left:
                 self._write_now(data, offset)
@@ -210,22 +210,26 @@ class WritesBehind:
     def finish_overlapping(self, offset: int, nbytes: int) -> None:
         """Return when nothing in flight overlaps the range. Blocks."""
         if self._in_flight:
-            with self._lock:
+            with self._locked():
                 self._finish_overlapping(offset, nbytes)
 
     def finish_all(self) -> None:
         """Return when nothing is in flight, or raise the first error; then all else has been finished as well."""
-        with self._lock:
+        with self._locked():
             self._finish_all()
 
     def rest(self) -> None:
         """As `finish_all`; the memory of the copies is free then."""
-        with self._lock:
+        with self._locked():
             self._spare.clear()
             try:
                 self._finish_all()
             finally:
                 self._spare.clear()
+
+    def _locked(self) -> threading.Lock:
+        self._connection.check_home()  # first: nobody in a fork's child would give the lock back
+        return self._lock
 
     def _finish_all(self) -> None:
         first_error: errors.DeviceError | None = None

@@ -255,6 +255,12 @@ class NbdConnection:
 
     # -- the rest ------------------------------------------------------------------------------------------------------
 
+    def check_home(self) -> None:
+        """Raise :class:`~blkmig.errors.DeviceError` in a child of the process that has connected."""
+        if self._handle.is_foreign:
+            with self._errors("cannot be used"):
+                self._handle.check_home()
+
     def cancel(self) -> None:
         """Make calls that wait, and later ones, raise Cancelled; from any thread and any signal handler.
 
@@ -268,7 +274,8 @@ class NbdConnection:
 
         False if requests were abandoned: then `close` it, and `reconnect` if it is wanted.
         """
-        return self._handle.renew()
+        with self._errors("cannot be used"):
+            return self._handle.renew()
 
     def reconnect(self) -> None:
         """Connect again, after `close`."""

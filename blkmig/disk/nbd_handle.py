@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from .. import _core
+from .. import _core, forks
 from . import _libnbd, nbd_connecting
 
 CANCEL_SECONDS = 0.5
@@ -110,6 +110,7 @@ class NbdHandle:
             self.close()
             raise
         self._fd: int = self._library.nbd_aio_get_fd(self._handle)
+        forks.leave_to_parent(self, self._fd)
         self._poll = select.poll()
         self._poll.register(self._wake_fd, select.POLLIN)
 
@@ -126,14 +127,22 @@ class NbdHandle:
 
     def ask(self, function: str, *args: Any) -> int:
         """Return what a libnbd `function` that does not block says about the export."""
-        self._check_home()
+        self.check_home()
         with self._lock:
             return _libnbd.check(self._library, getattr(self._library, function)(self._open_handle(), *args))
 
-    def _check_home(self) -> None:
-        """Keep a fork's child off the connection: its requests would stand in the middle of its parent's."""
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this is a child of the process that has connected."""
+        return self._home.is_foreign
+
+    def check_home(self) -> None:
+        """Keep a fork's child off the connection: its requests would stand in the middle of its parent's.
+
+        Before anything that takes a lock, since one may have been held when the fork came.
+        """
         if self._home.is_foreign:
-            raise OSError(errno.ECHILD, "the connection is the parent process's: open the disk after the fork")
+            raise forks.not_here()
 
     def run(self, function: str, *args: Any, keep: object = None) -> None:
         """Run one command, ``nbd_aio_...``, and return when the server has answered it; see `start` and `wait`."""
@@ -151,7 +160,7 @@ class NbdHandle:
         Any number of threads may call it at once. Its bytes move while somebody is in :meth:`wait` or :meth:`push`.
         """
         request = Request(keep)
-        self._check_home()
+        self.check_home()
         with self._lock:
             if self._cancel_deadline is not None:
                 raise nbd_connecting.cancelled_error()
@@ -171,6 +180,7 @@ class NbdHandle:
         After an error of the server the connection goes on; after one of the connection everything else fails too, and
         so it does after an exception, such as KeyboardInterrupt, in the waiting thread.
         """
+        self.check_home()
         try:
             self._wait(request)
         except BaseException:
@@ -181,6 +191,7 @@ class NbdHandle:
 
     def push(self) -> None:
         """Move the bytes that can be moved without waiting, for whatever was started."""
+        self.check_home()
         with self._lock:
             if self._handle is None or not self._take_lead():
                 return
@@ -195,6 +206,8 @@ class NbdHandle:
 
         From any thread and any signal handler.
         """
+        if self._home.is_foreign:
+            return
         with self._lock:  # its holders wait for nobody
             self._cancel_deadline = time.monotonic() + CANCEL_SECONDS
             if self._wake_fd >= 0:
@@ -202,6 +215,7 @@ class NbdHandle:
 
     def renew(self) -> bool:
         """Forget a cancel; False if requests were abandoned, or it is closed: then it is only good for closing."""
+        self.check_home()
         with self._lock:
             self._cancel_deadline = None
             return self._handle is not None and not self._is_abandoned
@@ -214,8 +228,10 @@ class NbdHandle:
     def close(self) -> None:
         """Close the connection, from any thread; requests in flight fail with ECANCELED. Twice does no harm.
 
-        It waits for nobody: what could not be sent yet is dropped.
+        It waits for nobody: what could not be sent yet is dropped. In a fork's child it does nothing.
         """
+        if self._home.is_foreign:
+            return
         with self._lock:
             self._fail(OSError(errno.ECANCELED, "the connection was closed"))
             self._release_wake_fd()

@@ -116,6 +116,7 @@ class SharedMapBackend(backend.BlockBackend):
 
     def create_dirty_bitmap(self, granularity: int) -> dirty.DirtyBitmap:
         """Start to take marks from the map. Raises :class:`~blkmig.errors.DeviceBusy` if another migration does."""
+        self._source.check_home("cannot be migrated")
         if not self._trackers:
             self._map.lock()
         self.sync_dirty()  # what was marked before is for the trackers that were there before
@@ -132,6 +133,7 @@ class SharedMapBackend(backend.BlockBackend):
 
     def sync_dirty(self) -> None:
         """Take the marks: store 0, then mark here, so that the reads come after."""
+        self._source.check_home("cannot be migrated")
         for offset, nbytes in self._map.take():
             self._source.mark_dirty(offset, min(nbytes, self.size - offset))
         self._source.sync_dirty()

@@ -20,6 +20,7 @@ FLOORS = {
     "stats": 1,
     "aside": 1,
     "children": 1,
+    "forks": 1,
     "gates": 1,
     "disk": 2,
     "channel": 2,

@@ -18,12 +18,13 @@ from collections.abc import Callable, Iterator
 from concurrent import futures
 from typing import Any
 
+import forks
 import nbd_servers
 import pytest
 from nbd_servers import FLUSH, READ, TRIM, WRITE, WRITE_ZEROES, Asked, FakeServer
 
 from blkmig import _core, errors
-from blkmig.disk import _libnbd, dirty, nbd, nbd_connection, nbd_uri
+from blkmig.disk import _libnbd, dirty, nbd, nbd_connection, nbd_handle, nbd_uri
 
 try:
     _libnbd.load()
@@ -503,27 +504,38 @@ def test_write_error_comes_at_the_latest_with_flush(slow: None, bad: int) -> Non
         assert caught.value.device == "disk"
 
 
-def test_a_forked_child_leaves_the_connection_alone() -> None:
+def test_a_forked_child_leaves_the_connection_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """C13: its requests would stand in the middle of its parent's, and its good-bye would end them."""
+    monkeypatch.setattr(nbd, "SLOW_WRITE", -1.0)  # so that writes are in flight
     with target(answer_all) as (_, disk):
+        disk.write_block(block_of(6), 0, MiB)
+        disk.write_block(block_of(7), 0, MiB)
+        calls = (lambda: disk.pread(0, 10), lambda: disk.write_block(block_of(7), 0, MiB),
+                 disk.rest, disk.flush, lambda: disk._connection._handle.wait(nbd_handle.Request(None)))  # fmt: skip
+        for lock in (disk._behind._lock, disk._connection._handle._lock):
+            with lock:  # as a thread of the parent may, when the fork comes
+                for call in calls:
+                    assert "the connection is the parent process's" in forks.in_a_child(call)
+                assert forks.in_a_child(disk.cancel) == ""
+                assert forks.in_a_child(disk.close) == ""
+        disk.write_block(block_of(7), 0, MiB)
+        disk.flush()
+
+
+def test_a_forked_child_does_not_keep_the_connection_open() -> None:
+    """The server must see that its client has gone, although a child lives on."""
+    with target(answer_all) as (server, disk):
         reader, writer = os.pipe()
         child = os.fork()
         if not child:
-            said = []
-            for call in (lambda: disk.pread(0, 10), lambda: disk.write_block(block_of(7), 0, MiB), disk.flush):
-                try:
-                    call()
-                except errors.DeviceError as error:
-                    said.append(str(error.errno))
-            disk.close()
-            os.write(writer, " ".join(said).encode())
+            os.close(writer)
+            os.read(reader, 1)
             os._exit(0)
-        assert os.read(reader, 100).decode().split() == [str(errno.ECHILD)] * 3
-        assert os.waitpid(child, 0)[1] == 0
         os.close(reader)
+        disk._connection._handle._fail(OSError(errno.EIO, "an end without a good-bye"))
+        assert server.has_ended(20)
         os.close(writer)
-        disk.write_block(block_of(7), 0, MiB)
-        disk.flush()
+        assert os.waitpid(child, 0)[1] == 0
 
 
 def test_zeros_are_zeroed_and_never_trimmed() -> None:

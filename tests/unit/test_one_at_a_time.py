@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from forks import in_a_child
 
 import blkmig
 from blkmig import _core, disk, errors
@@ -195,25 +196,6 @@ def test_a_queue_is_run_by_one_thread(tmp_path):
 
 
 # ---- another process ----
-
-
-def in_a_child(call: Callable[[], object]) -> str:
-    """Run in a forked child; return what went wrong there, "" if nothing did. The child ends without cleaning up."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if not child:
-        try:
-            call()
-            said = ""
-        except BaseException as error:
-            said = f"{type(error).__name__}: {error}"
-        os.write(writer, said.encode())
-        os._exit(0)
-    os.close(writer)
-    said = b"".join(iter(lambda: os.read(reader, 4096), b"")).decode()
-    os.close(reader)
-    assert os.waitpid(child, 0)[1] == 0
-    return said
 
 
 @pytest.mark.parametrize("kind", ["memory", "file"])

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import os
 import queue
 import signal
 import socket
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import forks
 import pytest
 
 from blkmig import errors
@@ -40,6 +42,7 @@ class Monitor:
         self._listener.listen()
         self._client: socket.socket | None = None
         self.begun: queue.SimpleQueue[str] = queue.SimpleQueue()  # what is there of a command that has not ended
+        self.ended = threading.Event()
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:
@@ -56,6 +59,8 @@ class Monitor:
                     self.say(reply if "event" in reply or reply is GREETING else {"id": request.get("id")} | reply)
         except OSError:
             return
+        finally:
+            self.ended.set()
 
     def _requests(self, client: socket.socket) -> Iterator[dict[str, Any]]:
         """Yield one JSON object after the other; nothing separates them."""
@@ -474,3 +479,41 @@ def test_a_socket_that_greets_and_says_nothing_more(tmp_path: Path) -> None:
         threading.Thread(target=greet, daemon=True).start()
         with pytest.raises(qmp.QmpTimeout, match="connect"):
             qmp.QmpConnection(tmp_path / "qmp", connect_timeout=0.2)
+
+
+def test_a_forked_child_is_refused_at_once(connect: Callable[[Answer], qmp.QmpConnection]) -> None:
+    """The thread that serves the connection is its parent's; nobody would wake who waits, or free a lock."""
+    connection = connect(echo)
+    command = connection.start("x")
+    for call in (
+        lambda: connection.execute("x"),
+        command.result,
+        lambda: connection.wait_event("E", bool),
+        lambda: connection.listen(("E",), print),
+        lambda: connection.drop_events("E"),
+        lambda: connection.is_gone,
+    ):
+        with connection._changed:
+            said = forks.in_a_child(call)
+            assert "the connection is the parent process's: open the disk after the fork" in said, said
+    with connection._changed:
+        assert forks.in_a_child(connection.cancel) == ""
+        assert forks.in_a_child(connection.close) == ""
+    assert connection.execute("x", {"a": 1}) == {"a": 1}
+
+
+def test_a_forked_child_does_not_keep_the_monitor_busy(tmp_path: Path) -> None:
+    """A monitor serves one client at a time, and shall see that ours has gone although a child lives on."""
+    reader, writer = os.pipe()
+    with contextlib.closing(Monitor(tmp_path / "qmp", echo)) as monitor:
+        connection = qmp.QmpConnection(tmp_path / "qmp")
+        child = os.fork()
+        if not child:
+            os.close(writer)
+            os.read(reader, 1)
+            os._exit(0)
+        os.close(reader)
+        connection.close()
+        assert monitor.ended.wait(20)
+        os.close(writer)
+        assert os.waitpid(child, 0)[1] == 0

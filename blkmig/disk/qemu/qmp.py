@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from ... import errors
+from ... import _core, errors, forks
 from . import qmp_client
 from .qmp_client import Gate as Gate
 
@@ -85,6 +85,7 @@ class QmpConnection:
         self.device = f"qemu:{self.path}"
         self.timeout = timeout
         self.version = (0, 0, 0)
+        self._home = _core.Gate()
         self._events: collections.deque[Event] = collections.deque(maxlen=KEPT_EVENTS)
         self._listeners: list[tuple[frozenset[str], Callable[[Event], None]]] = []
         self._changed = threading.Condition()  # guards _events, _listeners and _gone; re-entrant, for `cancel`
@@ -124,6 +125,7 @@ class QmpConnection:
 
         QEMU runs commands in the order in which they are started, also after one that fails.
         """
+        self.check_home(f"QMP {command}")
         gate = self._gate
         return Command(self, command, self._submit(self._execute(command, arguments, gate)), gate)
 
@@ -165,6 +167,7 @@ class QmpConnection:
 
         Blocks at most `wait` seconds (default: the connection's time-out), then raises :class:`QmpTimeout`.
         """
+        self.check_home(f"waiting for {what}")
         wait = self._bound(wait)
         deadline = time.monotonic() + wait
         with self._changed:
@@ -180,6 +183,7 @@ class QmpConnection:
 
     def listen(self, names: Iterable[str], call: Callable[[Event], None]) -> None:
         """Have `call` called with each event of these `names`, in the loop's thread: it must not block."""
+        self.check_home("listening")
         names = frozenset(names)
         with self._changed:
             self._listeners.append((names, call))
@@ -193,6 +197,8 @@ class QmpConnection:
         From any thread and any signal handler.
         """
         self._cancelled = True
+        if self._home.is_foreign:
+            return
         for future in list(self._waiting):
             future.cancel()
         with self._changed:  # its holders wait for nobody
@@ -246,6 +252,7 @@ class QmpConnection:
 
     def await_answer(self, future: concurrent.futures.Future[Any], wait: float | None, doing: str) -> Any:
         """Return the result of what runs in the loop's thread; whatever ends the wait ends that, too."""
+        self.check_home(doing)
         wait = self._bound(wait)
         if getattr(self._leaving, "bound", None) is None:
             self._waiting.add(future)
@@ -270,6 +277,7 @@ class QmpConnection:
 
     def drop_events(self, name: str) -> None:
         """Forget the events `name` that came so far, before something is started that sends new ones."""
+        self.check_home("waiting")
         with self._changed:
             kept = [event for event in self._events if event["event"] != name]
             self._events.clear()
@@ -278,12 +286,16 @@ class QmpConnection:
     @property
     def is_gone(self) -> bool:
         """Whether the connection is closed, from whichever side."""
+        self.check_home("looking at it")
         with self._changed:
             return self._gone
 
     def close(self) -> None:
-        """Disconnect and end the thread; whatever is wrong with the connection is no longer of interest. Safe twice."""
-        if not self._thread.is_alive():
+        """Disconnect and end the thread; whatever is wrong with the connection is no longer of interest. Safe twice.
+
+        In a fork's child it does nothing: thread and connection are the parent's.
+        """
+        if self._home.is_foreign or not self._thread.is_alive():
             return
         atexit.unregister(self.close)
         self.let_run()  # or the library would wait for what is on its way
@@ -297,6 +309,16 @@ class QmpConnection:
         self._loop.close()
 
     # -- the loop's side ---------------------------------------------------------------------------------------------
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this is a child of the process that has connected: the thread that serves it is not here."""
+        return self._home.is_foreign
+
+    def check_home(self, doing: str) -> None:
+        """Raise :class:`~blkmig.errors.DeviceError` in a fork's child; before anything that takes a lock."""
+        if self._home.is_foreign:
+            raise errors.DeviceError(doing, device=self.device, cause=forks.not_here())
 
     def _submit(self, coroutine: Coroutine[Any, Any, Any]) -> concurrent.futures.Future[Any]:
         if not self._thread.is_alive():  # the loop may not run yet
@@ -319,6 +341,7 @@ class QmpConnection:
 
     async def _open(self) -> None:
         await self._client.connect(self.path)
+        forks.leave_to_parent(self, self._client.fileno())
         self._tasks = [self._loop.create_task(watch) for watch in (self._collect_events(), self._watch_connection())]
 
     async def _execute(self, command: str, arguments: Mapping[str, object] | None, gate: Gate | None) -> Any:

@@ -55,6 +55,10 @@ def client_class(library: Any) -> Any:
             self.logger = logger
             self._gate_of: dict[str, Gate | None] = {}
 
+        def fileno(self) -> int:
+            """Return the socket's descriptor."""
+            return int(self._writer.get_extra_info("socket").fileno())
+
         async def _recv(self) -> Any:
             is_greeted = self.greeting is not None
             message = await super()._recv()

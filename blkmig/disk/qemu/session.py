@@ -162,11 +162,16 @@ class QemuSession:
     def _export_name(self, number: int) -> str:
         return f"{self.own.prefix}d{number}"
 
+    def _locked(self) -> threading.RLock:
+        """Return the lock. Raises :class:`~blkmig.errors.DeviceError` in a fork's child: nobody there would free it."""
+        self._qmp.check_home("cannot be used")
+        return self._lock
+
     # -- dirty tracking ----------------------------------------------------------------------------------------------
 
     def create_dirty_bitmap(self, number: int, granularity: int) -> dirty.DirtyBitmap:
         """Track the writes of a disk in one more bitmap. The first one starts the tracking in QEMU."""
-        with self._lock:
+        with self._locked():
             if not any(other.active for other in self._tracking):
                 self._renew()
             mine = self._tracking[number]
@@ -192,6 +197,8 @@ class QemuSession:
 
     def release_dirty_bitmap(self, number: int, bitmap: dirty.DirtyBitmap) -> None:
         """Stop tracking in `bitmap`; the last one ends the tracking in QEMU."""
+        if self._qmp.is_foreign:
+            return
         with self._lock, self._qmp.leaving():
             mine = self._tracking[number]
             mine.trackers = tuple(tracker for tracker in mine.trackers if tracker is not bitmap)
@@ -200,7 +207,7 @@ class QemuSession:
 
     def sync_dirty(self, numbers: Sequence[int]) -> None:
         """Fetch what was written to some disks. With the writers held, fetch it for all disks, and only once."""
-        with self._lock:
+        with self._locked():
             if not self._held:
                 self._sync.fetch(numbers)
             elif self._is_synced:
@@ -216,7 +223,7 @@ class QemuSession:
 
     def hold_writers(self, number: int) -> None:
         """Hold the writers of all disks at the first call; the others change nothing."""
-        with self._lock:
+        with self._locked():
             if not self._held:
                 self._is_synced = False
                 self._refused = False
@@ -225,6 +232,8 @@ class QemuSession:
 
     def release_writers(self, number: int, *, refuse: bool) -> None:
         """Release the writers of all disks at the last call, or keep them held if one call said `refuse`."""
+        if self._qmp.is_foreign:
+            return
         with self._lock:
             if number not in self._held:
                 return
@@ -251,11 +260,13 @@ class QemuSession:
 
     def about_to_move(self) -> bool:
         """Mark that the target may own the disks soon; False if it cannot before the writers are released."""
-        with self._lock:
+        with self._locked():
             return self._the_writers.about_to_move()
 
     def leave_in_doubt(self, number: int) -> None:
         """Leave the writers of all disks held for good, and the marks that tell `cleanup` why."""
+        if self._qmp.is_foreign:
+            return
         with self._lock:
             self._the_writers.is_in_doubt = True
             self._held.discard(number)
@@ -264,7 +275,7 @@ class QemuSession:
 
     def written_bytes(self, number: int) -> int | None:
         """Return how many bytes the writers of a disk have written since some moment."""
-        with self._lock:
+        with self._locked():
             return self._throttles[number].written_bytes()
 
     @property
@@ -285,6 +296,7 @@ class QemuSession:
         For ``pause-before`` only, once: ``session.when_pre_switchover(migration.switchover)``. Never called if QEMU's
         migration does not get there before the disks are closed.
         """
+        self._qmp.check_home("cannot be sent")
         watch = self._vm_migration().watch
         threading.Thread(target=watch, args=(call,), name="blkmig-switchover", daemon=True).start()
 
@@ -295,13 +307,14 @@ class QemuSession:
 
     def throttle_writers(self, number: int, fraction: float) -> bool:
         """Slow a disk's writers down to `fraction` of the speed they had; False if this disk cannot be."""
-        with self._lock:
+        with self._locked():
             return self._throttles[number].set(fraction)
 
     # -- what may happen meanwhile -----------------------------------------------------------------------------------
 
     def check_source(self) -> None:
         """Raise what is known to have happened to QEMU, to the guest, or to a disk. Asks nobody, takes no lock."""
+        self._qmp.check_home("cannot be sent")
         self._guest.check(self.disks)
         self._the_writers.check()
         if self._surveillance is not None and self._surveillance.error is not None:
@@ -325,6 +338,8 @@ class QemuSession:
 
     def close_disk(self, number: int) -> None:
         """Remove what belongs to a disk; the last one ends the session. Never raises for what is gone; safe twice."""
+        if self._qmp.is_foreign:
+            return
         with self._lock:
             if number not in self._open:
                 return
