@@ -19,6 +19,7 @@ else:
     flags = ["-O3", "-g1"]
 
 setup(
+    data_files=[("share/man/man1", ["docs/man/blkmig.1"])],
     ext_modules=[
         Extension(
             "blkmig._core",

@@ -44,7 +44,7 @@ class Docstrings(griffe.Extension):
         self._rewrite(pkg)
 
     def _rewrite(self, obj: griffe.Object) -> None:
-        if obj.docstring is None and obj.filepath.suffix == ".pyi":
+        if obj.docstring is None and str(obj.filepath).endswith(".pyi"):
             obj.docstring = _compiled_docstring(obj)
         if obj.docstring is not None:
             obj.docstring.value = as_markdown(obj.docstring.value)

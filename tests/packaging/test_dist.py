@@ -122,7 +122,8 @@ class TestWheel:
         info = f"blkmig-{blkmig.__version__}.dist-info"
         about = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
         files = package_files(".py", ".pxd", ".pyi", ".h", ".json", "py.typed") | {EXTENSION}
-        assert built.wheel_names() == files | {f"{info}/{name}" for name in about}
+        man = f"blkmig-{blkmig.__version__}.data/data/share/man/man1/blkmig.1"
+        assert built.wheel_names() == files | {f"{info}/{name}" for name in about} | {man}
 
     def test_license_text(self, built: Built) -> None:
         assert built.read_info("licenses/LICENSE") == (ROOT / "LICENSE").read_text()
@@ -171,6 +172,9 @@ class TestInstalled:
         (tmp_path / "blkmig").mkdir()
         (tmp_path / "blkmig/__init__.py").write_text("raise ImportError('not the one that is installed')")
         self.run(installed, "blkmig", "demo", "--size=16M", "--dir=.", "--progress=plain", cwd=tmp_path)
+
+    def test_man_page(self, installed: Path) -> None:
+        assert (installed.parent / "share/man/man1/blkmig.1").read_text() == (ROOT / "docs/man/blkmig.1").read_text()
 
     def test_module_is_the_command(self, installed: Path, tmp_path: Path) -> None:
         usage = self.run(installed, "python", "-Im", "blkmig", "--help", cwd=tmp_path)
