@@ -19,7 +19,8 @@ from .. import block, disk, errors, params, stats, units
 from . import autoconverge, figures, standby
 
 WORTH = 0.75
-"""One more round is worth its time if it leaves at most this share of what the one before it left."""
+"""One more round is worth its time if the last one sent at most this share of what the one before it sent, and left at
+most this share of what that left."""
 
 SHRINKS = 0.9
 STANDSTILL_ROUNDS = 3
@@ -51,6 +52,7 @@ class Convergence:
         self._fitting_round: int | None = None
         """The round in which what was pending began to fit; None once a round ended so."""
 
+        self._blocks_before_round = 0
         self._pauses_given_up = 0
         self._standstill = Standstill()
         self._standby = standby.StandBy(parameters, handlers, measured, look)
@@ -178,7 +180,10 @@ class Convergence:
 
         Returns whether the round is worth telling the caller.
         """
-        rounds = self._figures.stats.rounds
+        rounds, blk_mig = self._figures.stats.rounds, self._block.blk_mig
+        blocks = blk_mig.transferred - blk_mig.zero_transferred  # holes are zero blocks, as many as one likes
+        self._descent.round_ended(blocks - self._blocks_before_round)
+        self._blocks_before_round = blocks
         if self._auto_converge is not None:
             before = rounds[-2] if len(rounds) > 1 else None
             self._auto_converge.round_ended(ended, before, self._figures.pending())
@@ -205,17 +210,26 @@ class Convergence:
 class Descent:
     """Whether it is time for the pause, once what is pending fits the downtime limit.
 
-    The limit is a bound, not a target. While each round leaves clearly less than the one before, because it was
-    shorter, one more costs little and makes the pause shorter; when it does not, the pause is as short as it gets.
-    What would have to be left to go on shrinks by a quarter each time, so the rounds come to an end.
+    The limit is a bound, not a target. While each round is clearly shorter than the one before, and therefore leaves
+    clearly less, one more costs little and makes the pause shorter; when it does not, the pause is as short as it gets.
+    A round that leaves less and is no shorter tells where the writers are just now, and not that they are left behind:
+    so it is with somebody who writes one block after the other, nearly as fast as the rounds go.
+    What a round would have to send and to leave shrinks by a quarter each time, so the rounds come to an end.
     """
 
     def __init__(self) -> None:
         self._least: int | None = None
+        self._sent: int | None = None
+        self._is_shorter = True
+
+    def round_ended(self, sent: int) -> None:
+        """Take note of a round, or of the bulk phase, that has sent so many blocks that are not zero."""
+        self._is_shorter = self._sent is None or sent <= self._sent * WORTH
+        self._sent = sent
 
     def has_ended(self, pending: int) -> bool:
         """Judge `pending` bytes, which fit the limit; call it again after one more round."""
-        if pending and (self._least is None or pending <= self._least * WORTH):
+        if pending and self._is_shorter and (self._least is None or pending <= self._least * WORTH):
             self._least = pending
             return False
         return True

@@ -95,10 +95,13 @@ class Replay:
     def _send_bulk(self) -> None:
         for cell in self._cells:
             self._pass(cell, cell.data_blocks)
+        self._descent.round_ended(round(self.sent))
 
     def _send_round(self) -> None:
+        before = self.sent
         for cell in self._cells:
             self._pass(cell, cell.dirty(self.now))
+        self._descent.round_ended(round(self.sent - before))
         self.rounds += 1
 
     def _pass(self, cell: Cell, blocks: float) -> None:
