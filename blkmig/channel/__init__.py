@@ -1,8 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The byte stream between two machines: QEMUFile over tcp: unix: exec: fd: file: and the standard streams."""
 
+from .measuring import LinkSpeed, NotMeasured, measure
 from .open import Connector, Listener, connect, listen
 from .qemufile import InputQEMUFile, OutputQEMUFile
 from .uri import parse_uri
 
-__all__ = ["Connector", "InputQEMUFile", "Listener", "OutputQEMUFile", "connect", "listen", "parse_uri"]
+__all__ = [
+    "Connector",
+    "InputQEMUFile",
+    "LinkSpeed",
+    "Listener",
+    "NotMeasured",
+    "OutputQEMUFile",
+    "connect",
+    "listen",
+    "measure",
+    "parse_uri",
+]

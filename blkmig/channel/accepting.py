@@ -5,6 +5,7 @@
 
     listening ──► candidates, at most 16 beside each other ──► the first whose stream has begun as it must
                     │
+                    ├─ who says that it measures the link: its bytes are counted (see `measuring`)
                     └─ closed: the wrong first bytes, an end, nothing within 10 s, or a 17th came
 
 So port scans, other protocols and connections that say nothing cost a receiver nothing, and hold nobody up: a real
@@ -19,7 +20,7 @@ import socket
 import time
 
 from .. import errors
-from . import link, sockets
+from . import link, measuring, sockets
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +68,21 @@ class Candidate:
 class Reception:
     """The connections of one accept(): wait for one of which the first bytes are `magic` and `nbytes` have come."""
 
-    def __init__(self, connection: link.Link, listening: socket.socket, *, magic: bytes, nbytes: int) -> None:
+    def __init__(
+        self,
+        connection: link.Link,
+        listening: socket.socket,
+        measurements: measuring.Measurements,
+        *,
+        magic: bytes,
+        nbytes: int,
+    ) -> None:
         self._link = connection
         self._listening = listening
         self._magic = magic
         self._nbytes = nbytes
         self._candidates: dict[int, Candidate] = {}
+        self._measurements = measurements
 
     def first(self, timeout: float | None) -> Candidate:
         """Return the first that begins; the others are closed. Raises ChannelTimeout, Cancelled and ChannelError."""
@@ -81,27 +91,29 @@ class Reception:
             while True:
                 ready = self._wait(deadline)
                 # Those who have come first: one of them may be the sender, and somebody new would push it out.
-                for fd in ready - {self._listening.fileno()}:
+                for fd in ready & self._candidates.keys():
                     if (winner := self._hear(fd)) is not None:
                         return winner
                 if self._listening.fileno() in ready:
                     self._accept()
+                self._measurements.hear(ready)
                 self._drop_the_silent()
                 if deadline is not None and time.monotonic() >= deadline:
                     why = f"nobody connected within {timeout:g} s with a migration"
                     raise errors.ChannelTimeout("waiting for the source", uri=self._link.uri, cause=why)
         finally:
+            self._measurements.stop_counting()
             for candidate in self._candidates.values():
                 candidate.drop("a migration comes in from elsewhere, or nobody waits any more")
             self._candidates.clear()
 
     def _wait(self, deadline: float | None) -> set[int]:
         """Return the descriptors that have something to say."""
-        moments = [candidate.deadline for candidate in self._candidates.values()]
+        moments = [candidate.deadline for candidate in self._candidates.values()] + self._measurements.moments()
         if deadline is not None:
             moments.append(deadline)
         seconds = None if not moments else max(0.0, min(moments) - time.monotonic())
-        return self._link.wait_any(seconds, [self._listening.fileno(), *self._candidates])
+        return self._link.wait_any(seconds, [self._listening.fileno(), *self._candidates, *self._measurements.fds()])
 
     def _accept(self) -> None:
         """Take one more connection; without room or descriptors, in place of the one that has waited longest."""
@@ -124,7 +136,10 @@ class Reception:
         candidate = self._candidates[fd]
         alive = candidate.read(self._nbytes)
         seen = candidate.begun[: len(self._magic)]
-        if not self._magic.startswith(seen):
+        if alive and measuring.HEADER.startswith(candidate.begun):
+            if candidate.begun == measuring.HEADER:
+                self._measurements.take(self._candidates.pop(fd).socket)
+        elif not self._magic.startswith(seen):
             self._drop(fd, f"this is no migration, it starts with {candidate.begun.hex(' ')}", said=True)
         elif not alive:
             self._drop(fd, "it ended before its stream began")

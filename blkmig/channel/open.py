@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from .. import errors
-from . import accepting, link, qemufile, sockets, streams, uri
+from . import accepting, link, measuring, qemufile, sockets, streams, uri
 
 
 def connect(address: str, *, timeout: float) -> qemufile.OutputQEMUFile:
@@ -82,6 +82,7 @@ class Listener:
         self._link = link.Link(self.uri)
         self._is_closed = False
         self._socket_file = os.lstat(address.path) if isinstance(address, uri.UnixAddress) else None
+        self._measurements = None if sock is None else measuring.Measurements(sock)
 
     def accept(self, *, timeout: float | None, magic: bytes = b"", nbytes: int = 0) -> qemufile.InputQEMUFile:
         """Wait for the source and return its stream; None waits as long as it takes.
@@ -104,9 +105,13 @@ class Listener:
 
     def _accept_socket(self, timeout: float | None, magic: bytes, nbytes: int) -> qemufile.InputQEMUFile:
         assert self._socket is not None
+        assert self._measurements is not None
         begun = b""
         if magic:
-            first = accepting.Reception(self._link, self._socket, magic=magic, nbytes=nbytes).first(timeout)
+            reception = accepting.Reception(
+                self._link, self._socket, self._measurements, magic=magic, nbytes=nbytes
+            )
+            first = reception.first(timeout)
             sock, begun = first.socket, first.begun
         else:
             sock = self._accepted(timeout)
@@ -148,6 +153,8 @@ class Listener:
         self._link.close()
         if self._socket is None:
             return
+        if self._measurements is not None:
+            self._measurements.close()
         sockets.shut_and_close(self._socket)
         self._socket = None
         if isinstance(self._address, uri.UnixAddress) and self._socket_file is not None:

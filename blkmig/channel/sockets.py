@@ -142,21 +142,22 @@ def connect(connection: link.Link, address: SocketAddress, *, timeout: float) ->
     Raises ChannelTimeout, Cancelled, and ChannelError.
     """
     deadline = time.monotonic() + timeout
-    tries = _resolve(connection, address, passive=False, timeout=timeout)
+    tries = resolve(connection, address, passive=False, timeout=timeout)
     failures: list[tuple[str, OSError]] = []
     for done, (family, where) in enumerate(tries):
         # What is left is shared, so that one address that never answers does not keep the others from being tried.
         share = (deadline - time.monotonic()) / (len(tries) - done)
         try:
-            return _connect_one(connection, family, where, max(share, 0.001))
+            return connect_one(connection, family, where, max(share, 0.001))
         except OSError as error:
             failures.append((_host_of(where), error))
     raise _connect_error(address, failures, timeout)
 
 
-def _resolve(
+def resolve(
     connection: link.Link, address: SocketAddress, *, passive: bool, timeout: float
 ) -> list[tuple[int, Where]]:
+    """Return family and place of each that an address leads to. Raises ChannelError and Cancelled."""
     if isinstance(address, uri.UnixAddress):
         return [(socket.AF_UNIX, address.path)]
     found = lookup.addresses_of(connection, address, passive=passive, timeout=timeout)
@@ -167,7 +168,8 @@ def _host_of(where: Where) -> str:
     return where if isinstance(where, str) else str(where[0])
 
 
-def _connect_one(connection: link.Link, family: int, where: Where, timeout: float) -> socket.socket:
+def connect_one(connection: link.Link, family: int, where: Where, timeout: float) -> socket.socket:
+    """Return a socket that is connected to one place, and does not block. Raises OSError and Cancelled."""
     deadline = time.monotonic() + timeout
     with contextlib.ExitStack() as on_error:
         sock = on_error.enter_context(socket.socket(family, socket.SOCK_STREAM))
@@ -224,7 +226,7 @@ def _listen_tcp(address: uri.TcpAddress) -> socket.socket:
         return _bind(socket.AF_INET, ("0.0.0.0", address.port))
     first: OSError | None = None
     with contextlib.closing(link.Link(str(address))) as connection:
-        places = _resolve(connection, address, passive=True, timeout=LISTEN_LOOKUP_SECONDS)
+        places = resolve(connection, address, passive=True, timeout=LISTEN_LOOKUP_SECONDS)
     for family, where in places:
         try:
             return _bind(family, where)

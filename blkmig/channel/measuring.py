@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How fast a link carries bytes, measured with a receiver that waits for its migration and goes on waiting.
+
+::
+
+    who measures                                  a receiver that waits
+    b"blkmig?" version, nonce  ── one datagram ─►
+                               ◄─ one datagram ── b"blkmig!" version, nonce
+    HEADER                     ── connection ───► no migration: it counts what comes, and goes on listening
+    bytes, for `SECONDS`       ─────────────────►
+                               ◄───────────────── how many have come, as u64, again and again
+    a reset                    ─────────────────►
+
+The question comes first because a connection alone does harm: a QEMU with -incoming takes the first one for its
+migration, whatever it says, and ends with it. Neither a QEMU nor an older blkmig listens for datagrams, so neither of
+them sees anything of a question, and whoever does not answer is not connected to. Over TCP the question is a datagram
+of UDP to the same address and port. At a Unix socket it goes to an abstract name made of the socket file's device and
+inode, and the answer counts only if it comes from the user who owns that file.
+
+Bounds: at either end by time and bytes; a receiver counts one connection at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import select
+import socket
+import struct
+import time
+from collections.abc import Sequence
+
+from .. import errors, units
+from . import link, sockets, uri
+
+HEADER = b"BLKM\0\0\0\1"
+"""What a measuring connection says first: as many bytes as the header of a stream, and none of them like it."""
+
+ASK, ANSWER = b"blkmig?\1", b"blkmig!\1"
+NONCE_NBYTES = 16
+
+ASK_AGAIN_SECONDS = (0.2, 0.3, 0.5)
+"""How long each question waits for its answer: datagrams get lost."""
+
+SECONDS = 1.5
+MAX_NBYTES = 512 * units.MiB
+WARM_UP = 1 / 3
+"""Of the time, at first, tells nothing: TCP finds its speed, and buffers fill."""
+
+REPORT_SECONDS = 0.01
+PIECE_NBYTES = units.MiB
+
+COUNTING_SECONDS = 10.0
+COUNTING_NBYTES = 4 * MAX_NBYTES
+"""What a receiver takes of one connection, for a sender with other ideas."""
+
+_REPORT = struct.Struct(">Q")
+_CREDENTIALS = struct.Struct("3i")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LinkSpeed:
+    """What was measured: bytes per second, and the seconds after which a receiver has what was sent just now."""
+
+    bandwidth: float
+    delay: float
+
+
+class NotMeasured(Exception):
+    """The link was not measured; the text says why."""
+
+
+# -- who measures ------------------------------------------------------------------------------------------------------
+
+
+def measure(address: str, *, timeout: float) -> LinkSpeed:
+    """Return how fast the link to the receiver at `address` is. Blocks for `SECONDS`, and `timeout` to connect.
+
+    Raises :class:`NotMeasured` where nobody answers that can be measured without harm.
+    """
+    parsed = uri.parse_uri(address)
+    if not isinstance(parsed, uri.TcpAddress | uri.UnixAddress):
+        raise NotMeasured(f"what {address} leads to cannot be measured beforehand")
+    with contextlib.closing(link.Link(str(parsed))) as connection:
+        try:
+            family, where = _find(connection, parsed, timeout)
+            with sockets.connect_one(connection, family, where, timeout) as sock:
+                return _measure(connection, sock)
+        except errors.ChannelError as error:
+            raise NotMeasured(str(error)) from error
+        except OSError as error:
+            raise NotMeasured(f"{error.strerror or error} [{parsed}]") from error
+
+
+def _find(connection: link.Link, address: sockets.SocketAddress, timeout: float) -> tuple[int, sockets.Where]:
+    """Return the first place of the address where a receiver answers."""
+    with contextlib.ExitStack() as stack:
+        asking = []
+        for family, where in sockets.resolve(connection, address, passive=False, timeout=timeout):
+            with contextlib.suppress(OSError):
+                asking.append((family, where, stack.enter_context(Asking(family, where))))
+        for seconds in ASK_AGAIN_SECONDS:
+            asking = [each for each in asking if each[2].ask()]
+            deadline = time.monotonic() + seconds
+            while asking and (left := deadline - time.monotonic()) > 0:
+                ready = connection.wait_any(left, [each[2].socket.fileno() for each in asking])
+                for family, where, each in asking:
+                    if each.socket.fileno() in ready and each.is_answered():
+                        return family, where
+                asking = [each for each in asking if not each[2].is_refused]
+    raise NotMeasured(f"no receiver that can be measured answers at {address}")
+
+
+class Asking:
+    """The question whether a receiver waits at an address. Raises OSError where nobody can be asked."""
+
+    def __init__(self, family: int, where: sockets.Where) -> None:
+        self.is_refused = False
+        self._nonce = os.urandom(NONCE_NBYTES)
+        self._owner: int | None = None
+        to = where
+        if isinstance(where, str):
+            self._owner = pathlib.Path(where).stat().st_uid
+            to = beacon_name(where)
+        with contextlib.ExitStack() as on_error:
+            self.socket = on_error.enter_context(socket.socket(family, socket.SOCK_DGRAM))
+            self.socket.setblocking(False)
+            if family == socket.AF_UNIX:
+                self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+                self.socket.bind("")  # a name of its own, for the answer
+            self.socket.connect(to)
+            on_error.pop_all()
+
+    def __enter__(self) -> Asking:
+        """Return the question itself."""
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        """Wait for no answer any more."""
+        self.socket.close()
+
+    def ask(self) -> bool:
+        """Send the question; False if nobody is there."""
+        try:
+            self.socket.send(ASK + self._nonce)
+        except BlockingIOError:
+            pass
+        except OSError:
+            self.is_refused = True
+        return not self.is_refused
+
+    def is_answered(self) -> bool:
+        """Look at what has come."""
+        try:
+            said, ancillary, _, _ = self.socket.recvmsg(64, socket.CMSG_SPACE(_CREDENTIALS.size))
+        except BlockingIOError:
+            return False
+        except OSError:  # an ICMP message: nobody has that port
+            self.is_refused = True
+            return False
+        return said == ANSWER + self._nonce and (self._owner is None or self._owner in _users(ancillary))
+
+
+def _users(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
+    """Return who has sent a datagram, as the kernel says it."""
+    return [
+        _CREDENTIALS.unpack(data[: _CREDENTIALS.size])[1]
+        for level, kind, data in ancillary
+        if (level, kind) == (socket.SOL_SOCKET, socket.SCM_CREDENTIALS) and len(data) >= _CREDENTIALS.size
+    ]
+
+
+def beacon_name(path: str) -> str:
+    """Return the abstract name at which a receiver with the socket file `path` is asked. Raises OSError."""
+    about = pathlib.Path(path).stat()
+    return f"\0blkmig/measuring/{about.st_dev:x}/{about.st_ino:x}"
+
+
+def _measure(connection: link.Link, sock: socket.socket) -> LinkSpeed:
+    """Send for `SECONDS`, and look at what the receiver says of it."""
+    payload = memoryview(HEADER + os.urandom(PIECE_NBYTES))
+    reports: list[tuple[float, int]] = []
+    said = b""
+    position = sent = 0
+    started = now = time.monotonic()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, link.RESET_ON_CLOSE)
+    while now < started + SECONDS and not (sent >= MAX_NBYTES and reports and reports[-1][1] >= sent):
+        events = select.POLLIN | (select.POLLOUT if sent < MAX_NBYTES else 0)
+        connection.wait_any(started + SECONDS - now, [sock.fileno()], events)
+        now = time.monotonic()
+        with contextlib.suppress(BlockingIOError):
+            got = sock.recv(4096)
+            if not got:
+                raise NotMeasured("the receiver ended the measuring: a migration came in, or it ended itself")
+            said += got
+        whole = len(said) // _REPORT.size * _REPORT.size
+        reports += [(now, count) for (count,) in _REPORT.iter_unpack(said[:whole])]
+        said = said[whole:]
+        if sent < MAX_NBYTES:
+            with contextlib.suppress(BlockingIOError):
+                nbytes = sock.send(payload[position:])
+                sent += nbytes
+                position = position + nbytes if position + nbytes < len(payload) else len(HEADER)
+    return speed_of(started, sent, reports)
+
+
+def speed_of(started: float, sent: int, reports: Sequence[tuple[float, int]]) -> LinkSpeed:
+    """Return what reports of (when, bytes that have come) say of a link to which `sent` bytes were given by then."""
+    if len(reports) < 3:
+        raise NotMeasured("the receiver took too little in the time of measuring")
+    last, came = reports[-1]
+    since, first = next(each for each in reports if each[0] >= started + (last - started) * WARM_UP)
+    if last <= since or came <= first:
+        since, first = started, 0
+    bandwidth = (came - first) / (last - since) if last > since else 0.0
+    if not bandwidth:
+        raise NotMeasured("the receiver took too little in the time of measuring")
+    return LinkSpeed(bandwidth, max(sent - came, 0) / bandwidth)
+
+
+# -- who is measured ---------------------------------------------------------------------------------------------------
+
+
+class Measurements:
+    """What a receiver does for those who measure, while it waits at `listening` for its migration.
+
+    Who asks before it waits has his answer then. It belongs to the thread that waits, and never blocks. Where the
+    question cannot be heard (no descriptor, the port is another one's), nobody measures.
+    """
+
+    def __init__(self, listening: socket.socket) -> None:
+        self._asked = _open_beacon(listening)
+        self._counted: Counted | None = None
+        self._room = bytearray(0)
+
+    def fds(self) -> list[int]:
+        """Return what is waited for."""
+        return [sock.fileno() for sock in self._sockets()]
+
+    def moments(self) -> list[float]:
+        """Return when `hear` has something to do although nothing came."""
+        return [] if self._counted is None else [self._counted.deadline]
+
+    def take(self, sock: socket.socket) -> None:
+        """Count what comes from a connection that has said `HEADER`; one at a time."""
+        if self._counted is not None:
+            sockets.shut_and_close(sock)
+            return
+        with contextlib.suppress(OSError):
+            sockets.tune_accepted(sock)
+        self._counted = Counted(sock)
+        self._room = self._room or bytearray(PIECE_NBYTES)
+
+    def hear(self, ready: set[int]) -> None:
+        """Answer questions and count bytes, of what is ready."""
+        if self._asked is not None and self._asked.fileno() in ready:
+            _answer(self._asked)
+        counted = self._counted
+        if counted is None:
+            return
+        is_over = time.monotonic() >= counted.deadline
+        if is_over or (counted.socket.fileno() in ready and not counted.read(self._room)):
+            self.stop_counting()
+
+    def stop_counting(self) -> None:
+        """Count no more: who measures is told by the end of the connection."""
+        if self._counted is not None:
+            sockets.shut_and_close(self._counted.socket)
+            self._counted = None
+
+    def close(self) -> None:
+        """Hear no question any more. Twice does no harm."""
+        self.stop_counting()
+        if self._asked is not None:
+            sockets.shut_and_close(self._asked)
+            self._asked = None
+
+    def _sockets(self) -> list[socket.socket]:
+        found = [] if self._asked is None else [self._asked]
+        return found if self._counted is None else [*found, self._counted.socket]
+
+
+class Counted:
+    """A connection whose bytes are counted, until `deadline`."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        self.deadline = time.monotonic() + COUNTING_SECONDS
+        self._came = 0
+        self._told_at = 0.0
+
+    def read(self, room: bytearray) -> bool:
+        """Take what has come, and say how much that is by now; False at the end of the connection."""
+        try:
+            nbytes = self.socket.recv_into(room)
+            self._came += nbytes
+            now = time.monotonic()
+            if nbytes < len(room) or now - self._told_at >= REPORT_SECONDS:
+                self._told_at = now
+                self.socket.send(_REPORT.pack(self._came))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return bool(nbytes) and self._came < COUNTING_NBYTES
+
+
+def _open_beacon(listening: socket.socket) -> socket.socket | None:
+    """Return the socket at which it is asked whether a receiver waits at `listening`."""
+    with contextlib.ExitStack() as on_error, contextlib.suppress(OSError):
+        sock = on_error.enter_context(socket.socket(listening.family, socket.SOCK_DGRAM))
+        sock.setblocking(False)
+        where = listening.getsockname()
+        if listening.family == socket.AF_UNIX:
+            where = beacon_name(where)
+        elif listening.family == socket.AF_INET6:
+            only = listening.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        sock.bind(where)
+        on_error.pop_all()
+        return sock
+    return None
+
+
+def _answer(sock: socket.socket) -> None:
+    """Answer a question; what is none has no answer, and no answer is longer than its question."""
+    with contextlib.suppress(OSError):
+        said, who = sock.recvfrom(64)
+        if len(said) == len(ASK) + NONCE_NBYTES and said.startswith(ASK) and who:
+            sock.sendto(ANSWER + said[len(ASK) :], who)
+
