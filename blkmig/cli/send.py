@@ -83,11 +83,13 @@ def add_live(parser: parsing.CommandParser) -> None:
     parser.add_argument("--force", action="store_true", help="use a QEMU's disk in an iothread, although a QEMU before "
                         "9.0 aborts if blkmig is killed")  # fmt: skip
     parser.add_argument("--dry-run", nargs="?", type=arguments.seconds, metavar="=SECONDS",
-                        help=f"send nothing: watch the writers (default: {DRY_RUN_SECONDS} s) and say what it would "
+                        help=f"send nothing: watch the writers (default: {DRY_RUN_SECONDS} s), measure the link "
+                        "with a blkmig receiver that waits at URI, which goes on waiting, and say what it would "
                         "take")  # fmt: skip
     parser.without_value["--dry-run"] = DRY_RUN_SECONDS
     parser.add_argument("--bandwidth", type=arguments.size, metavar="SIZE", help="for --dry-run: bytes per second that "
-                        "the link carries (default: --max-bandwidth, else as fast as the disks are read)")  # fmt: skip
+                        "the link carries (default: as measured, else --max-bandwidth, else as fast as the disks are "
+                        "read)")  # fmt: skip
 
 
 def run(args: argparse.Namespace) -> int:
@@ -110,7 +112,10 @@ def run(args: argparse.Namespace) -> int:
             for backend in opened
         ]
         if args.dry_run is not None:
-            print_forecast(migration.forecast(disks, parameters, seconds=args.dry_run, bandwidth=args.bandwidth), args)
+            found = migration.forecast(
+                disks, parameters, seconds=args.dry_run, bandwidth=args.bandwidth, uri=args.uri
+            )
+            print_forecast(found, args)
             return 0
         report = stack.enter_context(progress.reporter(args.progress))
         outgoing = migration.OutgoingMigration(disks, args.uri, parameters, on_progress=report)
@@ -204,13 +209,23 @@ def describe_downtime(result: stats.OutgoingStatistics) -> str:
     return text
 
 
-def whose_bandwidth(args: argparse.Namespace) -> str:
-    """Say where the bandwidth of a forecast comes from: the link is not measured."""
-    if args.bandwidth:
-        return "by --bandwidth"
-    if args.max_bandwidth:
-        return "by --max-bandwidth"
-    return "as fast as the disks are read; say what the link carries with --bandwidth"
+def describe_link(found: migration.Forecast, limit: int) -> str:
+    """Say what the link was taken to carry, where that comes from, and what was measured."""
+    source = {
+        "measured": "measured with the receiver",
+        "said": "by --bandwidth",
+        "limit": "by --max-bandwidth",
+        "disks": "as fast as the disks are read",
+    }[found.bandwidth_source]
+    text = f"{units.format_rate(found.bandwidth)}, {source}"
+    if 0 < limit < found.bandwidth:
+        text += f", of which --max-bandwidth allows {units.format_rate(limit)} before the pause"
+    if found.measured_bandwidth is None:
+        advice = "" if found.bandwidth_source == "said" else "; say what the link carries with --bandwidth"
+        return f"{text}; the link was not measured: {found.why_not_measured}{advice}"
+    if found.bandwidth_source != "measured":
+        return f"{text}; measured with the receiver: {units.format_rate(found.measured_bandwidth)}"
+    return text
 
 
 def print_forecast(found: migration.Forecast, args: argparse.Namespace) -> None:
@@ -220,11 +235,25 @@ def print_forecast(found: migration.Forecast, args: argparse.Namespace) -> None:
         return
     rows = [
         ("disks", f"{units.format_size(found.disk_bytes)}, {units.format_size(found.data_bytes)} of data"),
-        ("bandwidth", f"{units.format_rate(found.bandwidth)}, {whose_bandwidth(args)}"),
+        ("bandwidth", describe_link(found, args.max_bandwidth)),
         ("writers", f"dirty {units.format_rate(found.dirty_rate)}"),
         ("would send", f"{units.format_size(found.total_bytes)} in {units.format_duration(found.total_time)}"),
         ("dirty rounds", str(found.rounds)),
-        ("downtime", units.format_duration(found.downtime)),
-        ("converges", "yes" if found.converges else "no: allow more downtime or bandwidth, or --auto-converge"),
+        ("downtime", expected_downtime(found, args)),
+        ("converges", "yes" if found.converges else f"no: {how_to_converge(args)}"),
     ]
     output.print_table(rows)
+
+
+def expected_downtime(found: migration.Forecast, args: argparse.Namespace) -> str:
+    """Say how long the writers would be held, and what of that nobody knows beforehand."""
+    text = units.format_duration(found.downtime)
+    is_moved = args.move or args.switchover == "pause-before"
+    return f"{text}, and as long as the target takes to bring all to stable storage" if is_moved else text
+
+
+def how_to_converge(args: argparse.Namespace) -> str:
+    """Say what would help a migration that does not converge."""
+    if args.auto_converge:
+        return "not without slowing the writers down, which --auto-converge will do; how far is not forecast"
+    return "allow more downtime or bandwidth, or --auto-converge"

@@ -4,8 +4,10 @@
 ::
 
     watching ──► how often each block is written ──► rates ──► replay ──► Forecast
+    link speed: measured, said, or assumed ──────────────────────┘
 
-What cannot be known is the link. Its speed is what the caller says, or `max_bandwidth`, or the speed of the disks.
+The link is measured with the receiver, if there is one that can be measured without harm. Else its speed is what the
+caller says, or `max_bandwidth`, or the speed of the disks, and the forecast says so.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable
+from typing import Literal
 
-from .. import _core, disk, errors, params, units
-from . import rates, replay, watching
+from .. import _core, channel, disk, errors, params, units
+from . import rates, reading, replay, watching
 
-PROBE_SECONDS = 0.5
+BandwidthSource = Literal["measured", "said", "limit", "disks"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,10 +30,20 @@ class Forecast:
 
     disk_bytes: int
     data_bytes: int
-    """What bulk would send: whole blocks that are not holes."""
+    """What bulk would read: whole blocks that are not holes, or are sent all the same."""
 
     bandwidth: float
     """What the link was taken to carry."""
+
+    bandwidth_source: BandwidthSource
+    """Where that comes from: it was measured with the receiver, the caller has said it, it is the limit that the caller
+    has set, or it is the speed at which the disks are read."""
+
+    measured_bandwidth: float | None
+    """What was measured, whether it was taken or not; None if nothing was."""
+
+    why_not_measured: str
+    """Why nothing was; "" if it was."""
 
     dirty_rate: float
     """Different blocks dirtied per second, over the whole time of watching."""
@@ -39,6 +52,8 @@ class Forecast:
     total_bytes: int
     total_time: float
     downtime: float
+    """Where the disks move, the time that the target takes to bring all to stable storage comes on top of it."""
+
     converges: bool
     """Whether the last pass fits the downtime limit; if not, the figures are those of the round that is steady."""
 
@@ -49,13 +64,15 @@ def forecast(
     *,
     seconds: float = 3.0,
     bandwidth: float | None = None,
+    uri: str | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Forecast:
     """Watch the writers of `disks` for `seconds` and return what a migration with `parameters` would take. Blocks.
 
-    `bandwidth` is what the link carries; None takes `max_bandwidth`, or else the speed at which the disks are read. The
-    disks are in use meanwhile, and as they were afterwards. Raises :class:`~blkmig.errors.DeviceError`.
+    The link to the receiver at `uri` is measured, if there is one that can be; nothing is sent of the disks, and the
+    receiver goes on waiting. `bandwidth` is what the link carries by the caller's word, which counts more. The disks
+    are in use meanwhile, and as they were afterwards. Raises :class:`~blkmig.errors.DeviceError`.
     """
     seconds = units.number("seconds", seconds)
     bandwidth = None if bandwidth is None else units.number("bandwidth", bandwidth)
@@ -69,23 +86,34 @@ def forecast(
             watched.append(watching.WatchedDisk(backend, bitmap))
         interval, count = watching.watch(watched, seconds, clock, sleep)
         for known in watched:
-            known.find_data()
-        link = bandwidth or float(parameters.max_bandwidth) or read_speed(sent, clock)
-    if link <= 0:
+            known.find_data(shared_base=parameters.shared_base, holes_are_data=not parameters.zero_blocks)
+        link = LinkGuess(parameters, uri, bandwidth)
+        read = None if uri is None and link.bandwidth else reading.read_samples(sent, clock)
+    if read is not None:
+        link.disks_are_read_at(read.speed)
+    if link.bandwidth <= 0:
         raise errors.ParameterError("there is nothing to measure the bandwidth with: say it")
-    speed = min(link, float(parameters.max_bandwidth) or link)
+    cells = rates.make_cells(watched, interval, count)
+    if read is not None and parameters.zero_blocks:
+        replay.split_zeros(cells, read.zero_share)
+    speed = min(link.bandwidth, float(parameters.max_bandwidth) or link.bandwidth)
     played = replay.Replay(
-        rates.make_cells(watched, interval, count),
+        cells,
         parameters,
         speed=speed / _core.BLOCK_SIZE,
-        link_speed=link / _core.BLOCK_SIZE,
+        link_speed=link.bandwidth / _core.BLOCK_SIZE,
+        read_speed=read.speed / _core.BLOCK_SIZE if read is not None else 0.0,
+        delay=link.delay,
     )
     played.run()
     dirtied = sum(known.count_written() for known in watched)
     return Forecast(
         disk_bytes=sum(backend.size for backend in sent),
         data_bytes=sum(known.count_data() for known in watched) * _core.BLOCK_SIZE,
-        bandwidth=link,
+        bandwidth=link.bandwidth,
+        bandwidth_source=link.source,
+        measured_bandwidth=link.measured,
+        why_not_measured=link.why_not,
         dirty_rate=dirtied * _core.BLOCK_SIZE / (interval * count) if interval else 0.0,
         rounds=played.rounds,
         total_bytes=int(played.sent * _core.BLOCK_SIZE),
@@ -95,20 +123,36 @@ def forecast(
     )
 
 
-# -- speed -------------------------------------------------------------------------------------------------------------
+class LinkGuess:
+    """What the link is taken to carry, and where that comes from."""
 
+    def __init__(self, parameters: params.MigrationParameters, uri: str | None, said: float | None) -> None:
+        """Measure the link to `uri`, unless a QEMU is there by the caller's word. Blocks."""
+        self.source: BandwidthSource = "said" if said else "limit"
+        self.bandwidth = said or float(parameters.max_bandwidth)
+        self.measured: float | None = None
+        self.why_not = ""
+        self.delay = 0.0
+        """Seconds until the target has what was sent just now."""
 
-def read_speed(disks: list[disk.BlockBackend], clock: Callable[[], float]) -> float:
-    """Return how fast data is read: the most that a migration could do."""
-    buf, started, nbytes = _core.BlockBuffer(), clock(), 0
-    for backend in disks:
-        offset = 0
-        while (extent := backend.next_data(offset)) is not None and clock() - started < PROBE_SECONDS:
-            piece = min(_core.BLOCK_SIZE, extent[1] - extent[0])
-            try:
-                backend.read_block(buf, extent[0], piece)
-            except OSError as error:
-                raise errors.DeviceError("cannot read", device=backend.name, cause=error, offset=extent[0]) from error
-            nbytes, offset = nbytes + piece, extent[0] + piece
-    elapsed = clock() - started
-    return nbytes / elapsed if elapsed > 0 else 0.0
+        if uri is None:
+            self.why_not = "nobody said where the receiver is"
+        elif parameters.qemu or parameters.machine:
+            self.why_not = "a QEMU would take it for its migration"
+        else:
+            self._measure(uri, parameters.connect_timeout)
+        if self.measured is not None and not said:
+            self.bandwidth, self.source = self.measured, "measured"
+
+    def _measure(self, uri: str, timeout: float) -> None:
+        try:
+            found = channel.measure(uri, timeout=timeout)
+        except channel.NotMeasured as error:
+            self.why_not = str(error)
+        else:
+            self.measured, self.delay = found.bandwidth, found.delay
+
+    def disks_are_read_at(self, speed: float) -> None:
+        """Take the speed of the disks if it is lower than that of the link, or if nothing is known of the link."""
+        if speed > 0 and (not self.bandwidth or (self.source == "measured" and speed < self.bandwidth)):
+            self.bandwidth, self.source = speed, "disks"

@@ -34,6 +34,8 @@ class Cell:
     """(blocks, writes a second to each of them)"""
 
     passed_at: float = 0.0
+    zero_blocks: float = 0.0
+    """Blocks that bulk reads, and does not send: they hold nothing but zeros."""
 
     def dirty(self, now: float) -> float:
         """Return the dirty blocks at `now`."""
@@ -41,16 +43,35 @@ class Cell:
         return sum(-count * math.expm1(-rate * passed) for count, rate in self.classes)
 
 
+def split_zeros(cells: Sequence[Cell], share: float) -> None:
+    """Have this share of all data be zeros."""
+    for cell in cells:
+        cell.zero_blocks = cell.data_blocks * share
+        cell.data_blocks -= cell.zero_blocks
+
+
 class Replay:
-    """One migration of `cells` at `speed` blocks a second; the last pass goes at `link_speed`."""
+    """One migration of `cells` at `speed` blocks a second; the last pass goes at `link_speed`.
+
+    Blocks of zeros are passed at `read_speed`, 0 is at once. The target has what was sent `delay` seconds later.
+    """
 
     def __init__(
-        self, cells: Sequence[Cell], parameters: params.MigrationParameters, *, speed: float, link_speed: float
+        self,
+        cells: Sequence[Cell],
+        parameters: params.MigrationParameters,
+        *,
+        speed: float,
+        link_speed: float,
+        read_speed: float = 0.0,
+        delay: float = 0.0,
     ) -> None:
         self._cells = cells
         self._parameters = parameters
         self._speed = speed
         self._link_speed = link_speed
+        self._read_speed = read_speed
+        self._delay = delay
         self._threshold = speed * parameters.downtime_limit
         self._descent = convergence.Descent()
         self.now = 0.0
@@ -69,6 +90,8 @@ class Replay:
                 self.converges = self._iterate_until_ready()
         left = self._pending()
         self.downtime = left / self._link_speed
+        if self._parameters.writers_after == "refuse":  # a move waits for the target's word, a copy does not
+            self.downtime += self._delay
         self.now += self.downtime
         self.sent += left
 
@@ -95,6 +118,7 @@ class Replay:
     def _send_bulk(self) -> None:
         for cell in self._cells:
             self._pass(cell, cell.data_blocks)
+            self.now += cell.zero_blocks / self._read_speed if self._read_speed else 0.0
         self._descent.round_ended(round(self.sent))
 
     def _send_round(self) -> None:
@@ -105,8 +129,8 @@ class Replay:
         self.rounds += 1
 
     def _pass(self, cell: Cell, blocks: float) -> None:
-        """Send `blocks` of a cell, one after the other."""
+        """Send `blocks` of a cell, one after the other; the marks of each are taken before its time to be sent."""
         seconds = blocks / self._speed
-        cell.passed_at = self.now + seconds / 2
+        cell.passed_at = self.now + max(0.0, blocks - 1) / 2 / self._speed
         self.now += seconds
         self.sent += blocks

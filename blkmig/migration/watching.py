@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .. import _core, disk
+from ..block import bulk
 
 SAMPLES = 20
 
@@ -28,7 +29,7 @@ class WatchedDisk:
 
         self._last_hit = bytearray(self.nblocks)
         self.data = bytearray(self.nblocks)
-        """1 for a block that is not wholly in holes."""
+        """1 for a block that bulk reads."""
 
     def take(self, interval: int) -> None:
         """Count the blocks that were written in interval number `interval`, from 1 on."""
@@ -41,13 +42,26 @@ class WatchedDisk:
             self._last_hit[block] = interval
             block = self._bitmap.next_dirty(block + 1)
 
-    def find_data(self) -> None:
-        """Look for the blocks that are not wholly in holes."""
+    def find_data(self, *, shared_base: bool, holes_are_data: bool) -> None:
+        """Look for the blocks that bulk reads: those that are not wholly in holes, or in the top layer."""
+        if holes_are_data and not shared_base:
+            self.data[:] = b"\1" * self.nblocks
+            return
         offset = 0
-        while (extent := self.backend.next_data(offset)) is not None:
+        while (extent := self._next(offset, shared_base=shared_base)) is not None:
             first, stop = extent[0] // _core.BLOCK_SIZE, min(-(-extent[1] // _core.BLOCK_SIZE), self.nblocks)
             self.data[first:stop] = b"\1" * (stop - first)
             offset = extent[1]
+
+    def _next(self, offset: int, *, shared_base: bool) -> tuple[int, int] | None:
+        if not shared_base:
+            return self.backend.next_data(offset)
+        while offset < self.backend.size:
+            extent = self.backend.next_allocated(offset, bulk.SEARCH_BYTES)
+            if extent is not None:
+                return extent
+            offset += bulk.SEARCH_BYTES
+        return None
 
     def count_data(self) -> int:
         """Return how many blocks bulk would send."""

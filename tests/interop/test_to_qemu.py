@@ -320,3 +320,15 @@ def test_qemu_to_blkmig_to_qemu(tmp_path: Path) -> None:
         assert vm.wait_migration() == "completed"
         vm.quit()
     real_qemu.compare(target.source, target.image)
+
+
+def test_a_dry_run_leaves_a_qemu_that_waits_as_it_is(tmp_path: Path) -> None:
+    """E9: it takes the first connection for its migration and ends with it, so none is made; then it still serves."""
+    target = make_target(tmp_path, "drive0", 2 * MiB)
+    with Qemu(*target.arguments(), folder=tmp_path, incoming=True) as vm:
+        uri = vm.listen()
+        told = command.run("send", "--dry-run=0.1", f"drive0={target.source}", uri)
+        assert told.exit_code == 0, told.stderr
+        assert "the link was not measured: no receiver that can be measured answers" in told.stdout
+        assert command.run("send", f"drive0={target.source}", uri).exit_code == 0
+        assert vm.wait_migration() == "completed"
