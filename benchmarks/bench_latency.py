@@ -21,7 +21,7 @@ import nbd_servers
 
 import blkmig
 from blkmig import _core
-from blkmig.disk import nbd
+from blkmig.nbd import backend as nbd
 
 MiB = 1 << 20
 DELAYS = [0, 1, 5, 20, 50]

@@ -20,13 +20,15 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False  # `typing` alone would take longer to import than all of this
 if TYPE_CHECKING:
     from . import errors
-    from .disk import BlockBackend, DirtyBitmap, FileBackend, MemoryBackend, open_disk, open_disks
+    from .disk import BlockBackend, DirtyBitmap
     from .errors import MigrationError
+    from .files import FileBackend, MemoryBackend
     from .migration import IncomingMigration, OutgoingMigration, receive, send
     from .migration.incoming import incoming
     from .migration.outgoing import outgoing
     from .params import IncomingParameters, MigrationParameters
     from .savevm import SaveVMHandlers
+    from .sources import open_disk, open_disks
     from .stats import IncomingStatistics, OutgoingStatistics
 
 __all__ = [
@@ -52,14 +54,18 @@ __all__ = [
 ]
 
 _ROOMS = {
-    "disk": ("BlockBackend", "DirtyBitmap", "FileBackend", "MemoryBackend", "open_disk", "open_disks"),
+    "disk": ("BlockBackend", "DirtyBitmap"),
     "errors": ("MigrationError",),
     "migration": ("IncomingMigration", "OutgoingMigration", "incoming", "outgoing", "receive", "send"),
     "params": ("IncomingParameters", "MigrationParameters"),
     "savevm": ("SaveVMHandlers",),
     "stats": ("IncomingStatistics", "OutgoingStatistics"),
+    "files": ("FileBackend", "MemoryBackend"),
+    "sources": ("open_disk", "open_disks"),
     "block": (),
     "channel": (),
+    "nbd": (),
+    "qemu": (),
     "units": (),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import peers
 
-from blkmig import disk
+from blkmig import disk, files
 
 MiB = 1 << 20
 SIZES = [512, 1000, MiB - 512, MiB, MiB + 512, 3 * MiB + 1000, 4 * MiB + 77 * 512]
@@ -64,18 +64,18 @@ def open_disk(kind: str, folder: Path, contents: bytes, *, below: bytes = b"") -
     with contextlib.ExitStack() as stack:
         backend: disk.LocalBackend
         if kind == "memory":
-            backend = disk.MemoryBackend(bytearray(contents), name=kind)
+            backend = files.MemoryBackend(bytearray(contents), name=kind)
         elif kind == "mmap":
             buffer = mmap.mmap(-1, len(contents))
             buffer[:] = contents
-            backend = disk.MemoryBackend(buffer, name=kind)
+            backend = files.MemoryBackend(buffer, name=kind)
         else:
             write_sparse(path, contents)
             if kind == "device":
-                backend = disk.FileBackend(stack.enter_context(loop_device(path)), name=kind)
+                backend = files.FileBackend(stack.enter_context(loop_device(path)), name=kind)
             elif kind.startswith("overlay"):
                 write_sparse(folder / "base.raw", below)
-                backend = disk.FileBackend(path, name=kind, base=folder / "base.raw")
+                backend = files.FileBackend(path, name=kind, base=folder / "base.raw")
             else:
-                backend = disk.FileBackend(path, name=kind, direct=kind == "direct")
+                backend = files.FileBackend(path, name=kind, direct=kind == "direct")
         yield stack.enter_context(backend)

@@ -9,7 +9,7 @@ from pathlib import Path
 import real_qemu
 from real_qemu import MiB
 
-from blkmig.disk import partial
+from blkmig.files import partial
 
 SIZE = 16 * MiB
 GUEST = real_qemu.Guest(SIZE)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import peers
 
-from blkmig.disk import nbd_uri
+from blkmig.nbd import uri as nbd_uri
 
 READ, WRITE, DISCONNECT, FLUSH, TRIM, CACHE, WRITE_ZEROES = range(7)
 HAS_FLAGS, READ_ONLY, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES = 1, 2, 4, 8, 32, 64

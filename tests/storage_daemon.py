@@ -20,8 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from blkmig.disk import nbd_uri, partial
-from blkmig.disk.qemu import qmp
+from blkmig.files import partial
+from blkmig.nbd import uri as nbd_uri
+from blkmig.qemu import qmp
 
 MiB = 1 << 20
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 
 import blkmig
-from blkmig import disk
+from blkmig import sources
 
 from . import jobs, processes
 
@@ -57,7 +57,7 @@ class Scene:
         """Send all disks and return what the migration says: its pause, and the whole of it."""
         start = time.monotonic()
         with contextlib.ExitStack() as stack:
-            disks = [stack.enter_context(each) for each in disk.open_disks(f"qemu:{self.monitor}")]
+            disks = [stack.enter_context(each) for each in sources.open_disks(f"qemu:{self.monitor}")]
             statistics = blkmig.send(disks, f"file:{self.stream}", downtime_limit=0.05)
         assert statistics.downtime is not None
         return {"wall": statistics.downtime, "total": time.monotonic() - start}

@@ -15,8 +15,8 @@ import sys
 import time
 
 import blkmig
-from blkmig import channel
-from blkmig.disk import behind, qemu, rawfile
+from blkmig import channel, qemu
+from blkmig.files import behind, rawfile
 from blkmig.migration import figures
 
 

@@ -16,7 +16,7 @@ import sys
 import time
 
 from blkmig import errors
-from blkmig.disk import nbd_connection
+from blkmig.nbd import connection as nbd_connection
 
 
 def main() -> None:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from typing import IO, Any
 
-from .. import children, disk, errors, migration, params, stats, units
+from .. import children, disk, errors, files, migration, params, stats, units
 from . import arguments, output, progress, signals
 
 DATA_SHARE = 0.4
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         )
         with (
             receiving(target) as uri,
-            disk.FileBackend(source, name="demo") as backend,
+            files.FileBackend(source, name="demo") as backend,
             Writer(backend, args.write_rate) as writer,
         ):
             result = migrate(backend, uri, args)
@@ -96,7 +96,7 @@ def check_space(folder: str, size: int) -> None:
 
 def make_disk(path: pathlib.Path, size: int) -> None:
     """Make a sparse disk with extents of data all over it."""
-    with disk.FileBackend(path, create_size=size, name="demo") as backend:
+    with files.FileBackend(path, create_size=size, name="demo") as backend:
         for offset in range(0, size, int(EXTENT_BYTES / DATA_SHARE)):
             backend.pwrite(os.urandom(min(EXTENT_BYTES, size - offset)), offset)
 

@@ -7,7 +7,7 @@ import argparse
 import contextlib
 from typing import Any
 
-from .. import disk, errors, migration, params, stats, units
+from .. import disk, errors, migration, params, sources, stats, units
 from . import arguments, output, progress, signals
 from . import parser as parsing
 
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         disks = [
             stack.enter_context(backend)
-            for opened in disk.open_sources(
+            for opened in sources.open_sources(
                 map(arguments.named, args.disks),
                 writable=False,
                 direct=args.direct,
@@ -131,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
 
 def watch_switchover(disks: list[disk.BlockBackend], outgoing: migration.OutgoingMigration) -> None:
     """Begin the last pass when the QEMU of the disks waits for it."""
-    from ..disk import qemu
+    from .. import qemu
 
     sessions = {backend.session for backend in disks if isinstance(backend, qemu.QemuBackend)}
     if not sessions:

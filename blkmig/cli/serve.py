@@ -7,7 +7,7 @@ import argparse
 import pathlib
 from typing import Any
 
-from .. import disk
+from .. import sources
 from . import arguments, output
 
 SERVE_EXAMPLES = (
@@ -57,12 +57,12 @@ def add_command(commands: Any) -> None:
 
 def run_serve(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
-    from ..disk import serve  # what only some commands need is imported by them: the others start sooner
+    from ..sources import serve  # what only some commands need is imported by them: the others start sooner
 
     served = []
     for text in args.images:
         name, image = arguments.named(text)
-        described = disk.describe(image)
+        described = sources.describe(image)
         served.append(serve.ServedDisk(pathlib.Path(described.path).stem if name is None else name, described))
     with serve.StorageDaemon(served, args.nbd, qmp=args.qmp) as daemon:
         for each in daemon.disks:
@@ -74,7 +74,7 @@ def run_serve(args: argparse.Namespace) -> int:
 
 def run_cleanup(args: argparse.Namespace) -> int:
     """Remove leftovers."""
-    from ..disk import qemu
+    from .. import qemu
 
     if not qemu.cleanup(args.qemu, force=args.force, connect_timeout=args.connect_timeout, say=output.put):
         output.put("nothing was left")

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import pathlib
 
-from .. import block, disk, errors, params, stats
-from ..disk import folder, image
+from .. import block, disk, errors, params, sources, stats
+from ..files import FileBackend, folder
+from ..nbd import image
 
 ADVICE = "say --keep-tail if what it holds behind the disk is to stay, or remove it and receive again"
 
 
-def check_before(target: disk.TargetFile, parameters: params.IncomingParameters, key: str | int) -> None:
+def check_before(target: sources.TargetFile, parameters: params.IncomingParameters, key: str | int) -> None:
     """Check a prepared target for a disk of which the name, or else the number, is known, before anybody connects."""
     if isinstance(key, str) or parameters.sizes.keys() <= {""}:  # one size, or none, for disks of any name
         name = key if isinstance(key, str) else ""
@@ -23,7 +24,7 @@ def check_before(target: disk.TargetFile, parameters: params.IncomingParameters,
         check_said_size(target, parameters, name)
 
 
-def check_said_size(target: disk.TargetFile, parameters: params.IncomingParameters, name: str) -> None:
+def check_said_size(target: sources.TargetFile, parameters: params.IncomingParameters, name: str) -> None:
     """Refuse a target that does not have the size that was said for its disk. Nothing was written yet."""
     said, has = parameters.size_of(name), target.size
     if said is None or has is None or has == said:
@@ -67,7 +68,7 @@ def check_is_named(backend: disk.BlockBackend) -> None:
         if not file.is_still_named():
             cause = f"{file.path!r} was removed or replaced while it was written, and what was written is nowhere"
             raise errors.DeviceError("cannot be completed", device=backend.name, cause=cause)
-        if isinstance(backend, disk.FileBackend) and file.is_regular:
+        if isinstance(backend, FileBackend) and file.is_regular:
             _check_has_its_size(backend, file.path)
 
 

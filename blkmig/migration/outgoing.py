@@ -29,6 +29,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .. import _core, block, disk, errors, params, savevm, stats
+from ..sources import together
 from . import bounds, connection, convergence, ending, endpoints, figures, pause
 
 
@@ -353,7 +354,7 @@ def send(
     with contextlib.ExitStack() as opened:
         sources = list(disks)
         texts = [(None, source) for source in sources if not isinstance(source, disk.BlockBackend)]
-        found = iter(disk.open_sources(texts, writable=False, **timeouts))
+        found = iter(together.open_sources(texts, writable=False, **timeouts))
         backends: list[disk.BlockBackend] = []
         for source in sources:
             if isinstance(source, disk.BlockBackend):

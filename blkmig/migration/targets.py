@@ -15,8 +15,8 @@ import pathlib
 from collections.abc import Mapping
 from types import TracebackType
 
-from .. import block, disk, errors, params, stats
-from ..disk import folder
+from .. import block, disk, errors, params, sources, stats
+from ..files import folder
 from . import endpoints, fitting
 
 Target = disk.BlockBackend | str | os.PathLike[str]
@@ -47,7 +47,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         self._parameters = parameters
         self._statistics = statistics
         wanted: list[tuple[str | int, Target]] = [*targets.items(), *(by_index or {}).items()]
-        self._targets: dict[str | int, disk.BlockBackend | disk.TargetFile] = {
+        self._targets: dict[str | int, disk.BlockBackend | sources.TargetFile] = {
             key: target if isinstance(target, disk.BlockBackend) else self._target_file(target, key)
             for key, target in wanted
         }
@@ -56,8 +56,8 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         self._endpoints: endpoints.Targets | None = None
         self._stack = contextlib.ExitStack()
         self._used: set[str | int] = set()
-        self._made: list[disk.TargetFile] = []  # all that were prepared, in the order in which they were
-        self._came: list[disk.TargetFile | None] = []  # the targets of `devices`; None for one that the caller opened
+        self._made: list[sources.TargetFile] = []  # all that were prepared, in the order in which they were
+        self._came: list[sources.TargetFile | None] = []  # those of `devices`; None: opened by the caller
         self.devices: list[block.BlkLoadDevice] = []
 
     # -- before somebody connects ------------------------------------------------------------------------------------
@@ -74,7 +74,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
                 files = list(target.files if isinstance(target, disk.BlockBackend) else target.files())
                 self._endpoints.add(label_of(key), files[:1], files[1:])
             for key, target in self._targets.items():
-                if isinstance(target, disk.TargetFile):
+                if isinstance(target, sources.TargetFile):
                     self._prepare(target)
                     self._endpoints.add(label_of(key), (), target.layers())
                     fitting.check_before(target, self._parameters, key)
@@ -86,8 +86,8 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
 
     def _target_file(
         self, text: str | os.PathLike[str], key: str | int, *, into: pathlib.Path | None = None
-    ) -> disk.TargetFile:
-        return disk.TargetFile(
+    ) -> sources.TargetFile:
+        return sources.TargetFile(
             text,
             label=key if isinstance(key, str) and key else label_of(key),
             into=into,
@@ -97,7 +97,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             idle_timeout=self._parameters.idle_timeout,
         )
 
-    def _prepare(self, target: disk.TargetFile) -> None:
+    def _prepare(self, target: sources.TargetFile) -> None:
         self._made.append(target)
         target.prepare()
 
@@ -127,11 +127,11 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         if backend.is_growable and self._parameters.incremental:
             raise errors.DeviceError("cannot be a target", device=name, cause="it is new, and does not hold the base")
         self._stack.enter_context(backend.block_use("a migration that writes it"))
-        is_new = isinstance(target, disk.TargetFile) and target.is_new
+        is_new = isinstance(target, sources.TargetFile) and target.is_new
         device = block.BlkLoadDevice(backend, statistics, size=size, is_new=is_new)
         self._statistics.disks[name] = statistics
         self.devices.append(device)
-        self._came.append(target if isinstance(target, disk.TargetFile) else None)
+        self._came.append(target if isinstance(target, sources.TargetFile) else None)
         return device
 
     def is_wanted(self, name: str) -> bool:
@@ -157,7 +157,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
                 position=position,
             )
 
-    def _find(self, name: str, position: int) -> disk.BlockBackend | disk.TargetFile:
+    def _find(self, name: str, position: int) -> disk.BlockBackend | sources.TargetFile:
         """Return where the disk called `name` goes."""
         index = len(self.devices)
         for key in (name, index):  # the name first: whoever says both means this disk
@@ -169,7 +169,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         known = [key for key in self._targets if isinstance(key, str)]
         raise errors.UnknownDevice(unknown_device(name, index, known), device=name, position=position)
 
-    def _target_in_folder(self, into: pathlib.Path, name: str) -> disk.TargetFile:
+    def _target_in_folder(self, into: pathlib.Path, name: str) -> sources.TargetFile:
         """Return the file for a disk in the folder; a name from the stream must not lead out of it."""
         if not name or name in (".", "..") or "/" in name or "\0" in name or not name.isprintable():
             raise errors.ParameterError(
@@ -260,7 +260,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             with contextlib.suppress(OSError):
                 self._new_folders.pop().rmdir()
 
-    def _discard(self, target: disk.TargetFile, exc: BaseException | None) -> None:
+    def _discard(self, target: sources.TargetFile, exc: BaseException | None) -> None:
         with errors.keeping(exc):
             is_gone = target.discard(withdraw=isinstance(exc, errors.MigrationError))
             if isinstance(exc, Exception) and target.is_new and target in self._came:

@@ -26,8 +26,9 @@ import pytest
 
 import blkmig
 from blkmig import block, errors
-from blkmig.disk import image, partial
+from blkmig.files import partial
 from blkmig.migration import connection, targets
+from blkmig.nbd import image
 
 MIB = lab.MIB
 SIZE = 66 * MIB + 512

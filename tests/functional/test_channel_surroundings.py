@@ -23,7 +23,7 @@ import pytest
 import blkmig
 from blkmig import _core, channel, children, errors
 from blkmig.channel import sockets
-from blkmig.disk import image
+from blkmig.nbd import image
 from tests import command
 
 MIB = 1 << 20

@@ -18,8 +18,8 @@ import storage_daemon
 from storage_daemon import MiB
 
 import blkmig
-from blkmig import children, disk, errors
-from blkmig.disk import serve
+from blkmig import children, errors, sources
+from blkmig.sources import serve
 
 SOON = 30.0
 
@@ -46,8 +46,9 @@ def children_of(pid: int, name: str) -> list[Watched]:
     """Return the children of a process whose program is called `name`."""
     found = []
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        if Path(f"/proc/{child}/comm").read_text().strip().startswith(name):
-            found.append(Watched(int(child)))
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since it was listed
+            if Path(f"/proc/{child}/comm").read_text().strip().startswith(name):
+                found.append(Watched(int(child)))
     return found
 
 
@@ -158,7 +159,7 @@ def test_a_sender_of_an_image_that_is_killed_leaves_nothing(tmp_path: Path) -> N
     sender.communicate()
     assert all(server.ends() for server in servers)
     os.close(reader)
-    with disk.open_disk(f"{image},format=qcow2"):  # its lock is free
+    with sources.open_disk(f"{image},format=qcow2"):  # its lock is free
         pass
 
 
@@ -195,8 +196,8 @@ def test_who_holds_the_lock_is_named(kind: str) -> None:
         with storage_daemon.StorageDaemon(folder, *storage_daemon.image_options(path)) as daemon:
             named = rf"held by qemu-storage-daemon \(pid {daemon.process.pid}\)"
             with pytest.raises(errors.DeviceBusy, match=named):
-                disk.open_disk(f"{path},format={kind}")
-            served = serve.ServedDisk("v", disk.describe(f"{path},format={kind}"))
+                sources.open_disk(f"{path},format={kind}")
+            served = serve.ServedDisk("v", sources.describe(f"{path},format={kind}"))
             with pytest.raises(errors.DeviceBusy, match=named):
                 serve.StorageDaemon([served], f"unix:{folder}/nbd2")
 

@@ -173,7 +173,7 @@ class NeverClean(blkmig.MemoryBackend):
 
 def test_no_convergence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     disk = NeverClean(bytearray(b"x" * 16 * MIB), name="vda")
-    monkeypatch.setattr("blkmig.disk.open_sources", lambda *args, **options: [[disk]])
+    monkeypatch.setattr("blkmig.sources.open_sources", lambda *args, **options: [[disk]])
     words = ["send", "vda", f"file:{tmp_path}/stream", "--max-rounds=2", "--downtime-limit=0", "--progress=none"]
     assert cli.main(words) == 4
     out, err = capfd.readouterr()

@@ -117,7 +117,7 @@ def test_no_error_ends_in_a_traceback(
     def fail(*args: object, **options: object) -> None:
         raise error
 
-    monkeypatch.setattr("blkmig.disk.open_sources", fail)
+    monkeypatch.setattr("blkmig.sources.open_sources", fail)
     assert cli.main(["send", "a", "file:x"]) == exit_code
     _, err = capfd.readouterr()
     assert message in err

@@ -17,8 +17,9 @@ import pytest
 import storage_daemon
 from storage_daemon import MiB, StorageDaemon, image_options
 
-from blkmig import disk, errors
-from blkmig.disk import image, serve
+from blkmig import disk, errors, sources
+from blkmig.nbd import image
+from blkmig.sources import serve
 
 peers.require("qemu-storage-daemon", "qemu-nbd", "qemu-img")
 
@@ -58,7 +59,7 @@ Opener = Callable[[], list[disk.BlockBackend]]
 def qcow2(folder: Path) -> Iterator[Opener]:
     path = folder / "v.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "1M"], check=True)
-    yield lambda: disk.open_disks(f"{path},format=qcow2")
+    yield lambda: sources.open_disks(f"{path},format=qcow2")
 
 
 @contextlib.contextmanager
@@ -66,7 +67,7 @@ def nbd_export(folder: Path) -> Iterator[Opener]:
     path = folder / "v.raw"
     path.write_bytes(bytes(MiB))
     with nbd_servers.storage_daemon(path) as server:
-        yield lambda: disk.open_disks(server.uri)
+        yield lambda: sources.open_disks(server.uri)
 
 
 @contextlib.contextmanager
@@ -74,7 +75,7 @@ def live(folder: Path) -> Iterator[Opener]:
     path = folder / "v.raw"
     path.write_bytes(bytes(MiB))
     with StorageDaemon(folder, *image_options(path)) as daemon:
-        yield lambda: disk.open_disks(daemon.address)
+        yield lambda: sources.open_disks(daemon.address)
         assert daemon.leftovers() == []
 
 
@@ -111,7 +112,7 @@ def test_any_number_of_descriptors_is_enough_or_too_few(
 def test_serve_with_few_descriptors(folder: Path) -> None:
     path = folder / "v.raw"
     path.write_bytes(bytes(MiB))
-    served = serve.ServedDisk("v", disk.describe(f"{path},format=raw"))
+    served = serve.ServedDisk("v", sources.describe(f"{path},format=raw"))
     for count in range(40):
         with contextlib.ExitStack() as stack, descriptors_left(count):
             try:
@@ -138,7 +139,7 @@ def test_a_long_folder_for_temporary_files(folder: Path, monkeypatch: pytest.Mon
 def test_a_socket_path_that_is_too_long(folder: Path, length: int) -> None:
     path = folder / "v.raw"
     path.write_bytes(bytes(MiB))
-    served = serve.ServedDisk("v", disk.describe(f"{path},format=raw"))
+    served = serve.ServedDisk("v", sources.describe(f"{path},format=raw"))
     with pytest.raises(errors.MigrationError, match=r"too long"):
         serve.StorageDaemon([served], f"unix:{folder}/{'y' * length}")
 
@@ -152,7 +153,7 @@ def test_programs_that_are_not_installed(folder: Path, monkeypatch: pytest.Monke
             opener()
         with pytest.raises(errors.DeviceError, match="qemu-img is not installed"):
             image.create_image(folder / "new.qcow2", MiB, format="qcow2", device="v")
-        served = serve.ServedDisk("v", disk.describe(f"{path},format=raw"))
+        served = serve.ServedDisk("v", sources.describe(f"{path},format=raw"))
         with pytest.raises(errors.DeviceError, match="qemu-storage-daemon is not installed"):
             serve.StorageDaemon([served], f"unix:{folder}/nbd")
         (folder / "qemu-nbd").write_text("no program")

@@ -12,7 +12,7 @@ import lab
 import pytest
 
 import blkmig
-from blkmig import disk, errors
+from blkmig import errors, files
 
 MIB = 1 << 20
 OPEN_RETURN_PATH = struct.pack(">BHH", 8, 1, 0)
@@ -50,14 +50,14 @@ def test_a_source_that_gave_up_before_the_word_leaves_no_target(
     tmp_path: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A2: the writers of such a source may have gone on before its last pages were taken."""
-    flush, begun, gone = disk.FileBackend.flush, threading.Event(), threading.Event()
+    flush, begun, gone = files.FileBackend.flush, threading.Event(), threading.Event()
 
-    def wait_and_flush(backend: disk.FileBackend) -> None:
+    def wait_and_flush(backend: files.FileBackend) -> None:
         begun.set()
         assert gone.wait(60)
         flush(backend)
 
-    monkeypatch.setattr(disk.FileBackend, "flush", wait_and_flush)
+    monkeypatch.setattr(files.FileBackend, "flush", wait_and_flush)
     receiver = lab.Receiver("tcp:127.0.0.1:0", {"a": tmp_path / "copy.raw"})
     with connect(receiver) as source:
         source.sendall(stream)

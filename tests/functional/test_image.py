@@ -20,9 +20,8 @@ import lab
 import peers
 import pytest
 
-from blkmig import disk as disk_room
-from blkmig import errors
-from blkmig.disk import image
+from blkmig import errors, sources
+from blkmig.nbd import image
 
 peers.require("qemu-nbd", "qemu-img", "qemu-io")
 
@@ -82,10 +81,10 @@ def test_any_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) ->
 
 def test_open_disk_with_format(tmp_path: Path) -> None:
     path = make(tmp_path / "disk.qcow2", b"x" * MiB, "qcow2")
-    with disk_room.open_disk(f"{path},format=qcow2", name="vda") as disk:
+    with sources.open_disk(f"{path},format=qcow2", name="vda") as disk:
         assert (disk.name, disk.size) == ("vda", MiB)
     with pytest.raises(errors.FormatError, match="format=qcow2"):
-        disk_room.open_disk(str(path))
+        sources.open_disk(str(path))
 
 
 def test_wrong_format(tmp_path: Path) -> None:
@@ -132,7 +131,7 @@ def test_base_in_another_place(layers: tuple[Path, Path, bytearray], tmp_path: P
         assert disk.pread(0, disk.size) == contents
     comma = str(moved).replace(",", ",,")
     text = f"{top},format=qcow2,base={comma},base-format=qcow2"
-    with disk_room.open_disk(text, writable=False) as disk:
+    with sources.open_disk(text, writable=False) as disk:
         assert disk.next_allocated(0, 4 * MiB) == (MiB, MiB + 65536)
 
 
@@ -225,7 +224,7 @@ def test_nothing_stays_behind(qcow2: Path, tmp_path: Path, monkeypatch: pytest.M
 
 def test_killed_user_leaves_no_server(qcow2: Path) -> None:
     code = (
-        "import sys, signal; from blkmig.disk import image\n"
+        "import sys, signal; from blkmig.nbd import image\n"
         f"disk = image.ImageBackend({str(qcow2)!r}, format='qcow2')\n"
         "print(disk._server._process.pid, flush=True); signal.pause()"
     )
@@ -291,7 +290,7 @@ def test_new_image_is_resized(tmp_path: Path) -> None:
 
 def test_new_image_is_as_large_as_its_base(tmp_path: Path, qcow2: Path) -> None:
     text = f"{tmp_path}/new,format=vmdk,base={make(tmp_path / 'base', b'y' * 3 * MiB, 'vmdk')},base-format=vmdk"
-    target = disk_room.TargetFile(text, label="vda")
+    target = sources.TargetFile(text, label="vda")
     target.prepare()
     with target.open("vda", None) as disk:
         assert disk.size == 3 * MiB

@@ -22,7 +22,10 @@ import peers
 import pytest
 
 from blkmig import _core, errors
-from blkmig.disk import geometry, nbd, nbd_connection, nbd_uri
+from blkmig.disk import geometry
+from blkmig.nbd import backend as nbd
+from blkmig.nbd import connection as nbd_connection
+from blkmig.nbd import uri as nbd_uri
 
 peers.require("nbdkit", "qemu-storage-daemon", "qemu-img")
 

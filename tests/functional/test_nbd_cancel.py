@@ -23,8 +23,11 @@ from nbd_servers import READ, Asked, FakeServer
 
 import blkmig
 from blkmig import _core, errors
-from blkmig.disk import _libnbd, image, nbd, nbd_connection, nbd_uri
-from blkmig.disk.qemu import exportnames
+from blkmig.nbd import _libnbd, image
+from blkmig.nbd import backend as nbd
+from blkmig.nbd import connection as nbd_connection
+from blkmig.nbd import uri as nbd_uri
+from blkmig.qemu import exportnames
 
 try:
     _libnbd.load()

@@ -14,9 +14,11 @@ import pytest
 import sandbox
 import storage_daemon
 
-from blkmig import errors
-from blkmig.disk import _libnbd, nbd, nbd_connection, qemu
-from blkmig.disk.qemu import exportnames, objects
+from blkmig import errors, qemu
+from blkmig.nbd import _libnbd
+from blkmig.nbd import backend as nbd
+from blkmig.nbd import connection as nbd_connection
+from blkmig.qemu import exportnames, objects
 
 try:
     _libnbd.load()

@@ -13,7 +13,8 @@ import pytest
 import tls
 
 from blkmig import errors
-from blkmig.disk import nbd, nbd_tls
+from blkmig.nbd import backend as nbd
+from blkmig.nbd import tls as nbd_tls
 
 peers.require("nbdkit", "openssl")
 

@@ -16,9 +16,8 @@ import storage_daemon
 from storage_daemon import MiB, StorageDaemon
 
 import blkmig
-from blkmig import disk, errors
-from blkmig.disk import qemu
-from blkmig.disk.qemu import address
+from blkmig import errors, qemu, sources
+from blkmig.qemu import address
 
 peers.require("qemu-storage-daemon")
 
@@ -71,7 +70,7 @@ def test_disks_of_one_monitor_share_it_and_have_names_of_their_own(daemon: Stora
 def test_another_path_to_the_same_monitor(daemon: StorageDaemon, folder: Path) -> None:
     (folder / "link").symlink_to(daemon.qmp_path)
     texts = [("one", f"{daemon.address},node=vda"), (None, f"qemu:{folder}/link,node=vdb")]
-    [[one], [two]] = disk.open_sources(texts)
+    [[one], [two]] = sources.open_sources(texts)
     with one, two:
         assert isinstance(one, qemu.QemuBackend)
         assert isinstance(two, qemu.QemuBackend)
@@ -80,7 +79,7 @@ def test_another_path_to_the_same_monitor(daemon: StorageDaemon, folder: Path) -
 
 
 def test_one_is_named_and_the_others_follow(daemon: StorageDaemon) -> None:
-    [rest, [one]] = disk.open_sources([(None, daemon.address), ("one", f"{daemon.address},node=vdb")])
+    [rest, [one]] = sources.open_sources([(None, daemon.address), ("one", f"{daemon.address},node=vdb")])
     with contextlib.ExitStack() as stack:
         for each in [*rest, one]:
             stack.enter_context(each)
@@ -99,7 +98,7 @@ def test_one_is_named_and_the_others_follow(daemon: StorageDaemon) -> None:
 def test_sources_that_are_no_choice(daemon: StorageDaemon, first: str, second: str, message: str) -> None:
     texts = [(None, daemon.address + first), (None, daemon.address + second)]
     with pytest.raises(errors.MigrationError, match=message):
-        disk.open_sources(texts)
+        sources.open_sources(texts)
 
 
 def test_two_servers_for_one_qemu() -> None:

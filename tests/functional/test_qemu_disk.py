@@ -18,9 +18,9 @@ import pytest
 import storage_daemon
 from storage_daemon import MiB, StorageDaemon, image_options
 
-from blkmig import _core, errors
-from blkmig.disk import geometry, qemu
-from blkmig.disk.qemu import discover, leftovers, objects, qmp, watch
+from blkmig import _core, errors, qemu
+from blkmig.disk import geometry
+from blkmig.qemu import discover, leftovers, objects, qmp, watch
 
 peers.require("qemu-storage-daemon", "qemu-img", "qemu-io")
 
@@ -725,7 +725,7 @@ def test_a_qemu_that_is_too_old(daemon: StorageDaemon, monkeypatch: pytest.Monke
 
 KILLED = """
 import os, signal, sys
-from blkmig.disk import qemu
+from blkmig import qemu
 disk = qemu.open_qemu(sys.argv[1])[0]
 disk.create_dirty_bitmap(1 << 20)
 disk.session.own.add_export(disk.session.own.prefix + "more", "disk0")

@@ -9,8 +9,7 @@ import forks
 import peers
 import storage_daemon
 
-from blkmig import _core, disk
-from blkmig.disk import qemu
+from blkmig import _core, disk, qemu
 
 peers.require("qemu-storage-daemon", "qemu-io")
 

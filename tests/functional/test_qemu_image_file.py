@@ -16,9 +16,8 @@ import pytest
 import storage_daemon
 from storage_daemon import MiB, StorageDaemon
 
-from blkmig import _core, errors
-from blkmig.disk import qemu
-from blkmig.disk.qemu import imagefile
+from blkmig import _core, errors, qemu
+from blkmig.qemu import imagefile
 
 peers.require("qemu-storage-daemon")
 

@@ -13,9 +13,8 @@ import pytest
 import storage_daemon
 from storage_daemon import StorageDaemon, image_options
 
-from blkmig import disk, errors
-from blkmig.disk import qemu
-from blkmig.disk.qemu import objects, qmp
+from blkmig import disk, errors, qemu
+from blkmig.qemu import objects, qmp
 
 peers.require("qemu-storage-daemon", "qemu-io")
 

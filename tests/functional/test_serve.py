@@ -17,8 +17,8 @@ import storage_daemon
 from storage_daemon import MiB
 
 from blkmig import errors
-from blkmig.disk import open as open_disks
-from blkmig.disk import serve
+from blkmig.sources import opening as open_disks
+from blkmig.sources import serve
 
 peers.require("qemu-storage-daemon", "qemu-img", "qemu-io")
 

@@ -23,7 +23,9 @@ from storage_daemon import MiB
 
 import blkmig
 from blkmig import errors
-from blkmig.disk import nbd_uri, open_disks, sharedmap
+from blkmig.files import sharedmap
+from blkmig.nbd import uri as nbd_uri
+from blkmig.sources import open_disks
 
 SIZE = 3 * MiB + 70_000
 CHUNK = sharedmap.GRANULARITY

@@ -20,8 +20,9 @@ import pytest
 
 import blkmig
 from blkmig import errors, params, stats
-from blkmig.disk import folder, image, partial
+from blkmig.files import folder, partial
 from blkmig.migration import targets
+from blkmig.nbd import image
 
 MIB = lab.MIB
 CONTENT = random.Random(5).randbytes(5_000_192)

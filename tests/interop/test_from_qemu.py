@@ -16,7 +16,7 @@ import pytest
 import real_qemu
 from real_qemu import MiB, Qemu, QmpError
 
-from blkmig.disk import partial
+from blkmig.files import partial
 
 peers.require("qemu-system-x86_64", "qemu-img", "qemu-io")
 if not real_qemu.has_block_migration():

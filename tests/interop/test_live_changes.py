@@ -20,8 +20,7 @@ from live_vm import GUEST, SIZE, Machine, guest_image
 from real_qemu import MiB
 
 import blkmig
-from blkmig import errors
-from blkmig.disk import qemu
+from blkmig import errors, qemu
 
 peers.require("qemu-system-x86_64", "qemu-img")
 if not real_qemu.has_guest_tools():

@@ -19,9 +19,10 @@ import storage_daemon
 from storage_daemon import MiB, StorageDaemon, image_options
 
 import blkmig
-from blkmig import errors
-from blkmig.disk import open_disks, partial, qemu
-from blkmig.disk.qemu import qmp
+from blkmig import errors, qemu
+from blkmig.files import partial
+from blkmig.qemu import qmp
+from blkmig.sources import open_disks
 
 peers.require("qemu-storage-daemon", "qemu-img", "qemu-io")
 

@@ -23,8 +23,7 @@ import storage_daemon
 from live_vm import Machine, guest_image
 from real_qemu import MiB
 
-from blkmig import errors, savevm
-from blkmig.disk import qemu
+from blkmig import errors, qemu, savevm
 
 peers.require("qemu-system-x86_64", "qemu-storage-daemon", "qemu-img", "qemu-io")
 if not real_qemu.has_guest_tools():
@@ -39,7 +38,7 @@ def folder() -> Iterator[Path]:
 
 KILLED_IN_THE_PAUSE = """
 import os, signal, sys
-from blkmig.disk import qemu
+from blkmig import qemu
 disk = qemu.open_qemu(sys.argv[1])[0]
 disk.create_dirty_bitmap(1 << 20)
 disk.hold_writers()

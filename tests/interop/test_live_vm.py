@@ -20,9 +20,9 @@ from live_vm import GUEST, SIZE, Machine, guest_image
 from real_qemu import MiB
 
 import blkmig
-from blkmig import errors, savevm
-from blkmig.disk import nbd_uri, qemu
-from blkmig.disk.qemu import qmp, throttle
+from blkmig import errors, qemu, savevm
+from blkmig.nbd import uri as nbd_uri
+from blkmig.qemu import qmp, throttle
 
 peers.require("qemu-system-x86_64", "qemu-img")
 if not real_qemu.has_guest_tools():

@@ -21,9 +21,8 @@ import real_qemu
 import storage_daemon
 from live_vm import GUEST, SIZE, Machine, guest_image
 
-from blkmig import errors
-from blkmig.disk import qemu
-from blkmig.disk.qemu import preswitchover, recovery
+from blkmig import errors, qemu
+from blkmig.qemu import preswitchover, recovery
 
 peers.require("qemu-system-x86_64", "qemu-img")
 if not real_qemu.has_guest_tools():

@@ -24,12 +24,16 @@ FLOORS = {
     "gates": 1,
     "disk": 2,
     "channel": 2,
+    "files": 3,
     "savevm": 3,
+    "nbd": 4,
     "block": 4,
-    "migration": 5,
-    "cli": 6,
-    "__init__": 7,
-    "__main__": 7,
+    "qemu": 5,
+    "sources": 6,
+    "migration": 7,
+    "cli": 8,
+    "__init__": 9,
+    "__main__": 9,
 }
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
 

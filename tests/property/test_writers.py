@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import disks
 import pytest
 
-from blkmig import _core, disk
+from blkmig import _core, disk, files
 
 MiB = 1 << 20
 SWITCHOVERS = 4
@@ -75,7 +75,7 @@ class Copy:
         self.bitmap = backend.create_dirty_bitmap(granularity)
         self.bitmap.mark_all()
         self.blk = _core.BlockBuffer()
-        self.target = disk.MemoryBackend(bytearray(backend.size), name="copy")
+        self.target = files.MemoryBackend(bytearray(backend.size), name="copy")
         self.clear_first = True
 
     def round(self) -> None:
@@ -153,7 +153,7 @@ def test_copies_are_equal_at_every_switchover(kind, size, tmp_path):
 def test_the_wrong_order_is_caught():
     """The control of the test above: clearing after the read loses writes, and it notices."""
     seed = random.randrange(1 << 32)
-    backend = disk.MemoryBackend(bytearray(MiB), name="m")
+    backend = files.MemoryBackend(bytearray(MiB), name="m")
     copy = Copy(backend, MiB)
     copy.clear_first = False
     rng = random.Random(seed)
@@ -173,7 +173,7 @@ def test_the_wrong_order_is_caught():
 
 
 def test_writers_make_progress_between_holds():
-    backend = disk.MemoryBackend(bytearray(4 * MiB), name="m")
+    backend = files.MemoryBackend(bytearray(4 * MiB), name="m")
     with Writers(backend, seed=1) as writers:
         for _ in range(20):
             backend.hold_writers()
@@ -184,7 +184,7 @@ def test_writers_make_progress_between_holds():
 
 
 def test_refused_writers_end_and_the_copy_is_final():
-    backend = disk.MemoryBackend(bytearray(4 * MiB), name="m")
+    backend = files.MemoryBackend(bytearray(4 * MiB), name="m")
     writers = Writers(backend, seed=2)
     for thread in writers.threads:
         thread.start()

@@ -19,7 +19,7 @@ import blkmig
 from blkmig import channel
 from blkmig.block import bulk, device, load, save, target
 from blkmig.block import send as block_send
-from blkmig.disk import behind
+from blkmig.files import behind
 
 MIB = lab.MIB
 COMPILED_CALLS = 4

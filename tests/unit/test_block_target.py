@@ -9,7 +9,7 @@ from pathlib import Path
 import lab
 import pytest
 
-from blkmig import disk, stats
+from blkmig import disk, files, stats
 from blkmig.block import BlkLoadDevice
 
 MIB = lab.MIB
@@ -51,7 +51,7 @@ def test_blocks_in_any_order(tmp_path: Path, seed: int, is_new: bool) -> None:
                 model[block * MIB : block * MIB + 70_000] = b"o" * 70_000
                 file.seek(block * MIB)
                 file.write(b"o" * 70_000)
-    with disk.FileBackend.create(path) if is_new else disk.FileBackend(path) as backend:
+    with files.FileBackend.create(path) if is_new else files.FileBackend(path) as backend:
         target = Target(backend, model, tmp_path, [payload(rng) for _ in range(30)])
         while target.payloads:
             block = rng.randrange(nblocks)
@@ -72,7 +72,7 @@ def test_a_hole_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         file.seek(40 * MIB)
         file.write(b"old" * MIB)
     model, asked, written = bytearray(path.read_bytes()), [], []
-    with disk.FileBackend(path) as backend:
+    with files.FileBackend(path) as backend:
         zeroes_end, write_zeroes = backend.zeroes_end, backend.write_zeroes
         monkeypatch.setattr(backend, "zeroes_end", lambda offset: asked.append(offset // MIB) or zeroes_end(offset))
         monkeypatch.setattr(

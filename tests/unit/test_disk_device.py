@@ -8,8 +8,8 @@ import subprocess
 import disks
 import pytest
 
-from blkmig import _core, disk, errors
-from blkmig.disk import rawfile
+from blkmig import _core, disk, errors, files
+from blkmig.files import rawfile
 
 MiB = 1 << 20
 SIZE = 3 * MiB + 512
@@ -29,7 +29,7 @@ def device(path):
 
 
 def test_size_and_kind(device):
-    with disk.FileBackend(device) as backend:
+    with files.FileBackend(device) as backend:
         assert backend.size == SIZE
         assert f"/dev/{backend.name}" == device
         assert backend.reads_in_parallel
@@ -43,7 +43,7 @@ def test_blocks_in_and_out(device, path, direct, movable):
     blk = _core.BlockBuffer()
     blk.movable = movable
     contents = bytearray(b"\xaa" * SIZE)
-    with disk.FileBackend(device, direct=direct) as backend:
+    with files.FileBackend(device, direct=direct) as backend:
         shape = disk.BlockGeometry(SIZE)
         for block in (3, 0, 2, 1):
             offset, nbytes = shape.block_range(block)
@@ -72,7 +72,7 @@ def test_zeroes(device, path, way, monkeypatch):
         monkeypatch.setattr(_core, "zero_out", unsupported)
     monkeypatch.setattr(rawfile, "_ZERO_STEP", MiB)
     contents = bytearray(b"\xaa" * SIZE)
-    with disk.FileBackend(device) as backend:
+    with files.FileBackend(device) as backend:
         for offset, nbytes in ((5, 3), (511, 2), (1000, 2 * MiB + 77), (SIZE - 10, 10), (2 * MiB + 4608, 512), (0, 0)):
             backend.write_zeroes(offset, nbytes)
             contents[offset : offset + nbytes] = bytes(nbytes)
@@ -89,7 +89,7 @@ def test_large_logical_blocks(path, tmp_path):
     path.write_bytes(os.urandom(4 * MiB))
     with disks.loop_device(path, "--sector-size", "4096") as device:
         contents = bytearray(path.read_bytes())
-        with disk.FileBackend(device, direct=True) as backend:
+        with files.FileBackend(device, direct=True) as backend:
             backend.write_zeroes(512, 3 * MiB)
             contents[512 : 512 + 3 * MiB] = bytes(3 * MiB)
             backend.pwrite(b"x" * 100, 4095)
@@ -98,16 +98,16 @@ def test_large_logical_blocks(path, tmp_path):
 
 
 def test_a_device_in_use_is_not_written(device):
-    with disk.FileBackend(device):
+    with files.FileBackend(device):
         with pytest.raises(errors.DeviceBusy, match="busy") as caught:
-            disk.FileBackend(device, locking=True)
+            files.FileBackend(device, locking=True)
         assert caught.value.exit_code == 6
     holder = os.open(device, os.O_RDWR | os.O_EXCL)  # as a mount, or a device-mapper table, holds it
     try:
         with pytest.raises(errors.DeviceBusy) as caught:
-            disk.FileBackend(device)
+            files.FileBackend(device)
         assert caught.value.errno == errno.EBUSY
-        disk.FileBackend(device, writable=False).close()
+        files.FileBackend(device, writable=False).close()
     finally:
         os.close(holder)
 
@@ -116,14 +116,14 @@ def test_a_device_is_refused_for_its_contents(path):
     path.write_bytes(b"QFI\xfb".ljust(MiB, b"\0"))
     with disks.loop_device(path) as device:
         with pytest.raises(errors.FormatError):
-            disk.FileBackend(device)
-        disk.FileBackend(device, format="raw").close()
+            files.FileBackend(device)
+        files.FileBackend(device, format="raw").close()
 
 
 def test_a_read_error_names_the_offset(device, path):
     """The file behind the device is cut: reads there fail as those of a broken disk do."""
     blk = _core.BlockBuffer()
-    with disk.FileBackend(device, direct=True) as backend:
+    with files.FileBackend(device, direct=True) as backend:
         os.truncate(path, MiB)
         backend.read_block(blk, 0, MiB)
         with pytest.raises(errors.DeviceError, match="cannot read at offset 1048576, 1048576 bytes") as caught:
@@ -137,6 +137,6 @@ def test_a_read_only_device(path):
     with disks.loop_device(path, "--read-only") as device:
         assert subprocess.run(["blockdev", "--getro", device], capture_output=True, check=False).stdout == b"1\n"
         with pytest.raises(errors.DeviceError, match=r"cannot open .*Read-only"):
-            disk.FileBackend(device)
-        with disk.FileBackend(device, writable=False) as backend:
+            files.FileBackend(device)
+        with files.FileBackend(device, writable=False) as backend:
             assert backend.pread(0, 3) == b"\xaa" * 3

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from blkmig import _core, disk, errors
+from blkmig import _core, disk, errors, files
 
 MiB = 1 << 20
 SIZE = 3 * MiB
@@ -67,17 +67,17 @@ class Broken(bytearray):
 def memory(_: pathlib.Path, state: dict[str, int]) -> disk.LocalBackend:
     buffer = Broken(SIZE)
     buffer.state = state
-    return disk.MemoryBackend(buffer, name="d")
+    return files.MemoryBackend(buffer, name="d")
 
 
 def raw(path: pathlib.Path, _: dict[str, int]) -> disk.LocalBackend:
-    return disk.FileBackend.create(path / "d", SIZE)
+    return files.FileBackend.create(path / "d", SIZE)
 
 
 def overlay(path: pathlib.Path, _: dict[str, int]) -> disk.LocalBackend:
     (path / "base").write_bytes(b"b" * SIZE)
-    disk.FileBackend.create(path / "d", SIZE).close()
-    return disk.FileBackend(path / "d", base=path / "base")
+    files.FileBackend.create(path / "d", SIZE).close()
+    return files.FileBackend(path / "d", base=path / "base")
 
 
 def blk(movable: bool = False) -> _core.BlockBuffer:
@@ -141,7 +141,7 @@ def test_only_errors_of_the_tree_come_out_of_opening(number, tmp_path, state):
         path = tmp_path / ("new" if "create_size" in options else "there")
         state.update(errno=number)
         try:
-            made = disk.FileBackend(path, name="d", **options)
+            made = files.FileBackend(path, name="d", **options)
         except errors.DeviceError as error:
             told.append(error.device)
         else:
@@ -154,7 +154,7 @@ def test_only_errors_of_the_tree_come_out_of_opening(number, tmp_path, state):
 def test_a_flush_of_a_real_mapping(tmp_path):
     (tmp_path / "f").write_bytes(bytes(SIZE))
     with (tmp_path / "f").open("r+b") as file, mmap.mmap(file.fileno(), SIZE) as mapped:
-        with disk.MemoryBackend(mapped, name="d") as backend:
+        with files.MemoryBackend(mapped, name="d") as backend:
             backend.pwrite(b"x", 0)
             backend.flush()
     assert (tmp_path / "f").read_bytes()[:1] == b"x"

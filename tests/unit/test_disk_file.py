@@ -12,7 +12,7 @@ import disks
 import peers
 import pytest
 
-from blkmig import _core, disk, errors
+from blkmig import _core, disk, errors, files
 
 MiB = 1 << 20
 
@@ -38,11 +38,11 @@ class TestOpen:
     def test_name_and_size(self, tmp_path):
         path = tmp_path / "vda.raw"
         path.write_bytes(bytes(1234))
-        with disk.FileBackend(path) as backend:
+        with files.FileBackend(path) as backend:
             assert (backend.name, backend.size, backend.is_read_only) == ("vda", 1234, False)
             assert not backend.reads_in_parallel
             assert not backend.is_growable
-        with disk.FileBackend(str(path), name="drive0", read_only=True) as backend:
+        with files.FileBackend(str(path), name="drive0", read_only=True) as backend:
             assert (backend.name, backend.is_read_only) == ("drive0", True)
 
     @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ class TestOpen:
         (tmp_path / "folder").mkdir()
         os.mkfifo(tmp_path / "fifo")
         with pytest.raises(errors.DeviceError, match=why) as caught:
-            disk.FileBackend(tmp_path / name, name="vda")
+            files.FileBackend(tmp_path / name, name="vda")
         assert str(tmp_path / name) in str(caught.value)
         assert caught.value.device == "vda"
         assert isinstance(caught.value.__cause__, OSError)
@@ -67,7 +67,7 @@ class TestOpen:
             os.seteuid(65534)  # root may do anything
         try:
             with pytest.raises(errors.DeviceError, match="Permission denied") as caught:
-                disk.FileBackend(path)
+                files.FileBackend(path)
             assert caught.value.errno == errno.EACCES
         finally:
             os.seteuid(user)
@@ -75,7 +75,7 @@ class TestOpen:
     def test_a_disk_that_nobody_writes_is_opened_for_reading_and_yet_migrated(self, tmp_path, blk):
         path = tmp_path / "vda.raw"
         path.write_bytes(b"contents".ljust(4096, b"\0"))
-        with disk.FileBackend(path, writable=False) as backend, disk.FileBackend(path, writable=False) as other:
+        with files.FileBackend(path, writable=False) as backend, files.FileBackend(path, writable=False) as other:
             assert not backend.is_read_only
             assert backend.pread(0, 8) == other.pread(0, 8) == b"contents"
             for write in (
@@ -91,7 +91,7 @@ class TestOpen:
     def test_opening_does_not_depend_on_the_size(self, tmp_path, blk):
         path = tmp_path / "huge.raw"
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        with disk.FileBackend.create(path, 1 << 43) as backend:
+        with files.FileBackend.create(path, 1 << 43) as backend:
             assert backend.next_data(0) is None
             backend.pwrite(b"x", (1 << 42) + 7)
             start, end = backend.next_data(0)
@@ -107,8 +107,8 @@ class TestOpen:
         with descriptors.given_back() as before:
             for options in ({}, {"format": "raw", "base": tmp_path / "missing"}, {"base": path, "format": "raw"}):
                 with pytest.raises(errors.DeviceError):
-                    disk.FileBackend(path, **options)
-            with disk.FileBackend(path, format="raw", direct=True):
+                    files.FileBackend(path, **options)
+            with files.FileBackend(path, format="raw", direct=True):
                 opened = descriptors.open_descriptors() - before
                 assert len(opened) == 3  # the file, the one for O_DIRECT, and that of the mapping
                 assert not any(os.get_inheritable(fd) for fd in opened)
@@ -117,11 +117,11 @@ class TestOpen:
     def test_a_forgotten_disk_gives_its_locks_back(self, tmp_path):
         path = tmp_path / "vda.raw"
         path.write_bytes(bytes(512))
-        backend = disk.FileBackend(path)
+        backend = files.FileBackend(path)
         with pytest.raises(errors.DeviceBusy, match="open in this program already"):
-            disk.FileBackend(path)
+            files.FileBackend(path)
         del backend
-        disk.FileBackend(path).close()
+        files.FileBackend(path).close()
 
     def test_a_file_that_cannot_be_mapped_is_read_all_the_same(self, tmp_path, monkeypatch, blk):
         path = tmp_path / "vda.raw"
@@ -131,7 +131,7 @@ class TestOpen:
             raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
         monkeypatch.setattr(_core, "Mapping", no_room)
-        with disk.FileBackend(path) as backend:
+        with files.FileBackend(path) as backend:
             assert not backend.read_block(blk, MiB, MiB)
             assert blk.payload == b"x" * MiB
 
@@ -139,7 +139,7 @@ class TestOpen:
 class TestCreate:
     def test_a_new_file_is_a_hole_and_durable(self, tmp_path):
         path = tmp_path / "new.raw"
-        with disk.FileBackend.create(path, 5 * MiB + 7) as backend:
+        with files.FileBackend.create(path, 5 * MiB + 7) as backend:
             assert backend.is_growable
             assert (backend.name, backend.size) == ("new", 5 * MiB + 7)
             backend.flush()
@@ -150,20 +150,20 @@ class TestCreate:
         path = tmp_path / "old.raw"
         path.write_bytes(b"precious")
         with pytest.raises(errors.DeviceError, match="File exists") as caught:
-            disk.FileBackend.create(path, MiB)
+            files.FileBackend.create(path, MiB)
         assert caught.value.errno == errno.EEXIST
         assert path.read_bytes() == b"precious"
 
     def test_a_creation_that_fails_leaves_nothing(self, tmp_path):
         with pytest.raises(errors.DeviceError):
-            disk.FileBackend.create(tmp_path / "new.raw", -1)
+            files.FileBackend.create(tmp_path / "new.raw", -1)
         with pytest.raises(errors.DeviceError):
-            disk.FileBackend(tmp_path / "new.raw", create_size=512, base=tmp_path / "missing")
+            files.FileBackend(tmp_path / "new.raw", create_size=512, base=tmp_path / "missing")
         assert list(tmp_path.iterdir()) == []
 
     def test_resize(self, tmp_path, blk):
         path = tmp_path / "new.raw"
-        with disk.FileBackend.create(path) as backend:
+        with files.FileBackend.create(path) as backend:
             assert backend.size == 0
             assert backend.next_data(0) is None
             backend.resize(3 * MiB)
@@ -184,25 +184,25 @@ class TestCreate:
     def test_an_empty_file_is_as_good_as_a_new_one(self, tmp_path):
         path = tmp_path / "empty.raw"
         path.touch()
-        with disk.FileBackend(path) as backend:
+        with files.FileBackend(path) as backend:
             assert backend.is_growable
             backend.resize(1000)
         assert path.stat().st_size == 1000
         path.write_bytes(b"")
-        with disk.FileBackend(path, writable=False) as backend:
+        with files.FileBackend(path, writable=False) as backend:
             assert not backend.is_growable
 
     def test_only_a_new_file_can_be_resized(self, tmp_path):
         path = tmp_path / "old.raw"
         path.write_bytes(bytes(512))
-        with disk.FileBackend(path) as backend, pytest.raises(errors.DeviceError, match="its size is fixed"):
+        with files.FileBackend(path) as backend, pytest.raises(errors.DeviceError, match="its size is fixed"):
             backend.resize(1024)
 
 
 class TestSparse:
     def test_zeros_inside_a_block_stay_holes(self, tmp_path, blk):
         path = tmp_path / "new.raw"
-        with disk.FileBackend.create(path, 8 * MiB) as backend:
+        with files.FileBackend.create(path, 8 * MiB) as backend:
             backend.write_block(filled(blk, bytes(65536 * 3) + b"x" * 10), MiB, MiB)
             backend.flush()
             assert allocated(path) <= 65536
@@ -211,7 +211,7 @@ class TestSparse:
     def test_zeros_over_data_give_the_space_back(self, tmp_path, blk):
         path = tmp_path / "old.raw"
         path.write_bytes(b"x" * 4 * MiB)
-        with disk.FileBackend(path) as backend:
+        with files.FileBackend(path) as backend:
             backend.write_block(filled(blk, b"y" * 65536), MiB, MiB)
             backend.flush()
             assert allocated(path) <= 3 * MiB + 65536 * 2
@@ -223,7 +223,7 @@ class TestSparse:
         assert path.stat().st_size == 4 * MiB
 
     def test_zeros_over_a_hole_ask_for_nothing(self, tmp_path, monkeypatch):
-        with disk.FileBackend.create(tmp_path / "new.raw", 1 << 40) as backend:
+        with files.FileBackend.create(tmp_path / "new.raw", 1 << 40) as backend:
             backend.pwrite(b"x", 0)
             monkeypatch.setattr(_core, "punch_hole", None)
             backend.write_zeroes(MiB, (1 << 40) - MiB)
@@ -235,7 +235,7 @@ class TestSparse:
         def unsupported(fd, offset, nbytes):
             raise OSError(errno.EOPNOTSUPP, "not here")
 
-        with disk.FileBackend(path) as backend:
+        with files.FileBackend(path) as backend:
             monkeypatch.setattr(_core, "punch_hole", unsupported)
             backend.write_zeroes(1, MiB)
             monkeypatch.setattr(_core, "zero_range", unsupported)
@@ -250,7 +250,7 @@ class TestSparse:
 
         monkeypatch.setattr(_core, "punch_hole", broken)
         with (
-            disk.FileBackend(tmp_path / "old.raw") as backend,
+            files.FileBackend(tmp_path / "old.raw") as backend,
             pytest.raises(errors.DeviceError, match="cannot write zeros at offset 512, 1024 bytes: Input/output error"),
         ):
             backend.write_zeroes(512, 1024)
@@ -260,7 +260,7 @@ class TestErrors:
     def test_a_file_that_is_cut_while_it_is_read(self, tmp_path, blk):
         path = tmp_path / "vda.raw"
         path.write_bytes(b"x" * 3 * MiB)
-        with disk.FileBackend(path) as backend:
+        with files.FileBackend(path) as backend:
             backend.sync_dirty()
             os.truncate(path, 2 * MiB + 5)
             with pytest.raises(errors.DeviceError, match="was cut from 3145728 to 2097157 bytes") as caught:
@@ -275,7 +275,7 @@ class TestErrors:
     def test_a_base_that_is_cut(self, tmp_path, blk):
         disks.write_sparse(tmp_path / "top.raw", bytes(2 * MiB))
         (tmp_path / "base.raw").write_bytes(b"x" * 2 * MiB)
-        with disk.FileBackend(tmp_path / "top.raw", base=tmp_path / "base.raw") as backend:
+        with files.FileBackend(tmp_path / "top.raw", base=tmp_path / "base.raw") as backend:
             os.truncate(tmp_path / "base.raw", MiB)
             with pytest.raises(errors.DeviceError, match="was cut"):
                 backend.read_block(blk, 0, MiB)
@@ -286,7 +286,7 @@ class TestErrors:
     def test_no_space(self, tmp_path, blk, how, monkeypatch):
         """A limit on the size of files stands in for a full disk: the write fails in the middle."""
         path = tmp_path / "vda.raw"
-        with disk.FileBackend.create(path, 4 * MiB) as backend:
+        with files.FileBackend.create(path, 4 * MiB) as backend:
             bitmap = backend.create_dirty_bitmap(MiB)
             backend.pwrite(b"x", 4 * MiB - 1)
             if how == "pwrite_zeroes":
@@ -318,7 +318,7 @@ class TestErrors:
         if mounted.returncode:
             peers.lacking("nothing can be mounted here")
         try:
-            with disk.FileBackend.create(tmp_path / "vda.raw", 8 * MiB) as backend:
+            with files.FileBackend.create(tmp_path / "vda.raw", 8 * MiB) as backend:
                 backend.write_block(filled(blk, b"x" * MiB), 0, MiB)
                 with pytest.raises(errors.DeviceError, match="No space left on device") as caught:
                     backend.pwrite(b"y" * 2 * MiB, 4 * MiB)
@@ -334,7 +334,7 @@ class TestErrors:
 
     def test_writes_outside_the_exact_size(self, tmp_path, blk):
         path = tmp_path / "vda.raw"
-        with disk.FileBackend.create(path, 1000) as backend:
+        with files.FileBackend.create(path, 1000) as backend:
             for write in (
                 lambda: backend.write_block(filled(blk, b"x" * 1024), 0, 1024),
                 lambda: backend.write_zeroes(0, 1001),
@@ -346,7 +346,7 @@ class TestErrors:
         assert path.read_bytes() == b"x" * 1000
 
     def test_calls_on_a_closed_disk(self, tmp_path, blk):
-        backend = disk.FileBackend.create(tmp_path / "vda.raw", 2 * MiB)
+        backend = files.FileBackend.create(tmp_path / "vda.raw", 2 * MiB)
         backend.close()
         backend.close()
         for call in (
@@ -377,7 +377,7 @@ class TestDirect:
 
     def test_aligned_and_unaligned_blocks(self, path, blk):
         contents = bytearray(path.read_bytes())
-        with disk.FileBackend(path, direct=True) as backend:
+        with files.FileBackend(path, direct=True) as backend:
             assert backend.reads_in_parallel
             shape = disk.BlockGeometry(backend.size)
             for block in range(shape.nblocks):
@@ -400,18 +400,18 @@ class TestDirect:
 
         monkeypatch.setattr(os, "open", refuse)
         with pytest.raises(errors.DeviceError, match="cannot do direct I/O; open it without"):
-            disk.FileBackend(path, direct=True)
+            files.FileBackend(path, direct=True)
 
     def test_a_file_that_ends_within_an_aligned_block(self, tmp_path, path, blk):
         """Its last sector is whole for the geometry, but the file is not: the read meets the end in the middle."""
         path = tmp_path / "short.raw"
         path.write_bytes(b"x" * 12188)
-        with disk.FileBackend(path, direct=True) as backend:
+        with files.FileBackend(path, direct=True) as backend:
             assert not backend.read_block(blk, *disk.BlockGeometry(12188).block_range(0))
             assert blk.payload == b"x" * 12188 + bytes(MiB - 12188)
 
     def test_writes_of_either_way_are_seen_by_the_other(self, path, blk):
-        with disk.FileBackend(path, direct=True) as backend:
+        with files.FileBackend(path, direct=True) as backend:
             for fill in (b"1", b"2", b"3"):
                 backend.pwrite(fill, 5)
                 assert blk.payload[5:6] != fill
@@ -425,7 +425,7 @@ def test_writeback_starts_behind_the_writes(tmp_path, blk, monkeypatch):
     started = []
     start_writeback = _core.start_writeback
     monkeypatch.setattr(_core, "start_writeback", lambda fd: started.append(start_writeback(fd)))
-    with disk.FileBackend.create(tmp_path / "vda.raw", 40 * MiB) as backend:
+    with files.FileBackend.create(tmp_path / "vda.raw", 40 * MiB) as backend:
         for block in range(40):
             backend.write_block(filled(blk, b"x" * MiB), block * MiB, MiB)
     assert started == [None, None]
@@ -439,7 +439,7 @@ def test_writeback_that_cannot_be_started_is_for_the_flush_to_tell(tmp_path, blk
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(_core, "start_writeback", fail)
-    with disk.FileBackend.create(tmp_path / "vda.raw", 20 * MiB) as backend:
+    with files.FileBackend.create(tmp_path / "vda.raw", 20 * MiB) as backend:
         for block in range(20):
             backend.write_block(filled(blk, b"x" * MiB), block * MiB, MiB)
         backend.flush()

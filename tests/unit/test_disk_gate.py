@@ -8,13 +8,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from blkmig import disk, errors
+from blkmig import errors, files
 
 MiB = 1 << 20
 LONG = 30  # seconds that nothing here takes
 
 
-class SlowDisk(disk.MemoryBackend):
+class SlowDisk(files.MemoryBackend):
     """A disk whose writes stop in the middle until they are told to go on."""
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class TestHold:
 
     @pytest.mark.parametrize("write", ["pwrite", "pwrite_zeroes", "mark_dirty", "writing"])
     def test_held_writers_wait_and_then_go_on(self, write):
-        backend = disk.MemoryBackend(bytearray(b"x" * MiB), name="m")
+        backend = files.MemoryBackend(bytearray(b"x" * MiB), name="m")
         bitmap = backend.create_dirty_bitmap(MiB)
 
         def own_write() -> None:
@@ -97,7 +97,7 @@ class TestHold:
         assert bitmap.count_blocks() == 1
 
     def test_refused_writers_are_told_that_the_disk_has_moved(self):
-        backend = disk.MemoryBackend(bytearray(MiB), name="vda")
+        backend = files.MemoryBackend(bytearray(MiB), name="vda")
         backend.hold_writers()
         refused = threading.Event()
 
@@ -116,7 +116,7 @@ class TestHold:
         assert backend.pread(0, 3) == bytes(3)
 
     def test_release_without_hold_does_nothing(self):
-        backend = disk.MemoryBackend(bytearray(MiB), name="m")
+        backend = files.MemoryBackend(bytearray(MiB), name="m")
         backend.release_writers(refuse=True)
         backend.pwrite(b"abc", 0)
         backend.hold_writers()
@@ -164,14 +164,14 @@ class TestHold:
         backend.release_writers()
 
     def test_what_went_through_the_gate_is_counted(self):
-        backend = disk.MemoryBackend(bytearray(MiB), name="m")
+        backend = files.MemoryBackend(bytearray(MiB), name="m")
         backend.pwrite(b"abc", 0)
         backend.pwrite_zeroes(0, 100)
         backend.mark_dirty(0, 1000)
         assert backend.written_bytes() == 1103
 
     def test_an_interrupted_hold_lets_writers_go_on(self, monkeypatch):
-        backend = disk.MemoryBackend(bytearray(MiB), name="m")
+        backend = files.MemoryBackend(bytearray(MiB), name="m")
 
         def interrupt(predicate, timeout):
             raise KeyboardInterrupt
@@ -197,7 +197,7 @@ class TestFailedWrites:
         backend.hold_writers()  # does not wait for anybody
 
     def test_a_body_of_writing_that_fails_marks_and_leaves_the_gate(self):
-        backend = disk.MemoryBackend(bytearray(2 * MiB), name="m")
+        backend = files.MemoryBackend(bytearray(2 * MiB), name="m")
         bitmap = backend.create_dirty_bitmap(MiB)
         with contextlib.suppress(ZeroDivisionError), backend.writing(MiB, 10):
             assert bitmap.count_blocks() == 0
@@ -206,7 +206,7 @@ class TestFailedWrites:
         backend.hold_writers()
 
     def test_a_write_outside_is_refused_whole_and_marks_nothing(self):
-        backend = disk.MemoryBackend(bytearray(1000), name="m")
+        backend = files.MemoryBackend(bytearray(1000), name="m")
         bitmap = backend.create_dirty_bitmap(MiB)
         for offset in (-1, 998, 1000, 1 << 70):
             for call in (lambda at: backend.pwrite(b"abc", at), lambda at: backend.pwrite_zeroes(at, 3),
@@ -219,7 +219,7 @@ class TestFailedWrites:
     def test_a_guests_read_only_disk_is_not_written(self, tmp_path):
         (tmp_path / "cd.iso").write_bytes(bytes(2048))
         with (
-            disk.FileBackend(tmp_path / "cd.iso", read_only=True) as backend,
+            files.FileBackend(tmp_path / "cd.iso", read_only=True) as backend,
             pytest.raises(errors.DeviceError, match="it is read-only"),
         ):
             backend.pwrite(b"a", 0)
@@ -227,7 +227,7 @@ class TestFailedWrites:
 
 class TestTrackers:
     def test_each_tracker_has_marks_of_its_own(self):
-        backend = disk.MemoryBackend(bytearray(4 * MiB), name="m")
+        backend = files.MemoryBackend(bytearray(4 * MiB), name="m")
         first = backend.create_dirty_bitmap(MiB)
         backend.pwrite(b"a", 0)
         second = backend.create_dirty_bitmap(65536)
@@ -242,7 +242,7 @@ class TestTrackers:
         assert second.is_dirty(2)
 
     def test_a_target_marks_nothing(self):
-        backend = disk.MemoryBackend(bytearray(4 * MiB), name="m")
+        backend = files.MemoryBackend(bytearray(4 * MiB), name="m")
         bitmap = backend.create_dirty_bitmap(MiB)
         backend.write_zeroes(0, 4 * MiB)
         assert bitmap.count_blocks() == 0
@@ -258,7 +258,7 @@ class TestTrackers:
 
 class TestUse:
     def test_one_migration_at_a_time(self):
-        backend = disk.MemoryBackend(bytearray(512), name="vda")
+        backend = files.MemoryBackend(bytearray(512), name="vda")
         with (
             backend.block_use("a migration"),
             pytest.raises(errors.DeviceBusy, match="'vda': cannot be used: it is already used for a migration"),
@@ -271,7 +271,7 @@ class TestUse:
     @pytest.mark.parametrize("name", ["", "x" * 256, "ä" * 128])
     def test_names_that_do_not_fit_the_wire(self, name):
         with pytest.raises(errors.ParameterError, match="1 to 255 bytes"):
-            disk.MemoryBackend(bytearray(512), name=name)
+            files.MemoryBackend(bytearray(512), name=name)
 
 
 class TestClose:
@@ -290,7 +290,7 @@ class TestClose:
         assert turned_away.is_set()
 
     def test_every_call_afterwards_says_so(self):
-        backend = disk.MemoryBackend(bytearray(512), name="m")
+        backend = files.MemoryBackend(bytearray(512), name="m")
         bitmap = backend.create_dirty_bitmap(MiB)
         backend.close()
         backend.close()
@@ -310,7 +310,7 @@ class TestClose:
 
 class TestThrottle:
     def test_a_throttled_writer_enters_in_its_slice_only(self, monkeypatch):
-        backend = disk.MemoryBackend(bytearray(MiB), name="m")
+        backend = files.MemoryBackend(bytearray(MiB), name="m")
         assert backend.throttle_writers(0.25)
         waited = []
         clock = [100.0 + 0.02]
@@ -331,7 +331,7 @@ class TestThrottle:
         assert backend.pread(0, 4) == b"abcd"
 
     def test_lifting_it_wakes_those_who_wait(self):
-        backend = disk.MemoryBackend(bytearray(MiB), name="m")
+        backend = files.MemoryBackend(bytearray(MiB), name="m")
         backend.throttle_writers(0)
         done = threading.Event()
 
@@ -347,7 +347,7 @@ class TestThrottle:
             assert done.wait(timeout=LONG)
 
     def test_a_closed_disk_does_not_keep_throttled_writers(self):
-        backend = disk.MemoryBackend(bytearray(MiB), name="m")
+        backend = files.MemoryBackend(bytearray(MiB), name="m")
         backend.throttle_writers(0)
         turned_away = threading.Event()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from blkmig import _core, disk, errors
+from blkmig import _core, errors, files
 
 MiB = 1 << 20
 
@@ -27,7 +27,7 @@ MiB = 1 << 20
     ],
 )
 def test_any_writable_buffer(buffer, size):
-    with disk.MemoryBackend(buffer, name="m") as backend:
+    with files.MemoryBackend(buffer, name="m") as backend:
         assert backend.size == size
         assert backend.next_data(0) == ((0, size) if size else None)
         if size:
@@ -47,12 +47,12 @@ def test_any_writable_buffer(buffer, size):
 )
 def test_other_buffers_are_refused(buffer, why):
     with pytest.raises(errors.ParameterError, match=why):
-        disk.MemoryBackend(buffer, name="m")
+        files.MemoryBackend(buffer, name="m")
 
 
 def test_any_contiguous_data_can_be_written():
     buffer = bytearray(64)
-    backend = disk.MemoryBackend(buffer, name="m")
+    backend = files.MemoryBackend(buffer, name="m")
     backend.pwrite(np.arange(4, dtype=">u4").reshape(2, 2), 1)
     backend.pwrite(memoryview(b""), 64)
     backend.pwrite(array.array("H", [0x0101]), 40)
@@ -61,7 +61,7 @@ def test_any_contiguous_data_can_be_written():
 
 def test_the_buffer_is_free_after_close():
     buffer = bytearray(1000)
-    backend = disk.MemoryBackend(buffer, name="m")
+    backend = files.MemoryBackend(buffer, name="m")
     with pytest.raises(BufferError):
         buffer.extend(b"x")
     backend.close()
@@ -72,7 +72,7 @@ def test_zeros_over_zeros_touch_nothing():
     """Private memory that was never written stays unbacked: /proc says how much is in use."""
     size = 256 * MiB
     buffer = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with buffer, disk.MemoryBackend(buffer, name="m") as backend:
+    with buffer, files.MemoryBackend(buffer, name="m") as backend:
         backend.pwrite(b"x" * 100, 5 * MiB + 5)
         before = resident()
         backend.write_zeroes(0, size)
@@ -85,7 +85,7 @@ def test_flush_reaches_the_file_of_a_mapping(tmp_path):
     path = tmp_path / "mapped.raw"
     path.write_bytes(bytes(8192))
     with path.open("r+b") as file, mmap.mmap(file.fileno(), 8192) as buffer:
-        with disk.MemoryBackend(buffer, name="m") as backend:
+        with files.MemoryBackend(buffer, name="m") as backend:
             backend.pwrite(b"hello", 4096)
             backend.flush()
         assert path.read_bytes()[4096:4101] == b"hello"
@@ -97,7 +97,7 @@ def test_an_error_of_flush_names_the_disk():
             raise OSError(5, "Input/output error")
 
     with (
-        disk.MemoryBackend(Unflushable(512), name="vda") as backend,
+        files.MemoryBackend(Unflushable(512), name="vda") as backend,
         pytest.raises(errors.DeviceError, match="'vda': cannot flush: Input/output error"),
     ):
         backend.flush()
@@ -106,7 +106,7 @@ def test_an_error_of_flush_names_the_disk():
 def test_reading_past_the_end_gives_zeros():
     blk = _core.BlockBuffer()
     blk.data[:] = b"x" * MiB
-    with disk.MemoryBackend(bytearray(b"y" * 1000), name="m") as backend:
+    with files.MemoryBackend(bytearray(b"y" * 1000), name="m") as backend:
         assert not backend.read_block(blk, 0, 1024)
         assert blk.payload == b"y" * 1000 + bytes(MiB - 1000)
         assert backend.read_block(blk, 4096, 512)

@@ -7,7 +7,7 @@ import threading
 import disks
 import pytest
 
-from blkmig import _core, disk, errors
+from blkmig import _core, disk, errors, files
 
 MiB = 1 << 20
 SIZE = 4 * MiB + 1000
@@ -22,7 +22,7 @@ def base():
 def overlay(tmp_path, base):
     disks.write_sparse(tmp_path / "base.raw", base)
     disks.write_sparse(tmp_path / "top.raw", bytes(SIZE))
-    with disk.FileBackend(tmp_path / "top.raw", base=tmp_path / "base.raw") as backend:
+    with files.FileBackend(tmp_path / "top.raw", base=tmp_path / "base.raw") as backend:
         yield backend
 
 
@@ -67,8 +67,8 @@ def test_a_block_of_zeros_is_not_the_base(overlay, base):
 
 def test_zeros_where_nothing_shows_take_no_space(tmp_path):
     disks.write_sparse(tmp_path / "base.raw", b"x" * 4096)
-    disk.FileBackend.create(tmp_path / "top.raw", 1 << 40).close()
-    with disk.FileBackend(tmp_path / "top.raw", base=tmp_path / "base.raw") as backend:
+    files.FileBackend.create(tmp_path / "top.raw", 1 << 40).close()
+    with files.FileBackend(tmp_path / "top.raw", base=tmp_path / "base.raw") as backend:
         backend.write_zeroes(100, (1 << 40) - 100)
         assert extents(backend) == [(0, 65536)]
         assert backend.next_data(65536) is None
@@ -81,7 +81,7 @@ def test_a_base_of_another_size(tmp_path, base_size):
     disks.write_sparse(tmp_path / "top.raw", bytes(SIZE))
     shown = base[:SIZE].ljust(SIZE, b"\0")
     blk = _core.BlockBuffer()
-    with disk.FileBackend(tmp_path / "top.raw", base=tmp_path / "base.raw") as backend:
+    with files.FileBackend(tmp_path / "top.raw", base=tmp_path / "base.raw") as backend:
         assert backend.size == SIZE
         shape = disk.BlockGeometry(SIZE)
         for block in range(shape.nblocks):
@@ -105,7 +105,7 @@ def test_the_search_for_allocated_extents_stays_in_its_window(overlay):
 
 
 def test_a_disk_without_base_holds_all_of_it(tmp_path):
-    with disk.FileBackend.create(tmp_path / "top.raw", SIZE) as backend:
+    with files.FileBackend.create(tmp_path / "top.raw", SIZE) as backend:
         assert backend.next_data(0) is None
         assert backend.next_allocated(MiB, MiB) == (MiB, 2 * MiB)
         assert backend.next_allocated(4 * MiB, MiB) == (4 * MiB, SIZE)
@@ -132,7 +132,7 @@ def test_data_of_either_layer_is_data(tmp_path):
     base[2 * MiB : 2 * MiB + 4096] = b"b" * 4096
     disks.write_sparse(tmp_path / "base.raw", bytes(base))
     disks.write_sparse(tmp_path / "top.raw", bytes(SIZE))
-    with disk.FileBackend(tmp_path / "top.raw", base=tmp_path / "base.raw") as backend:
+    with files.FileBackend(tmp_path / "top.raw", base=tmp_path / "base.raw") as backend:
         assert backend.next_data(0) == (2 * MiB, 2 * MiB + 4096)
         backend.pwrite(b"t", MiB)
         assert backend.next_data(0) == (MiB, MiB + 65536)
@@ -164,13 +164,13 @@ def test_writers_of_one_cluster_do_not_undo_each_other(overlay, base):
 def test_errors_of_the_base_name_the_disk(tmp_path):
     (tmp_path / "top.raw").write_bytes(bytes(512))
     with pytest.raises(errors.DeviceError, match=r"disk 'vda': cannot open .*missing.raw'") as caught:
-        disk.FileBackend(tmp_path / "top.raw", name="vda", base=tmp_path / "missing.raw")
+        files.FileBackend(tmp_path / "top.raw", name="vda", base=tmp_path / "missing.raw")
     assert caught.value.errno == 2
 
 
 def test_an_overlay_does_not_grow(tmp_path):
     (tmp_path / "base.raw").write_bytes(b"x" * 512)
-    with disk.FileBackend(tmp_path / "top.raw", create_size=1024, base=tmp_path / "base.raw") as backend:
+    with files.FileBackend(tmp_path / "top.raw", create_size=1024, base=tmp_path / "base.raw") as backend:
         assert not backend.is_growable
         with pytest.raises(errors.DeviceError, match="its size is fixed"):
             backend.resize(2048)

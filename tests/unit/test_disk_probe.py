@@ -6,8 +6,8 @@ import subprocess
 import peers
 import pytest
 
-from blkmig import disk, errors
-from blkmig.disk import probe
+from blkmig import errors, files
+from blkmig.files import probe
 
 HEADS = [
     ("qcow2", b"QFI\xfb\0\0\0\3"),
@@ -34,9 +34,9 @@ def test_magic_at_the_start(tmp_path, found, head, size):
     path = tmp_path / "disk.img"
     path.write_bytes(head.ljust(size, b"\0"))
     with pytest.raises(errors.FormatError, match=f"looks like a {found} image; say format={found}") as caught:
-        disk.FileBackend(path)
+        files.FileBackend(path)
     assert caught.value.exit_code == 2
-    with disk.FileBackend(path, format="raw") as backend:
+    with files.FileBackend(path, format="raw") as backend:
         assert backend.pread(0, len(head)) == head
 
 
@@ -45,9 +45,9 @@ def test_magic_in_the_last_sector(tmp_path, found, tail):
     path = tmp_path / "disk.img"
     path.write_bytes(bytes(4096) + tail.ljust(512, b"\0"))
     with pytest.raises(errors.FormatError, match=f"looks like a {found} image"):
-        disk.FileBackend(path)
+        files.FileBackend(path)
     path.write_bytes(bytes(4096) + tail.ljust(513, b"\0"))
-    disk.FileBackend(path).close()
+    files.FileBackend(path).close()
 
 
 @pytest.mark.parametrize("head", RAW)
@@ -57,7 +57,7 @@ def test_what_is_raw(tmp_path, head):
     with path.open("rb") as file:
         assert probe.probe_format(file.fileno(), len(head)) == "raw"
     path.write_bytes(head.ljust(2048, b"\0"))
-    with disk.FileBackend(path) as backend:
+    with files.FileBackend(path) as backend:
         assert backend.size == 2048
 
 
@@ -65,7 +65,7 @@ def test_a_base_must_be_raw_too(tmp_path):
     (tmp_path / "base.qcow2").write_bytes(b"QFI\xfb".ljust(1024, b"\0"))
     (tmp_path / "top.raw").write_bytes(bytes(1024))
     with pytest.raises(errors.FormatError):
-        disk.FileBackend(tmp_path / "top.raw", base=tmp_path / "base.qcow2")
+        files.FileBackend(tmp_path / "top.raw", base=tmp_path / "base.qcow2")
 
 
 @pytest.mark.parametrize(
@@ -95,4 +95,4 @@ def test_images_made_by_qemu_img(tmp_path, format, options):
     if made.returncode:
         pytest.skip(f"this qemu-img makes no {format}: {made.stderr.strip()}")
     with pytest.raises(errors.FormatError, match="looks like a"):
-        disk.FileBackend(path)
+        files.FileBackend(path)

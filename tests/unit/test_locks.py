@@ -14,8 +14,8 @@ from pathlib import Path
 import peers
 import pytest
 
-from blkmig import disk, errors
-from blkmig.disk import locks
+from blkmig import errors, files
+from blkmig.files import locks
 
 MiB = 1 << 20
 
@@ -81,29 +81,29 @@ class TestInProcess:
             assert f"opened for {second.doing}" in str(caught.value)
 
     def test_the_same_disk_as_source_and_target(self, image):
-        with disk.FileBackend(image, writable=False) as source, pytest.raises(errors.DeviceBusy):
-            disk.FileBackend(image, name="target")
+        with files.FileBackend(image, writable=False) as source, pytest.raises(errors.DeviceBusy):
+            files.FileBackend(image, name="target")
         assert source.size == 8 * MiB
-        with disk.FileBackend(image):  # the refused ones have left nothing behind
+        with files.FileBackend(image):  # the refused ones have left nothing behind
             pass
 
     def test_the_base_of_a_disk_is_not_written(self, image, tmp_path):
         (tmp_path / "top.raw").write_bytes(bytes(4096))
         (tmp_path / "other.raw").write_bytes(bytes(4096))
         with (
-            disk.FileBackend(tmp_path / "top.raw", base=image),
-            disk.FileBackend(tmp_path / "other.raw", base=image),
+            files.FileBackend(tmp_path / "top.raw", base=image),
+            files.FileBackend(tmp_path / "other.raw", base=image),
             pytest.raises(errors.DeviceBusy, match="does not share"),
         ):
-            disk.FileBackend(image)
-        disk.FileBackend(image).close()
+            files.FileBackend(image)
+        files.FileBackend(image).close()
 
     def test_without_locking(self, image):
-        with disk.FileBackend(image), disk.FileBackend(image, locking=False):
+        with files.FileBackend(image), files.FileBackend(image, locking=False):
             assert open_locks(image) == {100, 101, 103, 201, 202, 203}
 
     def test_an_unrelated_close_keeps_the_locks(self, image):
-        with disk.FileBackend(image):
+        with files.FileBackend(image):
             with image.open("r+b"):
                 pass
             assert 101 in open_locks(image)
@@ -120,7 +120,7 @@ class TestInProcess:
             raise OSError(error, "not here")
 
         monkeypatch.setattr(fcntl, "fcntl", unsupported)
-        with disk.FileBackend(image):
+        with files.FileBackend(image):
             assert "no image locks" in caplog.text
 
     def test_other_errors_are_errors(self, image, monkeypatch):
@@ -129,7 +129,7 @@ class TestInProcess:
 
         monkeypatch.setattr(fcntl, "fcntl", broken)
         with pytest.raises(errors.DeviceError, match="cannot be locked: Input/output error"):
-            disk.FileBackend(image)
+            files.FileBackend(image)
 
 
 def qemu_io(image: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -209,22 +209,22 @@ class TestAgainstQemu:
         with serve(mode):
             for options in ({}, {"writable": False}, {"read_only": True}):
                 with pytest.raises(errors.DeviceBusy, match='the "write" permission') as caught:
-                    disk.FileBackend(image, **options)
+                    files.FileBackend(image, **options)
                 assert caught.value.exit_code == 6
-            disk.FileBackend(image, locking=False).close()
-        with disk.FileBackend(image):
+            files.FileBackend(image, locking=False).close()
+        with files.FileBackend(image):
             pass
 
     def test_a_disk_that_qemu_reads_can_be_read_only(self, serve, image):
         with serve("ro"):
-            disk.FileBackend(image, writable=False).close()
+            files.FileBackend(image, writable=False).close()
             with pytest.raises(errors.DeviceBusy, match="another program does not share") as caught:
-                disk.FileBackend(image)
+                files.FileBackend(image)
             permission = "write" if serve.program.startswith("qemu-system") else "resize"
             assert f'the "{permission}" permission' in str(caught.value)
 
     def test_qemu_does_not_start_on_a_disk_that_is_written(self, image):
-        with disk.FileBackend(image):
+        with files.FileBackend(image):
             refused = qemu_io(image)
             assert refused.returncode != 0
             assert 'Failed to get "write" lock' in refused.stderr
@@ -233,14 +233,14 @@ class TestAgainstQemu:
     def test_qemu_img_does_not_copy_a_disk_that_is_written(self, image, tmp_path):
         peers.require("qemu-img")
         command = ["qemu-img", "convert", "-f", "raw", "-O", "raw", image, tmp_path / "copy.raw"]
-        with disk.FileBackend(image):
+        with files.FileBackend(image):
             refused = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
             assert refused.returncode != 0
             assert 'Failed to get shared "write" lock' in refused.stderr
         subprocess.run(command, check=True, timeout=60)
 
     def test_qemu_may_read_a_disk_that_is_only_read(self, image):
-        with disk.FileBackend(image, writable=False):
+        with files.FileBackend(image, writable=False):
             assert qemu_io(image, "-r").returncode == 0
             refused = qemu_io(image)
             assert refused.returncode != 0
@@ -250,7 +250,7 @@ class TestAgainstQemu:
         peers.require("qemu-system-x86_64")
         command = ["qemu-system-x86_64", "-machine", "pc,accel=tcg", "-S", "-nodefaults", "-display", "none"]
         command += ["-blockdev", f"file,node-name=n,filename={image}", "-device", "virtio-blk-pci,drive=n"]
-        with disk.FileBackend(image):
+        with files.FileBackend(image):
             refused = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
         assert refused.returncode != 0
         assert 'Failed to get "write" lock' in refused.stderr
@@ -260,14 +260,14 @@ class TestAgainstQemu:
         with serve("rw"):
             assert open_locks(image)
         assert not open_locks(image)
-        disk.FileBackend(image, direct=direct).close()
+        files.FileBackend(image, direct=direct).close()
 
 
 class TestOtherProcesses:
     def test_a_forked_child_does_not_keep_the_locks(self, image):
         """B6: closing is not enough, for the child has a duplicate."""
         reader, writer = os.pipe()
-        backend = disk.FileBackend(image)
+        backend = files.FileBackend(image)
         child = os.fork()
         if not child:
             os.close(writer)
@@ -275,7 +275,7 @@ class TestOtherProcesses:
             os._exit(0)
         backend.close()
         try:
-            with disk.FileBackend(image):
+            with files.FileBackend(image):
                 pass
         finally:
             os.close(writer)
@@ -284,7 +284,7 @@ class TestOtherProcesses:
 
     def test_a_childs_close_leaves_the_parents_locks(self, image):
         """They are locks of one open file description."""
-        with disk.FileBackend(image) as backend:
+        with files.FileBackend(image) as backend:
             child = os.fork()
             if not child:
                 backend.close()

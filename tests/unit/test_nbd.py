@@ -24,7 +24,12 @@ import pytest
 from nbd_servers import FLUSH, READ, TRIM, WRITE, WRITE_ZEROES, Asked, FakeServer
 
 from blkmig import _core, errors
-from blkmig.disk import _libnbd, dirty, nbd, nbd_connection, nbd_handle, nbd_uri
+from blkmig.disk import dirty
+from blkmig.nbd import _libnbd
+from blkmig.nbd import backend as nbd
+from blkmig.nbd import connection as nbd_connection
+from blkmig.nbd import handle as nbd_handle
+from blkmig.nbd import uri as nbd_uri
 
 try:
     _libnbd.load()
@@ -660,7 +665,7 @@ def test_missing_library_names_the_package(monkeypatch: pytest.MonkeyPatch, libr
 
 
 def test_library_is_loaded_late() -> None:
-    code = "import sys, blkmig; sys.exit('ctypes' in sys.modules or 'blkmig.disk.nbd' in sys.modules)"
+    code = "import sys, blkmig; sys.exit('ctypes' in sys.modules or 'blkmig.nbd.backend' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -8,7 +8,9 @@ import random
 
 import pytest
 
-from blkmig.disk import extents, nbd, nbd_connection
+from blkmig.nbd import backend as nbd
+from blkmig.nbd import connection as nbd_connection
+from blkmig.nbd import extents
 
 MiB = 1 << 20
 SECTOR = 512

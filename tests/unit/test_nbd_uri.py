@@ -8,8 +8,10 @@ import pathlib
 import pytest
 
 from blkmig import errors
-from blkmig.disk import nbd, nbd_connection, nbd_uri, targetfile
-from blkmig.disk import open as opening
+from blkmig.nbd import backend as nbd
+from blkmig.nbd import connection as nbd_connection
+from blkmig.nbd import uri as nbd_uri
+from blkmig.sources import opening, targetfile
 
 
 @pytest.mark.parametrize("export", ["", "vda", "a b", "a/b", "ünï?&#%", "x" * 4096])

@@ -23,8 +23,11 @@ import numpy as np
 import pytest
 
 import blkmig
-from blkmig import _core, block, disk, errors, migration, params, units
-from blkmig.disk import dirty, image, nbd, qemu, sharedmap
+from blkmig import _core, block, disk, errors, files, migration, params, qemu, sources, units
+from blkmig.disk import dirty
+from blkmig.files import sharedmap
+from blkmig.nbd import backend as nbd
+from blkmig.nbd import image
 
 MiB = 1 << 20
 SIZE = 4 * MiB
@@ -194,17 +197,17 @@ def test_bits_of_a_block_do_not_overflow(world):
 
 
 def memory(_: pathlib.Path) -> disk.LocalBackend:
-    return disk.MemoryBackend(bytearray(SIZE), name="d")
+    return files.MemoryBackend(bytearray(SIZE), name="d")
 
 
 def raw(path: pathlib.Path) -> disk.LocalBackend:
-    return disk.FileBackend.create(path / "d.raw", SIZE)
+    return files.FileBackend.create(path / "d.raw", SIZE)
 
 
 def overlay(path: pathlib.Path) -> disk.LocalBackend:
     (path / "base").write_bytes(b"base" * 1000)
-    disk.FileBackend.create(path / "top", SIZE).close()
-    return disk.FileBackend(path / "top", base=path / "base")
+    files.FileBackend.create(path / "top", SIZE).close()
+    return files.FileBackend(path / "top", base=path / "base")
 
 
 @pytest.fixture(params=[memory, raw, overlay], ids=lambda make: make.__name__)
@@ -235,7 +238,7 @@ RANGES: dict[str, Callable[[Any, Any, Any], object]] = {
 PLACES: dict[str, Callable[[Any, Any], object]] = {
     "pwrite": lambda d, offset: d.pwrite(b"x", offset),
     "next_data": lambda d, offset: d.next_data(offset),
-    "zeroes_end": lambda d, offset: d.zeroes_end(offset) if isinstance(d, disk.FileBackend) else d.pread(offset, 1),
+    "zeroes_end": lambda d, offset: d.zeroes_end(offset) if isinstance(d, files.FileBackend) else d.pread(offset, 1),
     "create_dirty_bitmap": lambda d, granularity: d.create_dirty_bitmap(granularity),
     "mark_block": lambda d, block: d.bitmap.mark_block(block),
     "take_block": lambda d, block: d.bitmap.take_block(block),
@@ -296,7 +299,7 @@ def test_writes_behind_the_end_are_refused_whatever_their_type(backend):
         ):
             with pytest.raises(errors.DeviceError, match="outside the disk"):
                 write(offset)
-    if isinstance(backend, disk.FileBackend):
+    if isinstance(backend, files.FileBackend):
         assert pathlib.Path(backend._top.path).stat().st_size == SIZE
 
 
@@ -309,7 +312,7 @@ def test_a_write_at_a_small_number_is_marked(backend):
 
 def test_sizes_of_numpy(tmp_path):
     for kind in INTEGERS:
-        with disk.FileBackend.create(tmp_path / kind.__name__, kind(100)) as new:
+        with files.FileBackend.create(tmp_path / kind.__name__, kind(100)) as new:
             assert new.size == 100
             new.resize(kind(90))
             assert type(new.size) is int
@@ -324,7 +327,7 @@ def test_a_file_of_no_whole_size_is_not_made(tmp_path):
     for value in [*NO_NUMBERS, True]:
         if value is not None:
             with pytest.raises(TypeError):
-                disk.FileBackend(tmp_path / "new", create_size=value)
+                files.FileBackend(tmp_path / "new", create_size=value)
         if not isinstance(value, str):
             with pytest.raises(errors.ParameterError):
                 sharedmap.create_map(tmp_path / "new", value)
@@ -399,19 +402,19 @@ def test_a_flag_of_the_parameters_is_a_bool(kind):
 
 def test_a_flag_of_a_disk_is_a_bool(tmp_path):
     """Nothing is opened, made or released before that is seen."""
-    new, disk_of = tmp_path / "new", disk.MemoryBackend(bytearray(MiB), name="d")
+    new, disk_of = tmp_path / "new", files.MemoryBackend(bytearray(MiB), name="d")
     handlers = block.BlockSaveHandlers([], params.MigrationParameters())
     calls: list[tuple[Callable[..., object], list[str]]] = [
-        (lambda **flag: disk.FileBackend(new, create_size=5, **flag), ["read_only", "writable", "direct", "locking"]),
+        (lambda **flag: files.FileBackend(new, create_size=5, **flag), ["read_only", "writable", "direct", "locking"]),
         (lambda **flag: image.ImageBackend(new, format="qcow2", create_size=5, **flag), ["read_only", "writable"]),
         (lambda **flag: image.ImageBackend(new, format="qcow2", create_size=5, **flag), ["direct", "locking"]),
         (lambda **flag: nbd.NbdBackend("nbd://localhost:1", **flag), ["read_only", "writable"]),
-        (lambda **flag: disk.open_disk(new, **flag), ["read_only", "writable", "direct"]),
-        (lambda **flag: disk.open_disks(str(new), **flag), ["writable", "direct"]),
-        (lambda **flag: disk.describe("new", **flag), ["direct"]),
-        (lambda **flag: disk.open_disks("qemu:nowhere", **flag), ["force", "return_path"]),
+        (lambda **flag: sources.open_disk(new, **flag), ["read_only", "writable", "direct"]),
+        (lambda **flag: sources.open_disks(str(new), **flag), ["writable", "direct"]),
+        (lambda **flag: sources.describe("new", **flag), ["direct"]),
+        (lambda **flag: sources.open_disks("qemu:nowhere", **flag), ["force", "return_path"]),
         (lambda **flag: qemu.cleanup("nowhere", **flag), ["force"]),
-        (lambda **flag: disk.TargetFile(new, label="d", **flag), ["overwrite", "incremental", "direct"]),
+        (lambda **flag: sources.TargetFile(new, label="d", **flag), ["overwrite", "incremental", "direct"]),
         (lambda **flag: blkmig.receive("file:nowhere", into=new, **flag), flags(params.IncomingParameters)),
         (lambda **flag: blkmig.send([], "file:nowhere", **flag), flags(params.MigrationParameters)),
         (disk_of.release_writers, ["refuse"]),
@@ -428,7 +431,7 @@ def test_a_flag_of_a_disk_is_a_bool(tmp_path):
 @pytest.mark.parametrize("value", [True, "1", None, np.bool_(1), 1j, [1]])
 def test_a_share_or_a_time_is_a_number(value):
     calls = [
-        lambda: disk.MemoryBackend(bytearray(8), name="d").throttle_writers(value),
+        lambda: files.MemoryBackend(bytearray(8), name="d").throttle_writers(value),
         lambda: nbd.NbdBackend("nbd://localhost:1", connect_timeout=value),
         lambda: nbd.NbdBackend("nbd://localhost:1", request_timeout=value),
         lambda: migration.forecast([], params.MigrationParameters(), seconds=value),
@@ -445,12 +448,12 @@ def test_a_share_or_a_time_is_a_number(value):
 def test_objects_are_no_bytes(kind):
     """Their addresses would be sent, and what is written over them would be taken for such: a crash."""
     data = bytearray(64)
-    backend = disk.MemoryBackend(data, name="d")
+    backend = files.MemoryBackend(data, name="d")
     bitmap = backend.create_dirty_bitmap(65536)
     with pytest.raises(TypeError, match="objects"):
         backend.pwrite(np.zeros(2, kind), 0)
     with pytest.raises(TypeError, match="objects"):
-        disk.MemoryBackend(np.zeros(2, kind), name="d")
+        files.MemoryBackend(np.zeros(2, kind), name="d")
     assert data == bytes(64)
     assert not bitmap.count_blocks()
 
@@ -458,7 +461,7 @@ def test_objects_are_no_bytes(kind):
 @pytest.mark.parametrize("kind", ["i1", ">i8", "f2", "g", "c16", "?", "S3", "V4", [("O", "i4"), ("P", "f8")]], ids=str)
 def test_plain_items_are_bytes(kind):
     data = np.ones(2, kind)
-    backend = disk.MemoryBackend(np.zeros(2, kind), name="d")
+    backend = files.MemoryBackend(np.zeros(2, kind), name="d")
     backend.pwrite(data, 0)
     assert backend.pread(0, data.nbytes) == data.tobytes()
 
@@ -470,7 +473,7 @@ def test_plain_items_are_bytes(kind):
 def test_an_interrupt_never_leaves_a_write_unmarked(verb):
     """A3: real signals at random moments, also in the gate: what is written is marked, and nobody is left inside."""
     data = bytearray(b"x" * MiB)
-    backend = disk.MemoryBackend(data, name="d")
+    backend = files.MemoryBackend(data, name="d")
     marked = False
 
     def own() -> None:
@@ -513,7 +516,7 @@ def test_an_interrupt_never_leaves_a_write_unmarked(verb):
 
 
 def test_a_mark_that_fails_for_good_marks_everything(monkeypatch):
-    backend = disk.MemoryBackend(bytearray(4 * MiB), name="d")
+    backend = files.MemoryBackend(bytearray(4 * MiB), name="d")
     bitmap = backend.create_dirty_bitmap(MiB)
     monkeypatch.setattr(dirty.DirtyBitmap, "mark", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -524,7 +527,7 @@ def test_a_mark_that_fails_for_good_marks_everything(monkeypatch):
 
 def test_marks_of_a_shared_map_outlive_an_interrupt(tmp_path, monkeypatch):
     """What was taken from the map and not marked here is put back."""
-    source = disk.MemoryBackend(bytearray(4 * MiB), name="d")
+    source = files.MemoryBackend(bytearray(4 * MiB), name="d")
     sharedmap.create_map(tmp_path / "map", 4 * MiB)
     with sharedmap.SharedMapBackend(source, tmp_path / "map", hold=print, release=print) as shared:
         bitmap = shared.create_dirty_bitmap(MiB)
@@ -542,7 +545,7 @@ def test_marks_of_a_shared_map_outlive_an_interrupt(tmp_path, monkeypatch):
 def test_a_close_waits_for_who_reads(tmp_path, monkeypatch):
     """A descriptor that is closed under a reader may be another file's by the time it reads on."""
     (tmp_path / "d").write_bytes(b"abc" * 1000)
-    backend = disk.FileBackend(tmp_path / "d")
+    backend = files.FileBackend(tmp_path / "d")
     entered, go_on = threading.Event(), threading.Event()
     original = type(backend)._pread_into
 

@@ -14,8 +14,8 @@ import pytest
 from forks import in_a_child
 
 import blkmig
-from blkmig import _core, disk, errors
-from blkmig.disk import behind
+from blkmig import _core, errors, files
+from blkmig.files import behind
 
 MiB = 1 << 20
 LONG = 30
@@ -202,8 +202,8 @@ def test_a_queue_is_run_by_one_thread(tmp_path):
 def test_a_childs_writes_are_refused(tmp_path: pathlib.Path, kind: str) -> None:
     """C13: they were done, nobody knew of them, and the copy differed."""
     made = {
-        "memory": lambda: disk.MemoryBackend(bytearray(4 * MiB), name="vda"),
-        "file": lambda: disk.FileBackend.create(tmp_path / "vda", 4 * MiB),
+        "memory": lambda: files.MemoryBackend(bytearray(4 * MiB), name="vda"),
+        "file": lambda: files.FileBackend.create(tmp_path / "vda", 4 * MiB),
     }
     with made[kind]() as backend:
         bitmap = backend.create_dirty_bitmap(65536)
@@ -236,7 +236,7 @@ def test_a_child_opens_what_it_writes(tmp_path: pathlib.Path) -> None:
     (tmp_path / "vda").write_bytes(bytes(MiB))
 
     def write() -> None:
-        with disk.FileBackend(tmp_path / "vda") as backend:
+        with files.FileBackend(tmp_path / "vda") as backend:
             backend.pwrite(b"child", 0)
 
     assert in_a_child(write) == ""
@@ -245,7 +245,7 @@ def test_a_child_opens_what_it_writes(tmp_path: pathlib.Path) -> None:
 
 def test_a_child_whose_parent_is_in_the_gate(tmp_path: pathlib.Path) -> None:
     """The lock of the gate may be held when the fork comes: nobody in the child will give it back."""
-    backend = disk.MemoryBackend(bytearray(MiB), name="vda")
+    backend = files.MemoryBackend(bytearray(MiB), name="vda")
     with backend._lock:
         assert "DeviceError" in in_a_child(lambda: backend.pwrite(b"x", 0))
         assert in_a_child(backend.close) == ""
@@ -253,7 +253,7 @@ def test_a_child_whose_parent_is_in_the_gate(tmp_path: pathlib.Path) -> None:
 
 def test_what_waits_to_be_stored_is_the_parents(tmp_path: pathlib.Path) -> None:
     """A child has no thread that stores: it says so instead of waiting for it, and leaves the file to the parent."""
-    with disk.FileBackend.create(tmp_path / "vda", 8 * MiB) as target:
+    with files.FileBackend.create(tmp_path / "vda", 8 * MiB) as target:
         blk = _core.BlockBuffer()
         blk.movable = True
         blk.data[:] = b"x" * BLOCK
@@ -281,12 +281,12 @@ def test_a_stream_belongs_to_one_process(pair) -> None:
 
 def test_a_migration_is_not_continued_in_a_child(tmp_path: pathlib.Path) -> None:
     """C13: the state is what is wrong, and nothing is done to the parent's link."""
-    source = disk.MemoryBackend(bytearray(b"x" * 4 * MiB), name="vda")
+    source = files.MemoryBackend(bytearray(b"x" * 4 * MiB), name="vda")
     with blkmig.outgoing([source], f"file:{tmp_path / 'out'}") as migration:
         for call in (migration.iterate, migration.complete, migration.run):
             assert in_a_child(call).startswith("StateError"), call
         migration.run()
     target = bytearray(4 * MiB)
-    blkmig.receive(f"file:{tmp_path / 'out'}", {"vda": disk.MemoryBackend(target, name="vda")})
+    blkmig.receive(f"file:{tmp_path / 'out'}", {"vda": files.MemoryBackend(target, name="vda")})
     assert target == b"x" * 4 * MiB
     assert issubclass(errors.StateError, errors.MigrationError)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from blkmig import errors
-from blkmig.disk.qemu import address, exportnames, graph, leftovers, objects, throttle, tracking
+from blkmig.qemu import address, exportnames, graph, leftovers, objects, throttle, tracking
 
 # -- addresses -------------------------------------------------------------------------------------------------------
 

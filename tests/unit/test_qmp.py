@@ -22,7 +22,7 @@ import forks
 import pytest
 
 from blkmig import errors
-from blkmig.disk.qemu import qmp
+from blkmig.qemu import qmp
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": ""}, "capabilities": []}}
 
@@ -346,13 +346,13 @@ def test_the_library_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_library_is_imported_when_it_is_needed() -> None:
-    code = "import sys, blkmig, blkmig.disk.qemu; sys.exit('qemu.qmp' in sys.modules)"
+    code = "import sys, blkmig, blkmig.qemu; sys.exit('qemu.qmp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_an_abandoned_connection_ends_quietly(tmp_path: Path) -> None:
     monitor = Monitor(tmp_path / "qmp", echo)
-    code = f"from blkmig.disk.qemu import qmp; kept = qmp.QmpConnection({str(tmp_path / 'qmp')!r})"
+    code = f"from blkmig.qemu import qmp; kept = qmp.QmpConnection({str(tmp_path / 'qmp')!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     monitor.close()
     assert (done.returncode, done.stderr) == (0, "")

@@ -18,8 +18,8 @@ import pytest
 from fd_pairs import open_pair
 from page_streams import Sender, each_block, receiver
 
-from blkmig import _core, disk, errors
-from blkmig.disk import behind
+from blkmig import _core, errors, files
+from blkmig.files import behind
 
 MiB = _core.BLOCK_SIZE
 CLUSTER = 1 << 16
@@ -75,8 +75,8 @@ def _no_thread_is_left() -> Iterator[None]:
 
 
 @pytest.fixture
-def target(tmp_path: Path) -> Iterator[disk.FileBackend]:
-    with disk.FileBackend.create(tmp_path / "target", NBLOCKS * MiB) as backend:
+def target(tmp_path: Path) -> Iterator[files.FileBackend]:
+    with files.FileBackend.create(tmp_path / "target", NBLOCKS * MiB) as backend:
         yield backend
 
 
@@ -84,7 +84,7 @@ def target(tmp_path: Path) -> Iterator[disk.FileBackend]:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "unix", "tcp"])
-def test_blocks_are_stored(source: Path, target: disk.FileBackend, tmp_path: Path, content: bytes, kind: str) -> None:
+def test_blocks_are_stored(source: Path, target: files.FileBackend, tmp_path: Path, content: bytes, kind: str) -> None:
     blocks, pages = [*range(NBLOCKS), *range(NBLOCKS)], 0
     with arriving(source, blocks, kind) as coming:
         for blk, block in coming:
@@ -107,7 +107,7 @@ def test_nothing_overtakes(source: Path, tmp_path: Path, content: bytes, seed: i
     rng, model = random.Random(seed), bytearray(NBLOCKS * MiB)
     spare = _core.BlockBuffer()
     blocks = [rng.randrange(NBLOCKS) for _ in range(60)]
-    target = disk.FileBackend.create(tmp_path / "target", len(model))
+    target = files.FileBackend.create(tmp_path / "target", len(model))
     with target, arriving(source, blocks, kind) as coming:
         for blk, block in coming:
             offset = rng.randrange(len(model) - MiB) // 512 * 512
@@ -144,7 +144,7 @@ def test_nothing_overtakes(source: Path, tmp_path: Path, content: bytes, seed: i
     assert (tmp_path / "target").read_bytes() == model, f"seed {seed}"
 
 
-def test_zeros_wait_for_any_block_below_them(source: Path, target: disk.FileBackend, content: bytes) -> None:
+def test_zeros_wait_for_any_block_below_them(source: Path, target: files.FileBackend, content: bytes) -> None:
     """Not only for the last one that was put."""
     with arriving(source, [0, 1, 3, 4, 5] * 20) as coming:
         for blk, block in coming:
@@ -157,7 +157,7 @@ def test_zeros_wait_for_any_block_below_them(source: Path, target: disk.FileBack
     assert target.pread(0, len(expected)) == expected
 
 
-def test_a_payload_that_is_looked_at_again_is_stored_at_once(target: disk.FileBackend) -> None:
+def test_a_payload_that_is_looked_at_again_is_stored_at_once(target: files.FileBackend) -> None:
     blk = block_of(b"x")
     blk.movable = False
     target.write_block(blk, 0, MiB)
@@ -165,7 +165,7 @@ def test_a_payload_that_is_looked_at_again_is_stored_at_once(target: disk.FileBa
     assert blk.payload == target.pread(0, MiB) == b"x" * MiB
 
 
-def test_a_payload_with_a_view_stays(target: disk.FileBackend) -> None:
+def test_a_payload_with_a_view_stays(target: files.FileBackend) -> None:
     """Whoever looks at it would see another block's bytes one day."""
     blk = block_of(b"x")
     with blk.data, pytest.raises(BufferError, match="view"):
@@ -223,7 +223,7 @@ def test_without_holes_all_is_written(source: Path, tmp_path: Path, content: byt
 
 
 def test_without_threads_it_is_stored_at_once(
-    source: Path, target: disk.FileBackend, content: bytes, monkeypatch: pytest.MonkeyPatch
+    source: Path, target: files.FileBackend, content: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
@@ -236,7 +236,7 @@ def test_without_threads_it_is_stored_at_once(
     assert target.pread(3 * MiB, 2 * MiB) == content[3 * MiB : 5 * MiB]
 
 
-def test_another_thread_may_look_meanwhile(source: Path, target: disk.FileBackend, content: bytes) -> None:
+def test_another_thread_may_look_meanwhile(source: Path, target: files.FileBackend, content: bytes) -> None:
     """A guest's reads are for any thread; none of them may hang, nor make zeros overtake a block."""
     done = threading.Event()
 
@@ -274,7 +274,7 @@ def files_of_at_most(nbytes: int) -> Iterator[None]:
 
 
 def test_a_block_that_cannot_be_stored_is_told_with_its_place(
-    source: Path, target: disk.FileBackend, tmp_path: Path, content: bytes
+    source: Path, target: files.FileBackend, tmp_path: Path, content: bytes
 ) -> None:
     """Whatever is called next, and again until the disk is closed; what was put before is stored, and nothing after."""
     caught: list[errors.DeviceError] = []
@@ -305,7 +305,7 @@ def test_a_disk_that_is_closed_stores_no_more(source: Path, tmp_path: Path) -> N
     """Its descriptor may be another file's by then."""
     for _ in range(20):
         with arriving(source, list(range(NBLOCKS))) as coming:
-            target = disk.FileBackend.create(tmp_path / "target", NBLOCKS * MiB)
+            target = files.FileBackend.create(tmp_path / "target", NBLOCKS * MiB)
             for blk, block in coming:
                 target.write_block(blk, block * MiB, MiB)
             target.close()
@@ -319,7 +319,7 @@ def test_a_disk_that_is_closed_stores_no_more(source: Path, tmp_path: Path) -> N
 def test_closing_stores_what_waits(source: Path, tmp_path: Path, content: bytes) -> None:
     """Also without a flush, and after an error of something else: what was written is there, as after pwrite."""
     for leave in (contextlib.nullcontext, lambda: pytest.raises(ZeroDivisionError)):
-        with leave(), disk.FileBackend.create(tmp_path / "target", NBLOCKS * MiB) as target:
+        with leave(), files.FileBackend.create(tmp_path / "target", NBLOCKS * MiB) as target:
             with arriving(source, list(range(NBLOCKS))) as coming:
                 for blk, block in coming:
                     target.write_block(blk, block * MiB, MiB)
@@ -330,10 +330,10 @@ def test_closing_stores_what_waits(source: Path, tmp_path: Path, content: bytes)
 
 
 @contextlib.contextmanager
-def one_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[disk.FileBackend]:
+def one_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[files.FileBackend]:
     """Give a disk with two blocks that wait; the second cannot be stored, which nobody knows when the body begins."""
     begin, run = threading.Event(), threading.Thread.run
-    target = disk.FileBackend.create(tmp_path / "target", NBLOCKS * MiB)
+    target = files.FileBackend.create(tmp_path / "target", NBLOCKS * MiB)
     with monkeypatch.context() as patch, files_of_at_most(3 * MiB):
         patch.setattr(threading.Thread, "run", lambda self: begin.wait(20) and run(self))
         target.write_block(block_of(b"a"), 0, MiB)
@@ -341,7 +341,7 @@ def one_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         begin.set()
         yield target
     target.close()  # closing twice does no harm
-    with disk.FileBackend(tmp_path / "target") as again:  # which its locks would not let us
+    with files.FileBackend(tmp_path / "target") as again:  # which its locks would not let us
         assert again.pread(0, MiB) == b"a" * MiB
 
 
@@ -369,7 +369,7 @@ def test_closing_hides_no_other_error(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_closed_disk_takes_no_block(source: Path, tmp_path: Path) -> None:
-    target = disk.FileBackend.create(tmp_path / "target", NBLOCKS * MiB)
+    target = files.FileBackend.create(tmp_path / "target", NBLOCKS * MiB)
     target.close()
     with arriving(source, [0, 1, 2]) as coming:
         for blk, block in coming:
@@ -379,7 +379,7 @@ def test_a_closed_disk_takes_no_block(source: Path, tmp_path: Path) -> None:
 
 def test_descriptors_are_given_back(source: Path, tmp_path: Path) -> None:
     with descriptors.given_back():
-        with disk.FileBackend.create(tmp_path / "target", NBLOCKS * MiB) as target:
+        with files.FileBackend.create(tmp_path / "target", NBLOCKS * MiB) as target:
             with arriving(source, list(range(NBLOCKS)) * 2) as coming:
                 for blk, block in coming:
                     target.write_block(blk, block * MiB, MiB)

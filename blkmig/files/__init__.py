@@ -1,0 +1,7 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Disks that this process reads and writes itself: raw files, block devices, overlays, memory, shared dirty maps."""
+
+from .file import FileBackend
+from .memory import MemoryBackend
+
+__all__ = ["FileBackend", "MemoryBackend"]

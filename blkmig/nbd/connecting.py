@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Connecting libnbd's handle to a server, within a time, and with an ear for a cancel.
+
+::
+
+    look the host's name up     aside (`aside.py`), because libnbd does that in the call that begins
+    connect, negotiate          bytes are moved when the socket is ready
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import select
+import time
+from collections.abc import Callable, Iterator
+
+from .. import aside
+from . import _libnbd
+from . import uri as nbd_uri
+
+EVENTS = {0: 0, 1: select.POLLIN, 2: select.POLLOUT, 3: select.POLLIN | select.POLLOUT}
+"""What to wait for at the socket, by libnbd's direction."""
+
+SLICE = 0.1
+"""Seconds after which somebody who connects looks whether that is still wanted."""
+
+
+def connect(
+    library: ctypes.CDLL, handle: int, uri: str, *, timeout: float, is_cancelled: Callable[[], bool] = lambda: False
+) -> None:
+    """Connect `handle`, which is set up, to `uri` within `timeout` seconds.
+
+    Raises OSError: EHOSTUNREACH for a name that is not found out in time, ETIMEDOUT, ECANCELED, or what libnbd says.
+    Then `handle` is closed, or will be: nobody may use it.
+    """
+    deadline = time.monotonic() + timeout
+
+    def begin() -> None:
+        _libnbd.check(library, library.nbd_aio_connect_uri(handle, os.fsencode(uri)))
+
+    host = nbd_uri.host_of(uri)
+    if host is None or aside.is_number(host):
+        with _closing_on_error(library, handle):
+            begin()
+    else:
+        _begin_aside(library, handle, begin, host, timeout, is_cancelled)
+    with _closing_on_error(library, handle):
+        finish(library, handle, deadline, is_cancelled)
+
+
+def _begin_aside(
+    library: ctypes.CDLL,
+    handle: int,
+    begin: Callable[[], None],
+    host: str,
+    timeout: float,
+    is_cancelled: Callable[[], bool],
+) -> None:
+    """Call `begin`, which looks up `host`.
+
+    That look-up must be libnbd's own: it verifies a certificate by the name that it was given, not by an address.
+    """
+    deadline = time.monotonic() + timeout
+    with _closing_on_error(library, handle):
+        beginning = aside.Aside(begin, name="blkmig-nbd-lookup", forget=lambda: library.nbd_close(handle))
+    with beginning:
+        while not _is_readable(beginning.fd, min(max(0.0, deadline - time.monotonic()), SLICE)):
+            if is_cancelled():
+                raise cancelled_error()
+            if time.monotonic() >= deadline:
+                raise OSError(errno.EHOSTUNREACH, aside.not_found_out(host, timeout))
+        with _closing_on_error(library, handle):
+            beginning.result()
+
+
+def _is_readable(fd: int, seconds: float) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(seconds * 1000))
+
+
+@contextlib.contextmanager
+def _closing_on_error(library: ctypes.CDLL, handle: int) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        library.nbd_close(handle)
+        raise
+
+
+def finish(
+    library: ctypes.CDLL, handle: int, deadline: float, is_cancelled: Callable[[], bool] = lambda: False
+) -> None:
+    """Return when `handle` connects, or negotiates, no more. Raises OSError: ETIMEDOUT, ECANCELED, what libnbd says."""
+    while library.nbd_aio_is_connecting(handle) == 1:
+        direction = library.nbd_aio_get_direction(handle)
+        poll = select.poll()  # a new one each time: libnbd changes sockets when it tries the next address
+        poll.register(library.nbd_aio_get_fd(handle), EVENTS[direction])
+        ready = poll.poll(min(max(0.0, deadline - time.monotonic()), SLICE) * 1000)
+        if is_cancelled():
+            raise cancelled_error()
+        if ready:
+            _libnbd.check(library, notify(library, handle, direction, ready[0][1]))
+        elif time.monotonic() >= deadline:
+            raise OSError(errno.ETIMEDOUT, "the server did not answer in time")
+
+
+def notify(library: ctypes.CDLL, handle: int | None, direction: int, events: int) -> int:
+    """Let libnbd move the bytes that can be moved; -1 if the connection died of it."""
+    if direction & _libnbd.DIRECTION_READ and events & ~select.POLLOUT:
+        result: int = library.nbd_aio_notify_read(handle)
+    else:
+        result = library.nbd_aio_notify_write(handle)
+    return result
+
+
+def cancelled_error() -> OSError:
+    """Return the error of what was given up because somebody wanted that."""
+    return OSError(errno.ECANCELED, "it was cancelled")

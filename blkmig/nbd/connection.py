@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The verbs of an NBD export: read, write, zero, flush, block status, in bytes and from any number of threads.
+
+One connection carries up to as many requests as there are threads. That is enough: with 5 ms of latency sixteen
+threads read ten times as fast as one, and more connections only cost more context switches. Requests are cut to what
+the server takes, and widened to its minimum block size where it has one.
+"""
+
+from __future__ import annotations
+
+import array
+import collections
+import contextlib
+import ctypes
+import errno
+import functools
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from .. import errors, units
+from ..disk import local
+from . import _libnbd
+from . import handle as nbd_handle
+from . import tls as nbd_tls
+from . import uri as nbd_uri
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+BASE_ALLOCATION = "base:allocation"
+ALLOCATION_DEPTH = "qemu:allocation-depth"
+STATE_ZERO = 2
+"""Flag of base:allocation: the extent reads as zeros."""
+
+MAX_PAYLOAD = 32 * units.MiB
+"""Bytes of one read or write: what every server takes that does not say otherwise."""
+QEMU_READ_PIECE = 512 * units.KiB
+"""Bytes of one read from a QEMU. 7.2 answers two of this size in 0.33 ms and one of 1 MiB in 0.65 to 0.8: for that it
+maps fresh memory each time, and the kernel clears it. A server with latency would answer a block in twice the time."""
+READS_AHEAD = 8
+"""Pieces of one read that are in flight together."""
+MAX_ZERO = 256 * units.MiB
+"""Bytes of one WRITE_ZEROES, small enough that a server which has to write them answers in time."""
+MAX_STATUS = 4 * units.GiB - units.MiB
+"""Bytes of one BLOCK_STATUS, whose length has 32 bits."""
+
+_ZEROS = bytes(units.MiB)
+
+
+class NbdConnection:
+    """An open NBD export of `size` bytes.
+
+    Ranges must lie inside the export. A failure is a :class:`~blkmig.errors.DeviceError` with the range, the server's
+    errno and libnbd's text; after an error of the server everything else goes on, after one of the connection every
+    later call fails as well.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        device: str = "",
+        export: str | None = None,
+        contexts: Iterable[str] = (BASE_ALLOCATION,),
+        tls_certificates: str | None = None,
+        tls_psk_file: str | None = None,
+        tls_username: str | None = None,
+        connect_timeout: float = 30.0,
+        request_timeout: float = 60.0,
+        read_piece: int = MAX_PAYLOAD,
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Connect to `uri`, or to the `export` of that server.
+
+        `device` is the disk's name in errors. `contexts` are the meta contexts to ask for; those the server has are
+        in `self.contexts`. Of a TCP server's X.509 certificate the host name is verified; `tls_certificates` is a
+        directory with ca-cert.pem and, if the server wants to know its clients, client-cert.pem and client-key.pem.
+        Without an authority, :class:`~blkmig.errors.ParameterError` where libnbd would verify nothing; see `nbd_tls`.
+        `request_timeout` is how long, in seconds, the connection may stand still while requests are in flight; 0: as
+        long as it likes. Reads are cut into pieces of `read_piece` bytes, that are in flight together. `is_cancelled`
+        is asked, while this connects, whether to give up.
+        """
+        self.uri = nbd_uri.check_uri(
+            uri if export is None else nbd_uri.with_export(uri, export), tls_certificates or tls_psk_file
+        )
+        self._read_piece = read_piece
+        self._is_cancelled = is_cancelled
+        self.device = device or nbd_uri.export_of(self.uri) or "nbd"
+        with self._errors(f"cannot connect to {self.uri}"):
+            version = nbd_tls.version_of(_libnbd.load())
+        nbd_tls.check(self.uri, certificates=tls_certificates, psk_file=tls_psk_file, version=version)
+        tls = {"certificates": tls_certificates, "psk_file": tls_psk_file, "username": tls_username}
+        self._wanted_contexts = tuple(contexts)
+        self._new_handle = functools.partial(
+            nbd_handle.NbdHandle,
+            self.uri,
+            lambda library, handle: configure(library, handle, self._wanted_contexts, tls),
+            connect_timeout=units.number("connect_timeout", connect_timeout),
+            request_timeout=units.number("request_timeout", request_timeout),
+            is_cancelled=is_cancelled,
+        )
+        self._edges = threading.Lock()
+        self._connect()
+
+    def _connect(self) -> None:
+        with self._errors(f"cannot connect to {self.uri}"):
+            self._handle = self._new_handle()
+        try:
+            with self._errors(f"cannot learn about {self.uri}"):
+                self._learn(self._wanted_contexts)
+        except BaseException:
+            self.close()
+            raise
+
+    def _learn(self, contexts: Iterable[str]) -> None:
+        ask = self._handle.ask
+        self.size = ask("nbd_get_size")
+        self.is_read_only = bool(ask("nbd_is_read_only"))
+        self.can_zero = bool(ask("nbd_can_zero"))
+        self.can_flush = bool(ask("nbd_can_flush"))
+        self.can_multi_conn = bool(ask("nbd_can_multi_conn"))
+        self.contexts = frozenset(name for name in contexts if ask("nbd_can_meta_context", name.encode()))
+        self.minimum = ask("nbd_get_block_size", _libnbd.SIZE_MINIMUM) or 1
+        self.maximum = min(ask("nbd_get_block_size", _libnbd.SIZE_MAXIMUM) or MAX_PAYLOAD, MAX_PAYLOAD)
+
+    # -- data ----------------------------------------------------------------------------------------------------------
+
+    def pread_into(self, buffer: Buffer, offset: int) -> None:
+        """Fill the writable `buffer`, of any length, from `offset` on. Blocks without the GIL; copies nothing."""
+        view = local.bytes_of(buffer)
+        if self._is_unaligned(offset, len(view)):
+            start, stop = self._widen(offset, len(view))
+            whole = bytearray(stop - start)
+            self.pread_into(whole, start)
+            view[:] = whole[offset - start : offset - start + len(view)]
+            return
+        in_flight: collections.deque[tuple[nbd_handle.Request, int, int]] = collections.deque()
+        try:
+            for done, count in _pieces(len(view), min(self.maximum, self._read_piece)):
+                if len(in_flight) == READS_AHEAD:
+                    self._finish_read(*in_flight.popleft())
+                memory = _libnbd.Memory(view[done : done + count], writable=True)
+                with self._errors("cannot read", offset + done, count):
+                    in_flight.append((self._start("nbd_aio_pread", memory, offset + done), offset + done, count))
+            while in_flight:
+                self._finish_read(*in_flight.popleft())
+        except (errors.DeviceError, errors.Cancelled):
+            for request, _, _ in in_flight:  # nothing may write into the buffer any more
+                with contextlib.suppress(OSError):
+                    self._handle.wait(request)
+            raise
+        except BaseException:  # KeyboardInterrupt: what was started may not even be in the list
+            self._handle.close()
+            raise
+
+    def _finish_read(self, request: nbd_handle.Request, offset: int, nbytes: int) -> None:
+        with self._errors("cannot read", offset, nbytes):
+            self._handle.wait(request)
+
+    def pwrite(self, buffer: Buffer, offset: int) -> None:
+        """Write `buffer`, of any length, at `offset`. Blocks without the GIL; copies nothing."""
+        view = local.bytes_of(buffer)
+        if self._is_unaligned(offset, len(view)):
+            with self._edges:  # two writers must not put back each other's part of a block
+                start, stop = self._widen(offset, len(view))
+                whole = bytearray(stop - start)
+                self.pread_into(whole, start)
+                whole[offset - start : offset - start + len(view)] = view
+                self.pwrite(whole, start)
+            return
+        for done, count in _pieces(len(view), self.maximum):
+            memory = _libnbd.Memory(view[done : done + count], writable=False)
+            with self._errors("cannot write", offset + done, count):
+                self._handle.wait(self._start("nbd_aio_pwrite", memory, offset + done))
+
+    def zero(self, offset: int, nbytes: int) -> None:
+        """Make [offset, offset + nbytes), any length, read as zeros: as holes where the server can. Blocks."""
+        if not self.can_zero:
+            for done, count in _pieces(nbytes, len(_ZEROS)):
+                self.pwrite(_ZEROS[:count], offset + done)
+            return
+        head = min(-offset % self.minimum, nbytes)
+        tail = (offset + nbytes) % self.minimum if head < nbytes else 0
+        if head or tail:
+            self.pwrite(bytes(head), offset)
+            self.pwrite(bytes(tail), offset + nbytes - tail)
+            offset, nbytes = offset + head, nbytes - head - tail
+        for done, count in _pieces(nbytes, MAX_ZERO):
+            with self._errors("cannot write zeroes", offset + done, count):
+                self._handle.run("nbd_aio_zero", count, offset + done, _libnbd.NO_COMPLETION, 0)
+
+    def start_write(self, data: bytearray, offset: int) -> nbd_handle.Request | None:
+        """Start writing `data`, which stays untouched until :meth:`finish_write`; None: it is written already."""
+        if len(data) > self.maximum or self._is_unaligned(offset, len(data)):
+            self.pwrite(data, offset)
+            return None
+        with self._errors("cannot write", offset, len(data)):
+            request = self._start("nbd_aio_pwrite", _libnbd.Memory(data, writable=False), offset)
+            self._handle.push()
+        return request
+
+    def finish_write(self, request: nbd_handle.Request, offset: int, nbytes: int) -> None:
+        """Return when a write that was started is done, or raise its error. Blocks."""
+        with self._errors("cannot write", offset, nbytes):
+            self._handle.wait(request)
+
+    def flush(self) -> None:
+        """Return when everything written before is on stable storage, as far as the server can say. Blocks."""
+        if self.can_flush:
+            with self._errors("cannot flush"):
+                self._handle.run("nbd_aio_flush", _libnbd.NO_COMPLETION, 0)
+
+    # -- block status --------------------------------------------------------------------------------------------------
+
+    def block_status(self, context: str, offset: int, nbytes: int) -> Iterator[tuple[int, int]]:
+        """Yield the (length, flags) of one extent after the other; together they cover the range exactly.
+
+        Neighbours have different flags. `context` must be one of `self.contexts`. Blocks before each reply's first.
+        """
+        end = offset + nbytes
+        length, flags = 0, -1
+        while offset < end:
+            for more, their_flags in self.one_block_status(context, offset, end - offset):
+                if their_flags != flags:
+                    if length:
+                        yield length, flags
+                    length, flags = 0, their_flags
+                length += more
+                offset += more
+        if length:
+            yield length, flags
+
+    def one_block_status(self, context: str, offset: int, nbytes: int) -> list[tuple[int, int]]:
+        """Return the (length, flags) of the extents in one reply of the server: at least one byte, at most the range.
+
+        A reply has up to 131,072 extents from QEMU; neighbours may have equal flags. Blocks.
+        """
+        start, stop = self._widen(offset, min(nbytes, MAX_STATUS - self.minimum))
+        wanted = context.encode()
+        entries = array.array("I")
+
+        def collect(_data: Any, name: bytes, _offset: int, pairs: Any, count: int, _error: Any) -> int:
+            if name == wanted and not entries:
+                entries.frombytes(ctypes.string_at(pairs, 4 * count))
+            return 0
+
+        callback = _libnbd.ExtentCallback(_libnbd.EXTENT_FUNCTION(collect), None, None)
+        with self._errors(f"cannot get {context}", offset, nbytes):
+            if context not in self.contexts:
+                raise OSError(errno.EOPNOTSUPP, f"the server does not offer {context}")
+            self._handle.run(
+                "nbd_aio_block_status", stop - start, start, callback, _libnbd.NO_COMPLETION, 0, keep=callback
+            )
+            extents = _clip(zip(entries[0::2], entries[1::2], strict=True), start, offset, offset + nbytes)
+            if not extents:
+                raise OSError(errno.EPROTO, "the server's reply describes nothing of the range asked for")
+        return extents
+
+    # -- the rest ------------------------------------------------------------------------------------------------------
+
+    def check_home(self) -> None:
+        """Raise :class:`~blkmig.errors.DeviceError` in a child of the process that has connected."""
+        if self._handle.is_foreign:
+            with self._errors("cannot be used"):
+                self._handle.check_home()
+
+    def cancel(self) -> None:
+        """Make calls that wait, and later ones, raise Cancelled; from any thread and any signal handler.
+
+        What a server answers within half a second is still taken; then the connection is of use after `renew`. It is
+        not closed.
+        """
+        self._handle.cancel()
+
+    def renew(self) -> bool:
+        """Forget a cancel: the connection is used for something new.
+
+        False if requests were abandoned: then `close` it, and `reconnect` if it is wanted.
+        """
+        with self._errors("cannot be used"):
+            return self._handle.renew()
+
+    def reconnect(self) -> None:
+        """Connect again, after `close`."""
+        self._connect()
+
+    def close(self) -> None:
+        """Close the connection; calls in other threads fail with ECANCELED. Twice does no harm."""
+        self._handle.close()
+
+    def _start(self, function: str, memory: _libnbd.Memory, offset: int) -> nbd_handle.Request:
+        return self._handle.start(
+            function, memory.address, memory.nbytes, offset, _libnbd.NO_COMPLETION, 0, keep=memory
+        )
+
+    def _is_unaligned(self, offset: int, nbytes: int) -> bool:
+        return bool((offset | nbytes) & (self.minimum - 1))
+
+    def _widen(self, offset: int, nbytes: int) -> tuple[int, int]:
+        """Return start and stop of the range widened to whole blocks of the server."""
+        return offset & -self.minimum, -(-(offset + nbytes) & -self.minimum)
+
+    def _was_cancelled(self) -> bool:
+        return self._is_cancelled() or (hasattr(self, "_handle") and self._handle.is_cancelled)
+
+    @contextlib.contextmanager
+    def _errors(self, doing: str, offset: int | None = None, nbytes: int | None = None) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno == errno.ECANCELED and self._was_cancelled():
+                raise errors.Cancelled(f"disk {self.device!r}: {doing}: cancelled") from error
+            raise errors.DeviceError(doing, device=self.device, cause=error, offset=offset, nbytes=nbytes) from error
+
+
+def configure(library: ctypes.CDLL, handle: int, contexts: Iterable[str], tls: dict[str, str | None]) -> None:
+    """Set up libnbd's handle before it connects. Raises OSError."""
+    calls: list[tuple[str, bool | bytes]] = [("nbd_set_uri_allow_local_file", True)]  # for tls-certificates=
+    calls += [("nbd_add_meta_context", name.encode()) for name in contexts]
+    calls += [(f"nbd_set_tls_{key}", value.encode()) for key, value in tls.items() if value is not None]
+    for function, value in calls:
+        _libnbd.check(library, getattr(library, function)(handle, value))
+
+
+def _pieces(nbytes: int, most: int) -> Iterator[tuple[int, int]]:
+    """Cut `nbytes` into pieces (start, length) of at most `most`."""
+    return ((done, min(most, nbytes - done)) for done in range(0, nbytes, most))
+
+
+def _clip(pairs: Iterable[tuple[int, int]], position: int, start: int, stop: int) -> list[tuple[int, int]]:
+    """Return the (length, flags) in `pairs`, which begin at `position`, that lie in [start, stop)."""
+    clipped = []
+    for length, flags in pairs:
+        inside = min(position + length, stop) - max(position, start)
+        if inside > 0:
+            clipped.append((inside, flags))
+        position += length
+    return clipped

@@ -1,0 +1,373 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One NBD connection that any number of threads use at once, their requests in flight together.
+
+libnbd's own blocking calls keep the connection to themselves while they wait. Here requests are only *started* by
+the thread that wants them, and one of the waiting threads, the leader, moves bytes for all (leader and followers)::
+
+    thread A   start ─ leads:  poll ─ notify_read ─ poll ─ notify_read ─ mine is done ─ hands the lead to B
+    thread B       start ─ waits ───────────────────────────────────────────────────── leads: poll ─ ...
+    thread C           start ─ waits ────────────── done
+
+A single thread is its own leader: no thread is switched to, nothing runs in the background. A thread may also start
+several requests and wait for them later. What always holds:
+
+* every use of libnbd's handle is under `_lock`, and nobody waits for the network under it;
+* while somebody waits for a request, somebody leads or has been told to;
+* a cancel is heard by whoever waits: what is in flight has CANCEL_SECONDS to finish, so that a server that answers
+  keeps its connection, and nothing new is started;
+* a buffer is referenced from its request until libnbd is done with it or its handle is closed: an interrupted call
+  closes the handle, so that no late reply is written into memory that is used for something else;
+* nothing is moved any more once the connection is abandoned, which a cancel does in the end: then every request is
+  over, and late replies stay in the socket. It is not closed by that, since a QEMU wants to close first.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import select
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from .. import _core, forks
+from . import _libnbd
+from . import connecting as nbd_connecting
+
+CANCEL_SECONDS = 0.5
+"""How long requests in flight may still take after a cancel."""
+
+PATIENCE = 10
+"""So many idle time-outs may pass without a request being answered, whatever bytes come: one a second is no answer."""
+
+class Request:
+    """One command in flight; every field is under the handle's lock."""
+
+    __slots__ = ("done", "error", "keep", "signal")
+
+    def __init__(self, keep: object) -> None:
+        self.done = False
+        self.error: OSError | None = None
+        self.keep = keep
+        self.signal: threading.Lock | None = None  # held while a thread sleeps on it
+
+    def will_wait(self) -> threading.Lock:
+        """Return what the calling thread shall acquire, later and without the handle's lock, in order to sleep."""
+        self.signal = threading.Lock()
+        self.signal.acquire()
+        return self.signal
+
+    def wake(self) -> bool:
+        """Wake the thread that waits for this request, or is about to; False if there is none."""
+        if self.signal is None:
+            return False
+        self.signal.release()
+        self.signal = None
+        return True
+
+
+class NbdHandle:
+    """A connection to one export. Every failure is an OSError with libnbd's text."""
+
+    def __init__(
+        self,
+        uri: str,
+        configure: Callable[[ctypes.CDLL, int], None],
+        *,
+        connect_timeout: float,
+        request_timeout: float,
+        is_cancelled: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Connect to `uri` within `connect_timeout` seconds; `configure` sets libnbd's handle up before that.
+
+        `is_cancelled` is asked whether to give up connecting.
+
+        `request_timeout` is how many seconds the connection may stand still while requests are in flight, 0 for ever.
+        """
+        self._library = _libnbd.load()
+        self._home = _core.Gate()
+        self._request_timeout = request_timeout
+        self._lock = threading.RLock()  # re-entrant for `cancel` only, which a signal handler may call
+        self._cancel_deadline: float | None = None
+        self._is_abandoned = False
+        self._answered_at = 0.0  # when the last request was answered, or the first of those in flight was started
+        self._requests: dict[int, Request] = {}  # by libnbd's cookie
+        self._leading = False
+        self._polling = 0  # the direction that the leader waits for just now, 0 if it does not wait
+        self._failure: OSError | None = None
+        self._handle: int | None = self._library.nbd_create()
+        if self._handle is None:
+            raise _libnbd.last_error(self._library)
+        self._wake_fd = -1
+        try:
+            self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            configure(self._library, self._handle)
+            self._connect(uri, connect_timeout, is_cancelled)
+            if self._library.nbd_aio_is_ready(self._handle) != 1:
+                raise OSError(errno.ENOTCONN, "the server closed the connection during the handshake")
+        except BaseException:
+            self.close()
+            raise
+        self._fd: int = self._library.nbd_aio_get_fd(self._handle)
+        forks.leave_to_parent(self, self._fd)
+        self._poll = select.poll()
+        self._poll.register(self._wake_fd, select.POLLIN)
+
+    def _connect(self, uri: str, timeout: float, is_cancelled: Callable[[], bool]) -> None:
+        handle, self._handle = self._handle, None  # ours again when it is connected
+        assert handle is not None, "just made"
+        nbd_connecting.connect(self._library, handle, uri, timeout=timeout, is_cancelled=is_cancelled)
+        self._handle = handle
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are in flight now."""
+        return len(self._requests)
+
+    def ask(self, function: str, *args: Any) -> int:
+        """Return what a libnbd `function` that does not block says about the export."""
+        self.check_home()
+        with self._lock:
+            return _libnbd.check(self._library, getattr(self._library, function)(self._open_handle(), *args))
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether this is a child of the process that has connected."""
+        return self._home.is_foreign
+
+    def check_home(self) -> None:
+        """Keep a fork's child off the connection: its requests would stand in the middle of its parent's.
+
+        Before anything that takes a lock, since one may have been held when the fork came.
+        """
+        if self._home.is_foreign:
+            raise forks.not_here()
+
+    def run(self, function: str, *args: Any, keep: object = None) -> None:
+        """Run one command, ``nbd_aio_...``, and return when the server has answered it; see `start` and `wait`."""
+        try:
+            self.wait(self.start(function, *args, keep=keep))
+        except Exception:
+            raise
+        except BaseException:  # KeyboardInterrupt between the two: the command is in flight, and nobody waits for it
+            self.close()
+            raise
+
+    def start(self, function: str, *args: Any, keep: object = None) -> Request:
+        """Start one command, ``nbd_aio_...``; `keep` owns whatever memory it uses. Does not block.
+
+        Any number of threads may call it at once. Its bytes move while somebody is in :meth:`wait` or :meth:`push`.
+        """
+        request = Request(keep)
+        self.check_home()
+        with self._lock:
+            if self._cancel_deadline is not None:
+                raise nbd_connecting.cancelled_error()
+            cookie = getattr(self._library, function)(self._open_handle(), *args)
+            if cookie == -1:
+                self._refused(_libnbd.last_error(self._library))
+            if not self._requests:
+                self._answered_at = time.monotonic()
+            self._requests[cookie] = request
+            if self._polling and self._library.nbd_aio_get_direction(self._handle) & ~self._polling:
+                os.eventfd_write(self._wake_fd, 1)  # the leader must wait for room in the socket as well
+        return request
+
+    def wait(self, request: Request) -> None:
+        """Return when the server has answered `request`, or raise its error. Drops the GIL while it waits.
+
+        After an error of the server the connection goes on; after one of the connection everything else fails too, and
+        so it does after an exception, such as KeyboardInterrupt, in the waiting thread.
+        """
+        self.check_home()
+        try:
+            self._wait(request)
+        except BaseException:
+            self.close()
+            raise
+        if request.error is not None:
+            raise request.error
+
+    def push(self) -> None:
+        """Move the bytes that can be moved without waiting, for whatever was started."""
+        self.check_home()
+        with self._lock:
+            if self._handle is None or not self._take_lead():
+                return
+        try:
+            self._move_bytes_once(timeout=0)
+        finally:
+            with self._lock:
+                self._hand_over_lead()
+
+    def cancel(self) -> None:
+        """Let what is in flight finish if it does so soon, else fail with ECANCELED, and so does whatever comes later.
+
+        From any thread and any signal handler.
+        """
+        if self._home.is_foreign:
+            return
+        with self._lock:  # its holders wait for nobody
+            self._cancel_deadline = time.monotonic() + CANCEL_SECONDS
+            if self._wake_fd >= 0:
+                os.eventfd_write(self._wake_fd, 1)
+
+    def renew(self) -> bool:
+        """Forget a cancel; False if requests were abandoned, or it is closed: then it is only good for closing."""
+        self.check_home()
+        with self._lock:
+            self._cancel_deadline = None
+            return self._handle is not None and not self._is_abandoned
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether somebody has cancelled."""
+        return self._cancel_deadline is not None
+
+    def close(self) -> None:
+        """Close the connection, from any thread; requests in flight fail with ECANCELED. Twice does no harm.
+
+        It waits for nobody: what could not be sent yet is dropped. In a fork's child it does nothing.
+        """
+        if self._home.is_foreign:
+            return
+        with self._lock:
+            self._fail(OSError(errno.ECANCELED, "the connection was closed"))
+            self._release_wake_fd()
+
+    # -- waiting: not under the lock -----------------------------------------------------------------------------------
+
+    def _wait(self, request: Request) -> None:
+        while True:
+            with self._lock:
+                if request.done:
+                    return
+                leads = self._take_lead()
+                signal = None if leads else request.will_wait()
+            if signal is None:
+                break
+            signal.acquire()
+        try:
+            while not request.done:
+                self._move_bytes_once(timeout=self._request_timeout or None)
+        finally:
+            with self._lock:
+                self._hand_over_lead()
+
+    def _move_bytes_once(self, timeout: float | None) -> None:
+        """Wait until bytes can be moved, and move them; only the leader does this."""
+        with self._lock:
+            if self._handle is None or self._is_abandoned:
+                return
+            self._polling = self._library.nbd_aio_get_direction(self._handle)
+            self._poll.register(self._fd, nbd_connecting.EVENTS[self._polling])
+            deadline = self._cancel_deadline
+        if deadline is not None:
+            left = max(0.0, deadline - time.monotonic())
+            timeout = left if timeout is None else min(timeout, left)
+        ready = dict(self._poll.poll(None if timeout is None else timeout * 1000))
+        with self._lock:
+            direction, self._polling = self._polling, 0
+            if self._handle is None:
+                return
+            if self._wake_fd in ready:
+                os.eventfd_read(self._wake_fd)
+            if deadline is not None and time.monotonic() >= deadline:
+                self._abandon()
+            elif self._fd in ready:
+                self._move_bytes(direction, ready[self._fd])
+            elif not ready and timeout and deadline is None:
+                text = f"the server has been silent for {timeout:g} s with requests in flight"
+                self._fail(OSError(errno.ETIMEDOUT, text))
+            patience = self._request_timeout * PATIENCE
+            if patience and self._requests and time.monotonic() - self._answered_at > patience:
+                text = f"the server has answered no request for {patience:g} s, although bytes came"
+                self._fail(OSError(errno.ETIMEDOUT, text))
+
+    # -- under the lock ------------------------------------------------------------------------------------------------
+
+    def _open_handle(self) -> int:
+        if self._handle is None:
+            assert self._failure is not None
+            raise _copy(self._failure)
+        if self._is_abandoned:
+            raise nbd_connecting.cancelled_error()
+        return self._handle
+
+    def _refused(self, error: OSError) -> NoReturn:
+        if self._is_over():
+            self._fail(error)
+        raise error
+
+    def _is_over(self) -> bool:
+        return bool(
+            self._library.nbd_aio_is_dead(self._handle) == 1 or self._library.nbd_aio_is_closed(self._handle) == 1
+        )
+
+    def _take_lead(self) -> bool:
+        taken = not self._leading
+        self._leading = True
+        return taken
+
+    def _hand_over_lead(self) -> None:
+        self._leading = False
+        self._polling = 0
+        any(follower.wake() for follower in self._requests.values())
+        if self._handle is None:
+            self._release_wake_fd()
+
+    def _move_bytes(self, direction: int, events: int) -> None:
+        if nbd_connecting.notify(self._library, self._handle, direction, events) == -1:
+            self._fail(_libnbd.last_error(self._library, errno.ENOTCONN))
+            return
+        self._collect_completed()
+        if self._is_over():
+            self._fail(OSError(errno.ENOTCONN, "the server closed the connection"))
+
+    def _collect_completed(self) -> None:
+        now = time.monotonic()
+        while (cookie := self._library.nbd_aio_peek_command_completed(self._handle)) > 0:
+            request = self._requests.pop(cookie)
+            self._answered_at = now
+            if self._library.nbd_aio_command_completed(self._handle, cookie) == -1:
+                request.error = _libnbd.last_error(self._library)
+            request.done = True
+            request.wake()
+
+    def _fail(self, error: OSError) -> None:
+        """Close libnbd's handle; what is in flight and whatever comes later fails with `error`."""
+        if self._handle is None:
+            return
+        self._failure = error
+        if not self._requests and self._library.nbd_aio_is_ready(self._handle) == 1:
+            self._library.nbd_aio_disconnect(self._handle, 0)  # the server need not complain then
+        self._library.nbd_close(self._handle)
+        self._handle = None
+        for request in self._requests.values():
+            request.done, request.error = True, _copy(error)
+            request.wake()
+        self._requests.clear()
+        if self._polling:
+            os.eventfd_write(self._wake_fd, 1)
+
+    def _abandon(self) -> None:
+        """Have all requests fail, and move nothing any more. Their buffers are referenced as long as the handle lives.
+        """
+        self._is_abandoned = True
+        for request in self._requests.values():
+            if not request.done:
+                request.done, request.error = True, nbd_connecting.cancelled_error()
+                request.wake()
+
+    def _release_wake_fd(self) -> None:
+        """Close the eventfd; a leader may still be polling it and does this itself when it leaves."""
+        if not self._leading and self._wake_fd >= 0:
+            os.close(self._wake_fd)
+            self._wake_fd = -1
+
+
+def _copy(error: OSError) -> OSError:
+    """Return an error of one's own for each thread, because raising changes it."""
+    return OSError(error.errno, error.strerror)

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whom a TLS connection to an NBD server would trust, looked at before it is made.
+
+libnbd takes a folder of certificates that is not there, or lacks the authority's, for "trust whom the system trusts",
+and before it mended CVE-2024-7383 it then takes any certificate at all. So what was named must be there, and such a
+libnbd is given an authority or not asked.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import re
+import urllib.parse
+from collections.abc import Iterable
+from pathlib import Path
+
+from .. import errors
+from . import uri as nbd_uri
+
+AUTHORITY, CERTIFICATE, KEY = "ca-cert.pem", "client-cert.pem", "client-key.pem"
+
+MENDED = {(1, 18): 5, (1, 20): 2}
+"""The first release of a branch that verifies a server also where the system's authorities are trusted; later branches
+do, older ones do not."""
+
+GIVE = f"say ?tls-certificates=DIR, a folder with the {AUTHORITY} of the authority that signs the server's certificate"
+
+
+def check(uri: str, *, certificates: str | None = None, psk_file: str | None = None, version: tuple[int, ...]) -> None:
+    """Raise :class:`~blkmig.errors.ParameterError` unless the server at `uri` would be verified by a libnbd `version`.
+
+    `certificates` and `psk_file` stand in the place of what the URI says.
+    """
+    parts = nbd_uri.split(uri)
+    if not parts.scheme.lower().startswith("nbds"):
+        return
+    said = dict(urllib.parse.parse_qsl(parts.query))
+    folder, keys = certificates or said.get("tls-certificates"), psk_file or said.get("tls-psk-file")
+    if keys is not None:
+        _require_readable(Path(keys), uri)
+    if folder is not None:
+        _check_folder(Path(folder), uri, needs_authority=not is_mended(version))
+    elif keys is None and not is_mended(version) and not _has_usual_authority():
+        text = ".".join(map(str, version))
+        raise errors.ParameterError(f"{uri!r}: libnbd {text} would take any server's certificate: {GIVE}")
+
+
+def _check_folder(folder: Path, uri: str, *, needs_authority: bool) -> None:
+    if not folder.is_dir():
+        raise errors.ParameterError(f"{uri!r}: {str(folder)!r} is no folder with certificates: {GIVE}")
+    _require_readable(folder, uri, mode=os.R_OK | os.X_OK)
+    there = [name for name in (AUTHORITY, CERTIFICATE, KEY) if (folder / name).exists()]
+    for name in there:
+        _require_readable(folder / name, uri)
+    if AUTHORITY not in there and (needs_authority or not there):
+        raise errors.ParameterError(f"{uri!r}: there is no {AUTHORITY} in {str(folder)!r}: {GIVE}")
+    if (CERTIFICATE in there) != (KEY in there):
+        lacking = KEY if CERTIFICATE in there else CERTIFICATE
+        raise errors.ParameterError(f"{uri!r}: there is no {lacking} in {str(folder)!r}; both or neither are needed")
+
+
+def _require_readable(path: Path, uri: str, *, mode: int = os.R_OK) -> None:
+    try:
+        if not os.access(path, mode):
+            path.stat()
+            raise PermissionError(errno.EACCES, "this user may not read it")
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise errors.ParameterError(f"{uri!r}: cannot read {str(path)!r}: {why}") from error
+
+
+def _has_usual_authority() -> bool:
+    return any((folder / AUTHORITY).is_file() for folder in usual_folders())
+
+
+def usual_folders() -> Iterable[Path]:
+    """Return where libnbd looks for certificates by itself."""
+    home = os.environ.get("HOME")
+    if os.geteuid() == 0 or home is None:
+        return (Path("/etc/pki/libnbd"),)
+    return (Path(home, ".pki/libnbd"), Path(home, ".config/pki/libnbd"))
+
+
+def is_mended(version: tuple[int, ...]) -> bool:
+    """Return whether this libnbd verifies a server without an authority being named."""
+    major, minor, release = version[:3]
+    mended = MENDED.get((major, minor))
+    return (major, minor) > max(MENDED) if mended is None else release >= mended
+
+
+def version_of(library: ctypes.CDLL) -> tuple[int, ...]:
+    """Return libnbd's version; (0, 0, 0) where it tells none."""
+    handle = library.nbd_create()
+    text: bytes = library.nbd_get_version(handle) or b""
+    library.nbd_close(handle)
+    found = re.match(r"(\d+)\.(\d+)\.(\d+)", text.decode())
+    return tuple(map(int, found.groups())) if found else (0, 0, 0)

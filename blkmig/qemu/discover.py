@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which disks a running QEMU has, what they are called, and what would make it unsafe to touch them."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .. import errors
+from . import address, graph, objects, qmp
+
+logger = logging.getLogger(__name__)
+
+Json = Mapping[str, Any]
+
+OLDEST = "block-export-add"
+"""The command that everything rests on: QEMU 5.2. What is older has ``migrate -b`` itself."""
+
+SERVER_FIRST = (9, 0)
+"""Before this version QEMU aborts when an NBD client goes away while the node runs in an iothread."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class QemuDisk:
+    """One disk, as QEMU names it."""
+
+    name: str
+    """On the wire: the -drive's or the device's id, else the node's name."""
+
+    node: str
+    """The block node that blkmig tracks and reads."""
+
+    size: int
+    is_read_only: bool
+    device: str = ""
+    """The -drive's id, "" if it has none."""
+
+    qdev: str = ""
+    """The guest device's id or QOM path, "" if there is none."""
+
+    root: str = ""
+    """The node that the guest device stands on, or that the user named: `node`, or a filter above it."""
+
+
+def check_version(connection: qmp.QmpConnection) -> frozenset[str]:
+    """Return the names of QEMU's commands; raise :class:`~blkmig.errors.DeviceError` if it is too old."""
+    commands = frozenset(command["name"] for command in connection.execute("query-commands"))
+    if OLDEST not in commands:
+        version = ".".join(map(str, connection.version))
+        cause = f"it is QEMU {version}, and 5.2 is needed; an older one can send its disks itself: migrate -b"
+        raise errors.DeviceError("cannot be driven", device=connection.device, cause=cause)
+    return commands
+
+
+def find_disks(connection: qmp.QmpConnection, facts: graph.BlockGraph, where: address.QemuAddress) -> list[QemuDisk]:
+    """Return the disks that `where` names, read-only ones included, or all writable ones; the log has what is left out.
+
+    Of a VM these are the disks of ``query-block`` that have a medium; of a storage daemon the nodes that no other node
+    stands on. Raises :class:`~blkmig.errors.DeviceError` if one is not there, or if there is none.
+    """
+    disks = [*_guest_disks(connection, facts)] or [_bare_disk(facts, node) for node in facts.tops()]
+    chosen = [_by_device(connection, disks, name) for name in where.devices]
+    chosen += [_by_node(connection, facts, disks, name) for name in where.nodes]
+    if where.means_all:
+        for disk in disks:
+            if not disk.is_read_only:
+                chosen.append(disk)
+            elif disk not in chosen:
+                logger.warning(LEFT_OUT, connection.device, disk.name, _naming(disk))
+    if not chosen:
+        raise errors.DeviceError("has no disk to send", device=connection.device, cause=_available(disks))
+    return list(dict.fromkeys(chosen))
+
+
+LEFT_OUT = "%s: disk %r is read-only and not sent; it is if it is named, with %s"
+
+
+def _naming(disk: QemuDisk) -> str:
+    name = disk.device or _short_name(disk.qdev)
+    return f"device={name}" if name else f"node={disk.node}"
+
+
+def is_named(disk: QemuDisk, where: address.QemuAddress) -> bool:
+    """Return whether `where` names this disk, and does not only mean it with all others."""
+    devices, nodes = {disk.device, disk.qdev, _short_name(disk.qdev)}, {disk.root, disk.node}
+    return not devices.isdisjoint(where.devices) or not nodes.isdisjoint(where.nodes)
+
+
+def _guest_disks(connection: qmp.QmpConnection, facts: graph.BlockGraph) -> Iterator[QemuDisk]:
+    for entry in connection.execute("query-block"):
+        medium = entry.get("inserted")
+        if medium is not None and medium.get("node-name") in facts.nodes:
+            root, qdev, device = medium["node-name"], entry.get("qdev", ""), entry["device"]
+            node = facts.below_filters(root)
+            yield QemuDisk(
+                name=device or _short_name(qdev) or node,
+                node=node,
+                size=medium["image"]["virtual-size"],
+                is_read_only=medium["ro"],
+                device=device,
+                qdev=qdev,
+                root=root,
+            )
+
+
+def _bare_disk(facts: graph.BlockGraph, top: str) -> QemuDisk:
+    node = facts.below_filters(top)
+    entry = facts.nodes[node]
+    return QemuDisk(
+        name=node, node=node, size=entry["image"]["virtual-size"], is_read_only=entry["ro"], root=top
+    )
+
+
+def _by_device(connection: qmp.QmpConnection, disks: list[QemuDisk], name: str) -> QemuDisk:
+    for disk in disks:
+        if name in (disk.device, disk.qdev, _short_name(disk.qdev)):
+            return disk
+    raise errors.DeviceError(f"has no device {name!r}", device=connection.device, cause=_available(disks))
+
+
+def _by_node(
+    connection: qmp.QmpConnection, facts: graph.BlockGraph, disks: list[QemuDisk], name: str
+) -> QemuDisk:
+    for disk in disks:
+        if name in (disk.root, disk.node):
+            return disk
+    if name in facts.nodes:
+        return _bare_disk(facts, name)
+    raise errors.DeviceError(f"has no node {name!r}", device=connection.device, cause=_available(disks))
+
+
+def _available(disks: list[QemuDisk]) -> str:
+    listed = ", ".join(
+        f"{disk.name} (node {disk.node}{', read-only' if disk.is_read_only else ''})" for disk in disks
+    )
+    return f"there are: {listed}" if listed else "it has no disks"
+
+
+def _short_name(qdev: str) -> str:
+    """Return the id in ``/machine/peripheral/ID/virtio-backend``, or the id itself; "" for a device without one."""
+    parts = qdev.removesuffix("/virtio-backend").split("/")
+    return "" if "peripheral-anon" in parts else parts[-1]
+
+
+# -- iothreads -------------------------------------------------------------------------------------------------------
+
+
+def check_iothreads(
+    connection: qmp.QmpConnection, facts: graph.BlockGraph, disks: list[QemuDisk], *, force: bool
+) -> None:
+    """Refuse disks in iothreads where that is dangerous, but for `force`.
+
+    blkmig lets the server close first, always; but if it is killed, its sockets close from its side.
+    And rarely such a QEMU, a 7.2.22, ended at ``stop`` while an export of ours was open; why is not known.
+    """
+    if force or connection.version >= SERVER_FIRST:
+        return
+    devices = list(_guest_disks(connection, facts))
+    for disk in disks:
+        if _is_in_iothread(connection, facts, disk, devices):
+            version = ".".join(map(str, connection.version))
+            cause = f"{disk.name} runs in an iothread, and QEMU {version} aborts if blkmig is killed; "
+            raise errors.DeviceError("refused", device=connection.device, cause=f"{cause}--force does it anyway")
+
+
+def _is_in_iothread(
+    connection: qmp.QmpConnection, facts: graph.BlockGraph, disk: QemuDisk, devices: list[QemuDisk]
+) -> bool:
+    """Return whether a disk's node runs in an iothread, or may: where the devices do that stand on it, it does, too.
+
+    Of a node that no device stands on, but exports do, QEMU does not say it.
+    """
+    above = facts.ancestors(disk.node)
+    users = [device.qdev for device in devices if device.qdev and device.root in above]
+    if disk.qdev and disk.qdev not in users:
+        users.append(disk.qdev)
+    if users:
+        return any(
+            bool(_property(connection, path, key))
+            for qdev in users
+            for path in _owners(connection, qdev)
+            for key in ("iothread", "iothread-vq-mapping")
+        )
+    if facts.knows_parents and not facts.exports_of(disk.node, but=objects.PREFIX):
+        return False
+    return any(entry["type"] == "child<iothread>" for entry in objects.list_objects(connection))
+
+
+def _owners(connection: qmp.QmpConnection, qdev: str) -> list[str]:
+    """Return the QOM paths of a device, of what it is a part of, and of its controller."""
+    paths = [qdev, qdev.removesuffix("/virtio-backend")]
+    bus = _property(connection, qdev, "parent_bus")
+    while isinstance(bus, str) and bus.count("/") > 2:
+        bus = bus.rpartition("/")[0]
+        paths.append(bus)
+    return paths
+
+
+def _property(connection: qmp.QmpConnection, path: str, name: str) -> Any:
+    try:
+        return connection.execute("qom-get", {"path": path, "property": name})
+    except qmp.QmpError:  # no such object, or no such property
+        return None

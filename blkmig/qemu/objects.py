@@ -1,0 +1,288 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What blkmig creates inside QEMU: exports, bitmaps, the NBD server. Nothing of it outlives the run.
+
+All names start with one prefix, ``blkmig-<random>-``, so that a later run recognises what a killed one left behind.
+A name is noted *before* QEMU is told, and forgotten after QEMU has confirmed that it is gone: an interruption in
+between costs a vain removal, never a leftover.
+
+A connection to an export is always closed by the server first (delete the export, wait for the event, then close our
+end). QEMU before 9.0 aborts when a client closes first while the node runs in an iothread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import logging
+import pathlib
+import secrets
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from .. import errors
+from ..nbd import connection as nbd_connection
+from ..nbd import uri as nbd_uri
+from . import address, qmp
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "blkmig-"
+
+ADD_BITMAP = "block-dirty-bitmap-add"
+SOCKET_SUFFIX = ".nbd"
+MAX_SOCKET_PATH = 107
+
+
+class OwnObjects:
+    """The exports, bitmaps and the NBD server of one run. One thread at a time."""
+
+    def __init__(self, connection: qmp.QmpConnection) -> None:
+        self.prefix = f"{PREFIX}{secrets.token_hex(4)}-"
+        self.uri = ""
+        """Of the NBD server, without an export; set by :meth:`start_server`."""
+
+        self._qmp = connection
+        self._exports: dict[str, None] = {}
+        self._bitmaps: dict[tuple[str, str], None] = {}
+        self._objects: dict[str, None] = {}
+        self._owns_server = False
+        self.left: list[str] = []
+        """What `remove_all` left behind because QEMU did not answer, in words."""
+
+        self._connections: weakref.WeakSet[nbd_connection.NbdConnection] = weakref.WeakSet()
+
+    # -- NBD server --------------------------------------------------------------------------------------------------
+
+    def start_server(self, uri: str | None) -> None:
+        """Start the NBD server at `uri`, or use the one that is running there; by default beside the QMP socket."""
+        self.uri = uri or nbd_uri.unix_uri(default_socket(self._qmp.path, self.prefix))
+        where = address.socket_address(self.uri)
+        if where is None:
+            return
+        try:
+            self._owns_server = True
+            self._qmp.execute("nbd-server-start", {"addr": where, "max-connections": 0})
+        except qmp.QmpError as error:
+            self._owns_server = False
+            if "already running" not in error.text:
+                cause = f"{error.text}; name a place where QEMU may create a socket, with nbd=unix:PATH"
+                raise errors.DeviceError("start the NBD server", device=self._qmp.device, cause=cause) from error
+            if uri is None:
+                raise errors.DeviceError("start the NBD server", device=self._qmp.device, cause=SERVER_RUNS) from error
+
+    # -- exports -----------------------------------------------------------------------------------------------------
+
+    def add_export(self, name: str, node: str, **options: object) -> None:
+        """Export `node` read-only over NBD, with `name` as its id and its NBD name."""
+        self._exports[name] = None
+        arguments = {"type": "nbd", "id": name, "node-name": node, "name": name, **options}
+        self._qmp.execute("block-export-add", arguments)
+
+    def connect(self, name: str, device: str, contexts: Iterable[str]) -> nbd_connection.NbdConnection:
+        """Connect to the export `name`; the caller closes it, after :meth:`remove_export`."""
+        try:
+            connection = nbd_connection.NbdConnection(
+                self.uri,
+                device=device,
+                export=name,
+                contexts=contexts,
+                read_piece=nbd_connection.QEMU_READ_PIECE,
+                connect_timeout=CONNECT_SECONDS,
+                is_cancelled=lambda: self._qmp.is_cancelled,
+            )
+        except errors.DeviceError as error:
+            if error.errno != errno.ETIMEDOUT:
+                raise
+            cause = NO_ANSWER.format(CONNECT_SECONDS, len(self._exports))
+            raise errors.DeviceError(f"cannot connect to {self.uri}", device=device, cause=cause) from error
+        self._connections.add(connection)
+        return connection
+
+    def cancel(self) -> None:
+        """Make calls that wait for the NBD server raise Cancelled. From any thread and any signal handler."""
+        for connection in list(self._connections):
+            connection.cancel()
+
+    def renew(self) -> None:
+        """Forget a cancel."""
+        for connection in list(self._connections):
+            connection.renew()
+
+    def remove_export(self, name: str) -> None:
+        """Drop the clients of an export, delete it, and wait until it is gone; nothing if it is gone already."""
+        if name in self._exports:
+            delete_export(self._qmp, name)
+            del self._exports[name]
+
+    @contextlib.contextmanager
+    def removing_export(self, name: str) -> Iterator[None]:
+        """Remove an export, and do meanwhile what is in the ``with``; it is gone at the end."""
+        await_end = start_deleting_export(self._qmp, name)
+
+        def finish() -> None:
+            await_end()
+            del self._exports[name]
+
+        try:
+            yield
+        except BaseException:
+            with contextlib.suppress(errors.DeviceError):
+                finish()
+            raise
+        finish()
+
+    @contextlib.contextmanager
+    def exported(
+        self, name: str, node: str, *, device: str, context: str, **options: object
+    ) -> Iterator[nbd_connection.NbdConnection]:
+        """Export a node for a ``with`` and connect to it; the server closes first, also after an error."""
+        self.add_export(name, node, **options)
+        connection = None
+        try:
+            connection = self.connect(name, device, (context,))
+            yield connection
+        except BaseException:
+            with contextlib.suppress(errors.DeviceError):
+                self.remove_export(name)
+            raise
+        else:
+            self.remove_export(name)
+        finally:
+            if connection is not None:
+                connection.close()
+
+    # -- bitmaps -----------------------------------------------------------------------------------------------------
+
+    def start_adding_bitmaps(self, bitmaps: Iterable[tuple[str, str, int]]) -> qmp.Command:
+        """Begin to add a bitmap for each (node, name, granularity), all of them or none; none is stored in an image.
+
+        They record from when the command has run.
+        """
+        added = [{"node": node, "name": name, "granularity": granularity} for node, name, granularity in bitmaps]
+        self._bitmaps |= {(str(bitmap["node"]), str(bitmap["name"])): None for bitmap in added}
+        if len(added) == 1:  # no drain, and fewer bytes for QEMU to read
+            return self._qmp.start(ADD_BITMAP, added[0])
+        return self._qmp.start("transaction", {"actions": [{"type": ADD_BITMAP, "data": bitmap} for bitmap in added]})
+
+    def freeze_bitmap(self, node: str, name: str) -> None:
+        """Have a bitmap record no more. Twice does no harm."""
+        self._qmp.execute("block-dirty-bitmap-disable", {"node": node, "name": name})
+
+    def remove_bitmap(self, node: str, name: str) -> None:
+        """Remove a bitmap; nothing if it is gone already, or if its node is."""
+        if (node, name) in self._bitmaps:
+            self.start_removing_bitmap(node, name)()
+
+    def start_removing_bitmap(self, node: str, name: str) -> Callable[[], None]:
+        """Begin to remove a bitmap; return a function that waits until it is gone."""
+        removal = self._qmp.start("block-dirty-bitmap-remove", {"node": node, "name": name})
+
+        def finish() -> None:
+            with ignoring_missing():
+                removal.result()
+            self._bitmaps.pop((node, name), None)
+
+        return finish
+
+    # -- objects -----------------------------------------------------------------------------------------------------
+
+    def add_throttle_group(self, name: str, limits: Mapping[str, Any]) -> None:
+        """Add a throttle group that nobody uses: it keeps `limits` for whoever cleans up after this run."""
+        self._objects[name] = None
+        self._qmp.execute("object-add", {"qom-type": "throttle-group", "id": name, "limits": limits})
+
+    def remove_object(self, name: str) -> None:
+        """Remove an object; nothing if it is gone already."""
+        if name in self._objects:
+            with ignoring_missing():
+                self._qmp.execute("object-del", {"id": name})
+            del self._objects[name]
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def remove_all(self) -> None:
+        """Remove everything that is left, in order; what cannot be removed is logged. Never raises; safe twice."""
+        for name in list(self._exports):
+            self._try(functools.partial(self.remove_export, name), f"export {name}")
+        for node, name in list(self._bitmaps):
+            self._try(functools.partial(self.remove_bitmap, node, name), f"bitmap {name}")
+        for name in list(self._objects):
+            self._try(functools.partial(self.remove_object, name), f"object {name}")
+        if self._owns_server:
+            self._owns_server = False
+            self._try(functools.partial(stop_server_if_idle, self._qmp), "the NBD server")
+
+    def _try(self, remove: Callable[[], None], what: str) -> None:
+        try:
+            remove()
+        except qmp.QmpGone:
+            logger.debug("%s ended, and %s with it", self._qmp.device, what)
+        except qmp.QmpTimeout:
+            self.left.append(what)
+        except errors.DeviceError as error:
+            logger.warning("%s stays behind (blkmig cleanup %s removes it): %s", what, self._qmp.device, error)
+
+
+CONNECT_SECONDS = 10.0
+NO_ANSWER = (
+    "the server did not answer within {:g} s; a QEMU's takes 100 connections unless it was started with "
+    "max-connections=0, and blkmig wants {} of them now: one for each disk, and one more for each that is written"
+)
+
+SERVER_RUNS = (
+    "QEMU's NBD server is running already, and QEMU does not tell where: name it, with nbd=unix:PATH or nbd=URI"
+)
+
+
+def default_socket(qmp_path: str, prefix: str) -> str:
+    """Return where blkmig has QEMU listen: a socket beside the QMP socket, for the same users."""
+    path = str(pathlib.Path(f"{qmp_path}.{prefix.rstrip('-')}{SOCKET_SUFFIX}").absolute())
+    if len(path.encode()) > MAX_SOCKET_PATH:
+        raise errors.ParameterError(f"{path} is too long for a socket: name a shorter one, with nbd=unix:PATH")
+    return path
+
+
+def delete_export(connection: qmp.QmpConnection, name: str, *, mode: str = "hard") -> None:
+    """Delete an export and wait until QEMU says that its last request is over; nothing if there is none."""
+    start_deleting_export(connection, name, mode=mode)()
+
+
+def start_deleting_export(connection: qmp.QmpConnection, name: str, *, mode: str = "hard") -> Callable[[], None]:
+    """Begin to delete an export; return a function that waits until its last request is over."""
+    deletion = connection.start("block-export-del", {"id": name, "mode": mode})
+
+    def await_end() -> None:
+        with ignoring_missing():
+            deletion.result()
+            connection.wait_event("BLOCK_EXPORT_DELETED", lambda data: data.get("id") == name)
+
+    return await_end
+
+
+def stop_server_if_idle(connection: qmp.QmpConnection) -> None:
+    """Stop the NBD server unless somebody else has put an export on it meanwhile."""
+    if not any(export["type"] == "nbd" for export in connection.execute("query-block-exports")):
+        with ignoring_missing():
+            connection.execute("nbd-server-stop")
+
+
+def list_objects(connection: qmp.QmpConnection) -> list[dict[str, Any]]:
+    """Return the objects that the user, or blkmig, has made; a storage daemon without any has no place for them."""
+    with ignoring_missing():
+        return list(connection.execute("qom-list", {"path": "/objects"}))
+    return []
+
+
+@contextlib.contextmanager
+def ignoring_missing() -> Iterator[None]:
+    """Swallow QEMU's word that what is to be removed is not there."""
+    try:
+        yield
+    except qmp.QmpError as error:
+        if not any(text in error.text for text in MISSING):
+            raise
+
+
+MISSING = ("is not found", "not found", "Cannot find", "not running")

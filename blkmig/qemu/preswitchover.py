@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The guest of a VM that migrates as a whole: RAM and devices by QEMU, disks by blkmig.
+
+::
+
+    QEMU      migrate ── RAM ──► pre-switchover ............................. migrate-continue ──► completed
+                                 (guest stopped, the disks are still ours)    ▲
+    blkmig    bulk, rounds ────► hold: the last pass ─ the target's word ─────┘
+
+QEMU takes the target's word, too (``return-path``): one that cannot load the VM ends QEMU's migration, and the guest
+goes on here. A one-way channel, such as ``exec:cat >FILE``, has no such word, and must be told so.
+
+Until ``migrate-continue`` nothing at the target can run, whatever it has of the disks. So whatever ends the migration
+before that cancels QEMU's, and the guest goes on here. After it, what QEMU says counts; if it says nothing for
+HAND_OVER_SECONDS, nobody knows, and nobody touches either side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from .. import errors
+from . import graph, marks, qmp, writers
+
+logger = logging.getLogger(__name__)
+
+CAPABILITIES = ("pause-before-switchover", "events")
+RETURN_PATH = "return-path"
+WAITING = "pre-switchover"
+OVER = ("completed", "failed", "cancelled")
+CANCEL_SECONDS = 10.0
+HAND_OVER_SECONDS = 60.0
+"""How long the target may take to load what is left of the VM; its disks and its memory are there."""
+
+
+class PreSwitchover(writers.Writers):
+    """Somebody, here or at another monitor, says ``migrate``. Holding waits for ``pre-switchover``; releasing lets QEMU
+    hand over (`refuse`: the disks have moved) or cancels QEMU's migration, so that the guest goes on here.
+    """
+
+    def __init__(
+        self, *arguments: Any, return_path: bool, drop: Callable[[], None], wait: float, **options: Any
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self._capabilities = (*CAPABILITIES, *([RETURN_PATH] if return_path else []))
+        self._drop = drop
+        self._wait = wait
+        self._changed: list[str] = []
+        """The capabilities that we have switched on."""
+
+        self._is_prepared = False
+        # Set by the connection's thread.
+        self._status: str | None = None
+        """What QEMU said last of its migration since `prepare`; it keeps the status of an older one."""
+
+        self._was_running = False
+        """Whether the guest ran when QEMU's migration began: then it goes on when that is cancelled."""
+
+    def prepare(self) -> None:
+        """Have QEMU pause before the switchover."""
+        super().prepare()
+        self._marks.add(marks.VM)
+        self._is_prepared = True
+        self._qmp.listen(("MIGRATION",), self._heard)
+        known = {entry["capability"]: entry["state"] for entry in self._qmp.execute("query-migrate-capabilities")}
+        for name in self._capabilities:
+            if known.get(name) is False:
+                self._marks.add(f"{marks.CAPABILITY}{name}")
+                self._changed.append(name)
+        set_capabilities(self._qmp, self._changed, state=True)
+
+    def _heard(self, event: qmp.Event) -> None:
+        self._status = event["data"]["status"]
+        if self._status in ("setup", "active"):
+            self._was_running = self._guest.is_running
+
+    def watch(self, call: Callable[[], None]) -> None:
+        """Call `call` when QEMU waits for the disks; return without it when that cannot be any more. Blocks."""
+        with contextlib.suppress(errors.MigrationError):
+            if self._await_one_of(WAITING, *OVER) == WAITING:
+                call()
+
+    def check(self) -> None:
+        """Raise if QEMU's migration has ended: nobody will come for the disks."""
+        if self._status in OVER:
+            raise self._over_error("the disks cannot move any more")
+
+    def hold(
+        self, known: graph.BlockGraph | None = None, *, meanwhile: Callable[[graph.BlockGraph], Callable[[], None]]
+    ) -> None:
+        """Wait for ``pre-switchover``, close the writable exports; what was known before the wait is of no use."""
+        super().hold(meanwhile=meanwhile)
+
+    def _await_guest(self) -> None:
+        """Wait until QEMU has sent the RAM and stopped the guest."""
+        if self._await_one_of(WAITING, *OVER) != WAITING:
+            raise self._over_error(f"waiting for {WAITING}")
+        self._undo.append(self._cancel)
+
+    def _stops_guest(self) -> bool:
+        return False  # QEMU has
+
+    def check_nobody_writes(self, facts: graph.BlockGraph) -> None:
+        """Raise also if QEMU's migration is over: then the guest goes on here."""
+        self.check()
+        super().check_nobody_writes(facts)
+
+    def about_to_move(self) -> bool:
+        """Say that there is no doubt: the target has no use for the disks until QEMU hands over."""
+        return False
+
+    def release(self, *, refuse: bool) -> None:
+        """Let QEMU hand over, and return when it has; or cancel its migration, so that the guest goes on here.
+
+        Raises :class:`~blkmig.errors.InDoubt` if QEMU was told to hand over, and went away.
+        """
+        is_waiting = bool(self._undo)
+        super().release(refuse=refuse)
+        if refuse and is_waiting:
+            self._drop()  # QEMU gives its disks away now, and could not with an export of ours on them
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        self.is_in_doubt = True
+        try:
+            self._qmp.execute("migrate-continue", {"state": WAITING})
+            status = self._await_one_of(*OVER, wait=HAND_OVER_SECONDS)
+        except (qmp.QmpGone, qmp.QmpTimeout) as error:
+            raise errors.InDoubt(IN_DOUBT.format(self._qmp.device, error)) from error
+        self.is_in_doubt = False
+        if status != "completed":
+            with contextlib.suppress(errors.DeviceError):
+                self._await_guest_running()
+            raise self._over_error("the disks have moved, but QEMU could not hand the VM over; what is on them there "
+                                   "is of no use any more")  # fmt: skip
+
+    def migrate(self, uri: str) -> None:
+        """Have QEMU begin to migrate RAM and devices to its `uri`."""
+        self._qmp.execute("migrate", {"uri": uri})
+
+    def close(self) -> None:
+        """Cancel a migration that would go on without its disks, and put the capabilities back."""
+        if not self._is_prepared or self.is_in_doubt:
+            return
+        self._is_prepared = False
+        if self._status is not None and self._status not in OVER:
+            self._cancel()
+        changed, self._changed = self._changed, []
+        set_capabilities(self._qmp, changed, state=False)
+        self._marks.start_removing(marks.VM, *(f"{marks.CAPABILITY}{name}" for name in changed))
+
+    def _cancel(self) -> None:
+        """Cancel QEMU's migration, and return when the guest goes on here."""
+        if self._status not in OVER:
+            self._qmp.execute("migrate_cancel")
+            self._await_one_of(*OVER, wait=CANCEL_SECONDS)
+        if self._status != "completed":
+            self._await_guest_running()
+            logger.warning("%s: QEMU's migration is %s; the guest goes on here", self._qmp.device, self._status)
+
+    def _await_guest_running(self) -> None:
+        """Return when the guest goes on, if it ran before: QEMU sees to that, and we do where it has not."""
+        if not self._was_running:
+            return
+        with contextlib.suppress(qmp.QmpTimeout):
+            self._qmp.wait_for(lambda: self._guest.is_running or None, "the guest to go on", wait=CANCEL_SECONDS)
+            return
+        if self._qmp.execute("query-status")["status"] == "finish-migrate":
+            self._qmp.execute("cont")
+
+    def _await_one_of(self, *wanted: str, wait: float | None = None) -> str:
+        """Wait for one of these statuses of QEMU's migration."""
+        status = self._qmp.wait_for(
+            lambda: self._status if self._status in wanted else None,
+            f"QEMU's migration to be {wanted[0]}",
+            wait=self._wait if wait is None else wait,
+        )
+        assert status is not None
+        return status
+
+    def _over_error(self, doing: str) -> errors.DeviceError:
+        """Return the error for a migration of QEMU's that has ended, with its reason."""
+        reason = ""
+        with contextlib.suppress(errors.DeviceError):
+            reason = self._qmp.execute("query-migrate").get("error-desc", "")
+        where = "the VM runs at its target" if self._status == "completed" else "the guest goes on here"
+        cause = f"QEMU's migration is {self._status}{reason and f' ({reason})'}; {where}"
+        return errors.DeviceError(doing, device=self._qmp.device, cause=cause)
+
+
+IN_DOUBT = (
+    "{0}: QEMU was told to hand the VM over, and whether it did is not known ({1}): look at the target's QEMU. If "
+    "it has the VM (query-status: running), end this one; if not, end that one, and then: blkmig cleanup --force {0}"
+)
+
+
+def set_capabilities(connection: qmp.QmpConnection, names: list[str], *, state: bool) -> None:
+    """Switch migration capabilities on or off."""
+    if names:
+        listed = [{"capability": name, "state": state} for name in names]
+        connection.execute("migrate-set-capabilities", {"capabilities": listed})

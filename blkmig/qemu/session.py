@@ -1,0 +1,410 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One connection to a running QEMU and everything that its disks share: tracking, holding, throttling, cleaning up.
+
+::
+
+    QemuBackend ─┐                     ┌─ QmpConnection    commands and events
+    QemuBackend ─┼─► QemuSession ──────┼─ OwnObjects       what was created inside QEMU
+    QemuBackend ─┘   (one lock)        ├─ Tracking, Throttle   one of each per disk
+                                       ├─ DirtySync        fetches what was written, of all of them
+                                       ├─ Writers          stop, or close the writable exports
+                                       ├─ Guest, Surveillance   what happens to the VM meanwhile
+                                       └─ Marks            what a clean-up has to know if we are killed
+
+The disks are one in all that concerns their writers: the first one that holds them holds those of all, and the last one
+that releases them, or is closed, lets all of them go.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+from .. import errors, units
+from ..disk import dirty
+from ..nbd import connection as nbd_connection
+from ..nbd import extents
+from . import (
+    address,
+    discover,
+    graph,
+    guest,
+    imagefile,
+    leftovers,
+    marks,
+    objects,
+    preswitchover,
+    qmp,
+    surveillance,
+    syncing,
+    throttle,
+    tracking,
+    watch,
+    writers,
+)
+
+logger = logging.getLogger(__name__)
+
+Switchover = Literal["auto", "pause-before"]
+RELEASE_SECONDS = 10.0
+"""How long QEMU may take to let the writers go on, whatever has ended the migration: a guest must not stay stopped."""
+
+CONTEXTS = (nbd_connection.BASE_ALLOCATION, nbd_connection.ALLOCATION_DEPTH)
+
+
+class QemuSession:
+    """A running QEMU, with one read-only export for each disk that is to be sent.
+
+    Made by :func:`~blkmig.qemu.open_qemu`. Any thread may call anything; calls that talk to QEMU come one after
+    the other. `force` uses iothread disks where that is dangerous. With `switchover` ``"pause-before"`` the writers are
+    held by QEMU's own migration, for which holding waits `switchover_timeout` seconds; without `return_path` that does
+    not wait for its target's word. QEMU has `connect_timeout` seconds to greet us, and `timeout` for each command.
+    """
+
+    def __init__(
+        self,
+        where: address.QemuAddress,
+        *,
+        force: bool = False,
+        switchover: Switchover = "auto",
+        switchover_timeout: float = 3600.0,
+        return_path: bool = True,
+        connect_timeout: float = 5.0,
+        timeout: float = 60.0,
+    ) -> None:
+        units.check_flags(force=force, return_path=return_path)
+        self._lock = threading.RLock()
+        self._open: set[int] = set()
+        self._held: set[int] = set()
+        self._refused = False
+        self.is_whole_vm = switchover == "pause-before"
+        self._is_synced = False
+        """The writers are held, and everything they wrote is marked."""
+
+        self._qmp = qmp.QmpConnection(where.path, connect_timeout=connect_timeout, timeout=timeout)
+        self.own = objects.OwnObjects(self._qmp)
+        self._marks = marks.Marks(self._qmp, self.own.prefix)
+        self.connections: list[nbd_connection.NbdConnection] = []
+        self.files: list[imagefile.ImageFile | None] = []
+        """What the disks are read from; None where that is the export."""
+
+        self._writers: writers.Writers | None = None
+        self._surveillance: surveillance.Surveillance | None = None
+        try:
+            self._set_up(where, force, switchover, {"wait": switchover_timeout, "return_path": return_path})
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                self._qmp.cancel()  # somebody waits for the end
+            self._shut_down()
+            raise
+
+    def _set_up(
+        self, where: address.QemuAddress, force: bool, switchover: Switchover, whole_vm: dict[str, Any]
+    ) -> None:
+        self._commands = discover.check_version(self._qmp)
+        is_vm = "query-status" in self._commands
+        if switchover == "pause-before" and not is_vm:
+            cause = "only a VM migrates as a whole; this is a storage daemon"
+            raise errors.DeviceError("cannot pause before the switchover", device=self._qmp.device, cause=cause)
+        leftovers.refuse_unfinished(self._qmp, leftovers.remove(self._qmp), is_vm=is_vm)
+        self._guest = guest.Guest(self._qmp, is_vm=is_vm)
+        facts = graph.BlockGraph.ask(self._qmp, self._commands)()
+        self.disks = discover.find_disks(self._qmp, facts, where)
+        self.image_names = [facts.image_names(disk.node) for disk in self.disks]
+        discover.check_iothreads(self._qmp, facts, self.disks, force=force)
+        export_names = [self._export_name(number) for number in range(len(self.disks))]
+        if where.read == "auto":
+            self.files = [imagefile.open_file(where.path, facts, disk) for disk in self.disks]
+        else:
+            self.files = [None] * len(self.disks)
+        self._watch = watch.GraphWatch(self._qmp, self._commands, self.disks, export_names, self.files)
+        self.own.start_server(where.nbd)
+        for number, disk in enumerate(self.disks):
+            self._export(number, disk)
+        self.extents = [extents.Extents(connection) for connection in self.connections]
+        self._tracking = [
+            # QEMU's own migration may take bitmaps along, and none that is exported.
+            tracking.Tracking(self.own, disk, number, self.extents[number], keeps_open=switchover == "auto")
+            for number, disk in enumerate(self.disks)
+        ]
+        limits: dict[str, throttle.WriteLimit] = {}
+        self._throttles = [
+            throttle.Throttle(self._qmp, self.own, disk, facts.throttle_group(disk.node), limits) for disk in self.disks
+        ]
+        self._sync = syncing.DirtySync(self._qmp, self.own, self._watch, self._tracking, self._throttles)
+        kind: type[writers.Writers] = writers.Writers
+        options: dict[str, Any] = {}
+        if switchover == "pause-before":
+            kind, options = preswitchover.PreSwitchover, {"drop": self._drop, **whole_vm}
+        self._writers = kind(
+            self._qmp,
+            self.own,
+            self.disks,
+            read_graph=self._watch.read,
+            named=where.exports,
+            guest=self._guest,
+            marks=self._marks,
+            **options,
+        )
+        self._writers.prepare()
+        self._watch.remember()
+        self._open = set(range(len(self.disks)))
+        self._surveillance = surveillance.Surveillance(self._ask_unless_busy, self._watch.check)
+
+    def _export(self, number: int, disk: discover.QemuDisk) -> None:
+        self._add_export(number, disk)
+        self.connections.append(self.own.connect(self._export_name(number), disk.name, CONTEXTS))
+
+    def _add_export(self, number: int, disk: discover.QemuDisk) -> None:
+        self.own.add_export(self._export_name(number), disk.node, **{"allocation-depth": True})
+
+    def _export_name(self, number: int) -> str:
+        return f"{self.own.prefix}d{number}"
+
+    def _locked(self) -> threading.RLock:
+        """Return the lock. Raises :class:`~blkmig.errors.DeviceError` in a fork's child: nobody there would free it."""
+        self._qmp.check_home("cannot be used")
+        return self._lock
+
+    # -- dirty tracking ----------------------------------------------------------------------------------------------
+
+    def create_dirty_bitmap(self, number: int, granularity: int) -> dirty.DirtyBitmap:
+        """Track the writes of a disk in one more bitmap. The first one starts the tracking in QEMU."""
+        with self._locked():
+            if not any(other.active for other in self._tracking):
+                self._renew()
+            mine = self._tracking[number]
+            bitmap = dirty.DirtyBitmap(mine.disk.size, granularity)
+            if not mine.active:
+                mine.granularity = min(granularity, tracking.GRANULARITY)
+                tracking.start_adding(self.own, [mine])()
+                self._throttles[number].start()
+            self.extents[number].forget()
+            mine.trackers = (*mine.trackers, bitmap)
+            return bitmap
+
+    def _renew(self) -> None:
+        """Be of use again after a cancel; the server closes first, as ever."""
+        self._qmp.renew()
+        self.own.renew()
+        for number, connection in enumerate(self.connections):
+            if not connection.renew():
+                self.own.remove_export(self._export_name(number))
+                connection.close()
+                self._add_export(number, self.disks[number])
+                connection.reconnect()
+
+    def release_dirty_bitmap(self, number: int, bitmap: dirty.DirtyBitmap) -> None:
+        """Stop tracking in `bitmap`; the last one ends the tracking in QEMU."""
+        if self._qmp.is_foreign:
+            return
+        with self._lock, self._qmp.leaving():
+            mine = self._tracking[number]
+            mine.trackers = tuple(tracker for tracker in mine.trackers if tracker is not bitmap)
+            if not mine.trackers:
+                self._try(mine.remove_all, f"stop the tracking of {mine.disk.name}")
+
+    def sync_dirty(self, numbers: Sequence[int]) -> None:
+        """Fetch what was written to some disks. With the writers held, fetch it for all disks, and only once."""
+        with self._locked():
+            if not self._held:
+                self._sync.fetch(numbers)
+            elif self._is_synced:
+                self._check_quiet()
+            else:
+                self._sync.fetch_the_last()
+                self._is_synced = True
+
+    def _check_quiet(self) -> None:
+        self._the_writers.check_nobody_writes(self._sync.check_quiet())
+
+    # -- writers -----------------------------------------------------------------------------------------------------
+
+    def hold_writers(self, number: int) -> None:
+        """Hold the writers of all disks at the first call; the others change nothing."""
+        with self._locked():
+            if not self._held:
+                self._is_synced = False
+                self._refused = False
+                self._the_writers.hold(self._watch.fresh(), meanwhile=self._sync.start_the_last)
+            self._held.add(number)
+
+    def release_writers(self, number: int, *, refuse: bool) -> None:
+        """Release the writers of all disks at the last call, or keep them held if one call said `refuse`."""
+        if self._qmp.is_foreign:
+            return
+        with self._lock:
+            if number not in self._held:
+                return
+            self._refused |= refuse
+            if len(self._held) > 1:
+                self._held.discard(number)
+                return
+            try:
+                if self._is_synced:
+                    self._check_quiet()
+                elif self._refused:
+                    self._the_writers.check_nobody_writes(self._watch.read())
+            except errors.Cancelled:
+                if self._refused:  # else there is no copy that could be wrong
+                    self._refused = False
+                    raise
+            except BaseException:
+                self._refused = False  # the source is the only true copy: its writers go on here
+                raise
+            finally:
+                self._held.discard(number)
+                with self._qmp.leaving(RELEASE_SECONDS) if not self._refused else contextlib.nullcontext():
+                    self._the_writers.release(refuse=self._refused)
+
+    def about_to_move(self) -> bool:
+        """Mark that the target may own the disks soon; False if it cannot before the writers are released."""
+        with self._locked():
+            return self._the_writers.about_to_move()
+
+    def leave_in_doubt(self, number: int) -> None:
+        """Leave the writers of all disks held for good, and the marks that tell `cleanup` why."""
+        if self._qmp.is_foreign:
+            return
+        with self._lock:
+            self._the_writers.is_in_doubt = True
+            self._held.discard(number)
+            if not self._held:
+                self._the_writers.release(refuse=True)
+
+    def written_bytes(self, number: int) -> int | None:
+        """Return how many bytes the writers of a disk have written since some moment."""
+        with self._locked():
+            return self._throttles[number].written_bytes()
+
+    @property
+    def _the_writers(self) -> writers.Writers:
+        assert self._writers is not None, "a session that is set up"
+        return self._writers
+
+    def migrate(self, uri: str) -> None:
+        """Start QEMU's own migration, of RAM and devices, to its `uri` (``pause-before`` only).
+
+        Whoever has a monitor may do it instead. If the disks are closed before they have moved, it is cancelled.
+        """
+        self._vm_migration().migrate(uri)
+
+    def when_pre_switchover(self, call: Callable[[], None]) -> None:
+        """Call `call`, in a thread of ours, as soon as QEMU's own migration waits for the last pass.
+
+        For ``pause-before`` only, once: ``session.when_pre_switchover(migration.switchover)``. Never called if QEMU's
+        migration does not get there before the disks are closed.
+        """
+        self._qmp.check_home("cannot be sent")
+        watch = self._vm_migration().watch
+        threading.Thread(target=watch, args=(call,), name="blkmig-switchover", daemon=True).start()
+
+    def _vm_migration(self) -> preswitchover.PreSwitchover:
+        if not isinstance(self._writers, preswitchover.PreSwitchover):
+            raise errors.StateError("the VM does not migrate as a whole", state="auto", required="pause-before")
+        return self._writers
+
+    def throttle_writers(self, number: int, fraction: float) -> bool:
+        """Slow a disk's writers down to `fraction` of the speed they had; False if this disk cannot be."""
+        with self._locked():
+            return self._throttles[number].set(fraction)
+
+    # -- what may happen meanwhile -----------------------------------------------------------------------------------
+
+    def check_source(self) -> None:
+        """Raise what is known to have happened to QEMU, to the guest, or to a disk. Asks nobody, takes no lock."""
+        self._qmp.check_home("cannot be sent")
+        self._guest.check(self.disks)
+        self._the_writers.check()
+        if self._surveillance is not None and self._surveillance.error is not None:
+            raise self._surveillance.error
+
+    def _ask_unless_busy(self) -> Callable[..., graph.BlockGraph] | None:
+        """Ask for the graph, for the surveillance; None if the writers are held: then each command makes it longer."""
+        if not self._lock.acquire(blocking=False):
+            return None
+        try:
+            return None if self._held or not self._open else self._watch.ask()
+        finally:
+            self._lock.release()
+
+    def cancel(self) -> None:
+        """End every wait for QEMU. From any thread and any signal handler; takes no lock."""
+        self._qmp.cancel()
+        self.own.cancel()
+
+    # -- the end -----------------------------------------------------------------------------------------------------
+
+    def close_disk(self, number: int) -> None:
+        """Remove what belongs to a disk; the last one ends the session. Never raises for what is gone; safe twice."""
+        if self._qmp.is_foreign:
+            return
+        with self._lock:
+            if number not in self._open:
+                return
+            self._open.discard(number)
+            if not self._open:
+                self._shut_down()
+
+    def _shut_down(self) -> None:
+        """Release the writers, lift throttles, remove everything of ours from QEMU, disconnect."""
+        if self._surveillance is not None:
+            self._surveillance.close()
+        with self._qmp.leaving(), contextlib.ExitStack() as stack:
+            stack.callback(self._qmp.close)
+            stack.callback(self._tell_of_silence)
+            stack.callback(self._drop)
+            stack.callback(self._try, self._remove_marks, "remove the marks")
+            for limit in getattr(self, "_throttles", ()):
+                stack.callback(self._try, limit.lift, "lift the throttle")
+            if self._writers is not None:
+                stack.callback(self._try, self._writers.close, "undo the preparations")
+                stack.callback(self._try, self._let_go, "release the writers")
+
+    def _tell_of_silence(self) -> None:
+        if self._qmp.is_silent:
+            left = ", ".join(self.own.left) or "limits of the writers"
+            if marks.HELD in self._marks:
+                left += "; and its guest may be stopped"
+            logger.warning(
+                "%s does not answer. What may stay in it: %s. Once it answers again: blkmig cleanup %s",
+                self._qmp.device,
+                left,
+                self._qmp.device,
+            )
+
+    def _let_go(self) -> None:
+        self._held.clear()
+        with self._qmp.leaving(RELEASE_SECONDS):
+            self._the_writers.release(refuse=False)
+
+    def _remove_marks(self) -> None:
+        """Remove what we say of ourselves, unless the writers stay held."""
+        if self._writers is not None and (self._writers.is_in_doubt or self._writers.are_stuck):
+            self._marks.finish()
+        else:
+            self._marks.remove_all()
+
+    def _drop(self) -> None:
+        """Remove our exports, bitmaps and NBD server: the server closes first, then our end."""
+        self.own.remove_all()
+        for mine in getattr(self, "_tracking", ()):
+            mine.disconnect()
+        for connection in self.connections:
+            connection.close()
+        for file in self.files:
+            if file is not None:
+                file.close()
+
+    def _try(self, undo: Callable[[], None], what: str) -> None:
+        try:
+            undo()
+        except qmp.QmpGone:
+            pass
+        except qmp.QmpTimeout as error:  # told at the end, once
+            logger.info("could not %s of %s: %s", what, self._qmp.device, error)
+        except errors.MigrationError as error:
+            logger.warning("could not %s of %s: %s", what, self._qmp.device, error)

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What was written to a session's disks, fetched from QEMU's bitmaps: while the writers run, and when they are held.
+
+::
+
+    writers run     fetch            disks together, and the bitmaps of those that were written go on by one step
+    being held      start_the_last   from when they are held on, bitmaps record that must stay clean
+    writers held    fetch_the_last   all disks at once
+                    check_quiet      those bitmaps are clean
+
+Marks are worth something only while all writes come through the nodes that are tracked, into bitmaps that record. So
+each of the three compares the block graph with what it was at the start (`watch.py`), before anybody relies on them.
+
+A disk that nobody writes costs no command: one answer of QEMU's has the counts of all bitmaps. Of a disk that was not
+written between its last fetch and the hold, the bitmap that records is still clean, and is the one that must stay so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from .. import errors
+from . import graph, objects, qmp, throttle, tracking, watch
+
+FEW = 4
+"""Up to so many disks get a new bitmap while they are being held, whether they need one or not: 0.4 ms each in the
+pause, and asking which of them need one takes 1 to 2 ms there. Of more disks, those do that were written before."""
+
+
+class DirtySync:
+    """Has the local bitmaps of all disks in `trackings` follow those in QEMU. Under the session's lock."""
+
+    def __init__(
+        self,
+        connection: qmp.QmpConnection,
+        own: objects.OwnObjects,
+        graph_watch: watch.GraphWatch,
+        trackings: Sequence[tracking.Tracking],
+        throttles: Sequence[throttle.Throttle],
+    ) -> None:
+        self._qmp = connection
+        self._own = own
+        self._watch = graph_watch
+        self._tracking = trackings
+        self._throttles = throttles
+        self._are_few = len(trackings) <= FEW
+        self._before_hold: graph.BlockGraph | None = None
+        self._recorded: list[tuple[tracking.Tracking, str]] = []
+        """The bitmaps that recorded before the writers were held, of those that somebody may remove or stop."""
+
+        self._idle: list[tracking.Tracking] = []
+        """The disks that were given no new bitmap when the writers were held."""
+
+        self._counts: Callable[[], graph.BlockGraph] | None = None
+        """Waits for what QEMU was asked about those, behind the hold."""
+
+        self._quiet: tuple[qmp.Gate, Callable[[], graph.BlockGraph]] | None = None
+        """What the next `check_quiet` asks, which QEMU has read and does not answer before the gate is open."""
+
+    def fetch(self, numbers: Sequence[int]) -> None:
+        """Mark what was written to some disks until now; the graph that tells what marks are worth comes meanwhile."""
+        mine = [self._tracking[number] for number in numbers]
+        for each in mine:
+            each.drop_unused()
+        answers = self._watch.ask()
+        tracked = [(each, each.active) for each in mine if each.active]
+        if not all(each.is_open for each in mine):
+            self._watch.check(answers())
+        if not tracked:
+            return
+        written = [each for each, _ in tracked if each.is_dirty(answers)]
+        tracking.start_adding(self._own, written)()
+        for number in numbers:
+            self._throttles[number].count_dirty(self._tracking[number].list_older())
+        for each, _ in tracked:
+            if self._are_few or each in written or each.is_exported:
+                each.prepare()
+        facts = answers()
+        self._watch.check(facts, keep=all(each.is_open or each not in written for each, _ in tracked))
+        for each, before in tracked:
+            tracking.dirty_count(facts, each.disk, before)  # raises if it recorded no more
+
+    def start_the_last(self, before_hold: graph.BlockGraph) -> Callable[[], None]:
+        """Have QEMU read, while the writers are being held, that new bitmaps shall record: `QmpConnection.withhold`.
+
+        Call what is returned when they are held, and not before: what is in flight would be marked in them.
+        """
+        tracked = [mine for mine in self._tracking if mine.active]
+        ahead = [mine for mine in tracked if self._are_few or mine.is_open]
+        self._idle = [mine for mine in tracked if mine not in ahead]
+        self._recorded = [(mine, mine.active) for mine in ahead if not mine.is_open]
+        self._before_hold, self._counts, self._quiet = before_hold, None, None
+        gate = self._qmp.withhold()
+        await_bitmaps = self._start_ahead(ahead)
+
+        def finish() -> None:
+            again = await_bitmaps
+            if not gate.is_shut:  # another thread wanted an answer, and QEMU ran this before it was time
+                await_bitmaps()
+                again = self._start_ahead(ahead)
+            self._qmp.let_run()
+            if not self._recorded and not self._idle:  # else commands follow, and the question would run too early
+                self._ask_for_quiet()
+            again()
+
+        return finish
+
+    def _start_ahead(self, ahead: Sequence[tracking.Tracking]) -> Callable[[], None]:
+        """Begin to give some disks new bitmaps, and to ask about the others; return what waits for the former."""
+        await_bitmaps = tracking.start_adding(self._own, ahead)
+        if self._idle:
+            self._counts = self._watch.ask(exports=False)
+        return await_bitmaps
+
+    def _ask_for_quiet(self) -> None:
+        self._quiet = self._qmp.withhold(), self._watch.ask(exports=False)
+
+    def fetch_the_last(self) -> None:
+        """Mark what was written to all disks, whose writers are held.
+
+        The graph is that of before they were held: `check_quiet` looks again when all is read.
+        """
+        assert self._before_hold is not None, "writers are held"
+        self._watch.check(self._before_hold)
+        for mine, name in self._recorded:
+            tracking.dirty_count(self._before_hold, mine.disk, name)  # raises if it records no more
+        if self._counts is not None:
+            self._step_idle(self._counts())
+        for mine in self._tracking:
+            if mine.active:
+                mine.list_older()
+        if self._quiet is None:
+            self._ask_for_quiet()
+
+    def _step_idle(self, facts: graph.BlockGraph) -> None:
+        """Give new bitmaps to those disks that were idle once and are not any more; `facts` are of after the hold."""
+        self._watch.check_nodes(facts)
+        written = [mine for mine in self._idle if tracking.dirty_count(facts, mine.disk, mine.active)]
+        for mine in written:
+            mine.prepare()  # while it records; what comes until the next one does is listed
+        tracking.start_adding(self._own, written)()
+
+    def check_quiet(self) -> graph.BlockGraph:
+        """Raise if a disk was written although its writers are held: what was sent of it is not what it holds.
+
+        Returns the graph that tells so, without exports.
+        """
+        asked, self._quiet = self._quiet, None
+        # Once it has been let run, the answer may be older than what was read since.
+        facts = asked[1]() if asked is not None and asked[0].is_shut else self._watch.ask(exports=False)()
+        self._watch.check_nodes(facts)
+        for mine in self._tracking:
+            if mine.active and tracking.dirty_count(facts, mine.disk, mine.active):
+                cause = "somebody writes past the guest and the exports, a block job perhaps; the copy is not complete"
+                raise errors.DeviceError("was written while its writers were held", device=mine.disk.name, cause=cause)
+        return facts

@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Dirty tracking by QEMU: a chain of bitmaps of which the newest records, and older ones are listed and removed.
+
+One step of a disk, from bitmap *i* to *i + 1*::
+
+    add       bitmap i + 1                     nothing is missed: both record for a moment
+    list      BLOCK_STATUS of bitmap i         ──► marks in the local DirtyBitmaps
+    open      export i + 1, connect to it      so that the next step, which may be that of the pause, lists at once;
+                                               export i goes now, bitmap i with the next step
+
+QEMU marks a write when it *finishes*. So what the list of bitmap *i* has is on the disk before our read, and what our
+read missed is in bitmap *i + 1*, which recorded before the list was made. Listing after reading instead, or adding
+after listing, would lose writes.
+
+A bitmap that records can be exported read-only since QEMU 7.1, by node and name. An exported bitmap can be neither
+stopped nor removed nor migrated. Where there is no such export, the older bitmap is frozen, exported and then listed.
+A bitmap that could not be listed stays in `older` and is listed with the next step; nothing is forgotten.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from .. import errors
+from ..disk import dirty
+from ..nbd import connection as nbd_connection
+from ..nbd import extents
+from . import discover, graph, objects, qmp
+
+logger = logging.getLogger(__name__)
+
+GRANULARITY = 64 << 10
+"""Bytes that a bit of QEMU's bitmaps stands for, at most: 2 MiB of memory for each TiB of disk."""
+
+MAX_PEEK = 16 << 30
+"""Up to this size of a disk, looking for a dirty area takes less time than a QMP command."""
+
+
+class Tracking:
+    """The bitmaps of one disk, in QEMU and here. Under the session's lock.
+
+    Without `keeps_open` no bitmap is exported while it records.
+    """
+
+    def __init__(
+        self,
+        own: objects.OwnObjects,
+        disk: discover.QemuDisk,
+        number: int,
+        known_extents: extents.Extents,
+        *,
+        keeps_open: bool,
+    ) -> None:
+        self.disk = disk
+        self.trackers: tuple[dirty.DirtyBitmap, ...] = ()
+        self.active = ""
+        """The bitmap that records, "" while nobody tracks."""
+
+        self.granularity = GRANULARITY
+        self.older: list[str] = []
+        """Bitmaps before the active one that are not listed yet."""
+
+        self._removals: list[Callable[[], None]] = []
+        """What waits for bitmaps to be gone that QEMU was told to remove."""
+
+        self._to_remove: list[str] = []
+        """Bitmaps that are listed, or about to be added: nobody may come to use those."""
+
+        self._open: tuple[str, nbd_connection.NbdConnection] | None = None
+        """A bitmap that is exported while it records, and our connection to that export."""
+
+        self._keeps_open = keeps_open
+        self._own = own
+        self._stem = f"{own.prefix}d{number}-b"
+        self._count = 0
+        self._extents = known_extents
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the active bitmap can be listed at once."""
+        return self._open is not None and self._open[0] == self.active
+
+    @property
+    def is_exported(self) -> bool:
+        """Whether one of the bitmaps is exported, which is for a disk that was written: its next step shall be quick.
+
+        That of a disk which never is costs nothing then, no command in the pause and no second connection.
+        """
+        return self._open is not None
+
+    def is_dirty(self, facts: Callable[[], graph.BlockGraph]) -> bool:
+        """Return whether the active bitmap has anything; of a large disk the graph tells that faster than a list."""
+        if self._open is not None and self.is_open and self.disk.size <= MAX_PEEK:
+            return any(True for _ in self._areas(*self._open))
+        return dirty_count(facts(), self.disk, self.active) > 0
+
+    # -- one step ----------------------------------------------------------------------------------------------------
+
+    def new_name(self) -> str:
+        """Return the name of a bitmap that is about to be added; nobody has come to use it yet."""
+        self._count += 1
+        name = f"{self._stem}{self._count}"
+        self._to_remove.append(name)
+        return name
+
+    def use(self, name: str) -> None:
+        """Take note that the bitmap `name` records; the one that did so far is to be listed."""
+        self._to_remove.remove(name)
+        if self.active:
+            self.older.append(self.active)
+        self.active = name
+
+    def list_older(self) -> int:
+        """Mark what the older bitmaps have; return how many bytes they had."""
+        total = 0
+        while self.older:
+            total += self._list(self.older[0])
+            self._to_remove.append(self.older.pop(0))
+        return total
+
+    def prepare(self) -> None:
+        """Open the active bitmap in place of the one that is listed, so that the next step takes no time."""
+        if not self.is_open:
+            opened, self._open = self._open, None
+            with contextlib.ExitStack() as stack:
+                if opened is not None:
+                    stack.callback(opened[1].close)  # last: the server closes first
+                    stack.enter_context(self._own.removing_export(opened[0]))
+                self._try_open()
+
+    def drop_unused(self) -> None:
+        """Begin to remove the bitmaps that are listed, or that nobody came to use.
+
+        Not at the end of the step itself: the pause may come right behind it, and would wait for QEMU to read that.
+        """
+        self._finish_removals()
+        exported = [name for name in self._to_remove if self._open is not None and name == self._open[0]]
+        for name in self._to_remove:
+            if name not in exported:  # not waited for: nothing depends on it
+                self._removals.append(self._own.start_removing_bitmap(self.disk.node, name))
+        self._to_remove = exported
+
+    def remove_all(self) -> None:
+        """Remove the bitmaps; nobody tracks any more."""
+        names = [*self._to_remove, *self.older, *([self.active] if self.active else [])]
+        self._to_remove, self.older, self.active = [], [], ""
+        try:
+            if self._open is not None:
+                self._own.remove_export(self._open[0])
+        finally:
+            self.disconnect()
+        self._finish_removals()
+        for name in names:
+            self._own.remove_bitmap(self.disk.node, name)
+
+    def _finish_removals(self) -> None:
+        while self._removals:
+            self._removals.pop(0)()
+
+    def disconnect(self) -> None:
+        """Close our end of an export that QEMU has closed already."""
+        opened, self._open = self._open, None
+        if opened is not None:
+            opened[1].close()
+
+    # -- details -----------------------------------------------------------------------------------------------------
+
+    def _list(self, name: str) -> int:
+        if self._open is not None and self._open[0] == name:
+            return self._mark(*self._open)
+        node = self.disk.node
+        self._own.freeze_bitmap(node, name)
+        with self._own.exported(
+            name, node, device=self.disk.name, context=context_of(name), bitmaps=[name]
+        ) as connection:
+            return self._mark(name, connection)
+
+    @staticmethod
+    def _areas(name: str, connection: nbd_connection.NbdConnection) -> Iterator[tuple[int, int]]:
+        return dirty_areas(connection.block_status(context_of(name), 0, connection.size))
+
+    def _mark(self, name: str, connection: nbd_connection.NbdConnection) -> int:
+        total = 0
+        self._extents.forget()  # before the marks: who clears a mark and then asks for holes gets a younger answer
+        for offset, nbytes in self._areas(name, connection):
+            total += nbytes
+            for tracker in self.trackers:
+                tracker.mark(offset, nbytes)
+        return total
+
+    def _try_open(self) -> None:
+        if not self._keeps_open:
+            return
+        name, node = self.active, self.disk.node
+        try:
+            self._own.add_export(name, node, bitmaps=[{"node": node, "name": name}])
+        except qmp.QmpError as error:
+            logger.info("bitmaps are exported when they are listed, not before: %s", error)
+            self._keeps_open = False
+            return
+        try:
+            self._open = name, self._own.connect(name, self.disk.name, (context_of(name),))
+        except BaseException:
+            with contextlib.suppress(errors.DeviceError):
+                self._own.remove_export(name)
+            raise
+
+
+def start_adding(own: objects.OwnObjects, trackings: Sequence[Tracking]) -> Callable[[], None]:
+    """Begin to have a new bitmap record for each of `trackings`; return a function that waits until all do.
+
+    One command for all: QEMU, and the QMP library, take half a millisecond for each.
+    """
+    if not trackings:
+        return lambda: None
+    names = [mine.new_name() for mine in trackings]
+    adding = own.start_adding_bitmaps(
+        (mine.disk.node, name, mine.granularity) for mine, name in zip(trackings, names, strict=True)
+    )
+
+    def finish() -> None:
+        adding.result()
+        for mine, name in zip(trackings, names, strict=True):
+            mine.use(name)
+
+    return finish
+
+
+def context_of(name: str) -> str:
+    """Return the meta context of a bitmap."""
+    return f"qemu:dirty-bitmap:{name}"
+
+
+def dirty_count(facts: graph.BlockGraph, disk: discover.QemuDisk, name: str) -> int:
+    """Return how many bytes a bitmap has marked; raise :class:`~blkmig.errors.DeviceError` if it records no more."""
+    bitmap = facts.bitmap(disk.node, name)
+    if bitmap is None or not bitmap.get("recording", True) or bitmap.get("inconsistent"):
+        cause = f"bitmap {name} was removed or disabled by somebody else; writes were missed, start again"
+        raise errors.DeviceError("lost its dirty tracking", device=disk.name, cause=cause)
+    return int(bitmap["count"])
+
+
+def dirty_areas(statuses: Iterable[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Yield the (offset, nbytes) of the dirty extents in the (length, flags) of a whole disk."""
+    offset = 0
+    for length, flags in statuses:
+        if flags & 1:
+            yield offset, length
+        offset += length

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Holding those who write to QEMU's disks: the guest, and the clients of writable exports.
+
+A guest is held by ``stop``, which also waits for its requests. That does not hold an NBD client, and a storage daemon
+has nothing to stop: there the writable exports are closed, hard, and QEMU says when the last request is over. What
+a client had in flight may or may not have landed, as after a crash.
+
+Before anybody is held, a mark in QEMU says so (`marks.py`): a run that is killed meanwhile leaves a QEMU that ``blkmig
+cleanup`` brings back to work, and no other one that happens to be stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+from collections.abc import Callable
+
+from .. import errors
+from . import discover, exportnames, graph, guest, marks, objects, qmp
+
+logger = logging.getLogger(__name__)
+
+
+class Writers:
+    """The writers of `disks`. Under the session's lock."""
+
+    def __init__(
+        self,
+        connection: qmp.QmpConnection,
+        own: objects.OwnObjects,
+        disks: list[discover.QemuDisk],
+        *,
+        read_graph: Callable[[], graph.BlockGraph],
+        named: tuple[str, ...],
+        guest: guest.Guest,
+        marks: marks.Marks,
+    ) -> None:
+        self._qmp = connection
+        self._own = own
+        self._disks = disks
+        self._read_graph = read_graph
+        self._named = named
+        self._guest = guest
+        self._marks = marks
+        self._names: dict[str, str] = {}
+        self._undo: list[Callable[[], object]] = []
+        self.is_in_doubt = False
+        """The target may own the disks, and nobody knows: nothing is undone, and the marks stay."""
+
+
+    def prepare(self) -> None:
+        """See now whether the writers can be held later. Raises :class:`~blkmig.errors.DeviceError` if they cannot."""
+        for export in self._find_exports(self._read_graph()):
+            if export.nbd_name is not None:
+                self._marks.add(export.mark)
+            else:
+                logger.warning(
+                    "%s: the export %r has to be closed for the last pass and cannot be opened again by blkmig",
+                    self._qmp.device,
+                    export.id,
+                )
+
+    def hold(
+        self, known: graph.BlockGraph | None = None, *, meanwhile: Callable[[graph.BlockGraph], Callable[[], None]]
+    ) -> None:
+        """Stop the guest and close the writable exports; all or nothing.
+
+        `meanwhile` is called, with the graph as it was just before that, when QEMU has been told, and what it returns
+        when it has been done.
+
+        On return nobody writes, unless somebody has come meanwhile: ask `check_nobody_writes` before trusting what was
+        read. What can be found out before is, so that the writers stand still for no longer than need be; nothing is
+        if the graph was `known` a moment ago.
+        """
+        try:
+            self._await_guest()
+            facts = known or self._read_graph()
+            exports = self._find_exports(facts)
+            self._mark_held(exports)
+            ends = self._start_stopping_guest()
+            for export in exports:
+                self._undo.append(functools.partial(self._open_again, export))
+                ends.append(objects.start_deleting_export(self._qmp, export.id))
+            ends.append(meanwhile(facts))  # last: it counts on the others
+            for await_end in ends:
+                await_end()
+        except BaseException:
+            with self._qmp.leaving(), contextlib.suppress(errors.DeviceError):
+                self.release(refuse=False)
+            raise
+
+    def _mark_held(self, exports: list[marks.WritingExport]) -> None:
+        """Tell a clean-up what to undo, before it is done."""
+        if exports or self._stops_guest():
+            for export in exports:
+                if export.nbd_name is not None:
+                    self._marks.start_adding(export.mark)  # of those that came late
+            self._marks.start_adding(marks.HELD)
+
+    def check_nobody_writes(self, facts: graph.BlockGraph) -> None:
+        """Raise :class:`~blkmig.errors.DeviceError` if a disk has got another writer since the writers were held."""
+        if self._guest.is_running:
+            cause = "somebody let the guest go on (cont) while blkmig held it; the copy is not complete"
+            raise errors.DeviceError("its guest was held and runs", device=self._qmp.device, cause=cause)
+        for disk in self._disks:
+            if facts.writing_exports(disk.node):
+                cause = f"an export of node {disk.node} was opened for writing meanwhile"
+                raise errors.DeviceError("cannot hold its writers", device=disk.name, cause=cause)
+
+    def release(self, *, refuse: bool) -> None:
+        """Let the writers go on, or with `refuse` leave them where they are. Nothing if they are not held.
+
+        What can be undone is, before the first error is raised. What QEMU did not answer to is tried again by the next
+        call, and the mark that the writers are held stays for it.
+        """
+        undo, self._undo = self._undo, []
+        if refuse or not undo:
+            return
+        failed: errors.DeviceError | None = None
+        for function in reversed(undo):
+            try:
+                function()
+            except errors.DeviceError as error:
+                failed = failed or error
+                if isinstance(error, qmp.QmpTimeout):
+                    self._undo.insert(0, function)
+        if not self._undo:
+            self._marks.start_removing(marks.MOVED, marks.HELD)
+        if failed is not None:
+            raise failed
+
+    def _await_guest(self) -> None:
+        """Return when the guest may be stopped."""
+
+    def _stops_guest(self) -> bool:
+        """Return whether there is a guest to be stopped: one that is stopped already stays so when we are done."""
+        return self._guest.is_running
+
+    def _start_stopping_guest(self) -> list[Callable[[], object]]:
+        """Have QEMU stop the guest; return what waits until it stands still."""
+        if not self._stops_guest():
+            return []
+        self._undo.append(functools.partial(self._qmp.execute, "cont"))
+        stopping = self._qmp.start("stop")
+
+        def await_end() -> None:
+            stopping.result()
+            self._guest.is_running = False  # the event may be on its way; what comes later is of somebody else
+
+        return [await_end]
+
+    @property
+    def are_stuck(self) -> bool:
+        """Whether writers are held because QEMU did not answer when they were to go on."""
+        return bool(self._undo)
+
+    def check(self) -> None:
+        """Raise if it is known that the writers cannot be held any more."""
+
+    def about_to_move(self) -> bool:
+        """Mark that the end of a move's stream leaves; see :meth:`~blkmig.BlockBackend.about_to_move`."""
+        self._marks.add(marks.MOVED)
+        return True
+
+    def close(self) -> None:
+        """Undo what `prepare` did in QEMU."""
+
+    # -- exports -----------------------------------------------------------------------------------------------------
+
+    def _find_exports(self, facts: graph.BlockGraph) -> list[marks.WritingExport]:
+        found: dict[str, None] = dict.fromkeys(self._named)
+        for name in self._named:
+            if name not in facts.exports:
+                raise errors.DeviceError(f"has no export {name!r}", device=self._qmp.device, cause="export= names it")
+        for disk in self._disks:
+            found |= dict.fromkeys(self._exports_of(facts, disk))
+        return [self._describe(facts, name) for name in found]
+
+    def _exports_of(self, facts: graph.BlockGraph, disk: discover.QemuDisk) -> list[str]:
+        """Return the exports through which `disk` is written, or may be where QEMU does not say."""
+        candidates = facts.exports_of(disk.node, but=self._own.prefix)
+        writing = facts.writing_exports(disk.node)
+        if writing is None or writing == len(candidates):
+            return candidates
+        named = [name for name in candidates if name in self._named]
+        if writing == len(named):
+            return named
+        if writing > len(candidates):
+            cause = f"something else than an export writes node {disk.node}, a block job perhaps: let that end first"
+        else:
+            listed = ", ".join(candidates)
+            cause = f"{writing} of its exports may write, and QEMU does not say which of {listed}: name them, export=ID"
+        raise errors.DeviceError("cannot hold its writers", device=disk.name, cause=cause)
+
+    def _describe(self, facts: graph.BlockGraph, name: str) -> marks.WritingExport:
+        if name not in self._names:
+            self._names |= self._nbd_names(facts)
+        return marks.WritingExport(name, facts.exports[name]["node-name"], self._names.get(name))
+
+    def _nbd_names(self, facts: graph.BlockGraph) -> dict[str, str]:
+        try:
+            names = exportnames.list_names(
+                self._own.uri, device=self._qmp.device, is_cancelled=lambda: self._qmp.is_cancelled
+            )
+        except errors.DeviceError as error:
+            logger.info("%s", error)
+            return {}
+        return exportnames.match(facts, names, own=self._own.prefix)
+
+    def _open_again(self, export: marks.WritingExport) -> None:
+        """Open an export that was closed, if it was; nobody is asked before, as its writers wait, and those of others.
+        """
+        if export.nbd_name is None:
+            if export.id not in self._read_graph().exports:
+                logger.warning("%s: the export %r was closed; open it again yourself", self._qmp.device, export.id)
+            return
+        try:
+            export.open(self._qmp)
+        except qmp.QmpError as error:
+            if "already in use" not in error.text:
+                raise

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""From what a user calls a disk to the open disk: sources, targets, and disks served for people without a VM."""
+
+from .opening import describe, open_disk, open_disks
+from .targetfile import TargetFile
+from .together import open_sources
+
+__all__ = ["TargetFile", "describe", "open_disk", "open_disks", "open_sources"]

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A live disk for people without a VM: a qemu-storage-daemon with everything that a migration needs.
+
+::
+
+    NBD client ──► export NAME ──► throttle filter NAME-limit ──► node NAME ──► node NAME-file ──► IMAGE
+                                                                      ▲
+    blkmig send qemu:QMP,nbd=URI ──── bitmap, read-only export ───────┘
+
+The export is what the user mounts and writes; its writes can be slowed (the filter) and held (the export is closed).
+The listening sockets are made here and handed over, so that they are there before the daemon is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from .. import children, errors
+from ..files import file, lockholders
+from ..nbd import uri as nbd_uri
+from . import opening as open_disks
+
+PROGRAM = "qemu-storage-daemon"
+MAX_NAME = 24
+"""Letters of a served disk's name: with a suffix it has to fit into QEMU's 31."""
+
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
+STOP_SECONDS = 30.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ServedDisk:
+    """One image and what it is called, by the NBD clients and on the wire."""
+
+    name: str
+    image: open_disks.FileDescription
+
+    def __post_init__(self) -> None:
+        """Refuse what QEMU would refuse less clearly."""
+        if not _NAME.fullmatch(self.name) or len(self.name) > MAX_NAME:
+            raise errors.ParameterError(
+                f"{self.name!r} cannot be the name of a served disk: it must begin with a letter, then letters, "
+                f"digits, '-', '.' and '_', at most {MAX_NAME} in all; write NAME=IMAGE"
+            )
+        if self.image.base is not None:
+            raise errors.ParameterError(f"disk {self.name!r}: base= is not for a served image; it names its own")
+
+
+class StorageDaemon:
+    """A running qemu-storage-daemon that offers `disks` for writing at `nbd` (``unix:PATH`` or ``tcp:HOST:PORT``).
+
+    `qmp` is the path of the socket for blkmig, by default that of `nbd` with ``.qmp`` appended. Use it in a ``with``:
+    leaving ends the daemon, which then has written everything out. Raises :class:`~blkmig.errors.DeviceError`.
+    """
+
+    def __init__(self, disks: Iterable[ServedDisk], nbd: str, *, qmp: str | None = None) -> None:
+        self.disks = list(disks)
+        self.nbd_uri = ""
+        self.qmp_path = str(pathlib.Path(qmp or _default_qmp(nbd)).absolute())
+        for disk in self.disks:
+            _check_image(disk)
+        try:
+            self._set_up(nbd)
+        except OSError as error:  # of this process: no descriptors, no room
+            raise errors.DeviceError("cannot be served", device=self._names(), cause=error) from error
+
+    def _set_up(self, nbd: str) -> None:
+        with contextlib.ExitStack() as stack:
+            self._log = stack.enter_context(tempfile.TemporaryFile())
+            with _listen(nbd) as nbd_socket, _listen(f"unix:{self.qmp_path}") as qmp_socket:
+                self._sockets = [self.qmp_path]
+                if nbd.startswith("unix:"):
+                    self._sockets.append(_absolute(nbd).removeprefix("unix:"))
+                for path in self._sockets:
+                    stack.callback(pathlib.Path(path).unlink, missing_ok=True)
+                self.nbd_uri = _nbd_uri(nbd_socket)
+                self._nbd_address = _absolute(nbd) if nbd.startswith("unix:") else self.nbd_uri
+                self._process = self._start(nbd_socket.fileno(), qmp_socket.fileno())
+            stack.callback(self._stop)
+            self._check_running()
+            self._stack = stack.pop_all()
+
+    def _start(self, nbd_fd: int, qmp_fd: int) -> subprocess.Popen[bytes]:
+        program = shutil.which(PROGRAM)
+        if program is None:
+            cause = f"{PROGRAM} is not installed; it comes with qemu-system-common or qemu-utils (Debian, Ubuntu)"
+            raise errors.DeviceError("cannot be served", device=self._names(), cause=f"{cause} or qemu-img (Fedora)")
+        command = [program, *arguments(self.disks, nbd_fd=nbd_fd, qmp_fd=qmp_fd)]
+        # Its own group: Ctrl-C is for us, and we end it in good order.
+        process, self._tie = children.start(
+            command,
+            remove=self._sockets,
+            pass_fds=(nbd_fd, qmp_fd),
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+            process_group=0,
+        )
+        return process
+
+    def _check_running(self) -> None:
+        """Return when the daemon answers; its words if it ended instead."""
+        with socket.socket(socket.AF_UNIX) as probe_socket:
+            probe_socket.settimeout(STOP_SECONDS)
+            with contextlib.suppress(OSError):
+                probe_socket.connect(self.qmp_path)
+                if probe_socket.recv(1):
+                    return
+        raise self._ended()
+
+    def wait(self) -> None:
+        """Wait until the daemon ends, which it does not by itself: raise :class:`~blkmig.errors.DeviceError` if so."""
+        self._process.wait()
+        raise self._ended()
+
+    def send_line(self, target: str = "tcp:HOST:PORT") -> str:
+        """Return the command that sends the disks."""
+        source = f"qemu:{_escape(self.qmp_path)},nbd={_escape(self._nbd_address)}"
+        return shlex.join(["blkmig", "send", source, target])
+
+    def export_uri(self, disk: ServedDisk) -> str:
+        """Return what an NBD client connects to."""
+        return nbd_uri.with_export(self.nbd_uri, disk.name)
+
+    def close(self) -> None:
+        """End the daemon and wait for it. Twice does no harm."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        """Return the daemon itself."""
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """End the daemon."""
+        self.close()
+
+    def _stop(self) -> None:
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._tie.undo()
+
+    def _ended(self) -> errors.DeviceError:
+        status = self._process.wait()
+        self._log.seek(0)
+        text = " ".join(self._log.read().decode(errors="replace").split()).removeprefix(f"{PROGRAM}: ")
+        kind = errors.DeviceBusy if "lock" in text else errors.DeviceError
+        if kind is errors.DeviceBusy:
+            text += "".join(lockholders.describe(disk.image.path) for disk in self.disks)
+        return kind("cannot be served", device=self._names(), cause=text or f"{PROGRAM} ended with status {status}")
+
+    def _names(self) -> str:
+        return ", ".join(disk.name for disk in self.disks)
+
+
+def arguments(disks: Sequence[ServedDisk], *, nbd_fd: int, qmp_fd: int) -> list[str]:
+    """Return the daemon's arguments: a monitor and an NBD server on listening sockets, and the disks behind them."""
+    found = ["--nbd-server", f"addr.type=fd,addr.str={nbd_fd},max-connections=0"]
+    for disk in disks:
+        name, limit = disk.name, f"{disk.name}-limit"
+        is_device = pathlib.Path(disk.image.path).is_block_device()
+        protocol = _options(
+            driver="host_device" if is_device else "file",
+            node_name=f"{name}-file",
+            filename=str(pathlib.Path(disk.image.path).absolute()),
+            discard="unmap",
+        )
+        protocol += ",cache.direct=on" if disk.image.direct else ""
+        protocol += "" if disk.image.locking or is_device else ",locking=off"
+        found += ["--object", _options(qom_type="throttle-group", id=limit)]
+        found += ["--blockdev", protocol]
+        image = {"driver": disk.image.format or "raw", "node_name": name, "file": f"{name}-file", "discard": "unmap"}
+        found += ["--blockdev", _options(**image)]
+        # Each node on the way must let discards through.
+        throttle = _options(driver="throttle", node_name=limit, throttle_group=limit, file=name, discard="unmap")
+        found += ["--blockdev", throttle]
+        found += ["--export", _options(type="nbd", id=name, node_name=limit, name=name, writable="on")]
+    # The last, because who is greeted by the monitor takes the rest for done.
+    return [*found, "--chardev", f"socket,id=qmp,fd={qmp_fd},server=on,wait=off", "--monitor", "chardev=qmp"]
+
+
+def _options(**values: str) -> str:
+    return ",".join(f"{key.replace('_', '-')}={_escape(value)}" for key, value in values.items())
+
+
+def _escape(text: str) -> str:
+    return text.replace(",", ",,")
+
+
+def _check_image(disk: ServedDisk) -> None:
+    """Raise unless nobody else uses the image and, if it is served as raw without that being said, it looks raw.
+
+    QEMU itself would let two daemons write one image, because both share it with their NBD clients.
+    """
+    path, image = disk.image.path, disk.image
+    file.FileBackend(path, name=disk.name, format="raw" if image.format else None, locking=image.locking).close()
+
+
+def _default_qmp(nbd: str) -> str:
+    if not nbd.startswith("unix:"):
+        raise errors.ParameterError("with an NBD server on TCP, say where the QMP socket is to be: --qmp PATH")
+    return f"{nbd.removeprefix('unix:')}.qmp"
+
+
+def _listen(address: str) -> socket.socket:
+    """Return a listening socket at ``unix:PATH`` or ``tcp:HOST:PORT``; a dead socket's file is replaced.
+
+    It does not block: QEMU's main loop and its monitor thread may both go and accept the same client, and the one
+    that comes late must not wait for the next.
+    """
+    kind, _, rest = address.partition(":")
+    host, _, port = rest.rpartition(":")
+    is_port = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 1 << 16
+    if kind not in ("unix", "tcp") or not rest or (kind == "tcp" and not is_port):
+        raise errors.ParameterError(f"{address!r} is no place to listen: say unix:PATH or tcp:HOST:PORT")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        if kind == "unix":
+            listener = _listen_unix(rest)
+        else:
+            listener = socket.create_server((host.strip("[]"), int(port)), family=family)
+    except OSError as error:
+        raise errors.DeviceError("cannot listen", device=address, cause=error) from error
+    except UnicodeError as error:
+        raise errors.DeviceError("cannot listen", device=address, cause=f"{host!r} is no host: {error}") from error
+    listener.setblocking(False)
+    return listener
+
+
+def _listen_unix(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        if pathlib.Path(path).is_socket() and not _answers(path):
+            pathlib.Path(path).unlink()
+        listener.bind(path)
+        listener.listen()
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(path) == 0
+
+
+def _absolute(unix: str) -> str:
+    return f"unix:{pathlib.Path(unix.removeprefix('unix:')).absolute()}"
+
+
+def _nbd_uri(listener: socket.socket) -> str:
+    if listener.family == socket.AF_UNIX:
+        return nbd_uri.unix_uri(str(pathlib.Path(listener.getsockname()).absolute()))
+    name: Any = listener.getsockname()
+    host = f"[{name[0]}]" if ":" in name[0] else name[0]
+    return f"nbd://{host}:{name[1]}"

@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where the disk of a migration arrives: a file, a device or an export that exists, or a file that is made for it.
+
+What exists is opened, locked and looked at in `prepare`, before anybody connects; what does not is made under a name of
+its own (see `partial.py`), and gets its size when its disk comes. ::
+
+    prepare ─ open ─ (the disk is written and flushed) ─ check ─ publish ─ sync ─ confirm ─ sync ─ discard
+       └──────────────────────────── discard: at any moment, and after a failure ────────────────────┘
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from .. import errors, units
+from ..disk import backend, identity
+from ..files import folder, partial
+from . import opening
+
+FOLDER_SUFFIX = ".raw"
+
+
+class TargetFile:
+    """The target that `text` calls so, for the disk that messages call `label`; in the folder `into`, a file's name.
+
+    A file of a folder is opened below it, never through a link, and one that exists only if `overwrite` is said: then
+    it is replaced when the new one is complete. An `incremental` migration writes what exists. Nothing is touched
+    before `prepare`. Raises :class:`~blkmig.errors.ParameterError` for what cannot be a target, later
+    :class:`~blkmig.errors.DeviceError`.
+    """
+
+    def __init__(
+        self,
+        text: str | os.PathLike[str],
+        *,
+        label: str,
+        into: str | os.PathLike[str] | None = None,
+        overwrite: bool = False,
+        incremental: bool = False,
+        direct: bool = False,
+        idle_timeout: float = opening.IDLE_SECONDS,
+    ) -> None:
+        units.check_flags(overwrite=overwrite, incremental=incremental)
+        self.label = label
+        self.is_new = False
+        """The file is made for the disk, or an empty one becomes the disk."""
+
+        self._into = into
+        self._overwrite = overwrite
+        self._incremental = incremental
+        self._text = text
+        self._idle_timeout = idle_timeout
+        self._backend: backend.BlockBackend | None = None
+        self._partial: partial.Partial | None = None
+        self._folder: folder.Folder | None = None
+        if opening.is_live(text):
+            raise errors.ParameterError(f"{text!r} can only be a source: give the target as a file or an NBD export")
+        self._is_nbd = into is None and opening.is_nbd(text)
+        self._described = opening.FileDescription(path=os.fspath(text), direct=direct)
+        if into is None and not self._is_nbd:
+            self._described = opening.describe(text, direct=direct)
+
+    @property
+    def path(self) -> str:
+        """Return where the disk is when it is complete, for messages."""
+        return str(self._text) if self._is_nbd else str(Path(self._into or "", self._described.path))
+
+    @property
+    def size(self) -> int | None:
+        """Return the size of what exists, once it is prepared; None for what does not."""
+        return None if self._backend is None else self._backend.size
+
+    @property
+    def is_image(self) -> bool:
+        """Whether it is an image of a format that counts in sectors."""
+        return not self._described.is_raw
+
+    @property
+    def is_fixed_file(self) -> bool:
+        """Whether it is a file that exists and keeps its size."""
+        return self._backend is not None and bool(self._backend.files) and self._backend.files[0].is_regular
+
+    def files(self) -> Iterator[identity.KnownFile]:
+        """Yield the file that will be written, then its base. Raises :class:`~blkmig.errors.DeviceError`."""
+        if not self._is_nbd:
+            with self._failing("look at"):
+                yield identity.KnownFile.of(self.path)
+                if self._described.base is not None:
+                    yield identity.KnownFile.of(self._described.base)
+
+    def layers(self) -> Sequence[identity.KnownFile]:
+        """Return what a target that exists stands on, once it is prepared: its backing files, which are only read."""
+        return () if self._backend is None else self._backend.files[1:]
+
+    # -- before the disk comes ---------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Open what exists; for what does not, make the file that becomes it."""
+        if self._is_nbd:
+            self._backend = opening.open_disk(
+                str(self._text), name=self.label, idle_timeout=self._idle_timeout
+            )
+            return
+        with self._failing("look at"):
+            there = identity.KnownFile.of(self.path)
+        self.is_new = there.about is None or self._has_mark()
+        if there.about is not None and there.is_regular and self._described.is_raw:
+            self.is_new = self.is_new or not there.about.st_size
+        if self._into is not None:
+            self._prepare_in_folder(self._into, there)
+        elif self.is_new:
+            self._check_is_not_incremental(there)
+            if there.about is None:
+                opening.check_can_be_made(self._described)
+            real = Path(os.path.realpath(self._described.path))
+            self._check_is_a_name(real)
+            self._begin(str(real.parent), real.name)
+        else:
+            self._backend = opening.open_file(self._described, name=self.label)
+
+    def _prepare_in_folder(self, into: str | os.PathLike[str], there: identity.KnownFile) -> None:
+        name = self._described.path
+        if self._incremental:
+            self._check_is_not_incremental(there)
+            self._open_in_folder(into, name)
+        else:
+            self._begin(into, name, replace=self._overwrite)
+
+    def _open_in_folder(self, into: str | os.PathLike[str], name: str) -> None:
+        """Open a file that holds the base already."""
+        if not self._overwrite:
+            raise self._exists()
+        with self._failing("open"):
+            self._folder = folder.Folder(into)
+            opened = self._folder.open(name, os.O_RDWR)
+        self._backend = opening.open_file(self._described, name=self.label, path=self.path, opened=opened)
+
+    def _has_mark(self) -> bool:
+        """Return whether a run before this one has not said that the file is complete."""
+        real = Path(os.path.realpath(self.path))
+        try:
+            return real.samefile(real.with_name(partial.partial_name(real.name)))
+        except (OSError, ValueError):
+            return False
+
+    def _begin(self, place: str | os.PathLike[str], name: str, *, replace: bool = False) -> None:
+        self.is_new = True
+        try:
+            with self._failing("create"):
+                self._folder = folder.Folder(place, create=self._into is not None)
+                self._partial = partial.Partial(self._folder, name, device=self.label, replace=replace)
+        except errors.DeviceError as error:
+            is_refused = isinstance(error.__cause__, FileExistsError) and not Path(self.path).is_symlink()
+            if is_refused and self._into is not None and not replace:
+                raise self._exists() from error
+            raise
+
+    def _check_is_not_incremental(self, there: identity.KnownFile) -> None:
+        if self._incremental and self._described.base is None and self.is_new:
+            exists = "it does not exist" if there.about is None else "it is empty or half made"
+            cause = f"{exists}, and a new one does not hold the base: begin with a copy of the base"
+            raise errors.DeviceError(f"cannot open {self.path!r}", device=self.label, cause=cause)
+
+    def _check_is_a_name(self, real: Path) -> None:
+        """Refuse the name of a folder, and a device that is missing: a file there would fill the machine's memory."""
+        if self._described.path.endswith("/"):
+            raise errors.ParameterError(f"{self._described.path!r} is no name for a file: say --into for a folder")
+        if real.is_relative_to("/dev") and not real.is_relative_to("/dev/shm"):
+            cause = "there is no such device, and files are not made there"
+            raise errors.DeviceError(f"cannot open {self.path!r}", device=self.label, cause=cause)
+
+    def _exists(self) -> errors.DeviceError:
+        cause = "it exists already: say --overwrite to replace what the folder holds, or NAME=PATH for this disk"
+        return errors.DeviceError(f"cannot create {self.path!r}", device=self.label, cause=cause)
+
+    def check_size_is_known(self, size: int | None) -> None:
+        """Raise :class:`~blkmig.errors.ParameterError` if it is to be made in a format that needs a `size`."""
+        if self.is_new:
+            opening.check_size_is_known(self._described, size)
+
+    # -- when it comes -----------------------------------------------------------------------------------------------
+
+    def open(self, name: str, size: int | None) -> backend.BlockBackend:
+        """Return the disk, called `name`; a new one has `size` bytes, or grows where nobody knows that.
+
+        Whoever opens it closes it.
+        """
+        taken, self._backend = self._backend, None
+        if taken is not None:
+            taken.name = name
+            return taken
+        assert self._partial is not None
+        opening.check_size_is_known(self._described, size)
+        with self._failing("open"):
+            opened = self._partial.reopen()
+        return opening.open_file(
+            self._described, name=name, create_size=size or 0, path=self._partial.path, opened=opened
+        )
+
+    # -- when it is complete, or not ---------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise :class:`~blkmig.errors.DeviceError` if what was made is not where it was."""
+        if self._partial is not None:
+            with self._failing("complete"):
+                self._partial.check()
+
+    def publish(self) -> None:
+        """Give a file that was made its name."""
+        if self._partial is not None:
+            with self._failing("complete"):
+                self._partial.publish()
+
+    def sync(self) -> None:
+        """Return when its name is on stable storage."""
+        if self._partial is not None:
+            with self._failing("complete"):
+                self._partial.sync()
+
+    def confirm(self) -> None:
+        """Take note that the other end knows: the disk is its user's from now on. `discard` releases it."""
+        if self._partial is not None:
+            with self._failing("close"):
+                self._partial.confirm()
+
+    def discard(self, *, withdraw: bool) -> bool:
+        """Release everything, and leave nothing of what was made; return whether something was made and is gone.
+
+        What is published stays unless it is to be withdrawn. Safe after `confirm`, and twice.
+        """
+        taken, self._backend = self._backend, None
+        made, self._partial = self._partial, None
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._failing("clean up"))
+            stack.callback(self._close_folder)
+            if taken is not None:
+                stack.callback(taken.close)
+            return made is not None and made.discard(withdraw=withdraw)
+
+    def _close_folder(self) -> None:
+        if self._folder is not None:
+            self._folder.close()
+
+    @contextlib.contextmanager
+    def _failing(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise errors.DeviceError(f"cannot {doing} {self.path!r}", device=self.label, cause=error) from error
