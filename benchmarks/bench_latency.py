@@ -16,7 +16,7 @@ from concurrent import futures
 
 import pytest
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "tests" / "support"))
 import nbd_servers
 
 import blkmig

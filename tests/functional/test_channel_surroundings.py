@@ -18,13 +18,13 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import command
 import pytest
 
 import blkmig
 from blkmig import _core, channel, children, errors
 from blkmig.channel import sockets
 from blkmig.nbd import image
-from tests import command
 
 MIB = 1 << 20
 TIMEOUT = 30

@@ -8,11 +8,11 @@ import os
 import socket
 from pathlib import Path
 
+import fd_pairs
 import pytest
 
 import blkmig
 from blkmig import _core, channel
-from tests import fd_pairs
 
 MIB = 1 << 20
 HELD_BACK = 256 << 10

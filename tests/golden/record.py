@@ -18,7 +18,7 @@ import tempfile
 from typing import Any
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path.insert(0, str(HERE.parent / "support"))
 
 import real_qemu  # noqa: E402
 from recordings import RECORDINGS  # noqa: E402

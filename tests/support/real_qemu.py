@@ -311,7 +311,7 @@ def captured(vm: Qemu, path: pathlib.Path) -> pathlib.Path:
 
 # -- the guest -------------------------------------------------------------------------------------------------------
 
-GUEST_SOURCE = pathlib.Path(__file__).parent / "guest" / "boot.S"
+GUEST_SOURCE = pathlib.Path(__file__).parents[1] / "guest" / "boot.S"
 GUEST_BLOCK = 4096
 _PARAMETERS = 0x1F2
 _FIRST_BLOCK = 8 * 512

@@ -14,7 +14,7 @@ import savevm_streams as streams
 from blkmig import channel, errors, savevm
 from blkmig.savevm import drain
 
-GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
+GOLDEN = pathlib.Path(__file__).parents[2] / "golden"
 RECORDINGS: list[dict[str, Any]] = json.loads((GOLDEN / "manifest.json").read_text())
 BY_NAME = {recording["name"]: recording for recording in RECORDINGS}
 ENDED = [r for r in RECORDINGS if r["status"] == "completed"]

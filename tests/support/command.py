@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 TIMEOUT = 60.0
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 import real_qemu
 from real_qemu import MiB
 
-FOLDER = pathlib.Path(__file__).parent / "golden"
+FOLDER = pathlib.Path(__file__).parents[1] / "golden"
 MARKER = 0xEE
 """What targets hold before, to tell what was written."""
 
