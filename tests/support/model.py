@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The slow and obvious model of a stream, against which the package is held: `struct` and slices, nothing shared.
 
-It knows the container that blkmig writes and the ``block`` section, and takes nothing on trust: what it does not expect
-is an AssertionError.
+It is written from the pages of docs/wire alone. It reads what blkmig writes and what a QEMU up to 9.0 does, and takes
+nothing on trust: what it does not expect is an AssertionError, and a stream that stops early is a :class:`CutShort`.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import struct
+import zlib
 from typing import Any
 
 MIB = 1 << 20
+SECTIONS = {1: "START", 2: "PART", 3: "END", 4: "FULL"}
+
+
+class CutShort(Exception):
+    """The stream stops before its end."""
 
 
 @dataclasses.dataclass
@@ -24,15 +31,53 @@ class Record:
     sector: int
     payload: bytes | None
 
+    @property
+    def block(self) -> int:
+        """Return the number of the block: the last one of a disk may start early, and keeps its number."""
+        return -(-self.sector // 2048)
+
+
+@dataclasses.dataclass
+class Section:
+    """A live section: what its headers say, and what came of it."""
+
+    idstr: str
+    instance_id: int
+    version_id: int
+    section_id: int
+    parts: int = 0
+    nbytes: int = 0
+    ended: bool = False
+
 
 @dataclasses.dataclass
 class Stream:
     """What a stream says."""
 
-    records: list[Record]
-    sections: list[str]
-    progress: list[int]
-    vmdescription: dict[str, Any] | None
+    records: list[Record] = dataclasses.field(default_factory=list)
+    sections: list[str] = dataclasses.field(default_factory=list)
+    """The kinds of the records of the section `block`, in order."""
+
+    progress: list[int] = dataclasses.field(default_factory=list)
+    ends: list[int] = dataclasses.field(default_factory=list)
+    """The upper bits of each EOS word of the block section."""
+
+    vmdescription: dict[str, Any] | None = None
+    is_sealed: bool = False
+    machine: str | None = None
+    capabilities: list[str] = dataclasses.field(default_factory=list)
+    has_footers: bool | None = None
+    commands: list[int] = dataclasses.field(default_factory=list)
+    live: list[Section] = dataclasses.field(default_factory=list)
+    device_state: int = 0
+    """Bytes of the FULL sections."""
+
+    reached_eof: bool = False
+
+    @property
+    def marks(self) -> int:
+        """Return the marks of the first EOS word."""
+        return self.ends[0] if self.ends else 0
 
     def disk(self, name: str, size: int, before: bytes = b"") -> bytes:
         """Return the disk that a target of `size` bytes holds after the stream."""
@@ -52,74 +97,236 @@ class Stream:
 
 
 def parse(data: bytes) -> Stream:
-    """Read a stream that blkmig wrote with configuration section and footers."""
-    reader = Reader(data)
-    assert reader.take(4) == b"QEVM"
-    assert reader.unpack(">I") == 3
-    stream = Stream([], [], [], None)
-    ids: dict[int, str] = {}
-    if reader.peek() == 7:
-        reader.take(1)
-        reader.take(reader.unpack(">I"))
-    while (kind := reader.unpack(">B")) != 0:
-        if kind == 8:
-            reader.unpack(">H")
-            reader.take(reader.unpack(">H"))
-            continue
-        section_id = reader.unpack(">I")
-        if kind == 1:
-            ids[section_id] = reader.take(reader.unpack(">B")).decode()
-            assert reader.unpack(">I") == 0
-            assert reader.unpack(">I") == 1
-        assert ids[section_id] == "block"
-        name = {1: "START", 2: "PART", 3: "END"}[kind]
-        stream.sections.append(name)
-        parse_payload(reader, name, stream)
-        assert reader.unpack(">B") == 0x7E
-        assert reader.unpack(">I") == section_id
-    if not reader.at_end():
-        assert reader.unpack(">B") == 6
-        stream.vmdescription = json.loads(reader.take(reader.unpack(">I")))
-    assert reader.at_end()
+    """Read a stream that blkmig wrote with configuration section and footers, and nothing but its disks."""
+    stream, position = read(data)
+    assert position == len(data)
+    assert [section.idstr for section in stream.live] in ([], ["block"])
+    assert stream.has_footers is not False
     return stream
 
 
-def parse_payload(reader: Reader, section: str, stream: Stream) -> None:
+def read(data: bytes) -> tuple[Stream, int]:
+    """Read any stream to its end; return what it says and how long it is."""
+    reader, stream = Reader(data), Stream()
+    read_into(reader, stream)
+    return stream, reader.position
+
+
+def read_into(reader: Reader, stream: Stream) -> None:
+    """Read a stream; what came before an error stays in `stream`."""
+    assert reader.take(4, "magic") == b"QEVM"
+    assert reader.unpack(">I", "version") == 3
+    if reader.peek() == 7:
+        read_configuration(reader, stream)
+    while (kind := reader.peek()) != 0:
+        if kind == 8:
+            read_command(reader, stream)
+        elif kind == 4 and not reader.data.startswith(b"\5block", reader.position + 5):
+            read_device_state(reader, stream)
+            return
+        else:
+            read_section(reader, stream)
+    reader.take(1, "EOF")
+    stream.reached_eof = True
+    if not reader.at_end():
+        read_description(reader, stream)
+
+
+def read_configuration(reader: Reader, stream: Stream) -> None:
+    """Read the configuration section and its subsections."""
+    reader.take(1, "CONFIGURATION")
+    stream.machine = reader.take(reader.unpack(">I", "length of the machine's name"), "machine").decode()
+    while reader.peek() == 5:
+        reader.take(1)
+        name = reader.counted()
+        assert reader.unpack(">I") == 1
+        if name == "configuration/capabilities":
+            stream.capabilities = [reader.counted() for _ in range(reader.unpack(">I"))]
+        else:
+            reader.take({"configuration/target-page-bits": 4, "configuration/uuid": 16}[name])
+
+
+def read_command(reader: Reader, stream: Stream) -> None:
+    """Read a command; of those that come before the disks, all have their data behind their length."""
+    reader.take(1, "COMMAND")
+    stream.commands.append(reader.unpack(">H", "which"))
+    reader.take(reader.unpack(">H", "length of its data"), "data")
+
+
+def read_section(reader: Reader, stream: Stream) -> None:
+    """Read header, payload and footer of a live section."""
+    start, kind = reader.position, SECTIONS[reader.unpack(">B", lambda kind: SECTIONS[kind[0]])]
+    section_id = reader.unpack(">I", "section id")
+    if kind in ("START", "FULL"):
+        section = Section(reader.counted("name of the section"), *reader.two("instance", "version"), section_id)
+        stream.live.append(section)
+    section = next(section for section in stream.live if section.section_id == section_id)
+    if section.idstr == "block":
+        assert (section.instance_id, section.version_id) == (0, 1)
+        stream.sections.append(kind)
+        read_blocks(reader, kind, stream)
+    elif section.idstr == "ram":
+        skip_ram(reader, "x-ignore-shared" in stream.capabilities)
+    else:
+        assert section.idstr == "dirty-bitmap"
+        skip_dirty_bitmap(reader)
+    if stream.has_footers is None:
+        stream.has_footers = reader.peek() == 0x7E
+    if stream.has_footers:
+        assert reader.unpack(">B", "FOOTER") == 0x7E
+        assert reader.unpack(">I", "section id") == section_id
+    section.parts += kind == "PART"
+    section.ended |= kind in ("END", "FULL")
+    section.nbytes += reader.position - start
+
+
+def read_blocks(reader: Reader, section: str, stream: Stream) -> None:
     """Read the records of one section of the block handler."""
     while True:
-        word = reader.unpack(">Q")
+        assert reader.peek() != 0x7E, "the source could not read its disk"
+        word = reader.unpack(">Q", describe_word)
         sector, flags = word >> 9, word & 0x1FF
         if flags & 1:
-            name = reader.take(reader.unpack(">B")).decode()
-            stream.records.append(Record(section, name, sector, None if flags & 8 else reader.take(MIB)))
-        elif flags == 4:
+            name = reader.counted("disk")
+            payload = None if flags & 8 else reader.take(MIB, "the contents of the block")
+            stream.records.append(Record(section, name, sector, payload))
+        elif flags & 4:
             stream.progress.append(sector)
         else:
-            assert flags == 2, hex(flags)
+            assert flags & 2, hex(flags)
+        if flags & 2:
+            stream.ends.append(sector)
             return
 
 
+def describe_word(value: bytes) -> str:
+    """Return what a word of the block section says."""
+    word = int.from_bytes(value)
+    sector, flags = word >> 9, word & 0x1FF
+    if flags & 1:
+        return f"{'ZERO_BLOCK' if flags & 8 else 'DEVICE_BLOCK'} at sector {sector}"
+    return f"PROGRESS {sector} %" if flags & 4 else f"EOS{f', marks {sector:#x}' if sector else ''}"
+
+
+def skip_ram(reader: Reader, ignore_shared: bool) -> None:
+    """Pass over one payload of the section `ram`, of pages of 4 KiB."""
+    while True:
+        word = reader.unpack(">Q")
+        left, flags = word & ~0xFFF, word & 0xFFF
+        if flags == 0x04:
+            while left:
+                reader.counted()
+                left -= reader.unpack(">Q")
+                reader.take(8 * ignore_shared)
+        elif flags == 0x10:
+            return
+        elif flags != 0x200:
+            if not flags & 0x20:
+                reader.counted()
+            reader.take(page_nbytes(reader, flags & ~0x20))
+
+
+def page_nbytes(reader: Reader, kind: int) -> int:
+    """Return how many bytes a page has in the stream, whose length may stand before it."""
+    if kind == 0x40:
+        assert reader.unpack(">B") == 1
+        return reader.unpack(">H")
+    return reader.unpack(">I") if kind == 0x100 else {0x02: 1, 0x08: 4096}[kind]
+
+
+def skip_dirty_bitmap(reader: Reader) -> None:
+    """Pass over one payload of the section `dirty-bitmap`."""
+    flags = 0
+    while not flags & 1:
+        flags = reader.unpack(">B")
+        assert not flags & 0x80
+        for named in (8, 4):
+            if flags & named:
+                reader.counted()
+        if flags & 0x10:
+            reader.take(5)
+        elif flags & 0x40:
+            reader.take(12)
+            if not flags & 2:
+                reader.take(reader.unpack(">Q"))
+
+
+def read_device_state(reader: Reader, stream: Stream) -> None:
+    """Find the end behind sections that do not tell their length: the last 00 06 whose description ends the stream."""
+    start, data = reader.position, reader.data
+    eof = data.rfind(b"\0\6", start)
+    while eof >= 0 and eof + 6 + int.from_bytes(data[eof + 2 : eof + 6]) != len(data):
+        eof = data.rfind(b"\0\6", start, eof + 1)
+    if eof < 0:
+        assert data[-1] == 0
+        eof = len(data) - 1
+    stream.device_state, stream.reached_eof, reader.position = eof - start, True, eof + 1
+    if not reader.at_end():
+        read_description(reader, stream)
+
+
+def read_description(reader: Reader, stream: Stream) -> None:
+    """Read the description, and check its seal if it has one."""
+    assert reader.unpack(">B", "VMDESCRIPTION") == 6
+    text = reader.take(reader.unpack(">I", "length"), "description")
+    stream.vmdescription = json.loads(text)
+    body, mark, checksum = text.rpartition(b',"checksum":"')
+    if mark:
+        assert checksum == b'%08x"}' % zlib.crc32(body)
+        stream.is_sealed = True
+        del stream.vmdescription["checksum"]
+
+
+def digest(contents: bytes) -> str:
+    """Return the digest of a whole disk."""
+    last = max(-(-len(contents) // 512) * 512 - MIB, 0)
+    starts = [*range(0, last, MIB), last] if contents else []
+    padded = contents.ljust(max(MIB, -(-len(contents) // 512) * 512), b"\0")
+    digests = [hashlib.blake2b(padded[start : start + MIB], digest_size=16).digest() for start in starts]
+    return hashlib.blake2b(b"".join(digests), digest_size=32).hexdigest()
+
+
+def digest_of_all(disks: dict[str, bytes]) -> str:
+    """Return the digest of all disks of a stream, names and sizes included."""
+    lines = sorted(f"{len(disk)} {digest(disk)} {name.encode().hex()}" for name, disk in disks.items())
+    return hashlib.blake2b("\n".join([str(len(disks)), *lines]).encode(), digest_size=32).hexdigest()
+
+
 class Reader:
-    """Bytes with a position."""
+    """Bytes with a position; `trace` has what was taken, and what it is."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.position = 0
+        self.trace: list[tuple[int, bytes, str]] = []
 
-    def take(self, count: int) -> bytes:
+    def take(self, count: int, what: Any = "") -> bytes:
         """Return the next `count` bytes, all of them."""
         piece = self.data[self.position : self.position + count]
-        assert len(piece) == count, f"stream ends at {self.position} + {len(piece)}, not {count}"
+        if len(piece) < count:
+            raise CutShort(f"stream ends at {self.position} + {len(piece)}, not {count}")
+        if piece:
+            self.trace.append((self.position, piece, what(piece) if callable(what) else what))
         self.position += count
         return piece
 
-    def unpack(self, fmt: str) -> int:
+    def unpack(self, fmt: str, what: Any = "") -> int:
         """Return the next integer."""
-        value: int = struct.unpack(fmt, self.take(struct.calcsize(fmt)))[0]
+        value: int = struct.unpack(fmt, self.take(struct.calcsize(fmt), what))[0]
         return value
+
+    def two(self, first: str, second: str) -> tuple[int, int]:
+        """Return the next two integers of 32 bits."""
+        return self.unpack(">I", first), self.unpack(">I", second)
+
+    def counted(self, what: str = "") -> str:
+        """Return the text behind a byte that says how long it is."""
+        return self.take(self.unpack(">B", "length"), what).decode()
 
     def peek(self) -> int:
         """Return the next byte without taking it."""
+        if self.at_end():
+            raise CutShort(f"stream ends at {self.position}")
         return self.data[self.position]
 
     def at_end(self) -> bool:
