@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Every command line of the README and of ``--help`` runs, word for word (E5).
+"""Every command line of the README, of the guides and of ``--help`` runs, word for word (E5).
 
 The lines are taken from there; each has to be in one of the scenarios below, and each scenario runs them in a sandbox
-with the programs and files that they speak of. The README's first two commands are run by .ci/run.
+with the programs and files that they speak of. The README's first two commands are run by .ci/run. In the pages below
+docs, a block of command lines stands under the mark ``<!-- commands -->``.
 """
 
 from __future__ import annotations
@@ -136,6 +137,15 @@ def without_comment(line: str) -> str:
     return re.sub(r"\s+#.*", "", re.sub(r"\s{4,}[a-z].*$", "", line) if line.startswith("{") else line).strip()
 
 
+def documented_lines() -> list[str]:
+    """Return the command lines of the README and of the pages below docs."""
+    found = readme_lines()
+    for page in sorted((ROOT / "docs").rglob("*.md")):
+        for block in re.findall(r"<!-- commands -->\n```\w*\n(.*?)```", page.read_text(), re.DOTALL):
+            found += [without_comment(line) for line in block.splitlines()]
+    return found
+
+
 def readme_lines() -> list[str]:
     """Return the command lines of the README: its blocks that have no language, and what stands between backquotes."""
     found, prose, language = [], "", None
@@ -160,14 +170,14 @@ def help_lines() -> list[str]:
 
 
 def test_every_line_has_a_scenario() -> None:
-    """E5: what is added to the README or to a help text has to be run here, too."""
+    """E5: what is added to the README, to a guide or to a help text has to be run here, too."""
     known = {line for scenario in SCENARIOS for line in scenario.lines} | RUNS_IN_ANOTHER
-    documented = {*readme_lines(), *help_lines()}
+    documented = {*documented_lines(), *help_lines()}
     assert documented - known == set()
     assert known - documented == set()
 
 
-@pytest.mark.parametrize("line", sorted({*readme_lines(), *help_lines()}))
+@pytest.mark.parametrize("line", sorted({*documented_lines(), *help_lines()}))
 def test_every_line_is_parsed(line: str) -> None:
     """E5: the words of each line make sense, also where it cannot be run."""
     if line.startswith("blkmig "):
