@@ -45,7 +45,7 @@ for second in 1 2 3 4 5 6 7 8 9 10; do
 done
 kill -KILL "$pid"
 """
-"""Of a process that has ended the number may be another one's by then, so the moment of its start is compared, too."""
+"""The number of a process that has ended may be another one's by then, so the moment of its start is compared, too."""
 
 _STARTED = 19
 """Where that moment stands in /proc/PID/stat, behind the name."""
@@ -72,7 +72,7 @@ def exit_status(child: subprocess.Popen[bytes]) -> int | None:
 
 
 def status_unknown() -> ChildProcessError:
-    """Return the error for a command that ended in the dark."""
+    """Return the error for a command of which nobody can tell how it ended."""
     return ChildProcessError(
         errno.ECHILD,
         "the command has ended, and nobody can say how: this process ignores SIGCHLD, or another part of it takes the "

@@ -43,7 +43,7 @@ class Link:
     """The address, and the one flag and descriptor that wake every blocked call.
 
     A late cancel() must not write into a file that got the descriptor's number in the meantime, so closing and waking
-    exclude each other. By a lock that one thread may take twice: a signal handler may come upon either of them.
+    exclude each other. The lock is re-entrant: a signal handler that cancels may interrupt either of them.
     """
 
     __slots__ = ("__weakref__", "_lock", "cancelled", "careful", "uri", "wake_fd")
@@ -84,7 +84,7 @@ class Link:
 
     def forget(self) -> None:
         """Give up what this process has of the link, because it is a forked child and not the link's owner."""
-        self._lock = threading.RLock()  # the other one may be held for ever here
+        self._lock = threading.RLock()  # a copy of the parent's lock may be held for ever here
         self.cancelled = True
         self.close()
 
@@ -175,7 +175,7 @@ class Transport:
         """
         fd, self.fd = self.fd, -1
         if self.socket is not None:
-            if how != socket.SHUT_RD or not self.is_given:  # whose socket it is may have more to read from it
+            if how != socket.SHUT_RD or not self.is_given:  # the caller may have more to read from a socket of his
                 with contextlib.suppress(OSError):
                     self.socket.shutdown(how)
             self.socket.close()

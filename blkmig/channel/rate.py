@@ -8,7 +8,7 @@
             credit an idle sender keeps   debt: wait
 
 `charge` moves ``paid_at`` by the time that the bytes are worth at the present rate; a sender whose ``paid_at`` lies in
-the future waits for it. What was slept too long is credit, what was sent too much is debt, so nothing is lost or won in
+the future waits for it. Sleeping too long gives credit and sending too much makes debt, so nothing is lost or won in
 the long run: over any window of T seconds at most rate * (T + BURST_SECONDS) bytes and one slice leave, 1.8 % more than
 the rate over five seconds. Debt is time: bytes sent at one rate are paid at that rate, whatever the rate is now.
 

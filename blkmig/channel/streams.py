@@ -22,8 +22,9 @@ from .. import children, errors, units
 from . import link, sockets, uri
 
 PIPE_BUFFERS = (4 * units.MiB, 2 * units.MiB, units.MiB)
-"""The first that may be had; 1 MiB is what everybody may, but it holds one block less one page, since the record's head
-takes a page's place: then both ends wait for each other once a block. The default, 64 KiB, makes that sixteen times."""
+"""Sizes to ask for; the first that the system grants is taken. It grants 1 MiB to everybody. But that holds one page
+less than a block, because the record's head takes a page: so both ends wait for each other once for each block. With
+the default, 64 KiB, they wait sixteen times."""
 
 FIFO_RETRY_SECONDS = 0.02
 

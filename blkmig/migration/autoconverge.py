@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Slowing the writers down to what the link carries: the speed is computed from a round, not searched step by step.
 
-A round dirties what the next one has to send, so rounds shrink by the writers' speed over the link's. The former is not
-what a long round shows: who writes to a block that is dirty already dirties nothing. Take `hot_blocks` blocks that are
-written here and there, `speed` blocks a second in all. The cursor of a round passes over them in `seconds`, and what it
-has passed is written again::
+A round dirties what the next one has to send, so rounds shrink by the writers' speed over the link's. A long round does
+not show the writers' speed, for a write to a block that is dirty already dirties nothing. Say that the writers write
+`speed` blocks a second at random places among `hot_blocks` blocks. The cursor of a round passes over these in
+`seconds`, and the blocks that it has passed are written again::
 
     left(seconds) = hot_blocks * share(speed * seconds / hot_blocks)        share(z) = 1 - (1 - exp(-z)) / z
 
@@ -28,16 +28,16 @@ BAD_SHARE = 0.5
 """A round is bad if it dirties more than this part of what it sends: QEMU's figure."""
 
 GOOD_SHARE = 0.4
-"""What the writers are slowed to: clearly below, so that the next round is not bad for a small mistake."""
+"""The writers are slowed to this part of the link's speed: far enough below `BAD_SHARE` for a small mistake."""
 
 MIN_FRACTION = 0.01
-"""Of their speed the writers always keep this: QEMU's throttle ends there, too."""
+"""The part of their speed that the writers always keep: QEMU's throttle ends there, too."""
 
 LENGTHS = 2.0
 """How many times as long the longer one of two rounds must be, for both together to tell anything."""
 
 MIN_SECONDS = 0.1
-"""One round that is shorter tells nothing, but two of them do."""
+"""A single round that is shorter than this tells nothing; two of them in a row do."""
 
 
 class AutoConverge:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The bounds of an outgoing migration: the caller's time-out, and that of its pause, whatever it waits for.
 
-Between two sections a migration looks at its limits by itself. A watchdog is for one that is blocked: it does what
-`cancel` does, and what the blocked call raises then is said to be the limit's doing.
+Between two sections a migration looks at its limits by itself. The watchdog is for a migration that is blocked: it does
+what `cancel` does, and the error that the blocked call raises then names the limit.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Bounds:
         self.watchdog.close()
 
     def watch(self, held: pause.Pause) -> None:
-        """Have it known that there is a pause, which has a bound of its own."""
+        """Take note of the pause that begins; it has a bound of its own."""
         self._pause = held
 
     def reach_in_pause(self) -> None:
@@ -57,7 +57,7 @@ class Bounds:
 
     @contextlib.contextmanager
     def saying_why(self) -> Iterator[None]:
-        """Say of a cancel that is no caller's which limit it came from, as NotConverged."""
+        """Turn a Cancelled that the watchdog has caused into the NotConverged that names the limit."""
         try:
             yield
         except errors.Cancelled as error:
@@ -67,7 +67,7 @@ class Bounds:
             raise self._convergence.not_converged(self._limit_reached) from error
 
     def count_given_up(self) -> None:
-        """Take note of the last pause, once, if it was given up."""
+        """Count the last pause, once, if it was given up."""
         held = self._pause
         if held is not None and held.is_given_up:
             self._pause = None

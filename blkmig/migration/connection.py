@@ -27,7 +27,7 @@ REASON_SECONDS = 1.0
 """How long the reason of a target that failed may be on its way after the link broke."""
 
 BARRIER_PING = 0x656E6400
-"""The value of the first PING that asks whether the target has taken everything, less one: ``end`` and a number."""
+"""PINGs that ask whether the target has taken everything have this value plus 1, 2, 3 ...: ``end`` and a number."""
 
 
 class Connection:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""That nothing is read from what is written: the files of a migration, its stream's among them, compared.
+"""No input is ever an output: all files of a migration are compared, that of its stream among them.
 
 A stream to a file, or from one, names it by a path that may lead to one of the disks: by the same name, by a link, by a
 descriptor that the shell has redirected. Nothing is opened for writing before all of them were compared. What a command

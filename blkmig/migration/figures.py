@@ -48,7 +48,7 @@ class BandwidthMeter:
         self._nbytes, self._seconds = 0, 0.0
 
     def estimate(self) -> float:
-        """Return the bandwidth, or before the first window is over what there is of it."""
+        """Return the bandwidth; before the first window is over, that of the window so far."""
         return self.bandwidth or (self._nbytes / self._seconds if self._seconds else 0.0)
 
 
@@ -107,7 +107,7 @@ class Figures:
         return self._fetched_at is not None
 
     def forget_fetch(self) -> None:
-        """Have it not known how long ago the round began."""
+        """Forget how long ago the round began."""
         self._fetched_at = None
 
     # -- sections ----------------------------------------------------------------------------------------------------

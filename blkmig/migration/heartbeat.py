@@ -27,8 +27,8 @@ BEAT_SECONDS = 1.0
 class Heartbeat:
     """Calls `beat` with `done` every second for the length of a ``with``, on a thread of its own.
 
-    `done` counts what is done, for a source that wants to see progress: the loading thread counts it up. `beat` must
-    not block; what it raises ends the beats, and is told by whoever uses the link next.
+    The loading thread counts in `done` what it has done, for a source that wants to see progress. `beat` must not
+    block. An error of `beat` ends the beats without a word: whoever uses the link next meets it.
     """
 
     def __init__(self, beat: Callable[[int], None]) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How much is left to be sent, and how long that may take: what progress reports say, and nothing is decided by.
+"""How much is left to be sent, and how long it may take. Progress reports say so; nothing is decided by it.
 
-The bulk phase goes over the whole of each disk, but sends its data alone. Where that is, the disks are asked ahead of
-the bulk phase, a moment at a time and only while somebody is told::
+The bulk phase goes over the whole of each disk, but sends only its data. So the disks are asked ahead of the bulk phase
+where their data lies, for a moment at a time, and only if somebody wants reports::
 
     disk    |####......##..####....................######|
              ▲ cur_sector     ▲ asked so far, counted in cells
@@ -85,7 +85,7 @@ class DataAhead:
             else:
                 extent = backend.next_data(offset)
         except errors.DeviceError:
-            self._take_rest()  # whoever really needs to know will be told
+            self._take_rest()  # the migration will meet this error itself, where it matters
             return
         if extent is None or extent[1] <= offset:
             self._asked_blocks = self._nblocks
@@ -190,7 +190,7 @@ class Outlook:
         return self.dirty * _core.BLOCK_SIZE / seconds if self._bulk_since is not None and seconds > 0 else 0.0
 
     def time_left(self, *, bandwidth: float, dirty_rate: float) -> float | None:
-        """Return the seconds until what is dirty fits no pause but a short one; None if nobody knows, or it never will.
+        """Return the seconds until all is sent, or hardly anything is dirty; None if that is not known, or never comes.
         """
         ahead, dirty = self.ahead * _core.BLOCK_SIZE, float(self.dirty * _core.BLOCK_SIZE)
         seconds = 0.0
@@ -207,7 +207,7 @@ class Outlook:
 
 
 def count_dirty(bmds: device.BlkMigDevState) -> int:
-    """Return how many blocks of a disk are dirty, and were sent before; what bulk has before it, it sends anyway."""
+    """Return how many blocks of a disk are dirty and were sent; marks ahead of the bulk phase cost nothing more."""
     marks = bmds.dirty_bitmap
     if bmds.bulk_completed or marks.bits_per_block > 1:
         return marks.count_blocks()
@@ -215,5 +215,5 @@ def count_dirty(bmds: device.BlkMigDevState) -> int:
 
 
 def time_to_come(elapsed: float, percent: int) -> float | None:
-    """Return the seconds until 100 % have come, if they do as those so far; None while nobody can tell."""
+    """Return the seconds until 100 % have come, at the pace so far; None while nobody can tell."""
     return elapsed * (100 - percent) / percent if 0 < percent < 100 else None

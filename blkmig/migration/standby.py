@@ -8,8 +8,8 @@
                      ├── nothing was sent for `KEEP_ALIVE_SECONDS` ──────► one block is sent again
                      └── switchover(), cancel(), the target or a disk has something to say ──► at once
 
-The link is the other's, too, who sends RAM over it. And a receiver that gets nothing for its idle time-out gives up, so
-it gets a block from time to time: a real one, for chatter does not count.
+Whoever asks for the switchover may be sending RAM over the same link, so rounds are few. A receiver that gets nothing
+for its idle time-out gives up, so it gets a block from time to time: a real one, for chatter does not count.
 
 Migration thread only; `wake` is called by whoever sets something that the wait looks at.
 """
@@ -27,17 +27,17 @@ SHARE = 4
 """A round is due when this part of what the pause may have is dirty: the rest is for what is dirtied meanwhile."""
 
 ROUND_SECONDS = 1.0
-"""What little is dirty is sent so often, so that little is left when the switchover comes."""
+"""However little is dirty, it is sent after so long, so that hardly anything is left when the switchover comes."""
 
 MIN_SLICE, MAX_SLICE = 0.02, 0.25
 """Seconds between two looks at what is dirty; a look at a QEMU's disks takes it a few milliseconds."""
 
 KEEP_ALIVE_SECONDS = 15.0
 NOTICE_SECONDS = 10.0
-"""Rounds that only keep a migration ready are told so often; there is one a second, and nothing new about them."""
+"""Rounds that only keep a migration ready are reported this far apart: there is one each second, with no news."""
 
 IDLE_SHARE = 4
-"""The other end has the same idle time-out, as far as one knows, and gets something four times as often."""
+"""The other end is taken to have our idle time-out, and gets something four times in that time."""
 
 
 class StandBy:

@@ -119,7 +119,7 @@ def check_records(devices: Sequence[CoveredDisk], announced: Announcement) -> No
 def check_progress(devices: Sequence[CoveredDisk], announced: Announcement, bulk_percent: int) -> None:
     """Raise :class:`~blkmig.errors.IncompleteMigration` if QEMU's own progress says that it never got to the end.
 
-    So it does for an incremental stream, where coverage says nothing: what QEMU passes over counts as read.
+    This works for incremental streams, too, of which coverage says nothing: blocks that QEMU skips count as read.
     """
     expected = 0 if announced.is_present else expected_bulk_percent(devices)
     if bulk_percent < expected:

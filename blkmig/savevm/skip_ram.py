@@ -106,9 +106,9 @@ class RamSkipper(SaveVMHandlers):
     def _skip_block_list(self, f: InputQEMUFile, total: int) -> int:
         """Consume the list of RAM blocks, `total` bytes of guest memory, and return the first word behind it.
 
-        A block whose host pages are not the usual ones tells their size (when postcopy is on), and nothing says so.
-        But a page size starts with a zero byte, and the next block's name does not; and behind the last block, a page
-        size would be a word without flags, and there is none.
+        With postcopy on, a block whose host pages have another size than usual is followed by that size, and no flag
+        says so. But a page size starts with a zero byte, and the length of the next block's name is never zero. Behind
+        the last block a page size would be a word without flags, and no such word exists.
         """
         while total > 0:
             total -= self._skip_block(f, total)

@@ -9,7 +9,7 @@ big pieces and thrown away, and the end is recognised from behind::
 
 A QEMU's description proves by its sizes that it is the one. Another one, as ours, that has no sizes, is believed if
 nothing follows it. JSON has neither 00 nor 06 bytes in it, so nothing inside a description looks like the start of
-another: the right one is the last thing that looks like one (but for what its length field may look like).
+another: the right one is the last thing that looks like one (its own length field may look like one more).
 
 A description of blkmig ends with a checksum of its own text, the *seal*, so that whatever damages it is found, also
 where nobody asked for digests::
