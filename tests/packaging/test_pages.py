@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The pages for readers: what they name is there, what they link to is there, and the README stays short."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+README_WORDS = 900
+IDS = [str(page.relative_to(ROOT)) for page in PAGES]
+
+
+def named_paths(text: str) -> set[str]:
+    """Return what stands between backquotes and begins like a path of the repository."""
+    return set(re.findall(r"`((?:blkmig|tests|benchmarks|docs|examples)/[^`\s]*)`", text))
+
+
+def links(text: str) -> set[str]:
+    """Return where the page's links lead to, within the repository."""
+    return {target for target in re.findall(r"\]\(([^)\s#]+)[^)\s]*\)", text) if "://" not in target}
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().split()) < README_WORDS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_paths_exist(page: Path) -> None:
+    missing = set()
+    for name in named_paths(page.read_text()):
+        path, _, test = name.partition("::")
+        where = ROOT / path
+        if not where.exists() or (test and f"def {test}(" not in where.read_text()):
+            missing.add(name)
+    assert missing == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_links_lead_somewhere(page: Path) -> None:
+    assert {target for target in links(page.read_text()) if not (page.parent / target).exists()} == set()
