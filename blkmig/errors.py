@@ -228,17 +228,28 @@ class ContentMismatch(MigrationError):
 class NotConverged(MigrationError):
     """The writers dirty blocks faster than the link carries them; the source is untouched and still in use.
 
-    `dirty_rate` and `bandwidth` are bytes per second, `pending` is bytes.
+    `dirty_rate` and `bandwidth` are bytes per second, `pending` is bytes. `written_rate` is what the writers write,
+    which is less than they dirty, for that counts in whole blocks; None where a disk does not count it.
     """
 
     exit_code = 4
 
-    def __init__(self, message: str, *, dirty_rate: float, bandwidth: float, pending: int, rounds: int) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        dirty_rate: float,
+        bandwidth: float,
+        pending: int,
+        rounds: int,
+        written_rate: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.dirty_rate = dirty_rate
         self.bandwidth = bandwidth
         self.pending = pending
         self.rounds = rounds
+        self.written_rate = written_rate
 
 
 class InDoubt(MigrationError):

@@ -80,6 +80,8 @@ class OutgoingStatistics:
     """Seconds that the writers were held in those."""
 
     expected_downtime: float | None = None
+    """As in `Progressed`."""
+
     bandwidth: float = 0.0
     dirty_rate: float = 0.0
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -167,7 +169,9 @@ class Progressed(Event):
 
     dirty_rate: float
     expected_downtime: float | None
-    """What the pause would take if it began now; None while that is not known: in the bulk phase, that is."""
+    """What the pause would take if it began now; None in the bulk phase. No pause begins there, and what the first one
+    will take is decided by the rounds that follow: of what is dirty by then, most is written once or again and again,
+    and only rounds tell which. Who wants to know beforehand has `forecast`."""
 
     round_number: int
     disk_rate: float = 0.0
@@ -191,6 +195,8 @@ class NotConverging(Event):
     """Bytes that would fit the downtime limit."""
 
     round_number: int
+    written_rate: float | None = None
+    """What the writers write, by their disks' own count; None where nobody counts. They dirty more, in whole blocks."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

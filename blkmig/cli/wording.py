@@ -109,13 +109,18 @@ def rounds(ended: Sequence[stats.RoundEnded], columns: int | None) -> str:
 def not_converging(event: stats.NotConverging, columns: int | None) -> str:
     """Return what is wrong, and what can be done about it."""
     writers, link = units.format_rate(event.dirty_rate), units.format_rate(event.bandwidth)
+    both, short = f"dirty {writers}", f"writers {writers}"
+    if event.written_rate is not None:
+        own = units.format_rate(event.written_rate)
+        both, short = f"write {own}, which dirties {writers} of whole blocks", f"{short} by writing {own}"
     needed = event.pending / event.bandwidth if event.bandwidth else 0.0
     pause = f" ({units.format_duration(needed)} would do)" if needed else ""
     return first_that_fits(
         [
-            f"not converging: the writers dirty {writers}, the link carries {link}; allow a longer --downtime-limit"
+            f"not converging: the writers {both}, the link carries {link}; allow a longer --downtime-limit"
             f"{pause}, more bandwidth, or slow the writers down with --auto-converge",
-            f"not converging: writers {writers}, link {link}; try --auto-converge or a longer --downtime-limit",
+            f"not converging: {short}, link {link}; try --auto-converge or a longer --downtime-limit",
+            f"not converging: {short}, link {link}; try --auto-converge",
             f"not converging: writers {writers}, link {link}; try --auto-converge",
             "not converging: try --auto-converge",
         ],

@@ -21,6 +21,7 @@ import logging
 import math
 
 from .. import _core, block, stats, units
+from . import written
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class AutoConverge:
 
     def round_ended(self, ended: stats.RoundStatistics, before: stats.RoundStatistics | None, left: int) -> None:
         """Judge a round, which followed on `before` and left `left` bytes dirty, and slow the writers if it was bad."""
-        written, self._written = self._written, self._count_written()
+        before_written, self._written = self._written, written.count_written(self._block.sent_disks())
         carried = max(ended.transferred, ended.dirty_bytes)  # zeros take no room on the wire
         if not ended.number or not ended.seconds or ended.redirtied_bytes <= carried * BAD_SHARE:
             self._strikes = 0
@@ -70,7 +71,7 @@ class AutoConverge:
         wanted = self._fraction * GOOD_SHARE * bandwidth / speed
         self._fraction = max(MIN_FRACTION, min(wanted, self._fraction))
         slowed = [backend.name for backend in self._block.sent_disks() if backend.throttle_writers(self._fraction)]
-        own = "" if written is None or self._written is None else _own_rate(self._written - written, ended.seconds)
+        own = _own_rate(before_written, self._written, ended.seconds)
         logger.warning(
             "the writers dirty blocks of 1 MiB at %s%s, and the link carries %s: %s",
             units.format_rate(speed),
@@ -101,15 +102,9 @@ class AutoConverge:
         hot = min(self._hot_blocks, self._block.blk_mig.bytes_total() / _core.BLOCK_SIZE)
         return max(shown, speed_of(hot, left / _core.BLOCK_SIZE, ended.seconds))
 
-    def _count_written(self) -> int | None:
-        """Return what the writers of all disks have written; None if one of the disks does not count that."""
-        counts = [backend.written_bytes() for backend in self._block.sent_disks()]
-        known = [count for count in counts if count is not None]
-        return sum(known) if len(known) == len(counts) else None
 
-
-def _own_rate(nbytes: int, seconds: float) -> str:
-    return f" by writing {units.format_rate(nbytes / seconds)}"
+def _own_rate(before: int | None, after: int | None, seconds: float) -> str:
+    return "" if before is None or after is None else f" by writing {units.format_rate((after - before) / seconds)}"
 
 
 def share(z: float) -> float:

@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .. import block, disk, errors, params, stats, units
-from . import autoconverge, figures, standby
+from . import autoconverge, figures, standby, written
 
 WORTH = 0.75
 """One more round is worth its time if the last one sent at most this share of what the one before it sent, and left at
@@ -55,6 +55,7 @@ class Convergence:
         self._blocks_before_round = 0
         self._pauses_given_up = 0
         self._standstill = Standstill()
+        self._written = written.WrittenRate(measured.elapsed)
         self._standby = standby.StandBy(parameters, handlers, measured, look)
         self._auto_converge = autoconverge.AutoConverge(handlers) if parameters.auto_converge else None
         # Any thread may set these, nobody clears them.
@@ -75,6 +76,8 @@ class Convergence:
         Raises :class:`~blkmig.errors.NotConverged` if the caller's limits are reached before that.
         """
         pending = self._figures.pending()
+        if not self._block.blk_mig.bulk_completed:
+            self._written.look(self._block.sent_disks())
         if self.switchover_requested:
             return True
         if pending > self.threshold_size():
@@ -164,8 +167,8 @@ class Convergence:
         elif blk_mig.is_fixed:
             why, what_to_do = "everything was sent", "the target does not say that it has it: look whether it hangs"
         else:
-            why = f"{units.format_size(pending)} are still to be sent, {link}, the writers dirty "
-            why += f"{units.format_rate(dirty_rate)}{pauses}"
+            why = f"{units.format_size(pending)} are still to be sent, {link}, the writers "
+            why += f"{self._describe_writers()}{pauses}"
             what_to_do = f"allow a longer downtime (now {limit_now}), more bandwidth, or slower writers"
         return errors.NotConverged(
             f"did not converge {limit}: {why}; {what_to_do}",
@@ -173,7 +176,15 @@ class Convergence:
             bandwidth=bandwidth,
             pending=pending,
             rounds=0 if blk_mig is None else blk_mig.round_number,
+            written_rate=self._written.per_second,
         )
+
+    def _describe_writers(self) -> str:
+        """Say what the writers write, if that is known, and what they dirty."""
+        dirty, own = units.format_rate(self._figures.stats.dirty_rate), self._written.per_second
+        if own is None:
+            return f"dirty {dirty}"
+        return f"write {units.format_rate(own)}, which dirties {dirty} of whole blocks"
 
     def round_ended(self, ended: stats.RoundStatistics) -> bool:
         """Slow the writers down after a round that left too much, if the caller wants that; tell if nothing helps.
@@ -184,6 +195,7 @@ class Convergence:
         blocks = blk_mig.transferred - blk_mig.zero_transferred  # holes are zero blocks, as many as one likes
         self._descent.round_ended(blocks - self._blocks_before_round)
         self._blocks_before_round = blocks
+        self._written.look(self._block.sent_disks())
         if self._auto_converge is not None:
             before = rounds[-2] if len(rounds) > 1 else None
             self._auto_converge.round_ended(ended, before, self._figures.pending())
@@ -197,6 +209,7 @@ class Convergence:
                     pending=pending,
                     threshold_size=threshold,
                     round_number=ended.number,
+                    written_rate=self._written.per_second,
                 )
             )
         return self._standby.is_worth_telling()

@@ -56,6 +56,7 @@ EVENTS = [
     stats.Received(1.0, 5 << 30, 99999, 5, 100, 0.0, None, "storing"),
     stats.RoundEnded(1.0, ROUND, 1023 * MIB, 1023 * MIB),
     stats.NotConverging(9.0, 1000.0 * MIB, 112.5 * MIB, 1023 * MIB, MIB, 12),
+    stats.NotConverging(9.0, 1000.0 * MIB, 112.5 * MIB, 1023 * MIB, MIB, 12, 62.5 * MIB),
     stats.StatusChanged(10.0, "device"),
 ]
 
@@ -85,6 +86,14 @@ def test_words_about_a_migration_that_gets_nowhere() -> None:
         "not converging: the writers dirty 30.0 MiB/s, the link carries 25.0 MiB/s; allow a longer --downtime-limit "
         "(2.0 s would do), more bandwidth, or slow the writers down with --auto-converge"
     )
+
+
+def test_what_the_writers_write_themselves_is_named() -> None:
+    """E11: a guest that writes 30 MiB/s in small pieces dirties 108 MiB/s of blocks, and must know itself in it."""
+    event = stats.NotConverging(9.0, 108.0 * MIB, 112.5 * MIB, 50 * MIB, MIB, 3, 30.0 * MIB)
+    line = wording.not_converging(event, None)
+    assert "the writers write 30.0 MiB/s, which dirties 108.0 MiB/s of whole blocks, the link carries 112.5" in line
+    assert "writers 108.0 MiB/s by writing 30.0 MiB/s" in wording.not_converging(event, 120)
 
 
 def test_many_short_rounds_share_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

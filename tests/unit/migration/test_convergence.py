@@ -12,7 +12,7 @@ import lab
 import pytest
 
 import blkmig
-from blkmig import _core
+from blkmig import _core, errors, stats
 from blkmig.migration import autoconverge, convergence
 
 MIB = lab.MIB
@@ -140,6 +140,27 @@ def test_auto_converge_computes_the_speed_that_the_link_carries(
     assert 0.2 <= disk.fractions[-1] * rate / 100 <= 0.55
     own = float(caplog.messages[0].partition("by writing ")[2].split()[0])
     assert own == pytest.approx(rate / 16, rel=0.2), "MiB/s that the writers really write"
+
+
+def test_who_does_not_converge_is_told_what_the_writers_write(tmp_path: Path) -> None:
+    """E11: 400 times a second 64 KiB, in a block somewhere."""
+    clock = Clock()
+    told: list[stats.NotConverging] = []
+    chosen = blkmig.MigrationParameters(downtime_limit=0.1, max_rounds=8, zero_blocks=False)
+    migration = blkmig.OutgoingMigration(
+        [HotDisk(96, 400, clock, 96)],
+        f"file:{tmp_path}/s",
+        chosen,
+        on_progress=lambda event: told.append(event) if isinstance(event, stats.NotConverging) else None,
+        clock=clock,
+    )
+    words = r"the writers write 2\d.\d MiB/s, which dirties"
+    with pytest.raises(errors.NotConverged, match=words) as caught, migration:
+        migration.run()
+    own = 400 / 16 * MIB
+    assert caught.value.written_rate == pytest.approx(own, rel=0.1)
+    assert [event.written_rate for event in told] == [pytest.approx(own, rel=0.1)] * len(told)
+    assert told
 
 
 @pytest.mark.parametrize(("speed", "hot"), [(80, 50), (500, 1000), (60, 10_000)])
