@@ -6,6 +6,7 @@ from .coverage import MAX_INFERRED_BYTES, BlockCoverage, CoverageRoom, grown
 from .load import BlockLoadHandlers
 from .save import BlockSaveHandlers
 from .send import combine_disks
+from .sizes import SaidSizes
 from .target import NAMELESS_TWICE, BlkLoadDevice
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "BlockSaveHandlers",
     "CoverageRoom",
     "LoadBuffers",
+    "SaidSizes",
     "combine_disks",
     "grown",
 ]

@@ -27,11 +27,15 @@ class CoverageRoom:
 
 
 class BlockCoverage:
-    """One bit per block that has come, for a disk of at most `limit` bytes called `name`. For one thread."""
+    """One bit per block that has come, for a disk of at most `limit` bytes called `name`. For one thread.
 
-    def __init__(self, name: str, limit: int, *, room: CoverageRoom | None = None) -> None:
+    `why_limited` says in errors whose limit that is.
+    """
+
+    def __init__(self, name: str, limit: int, *, room: CoverageRoom | None = None, why_limited: str = "") -> None:
         self.name = name
         self.limit = limit
+        self._why_limited = why_limited or f"its target has {limit} bytes"
         self.room = room
         """Where the blocks of a disk are accounted for of which nobody knows the size; None: nowhere."""
 
@@ -56,6 +60,8 @@ class BlockCoverage:
         Raises :class:`~blkmig.errors.OutOfRange` unless they are blocks of the disk.
         """
         if sector % _core.SECTORS_PER_BLOCK and not (count == 1 and self._is_tail(sector)):
+            if (sector + _core.SECTORS_PER_BLOCK) << _core.SECTOR_BITS >= self.limit + _core.SECTOR_SIZE:
+                raise self._too_far(sector, position)
             raise self._outside(sector, "which is not the start of a block", position)
         last = sector + (count - 1) * _core.SECTORS_PER_BLOCK
         if last << _core.SECTOR_BITS >= self._reach:
@@ -120,8 +126,7 @@ class BlockCoverage:
     def _grow(self, sector: int, position: int) -> None:
         """Make room for the block at `sector`; double the bitmap, where that may be."""
         if sector << _core.SECTOR_BITS >= self.limit:
-            why = f"outside the {self.limit} bytes of the target: give one as large as the source's disk"
-            raise self._outside(sector, why, position)
+            raise self._too_far(sector, position)
         have, most = len(self.bits), -(-self.limit // _core.BLOCK_SIZE)
         need = -(-sector // _core.SECTORS_PER_BLOCK) + 1
         wanted = min(max(need, 2 * have), most)
@@ -149,6 +154,16 @@ class BlockCoverage:
         if self._tail_sector is None and sector + _core.SECTORS_PER_BLOCK <= -(-self.limit // _core.SECTOR_SIZE):
             self._tail_sector = sector
         return sector == self._tail_sector
+
+    def _too_far(self, sector: int, position: int) -> errors.OutOfRange:
+        """Return the error for a block behind the limit."""
+        return errors.OutOfRange(
+            f"disk {self.name!r}: {self._why_limited}, and a block came that starts at offset "
+            f"{sector << _core.SECTOR_BITS}: give a target, or a size, as large as the source's disk",
+            device=self.name,
+            sector=sector,
+            position=position,
+        )
 
     def _outside(self, sector: int, why: str, position: int) -> errors.OutOfRange:
         """Return the error for a block that cannot be."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from .. import _core, channel, errors, savevm
-from . import send
+from . import send, sizes
 
 MAX_DISKS = 256
 """Names of disks in one stream; a damaged stream must not make up any number of them."""
@@ -51,6 +51,12 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         self.described_disks = (0, 0)
         """How many disks that will name, and how many more that have no bytes."""
 
+        self.sizes = sizes.SaidSizes()
+        """What the stream says of the disks' sizes before they come; of all, or of none."""
+
+        self.on_sizes: Callable[[sizes.SaidSizes], None] | None = None
+        """Called with them, before the first disk comes."""
+
         self.on_described: Callable[[int, int], None] | None = None
         """Called with these numbers, before the first disk comes."""
 
@@ -79,10 +85,10 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
                 self.on_progress()
             if flags & _core.FLAG_EOS:
                 if sector:
-                    self._take_marks(f, sector)
+                    self._take_marks(f, sector, position)
                 return
 
-    def _take_marks(self, f: channel.InputQEMUFile, marks: int) -> None:
+    def _take_marks(self, f: channel.InputQEMUFile, marks: int, position: int) -> None:
         """Note what a blkmig says in the bits of an EOS that nobody else looks at."""
         if marks & send.SHARES_PAGES:
             f.expect_pages()
@@ -92,6 +98,10 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
             self.described_disks = counts[0], counts[1]
             if self.on_described is not None:
                 self.on_described(*self.described_disks)
+        if not marks & (send.SHARES_PAGES | send.IS_DESCRIBED) and self.is_described:
+            is_all = self.sizes.take(marks, most=sum(self.described_disks), position=position)
+            if is_all and self.on_sizes is not None:
+                self.on_sizes(self.sizes)
 
     def _set_percent(self, percent: int) -> None:
         """Note the progress that the source reports."""

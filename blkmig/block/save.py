@@ -27,7 +27,7 @@ from typing import Any
 
 from .. import _core, channel, disk, errors, params, savevm, units
 from ..disk import geometry
-from . import bulk, description, device, dirty, reads, send, state
+from . import bulk, description, device, dirty, reads, send, sizes, state
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +122,13 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
                 release(blk_mig)
             raise
         self._blk_mig = blk_mig
+
+    def setup_parts(self) -> list[bytes]:
+        """Return what says the disks' sizes before their blocks come; nothing to a QEMU, which ignores it."""
+        if not self.is_described or self._parameters.qemu:
+            return []
+        sent = [(bmds.name, bmds.geometry.size) for bmds in self.blk_mig.bmds_list]
+        return sizes.say([*sent, *((name.encode("utf-8", "surrogateescape"), 0) for name in self._empty)])
 
     def check_disks(self) -> None:
         """Refuse disks that the stream, or a QEMU as its target, cannot carry. May read a disk of less than 1 MiB.

@@ -13,7 +13,7 @@ SHARES_PAGES = 1
 
 IS_DESCRIBED = 2
 """There, too: a sealed description ends the stream. Bits behind it tell how many disks that will name, ten bits those
-that have any bytes, ten bits those that have none."""
+that have any bytes, ten bits those that have none. Later EOS words, without these two marks, say sizes: see `sizes`."""
 
 COUNT_SHIFT = 2
 EMPTY_SHIFT = 12

@@ -33,19 +33,23 @@ class BlkLoadDevice:
         statistics: stats.DiskStatistics,
         *,
         size: int | None = None,
+        is_size_sure: bool = True,
         is_new: bool = False,
     ) -> None:
-        """Load into `backend`, no more than `size` bytes if somebody said how large it is; `is_new`: made for this."""
+        """Load into `backend`, no more than `size` bytes if somebody said how large it is; `is_new`: made for this.
+
+        A size that is not sure, because the stream says it, may cost no more memory than one that nobody knows.
+        """
         self.backend = backend
         self.statistics = statistics
         self.is_new = is_new or backend.is_growable
         limit = coverage.MAX_INFERRED_BYTES if size is None else size
         limit = limit if backend.is_growable else min(sys.maxsize if size is None else size, backend.size)
-        self.coverage = coverage.BlockCoverage(statistics.name, limit)
+        self.coverage = coverage.BlockCoverage(statistics.name, limit, why_limited=_why_limited(backend, limit))
         self.buffers = buffers.LoadBuffers()
         """Those of the stream, once it has said which they are; until then buffers of its own."""
 
-        self._is_size_known = not backend.is_growable or size is not None
+        self._is_size_sure = not backend.is_growable or (size is not None and is_size_sure)
         self._buf: _core.BlockBuffer | None = None  # lent by `buffers`, while blocks come
         self._zeroes = range(0)  # the target reads as zeros there: it did, and nothing has come since
 
@@ -81,7 +85,7 @@ class BlkLoadDevice:
     def join(self, shared: buffers.LoadBuffers, room: coverage.CoverageRoom) -> None:
         """Share the buffers of a stream's disks, and the room for what is not known of their sizes."""
         self.buffers = shared
-        self.coverage.room = None if self._is_size_known else room
+        self.coverage.room = None if self._is_size_sure else room
 
     @property
     def takes_pages(self) -> bool:
@@ -158,3 +162,11 @@ class BlkLoadDevice:
             self.backend.read_block(buf, offset, geometry.clip(offset, nbytes))
             digests[block * send.DIGEST_SIZE : (block + 1) * send.DIGEST_SIZE] = send.digest_of(buf.payload)
         return send.combine_digests(digests)
+
+
+def _why_limited(backend: disk.BlockBackend, limit: int) -> str:
+    """Say whose limit it is: that of the target, or that of the size that was said of the disk."""
+    if backend.is_growable or limit < backend.size:
+        return f"it was said to have {limit} bytes"
+    where = f" {backend.files[0].path!r}" if backend.files else ""
+    return f"its target{where} has {limit} bytes"

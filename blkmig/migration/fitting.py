@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Whether a target fits its disk: its size, its name, its folder.
 
-A ``block`` stream from blkmig says at its end how large the disks are, one from QEMU never does. So a target that has
-another size is found at once where somebody has said the disk's size, else when the stream has said it.
+A ``block`` stream from blkmig says before the first block how large the disks are (see `block.sizes`), one from QEMU
+never does. So a target that has another size is refused before anything is written where the stream, or somebody, has
+said the disk's size; for a QEMU's disk it is found when a block comes that does not fit.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 
 from .. import block, disk, errors, params, sources, stats
@@ -21,20 +23,55 @@ def check_before(target: sources.TargetFile, parameters: params.IncomingParamete
     if isinstance(key, str) or parameters.sizes.keys() <= {""}:  # one size, or none, for disks of any name
         name = key if isinstance(key, str) else ""
         target.check_size_is_known(parameters.size_of(name))
-        check_said_size(target, parameters, name)
+        check_known_size(target, parameters, name)
 
 
-def check_said_size(target: sources.TargetFile, parameters: params.IncomingParameters, name: str) -> None:
-    """Refuse a target that does not have the size that was said for its disk. Nothing was written yet."""
-    said, has = parameters.size_of(name), target.size
-    if said is None or has is None or has == said:
+def check_known_size(
+    target: sources.TargetFile | disk.BlockBackend,
+    parameters: params.IncomingParameters,
+    name: str,
+    *,
+    announced: int | None = None,
+) -> None:
+    """Refuse a target that does not have the size of the disk `name`, as far as that is known before its blocks come:
+    from the user, or `announced` by the source. Nothing was written yet.
+    """
+    said = parameters.size_of(name)
+    if said is not None and announced is not None and said != announced:
+        raise errors.ParameterError(f"disk {name!r} has {announced} bytes, not {said} as was said; nothing was written")
+    size, who = (announced, "as the source says") if said is None else (said, "as was said")
+    fact = _Existing.of(target, name)
+    if size is None or fact is None or fact.size == size:
         return
-    if has < said:
-        cause = f"it has {has} bytes, and the disk {said}, as was said; nothing was written"
-        raise errors.DeviceError(f"cannot open {target.path!r}", device=target.label, cause=cause)
-    if target.is_fixed_file and not parameters.keep_tail and not is_rounded(said, has, is_image=target.is_image):
-        cause = f"it has {has} bytes, and the disk {said}, as was said; nothing was written; {ADVICE}"
-        raise errors.DeviceError(f"cannot open {target.path!r}", device=target.label, cause=cause)
+    cause = f"it has {fact.size} bytes, and the disk {size}, {who}; nothing was written"
+    if fact.size < size:
+        raise errors.DeviceError(f"{fact.path!r} is too small", device=fact.label, cause=cause)
+    if fact.is_file and not parameters.keep_tail and not is_rounded(size, fact.size, is_image=fact.is_image):
+        raise errors.DeviceError(f"{fact.path!r} is too large", device=fact.label, cause=f"{cause}; {ADVICE}")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Existing:
+    """A target that was there before its disk came, and keeps its size."""
+
+    label: str
+    path: str
+    size: int
+    is_file: bool
+    is_image: bool
+
+    @classmethod
+    def of(cls, target: sources.TargetFile | disk.BlockBackend, name: str) -> _Existing | None:
+        """Describe a target for the disk `name`; None for one that takes any size."""
+        if isinstance(target, sources.TargetFile):
+            if target.size is None:
+                return None
+            return cls(target.label, target.path, target.size, target.is_fixed_file, target.is_image)
+        if target.is_growable:
+            return None
+        path = target.files[0].path if target.files else target.name
+        is_file = bool(target.files) and target.files[0].is_regular
+        return cls(name, path, target.size, is_file, isinstance(target, image.ImageBackend))
 
 
 def check_settled_size(

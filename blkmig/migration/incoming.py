@@ -132,6 +132,7 @@ class IncomingMigration:
         """
         self._block.on_progress = self._report if self._on_progress is not None else None
         self._block.on_described = lambda *counts: self._targets.check_counts(*counts, position=f.position)
+        self._block.on_sizes = self._targets.check_announced
         loader = savevm.LoadVM(self.savevm, f, observer=self._observer)
         try:
             stream = loader.loadvm()

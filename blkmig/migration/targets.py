@@ -58,6 +58,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         self._used: set[str | int] = set()
         self._made: list[sources.TargetFile] = []  # all that were prepared, in the order in which they were
         self._came: list[sources.TargetFile | None] = []  # those of `devices`; None: opened by the caller
+        self._announced = block.SaidSizes()
         self.devices: list[block.BlkLoadDevice] = []
 
     # -- before somebody connects ------------------------------------------------------------------------------------
@@ -115,12 +116,13 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
                 "give the source's disk a name, as in -drive id=NAME",
                 position=position,
             )
-        size = self._parameters.size_of(name)
+        said, announced = self._parameters.size_of(name), self._announced.of(name)
+        size = announced if said is None else said
         statistics = stats.DiskStatistics(name)
+        fitting.check_known_size(target, self._parameters, name, announced=announced)
         if isinstance(target, disk.BlockBackend):
             backend = target
         else:
-            fitting.check_said_size(target, self._parameters, name)
             backend = self._stack.enter_context(target.open(name or f"number {len(self.devices)}", size))
         if backend.is_read_only:
             raise errors.DeviceError("cannot be a target", device=name, cause="it is read-only")
@@ -128,7 +130,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             raise errors.DeviceError("cannot be a target", device=name, cause="it is new, and does not hold the base")
         self._stack.enter_context(backend.block_use("a migration that writes it"))
         is_new = isinstance(target, sources.TargetFile) and target.is_new
-        device = block.BlkLoadDevice(backend, statistics, size=size, is_new=is_new)
+        device = block.BlkLoadDevice(backend, statistics, size=size, is_size_sure=said is not None, is_new=is_new)
         self._statistics.disks[name] = statistics
         self.devices.append(device)
         self._came.append(target if isinstance(target, sources.TargetFile) else None)
@@ -156,6 +158,13 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
                 "where the others go, by NAME=PATH or --into a folder",
                 position=position,
             )
+
+    def check_announced(self, announced: block.SaidSizes) -> None:
+        """Refuse targets that do not fit the sizes that the stream says before its disks come."""
+        self._announced = announced
+        for key, target in self._targets.items():
+            if isinstance(key, str):
+                fitting.check_known_size(target, self._parameters, key, announced=announced.of(key))
 
     def _find(self, name: str, position: int) -> disk.BlockBackend | sources.TargetFile:
         """Return where the disk called `name` goes."""
@@ -271,12 +280,16 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
                 )
 
     def _say_what_is_broken(self, exc: BaseException) -> None:
-        """Note which targets that were there before hold parts of a disk."""
+        """Note what is left of targets that were there before: a part of a disk, or what they held."""
         for device, target in zip(self.devices, self._came, strict=True):
-            is_new = target is not None and target.is_new
-            if device.statistics.blocks and device.backend.files and not is_new:
-                path = device.backend.files[0].path
-                exc.add_note(f"{path!r} holds a part of the disk: do not use it before all of it has come")
+            if target is not None and target.is_new:
+                continue
+            name, files = device.statistics.name, device.backend.files
+            where = repr(files[0].path) if files else f"the target of disk {name!r}"
+            if device.statistics.blocks:
+                exc.add_note(f"{where} holds a part of the disk: do not use it before all of it has come")
+            elif isinstance(exc, errors.OutOfRange) and exc.device == name:
+                exc.add_note(f"{where} is as it was: nothing was written to it")
 
 
 def label_of(key: str | int) -> str:

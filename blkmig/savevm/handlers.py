@@ -3,7 +3,8 @@
 
 The order of calls, both sides (a handler that is not active is left out of all of them but the cleanups)::
 
-    saving    save_setup ─ { save_live_pending, save_live_iterate }* ─ save_live_complete_precopy ─ save_cleanup
+    saving    save_setup ─ setup_parts ─ { save_live_pending, save_live_iterate }* ─ save_live_complete_precopy
+              ─ save_cleanup
     loading   load_setup ─ load_state* ─ load_cleanup
 
 Each call between the two ends writes or reads exactly one section's payload; the section's header and footer belong
@@ -12,6 +13,7 @@ to :mod:`.savestate` and :mod:`.load`. The cleanups run once, whatever happened 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -27,6 +29,10 @@ class SaveVMHandlers:
 
     def save_setup(self, f: OutputQEMUFile) -> None:
         """Write the START payload and prepare for iterating; on failure undo in `save_cleanup`."""
+
+    def setup_parts(self) -> Iterable[bytes]:
+        """Return what is to follow START at once: the payload of a PART each."""
+        return ()
 
     def save_live_iterate(self, f: OutputQEMUFile) -> int:
         """Write one PART payload; return 1 if nothing more is to send for now, 0 if there is, -errno on failure."""

@@ -5,7 +5,7 @@ There are no globals: each migration has a :class:`SaveState` of its own. What o
 
     state_header               QEVM 3 [configuration]
     send_command ...           08
-    state_setup                01 START of every active handler, in the order of registration
+    state_setup                01 START of every active handler, in the order of registration; [02 PART ...]
     state_iterate ...          02 PART of every active handler
     state_complete_precopy     03 END of every active handler
     state_end                  00 [06 vmdescription]
@@ -121,11 +121,18 @@ class SaveState:
         self.send_command(f, container.MIG_CMD_PING, struct.pack(">I", value))
 
     def state_setup(self, f: OutputQEMUFile) -> None:
-        """Write START of every active section and flush; whatever fails, `state_cleanup` undoes."""
+        """Write START of every active section and what is to follow at once, and flush.
+
+        Whatever fails, `state_cleanup` undoes.
+        """
         for entry in self:
             if entry.handlers.is_active():
                 entry.started = True
                 self._put_section(f, entry, entry.start_header(), entry.handlers.save_setup)
+        for entry in self._active():
+            for payload in entry.handlers.setup_parts():
+                f.put_buffer(entry.header(container.QEMU_VM_SECTION_PART) + payload)
+                self._put_footer(f, entry)
         f.flush()
 
     def state_iterate(self, f: OutputQEMUFile) -> bool:

@@ -314,7 +314,8 @@ def test_target_too_small(tmp_path: Path) -> None:
         assert vm.wait_migration() == "failed"
         outcome = receiver.finish()
     assert outcome.exit_code == 1
-    assert "outside the 2097152 bytes of the target" in outcome.stderr
+    assert f"its target '{target}' has 2097152 bytes, and a block came that starts at offset 2097152" in outcome.stderr
+    assert f"'{target}' holds a part of the disk" in outcome.stderr
     assert target.stat().st_size == 2 * MiB
 
 

@@ -159,6 +159,8 @@ def test_one_tail_and_no_more() -> None:
             coverage.check(sector, 1, 0)
     with pytest.raises(errors.OutOfRange):
         coverage.check(3 * 2048 + 5, 2, 0)
+    with pytest.raises(errors.OutOfRange, match="has 10485760 bytes, and a block came that starts at offset 9437696"):
+        coverage.check(9 * 2048 + 1, 1, 0)  # the last block of a larger disk
     assert BlockCoverage("d", 10 * MIB).check(8 * 2048 + 2048, 1, 0) == 9
     with pytest.raises(errors.OutOfRange):
         BlockCoverage("d", 10 * MIB).check(9 * 2048 + 1, 1, 0)  # it would reach past the end
