@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from .. import errors
@@ -158,48 +158,59 @@ def check_iothreads(
     if force or connection.version >= SERVER_FIRST:
         return
     devices = list(_guest_disks(connection, facts))
+    users = {disk: _users(facts, disk, devices) for disk in disks}
+    in_iothreads = _in_iothreads(connection, {qdev for found in users.values() for qdev in found})
+    may_be = [disk for disk in disks if not users[disk] and _is_exported(facts, disk)]
+    has_iothreads = bool(may_be) and _has_iothreads(connection)
     for disk in disks:
-        if _is_in_iothread(connection, facts, disk, devices):
+        if not in_iothreads.isdisjoint(users[disk]) or (has_iothreads and disk in may_be):
             version = ".".join(map(str, connection.version))
             cause = f"{disk.name} runs in an iothread, and QEMU {version} aborts if blkmig is killed; "
             raise errors.DeviceError("refused", device=connection.device, cause=f"{cause}--force does it anyway")
 
 
-def _is_in_iothread(
-    connection: qmp.QmpConnection, facts: graph.BlockGraph, disk: QemuDisk, devices: list[QemuDisk]
-) -> bool:
-    """Return whether a disk's node runs in an iothread, or may: where the devices do that stand on it, it does, too.
-
-    Of a node that no device stands on, but exports do, QEMU does not say it.
-    """
+def _users(facts: graph.BlockGraph, disk: QemuDisk, devices: list[QemuDisk]) -> list[str]:
+    """Return the guest devices that stand on a disk's node: where they run, it does, too."""
     above = facts.ancestors(disk.node)
     users = [device.qdev for device in devices if device.qdev and device.root in above]
-    if disk.qdev and disk.qdev not in users:
-        users.append(disk.qdev)
-    if users:
-        return any(
-            bool(_property(connection, path, key))
-            for qdev in users
-            for path in _owners(connection, qdev)
-            for key in ("iothread", "iothread-vq-mapping")
-        )
-    if facts.knows_parents and not facts.exports_of(disk.node, but=objects.PREFIX):
-        return False
+    return [*users, disk.qdev] if disk.qdev and disk.qdev not in users else users
+
+
+def _is_exported(facts: graph.BlockGraph, disk: QemuDisk) -> bool:
+    """Return whether exports, or what QEMU does not tell of, stand on a disk's node: nobody says where those run."""
+    return not facts.knows_parents or bool(facts.exports_of(disk.node, but=objects.PREFIX))
+
+
+def _has_iothreads(connection: qmp.QmpConnection) -> bool:
     return any(entry["type"] == "child<iothread>" for entry in objects.list_objects(connection))
 
 
-def _owners(connection: qmp.QmpConnection, qdev: str) -> list[str]:
+def _in_iothreads(connection: qmp.QmpConnection, qdevs: set[str]) -> set[str]:
+    """Return those of the guest devices that run in iothreads; QEMU is asked about all of them together."""
+    buses = _properties(connection, [(qdev, "parent_bus") for qdev in qdevs])
+    owners = {qdev: _owners(qdev, bus) for (qdev, _), bus in buses.items()}
+    paths = {path for found in owners.values() for path in found}
+    said = _properties(connection, [(path, key) for path in paths for key in ("iothread", "iothread-vq-mapping")])
+    running = {path for (path, _), value in said.items() if value}
+    return {qdev for qdev, found in owners.items() if not running.isdisjoint(found)}
+
+
+def _owners(qdev: str, bus: Any) -> list[str]:
     """Return the QOM paths of a device, of what it is a part of, and of its controller."""
     paths = [qdev, qdev.removesuffix("/virtio-backend")]
-    bus = _property(connection, qdev, "parent_bus")
     while isinstance(bus, str) and bus.count("/") > 2:
         bus = bus.rpartition("/")[0]
         paths.append(bus)
     return paths
 
 
-def _property(connection: qmp.QmpConnection, path: str, name: str) -> Any:
-    try:
-        return connection.execute("qom-get", {"path": path, "property": name})
-    except qmp.QmpError:  # no such object, or no such property
-        return None
+def _properties(connection: qmp.QmpConnection, wanted: Sequence[tuple[str, str]]) -> dict[tuple[str, str], Any]:
+    """Return the values of (path, property), None where there is no such object or property."""
+    asked = [(key, connection.start("qom-get", {"path": key[0], "property": key[1]})) for key in wanted]
+    values: dict[tuple[str, str], Any] = {}
+    for key, command in asked:
+        try:
+            values[key] = command.result()
+        except qmp.QmpError:
+            values[key] = None
+    return values

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .. import errors
@@ -37,17 +37,24 @@ class ImageFile(rawfile.RawFile):
         self.known = identity.KnownFile.of(name if name.startswith("/") else descriptor, fd=self.fd)  # QEMU tracks it
 
 
-def open_file(socket_path: str, facts: graph.BlockGraph, disk: discover.QemuDisk) -> ImageFile | None:
-    """Open the file of a disk of the QEMU at `socket_path`; None unless it is sure to be that one, and readable."""
-    name = file_name(facts, disk.node)
-    if name is None:
-        return None
-    for process in _users_of(socket_path):
+def open_files(
+    socket_path: str, facts: graph.BlockGraph, disks: Sequence[discover.QemuDisk]
+) -> Iterator[ImageFile | None]:
+    """Open the file of each disk of the QEMU at `socket_path`; None unless it is sure to be that one, and readable."""
+    names = [file_name(facts, disk.node) for disk in disks]
+    processes = [_Process(folder) for folder in _users_of(socket_path)] if any(names) else []
+    for disk, name in zip(disks, names, strict=True):
+        yield None if name is None else _open_one(processes, name, disk)
+
+
+def _open_one(processes: Sequence[_Process], name: str, disk: discover.QemuDisk) -> ImageFile | None:
+    for process in processes:
         with contextlib.suppress(OSError, errors.DeviceError):  # it may end, or be none of ours to look into
-            descriptor = _descriptor_of(process, name)
+            wanted = process.stat(name)
+            descriptor = process.descriptor_of(wanted)
             if descriptor is not None:
                 file = ImageFile(name, descriptor, disk=disk)
-                if file.size == disk.size:
+                if file.size == disk.size and os.path.samestat(os.fstat(file.fd), wanted):  # not another one by now
                     return file
                 file.close()
     return None
@@ -77,20 +84,35 @@ def _users_of(socket_path: str) -> Iterator[Path]:
                     yield process
 
 
-def _descriptor_of(process: Path, name: str) -> Path | None:
-    """Return a descriptor of the plain file `name` in that process; None if it has none, or one past the page cache."""
-    wanted = (process / "cwd" / name).stat()
-    if not stat.S_ISREG(wanted.st_mode) or _is_on_fuse(process, wanted.st_dev):
-        return None
-    found = [entry for entry in (process / "fd").iterdir() if _is_open_at(entry, wanted)]
-    is_cached = not any(_flags(process / "fdinfo" / entry.name) & os.O_DIRECT for entry in found)
-    return found[0] if found and is_cached else None
+class _Process:
+    """What a process, a folder of /proc, has open: looked at once, which for many disks takes a while."""
 
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._is_fuse: dict[int, bool] = {}
+        self._open: dict[tuple[int, int], list[Path]] = {}
+        with contextlib.suppress(OSError):  # somebody else's, or gone
+            for entry in (folder / "fd").iterdir():
+                with contextlib.suppress(OSError):  # closed since it was listed
+                    about = entry.stat()
+                    self._open.setdefault((about.st_dev, about.st_ino), []).append(entry)
 
-def _is_open_at(descriptor: Path, wanted: os.stat_result) -> bool:
-    with contextlib.suppress(FileNotFoundError):  # closed since it was listed
-        return os.path.samestat(descriptor.stat(), wanted)
-    return False
+    def stat(self, name: str) -> os.stat_result:
+        """Return what the process would find of the file `name`. Raises OSError."""
+        return (self._folder / "cwd" / name).stat()
+
+    def descriptor_of(self, wanted: os.stat_result) -> Path | None:
+        """Return a descriptor of that file if it is a plain one; None if there is none, or one past the page cache."""
+        if not stat.S_ISREG(wanted.st_mode) or self._is_on_fuse(wanted.st_dev):
+            return None
+        found = self._open.get((wanted.st_dev, wanted.st_ino), [])
+        is_cached = not any(_flags(self._folder / "fdinfo" / entry.name) & os.O_DIRECT for entry in found)
+        return found[0] if found and is_cached else None
+
+    def _is_on_fuse(self, device: int) -> bool:
+        if device not in self._is_fuse:
+            self._is_fuse[device] = _is_on_fuse(self._folder, device)
+        return self._is_fuse[device]
 
 
 def _is_on_fuse(process: Path, device: int) -> bool:

@@ -51,11 +51,11 @@ class Marks:
         self._there[mark] = None
         return self._qmp.start("object-add", {"qom-type": "throttle-group", "id": self._prefix + mark})
 
-    def add(self, mark: str) -> None:
-        """Add a mark and wait until it is there."""
-        added = self.start_adding(mark)
-        if added is not None:
-            added.result()
+    def add(self, *marks: str) -> None:
+        """Add `marks` and wait until they are there."""
+        for added in [self.start_adding(mark) for mark in marks]:
+            if added is not None:
+                added.result()
 
     def start_removing(self, *marks: str) -> None:
         """Begin to remove `marks`; `finish` waits for that."""
@@ -101,10 +101,10 @@ class WritingExport:
             return None
         return cls(str(name), str(node), str(nbd_name))
 
-    def open(self, connection: qmp.QmpConnection) -> None:
-        """Open it again, as it was."""
+    def start_opening(self, connection: qmp.QmpConnection) -> qmp.Command:
+        """Begin to open it again, as it was."""
         arguments = {"type": "nbd", "id": self.id, "node-name": self.node, "name": self.nbd_name}
-        connection.execute("block-export-add", {**arguments, "writable": True})
+        return connection.start("block-export-add", {**arguments, "writable": True})
 
 
 def read(listed: list[dict[str, Any]]) -> dict[str, list[str]]:

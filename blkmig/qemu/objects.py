@@ -76,9 +76,13 @@ class OwnObjects:
 
     def add_export(self, name: str, node: str, **options: object) -> None:
         """Export `node` read-only over NBD, with `name` as its id and its NBD name."""
+        self.start_adding_export(name, node, **options).result()
+
+    def start_adding_export(self, name: str, node: str, **options: object) -> qmp.Command:
+        """Begin to export `node`, as `add_export` does."""
         self._exports[name] = None
         arguments = {"type": "nbd", "id": name, "node-name": node, "name": name, **options}
-        self._qmp.execute("block-export-add", arguments)
+        return self._qmp.start("block-export-add", arguments)
 
     def connect(self, name: str, device: str, contexts: Iterable[str]) -> nbd_connection.NbdConnection:
         """Connect to the export `name`; the caller closes it, after :meth:`remove_export`."""
@@ -113,25 +117,17 @@ class OwnObjects:
     def remove_export(self, name: str) -> None:
         """Drop the clients of an export, delete it, and wait until it is gone; nothing if it is gone already."""
         if name in self._exports:
-            delete_export(self._qmp, name)
-            del self._exports[name]
+            self.start_removing_export(name)()
 
-    @contextlib.contextmanager
-    def removing_export(self, name: str) -> Iterator[None]:
-        """Remove an export, and do meanwhile what is in the ``with``; it is gone at the end."""
+    def start_removing_export(self, name: str) -> Callable[[], None]:
+        """Begin to remove an export; return a function that waits until it is gone."""
         await_end = start_deleting_export(self._qmp, name)
 
         def finish() -> None:
             await_end()
-            del self._exports[name]
+            self._exports.pop(name, None)
 
-        try:
-            yield
-        except BaseException:
-            with contextlib.suppress(errors.DeviceError):
-                finish()
-            raise
-        finish()
+        return finish
 
     @contextlib.contextmanager
     def exported(
@@ -196,27 +192,48 @@ class OwnObjects:
     def remove_object(self, name: str) -> None:
         """Remove an object; nothing if it is gone already."""
         if name in self._objects:
+            self._start_removing_object(name)()
+
+    def _start_removing_object(self, name: str) -> Callable[[], None]:
+        removal = self._qmp.start("object-del", {"id": name})
+
+        def finish() -> None:
             with ignoring_missing():
-                self._qmp.execute("object-del", {"id": name})
-            del self._objects[name]
+                removal.result()
+            self._objects.pop(name, None)
+
+        return finish
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def remove_all(self) -> None:
         """Remove everything that is left, in order; what cannot be removed is logged. Never raises; safe twice."""
-        for name in list(self._exports):
-            self._try(functools.partial(self.remove_export, name), f"export {name}")
-        for node, name in list(self._bitmaps):
-            self._try(functools.partial(self.remove_bitmap, node, name), f"bitmap {name}")
-        for name in list(self._objects):
-            self._try(functools.partial(self.remove_object, name), f"object {name}")
+        start: Callable[..., Callable[[], None]] = self.start_removing_export
+        self._remove_together((functools.partial(start, name), f"export {name}") for name in list(self._exports))
+        start = self.start_removing_bitmap
+        self._remove_together((functools.partial(start, *key), f"bitmap {key[1]}") for key in list(self._bitmaps))
+        start = self._start_removing_object
+        self._remove_together((functools.partial(start, name), f"object {name}") for name in list(self._objects))
         if self._owns_server:
             self._owns_server = False
-            self._try(functools.partial(stop_server_if_idle, self._qmp), "the NBD server")
+            with self._telling("the NBD server"):
+                stop_server_if_idle(self._qmp)
 
-    def _try(self, remove: Callable[[], None], what: str) -> None:
+    def _remove_together(self, removals: Iterable[tuple[Callable[[], Callable[[], None]], str]]) -> None:
+        """Begin all `removals`, each with what is removed in words, then wait for each."""
+        begun = []
+        for start, what in removals:
+            with self._telling(what):
+                begun.append((start(), what))
+        for finish, what in begun:
+            with self._telling(what):
+                finish()
+
+    @contextlib.contextmanager
+    def _telling(self, what: str) -> Iterator[None]:
+        """Tell of `what` that it stays, if it could not be removed."""
         try:
-            remove()
+            yield
         except qmp.QmpGone:
             logger.debug("%s ended, and %s with it", self._qmp.device, what)
         except qmp.QmpTimeout:

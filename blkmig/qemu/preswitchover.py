@@ -98,7 +98,7 @@ class PreSwitchover(writers.Writers):
         """Wait until QEMU has sent the RAM and stopped the guest."""
         if self._await_one_of(WAITING, *OVER) != WAITING:
             raise self._over_error(f"waiting for {WAITING}")
-        self._undo.append(self._cancel)
+        self._undo.append(lambda: self._cancel)
 
     def _stops_guest(self) -> bool:
         return False  # QEMU has

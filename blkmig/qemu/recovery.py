@@ -145,7 +145,7 @@ class Recovery:
 
     def _open_again(self, export: marks.WritingExport) -> None:
         try:
-            export.open(self._qmp)
+            export.start_opening(self._qmp).result()
         except qmp.QmpError as error:
             self._say(f"the export {export.id}, closed for the last pass: cannot be opened again ({error.text})")
         else:

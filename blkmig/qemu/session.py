@@ -117,13 +117,16 @@ class QemuSession:
         discover.check_iothreads(self._qmp, facts, self.disks, force=force)
         export_names = [self._export_name(number) for number in range(len(self.disks))]
         if where.read == "auto":
-            self.files = [imagefile.open_file(where.path, facts, disk) for disk in self.disks]
+            for file in imagefile.open_files(where.path, facts, self.disks):
+                self.files.append(file)  # one by one: what is open is closed if the next one fails
         else:
             self.files = [None] * len(self.disks)
         self._watch = watch.GraphWatch(self._qmp, self._commands, self.disks, export_names, self.files)
         self.own.start_server(where.nbd)
-        for number, disk in enumerate(self.disks):
-            self._export(number, disk)
+        for adding in [self._start_exporting(number) for number in range(len(self.disks))]:
+            adding.result()
+        for name, disk in zip(export_names, self.disks, strict=True):
+            self.connections.append(self.own.connect(name, disk.name, CONTEXTS))
         self.extents = [extents.Extents(connection) for connection in self.connections]
         self._tracking = [
             # QEMU's own migration may take bitmaps along, and none that is exported.
@@ -131,8 +134,10 @@ class QemuSession:
             for number, disk in enumerate(self.disks)
         ]
         limits: dict[str, throttle.WriteLimit] = {}
+        counters = throttle.WriteCounters(self._qmp)
         self._throttles = [
-            throttle.Throttle(self._qmp, self.own, disk, facts.throttle_group(disk.node), limits) for disk in self.disks
+            throttle.Throttle(self._qmp, self.own, disk, facts.throttle_group(disk.node), limits, counters)
+            for disk in self.disks
         ]
         self._sync = syncing.DirtySync(self._qmp, self.own, self._watch, self._tracking, self._throttles)
         kind: type[writers.Writers] = writers.Writers
@@ -154,12 +159,9 @@ class QemuSession:
         self._open = set(range(len(self.disks)))
         self._surveillance = surveillance.Surveillance(self._ask_unless_busy, self._watch.check)
 
-    def _export(self, number: int, disk: discover.QemuDisk) -> None:
-        self._add_export(number, disk)
-        self.connections.append(self.own.connect(self._export_name(number), disk.name, CONTEXTS))
-
-    def _add_export(self, number: int, disk: discover.QemuDisk) -> None:
-        self.own.add_export(self._export_name(number), disk.node, **{"allocation-depth": True})
+    def _start_exporting(self, number: int) -> qmp.Command:
+        name, node = self._export_name(number), self.disks[number].node
+        return self.own.start_adding_export(name, node, **{"allocation-depth": True})
 
     def _export_name(self, number: int) -> str:
         return f"{self.own.prefix}d{number}"
@@ -194,7 +196,7 @@ class QemuSession:
             if not connection.renew():
                 self.own.remove_export(self._export_name(number))
                 connection.close()
-                self._add_export(number, self.disks[number])
+                self._start_exporting(number).result()
                 connection.reconnect()
 
     def release_dirty_bitmap(self, number: int, bitmap: dirty.DirtyBitmap) -> None:

@@ -69,12 +69,11 @@ class DirtySync:
         if not tracked:
             return
         written = [each for each, _ in tracked if each.is_dirty(answers)]
+        tracking.prepare(written)  # of those that are to be listed for the first time
         tracking.start_adding(self._own, written)()
         for number in numbers:
             self._throttles[number].count_dirty(self._tracking[number].list_older())
-        for each, _ in tracked:
-            if self._are_few or each in written or each.is_exported:
-                each.prepare()
+        tracking.prepare(each for each, _ in tracked if self._are_few or each in written or each.is_exported)
         facts = answers()
         self._watch.check(facts, keep=all(each.is_open or each not in written for each, _ in tracked))
         for each, before in tracked:
@@ -136,8 +135,7 @@ class DirtySync:
         """Give new bitmaps to those disks that were idle once and are not any more; `facts` are of after the hold."""
         self._watch.check_nodes(facts)
         written = [mine for mine in self._idle if tracking.dirty_count(facts, mine.disk, mine.active)]
-        for mine in written:
-            mine.prepare()  # while it records; what comes until the next one does is listed
+        tracking.prepare(written)  # while they record; what comes until the next ones do is listed
         tracking.start_adding(self._own, written)()
 
     def check_quiet(self) -> graph.BlockGraph:

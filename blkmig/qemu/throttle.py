@@ -24,12 +24,33 @@ from . import discover, objects, qmp
 FLOOR = 64 << 10
 """Bytes per second that are always left: a guest that cannot write at all breaks."""
 
+FRESH_SECONDS = 0.05
+"""How long a device's counter is good enough: speeds are measured over seconds."""
+
 GUEST_LIMITS = ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")
 GUEST_EXTRAS = (*(f"{name}{suffix}" for name in GUEST_LIMITS for suffix in ("_max", "_max_length")), "iops_size")
 GUEST_GROUP = "group"
 
 KEPT = "limits"
 """In the name of the throttle group that keeps the user's limits; then what they are limits of, in hexadecimal."""
+
+
+class WriteCounters:
+    """How many bytes guests' devices have written; one answer of QEMU's serves all disks for a moment."""
+
+    def __init__(self, connection: qmp.QmpConnection, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._qmp = connection
+        self._clock = clock
+        self._asked: float | None = None
+        self._written: dict[str, int] = {}
+
+    def of(self, qdev: str) -> int | None:
+        """Return the counter of a device; None if QEMU has none."""
+        if self._asked is None or self._clock() - self._asked > FRESH_SECONDS:
+            stats = self._qmp.execute("query-blockstats")
+            self._written = {entry["qdev"]: int(entry["stats"]["wr_bytes"]) for entry in stats if "qdev" in entry}
+            self._asked = self._clock()
+        return self._written.get(qdev)
 
 
 class Throttle:
@@ -46,6 +67,7 @@ class Throttle:
         disk: discover.QemuDisk,
         group: str | None,
         shared: dict[str, WriteLimit],
+        counters: WriteCounters,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -54,6 +76,7 @@ class Throttle:
         self._disk = disk
         self._group = group
         self._shared = shared
+        self._counters = counters
         self._clock = clock
         self._started = clock()
         self._written_before = self._written()
@@ -106,12 +129,7 @@ class Throttle:
         return nbytes / max(self._clock() - self._started, 0.001)
 
     def _written(self) -> int | None:
-        if not self._disk.qdev:
-            return None
-        for entry in self._qmp.execute("query-blockstats"):
-            if entry.get("qdev") == self._disk.qdev:
-                return int(entry["stats"]["wr_bytes"])
-        return None
+        return self._counters.of(self._disk.qdev) if self._disk.qdev else None
 
 
 class WriteLimit(abc.ABC):

@@ -120,15 +120,21 @@ class Tracking:
             self._to_remove.append(self.older.pop(0))
         return total
 
-    def prepare(self) -> None:
-        """Open the active bitmap in place of the one that is listed, so that the next step takes no time."""
-        if not self.is_open:
-            opened, self._open = self._open, None
-            with contextlib.ExitStack() as stack:
+    def start_preparing(self) -> Callable[[], None]:
+        """Begin to open the active bitmap in place of the one that is listed, so that the next step takes no time.
+
+        Returns a function that waits for that, and has to be called.
+        """
+        with contextlib.ExitStack() as stack:
+            if not self.is_open:
+                opened, self._open = self._open, None
                 if opened is not None:
                     stack.callback(opened[1].close)  # last: the server closes first
-                    stack.enter_context(self._own.removing_export(opened[0]))
-                self._try_open()
+                    stack.callback(self._own.start_removing_export(opened[0]))
+                if self._keeps_open:
+                    stack.callback(self._await_open, self.active, self._start_opening())
+            rest = stack.pop_all()
+        return rest.close
 
     def drop_unused(self) -> None:
         """Begin to remove the bitmaps that are listed, or that nobody came to use.
@@ -190,12 +196,13 @@ class Tracking:
                 tracker.mark(offset, nbytes)
         return total
 
-    def _try_open(self) -> None:
-        if not self._keeps_open:
-            return
-        name, node = self.active, self.disk.node
+    def _start_opening(self) -> qmp.Command:
+        node, name = self.disk.node, self.active
+        return self._own.start_adding_export(name, node, bitmaps=[{"node": node, "name": name}])
+
+    def _await_open(self, name: str, adding: qmp.Command) -> None:
         try:
-            self._own.add_export(name, node, bitmaps=[{"node": node, "name": name}])
+            adding.result()
         except qmp.QmpError as error:
             logger.info("bitmaps are exported when they are listed, not before: %s", error)
             self._keeps_open = False
@@ -226,6 +233,13 @@ def start_adding(own: objects.OwnObjects, trackings: Sequence[Tracking]) -> Call
             mine.use(name)
 
     return finish
+
+
+def prepare(trackings: Iterable[Tracking]) -> None:
+    """Open the active bitmaps of `trackings` together; an error is raised when all of them have been waited for."""
+    with contextlib.ExitStack() as stack:
+        for mine in trackings:
+            stack.callback(mine.start_preparing())
 
 
 def context_of(name: str) -> str:

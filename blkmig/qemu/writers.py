@@ -22,6 +22,10 @@ from . import discover, exportnames, graph, guest, marks, objects, qmp
 logger = logging.getLogger(__name__)
 
 
+Undo = Callable[[], Callable[[], object]]
+"""Begins to undo something in QEMU, and returns what waits for that."""
+
+
 class Writers:
     """The writers of `disks`. Under the session's lock."""
 
@@ -44,17 +48,17 @@ class Writers:
         self._guest = guest
         self._marks = marks
         self._names: dict[str, str] = {}
-        self._undo: list[Callable[[], object]] = []
+        self._undo: list[Undo] = []
         self.is_in_doubt = False
         """The target may own the disks, and nobody knows: nothing is undone, and the marks stay."""
 
 
     def prepare(self) -> None:
         """See now whether the writers can be held later. Raises :class:`~blkmig.errors.DeviceError` if they cannot."""
-        for export in self._find_exports(self._read_graph()):
-            if export.nbd_name is not None:
-                self._marks.add(export.mark)
-            else:
+        exports = self._find_exports(self._read_graph())
+        self._marks.add(*(export.mark for export in exports if export.nbd_name is not None))
+        for export in exports:
+            if export.nbd_name is None:
                 logger.warning(
                     "%s: the export %r has to be closed for the last pass and cannot be opened again by blkmig",
                     self._qmp.device,
@@ -80,7 +84,7 @@ class Writers:
             self._mark_held(exports)
             ends = self._start_stopping_guest()
             for export in exports:
-                self._undo.append(functools.partial(self._open_again, export))
+                self._undo.append(functools.partial(self._start_opening_again, export))
                 ends.append(objects.start_deleting_export(self._qmp, export.id))
             ends.append(meanwhile(facts))  # last: it counts on the others
             for await_end in ends:
@@ -114,21 +118,30 @@ class Writers:
         What can be undone is, before the first error is raised. What QEMU did not answer to is tried again by the next
         call, and the mark that the writers are held stays for it.
         """
-        undo, self._undo = self._undo, []
+        undo, self._undo = self._undo[::-1], []
         if refuse or not undo:
             return
-        failed: errors.DeviceError | None = None
-        for function in reversed(undo):
+        failed: list[errors.DeviceError] = []
+        waits = [self._begin(start, failed) for start in undo]  # together: the writers stand still meanwhile
+        for start, await_end in zip(undo, waits, strict=True):
             try:
-                function()
+                await_end()
             except errors.DeviceError as error:
-                failed = failed or error
+                failed.append(error)
                 if isinstance(error, qmp.QmpTimeout):
-                    self._undo.insert(0, function)
+                    self._undo.insert(0, start)
         if not self._undo:
             self._marks.start_removing(marks.MOVED, marks.HELD)
-        if failed is not None:
-            raise failed
+        if failed:
+            raise failed[0]
+
+    @staticmethod
+    def _begin(start: Undo, failed: list[errors.DeviceError]) -> Callable[[], object]:
+        try:
+            return start()
+        except errors.DeviceError as error:  # QEMU has gone
+            failed.append(error)
+            return lambda: None
 
     def _await_guest(self) -> None:
         """Return when the guest may be stopped."""
@@ -141,7 +154,7 @@ class Writers:
         """Have QEMU stop the guest; return what waits until it stands still."""
         if not self._stops_guest():
             return []
-        self._undo.append(functools.partial(self._qmp.execute, "cont"))
+        self._undo.append(lambda: self._qmp.start("cont").result)
         stopping = self._qmp.start("stop")
 
         def await_end() -> None:
@@ -208,15 +221,21 @@ class Writers:
             return {}
         return exportnames.match(facts, names, own=self._own.prefix)
 
-    def _open_again(self, export: marks.WritingExport) -> None:
-        """Open an export that was closed, if it was; nobody is asked before, as its writers wait, and those of others.
-        """
+    def _start_opening_again(self, export: marks.WritingExport) -> Callable[[], None]:
+        """Begin to open an export that was closed, if it was; nobody is asked before, as its writers wait."""
         if export.nbd_name is None:
-            if export.id not in self._read_graph().exports:
-                logger.warning("%s: the export %r was closed; open it again yourself", self._qmp.device, export.id)
-            return
-        try:
-            export.open(self._qmp)
-        except qmp.QmpError as error:
-            if "already in use" not in error.text:
-                raise
+            return lambda: self._tell_of_closed(export)
+        opening = export.start_opening(self._qmp)
+
+        def await_end() -> None:
+            try:
+                opening.result()
+            except qmp.QmpError as error:
+                if "already in use" not in error.text:
+                    raise
+
+        return await_end
+
+    def _tell_of_closed(self, export: marks.WritingExport) -> None:
+        if export.id not in self._read_graph().exports:
+            logger.warning("%s: the export %r was closed; open it again yourself", self._qmp.device, export.id)

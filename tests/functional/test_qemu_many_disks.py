@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import lab
 import peers
@@ -14,6 +16,7 @@ import storage_daemon
 from storage_daemon import StorageDaemon, image_options
 
 from blkmig import disk, errors, qemu
+from blkmig.nbd import connection as nbd_connection
 from blkmig.qemu import objects, qmp
 
 peers.require("qemu-storage-daemon", "qemu-io")
@@ -111,6 +114,87 @@ def test_writers_of_many_disks_go_on_without_a_question_for_each(
         assert {export["id"] for export in disks[0].session._qmp.execute("query-block-exports")} == exports
     assert commands.count("query-named-block-nodes") <= 2, commands
     assert commands.count("block-export-add") == 8
+
+
+class Turns:
+    """How often this thread has waited for QEMU after it had told it something."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self._has_told = False
+        start, await_answer = qmp.QmpConnection.start, qmp.QmpConnection.await_answer
+        mine = threading.current_thread()
+
+        def telling(connection: qmp.QmpConnection, *arguments: Any) -> qmp.Command:
+            self._has_told |= threading.current_thread() is mine
+            return start(connection, *arguments)
+
+        def awaiting(connection: qmp.QmpConnection, *arguments: Any) -> Any:
+            if threading.current_thread() is mine:
+                self.count += self._has_told
+                self._has_told = False
+            return await_answer(connection, *arguments)
+
+        patch.setattr(qmp.QmpConnection, "start", telling)
+        patch.setattr(qmp.QmpConnection, "await_answer", awaiting)
+
+    def take(self) -> int:
+        """Return the number since the last time."""
+        count, self.count = self.count, 0
+        return count
+
+
+@contextlib.contextmanager
+def written_disks(folder: Path, count: int) -> Iterator[tuple[StorageDaemon, list[nbd_connection.NbdConnection]]]:
+    """Give a daemon with `count` disks, and what writes to each."""
+    folder.mkdir()
+    options = []
+    for number in range(count):
+        path = folder / f"disk{number}.raw"
+        path.write_bytes(bytes(SIZE))
+        options += image_options(path, f"disk{number}")
+    with StorageDaemon(folder, *options) as daemon, contextlib.ExitStack() as stack:
+        clients = [nbd_connection.NbdConnection(daemon.uri(f"disk{number}")) for number in range(count)]
+        for client in clients:
+            stack.callback(client.close)
+        yield daemon, clients
+
+
+def turns_of(folder: Path, count: int) -> dict[str, int]:
+    """Do what a migration does with `count` disks, all of which are written in every round; return what it waits."""
+    found: dict[str, int] = {}
+    with written_disks(folder, count) as (daemon, clients), pytest.MonkeyPatch.context() as patch:
+        turns = Turns(patch)
+
+        def write() -> None:
+            for client in clients:
+                client.pwrite(b"x" * 512, 0)
+
+        with opened(daemon) as disks:
+            found["opening"] = turns.take()
+            bitmaps = [each.create_dirty_bitmap(1 << 20) for each in disks]
+            for step in ("the first round", "a round"):
+                write()
+                turns.take()
+                disk.sync_disks(disks)
+                found[step] = turns.take()
+            write()
+            for each in disks:
+                each.hold_writers()
+            found["holding"] = turns.take()
+            disk.sync_disks(disks)
+            disk.sync_disks(disks)
+            found["the last pass"] = turns.take()
+            for each in disks:
+                each.release_writers()
+            found["releasing"] = turns.take()
+            assert all(bitmap.is_dirty(0) for bitmap in bitmaps)
+    return found
+
+
+def test_written_disks_are_served_together(folder: Path) -> None:
+    """QEMU is told about all of them before anybody waits for an answer: its time counts, and not the way to it."""
+    assert turns_of(folder / "few", 6) == turns_of(folder / "many", 12)
 
 
 def test_more_disks_than_a_server_takes_connections_by_itself(folder: Path) -> None:
