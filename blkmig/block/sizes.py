@@ -83,6 +83,10 @@ class SaidSizes:
         """Return the size that was said for the disk called `name`."""
         return self._sizes.get(zlib.crc32(name.encode("utf-8", "surrogateescape")))
 
+    def has(self, name: str) -> bool:
+        """Return whether the stream has a disk called `name`."""
+        return self.of(name) is not None
+
     def agree_with(self, sizes: Mapping[str, int]) -> bool:
         """Return whether no size was said, or exactly these are."""
         if not self._sizes and self._half is None:

@@ -53,6 +53,8 @@ def run(args: argparse.Namespace) -> int:
             )
     finally:
         f.abort()
+    for name in sizes.keys() - {"", *(each.statistics.name for each in inspection.disks)}:
+        output.print_note(f"a size was said for disk {name!r}, and the stream holds no block of such a disk")
     if args.json:
         output.print_json(migration.as_json(inspection))
     else:

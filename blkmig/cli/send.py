@@ -96,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     arguments.check_descriptor(args.uri)
     parameters = parameters_of(args)
+    if args.bandwidth is not None and args.dry_run is None:
+        raise errors.ParameterError("--bandwidth is for --dry-run; to send no faster than that, say --max-bandwidth")
     with contextlib.ExitStack() as stack:
         disks = [
             stack.enter_context(backend)

@@ -16,8 +16,7 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from .. import block, disk, errors, params, sources, stats
-from ..files import folder
-from . import endpoints, fitting
+from . import endpoints, fitting, naming, room
 
 Target = disk.BlockBackend | str | os.PathLike[str]
 
@@ -42,6 +41,8 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
     ) -> None:
         if not targets and into is None and not by_index:
             raise errors.ParameterError("say where the disks go: NAME=PATH for each, or a folder for all")
+        if parameters.overwrite and into is None:
+            statistics.notes.append("overwrite does nothing: it is for files of a folder, and none was said (--into)")
         if into is not None and not os.fspath(into):
             raise errors.ParameterError("the name of the folder is empty; the present one is called .")
         self._parameters = parameters
@@ -59,6 +60,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         self._made: list[sources.TargetFile] = []  # all that were prepared, in the order in which they were
         self._came: list[sources.TargetFile | None] = []  # those of `devices`; None: opened by the caller
         self._announced = block.SaidSizes()
+        self._room = room.Room()
         self.devices: list[block.BlkLoadDevice] = []
 
     # -- before somebody connects ------------------------------------------------------------------------------------
@@ -73,12 +75,14 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             self._endpoints = endpoints.Targets(uri)
             for key, target in self._targets.items():
                 files = list(target.files if isinstance(target, disk.BlockBackend) else target.files())
-                self._endpoints.add(label_of(key), files[:1], files[1:])
+                self._endpoints.add(naming.label_of(key), files[:1], files[1:])
             for key, target in self._targets.items():
                 if isinstance(target, sources.TargetFile):
                     self._prepare(target)
-                    self._endpoints.add(label_of(key), (), target.layers())
+                    self._endpoints.add(naming.label_of(key), (), target.layers())
                     fitting.check_before(target, self._parameters, key)
+            if self._into is None and all(isinstance(key, str) for key in self._targets):
+                naming.check_can_come(self._parameters.sizes, map(str, self._targets))
             if self._into is not None:
                 self._new_folders = fitting.check_folder(self._into)
         except BaseException as error:
@@ -90,7 +94,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
     ) -> sources.TargetFile:
         return sources.TargetFile(
             text,
-            label=key if isinstance(key, str) and key else label_of(key),
+            label=key if isinstance(key, str) and key else naming.label_of(key),
             into=into,
             overwrite=self._parameters.overwrite,
             incremental=self._parameters.incremental,
@@ -123,6 +127,8 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         if isinstance(target, disk.BlockBackend):
             backend = target
         else:
+            if size is not None and announced is None:
+                self._room.want(target.path, size)
             backend = self._stack.enter_context(target.open(name or f"number {len(self.devices)}", size))
         if backend.is_read_only:
             raise errors.DeviceError("cannot be a target", device=name, cause="it is read-only")
@@ -160,11 +166,22 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             )
 
     def check_announced(self, announced: block.SaidSizes) -> None:
-        """Refuse targets that do not fit the sizes that the stream says before its disks come."""
+        """Refuse targets that do not fit the sizes that the stream says before its disks come; warn of little room."""
         self._announced = announced
-        for key, target in self._targets.items():
-            if isinstance(key, str):
-                fitting.check_known_size(target, self._parameters, key, announced=announced.of(key))
+        said = self._parameters.sizes
+        naming.check_have_come(said, filter(announced.has, (*said, *self._names())))
+        unnamed = announced.total
+        for key in self._names():
+            target, size = self._targets[key], announced.of(key)
+            fitting.check_known_size(target, self._parameters, key, announced=size)
+            unnamed -= size or 0
+            if size is not None and isinstance(target, sources.TargetFile):
+                self._room.want(target.path, size)
+        if self._into is not None:
+            self._room.want(self._into, unnamed)
+
+    def _names(self) -> list[str]:
+        return [key for key in self._targets if isinstance(key, str)]
 
     def _find(self, name: str, position: int) -> disk.BlockBackend | sources.TargetFile:
         """Return where the disk called `name` goes."""
@@ -175,25 +192,13 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
                 return self._targets[key]
         if self._into is not None:
             return self._target_in_folder(self._into, name)
-        known = [key for key in self._targets if isinstance(key, str)]
-        raise errors.UnknownDevice(unknown_device(name, index, known), device=name, position=position)
+        raise errors.UnknownDevice(naming.unknown_device(name, index, self._names()), device=name, position=position)
 
     def _target_in_folder(self, into: pathlib.Path, name: str) -> sources.TargetFile:
         """Return the file for a disk in the folder; a name from the stream must not lead out of it."""
-        if not name or name in (".", "..") or "/" in name or "\0" in name or not name.isprintable():
-            raise errors.ParameterError(
-                f"the stream's disk {name!r} has no name that can be a file's: say where it goes, "
-                f"by NAME=PATH or --map {len(self.devices)}=PATH"
-            )
-        file_name = os.fsdecode(f"{name}.raw".encode("utf-8", "surrogateescape"))  # the same bytes in any locale
-        if len(os.fsencode(file_name)) > folder.MAX_NAME_BYTES:
-            raise errors.ParameterError(
-                f"the stream's disk {name!r} has a name too long for a file in the folder: say where it goes, "
-                f"by NAME=PATH or --map {len(self.devices)}=PATH"
-            )
-        target = self._target_file(file_name, name, into=into)
+        target = self._target_file(naming.file_name(name, len(self.devices)), name, into=into)
         assert self._endpoints is not None
-        self._endpoints.add(label_of(name), list(target.files()))
+        self._endpoints.add(naming.label_of(name), list(target.files()))
         self._prepare(target)
         return target
 
@@ -204,10 +209,11 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         absent = [key for key in self._targets if key not in self._used]
         if absent:
             raise errors.IncompleteMigration(
-                f"the stream holds no block of {', '.join(map(label_of, absent))}; it holds "
+                f"the stream holds no block of {', '.join(map(naming.label_of, absent))}; it holds "
                 f"{', '.join(map(repr, self._statistics.disks)) or 'no disks'}",
                 missing={key: [] for key in absent if isinstance(key, str)},
             )
+        naming.check_have_come(self._parameters.sizes, self._statistics.disks)
 
     def check_sizes(self) -> None:
         """Refuse, or take note of, targets that are larger than their disks; call it when the sizes are settled."""
@@ -290,20 +296,3 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
                 exc.add_note(f"{where} holds a part of the disk: do not use it before all of it has come")
             elif isinstance(exc, errors.OutOfRange) and exc.device == name:
                 exc.add_note(f"{where} is as it was: nothing was written to it")
-
-
-def label_of(key: str | int) -> str:
-    """Return what messages call a disk that was asked for."""
-    return f"disk {key!r}" if isinstance(key, str) else f"disk number {key}"
-
-
-def unknown_device(name: str, index: int, known: list[str]) -> str:
-    """Say what to do about a disk that nobody expected."""
-    if name:
-        return f"the stream holds a disk {name!r}, but targets were given for {', '.join(map(repr, known)) or 'none'}"
-    what = (
-        "the stream holds a disk without a name, as a QEMU sends for -blockdev without a drive id"
-        if index == 0
-        else f"the stream holds another disk without a name: number {index} may be the image file below {index - 1}"
-    )
-    return f"{what}; say where it goes with --map {index}=PATH"

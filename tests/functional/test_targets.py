@@ -9,6 +9,7 @@ import resource
 import signal
 import stat
 import subprocess
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import peers
 import pytest
 
 import blkmig
-from blkmig import errors, params, stats
+from blkmig import block, errors, params, stats
 from blkmig.files import folder, partial
 from blkmig.migration import targets
 from blkmig.nbd import image
@@ -181,6 +182,54 @@ def test_a_small_target_of_a_qemus_disk(tmp_path: Path, size: int) -> None:
     assert f"disk {source.name!r}: its target '{target}' has {size} bytes, and a block came that starts" in done.stderr
     is_same = target.read_bytes() == b"k" * size
     assert f"'{target}' {'is as it was' if is_same else 'holds a part of the disk'}" in done.stderr
+
+
+def test_a_size_of_a_disk_that_never_comes(tmp_path: Path, stream: Path) -> None:
+    """It was ignored: a slip of the pen, and the disk that it was meant for gets its size from elsewhere."""
+    done = command.run("receive", f"file:{stream}", f"v={tmp_path}/t", "--size=x=10G")
+    assert done.exit_code == 2
+    assert "a size is said for disk 'x', and no target: targets were given for 'v'" in done.stderr
+    golden = golden_streams.manifest()["pc-7.2"]
+    (tmp_path / "q").write_bytes(golden.stream)
+    for name, name_in_it in ((stream, None), (tmp_path / "q", golden.disks[0].name)):
+        done = command.run("receive", f"file:{name}", f"--into={tmp_path}/d", "--size=x=10G")
+        assert done.exit_code == 3
+        held = "" if name_in_it is None else f"; it holds '{name_in_it}'"
+        assert f"a size was said for disk 'x', and the stream holds none of that name{held}\n" in done.stderr
+        assert not (tmp_path / "d").exists()
+    done = command.run("inspect", stream, "--size=x=10G")
+    assert done.exit_code == 0
+    assert "a size was said for disk 'x'" in done.stderr
+
+
+def test_options_that_do_nothing_are_told(tmp_path: Path, stream: Path) -> None:
+    done = command.run("receive", f"file:{stream}", f"v={tmp_path}/t", "--overwrite")
+    assert done.exit_code == 0
+    assert "overwrite does nothing" in done.stderr
+    done = command.run("send", f"v={tmp_path}/t", f"file:{tmp_path}/s", "--bandwidth=1M")
+    assert done.exit_code == 2
+    assert "say --max-bandwidth" in done.stderr
+
+
+@pytest.mark.parametrize("who", ["stream", "option"])
+def test_little_room_is_told_before_it_is_gone(
+    tmp_path: Path, who: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The disks of one file system are added up; holes need no room, so nothing is refused."""
+    size, free = 3 * MIB, 5 * MIB
+    monkeypatch.setattr(os, "statvfs", lambda _: types.SimpleNamespace(f_bavail=free // 4096, f_frsize=4096))
+    blkmig.send([blkmig.MemoryBackend(bytearray(size), name=name) for name in ("a", "b")], f"file:{tmp_path}/s")
+    if who == "stream":
+        blkmig.receive(f"file:{tmp_path}/s", {"a": tmp_path / "t"}, into=tmp_path / "d")
+    else:
+        monkeypatch.setattr(block.SaidSizes, "take", lambda *_, **__: False)  # as if an older blkmig sent it
+        blkmig.receive(f"file:{tmp_path}/s", {"a": tmp_path / "t"}, into=tmp_path / "d", sizes={"": size})
+    assert caplog.text.count("the disks may take 6.0 MiB of the file system of") == 1
+    assert "which has 5.0 MiB free: they fit only if at least 1.0 MiB of them are zeros" in caplog.text
+    caplog.clear()
+    (tmp_path / "t").write_bytes(bytes(range(1, 256)) * (size // 255) + bytes(size % 255))
+    blkmig.receive(f"file:{tmp_path}/s", {"a": tmp_path / "t"}, into=tmp_path / "e", sizes={"": size})
+    assert not caplog.text, "what a file holds already it need not take"
 
 
 def test_a_size_for_disks_of_any_name(tmp_path: Path, stream: Path) -> None:

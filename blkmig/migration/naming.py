@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Names that somebody said of disks, and those that a stream has: what does not meet is told, never passed over."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from .. import errors
+from ..files import folder
+
+
+def label_of(key: str | int) -> str:
+    """Return what messages call a disk that was asked for."""
+    return f"disk {key!r}" if isinstance(key, str) else f"disk number {key}"
+
+
+def unknown_device(name: str, index: int, known: list[str]) -> str:
+    """Say what to do about a disk that nobody expected."""
+    if name:
+        return f"the stream holds a disk {name!r}, but targets were given for {', '.join(map(repr, known)) or 'none'}"
+    what = (
+        "the stream holds a disk without a name, as a QEMU sends for -blockdev without a drive id"
+        if index == 0
+        else f"the stream holds another disk without a name: number {index} may be the image file below {index - 1}"
+    )
+    return f"{what}; say where it goes with --map {index}=PATH"
+
+
+def file_name(name: str, index: int) -> str:
+    """Return the name of a folder's file for the disk called `name`, number `index` of the stream.
+
+    A name from the stream must not lead out of the folder. Raises :class:`~blkmig.errors.ParameterError`.
+    """
+    advice = f"say where it goes, by NAME=PATH or --map {index}=PATH"
+    if not name or name in (".", "..") or "/" in name or "\0" in name or not name.isprintable():
+        raise errors.ParameterError(f"the stream's disk {name!r} has no name that can be a file's: {advice}")
+    found = os.fsdecode(f"{name}.raw".encode("utf-8", "surrogateescape"))  # the same bytes in any locale
+    if len(os.fsencode(found)) > folder.MAX_NAME_BYTES:
+        raise errors.ParameterError(
+            f"the stream's disk {name!r} has a name too long for a file in the folder: {advice}"
+        )
+    return found
+
+
+def check_can_come(sizes: Iterable[str], named: Iterable[str]) -> None:
+    """Raise :class:`~blkmig.errors.ParameterError` for the size of a disk that has no target; "" is any disk."""
+    known = set(named)
+    for name in sizes:
+        if name and name not in known:
+            raise errors.ParameterError(
+                f"a size is said for disk {name!r}, and no target: targets were given for "
+                f"{', '.join(map(repr, sorted(known)))}"
+            )
+
+
+def check_have_come(sizes: Iterable[str], came: Iterable[str]) -> None:
+    """Raise :class:`~blkmig.errors.IncompleteMigration` for the size of a disk that the stream does not hold.
+
+    It was meant for another one, which has got its size from elsewhere.
+    """
+    known = list(dict.fromkeys(came))
+    held = f"; it holds {', '.join(map(repr, known))}" if known else ""
+    for name in sizes:
+        if name and name not in known:
+            raise errors.IncompleteMigration(
+                f"a size was said for disk {name!r}, and the stream holds none of that name{held}", missing={}
+            )
