@@ -66,7 +66,7 @@ class Candidate:
 
 
 class Reception:
-    """The connections of one accept(): wait for one of which the first bytes are `magic` and `nbytes` have come."""
+    """The connections of one accept(): wait for the first that has sent `nbytes` bytes which begin with `magic`."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class Reception:
         try:
             while True:
                 ready = self._wait(deadline)
-                # Those who have come first: one of them may be the sender, and somebody new would push it out.
+                # First those who are there: one of them may be the sender, and a new connection would push it out.
                 for fd in ready & self._candidates.keys():
                     if (winner := self._hear(fd)) is not None:
                         return winner

@@ -47,14 +47,14 @@ ASK_AGAIN_SECONDS = (0.2, 0.3, 0.5)
 SECONDS = 1.5
 MAX_NBYTES = 512 * units.MiB
 WARM_UP = 1 / 3
-"""Of the time, at first, tells nothing: TCP finds its speed, and buffers fill."""
+"""The part of the time at the beginning that tells nothing: TCP finds its speed, and buffers fill."""
 
 REPORT_SECONDS = 0.01
 PIECE_NBYTES = units.MiB
 
 COUNTING_SECONDS = 10.0
 COUNTING_NBYTES = 4 * MAX_NBYTES
-"""What a receiver takes of one connection, for a sender with other ideas."""
+"""Bytes that a receiver takes from one connection at most, whatever the sender wants."""
 
 _REPORT = struct.Struct(">Q")
 _CREDENTIALS = struct.Struct("3i")

@@ -87,8 +87,8 @@ class Listener:
     def accept(self, *, timeout: float | None, magic: bytes = b"", nbytes: int = 0) -> qemufile.InputQEMUFile:
         """Wait for the source and return its stream; None waits as long as it takes.
 
-        With `magic`, of the connections that come in the first one counts of which the first `nbytes` bytes have come
-        and begin so; whatever else comes costs nothing (see `accepting`). The bytes are the stream's first then.
+        With `magic`, the first connection is taken that has sent `nbytes` bytes which begin with `magic`; the others
+        are closed (see `accepting`). These bytes stay the first of the stream.
         Raises ChannelTimeout after `timeout` seconds, Cancelled, and ChannelError. May be called again.
         """
         if self._is_closed:

@@ -22,18 +22,19 @@ UNIX_BUFFER = 2 * units.MiB
 """The default of 208 KiB halves the throughput of a Unix socket: 1.3 against 2.9 GB/s."""
 
 LOCAL_BUFFER = 5 * units.MiB // 4
-"""What a receiver lets wait in a TCP socket within one machine; see `tune_accepted`.
+"""Bytes that may wait in a receiver's TCP socket within one machine: a block and more. See `tune_accepted`.
 
-A block, and some of the next one. The more room there is, the longer it takes a sender that fell behind to fill it and
-be ahead again: 2 GiB took 249 ms with 2 MiB, half of the runs 236 to 275, and 232 with this, 226 to 262.
+The more room there is, the longer a sender that fell behind takes to fill it and to be ahead again. 2 GiB took 249 ms
+with 2 MiB, and 232 ms with 1.25 MiB (the middle half of 40 runs: 236 to 275, and 226 to 262).
 """
 
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 10, 6
 """A peer whose machine has vanished is noticed within two minutes, in seconds and probes."""
 
 USER_TIMEOUT = 120.0
-"""The same while data is on its way to it: keepalive says nothing then, and TCP itself takes a quarter of an hour. The
-kernel counts a peer that takes nothing, too, so this is never less than the idle time-out, which has better words."""
+"""Seconds after which TCP gives up a peer that does not acknowledge data on its way to it. Keepalive says nothing then,
+and TCP by itself takes a quarter of an hour. The kernel also counts a peer that takes nothing, so this is never less
+than the idle time-out, whose error has better words."""
 
 BACKLOG = 128
 """Connections that may wait for us: with fewer, a crowd has a sender's first packet dropped, and it waits a second."""
@@ -93,7 +94,7 @@ def set_user_timeout(sock: socket.socket, idle_timeout: float) -> None:
 
 
 def shut_and_close(sock: socket.socket) -> None:
-    """Close a socket for whoever else has it, too: a forked child would keep the other side waiting. Never raises."""
+    """Close a socket for all who share it: a copy in a forked child would keep the other side waiting. Never raises."""
     with contextlib.suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
     with contextlib.suppress(OSError):
@@ -103,9 +104,10 @@ def shut_and_close(sock: socket.socket) -> None:
 def tune_accepted(sock: socket.socket) -> None:
     """Tune an accepted socket; if it is TCP from this machine, let less wait in it than the kernel would.
 
-    Where there is no room, a sender adds to its queue, and each block that is taken lets another one go, in one burst.
-    Where there is, every 64 KiB go by themselves, with an acknowledgement, which takes the sender three times as long.
-    In the megabytes that the kernel gives by and by there nearly always is: who sends so once does not fill them again.
+    While this socket is full, the sender adds to its own queue, and each block that is taken here lets another whole
+    block leave in one burst. While this socket has room, each 64 KiB leaves by itself and is acknowledged by itself,
+    which takes the sender three times the CPU time. The kernel lets megabytes wait here by and by. Then there is nearly
+    always room, and a sender that once fell behind never fills the socket again.
     """
     tune(sock)
     with contextlib.suppress(OSError):  # no descriptor left to find that out with
@@ -114,7 +116,7 @@ def tune_accepted(sock: socket.socket) -> None:
 
 
 def _can_have_buffer(family: int, nbytes: int) -> bool:
-    """Return whether the system lets a socket have that; who asks for too much is left with too little."""
+    """Return whether the system lets a socket have `nbytes`; asking for more than that would leave it with less."""
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, nbytes)
         return probe.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= 2 * nbytes  # Linux counts its own needs, too
@@ -124,8 +126,8 @@ def tune_local(sock: socket.socket, where: Where) -> None:
     """Take a congestion control that does not pace, for a connection to `where` if that is within this machine.
 
     There is nothing to be fair to, and pacing costs more than the copying: with BBR, which many systems have as their
-    default, the sender of 2 GiB takes 0.26 s of CPU time, with Reno, which every Linux has, 0.09. To be called
-    before connecting: who has once begun with BBR is paced to the end, whatever comes after it.
+    default, the sender of 2 GiB takes 0.26 s of CPU time, with Reno, which every Linux has, 0.09. Call it before
+    connecting: a socket that has begun with BBR is paced to its end, whatever is set later.
     """
     with contextlib.suppress(OSError), socket.socket(sock.family, socket.SOCK_DGRAM) as probe:
         probe.connect(where)  # which sends nothing, but finds the way

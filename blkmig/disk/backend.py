@@ -97,8 +97,8 @@ class BlockBackend(abc.ABC):
         """Write the first `nbytes` of `blk` at `offset`. Zero clusters may stay holes.
 
         A range that is not wholly inside the exact size is refused: see ``BlockGeometry.clip``. It is a target's verb:
-        it marks nothing dirty. A `blk` that is `movable` may lose its payload; then that is stored soon, before
-        anything that is done to the disk later, and if it cannot be, a later verb says so.
+        it marks nothing dirty. A `blk` that is `movable` may lose its payload to the disk, which then stores it soon,
+        before anything else that is done to the disk. If that fails, a later verb raises the error.
         """
 
     @abc.abstractmethod
@@ -109,7 +109,7 @@ class BlockBackend(abc.ABC):
         """
 
     def rest(self) -> None:  # noqa: B027 - most disks hold nothing
-        """Finish the writes that `write_block` has put off and free what it needs for that, until it is called again.
+        """Finish the writes that `write_block` has put off, and free the memory for them until the next `write_block`.
 
         A target's verb, for streams of very many disks. Blocks.
         """
@@ -131,7 +131,7 @@ class BlockBackend(abc.ABC):
         return (offset, self.size) if offset < self.size else None
 
     def zeroes_end(self, offset: int) -> int:
-        """Return up to where zeros reach from `offset` on; `offset` itself if it takes more than a moment to tell.
+        """Return where the zeros that begin at `offset` end; `offset` itself where that takes more than a moment.
 
         A target's verb: a receiver asks it, so that zeros which come for a hole cost nothing.
         """
@@ -161,9 +161,9 @@ class BlockBackend(abc.ABC):
 
     @classmethod
     def sync_together(cls, disks: Sequence[Self]) -> None:
-        """Do `sync_dirty` for several disks of this kind; one that asks somebody else asks once for all of them.
+        """Do `sync_dirty` for several disks of this kind; disks that share a server ask it once for all of them.
 
-        For callers there is `sync_disks`, which takes disks of any kind.
+        Callers use `sync_disks`, which takes disks of any kind.
         """
         for each in disks:
             each.sync_dirty()
@@ -178,8 +178,8 @@ class BlockBackend(abc.ABC):
     def release_writers(self, *, refuse: bool = False) -> None:
         """Let held writers go on, or with `refuse` turn them and all later ones away: the disk has moved.
 
-        Without writers held it does nothing. From any thread: a `hold_writers` of another one that waits may be ended
-        by it, with Cancelled.
+        Without writers held it does nothing. From any thread: it may end a `hold_writers` that waits in another
+        thread, with Cancelled.
         """
 
     def throttle_writers(self, fraction: float) -> bool:
@@ -193,9 +193,9 @@ class BlockBackend(abc.ABC):
     def about_to_move(self) -> bool:
         """Take note that the end of a move's stream is about to leave: from then on, the target may own the disk.
 
-        With the writers held. A disk that is somewhere else keeps the note there, for whoever cleans up after a run
-        that is killed. False: the target cannot use the disk before `release_writers` with `refuse`, because that gives
-        it the rest of the VM; then a target's word that does not come leaves no doubt, and the writers go on here.
+        Called with the writers held. A disk of another program leaves the note there, for whoever cleans up after a
+        run that is killed. False: the target cannot use the disk before `release_writers` with `refuse`, because only
+        that gives it the rest of the VM. Then a word that does not come leaves no doubt, and the writers go on here.
         """
         return True
 
@@ -260,7 +260,7 @@ class BlockBackend(abc.ABC):
 
 
 def sync_disks(disks: Iterable[BlockBackend]) -> None:
-    """Bring the dirty bitmaps of `disks` up to date, a kind at a time: in a pause their number shall not count."""
+    """Bring the dirty bitmaps of `disks` up to date, a kind at a time: a pause must not grow with their number."""
     kinds: dict[type[BlockBackend], list[BlockBackend]] = {}
     for each in disks:
         kinds.setdefault(type(each), []).append(each)

@@ -47,10 +47,10 @@ class LocalBackend(backend.BlockBackend):
         self.name = name
         self.size = size
         self.is_read_only = read_only
-        # Who is inside, under the GIL. It is shut while one of the three below says so, and says so to `_await_entry`.
+        # Counts who is inside, under the GIL. While the disk is held, refused or closed, it calls `_await_entry` first.
         self._passages = _core.Gate()
         self._pid = os.getpid()
-        # Under `_lock`; `_gate` tells those who wait that one of them, or who is inside, has changed.
+        # Under `_lock`. `_gate` is notified when one of these changes, and when the last writer leaves.
         self._lock = threading.Lock()
         self._gate = threading.Condition(self._lock)
         self._held = False
@@ -147,7 +147,7 @@ class LocalBackend(backend.BlockBackend):
                 raise errors.DeviceError("cannot be written", device=self.name, cause="the disk has moved")
 
     def _mark(self, offset: int, nbytes: int) -> None:
-        """Mark what was written in all trackers. Again after an error, so twice must do no harm."""
+        """Mark what was written in all trackers. It is called again after an error, so twice must do no harm."""
         for tracker in self._trackers:
             tracker.mark(offset, nbytes)
 
@@ -216,7 +216,7 @@ class LocalBackend(backend.BlockBackend):
         with self._lock:
             self._held = True
             try:
-                self._changed()  # before the look at who is inside: who enters later has seen that it is shut
+                self._changed()  # first, then look who is inside: whoever enters later has seen that the gate is shut
                 while not self._gate.wait_for(lambda: not self._passages.writers or not self._held, _HOLD_PERIOD):
                     if self._cancelled:
                         raise errors.Cancelled(f"disk {self.name!r}: cancelled while its writers were being held")
@@ -275,7 +275,7 @@ class LocalBackend(backend.BlockBackend):
         The migration's own reads in flight are its to wait for.
         """
         gate = self._passages
-        if gate.is_foreign:  # none of those inside is here, and nobody who would give the lock back
+        if gate.is_foreign:  # those inside are threads of the parent, and one of them may hold the lock
             self._closed = True
         else:
             with self._lock:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A folder that is held open: its files are reached through it, by a name alone and never through a link.
 
-Whoever moves or replaces the folder, or puts a symlink in the place of a file, changes nothing for who holds it.
+Whoever moves or replaces the folder, or puts a symlink in the place of a file, changes nothing for whoever holds it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 MAX_NAME_BYTES = 255
-"""Of a file's name, on every usual file system of Linux."""
+"""Bytes of a file's name at most, on every usual file system of Linux."""
 
 _RENAME_NOREPLACE = 1
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EXDEV})

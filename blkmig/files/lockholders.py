@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Who holds an image's locks: the kernel does not tell with a lock that is refused, but /proc does for most programs.
+"""Who holds an image's locks. The kernel does not say so when it refuses a lock; /proc does, for most programs.
 
 A lock belongs to an open file description. So whoever has a descriptor of the file, with a lock in its ``fdinfo``, has
 the lock, also where ``/proc/locks`` knows no process. Other users' descriptors can be seen by root only.

@@ -88,10 +88,10 @@ def acquire(fd: int, permissions: Permissions, *, device: str) -> None:
 
 
 def release(fd: int, *, pid: int) -> None:
-    """Unlock the image open at `fd`; never raises. To be called before it is closed, which is not enough.
+    """Unlock the image open at `fd`; never raises. Call it before closing, because closing is not enough.
 
-    Duplicates keep the locks: those of a forked child, and a mapping of the file as long as anybody shows its pages.
-    They are those of process `pid`, which locked it: a child of its that closes its duplicate must leave them.
+    Duplicates of the descriptor keep the locks: those of a forked child, and a mapping of the file as long as its pages
+    are in use. Process `pid` took the locks: a child of it that closes its duplicate must leave them.
     """
     if pid != os.getpid():
         return

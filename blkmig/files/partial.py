@@ -100,7 +100,7 @@ class Partial:
         raise missing or self._busy()
 
     def _open(self) -> bool:
-        """Open the file and mark it; return whether it carries its mark, as it must unless that cannot be."""
+        """Open, lock and mark the file. False: it was locked by somebody, or another file has the mark by now."""
         if not self._is_in_place:
             self.fd = self._place.open(self.mark, os.O_RDWR | os.O_CREAT | os.O_EXCL)
             return self._lock()

@@ -22,7 +22,7 @@ from ..disk import backend, identity
 from . import behind, locks, probe
 
 DIRECT_ALIGNMENT = 4096
-"""O_DIRECT needs offsets and lengths in whole logical blocks, of 512 or 4096 bytes; what is not, goes another way."""
+"""O_DIRECT needs offsets and lengths in whole logical blocks, of 512 or 4096 bytes; others go by the page cache."""
 
 CLUSTER = 1 << 16
 """Zeros inside a block of data become holes in steps of this size: smaller ones only fragment the file."""
@@ -206,7 +206,7 @@ class RawFile:
         """Write the first `nbytes` of `blk` at `offset`; its zero clusters become holes in a file.
 
         Punching what is a hole already costs little; on a device each punch would be a request that waits. A whole
-        block that may be taken away is written soon, see `behind.py`.
+        block whose payload may be taken is stored a little later, by a thread: see `behind.py`.
         """
         fd = self._fd_for(offset, nbytes)
         if blk.movable and nbytes == _core.BLOCK_SIZE and (stores := self._behind or self._start_storing_behind()):

@@ -24,10 +24,10 @@ most this share of what that left."""
 
 SHRINKS = 0.9
 STANDSTILL_ROUNDS = 3
-"""A round that leaves less than this share of the least so far shrinks; after so many that do not, a word is due."""
+"""A round shrinks if it leaves less than `SHRINKS` of the least so far. After so many that do not, that is told."""
 
 FRESH_SECONDS = 0.01
-"""So long what was fetched from a remote tracker is good for a decision about the pause."""
+"""What was fetched from a remote tracker is good enough for a decision about the pause for so many seconds."""
 
 MAX_PAUSES_GIVEN_UP = 3
 """So many pauses may be given up, each of which holds the writers up for as long as the bound allows."""
@@ -50,7 +50,7 @@ class Convergence:
         # Migration thread only.
         self._descent = Descent()
         self._fitting_round: int | None = None
-        """The round in which what was pending began to fit; None once a round ended so."""
+        """The round in which what was pending began to fit the limit; None once a round has ended with it fitting."""
 
         self._blocks_before_round = 0
         self._pauses_given_up = 0
@@ -103,8 +103,9 @@ class Convergence:
     def _is_time_for_the_pause(self) -> bool:
         """Return whether what is pending now fits the downtime limit, and one more round would not make it less.
 
-        A round that is under way is brought to its end first, because that leaves less, while the writers are slower
-        than the link. Where they were not, and the round left too much, the next time is the right one.
+        A round that is under way is brought to its end first: if the writers are slower than the link, that leaves
+        less. If they were faster, and the round left too much, the pause begins the next time that what is pending
+        fits.
         """
         if self._figures.seconds_since_fetch() > FRESH_SECONDS:
             # Towards its end, a round knows only what was dirty when it began.
@@ -249,8 +250,8 @@ class Descent:
 
 
 class Standstill:
-    """Whether the rounds leave ever less, above the downtime limit; each that leaves at least `SHRINKS` of the least so
-    far does not."""
+    """Whether the rounds have stopped shrinking, above the downtime limit: each leaves at least `SHRINKS` of the least
+    so far."""
 
     def __init__(self) -> None:
         self._least: int | None = None

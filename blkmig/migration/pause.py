@@ -32,8 +32,8 @@ nothing that a writer could change is left in the channel when the writers go on
 its writers go on, a second interrupt included: the state says so before the bytes can leave, and every end looks at it.
 
 Who owns what: the migration thread calls everything but `_bound_passed`, which runs in a thread of the watchdog. The
-state changes under the lock; who has changed it to an end is the one who lets the writers go. The migration thread does
-not wait for a lock or a disk under the lock but in `begin_end`, where a disk may leave a note somewhere.
+state changes under the lock, and whoever changes it to an end lets the writers go. Under the lock the migration thread
+waits for nothing, except in `begin_end`, where a disk may leave a note somewhere.
 """
 
 from __future__ import annotations

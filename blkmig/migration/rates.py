@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How often each block is written, from what was seen of the writers in a few seconds.
 
-There are classes of blocks that are written at the same rate, and blocks that nobody was seen to write, but that
-somebody will: as many writes as go to blocks that were seen once are to blocks that were not seen (Good and Turing).
+There are classes of blocks that are written at the same rate. Another class are the blocks that nobody was seen to
+write, but that somebody will: together they get as many writes as the blocks that were written once (Good and Turing).
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from collections import Counter
 from . import replay, watching
 
 MAX_CELLS = 256
-"""Into so many pieces the disks are cut: what a migration does between two of them is not told apart."""
+"""The disks are cut into so many cells at most. When the blocks of one cell are sent is not told apart."""
 
 HOT_SHARE = 0.5
-"""A block that is written in more of the intervals is hot, and not one that a writer passes slowly."""
+"""A block that is written in at least this part of the intervals is hot; else a writer may have passed it slowly."""
 
 ENOUGH = 4
-"""So many blocks of a kind make it one; fewer are chance."""
+"""A class counts if it has so many blocks; fewer are chance."""
 
 ALWAYS = 100.0
-"""Writes in an interval to a block that was written in each of them: how many, nobody knows."""
+"""Writes per interval assumed for a block that was written in every interval: the real number cannot be seen."""
 
 
 def make_cells(disks: list[watching.WatchedDisk], interval: float, count: int) -> list[replay.Cell]:
@@ -63,11 +63,12 @@ def visits_of(found: Counter[tuple[int, int]], count: int) -> Counter[int]:
 
 
 def true_visits(blocks: Counter[int]) -> dict[int, float]:
-    """Return, for each number of visits that was seen, how many are likely to be the rule.
+    """Return, for each number of visits that was seen, how many visits such a block is likely to get in the long run.
 
-    Who was seen twice had luck: a part of those that were seen once is as good. By Good and Turing the rule is
-    (v + 1) * blocks[v + 1] / blocks[v], where there are enough of them; what is above that is scaled, so that all the
-    visits together stay what they are, those to blocks that nobody saw included.
+    Blocks that were seen often were lucky in part: others of the same rate were seen less often. By Good and Turing the
+    long run has (v + 1) * blocks[v + 1] / blocks[v] visits for a block that was seen v times, where there are enough of
+    these blocks. Higher numbers are scaled, so that the sum of all visits stays the same, with those to blocks that
+    nobody saw.
     """
     known = {visits: float(visits) for visits in blocks}
     last = 0
@@ -98,9 +99,9 @@ def rate_of_hot(hits: int, interval: float, count: int) -> float:
 def add_unseen_blocks(
     cells: list[replay.Cell], kinds: list[Counter[tuple[int, int]]], seconds: float, count: int
 ) -> None:
-    """Add the blocks that nobody was seen to write: as many visits go to them as went to blocks that were seen once.
+    """Add the blocks that nobody was seen to write: they get as many visits as the blocks that were seen once.
 
-    There are about singles^2 / (2 * twice) of them (Chao), all others if hardly one was seen twice.
+    There are about singles^2 / (2 * twice) of them (Chao), or all blocks of the disks if hardly one was seen twice.
     """
     seen = [visits_of(found, count) for found in kinds]
     singles, twice = sum(blocks[1] for blocks in seen), sum(blocks[2] for blocks in seen)

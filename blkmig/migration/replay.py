@@ -20,7 +20,7 @@ from . import convergence
 
 MAX_ROUNDS = 100
 STEADY_ROUNDS = 3
-"""So many rounds that leave no less than the one before: then it will not converge."""
+"""After so many rounds that leave no less than the one before, the migration will not converge."""
 
 STEADY_SHARE = 0.97
 

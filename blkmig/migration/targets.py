@@ -3,7 +3,7 @@
 
 Targets that somebody named are compared with the stream's file and with each other, opened and checked before anybody
 can connect; a stream does not say which disks it holds before their first blocks come. What does not exist is made
-under a name of its own, and is called by its real one when everything is complete: see `disk/targetfile.py`. An
+under a name of its own, and is called by its real one when everything is complete: see `sources/targetfile.py`. An
 existing target keeps its size; an empty file counts as one that does not exist.
 """
 

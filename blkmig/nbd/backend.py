@@ -44,7 +44,7 @@ class NbdBackend(local.LocalBackend):
 
     `name` is what the wire calls it, by default the export's name. `read_only` is a disk whose guest cannot write it;
     a migration skips it. With ``writable=False`` nobody writes it through this object; an export that the server offers
-    read-only can only be opened so. Other parameters are those of :class:`~.nbd_connection.NbdConnection`.
+    read-only can only be opened so. Other parameters are those of :class:`~.connection.NbdConnection`.
 
     Threads of this process that write through `pwrite` are tracked as with any local disk; what other clients of
     the server write is not seen. The image behind it is locked, or not, by the server.
@@ -102,7 +102,7 @@ class NbdBackend(local.LocalBackend):
     # -- writing -----------------------------------------------------------------------------------------------------
 
     def write_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
-        """Put a block on its way; an error comes with this call or a later one. Zero clusters are sent as zeros."""
+        """Start writing a block; its error comes with this call or a later one. Zero clusters are sent as zeros."""
         self._check_writable()
         offset, nbytes = self.check_range("cannot write", offset, nbytes)
         self._extents.forget()
@@ -131,7 +131,7 @@ class NbdBackend(local.LocalBackend):
             offset += length
 
     def create_dirty_bitmap(self, granularity: int) -> dirty.DirtyBitmap:
-        """Start tracking; what was asked about data before that may have been overwritten unseen."""
+        """Start tracking. Answers about where data lies are forgotten: before this, writes were not seen."""
         self._renew()
         bitmap = super().create_dirty_bitmap(granularity)
         self._extents.forget()
@@ -187,7 +187,7 @@ class WritesBehind:
         self._lock = threading.Lock()  # held while writes are started and finished
         self._in_flight: collections.deque[tuple[nbd_handle.Request, int, bytearray]] = collections.deque()
         self._spare: list[bytearray] = []
-        self._slow_left = 0  # so many writes more are written behind
+        self._slow_left = 0  # so many more writes are written behind
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write `data`, or copy it and start writing it. Blocks while too much, or what overlaps, is in flight."""

@@ -76,7 +76,7 @@ class NbdConnection:
         `device` is the disk's name in errors. `contexts` are the meta contexts to ask for; those the server has are
         in `self.contexts`. Of a TCP server's X.509 certificate the host name is verified; `tls_certificates` is a
         directory with ca-cert.pem and, if the server wants to know its clients, client-cert.pem and client-key.pem.
-        Without an authority, :class:`~blkmig.errors.ParameterError` where libnbd would verify nothing; see `nbd_tls`.
+        Without an authority, :class:`~blkmig.errors.ParameterError` where libnbd would verify nothing; see `tls`.
         `request_timeout` is how long, in seconds, the connection may stand still while requests are in flight; 0: as
         long as it likes. Reads are cut into pieces of `read_piece` bytes, that are in flight together. `is_cancelled`
         is asked, while this connects, whether to give up.

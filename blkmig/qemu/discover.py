@@ -152,8 +152,8 @@ def check_iothreads(
 ) -> None:
     """Refuse disks in iothreads where that is dangerous, but for `force`.
 
-    blkmig lets the server close first, always; but if it is killed, its sockets close from its side.
-    And rarely such a QEMU, a 7.2.22, ended at ``stop`` while an export of ours was open; why is not known.
+    blkmig always lets the server close first. But if blkmig is killed, its end of the sockets closes first. And a QEMU
+    7.2.22 was seen to end at ``stop``, rarely, while an export of ours was open; why is not known.
     """
     if force or connection.version >= SERVER_FIRST:
         return

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Removing from QEMU what a killed blkmig left there and nobody misses: exports, bitmaps, throttles, the NBD server.
 
-A run that is alive holds a connection to its exports, and QEMU refuses to delete an export that is in use. So whose
-exports can be deleted is dead, and its bitmaps can go, too. What else it left, such as a guest that is stopped, is for
-`recovery.py`, which the user asks for.
+A run that is alive holds a connection to its exports, and QEMU refuses to delete an export that is in use. So a run
+whose exports can be deleted is dead, and its bitmaps can go, too. What else it left, such as a guest that is stopped,
+is for `recovery.py`, which the user asks for.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from . import graph
 
 INTERVAL = 1.0
 ANSWER_SECONDS = 2.0
-"""A QEMU that takes longer is asked again: whether it is too long is for those to say who need its answers."""
+"""A QEMU that takes longer is simply asked again. Those who need its answers decide what is too long."""
 
 
 class Surveillance:

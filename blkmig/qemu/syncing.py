@@ -23,8 +23,9 @@ from .. import errors
 from . import graph, objects, qmp, throttle, tracking, watch
 
 FEW = 4
-"""Up to so many disks get a new bitmap while they are being held, whether they need one or not: 0.4 ms each in the
-pause, and asking which of them need one takes 1 to 2 ms there. Of more disks, those do that were written before."""
+"""Up to so many disks get a new bitmap while they are being held, whether they need one or not. That takes 0.4 ms each
+in the pause, where asking which of them need one takes 1 to 2 ms. Of more disks, only those that were written get one.
+"""
 
 
 class DirtySync:

@@ -84,9 +84,9 @@ class Tracking:
 
     @property
     def is_exported(self) -> bool:
-        """Whether one of the bitmaps is exported, which is for a disk that was written: its next step shall be quick.
+        """Whether one of the bitmaps is exported. Only a disk that was written has that: its next step shall be quick.
 
-        That of a disk which never is costs nothing then, no command in the pause and no second connection.
+        A disk that is never written costs no command in the pause, and no second connection.
         """
         return self._open is not None
 
@@ -139,7 +139,7 @@ class Tracking:
     def drop_unused(self) -> None:
         """Begin to remove the bitmaps that are listed, or that nobody came to use.
 
-        Not at the end of the step itself: the pause may come right behind it, and would wait for QEMU to read that.
+        Not at the end of the step itself: the pause may come right behind it, and would wait for QEMU to read this.
         """
         self._finish_removals()
         exported = [name for name in self._to_remove if self._open is not None and name == self._open[0]]

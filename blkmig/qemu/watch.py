@@ -14,7 +14,7 @@ from .. import errors
 from . import discover, graph, imagefile, qmp
 
 FRESH_SECONDS = 0.02
-"""So long a graph is good enough to find the writers by; whether it has changed is seen after they were held."""
+"""Seconds for which a graph is good enough to find the writers by. Whether it changed is seen after the hold."""
 
 
 class GraphWatch:

@@ -18,7 +18,7 @@ def open_sources(
     connect_timeout: float = opening.CONNECT_SECONDS,
     **options: Any,
 ) -> list[list[backend.BlockBackend]]:
-    """Open what each (name, text) calls so, or nothing: see :func:`.open.open_disks`. Return the disks of each.
+    """Open what each (name, text) calls so, or nothing: see :func:`.opening.open_disks`. Return the disks of each.
 
     Addresses of one monitor share a session, so each of its disks can have a name of its own. `options` are those of
     `open_disks`. Whoever opens the disks closes them.
