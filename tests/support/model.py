@@ -79,6 +79,16 @@ class Stream:
         """Return the marks of the first EOS word."""
         return self.ends[0] if self.ends else 0
 
+    def said_sizes(self) -> dict[int, int]:
+        """Return the sizes that EOS words say before the first block, by the CRC-32 of the disk's name."""
+        said = [number for number in self.ends[1:] if number >> 2 & 3]
+        pairs = zip(said[::2], said[1::2], strict=True)
+        assert all((first >> 2 & 3, second >> 2 & 3) == (1, 2) for first, second in pairs)
+        return {
+            first >> 4 & 0xFFFFFFFF: first >> 36 << 51 | second >> 4
+            for first, second in zip(said[::2], said[1::2], strict=True)
+        }
+
     def disk(self, name: str, size: int, before: bytes = b"") -> bytes:
         """Return the disk that a target of `size` bytes holds after the stream."""
         image = bytearray(before.ljust(size, b"\0"))
@@ -205,7 +215,11 @@ def describe_word(value: bytes) -> str:
     sector, flags = word >> 9, word & 0x1FF
     if flags & 1:
         return f"{'ZERO_BLOCK' if flags & 8 else 'DEVICE_BLOCK'} at sector {sector}"
-    return f"PROGRESS {sector} %" if flags & 4 else f"EOS{f', marks {sector:#x}' if sector else ''}"
+    if flags & 4:
+        return f"PROGRESS {sector} %"
+    if sector >> 2 & 3 and not sector & 3:
+        return "EOS, size of the disk with this CRC-32" if sector >> 2 & 3 == 1 else f"EOS, {sector >> 4} bytes"
+    return f"EOS, marks {sector:#x}" if sector else "EOS"
 
 
 def skip_ram(reader: Reader, ignore_shared: bool) -> None:

@@ -11,4 +11,6 @@ def test_examples_are_what_is_written() -> None:
     text = "\n".join(pages)
     assert all(f"<!-- example: {name} -->" in text for name in wire_example.examples())
     is_true = all(wire_example.with_examples(page) == page for page in pages)
-    assert is_true, "say on the pages what has changed, then run PYTHONPATH=tests python tests/wire_example.py"
+    assert is_true, (
+        "say on the pages what has changed, then run PYTHONPATH=tests/support python tests/support/wire_example.py"
+    )

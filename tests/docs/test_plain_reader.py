@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import random
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,7 @@ def test_a_fresh_stream(tmp_path: Path, capsys: pytest.CaptureFixture[str], dige
     assert stream.is_sealed
     assert stream.marks & 2
     assert (stream.marks >> 2 & 0x3FF, stream.marks >> 12 & 0x3FF) == (3, 0)
+    assert stream.said_sizes() == {zlib.crc32(name.encode()): len(content) for name, content in contents.items()}
     after = {disk.name: disk.pread(0, disk.size) for disk in disks}
     assert {name: stream.disk(name, len(disk)) for name, disk in after.items()} == after
     assert stream.vmdescription is not None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The examples in docs/wire: made by the package, taken apart by the plain reader, written out for a person.
 
-``PYTHONPATH=tests python tests/wire_example.py`` writes them into the pages.
+``PYTHONPATH=tests/support python tests/support/wire_example.py`` writes them into the pages.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import model
 
 import blkmig
 
-PAGES = Path(__file__).parents[1] / "docs" / "wire"
+PAGES = Path(__file__).parents[2] / "docs" / "wire"
 MIB = model.MIB
 ROW_BYTES = 8
 
