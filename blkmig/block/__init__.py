@@ -3,9 +3,9 @@
 
 from .buffers import LoadBuffers
 from .coverage import MAX_INFERRED_BYTES, BlockCoverage, CoverageRoom, grown
+from .digests import combine_digests, combine_disks, tree_of
 from .load import BlockLoadHandlers
 from .save import BlockSaveHandlers
-from .send import combine_disks
 from .sizes import SaidSizes
 from .target import NAMELESS_TWICE, BlkLoadDevice
 
@@ -19,6 +19,8 @@ __all__ = [
     "CoverageRoom",
     "LoadBuffers",
     "SaidSizes",
+    "combine_digests",
     "combine_disks",
     "grown",
+    "tree_of",
 ]

@@ -11,7 +11,7 @@ import logging
 import time
 
 from .. import _core, channel, errors, params
-from . import device, send, state
+from . import device, digests, send, state
 
 logger = logging.getLogger(__name__)
 MAX_RUN_BLOCKS = 64
@@ -172,8 +172,8 @@ def hash_base(blk_mig: state.BlkMigState, bmds: device.BlkMigDevState, block: in
     try:
         while done < count and time.monotonic() < deadline:
             holes = min(hole_blocks(bmds, block + done), count - done)
-            digests = send.ZERO_DIGEST * holes or digest_of_block(bmds, block + done, blk.buf)
-            send.note_base_digests(bmds, block + done, digests)
+            found = digests.ZERO_DIGEST * holes or digest_of_block(bmds, block + done, blk.buf)
+            send.note_disk_digests(bmds, block + done, found)
             done += holes or 1
     finally:
         blk_mig.reads.put(blk)
@@ -183,7 +183,7 @@ def hash_base(blk_mig: state.BlkMigState, bmds: device.BlkMigDevState, block: in
 def digest_of_block(bmds: device.BlkMigDevState, block: int, buf: _core.BlockBuffer) -> bytes:
     """Read a block and return its digest. Blocks."""
     is_zero = bmds.backend.read_block(buf, *bmds.geometry.block_range(block))
-    return send.ZERO_DIGEST if is_zero else send.digest_of(buf.payload)
+    return digests.ZERO_DIGEST if is_zero else digests.digest_of(buf.payload)
 
 
 def next_allocated(bmds: device.BlkMigDevState, offset: int) -> tuple[int, int] | None:

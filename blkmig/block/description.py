@@ -11,53 +11,67 @@
                           "digest": "...", "digest_algorithm": "...",    of the blocks that were sent
                           "disk_digest": "..."}]}                        incremental: of all of the disk
 
+A move whose receiver has said that it knows trees has `tree_digest` and `tree_algorithm` in place of all other digests,
+each of all that a disk holds: what is hashed for them in the pause does not grow with the disk (see `digests`).
 What coverage cannot tell, `sent` and `resent` do: that no block got lost which nobody expects, and that none went to
 another place. blkmig 0.1 (version 1) wrote and reads `name`, `size` and a `digest` of the blocks that were sent.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from . import coverage, device, send
+from . import coverage, device, digests
 
 VERSION = 2
 
+DigestForm = Literal["flat", "tree"]
+
 
 def describe(
-    bmds_list: list[device.BlkMigDevState], empty: list[str], *, incremental: bool, digests: bool
+    bmds_list: list[device.BlkMigDevState], empty: list[str], *, incremental: bool, form: DigestForm | None
 ) -> dict[str, Any]:
     """Return the description of the disks that were sent and of the `empty` ones, which have no bytes."""
     about: dict[str, Any] = {"version": VERSION, "incremental": incremental}
-    if digests:
-        parts = [(bmds.backend.name, bmds.geometry.size, disk_digest(bmds)) for bmds in bmds_list]
-        parts += [(name, 0, send.combine_digests(b"")) for name in empty]
-        about |= {"digest": send.combine_disks(parts), "digest_algorithm": send.STREAM_DIGEST_ALGORITHM}
-    about["disks"] = [describe_disk(bmds) for bmds in bmds_list] + [
-        describe_empty(name, digests=digests, incremental=incremental) for name in empty
+    if form is not None:
+        about |= describe_all(bmds_list, empty, form)
+    about["disks"] = [describe_disk(bmds, form) for bmds in bmds_list] + [
+        describe_empty(name, form, incremental=incremental) for name in empty
     ]
     return about
 
 
-def describe_disk(bmds: device.BlkMigDevState) -> dict[str, object]:
+def describe_all(bmds_list: list[device.BlkMigDevState], empty: list[str], form: DigestForm) -> dict[str, object]:
+    """Return the digest of all disks at once."""
+    parts = [(bmds.backend.name, bmds.geometry.size, disk_digest(bmds, form)) for bmds in bmds_list]
+    parts += [(name, 0, empty_digest(form)) for name in empty]
+    key = "digest" if form == "flat" else "tree_digest"
+    return {key: digests.combine_disks(parts), "digest_algorithm": digests.STREAM_DIGEST_ALGORITHM}
+
+
+def describe_disk(bmds: device.BlkMigDevState, form: DigestForm | None) -> dict[str, object]:
     """Return the entry of one disk."""
     entry: dict[str, object] = {"name": wire_name(bmds.backend.name), "size": bmds.geometry.size}
     entry["resent"] = [bmds.resent_blocks, bmds.resent_sum]
     if bmds.sent is not None:
         entry["sent"] = coverage.checksum_of(bmds.sent)
+    if form == "tree":
+        return entry | {"tree_digest": disk_digest(bmds, form), "tree_algorithm": digests.TREE_ALGORITHM}
     if bmds.digests is not None:
-        entry["digest"] = send.combine_digests(bmds.digests)
-        entry["digest_algorithm"] = send.DIGEST_ALGORITHM
+        entry["digest"] = digests.combine_digests(bmds.digests)
+        entry["digest_algorithm"] = digests.DIGEST_ALGORITHM
     if bmds.disk_digests is not None:
-        entry["disk_digest"] = send.combine_digests(bmds.disk_digests)
+        entry["disk_digest"] = digests.combine_digests(bmds.disk_digests)
     return entry
 
 
-def describe_empty(name: str, *, digests: bool, incremental: bool) -> dict[str, object]:
+def describe_empty(name: str, form: DigestForm | None, *, incremental: bool) -> dict[str, object]:
     """Return the entry of a disk without bytes."""
     entry: dict[str, object] = {"name": wire_name(name), "size": 0, "resent": [0, 0]}
-    if digests:
-        entry["disk_digest" if incremental else "digest"] = send.combine_digests(b"")
+    if form == "tree":
+        entry["tree_digest"] = empty_digest(form)
+    elif form == "flat":
+        entry["disk_digest" if incremental else "digest"] = empty_digest(form)
     return entry
 
 
@@ -66,8 +80,16 @@ def wire_name(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
 
 
-def disk_digest(bmds: device.BlkMigDevState) -> str:
+def disk_digest(bmds: device.BlkMigDevState, form: DigestForm) -> str:
     """Return the digest of all that a disk holds, whether it was sent or stands in the base."""
-    digests = bmds.digests if bmds.disk_digests is None else bmds.disk_digests
-    assert digests is not None
-    return send.combine_digests(digests)
+    if form == "tree":
+        assert bmds.tree is not None
+        return bmds.tree.root()
+    found = bmds.digests if bmds.disk_digests is None else bmds.disk_digests
+    assert found is not None
+    return digests.combine_digests(found)
+
+
+def empty_digest(form: DigestForm) -> str:
+    """Return the digest of a disk without bytes."""
+    return digests.tree_of(b"") if form == "tree" else digests.combine_digests(b"")

@@ -8,6 +8,7 @@ import dataclasses
 
 from .. import _core, disk
 from ..disk import geometry
+from .digests import DigestTree
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -28,6 +29,9 @@ class BlkMigDevState:
 
     disk_digests: bytearray | None = dataclasses.field(default=None, kw_only=True)
     """The same of every block, sent or not; None where all are sent, and where nobody asked."""
+
+    tree: DigestTree | None = dataclasses.field(default=None, kw_only=True)
+    """The tree over the digests of all that the disk holds; None where nobody asked for digests."""
 
     sent: _core.Bitmap | None = dataclasses.field(default=None, kw_only=True)
     """The blocks that were sent at least once; None where all are."""

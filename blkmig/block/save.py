@@ -27,7 +27,7 @@ from typing import Any
 
 from .. import _core, channel, disk, errors, params, savevm, units
 from ..disk import geometry
-from . import bulk, description, device, dirty, reads, send, sizes, state
+from . import bulk, description, device, digests, dirty, reads, send, sizes, state
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +154,9 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         while not f.rate_limit_exceeded() and self._send_some(blk_mig, f) and self._clock() < deadline:
             pass
         f.put_be64(_core.FLAG_EOS)
+        for bmds in blk_mig.bmds_list:
+            if bmds.tree is not None:
+                bmds.tree.settle()
         if self.is_round_over() and not blk_mig.is_last_round:
             started = self._clock()
             dirty.begin_round(blk_mig)
@@ -225,11 +228,15 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             blk_mig, self._blk_mig = self._blk_mig, None
             release(blk_mig)
 
-    def description(self) -> dict[str, Any]:
-        """Return what the vmdescription says of the disks, once all is sent and before `save_cleanup`."""
-        return description.describe(
-            self.blk_mig.bmds_list, self._empty, incremental=self._shared_base, digests=self._parameters.digests
-        )
+    def description(self, *, as_tree: bool = False) -> dict[str, Any]:
+        """Return what the vmdescription says of the disks, once all is sent and before `save_cleanup`.
+
+        With `as_tree`, digests are those that do not take longer for a larger disk.
+        """
+        form: description.DigestForm | None = None
+        if self._parameters.digests:
+            form = "tree" if as_tree else "flat"
+        return description.describe(self.blk_mig.bmds_list, self._empty, incremental=self._shared_base, form=form)
 
     # -- details -----------------------------------------------------------------------------------------------------
 
@@ -290,12 +297,14 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
                 sent=_core.Bitmap(shape.nblocks) if self._shared_base else None,
                 aio_bitmap=_core.Bitmap(shape.nblocks),
             )
+            leaves = bmds.digests if bmds.disk_digests is None else bmds.disk_digests
+            bmds.tree = None if leaves is None else digests.DigestTree(leaves)
             bmds.blocker = blocker.pop_all()
         blk_mig.bmds_list.append(bmds)
         blk_mig.total_sector_sum += shape.total_sectors
 
     def _new_digests(self, shape: geometry.BlockGeometry) -> bytearray | None:
-        return bytearray(shape.nblocks * send.DIGEST_SIZE) if self._parameters.digests else None
+        return bytearray(shape.nblocks * digests.DIGEST_SIZE) if self._parameters.digests else None
 
     def _begin_section(self) -> state.BlkMigState:
         """Return the state, unless a section before this one was ended by an exception."""

@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from .. import _core, channel, errors
-from . import coverage, device, state
+from . import coverage, device, digests, state
 
 SHARES_PAGES = 1
 """In the bits of the first EOS that nobody looks at: payloads are pages of a file, on this machine."""
@@ -19,9 +17,6 @@ COUNT_SHIFT = 2
 EMPTY_SHIFT = 12
 COUNT_MASK = 0x3FF
 
-DIGEST_SIZE = 16
-DIGEST_ALGORITHM = "blake2b-256 of the blake2b-128 of each block"
-STREAM_DIGEST_ALGORITHM = "blake2b-256 of lines: the number of disks; size, digest and name of each, as UTF-8 in hex"
 ZERO_FLAGS = _core.FLAG_DEVICE_BLOCK | _core.FLAG_ZERO_BLOCK
 
 
@@ -30,32 +25,6 @@ def description_marks(disks: int, empty: int) -> int:
     if disks > COUNT_MASK or empty > COUNT_MASK:
         raise errors.ParameterError(f"a stream carries at most {COUNT_MASK} disks, not {disks + empty}")
     return IS_DESCRIBED | disks << COUNT_SHIFT | empty << EMPTY_SHIFT
-
-
-def digest_of(payload: memoryview) -> bytes:
-    """Return the digest of one block: BLAKE2b of its whole MiB, zeros behind the end of a smaller disk included."""
-    import hashlib  # where it is used: importing it takes 3 ms, and a migration without digests needs none
-
-    return hashlib.blake2b(payload, digest_size=DIGEST_SIZE).digest()
-
-
-def combine_digests(digests: bytes | bytearray) -> str:
-    """Return the digest of a disk from those of its blocks; all zeros stands for a block that was not sent."""
-    import hashlib
-
-    return hashlib.blake2b(digests, digest_size=2 * DIGEST_SIZE).hexdigest()
-
-
-def combine_disks(disks: Iterable[tuple[str, int, str]]) -> str:
-    """Return the digest of all disks of a stream, each given as name, exact size in bytes, and digest, in any order."""
-    import hashlib
-
-    lines = sorted(f"{size} {digest} {name.encode('utf-8', 'surrogateescape').hex()}" for name, size, digest in disks)
-    return hashlib.blake2b("\n".join([str(len(lines)), *lines]).encode(), digest_size=2 * DIGEST_SIZE).hexdigest()
-
-
-ZERO_DIGEST = bytes.fromhex("94fbbab57175d86b0850cd927f454f98")
-"""What `digest_of` says of a block of zeros."""
 
 
 def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.BlkMigBlock) -> None:
@@ -78,7 +47,7 @@ def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.
         raise cannot_read(bmds, error, error.offset, _core.BLOCK_SIZE) from error
     blk_mig.transferred += 1
     if bmds.digests is not None:
-        note_digests(bmds, blk.block, digest_of(buf.payload))
+        note_digests(bmds, blk.block, digests.digest_of(buf.payload))
 
 
 def send_zero_run(
@@ -99,7 +68,7 @@ def send_zero_run(
     if bmds.sent is not None:
         bmds.sent.set_range(block, count)
     if bmds.digests is not None:
-        note_digests(bmds, block, ZERO_DIGEST * count)
+        note_digests(bmds, block, digests.ZERO_DIGEST * count)
 
 
 def note_sent(bmds: device.BlkMigDevState, blk: device.BlkMigBlock, *, is_zero: bool) -> None:
@@ -111,19 +80,19 @@ def note_sent(bmds: device.BlkMigDevState, blk: device.BlkMigBlock, *, is_zero: 
         bmds.sent.set(blk.block)
 
 
-def note_digests(bmds: device.BlkMigDevState, block: int, digests: bytes) -> None:
+def note_digests(bmds: device.BlkMigDevState, block: int, found: bytes) -> None:
     """Keep the digests of blocks that were sent, from `block` on."""
-    here = slice(block * DIGEST_SIZE, block * DIGEST_SIZE + len(digests))
     assert bmds.digests is not None
-    bmds.digests[here] = digests
+    bmds.digests[block * digests.DIGEST_SIZE : block * digests.DIGEST_SIZE + len(found)] = found
+    note_disk_digests(bmds, block, found)
+
+
+def note_disk_digests(bmds: device.BlkMigDevState, block: int, found: bytes) -> None:
+    """Keep the digests of blocks of the disk, whether they were sent or the target has them in its base."""
     if bmds.disk_digests is not None:
-        bmds.disk_digests[here] = digests
-
-
-def note_base_digests(bmds: device.BlkMigDevState, block: int, digests: bytes) -> None:
-    """Keep the digests of blocks that are not sent, because the target has them in its base."""
-    assert bmds.disk_digests is not None
-    bmds.disk_digests[block * DIGEST_SIZE : block * DIGEST_SIZE + len(digests)] = digests
+        bmds.disk_digests[block * digests.DIGEST_SIZE : block * digests.DIGEST_SIZE + len(found)] = found
+    if bmds.tree is not None:
+        bmds.tree.changed(block, len(found) // digests.DIGEST_SIZE)
 
 
 def flush_blks(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, *, wait: bool) -> bool:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 
 from .. import _core, channel, disk, errors, stats
-from . import buffers, coverage, send
+from . import buffers, coverage, digests
 
 GROWTH_BYTES = 64 << 20
 """A growing target grows in steps of this size, so that not every block changes the file's size."""
@@ -146,22 +146,27 @@ class BlkLoadDevice:
         if self.backend.is_growable:
             self.backend.resize(size)
 
-    def digest(self, check_cancelled: Callable[[], None] = lambda: None) -> str:
+    def digest(
+        self,
+        check_cancelled: Callable[[], None] = lambda: None,
+        *,
+        combine: Callable[[bytearray], str] = digests.combine_digests,
+    ) -> str:
         """Read back the whole disk and return its digest, as the sender computes it. Blocks.
 
-        Call it after `settle`. What a target holds of a base counts as what came. It calls `check_cancelled`, which may
-        raise, before each block.
+        `combine` makes one of those of the blocks. Call it after `settle`. What a target holds of a base counts as what
+        came. It calls `check_cancelled`, which may raise, before each block.
         """
         assert self.statistics.size is not None
         geometry = disk.BlockGeometry(self.statistics.size)
-        digests = bytearray(geometry.nblocks * send.DIGEST_SIZE)
+        found = bytearray(geometry.nblocks * digests.DIGEST_SIZE)
         buf = self._buf or self.buffers.lend(self)
         for block in range(geometry.nblocks):
             check_cancelled()
             offset, nbytes = geometry.block_range(block)
             self.backend.read_block(buf, offset, geometry.clip(offset, nbytes))
-            digests[block * send.DIGEST_SIZE : (block + 1) * send.DIGEST_SIZE] = send.digest_of(buf.payload)
-        return send.combine_digests(digests)
+            found[block * digests.DIGEST_SIZE : (block + 1) * digests.DIGEST_SIZE] = digests.digest_of(buf.payload)
+        return combine(found)
 
 
 def _why_limited(backend: disk.BlockBackend, limit: int) -> str:

@@ -25,7 +25,10 @@ class AnnouncedDisk:
     resent: tuple[int, int] | None = None
     sent: str | None = None
     digest: str | None = None
-    """Digest of all that the disk holds."""
+    """Digest of all that the disk holds, in the flat form."""
+
+    tree: str | None = None
+    """The same, in the form of a tree; one of them is there, or none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +39,10 @@ class Announcement:
     incremental: bool = False
     disks: dict[str, AnnouncedDisk] = dataclasses.field(default_factory=dict)
     digest: str | None = None
-    """Digest of all disks, names and sizes included."""
+    """Digest of all disks, names and sizes included, made from their flat digests."""
+
+    tree: str | None = None
+    """The same, made from their trees."""
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -93,30 +99,34 @@ def _parse(about: Any, position: int, *, is_sealed: bool) -> Announcement:
         )
     if version not in KNOWN_VERSIONS or is_sealed != (version >= SEALED_SINCE):
         _damaged(position)
-    incremental, entries, digest = about.get("incremental"), about.get("disks"), about.get("digest")
-    if not isinstance(incremental, bool) or not isinstance(entries, list) or not isinstance(digest, str | None):
+    incremental, entries = about.get("incremental"), about.get("disks")
+    digest, tree = about.get("digest"), about.get("tree_digest")
+    if not isinstance(incremental, bool) or not isinstance(entries, list):
+        _damaged(position)
+    if not isinstance(digest, str | None) or not isinstance(tree, str | None):
         _damaged(position)
     disks = [_parse_disk(entry, position, incremental=incremental) for entry in entries]
     named = {disk.name: disk for disk in disks}
     if len(named) != len(disks):
         _damaged(position)
-    return Announcement(True, incremental, named, digest)
+    return Announcement(True, incremental, named, digest, tree)
 
 
 def _parse_disk(entry: Any, position: int, *, incremental: bool) -> AnnouncedDisk:
     """Return one entry of the list of disks."""
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not is_size(entry.get("size")):
         _damaged(position)
-    texts = [entry.get(key) for key in ("digest", "disk_digest", "sent")]
+    texts = [entry.get(key) for key in ("digest", "disk_digest", "sent", "tree_digest")]
     resent = entry.get("resent")
     is_pair = isinstance(resent, list) and len(resent) == 2 and all(map(is_size, resent))
     if not (resent is None or is_pair) or not all(isinstance(text, str | None) for text in texts):
         _damaged(position)
-    digest, disk_digest, sent = texts
+    digest, disk_digest, sent, tree = texts
     return AnnouncedDisk(
         name=entry["name"],
         size=entry["size"],
         resent=None if resent is None else (resent[0], resent[1]),
         sent=sent,
         digest=disk_digest if incremental else digest,
+        tree=tree,
     )

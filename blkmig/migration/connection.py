@@ -26,6 +26,10 @@ QEMU_HINT = (
 REASON_SECONDS = 1.0
 """How long the reason of a target that failed may be on its way after the link broke."""
 
+ASK_TREES, KNOWS_TREES = 0x74726565, 0x54524545
+"""The value of the PING that asks whether the target verifies digests in the form of a tree, and that of a PONG which
+says that it does. Whoever does not know the question answers a PING like any other."""
+
 BARRIER_PING = 0x656E6400
 """PINGs that ask whether the target has taken everything have this value plus 1, 2, 3 ...: ``end`` and a number."""
 
@@ -45,6 +49,9 @@ class Connection:
         self._f: channel.OutputQEMUFile | None = None
         self._return_path: channel.InputQEMUFile | None = None
         self._barriers = 0
+        self.knows_trees = False
+        """The target has said that it verifies digests in the form of a tree."""
+
         self._is_qemu = is_qemu
         self.has_target_failed = False
         """The target has said so, and does not use what it has."""
@@ -78,6 +85,11 @@ class Connection:
         if self._cancel_requested:
             raise errors.Cancelled("the migration was cancelled")
 
+    def ask_for_trees(self, state: savevm.SaveState) -> None:
+        """Ask whether the target knows digests in the form of a tree; it has until the pause to say so."""
+        if self._return_path is not None:
+            state.send_ping(self.f, ASK_TREES)
+
     # -- what the target says ----------------------------------------------------------------------------------------
 
     def check_target(self) -> None:
@@ -109,13 +121,15 @@ class Connection:
         kind, value = savevm.read_message(path)
         if kind == savevm.MIG_RP_MSG_SHUT:
             raise self._target_failed(value or 0)
+        if kind == savevm.MIG_RP_MSG_PONG and value == KNOWS_TREES:
+            self.knows_trees = True
         if kind == savevm.MIG_RP_MSG_PONG and not self._is_answer(value):
             self._is_no_qemu()
         return value if kind == savevm.MIG_RP_MSG_PONG else None
 
     def _is_answer(self, value: int | None) -> bool:
         """Return whether a PONG answers one of our PINGs."""
-        return value is not None and BARRIER_PING < value <= BARRIER_PING + self._barriers
+        return value == ASK_TREES or (value is not None and BARRIER_PING < value <= BARRIER_PING + self._barriers)
 
     def await_target(self) -> None:
         """Close the stream; on a two-way channel, wait for the target's word first."""

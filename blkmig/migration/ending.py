@@ -130,4 +130,5 @@ class Ending:
 
     def _vmdescription(self) -> dict[str, Any]:
         """Return what a reader of the stream should know; QEMU reads and ignores it."""
-        return {"page_size": 4096, "devices": [], "blkmig": self._block.description()}
+        about = self._block.description(as_tree=self._connection.knows_trees)
+        return {"page_size": 4096, "devices": [], "blkmig": about}

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .. import block, channel, errors, params, savevm, stats
-from . import announcement, farewell, heartbeat, outlook, verdict
+from . import announcement, connection, farewell, heartbeat, outlook, verdict
 from . import targets as load_targets
 from .announcement import Announcement
 
@@ -133,7 +133,9 @@ class IncomingMigration:
         self._block.on_progress = self._report if self._on_progress is not None else None
         self._block.on_described = lambda *counts: self._targets.check_counts(*counts, position=f.position)
         self._block.on_sizes = self._targets.check_announced
-        loader = savevm.LoadVM(self.savevm, f, observer=self._observer)
+        loader = savevm.LoadVM(
+            self.savevm, f, observer=self._observer, answers={connection.ASK_TREES: connection.KNOWS_TREES}
+        )
         try:
             stream = loader.loadvm()
             announced = self._judge(stream)

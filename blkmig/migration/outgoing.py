@@ -289,6 +289,8 @@ class OutgoingMigration:
         self.savevm.state_header(f)
         if self.parameters.return_path and self._connection.open_return_path():
             self.savevm.send_open_return_path(f)
+            if self.parameters.digests and self.parameters.writers_after == "refuse":
+                self._connection.ask_for_trees(self.savevm)
         self.savevm.state_setup(f)
         self.stats.disk_bytes = self._block.blk_mig.bytes_total()
         self._figures.begin_round(self.stats.disk_bytes)

@@ -173,7 +173,9 @@ def check_verifiable(devices: Sequence[CoveredDisk], announced: Announcement) ->
     for device in devices:
         name = device.statistics.name
         disk = announced.disks.get(name)
-        if announced.digest is None or disk is None or disk.digest is None:
+        is_flat = announced.digest is not None and disk is not None and disk.digest is not None
+        is_tree = announced.tree is not None and disk is not None and disk.tree is not None
+        if not is_flat and not is_tree:
             reason = "the stream has no digest of it; send it with --verify, by a blkmig as new as this one"
             raise errors.ContentMismatch(f"disk {name!r} cannot be verified: {reason}", device=name)
 
@@ -188,14 +190,16 @@ def verify_digests(
     Call `check_verifiable` before.
     """
     found = []
+    is_tree = announced.digest is None
+    combine = block.tree_of if is_tree else block.combine_digests
     for device in devices:
         name, size = device.statistics.name, device.statistics.size
         assert size is not None
-        digest = device.digest(check_cancelled)
-        if digest != announced.disks[name].digest:
+        digest, about = device.digest(check_cancelled, combine=combine), announced.disks[name]
+        if digest != (about.tree if is_tree else about.digest):
             raise errors.ContentMismatch(f"disk {name!r}: {_why_it_differs(announced)}", device=name)
         found.append((name, size, digest))
-    if block.combine_disks(found) != announced.digest:
+    if block.combine_disks(found) != (announced.tree if is_tree else announced.digest):
         raise errors.ContentMismatch(
             "the disks that came, their names, sizes and contents, are not those that were sent", device=""
         )

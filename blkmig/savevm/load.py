@@ -15,7 +15,7 @@ is not parsed but drained to its end (:mod:`.vmdescription`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
@@ -45,12 +45,21 @@ class LoadVM:
     """
 
     def __init__(
-        self, state: savestate.SaveState, f: InputQEMUFile, *, observer: stream.StreamObserver | None = None
+        self,
+        state: savestate.SaveState,
+        f: InputQEMUFile,
+        *,
+        observer: stream.StreamObserver | None = None,
+        answers: Mapping[int, int] | None = None,
     ) -> None:
-        """Load from `f` into the sections that are registered in `state`."""
+        """Load from `f` into the sections that are registered in `state`.
+
+        A PING is answered with its own value, but for those of `answers`, which are questions.
+        """
         self._state = state
         self._f = f
         self._observer = observer or _NOBODY
+        self._answers = answers or {}
         self._version = 0
         self._configuration = configuration.Configuration()
         self._has_footers: bool | None = None
@@ -282,7 +291,7 @@ class LoadVM:
         elif command == container.MIG_CMD_PING:
             value = f.get_be32()
             if self._return_path is not None:
-                return_path.send_pong(self._return_path, value)
+                return_path.send_pong(self._return_path, self._answers.get(value, value))
         elif command == container.MIG_CMD_PACKAGED:
             if in_package:
                 raise errors.StreamError("a package inside a package", position=position)

@@ -5,13 +5,15 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
+from typing import Any
 
 import lab
 import pytest
 
 import blkmig
-from blkmig import _core, stats
+from blkmig import _core, block, errors, savevm, stats
 from blkmig.cli import send as send_command
+from blkmig.migration import announcement
 
 MIB = lab.MIB
 
@@ -38,6 +40,71 @@ def test_the_pause_ends_before_the_target_reads_anything_back(tmp_path: Path, wr
     assert not target.may_read.is_set()
     target.may_read.set()
     assert receiver.result().disks["d"].verified
+
+
+class Recorded:
+    """What the description of a stream says, kept on its way to the loader."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.said: dict[str, Any] = {}
+        read = announcement.read_announcement
+
+        def reading(stream: savevm.LoadedStream, handlers: block.BlockLoadHandlers) -> announcement.Announcement:
+            assert stream.vmdescription is not None
+            self.said = stream.vmdescription["blkmig"]
+            return read(stream, handlers)
+
+        monkeypatch.setattr(announcement, "read_announcement", reading)
+
+
+@pytest.mark.parametrize("shared_base", [False, True])
+@pytest.mark.parametrize(("writers_after", "knows", "is_tree"), [
+    ("refuse", True, True),
+    ("refuse", False, False),
+    ("release", True, False),
+])  # fmt: skip
+def test_digests_of_a_move_do_not_grow_with_the_disk(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    writers_after: str,
+    knows: bool,
+    is_tree: bool,
+    shared_base: bool,
+) -> None:
+    """B2: what a receiver of before can read is sent to one that does not say that it knows better."""
+    if not knows:
+        load = savevm.LoadVM
+        monkeypatch.setattr(savevm, "LoadVM", lambda state, f, **options: load(state, f, observer=options["observer"]))
+    recorded = Recorded(monkeypatch)
+    disks = [
+        blkmig.MemoryBackend(bytearray(b"x" * 4 * MIB), name="d"),
+        blkmig.MemoryBackend(bytearray(b"y" * 700), name="e"),
+    ]
+    targets = {key: blkmig.MemoryBackend(bytearray(size), name=key) for key, size in (("d", 4 * MIB), ("e", 700))}
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", targets, verify=True, incremental=shared_base)
+    blkmig.send(disks, receiver.uri, writers_after=writers_after, digests=True, shared_base=shared_base)
+    assert all(disk.verified for disk in receiver.result().disks.values())
+    keys = {"tree_digest"} if is_tree else {"disk_digest" if shared_base else "digest"}
+    for about in recorded.said["disks"]:
+        assert {key for key in about if key.endswith("digest")} >= keys
+        assert ("tree_digest" in about) == is_tree == ("digest" not in about)
+    assert ("tree_digest" in recorded.said) == is_tree == ("digest" not in recorded.said)
+
+
+def test_a_target_that_differs_is_found_by_its_tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Forgetful(blkmig.MemoryBackend):
+        def write_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
+            super().write_block(blk, offset, nbytes)
+            if offset == 2 * MIB:
+                self.pwrite(b"?", offset)
+
+    recorded = Recorded(monkeypatch)
+    disk = blkmig.MemoryBackend(bytearray(b"x" * 4 * MIB), name="d")
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": Forgetful(bytearray(4 * MIB), name="d")}, verify=True)
+    blkmig.send([disk], receiver.uri, writers_after="refuse", digests=True)
+    with pytest.raises(errors.ContentMismatch, match="disk 'd'"):
+        receiver.result()
+    assert "tree_digest" in recorded.said
 
 
 @pytest.mark.parametrize(
