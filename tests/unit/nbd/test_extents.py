@@ -26,6 +26,9 @@ class FakeConnection:
         self.asked = 0
         self._rng = rng
 
+    def check_home(self) -> None:
+        """It is nobody's in a fork's child."""
+
     def one_block_status(self, context: str, offset: int, nbytes: int) -> list[tuple[int, int]]:
         assert context in self.contexts
         assert 0 < nbytes <= self.size - offset
