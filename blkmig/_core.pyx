@@ -1062,7 +1062,7 @@ cdef class InputBuffer:
         return run.word & FLAGS, name, run.word >> SECTOR_BITS, run.count
 
     def expect_pages(self):
-        """Say that the sender shares pages, on this machine: if `fd` is a socket that does not block, payloads may pass
+        """Say that payloads are pages, on this machine: if `fd` is a socket or a pipe that does not block, they may pass
         through as such. Over TCP the next item is then looked for again after 0.2 ms before it is waited for."""
         self.pages = stream_expect_pages(&self.s)
 

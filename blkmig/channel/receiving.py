@@ -28,6 +28,10 @@ class ReceivingFile(base.QEMUFile):
     def __init__(self, transport: link.Transport, *, begun: bytes = b"") -> None:
         super().__init__(transport)
         self._buffer = _core.InputBuffer(transport.fd, wake_fd=transport.link.wake_fd, begun=begun)
+        if transport.socket is None:
+            # What stands in a pipe is pages, whoever has written it: copied into it, and out of it into the target's
+            # file. With one more copy, into memory between the two, 1 GiB takes 0.60 s instead of 0.41.
+            self._buffer.expect_pages()
 
     @property
     def position(self) -> int:
@@ -91,7 +95,7 @@ class ReceivingFile(base.QEMUFile):
         return self._buffer.next_run()
 
     def expect_pages(self) -> None:
-        """Say that the sender shares pages with this machine, so that payloads need not be copied on their way."""
+        """Say that the sender lends pages of this machine, so that payloads need not be copied on their way."""
         self._buffer.expect_pages()
 
     @base.transfer
