@@ -24,8 +24,7 @@ if TYPE_CHECKING:
     from .errors import MigrationError
     from .files import FileBackend, MemoryBackend
     from .migration import IncomingMigration, OutgoingMigration, receive, send
-    from .migration.incoming import incoming
-    from .migration.outgoing import outgoing
+    from .migration.calls import incoming, outgoing
     from .params import IncomingParameters, MigrationParameters
     from .savevm import SaveVMHandlers
     from .sources import open_disk, open_disks

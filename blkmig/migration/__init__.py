@@ -4,8 +4,9 @@
 What a migration itself does not need, the forecast and the inspection, is loaded when it is first used.
 """
 
-from .incoming import IncomingMigration, incoming, receive
-from .outgoing import OutgoingMigration, outgoing, send
+from .calls import incoming, outgoing, receive, send
+from .incoming import IncomingMigration
+from .outgoing import OutgoingMigration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

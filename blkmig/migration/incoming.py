@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from .. import block, channel, errors, params, savevm, stats
 from . import announcement, connection, farewell, heartbeat, outlook, verdict
@@ -269,41 +269,3 @@ class IncomingMigration:
         self.stats.status = status
         if self._on_progress is not None:
             self._on_progress(stats.StatusChanged(self._clock() - self._started if self._started else 0.0, status))
-
-
-def incoming(
-    uri: str,
-    targets: Mapping[str, load_targets.Target] | None = None,
-    parameters: params.IncomingParameters | None = None,
-    *,
-    into: str | os.PathLike[str] | None = None,
-    by_index: Mapping[int, load_targets.Target] | None = None,
-    on_progress: OnProgress | None = None,
-) -> IncomingMigration:
-    """Return a migration that comes in on `uri`, to be run in a ``with``; see :class:`IncomingMigration`."""
-    return IncomingMigration(uri, targets or {}, parameters, into=into, by_index=by_index, on_progress=on_progress)
-
-
-def receive(
-    uri: str,
-    targets: Mapping[str, load_targets.Target] | None = None,
-    *,
-    into: str | os.PathLike[str] | None = None,
-    by_index: Mapping[int, load_targets.Target] | None = None,
-    on_progress: OnProgress | None = None,
-    **parameters: Any,
-) -> stats.IncomingStatistics:
-    """Receive the disks of one migration and return the statistics. Blocks until everything is on stable storage.
-
-    `parameters` are those of :class:`~blkmig.IncomingParameters`.
-    """
-    migration = IncomingMigration(
-        uri,
-        targets or {},
-        params.IncomingParameters(**parameters),
-        into=into,
-        by_index=by_index,
-        on_progress=on_progress,
-    )
-    with migration:
-        return migration.run()

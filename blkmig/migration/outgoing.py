@@ -1,17 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The outgoing side of a migration: setup, iterate, switchover, complete, cleanup.
 
-::
-
-    none ─ setup ─► active ─ complete ─► device ──► completed
-                      │  ▲      (writers held)
-                      │  ├──────────────────┘ the pause was given up
-                      └──┘ iterate
-             any of them ─► failed, or cancelling ─► cancelled
-
-Who owns what: the order of things is here, and nothing that changes. The connection has the channel, the figures have
-the statistics, the convergence has what it takes to decide when the rounds end, the pause has the held writers, and the
-ending what is sent while they are.
+Who owns what: the order of things is here, and nothing that changes. The life has the state, the connection has the
+channel, the figures have the statistics, the convergence has what it takes to decide when the rounds end, the pause has
+the held writers, and the ending what is sent while they are.
 
 One thread, the migration thread, calls everything but `cancel` and `switchover`, which any thread and any signal
 handler may call; so these two take no lock. They set a flag that only ever goes from False to True, and then wake
@@ -21,16 +13,13 @@ the same when the caller's time-out is over.
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from .. import _core, block, disk, errors, params, savevm, stats
-from ..sources import together
-from . import bounds, connection, convergence, ending, endpoints, figures, pause
+from . import bounds, connection, convergence, ending, endpoints, figures, life, pause
 
 
 class OutgoingMigration:
@@ -79,15 +68,23 @@ class OutgoingMigration:
             self._send_section,
         )
         self._bounds = bounds.Bounds(self.parameters, self._convergence, self.cancel)
+        self._life = life.Life(
+            self._figures,
+            (
+                self._bounds.close,
+                self._convergence.release_throttle,
+                self.savevm.state_cleanup,
+                self._connection.abort,
+            ),
+        )
         self._clock = clock
-        self._pid = os.getpid()
 
     # -- life --------------------------------------------------------------------------------------------------------
 
     @property
     def status(self) -> stats.Status:
         """Return the state of the migration, in QEMU's words."""
-        return self.stats.status
+        return self._life.status
 
     @property
     def skipped(self) -> list[str]:
@@ -96,7 +93,7 @@ class OutgoingMigration:
 
     def __enter__(self) -> Self:
         """Connect, take the disks into use, start dirty tracking: QEMU's setup."""
-        self._require("none")
+        self._life.require("none")
         self._figures.start()
         try:
             self._figures.enter("setup")
@@ -105,7 +102,7 @@ class OutgoingMigration:
             self.stats.setup_time = self._figures.elapsed()
             self._figures.enter("active")
         except BaseException as error:
-            self._end(error)
+            self._life.end(error)
             raise
         return self
 
@@ -113,10 +110,10 @@ class OutgoingMigration:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Clean up; a migration that was not completed is cancelled (or failed, after an error)."""
-        if self.status in ("completed", "failed", "cancelled") or self._pid != os.getpid():
-            return  # also in a fork's child: link and disks are the parent's
+        if self._life.is_over:
+            return
         error = exc or errors.Cancelled("the migration was left before it was complete")
-        self._end(error)
+        self._life.end(error)
         if exc is None and hasattr(error, "__notes__"):
             raise error  # nobody else would say that the clean-up failed
 
@@ -127,7 +124,7 @@ class OutgoingMigration:
         Raises :class:`~blkmig.errors.NotConverged` when `max_rounds` or `timeout` are over before that, or several
         pauses had to be given up.
         """
-        self._require("active")
+        self._life.require("active")
         self._figures.forget_fetch()  # who knows how long ago the caller iterated
         while True:
             self._iterate_until_ready()
@@ -173,7 +170,7 @@ class OutgoingMigration:
 
     def iterate(self) -> None:
         """Send one section, of about 100 ms. Blocks for the channel, the disks and the rate limit."""
-        self._require("active")
+        self._life.require("active")
         with self._bounds.saying_why():
             if self._send_section():
                 self._round_ended()
@@ -229,7 +226,7 @@ class OutgoingMigration:
 
     def _complete(self) -> bool:
         """Do what `complete` does; return whether it is done, or else the pause was given up."""
-        self._require("active")
+        self._life.require("active")
         self._figures.enter("device")
         self._convergence.release_throttle()
         held = self._make_pause()
@@ -245,7 +242,7 @@ class OutgoingMigration:
             self._figures.report(at_once=True)
             self._figures.raise_postponed()  # not before: it is done, whatever the caller's function says
         finally:
-            self._end(None)
+            self._life.end(None)
         return True
 
     def _make_pause(self) -> pause.Pause:
@@ -294,76 +291,3 @@ class OutgoingMigration:
         self.savevm.state_setup(f)
         self.stats.disk_bytes = self._block.blk_mig.bytes_total()
         self._figures.begin_round(self.stats.disk_bytes)
-
-    def _end(self, error: BaseException | None) -> None:
-        """Release everything and say how it ended; `error` is what ended it, and stays the error. None: success."""
-        if error is None:
-            self._clean_up()
-            self._figures.finish("completed")
-            return
-        cancelled = isinstance(error, errors.Cancelled) or not isinstance(error, Exception)
-        try:
-            with errors.keeping(error):
-                self._clean_up("cancelling" if cancelled else None)
-        finally:
-            with errors.keeping(error):
-                self._figures.finish("cancelled" if cancelled else "failed")
-
-    def _clean_up(self, status: stats.Status | None = None) -> None:
-        """Enter `status` and release everything, whatever fails on the way."""
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._connection.abort)
-            stack.callback(self.savevm.state_cleanup)
-            stack.callback(self._convergence.release_throttle)
-            stack.callback(self._bounds.close)
-            if status is not None:
-                self._figures.enter(status)
-
-    def _require(self, status: stats.Status) -> None:
-        """Raise unless the migration is in the state that a call needs, and in its own process."""
-        if self._pid != os.getpid():
-            state = f"of process {self._pid}"
-            raise errors.StateError("a fork's child cannot go on with it", state=state, required="of this process")
-        if self.status != status:
-            raise errors.StateError("the call is not possible now", state=self.status, required=status)
-
-
-def outgoing(
-    disks: Iterable[disk.BlockBackend],
-    uri: str,
-    parameters: params.MigrationParameters | None = None,
-    *,
-    on_progress: figures.OnProgress | None = None,
-) -> OutgoingMigration:
-    """Return a migration of `disks` to `uri`, driven step by step in a ``with``; see :class:`OutgoingMigration`."""
-    return OutgoingMigration(disks, uri, parameters, on_progress=on_progress)
-
-
-def send(
-    disks: Iterable[disk.BlockBackend | str | os.PathLike[str]],
-    uri: str,
-    *,
-    on_progress: figures.OnProgress | None = None,
-    **parameters: Any,
-) -> stats.OutgoingStatistics:
-    """Migrate `disks` to `uri` and return the statistics. Blocks until it is done or has failed.
-
-    A disk may be a path: it is opened for the length of the call. `parameters` are those of
-    :class:`~blkmig.MigrationParameters`.
-    """
-    chosen = params.MigrationParameters(**parameters)
-    timeouts: dict[str, Any] = {"connect_timeout": chosen.connect_timeout, "idle_timeout": chosen.idle_timeout}
-    with contextlib.ExitStack() as opened:
-        sources = list(disks)
-        texts = [(None, source) for source in sources if not isinstance(source, disk.BlockBackend)]
-        found = iter(together.open_sources(texts, writable=False, **timeouts))
-        backends: list[disk.BlockBackend] = []
-        for source in sources:
-            if isinstance(source, disk.BlockBackend):
-                backends.append(source)
-            else:
-                backends.extend(map(opened.enter_context, next(found)))
-        migration = OutgoingMigration(backends, uri, chosen, on_progress=on_progress)
-        with migration:
-            migration.run()
-        return migration.stats

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The states of an outgoing migration, and its end: everything is released once, whatever fails on the way.
+
+::
+
+    none ─ setup ─► active ─ complete ─► device ──► completed
+                      │  ▲      (writers held)
+                      │  ├──────────────────┘ the pause was given up
+                      └──┘ iterate
+             any of them ─► failed, or cancelling ─► cancelled
+
+Migration thread only. A fork's child has nothing of a migration: link and disks are its parent's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Sequence
+
+from .. import errors, stats
+from . import figures
+
+
+class Life:
+    """The states of the migration that `measured` tells of; at its end, `releases` are called in their order."""
+
+    def __init__(self, measured: figures.Figures, releases: Sequence[Callable[[], None]]) -> None:
+        self._figures = measured
+        self._releases = releases
+        self._pid = os.getpid()
+
+    @property
+    def status(self) -> stats.Status:
+        """Return the state."""
+        return self._figures.stats.status
+
+    @property
+    def is_over(self) -> bool:
+        """Return whether there is nothing left to end, in this process."""
+        return self.status in ("completed", "failed", "cancelled") or self._pid != os.getpid()
+
+    def require(self, status: stats.Status) -> None:
+        """Raise unless the migration is in the state that a call needs, and in its own process."""
+        if self._pid != os.getpid():
+            state = f"of process {self._pid}"
+            raise errors.StateError("a fork's child cannot go on with it", state=state, required="of this process")
+        if self.status != status:
+            raise errors.StateError("the call is not possible now", state=self.status, required=status)
+
+    def end(self, error: BaseException | None) -> None:
+        """Release everything and say how it ended; `error` is what ended it, and stays the error. None: success."""
+        if error is None:
+            self._clean_up()
+            self._figures.finish("completed")
+            return
+        cancelled = isinstance(error, errors.Cancelled) or not isinstance(error, Exception)
+        try:
+            with errors.keeping(error):
+                self._clean_up("cancelling" if cancelled else None)
+        finally:
+            with errors.keeping(error):
+                self._figures.finish("cancelled" if cancelled else "failed")
+
+    def _clean_up(self, status: stats.Status | None = None) -> None:
+        """Enter `status` and release everything."""
+        with contextlib.ExitStack() as stack:
+            for release in reversed(self._releases):
+                stack.callback(release)
+            if status is not None:
+                self._figures.enter(status)
