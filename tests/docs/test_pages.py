@@ -19,6 +19,11 @@ def named_paths(text: str) -> set[str]:
     return set(re.findall(r"`((?:blkmig|tests|benchmarks|docs|examples)/[^`\s]*)`", text))
 
 
+def placed_names(text: str) -> set[tuple[str, str]]:
+    """Return (name, path) of each "`name` in `path`": where a page says that something is."""
+    return set(re.findall(r"`([A-Za-z_.]+)`(?:\)|,)? (?:in|of) `((?:blkmig|tests)/[^`\s]+\.\w+)`", text))
+
+
 def links(text: str) -> set[str]:
     """Return where the page's links lead to, within the repository."""
     return {target for target in re.findall(r"\]\(([^)\s#]+)[^)\s]*\)", text) if "://" not in target}
@@ -37,6 +42,12 @@ def test_paths_exist(page: Path) -> None:
         if not where.exists() or (test and f"def {test}(" not in where.read_text()):
             missing.add(name)
     assert missing == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_names_are_where_they_are_said_to_be(page: Path) -> None:
+    placed = placed_names(page.read_text())
+    assert {(name, path) for name, path in placed if name.rpartition(".")[2] not in (ROOT / path).read_text()} == set()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
