@@ -15,7 +15,7 @@ import model
 import pytest
 
 import blkmig
-from blkmig import cli
+from blkmig import block, cli
 
 ENDED = golden_streams.with_verdict("complete", "incremental", "lossy")
 
@@ -132,6 +132,13 @@ def test_a_fresh_stream(tmp_path: Path, capsys: pytest.CaptureFixture[str], dige
         assert {entry["name"]: entry["digest"] for entry in about["disks"]} == {
             name: model.digest(disk) for name, disk in after.items()
         }
+
+
+@pytest.mark.parametrize("nblocks", [0, 1, 2, 256, 257, 65536, 65537])
+def test_trees(nblocks: int) -> None:
+    leaves = random.Random(nblocks).randbytes(16 * nblocks)
+    pieces = [leaves[start : start + 16] for start in range(0, len(leaves), 16)]
+    assert block.tree_of(leaves) == model.tree_digest(pieces)
 
 
 def resent(stream: model.Stream, name: str) -> list[int]:

@@ -300,6 +300,18 @@ def digest(contents: bytes) -> str:
     return hashlib.blake2b(b"".join(digests), digest_size=32).hexdigest()
 
 
+def tree_digest(leaves: list[bytes]) -> str:
+    """Return the digest of a whole disk as a tree, from those of its blocks."""
+    level = 0
+    while len(leaves) > 1 or not level:
+        level += 1
+        groups = [b"".join(leaves[start : start + 256]) for start in range(0, max(len(leaves), 1), 256)]
+        leaves = [
+            hashlib.blake2b(group, digest_size=32, person=b"blkmig level %d" % level).digest() for group in groups
+        ]
+    return leaves[0].hex()
+
+
 def digest_of_all(disks: dict[str, bytes]) -> str:
     """Return the digest of all disks of a stream, names and sizes included."""
     lines = sorted(f"{len(disk)} {digest(disk)} {name.encode().hex()}" for name, disk in disks.items())
