@@ -71,13 +71,13 @@ class OutgoingStatistics:
     """From the moment the writers were held to their release, or to the target's word when the disk moved."""
 
     downtime_limit: float = 0.0
-    """What was asked for; a downtime beyond it is one that did not keep it."""
+    """The limit that was asked for; a longer downtime did not keep it."""
 
     pauses_given_up: int = 0
     """Pauses that took longer than their bound: the writers went on, and the migration went back to rounds."""
 
     downtime_given_up: float = 0.0
-    """Seconds that the writers were held in those."""
+    """Seconds that the writers were held in the pauses that were given up."""
 
     expected_downtime: float | None = None
     """As in `Progressed`."""
@@ -216,7 +216,7 @@ class Received(Event):
     blocks: int
     zero_blocks: int
     percent: int
-    """Of the disks, holes included, as the source says it."""
+    """How much of the disks has come, holes included, as the source says."""
 
     bandwidth: float = 0.0
     """Bytes of the stream that came in a second, of late."""

@@ -14,7 +14,7 @@ from . import output, parser, signals
 EXIT_FAILED = 1
 
 ENDED_BY_SIGNAL = (EXIT_FAILED, errors.ChannelError.exit_code, errors.Cancelled.exit_code)
-"""Exit codes that mean no more than "cancelled" after a signal: a link that breaks then, say. The others are facts."""
+"""Exit codes that after a signal mean no more than "cancelled", as of a link that breaks then. Others are facts."""
 
 DEFECT = "this is a defect of blkmig; run it again with -v and report what it says"
 

@@ -3,8 +3,8 @@
 
 Targets that somebody named are compared with the stream's file and with each other, opened and checked before anybody
 can connect; a stream does not say which disks it holds before their first blocks come. What does not exist is made
-under a name of its own, and is called by its real one when everything is complete: see `sources/targetfile.py`. An
-existing target keeps its size; an empty file counts as one that does not exist.
+under a hidden name, and gets its own name when everything is complete: see `sources/targetfile.py`. An existing target
+keeps its size; an empty file counts as one that does not exist.
 """
 
 from __future__ import annotations
@@ -241,7 +241,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             target.check()
         for target in self._made:
             target.publish()
-        for target in self._made:  # the first one makes the others quick
+        for target in self._made:  # the first flush makes the others quick
             target.sync()
 
     def confirm(self) -> None:
@@ -257,8 +257,8 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
     ) -> None:
         """Close what was opened here and say what is left; what fails then is a note to the body's error.
 
-        A word that could not be given was not given, so what has its name already is taken back. After any other end,
-        a signal's for instance, nobody knows, and it stays.
+        If the link refused the word, the source does not have it, and targets that got their names are taken back.
+        After any other end, as by a signal, nobody knows whether the source has the word, and the targets stay.
         """
         made, self._made = self._made, []
         with contextlib.ExitStack() as stack:
