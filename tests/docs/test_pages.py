@@ -11,6 +11,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 README_WORDS = 900
+QUESTIONS = {
+    "Where is the rate limit kept?": "`RateLimiter` in `blkmig/channel/rate.py`",
+    "What may a backend assume about threads?": "## What a backend may assume",
+    "How do I add a source?": "## A new kind of disk",
+    "Where would a wrong digest be noticed?": "`verify_digests` in `blkmig/migration/verdict.py`",
+    "Which test shows that a dirty bit is cleared first?": "test_clearing_after_the_read_would_be_noticed",
+}
+"""What a newcomer asks, and what the answer says."""
+
 IDS = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
@@ -53,3 +62,19 @@ def test_names_are_where_they_are_said_to_be(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=IDS)
 def test_links_lead_somewhere(page: Path) -> None:
     assert {target for target in links(page.read_text()) if not (page.parent / target).exists()} == set()
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_newcomer_finds_it_in_two_clicks(question: str) -> None:
+    start = ROOT / "CONTRIBUTING.md"
+    pages = [start]
+    for _ in range(2):
+        pages += [
+            (page.parent / target).resolve()
+            for page in pages
+            for target in links(page.read_text())
+            if target.endswith(".md")
+        ]
+    texts = {page: page.read_text() for page in pages}
+    assert any(question in text for text in texts.values())
+    assert any(QUESTIONS[question] in text for text in texts.values())
