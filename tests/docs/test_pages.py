@@ -64,6 +64,12 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert {target for target in links(page.read_text()) if not (page.parent / target).exists()} == set()
 
 
+def test_rooms_has_every_file() -> None:
+    text = (ROOT / "docs" / "architecture" / "rooms.md").read_text()
+    files = {path.name for path in (ROOT / "blkmig").rglob("*.py")} - {"__init__.py", "__main__.py"}
+    assert {name for name in files if f"{name}`" not in text} == set()
+
+
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_a_newcomer_finds_it_in_two_clicks(question: str) -> None:
     start = ROOT / "CONTRIBUTING.md"
