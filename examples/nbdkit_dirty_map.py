@@ -9,7 +9,7 @@
 
 The pause filter holds the clients and waits for what they have in flight: ``p`` pauses it, ``r`` resumes it. nbdkit
 brings its own Python, so this file needs nothing but the standard library; the layout of the map is that of
-blkmig.files.sharedmap.
+blkmig.files.dirtymap.
 """
 
 import errno

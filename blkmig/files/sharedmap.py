@@ -1,53 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Disks that another program writes: it tells which parts through a dirty map, a small file in shared memory.
-
-The map, all numbers little-endian::
-
-    offset   bytes
-    0        8      magic "BLKDIRTY"
-    8        4      version, 1
-    12       4      granularity: bytes of disk that one byte of the map stands for, a power of two; 65536 as a rule
-    16       8      size of the disk in bytes
-    24       ...    zeros
-    4096     n      one byte for each chunk of the disk, n = size / granularity rounded up: 1 written, 0 not
-
-The rule is the same as everywhere: **write, then mark; clear, then read**. ::
-
-    writer    write ──────────► store 1
-    blkmig          store 0 ► read          the read may have missed the write: its 1 stays
-
-A byte is stored, never changed bit by bit, so there is no lock and no atomic operation in the writer: a C program maps
-the file and assigns, a Python one uses mmap. (On a machine that reorders stores the writer's assignment must be a
-release store, ``__atomic_store_n(&map[i], 1, __ATOMIC_RELEASE)``; after a write(2) that has returned it is one anyway.)
-A write that failed may have written a part and is marked, too. The file must not become shorter while it is in use.
-
-One migration at a time takes the marks: it holds a lock (flock) on the map.
-"""
+"""Disks that another program writes: it tells which parts through a dirty map, see `dirtymap`."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
-import mmap
 import os
-import struct
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from .. import _core, children, errors, units
-from ..disk import backend, dirty, identity, local
+from ..disk import backend, dirty, local
+from . import dirtymap
 
 SCHEME = "dirtymap:"
-MAGIC = b"BLKDIRTY"
-VERSION = 1
-HEADER = struct.Struct("<8sIIQ")
-MAP_OFFSET = 4096
-GRANULARITY = 65536
-MIN_GRANULARITY, MAX_GRANULARITY = 4096, 1 << 20
-WINDOW = 1 << 18
-"""Bytes of the map that are looked at together: 16 GiB of disk."""
-
 COMMAND_SECONDS = 60.0
 
 Action = Callable[[], object]
@@ -82,7 +48,7 @@ class SharedMapBackend(backend.BlockBackend):
         self._hold, self._release, self._refuse = hold, release, refuse
         self._is_held = self._stays_held = False
         self._trackers: list[dirty.DirtyBitmap] = []
-        self._map = DirtyMap(path, size=self.size, device=self.name)
+        self._map = dirtymap.DirtyMap(path, size=self.size, device=self.name)
         # Written by another program, on purpose, and marked.
         self.files = tuple(dataclasses.replace(file, is_tracked=True) for file in (*source.files, self._map.known))
 
@@ -186,98 +152,6 @@ class SharedMapBackend(backend.BlockBackend):
             stack.callback(self._map.close)
             if not self._stays_held:
                 self.release_writers()
-
-
-class DirtyMap:
-    """The dirty map at `path`, of a disk of `size` bytes."""
-
-    def __init__(self, path: str | os.PathLike[str], *, size: int, device: str) -> None:
-        self._device = device
-        self._pid = os.getpid()
-        try:
-            self._file = open(path, "r+b", buffering=0)  # noqa: PTH123, SIM115 - it stays open
-        except OSError as error:
-            raise errors.DeviceError("cannot open its dirty map", device=device, cause=error) from error
-        try:
-            self.known = identity.KnownFile.of(path, fd=self._file.fileno())
-            self.granularity, self._count = self._read_header(size)
-            self._map = mmap.mmap(self._file.fileno(), MAP_OFFSET + self._count)
-        except BaseException:
-            self._file.close()
-            raise
-
-    def _read_header(self, size: int) -> tuple[int, int]:
-        header = self._file.read(HEADER.size)
-        if len(header) < HEADER.size or not header.startswith(MAGIC):
-            raise self._wrong("that file is not a dirty map")
-        _, version, granularity, mapped_size = HEADER.unpack(header)
-        if version != VERSION:
-            raise self._wrong(f"it has version {version}, and only {VERSION} is known")
-        if not MIN_GRANULARITY <= granularity <= MAX_GRANULARITY or granularity & (granularity - 1):
-            raise self._wrong(f"its granularity is {granularity}, and must be a power of two from 4 KiB to 1 MiB")
-        if mapped_size != size:
-            raise self._wrong(f"it is the map of a disk of {mapped_size} bytes, and this one has {size}")
-        count = -(-size // granularity)
-        if os.fstat(self._file.fileno()).st_size < MAP_OFFSET + count:
-            raise self._wrong(f"it is too short for {count} chunks")
-        return granularity, count
-
-    def _wrong(self, cause: str) -> errors.FormatError:
-        return errors.FormatError("cannot use its dirty map", device=self._device, cause=cause)
-
-    def lock(self) -> None:
-        """Keep other migrations from taking the marks. Raises :class:`~blkmig.errors.DeviceBusy`."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            cause = "another migration takes the marks"
-            raise errors.DeviceBusy("cannot use its dirty map", device=self._device, cause=cause) from error
-
-    def unlock(self) -> None:
-        """Leave the marks to others."""
-        if not self._file.closed and self._pid == os.getpid():  # not a fork's child, whose lock is the parent's
-            fcntl.flock(self._file, fcntl.LOCK_UN)
-
-    def take(self) -> Iterator[tuple[int, int]]:
-        """Clear the marks and yield the (offset, nbytes) that they stood for; about 10 ms for a TiB of disk.
-
-        A window at a time, so that memory is bounded; whoever stops half-way leaves the marks of his window there.
-        """
-        import numpy as np
-
-        if self._file.closed:
-            raise errors.DeviceError("cannot use its dirty map", device=self._device, cause="it is closed")
-        for start in range(0, self._count, WINDOW):
-            chunks = np.frombuffer(self._map, np.uint8, min(WINDOW, self._count - start), MAP_OFFSET + start)
-            marked = np.flatnonzero(chunks)
-            chunks[marked] = 0  # what is marked again from here on is read after this, or stays marked
-            ends = np.flatnonzero(np.diff(marked, append=-1) != 1)
-            starts = np.concatenate(([0], ends[:-1] + 1)) if len(ends) else ends
-            try:
-                for first, last in zip(marked[starts].tolist(), marked[ends].tolist(), strict=True):
-                    yield (start + first) * self.granularity, (last + 1 - first) * self.granularity
-            except BaseException:
-                chunks[marked] = 1  # whoever was to have them has stopped: the next one takes them
-                raise
-
-    def close(self) -> None:
-        """Unmap it. Twice does no harm."""
-        self._file.close()
-        with contextlib.suppress(BufferError):  # an array of an interrupted `take` may still look at it
-            self._map.close()
-
-
-def create_map(path: str | os.PathLike[str], size: int, *, granularity: int = GRANULARITY) -> None:
-    """Write a dirty map, all clean, for a disk of `size` bytes; an existing file is replaced.
-
-    `granularity` is a power of two from 4 KiB to 1 MiB. Raises :class:`~blkmig.errors.ParameterError`.
-    """
-    size, granularity = units.parse_size(size), units.index(granularity)
-    if not MIN_GRANULARITY <= granularity <= MAX_GRANULARITY or granularity & (granularity - 1):
-        raise errors.ParameterError(f"granularity must be a power of two from 4K to 1M, not {granularity}")
-    with open(path, "wb") as file:  # noqa: PTH123
-        file.write(HEADER.pack(MAGIC, VERSION, granularity, size))
-        file.truncate(MAP_OFFSET + -(-size // granularity))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

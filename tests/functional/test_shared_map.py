@@ -23,12 +23,12 @@ from storage_daemon import MiB
 
 import blkmig
 from blkmig import errors
-from blkmig.files import sharedmap
+from blkmig.files import dirtymap, sharedmap
 from blkmig.nbd import uri as nbd_uri
 from blkmig.sources import open_disks
 
 SIZE = 3 * MiB + 70_000
-CHUNK = sharedmap.GRANULARITY
+CHUNK = dirtymap.GRANULARITY
 PLUGIN = Path(__file__).parents[2] / "examples" / "nbdkit_dirty_map.py"
 
 
@@ -39,7 +39,7 @@ class Program:
         self.disk, self.map = folder / "disk.raw", folder / "disk.map"
         self.disk.open("wb").truncate(size)
         self._file = self.disk.open("r+b", buffering=0)
-        sharedmap.create_map(self.map, size, granularity=granularity)
+        dirtymap.create_map(self.map, size, granularity=granularity)
         self.granularity = granularity
         with self.map.open("r+b") as file:
             self.bytes = mmap.mmap(file.fileno(), 0)
@@ -52,7 +52,7 @@ class Program:
             self._file.seek(offset)
             self._file.write(data)
             for chunk in range(offset // self.granularity, (offset + len(data) - 1) // self.granularity + 1):
-                self.bytes[sharedmap.MAP_OFFSET + chunk] = 1
+                self.bytes[dirtymap.MAP_OFFSET + chunk] = 1
 
     def hold(self) -> None:
         self.calls.append("hold")
@@ -71,7 +71,7 @@ class Program:
         return sharedmap.SharedMapBackend(source, self.map, **actions | options)  # type: ignore[arg-type]
 
     def marks(self) -> set[int]:
-        return {chunk for chunk, byte in enumerate(self.bytes[sharedmap.MAP_OFFSET :]) if byte}
+        return {chunk for chunk, byte in enumerate(self.bytes[dirtymap.MAP_OFFSET :]) if byte}
 
 
 @pytest.fixture
@@ -121,15 +121,15 @@ def test_every_tracker_gets_the_marks_that_came_since_it_began(program: Program)
 @pytest.mark.parametrize("seed", range(20))
 def test_random_marks_are_taken_as_runs(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = random.Random(seed)
-    window = rng.choice([1, 7, 64, sharedmap.WINDOW])
-    monkeypatch.setattr(sharedmap, "WINDOW", window)
+    window = rng.choice([1, 7, 64, dirtymap.WINDOW])
+    monkeypatch.setattr(dirtymap, "WINDOW", window)
     size = rng.randrange(1, 5 * MiB)
     program = Program(tmp_path, size, granularity=rng.choice([4096, 65536, MiB]))
     count = -(-size // program.granularity)
     marked = {chunk for chunk in range(count) if rng.random() < rng.choice([0, 0.1, 0.5, 0.9, 1])}
     for chunk in marked:
-        program.bytes[sharedmap.MAP_OFFSET + chunk] = 1 + rng.randrange(255)
-    taken = list(sharedmap.DirtyMap(program.map, size=size, device="disk").take())
+        program.bytes[dirtymap.MAP_OFFSET + chunk] = 1 + rng.randrange(255)
+    taken = list(dirtymap.DirtyMap(program.map, size=size, device="disk").take())
     covered = [chunk for first, nbytes in taken for chunk in range(first, first + nbytes, program.granularity)]
     assert covered == [chunk * program.granularity for chunk in sorted(marked)], f"seed {seed}"
     whole = window * program.granularity

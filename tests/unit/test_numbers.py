@@ -25,7 +25,7 @@ import pytest
 import blkmig
 from blkmig import _core, block, disk, errors, files, migration, params, qemu, sources, units
 from blkmig.disk import dirty
-from blkmig.files import sharedmap
+from blkmig.files import dirtymap, sharedmap
 from blkmig.nbd import backend as nbd
 from blkmig.nbd import image
 
@@ -319,7 +319,7 @@ def test_sizes_of_numpy(tmp_path):
         assert (tmp_path / kind.__name__).stat().st_size == 90
         assert dirty.DirtyBitmap(kind(100), np.int64(65536)).nblocks == 1
         assert disk.BlockGeometry(kind(100)).block_of(kind(0)) == 0
-        sharedmap.create_map(tmp_path / "map", kind(100), granularity=np.int32(4096))
+        dirtymap.create_map(tmp_path / "map", kind(100), granularity=np.int32(4096))
         assert units.parse_size(kind(100)) == 100
 
 
@@ -330,7 +330,7 @@ def test_a_file_of_no_whole_size_is_not_made(tmp_path):
                 files.FileBackend(tmp_path / "new", create_size=value)
         if not isinstance(value, str):
             with pytest.raises(errors.ParameterError):
-                sharedmap.create_map(tmp_path / "new", value)
+                dirtymap.create_map(tmp_path / "new", value)
     assert not (tmp_path / "new").exists()
 
 
@@ -528,11 +528,11 @@ def test_a_mark_that_fails_for_good_marks_everything(monkeypatch):
 def test_marks_of_a_shared_map_outlive_an_interrupt(tmp_path, monkeypatch):
     """What was taken from the map and not marked here is put back."""
     source = files.MemoryBackend(bytearray(4 * MiB), name="d")
-    sharedmap.create_map(tmp_path / "map", 4 * MiB)
+    dirtymap.create_map(tmp_path / "map", 4 * MiB)
     with sharedmap.SharedMapBackend(source, tmp_path / "map", hold=print, release=print) as shared:
         bitmap = shared.create_dirty_bitmap(MiB)
         with (tmp_path / "map").open("r+b") as file:
-            file.seek(sharedmap.MAP_OFFSET + 17)
+            file.seek(dirtymap.MAP_OFFSET + 17)
             file.write(b"\1")
         with monkeypatch.context() as patch:
             patch.setattr(source, "mark_dirty", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
