@@ -278,3 +278,15 @@ def keeping(first: BaseException | None) -> Iterator[None]:
         if first is None:
             raise
         first.add_note(f"and then: {error}")
+
+
+@contextlib.contextmanager
+def failing(doing: str, *, device: str, offset: int | None = None, nbytes: int | None = None) -> Iterator[None]:
+    """Turn an :class:`OSError` of the body of a ``with`` into the DeviceError that says what was done to which disk.
+
+    The one place for it, but for what is called for each block, which has no time for a ``with``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DeviceError(doing, device=device, cause=error, offset=offset, nbytes=nbytes) from error

@@ -353,10 +353,8 @@ def check_device(backend: disk.BlockBackend, names: set[bytes], parameters: para
 
 def is_sent_as_zero(backend: disk.BlockBackend, parameters: params.MigrationParameters) -> bool:
     """Return whether a disk of one block holds nothing but zeros, and they are sent as such."""
-    try:
+    with errors.failing("cannot read", device=backend.name, offset=0):
         return parameters.zero_blocks and backend.read_block(_core.BlockBuffer(), 0, backend.size)
-    except OSError as error:
-        raise errors.DeviceError("cannot read", device=backend.name, cause=error, offset=0) from error
 
 
 def release(blk_mig: state.BlkMigState) -> None:

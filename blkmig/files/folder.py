@@ -98,15 +98,20 @@ class Folder:
 
     def sync(self) -> None:
         """Return when the names in the folder are on stable storage."""
-        with contextlib.suppress(PermissionError):  # whoever may write in it, but not list it, cannot sync it either
-            fd = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._fd)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+        sync_folder(".", dir_fd=self._fd)
 
     def close(self) -> None:
         """Let the folder go."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
+            os.close(fd)
+
+
+def sync_folder(path: str | os.PathLike[str], *, dir_fd: int | None = None) -> None:
+    """Return when the names in the folder at `path` are on stable storage. Raises :class:`OSError`."""
+    with contextlib.suppress(PermissionError):  # whoever may write in it, but not list it, cannot sync it either
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=dir_fd)
+        try:
+            os.fsync(fd)
+        finally:
             os.close(fd)

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import stat
-import struct
 import sys
 from pathlib import Path
 
 from .. import _core, errors
 from ..disk import backend, identity
-from . import behind, locks, probe
+from . import behind, blockdevice, folder, locks, probe
 
 DIRECT_ALIGNMENT = 4096
 """O_DIRECT needs offsets and lengths in whole logical blocks, of 512 or 4096 bytes; others go by the page cache."""
@@ -28,14 +26,7 @@ CLUSTER = 1 << 16
 """Zeros inside a block of data become holes in steps of this size: smaller ones only fragment the file."""
 
 _STAT_BLOCK = 512  # bytes that st_blocks counts, whatever the file system's blocks are
-_ZERO_STEP = 1 << 30  # one request of the kernel cannot be interrupted
-
-# ioctl numbers as x86, Arm, RISC-V and s390 have them
-_BLKGETSIZE64 = 0x80081272
-_BLKSSZGET = 0x1268
-_BLKROGET = 0x125E
 _logger = logging.getLogger(__name__)
-_UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL})
 
 
 class RawFile:
@@ -104,7 +95,7 @@ class RawFile:
         if stat.S_ISBLK(mode) and self.writable and permissions is not None:
             flags |= os.O_EXCL  # EBUSY if it is mounted, or part of a device-mapper or RAID device
         self.fd = os.open(self.path, flags)
-        if stat.S_ISBLK(mode) and self.writable and _ask_int(self.fd, _BLKROGET):
+        if stat.S_ISBLK(mode) and self.writable and blockdevice.is_read_only(self.fd):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))  # Linux would say so at the first write only
         return stat.S_ISBLK(mode)
 
@@ -126,9 +117,9 @@ class RawFile:
                 Path(self.path).unlink()
 
     def _set_size(self) -> None:
-        self.size = _device_size(self.fd) if self.is_device else os.fstat(self.fd).st_size
+        self.size = blockdevice.size(self.fd) if self.is_device else os.fstat(self.fd).st_size
         # Of what a device can zero by itself; a file takes any range.
-        self._alignment = _ask_int(self.fd, _BLKSSZGET) if self.is_device else 1
+        self._alignment = blockdevice.sector_size(self.fd) if self.is_device else 1
         self._has_holes = not self.is_device and os.fstat(self.fd).st_blocks * _STAT_BLOCK < self.size
         if not self.is_device:
             with contextlib.suppress(OSError):  # no room for it in the address space: reads do without
@@ -242,26 +233,13 @@ class RawFile:
         if self.zeroes_end(offset) >= end:
             return
         start, stop = -(-offset // self._alignment) * self._alignment, end // self._alignment * self._alignment
-        if start < stop and self._zero_out(start, stop):
-            self.pwrite_zeros(offset, start - offset)
-            self.pwrite_zeros(stop, end - stop)
+        if start < stop and blockdevice.zero(self.fd, start, stop, is_device=self.is_device):
+            self.pwrite_zeroes(offset, start - offset)
+            self.pwrite_zeroes(stop, end - stop)
         else:
-            self.pwrite_zeros(offset, nbytes)
+            self.pwrite_zeroes(offset, nbytes)
 
-    def _zero_out(self, start: int, stop: int) -> bool:
-        """Zero a range of whole logical blocks by the first way that works here; a hole gives the space back."""
-        for way in (_core.punch_hole, _core.zero_out if self.is_device else _core.zero_range):
-            try:
-                for offset in range(start, stop, _ZERO_STEP):
-                    way(self.fd, offset, min(_ZERO_STEP, stop - offset))
-            except OSError as error:
-                if error.errno not in _UNSUPPORTED:
-                    raise
-            else:
-                return True
-        return False
-
-    def pwrite_zeros(self, offset: int, nbytes: int) -> None:
+    def pwrite_zeroes(self, offset: int, nbytes: int) -> None:
         """Write zeros as data."""
         for start in range(offset, offset + nbytes, _core.BLOCK_SIZE):
             self.pwrite(backend.ZEROS[: offset + nbytes - start], start)
@@ -279,7 +257,7 @@ class RawFile:
         self._drain()
         os.fdatasync(self.fd)
         if self._new_name:
-            _sync_directory(Path(self.path).parent)
+            folder.sync_folder(Path(self.path).parent)
             self._new_name = False
 
     def _fd_for(self, offset: int, nbytes: int) -> int:
@@ -312,21 +290,3 @@ class RawFile:
                 for fd in fds:
                     if fd >= 0:
                         closing.callback(os.close, fd)
-
-
-def _device_size(fd: int) -> int:
-    size: int = struct.unpack("Q", fcntl.ioctl(fd, _BLKGETSIZE64, bytes(8)))[0]
-    return size
-
-
-def _ask_int(fd: int, request: int) -> int:
-    answer: int = struct.unpack("i", fcntl.ioctl(fd, request, bytes(4)))[0]
-    return answer
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -110,10 +110,8 @@ def check_is_named(backend: disk.BlockBackend) -> None:
 
 
 def _check_has_its_size(backend: disk.BlockBackend, path: str) -> None:
-    try:
+    with errors.failing(f"cannot look at {path!r}", device=backend.name):
         has = pathlib.Path(path).stat().st_size
-    except OSError as error:
-        raise errors.DeviceError(f"cannot look at {path!r}", device=backend.name, cause=error) from error
     if has != backend.size:
         verb = "cut" if has < backend.size else "extended"
         what = f"it has {has} bytes instead of {backend.size}"
@@ -126,12 +124,10 @@ def check_folder(path: pathlib.Path) -> list[pathlib.Path]:
 
     Returns the folders that it made, the outermost first. Raises :class:`~blkmig.errors.DeviceError`.
     """
-    try:
+    with errors.failing(f"cannot be put into {str(path)!r}", device="*"):
         place = folder.Folder(path, create=True)
         try:
             place.check_writable()
             return place.made
         finally:
             place.close()
-    except OSError as error:
-        raise errors.DeviceError(f"cannot be put into {str(path)!r}", device="*", cause=error) from error

@@ -39,10 +39,8 @@ def read_samples(disks: list[disk.BlockBackend], clock: Callable[[], float]) -> 
     places = ((backend, place) for place in range(PLACES) for backend in disks)
     for backend, place in places:
         for offset, piece in _run(backend, place * STRIDE % PLACES * backend.size // PLACES):
-            try:
+            with errors.failing("cannot read", device=backend.name, offset=offset):
                 is_zero = backend.read_block(buf, offset, piece)
-            except OSError as error:
-                raise errors.DeviceError("cannot read", device=backend.name, cause=error, offset=offset) from error
             nbytes, blocks, zeros = nbytes + piece, blocks + 1, zeros + bool(is_zero)
             if clock() - started >= PROBE_SECONDS:
                 break

@@ -30,7 +30,7 @@ from typing import Any
 
 from .. import children, errors, units
 from ..disk import identity
-from ..files import lockholders
+from ..files import folder, lockholders
 from . import backend as nbd
 from . import connection as nbd_connection
 from . import uri as nbd_uri
@@ -107,10 +107,8 @@ class ImageBackend(nbd.NbdBackend):
             self._options |= {f"backing.{key}": value for key, value in backing.items()}
         layers = [self._path] if base is None else [self._path, pathlib.Path(base)]
         self._is_tracked = writable and not read_only
-        try:
+        with errors.failing("cannot be opened", device=name):
             self.files = tuple(identity.KnownFile.of(layer, is_tracked=self._is_tracked) for layer in layers)
-        except OSError as error:
-            raise errors.DeviceError("cannot be opened", device=name, cause=error) from error
         self._server: QemuNbd | None = None
         super().__init__("", name=name, read_only=read_only, writable=writable)
         self.is_growable = self._is_new and format == "qcow2" and base is None
@@ -164,7 +162,7 @@ class ImageBackend(nbd.NbdBackend):
         super().flush()
         if self._is_new:
             with self.failing("cannot flush"):
-                sync_folder(self._path.parent)
+                folder.sync_folder(self._path.parent)
 
     def _close(self) -> None:
         super()._close()
@@ -287,8 +285,8 @@ class QemuNbd:
 
 def socket_folder() -> str:
     """Return where sockets go for a moment: with other temporary files, unless that makes their paths too long."""
-    folder = tempfile.gettempdir()
-    return folder if len(os.fsencode(folder)) <= MAX_FOLDER else "/tmp"
+    place = tempfile.gettempdir()
+    return place if len(os.fsencode(place)) <= MAX_FOLDER else "/tmp"
 
 
 def refusal_of(text: str) -> type[errors.DeviceError]:
@@ -342,12 +340,10 @@ def resize_image(path: pathlib.Path, size: int, *, format: str, device: str) -> 
 def run_qemu_img(doing: str, *arguments: str, device: str) -> None:
     """Run qemu-img, or raise what its words mean."""
     command = [find_program("qemu-img", device=device), *arguments]
-    try:
+    with errors.failing(doing, device=device):
         result = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, check=False, umask=0o077, restore_signals=False
         )
-    except OSError as error:
-        raise errors.DeviceError(doing, device=device, cause=error) from error
     if result.returncode:
         text = " ".join(result.stderr.decode(errors="replace").split()).removeprefix("qemu-img: ")
         kind = refusal_of(text)
@@ -356,21 +352,10 @@ def run_qemu_img(doing: str, *arguments: str, device: str) -> None:
         raise kind(doing, device=device, cause=text)
 
 
-def sync_folder(folder: pathlib.Path) -> None:
-    """Return when the names in `folder` are on stable storage."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def find_program(program: str, *, device: str) -> str:
     """Return the path of one of QEMU's tools, or say which package has it, or that nobody could say how it ended."""
-    try:
+    with errors.failing("cannot be opened", device=device):
         children.require_statuses()
-    except ChildProcessError as error:
-        raise errors.DeviceError("cannot be opened", device=device, cause=error) from error
     found = shutil.which(program)
     if found is None:
         cause = f"{program} is not installed; it comes with qemu-utils (Debian, Ubuntu) or qemu-img (Fedora, RHEL)"

@@ -72,7 +72,7 @@ def open_together(
     """
     addresses = [address.parse(text) for _, text in named]
     where = address.merge(addresses)
-    try:
+    with errors.failing("cannot be opened", device=f"qemu:{where.path}"):  # of this process: no descriptors, no threads
         shared = QemuSession(
             where,
             force=force,
@@ -82,8 +82,6 @@ def open_together(
             connect_timeout=connect_timeout,
             timeout=timeout,
         )
-    except OSError as error:  # of this process: no descriptors, no threads
-        raise errors.DeviceError("cannot be opened", device=f"qemu:{where.path}", cause=error) from error
     disks = [QemuBackend(shared, number) for number in range(len(shared.disks))]
     try:
         shares = _share_out(disks, addresses)

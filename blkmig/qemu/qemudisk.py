@@ -50,7 +50,7 @@ class QemuBackend(backend.BlockBackend):
     def read_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
         """Read a block straight into its buffer; drops the GIL. Any number of threads: requests are pipelined."""
         if self._file is not None:
-            with self._failing("cannot read", offset, nbytes):
+            with errors.failing("cannot read", device=self.name, offset=offset, nbytes=nbytes):
                 return self._file.fill(blk, offset, nbytes)
         count = max(0, min(nbytes, self.size - offset))
         if count:
@@ -60,7 +60,7 @@ class QemuBackend(backend.BlockBackend):
     def next_data(self, offset: int) -> tuple[int, int] | None:
         """Return the next extent that may hold data, by the file system or by base:allocation."""
         if self._file is not None:
-            with self._failing("cannot look for data", offset):
+            with errors.failing("cannot look for data", device=self.name, offset=offset):
                 return self._file.next_data(offset, self.size)
         return self._extents.next_data(offset)
 
@@ -95,7 +95,7 @@ class QemuBackend(backend.BlockBackend):
 
     def _check_size(self) -> None:
         if self._file is not None:
-            with self._failing("cannot be read to its end"):
+            with errors.failing("cannot be read to its end", device=self.name):
                 self._file.check_size()
 
     # -- writers -----------------------------------------------------------------------------------------------------
@@ -156,14 +156,6 @@ class QemuBackend(backend.BlockBackend):
 
     def flush(self) -> None:
         """Nothing was written through this object."""
-
-    @contextlib.contextmanager
-    def _failing(self, doing: str, offset: int | None = None, nbytes: int | None = None) -> Iterator[None]:
-        """Turn an :class:`OSError` of the image's file into the :class:`~blkmig.errors.DeviceError` that says where."""
-        try:
-            yield
-        except OSError as error:
-            raise errors.DeviceError(doing, device=self.name, cause=error, offset=offset, nbytes=nbytes) from error
 
     def _is_a_source(self) -> errors.DeviceError:
         cause = "the disk of a running QEMU is a source; as a target, name a writable NBD export of it"

@@ -70,10 +70,8 @@ class StorageDaemon:
         self.qmp_path = str(pathlib.Path(qmp or _default_qmp(nbd)).absolute())
         for disk in self.disks:
             _check_image(disk)
-        try:
+        with errors.failing("cannot be served", device=self._names()):  # of this process: no descriptors, no room
             self._set_up(nbd)
-        except OSError as error:  # of this process: no descriptors, no room
-            raise errors.DeviceError("cannot be served", device=self._names(), cause=error) from error
 
     def _set_up(self, nbd: str) -> None:
         with contextlib.ExitStack() as stack:
@@ -231,12 +229,11 @@ def _listen(address: str) -> socket.socket:
         raise errors.ParameterError(f"{address!r} is no place to listen: say unix:PATH or tcp:HOST:PORT")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        if kind == "unix":
-            listener = _listen_unix(rest)
-        else:
-            listener = socket.create_server((host.strip("[]"), int(port)), family=family)
-    except OSError as error:
-        raise errors.DeviceError("cannot listen", device=address, cause=error) from error
+        with errors.failing("cannot listen", device=address):
+            if kind == "unix":
+                listener = _listen_unix(rest)
+            else:
+                listener = socket.create_server((host.strip("[]"), int(port)), family=family)
     except UnicodeError as error:
         raise errors.DeviceError("cannot listen", device=address, cause=f"{host!r} is no host: {error}") from error
     listener.setblocking(False)

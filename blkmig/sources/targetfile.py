@@ -244,9 +244,5 @@ class TargetFile:
         if self._folder is not None:
             self._folder.close()
 
-    @contextlib.contextmanager
-    def _failing(self, doing: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise errors.DeviceError(f"cannot {doing} {self.path!r}", device=self.label, cause=error) from error
+    def _failing(self, doing: str) -> contextlib.AbstractContextManager[None]:
+        return errors.failing(f"cannot {doing} {self.path!r}", device=self.label)

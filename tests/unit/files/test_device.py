@@ -9,7 +9,7 @@ import disks
 import pytest
 
 from blkmig import _core, disk, errors, files
-from blkmig.files import rawfile
+from blkmig.files import blockdevice
 
 MiB = 1 << 20
 SIZE = 3 * MiB + 512
@@ -70,7 +70,7 @@ def test_zeroes(device, path, way, monkeypatch):
         monkeypatch.setattr(_core, "punch_hole", unsupported)
     if way == "none":
         monkeypatch.setattr(_core, "zero_out", unsupported)
-    monkeypatch.setattr(rawfile, "_ZERO_STEP", MiB)
+    monkeypatch.setattr(blockdevice, "_ZERO_STEP", MiB)
     contents = bytearray(b"\xaa" * SIZE)
     with files.FileBackend(device) as backend:
         for offset, nbytes in ((5, 3), (511, 2), (1000, 2 * MiB + 77), (SIZE - 10, 10), (2 * MiB + 4608, 512), (0, 0)):
