@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from .. import errors, units
 from ..channel import uri as address
@@ -48,6 +49,25 @@ def add_progress(parser: argparse.ArgumentParser) -> None:
         "objects, one a line, as cli/progress.schema.json of the package describes them",
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+
+
+def add_both_ends(parser: argparse.ArgumentParser, *, peer: str, incremental: str, verify: str, direct: str) -> None:
+    """Add the options that both ends of a migration have, each with what it means at this one; `peer` is the other."""
+    parser.add_argument("--incremental", action="store_true", help=incremental)
+    parser.add_argument("--verify", action="store_true", help=verify)
+    parser.add_argument("--direct", action="store_true", help=direct)
+    parser.add_argument("--idle-timeout", type=float, default=60.0, metavar="SECONDS",
+                        help=f"how long the {peer} may be idle; 0: for ever (default: 60)")  # fmt: skip
+
+
+Parameters = TypeVar("Parameters")
+
+
+def parameters_of(args: argparse.Namespace, kind: type[Parameters], **others: Any) -> Parameters:
+    """Return the parameters of a migration: the options of a field's name say it, or `others` do."""
+    names = [field.name for field in dataclasses.fields(cast(Any, kind))]
+    said = {name: getattr(args, name) for name in names if hasattr(args, name)}
+    return kind(**(said | others))
 
 
 def word(text: str) -> str:

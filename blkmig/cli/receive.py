@@ -43,14 +43,14 @@ def add_command(commands: Any) -> None:
                         help="where the disk that appears as number INDEX, from 0, goes")  # fmt: skip
     parser.add_argument("--size", action="append", default=[], metavar="[NAME=]SIZE",
                         help="exact size of a disk, where the stream does not say it")  # fmt: skip
-    parser.add_argument(
-        "--incremental", action="store_true", help="the targets hold the base already: write what comes"
-    )
-    parser.add_argument("--verify", action="store_true", help="read everything back and compare it with the digests")
-    parser.add_argument("--direct", action="store_true", help="write around the page cache")
     parser.add_argument("--accept-timeout", type=float, metavar="SECONDS", help="how long to wait for the source")
-    parser.add_argument("--idle-timeout", type=float, default=60.0, metavar="SECONDS",
-                        help="how long the source may be idle; 0: for ever (default: 60)")  # fmt: skip
+    arguments.add_both_ends(
+        parser,
+        peer="source",
+        incremental="the targets hold the base already: write what comes",
+        verify="read everything back and compare it with the digests",
+        direct="write around the page cache",
+    )
     arguments.add_progress(parser)
 
 
@@ -61,16 +61,8 @@ def run(args: argparse.Namespace) -> int:
     targets = arguments.each_once(((name, path) for name, path in named if name is not None), "disk")
     in_order = enumerate(path for name, path in named if name is None)
     by_index = arguments.each_once([*in_order, *map(parse_map, args.map)], "disk number")
-    parameters = params.IncomingParameters(
-        sizes=arguments.each_once(map(arguments.named_size, args.size), "the size of disk"),
-        incremental=args.incremental,
-        verify=args.verify,
-        direct=args.direct,
-        overwrite=args.overwrite,
-        keep_tail=args.keep_tail,
-        accept_timeout=args.accept_timeout,
-        idle_timeout=args.idle_timeout,
-    )
+    sizes = arguments.each_once(map(arguments.named_size, args.size), "the size of disk")
+    parameters = arguments.parameters_of(args, params.IncomingParameters, sizes=sizes)
     with progress.reporter(args.progress) as report:
         incoming = migration.IncomingMigration(
             args.uri, targets, parameters, into=args.into, by_index=by_index, on_progress=report

@@ -56,13 +56,10 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
 
 def add_stream(parser: argparse.ArgumentParser) -> None:
     """Add the options about what is sent, and in which form."""
-    parser.add_argument("--incremental", action="store_true", help="send only what the top layer of each disk holds")
-    parser.add_argument("--verify", action="store_true", help="put digests into the stream, for receive --verify")
     parser.add_argument("--no-zero-blocks", dest="zero_blocks", action="store_false",
                         help="send zeros as data")  # fmt: skip
     parser.add_argument("--reading", choices=("auto", "inline", "parallel"), default="auto",
                         help="how blocks are read (default: what suits the disk)")  # fmt: skip
-    parser.add_argument("--direct", action="store_true", help="read around the page cache")
     parser.add_argument("--qemu", action="store_true", help="the target is a QEMU: refuse what it cannot load")
     parser.add_argument("--machine", default="", metavar="TYPE", help="machine type of the target QEMU; "
                         "needed for types of 2.3 and older")  # fmt: skip
@@ -70,8 +67,13 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
                         help="do not ask the target for its word that it has everything, which QEMUs before 2.5 cannot "
                         "give; then look at the target to see if it failed")  # fmt: skip
     parser.add_argument("--connect-timeout", type=float, default=30.0, metavar="SECONDS", help="(default: 30)")
-    parser.add_argument("--idle-timeout", type=float, default=60.0, metavar="SECONDS",
-                        help="how long the target may be idle; 0: for ever (default: 60)")  # fmt: skip
+    arguments.add_both_ends(
+        parser,
+        peer="target",
+        incremental="send only what the top layer of each disk holds",
+        verify="put digests into the stream, for receive --verify",
+        direct="read around the page cache",
+    )
 
 
 def add_live(parser: parsing.CommandParser) -> None:
@@ -145,25 +147,14 @@ def watch_switchover(disks: list[disk.BlockBackend], outgoing: migration.Outgoin
 def parameters_of(args: argparse.Namespace) -> params.MigrationParameters:
     """Return what the options say of the migration."""
     is_whole_vm = args.switchover == "pause-before"
-    return params.MigrationParameters(
-        max_bandwidth=args.max_bandwidth,
-        downtime_limit=args.downtime_limit,
-        downtime_factor=args.downtime_factor,
-        timeout=args.timeout,
-        max_rounds=args.max_rounds,
-        auto_converge=args.auto_converge,
+    return arguments.parameters_of(
+        args,
+        params.MigrationParameters,
         switchover="manual" if is_whole_vm else "auto",
         writers_after="refuse" if args.move or is_whole_vm else "release",
         shared_base=args.incremental,
         digests=args.verify,
-        zero_blocks=args.zero_blocks,
-        reading=args.reading,
-        qemu=args.qemu,
-        machine=args.machine,
         machine_compat=machine_compat(args.machine),
-        return_path=args.return_path,
-        connect_timeout=args.connect_timeout,
-        idle_timeout=args.idle_timeout,
     )
 
 
