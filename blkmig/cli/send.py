@@ -127,10 +127,18 @@ def run(args: argparse.Namespace) -> int:
             if args.switchover == "pause-before":
                 watch_switchover(disks, outgoing)
             outgoing.run()
-    for name in outgoing.skipped:
-        output.print_note(f"disk {name!r} was not sent: it is read-only or has no bytes")
+    for backend in disks:
+        if backend.name in outgoing.skipped:
+            output.print_note(f"disk {backend.name!r} was not sent: {why_skipped(backend)}")
     print_result(outgoing.stats, args)
     return 0
+
+
+def why_skipped(backend: disk.BlockBackend) -> str:
+    """Say why a disk was left out."""
+    if backend.is_read_only:
+        return "it is read-only"
+    return "it has no bytes, and what a QEMU of that age reads cannot say so: give the target a disk of 0 bytes"
 
 
 def watch_switchover(disks: list[disk.BlockBackend], outgoing: migration.OutgoingMigration) -> None:

@@ -93,11 +93,13 @@ def rounds(ended: Sequence[stats.RoundEnded], columns: int | None) -> str:
     size = units.format_size(sum(each.round.transferred for each in ended))
     seconds = sum(each.round.seconds for each in ended)
     again = f"{units.format_size(ended[-1].pending)} dirty again"
+    # In the bulk phase nobody knows yet what would fit.
+    threshold = ended[-1].threshold_size
+    fits = f", {units.format_size(threshold)} fit the downtime limit" if threshold else ""
     rate = units.format_rate(sum(each.round.transferred for each in ended) / seconds) if seconds else "-"
     return first_that_fits(
         [
-            f"{name:<8} {size:>10} in {units.format_duration(seconds):>7}, {rate:>12}; {again:>22}, "
-            f"{units.format_size(ended[-1].threshold_size)} fit the downtime limit",
+            f"{name:<8} {size:>10} in {units.format_duration(seconds):>7}, {rate:>12}; {again:>22}{fits}",
             f"{name}: {size} in {units.format_duration(seconds)}, {rate}; {again}",
             f"{name}: {size} in {units.format_duration(seconds)}; {again}",
             f"{name}: {again}",

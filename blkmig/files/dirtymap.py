@@ -52,10 +52,8 @@ class DirtyMap:
     def __init__(self, path: str | os.PathLike[str], *, size: int, device: str) -> None:
         self._device = device
         self._pid = os.getpid()
-        try:
+        with errors.failing("cannot open its dirty map", device=device):
             self._file = open(path, "r+b", buffering=0)  # noqa: PTH123, SIM115 - it stays open
-        except OSError as error:
-            raise errors.DeviceError("cannot open its dirty map", device=device, cause=error) from error
         try:
             self.known = identity.KnownFile.of(path, fd=self._file.fileno())
             self.granularity, self._count = self._read_header(size)
@@ -128,11 +126,12 @@ class DirtyMap:
 def create_map(path: str | os.PathLike[str], size: int, *, granularity: int = GRANULARITY) -> None:
     """Write a dirty map, all clean, for a disk of `size` bytes; an existing file is replaced.
 
-    `granularity` is a power of two from 4 KiB to 1 MiB. Raises :class:`~blkmig.errors.ParameterError`.
+    `granularity` is a power of two from 4 KiB to 1 MiB. Raises :class:`~blkmig.errors.ParameterError`, and
+    :class:`~blkmig.errors.DeviceError` if the file cannot be written.
     """
     size, granularity = units.parse_size(size), units.index(granularity)
     if not MIN_GRANULARITY <= granularity <= MAX_GRANULARITY or granularity & (granularity - 1):
         raise errors.ParameterError(f"granularity must be a power of two from 4K to 1M, not {granularity}")
-    with open(path, "wb") as file:  # noqa: PTH123
+    with errors.failing("cannot write the dirty map", device=os.fspath(path)), open(path, "wb") as file:  # noqa: PTH123
         file.write(HEADER.pack(MAGIC, VERSION, granularity, size))
         file.truncate(MAP_OFFSET + -(-size // granularity))

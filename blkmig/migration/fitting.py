@@ -89,7 +89,7 @@ def check_settled_size(
             statistics.notes.append(f"disk {name!r}: size not in the stream, taken as the {has} bytes of its target")
     elif has > size and not is_rounded(size, has, is_image=is_image):
         if is_file and not parameters.keep_tail:
-            cause = f"it has {has} bytes, and the disk {size}, which is there, with old bytes behind it; {ADVICE}"
+            cause = f"it has {has} bytes, and the disk {size}: all of that was written, and old bytes follow; {ADVICE}"
             raise errors.DeviceError(f"{files[0].path!r} is too large", device=name, cause=cause)
         statistics.notes.append(f"disk {name!r} has {size} bytes, its target {has}: the rest keeps what it held")
 

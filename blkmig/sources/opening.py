@@ -153,7 +153,9 @@ def describe(text: str | os.PathLike[str], *, direct: bool = False) -> FileDescr
             )
     described = FileDescription(path=path, **values)
     if described.is_raw and described.base_format not in (None, "raw"):
-        raise errors.ParameterError(f"{text!r}: a raw disk can only have a raw base; say format=, too")
+        raise errors.ParameterError(
+            f"{text!r}: a raw disk has a raw base; if the disk is an image, say its format=, too"
+        )
     return described
 
 
@@ -220,7 +222,10 @@ def check_can_be_made(described: FileDescription) -> None:
     """Raise :class:`~blkmig.errors.ParameterError` if nobody would expect what is made under that name."""
     usual = _IMAGE_SUFFIXES.get(pathlib.Path(described.path).suffix.lower())
     if described.format is None and usual is not None:
-        raise errors.ParameterError(f"{described.path!r} would be a raw disk: say format={usual}, or format=raw")
+        raise errors.ParameterError(
+            f"{described.path!r} is named as a {usual} image, and would be made as a raw disk: say format={usual}, or "
+            "format=raw if that is meant"
+        )
 
 
 def check_size_is_known(described: FileDescription, size: int | None) -> None:

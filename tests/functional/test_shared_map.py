@@ -325,3 +325,8 @@ def test_nbdkit_clients_go_on_after_a_copy(folder: Path) -> None:
         with storage_daemon.writing([(uri, MiB)], seed=1) as [writer], open_disks(text, writable=False)[0] as disk:
             lab.migrate(folder, "unix", [disk], {"disk": folder / "target.raw"}, drive=three_rounds)
             writer.wait_for_more(3)
+
+
+def test_a_map_that_cannot_be_made_is_an_error_of_the_tree(tmp_path: Path) -> None:
+    with pytest.raises(errors.DeviceError, match="cannot write the dirty map"):
+        dirtymap.create_map(tmp_path / "missing" / "map", MiB)

@@ -258,6 +258,17 @@ def test_an_empty_disk_arrives_as_one(tmp_path: Path) -> None:
     assert sorted(path.name for path in (tmp_path / "d").iterdir()) == ["a.raw", "e.raw"]
 
 
+def test_a_disk_that_is_left_out_is_told_with_the_reason(tmp_path: Path) -> None:
+    """A stream of an old machine type has no place for a disk without bytes."""
+    (tmp_path / "empty").touch()
+    (tmp_path / "a").write_bytes(b"x" * MIB)
+    words = ["send", "--machine=pc-i440fx-2.2", f"e={tmp_path}/empty", f"a={tmp_path}/a", f"file:{tmp_path}/s"]
+    done = command.run(*words)
+    assert done.exit_code == 0
+    assert "disk 'e' was not sent: it has no bytes, and " in done.stderr
+    assert "0 B fit" not in done.stderr
+
+
 def test_a_larger_device_is_taken_and_said(tmp_path: Path, stream: Path) -> None:
     """A8."""
     (tmp_path / "backing").write_bytes(b"k" * 6 * MIB)
