@@ -36,6 +36,9 @@ class RoundStatistics:
     redirtied_bytes: int = 0
     """Dirtied by the writers while the round ran."""
 
+    blocks: int = 0
+    """Blocks sent, zero blocks included. None were, if the final pass began instead of the round."""
+
     @property
     def bandwidth(self) -> float:
         """Wire bytes per second of this round."""
@@ -86,6 +89,12 @@ class OutgoingStatistics:
     dirty_rate: float = 0.0
     notes: list[str] = dataclasses.field(default_factory=list)
     """What a user should know although nothing failed: sources that other programs changed ..."""
+
+    @property
+    def dirty_rounds(self) -> int:
+        """Return how many rounds between the bulk phase and the final pass sent anything."""
+        left_out = self.rounds[-1].number + 1 - len(self.rounds) if self.rounds else 0
+        return left_out + sum(entry.blocks > 0 for entry in self.rounds[1:-1])
 
     @property
     def throughput(self) -> float:

@@ -234,7 +234,7 @@ def print_result(result: stats.OutgoingStatistics, writer: Writer, args: argpars
     rows = [
         ("disk", f"{units.format_size(result.disk_bytes)}, {result.blocks} blocks sent, {result.zero_blocks} zero"),
         ("on the wire", f"{units.format_size(result.transferred)} in {units.format_duration(result.total_time)}"),
-        ("dirty rounds", str(max(0, result.rounds[-1].number - 1))),
+        ("dirty rounds", str(result.dirty_rounds)),
         ("downtime", f"{units.format_duration(result.downtime or 0.0)}, the target's flush included"),
         ("writer", f"{figures.writes} writes, {units.format_size(figures.nbytes)}; longest stall "
                    f"{units.format_duration(figures.longest_stall)}"),

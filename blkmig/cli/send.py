@@ -183,14 +183,13 @@ def print_result(result: stats.OutgoingStatistics, args: argparse.Namespace) -> 
         return
     for note in result.notes:
         output.print_note(note)
-    rounds = max(0, result.rounds[-1].number - 1) if result.rounds else 0
     rows = [
         ("disks", units.format_size(result.disk_bytes)),
         (
             "on the wire",
             f"{units.format_size(result.transferred)} in {result.blocks} blocks, {result.zero_blocks} zero",
         ),
-        ("dirty rounds", str(rounds)),
+        ("dirty rounds", str(result.dirty_rounds)),
         ("time", f"{units.format_duration(result.total_time)}, {units.format_rate(result.throughput)}"),
         ("downtime", describe_downtime(result)),
     ]

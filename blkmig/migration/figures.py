@@ -7,8 +7,8 @@
                                                       └─► round ───► dirty rate ─┴─► statistics ──► events
 
 They are read from what the migration counts anyway, between sections and never within one. Nothing here sends, waits
-or decides. Everything belongs to the migration thread; `stats` is written here alone, but for the two times that only
-the life cycle knows, `setup_time` and `downtime`, and may be read by any thread.
+or decides. Everything belongs to the migration thread. `stats` may be read by any thread; it is written here, but for
+what others know: the times of setup and pause, the pauses that were given up, the notes.
 """
 
 from __future__ import annotations
@@ -164,7 +164,8 @@ class Figures:
         since, transferred, blocks = self._round_start
         current.seconds = self._clock() - since
         current.transferred = self._connection.f.transferred - transferred
-        sent = (blk_mig.transferred - blocks) * _core.BLOCK_SIZE if current.number else current.dirty_bytes
+        current.blocks = blk_mig.transferred - blocks
+        sent = current.blocks * _core.BLOCK_SIZE if current.number else current.dirty_bytes
         current.redirtied_bytes = max(0, left + sent - current.dirty_bytes)
         self.stats.dirty_rate = current.dirty_rate
         if self._phase == "switchover":

@@ -119,7 +119,7 @@ class OutgoingMigration:
 
     def run(self) -> None:
         """Migrate until everything is at the target: iterate while more is pending than the downtime limit allows, and
-        below it for as long as each round still leaves clearly less to the pause (see `convergence.Descent`).
+        below it for as long as each round is clearly shorter and leaves clearly less (see `convergence.Descent`).
 
         Raises :class:`~blkmig.errors.NotConverged` when `max_rounds` or `timeout` are over before that, or several
         pauses had to be given up.

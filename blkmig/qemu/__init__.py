@@ -10,7 +10,7 @@ from ..disk import backend
 from . import address, qmp, recovery
 from .address import QemuAddress, is_qemu_address
 from .qemudisk import QemuBackend
-from .session import QemuSession, Switchover
+from .session import PauseMode, QemuSession
 
 GREETING_SECONDS = 5.0
 """A monitor that does not greet us by then has another client."""
@@ -23,7 +23,7 @@ def open_qemu(
     *,
     name: str | None = None,
     force: bool = False,
-    switchover: Switchover = "auto",
+    switchover: PauseMode = "auto",
     switchover_timeout: float = 3600.0,
     return_path: bool = True,
     connect_timeout: float = GREETING_SECONDS,
@@ -60,7 +60,7 @@ def open_together(
     named: Sequence[tuple[str | None, str]],
     *,
     force: bool = False,
-    switchover: Switchover = "auto",
+    switchover: PauseMode = "auto",
     switchover_timeout: float = 3600.0,
     return_path: bool = True,
     connect_timeout: float = GREETING_SECONDS,

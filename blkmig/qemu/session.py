@@ -48,7 +48,9 @@ from . import (
 
 logger = logging.getLogger(__name__)
 
-Switchover = Literal["auto", "pause-before"]
+PauseMode = Literal["auto", "pause-before"]
+"""Who pauses the guest: blkmig, or its QEMU, which moves the whole VM and has `pause-before-switchover`."""
+
 RELEASE_SECONDS = 10.0
 """How long QEMU may take to let the writers go on, whatever has ended the migration: a guest must not stay stopped."""
 
@@ -69,7 +71,7 @@ class QemuSession:
         where: address.QemuAddress,
         *,
         force: bool = False,
-        switchover: Switchover = "auto",
+        switchover: PauseMode = "auto",
         switchover_timeout: float = 3600.0,
         return_path: bool = True,
         connect_timeout: float = 5.0,
@@ -102,7 +104,7 @@ class QemuSession:
             raise
 
     def _set_up(
-        self, where: address.QemuAddress, force: bool, switchover: Switchover, whole_vm: dict[str, Any]
+        self, where: address.QemuAddress, force: bool, switchover: PauseMode, whole_vm: dict[str, Any]
     ) -> None:
         self._commands = discover.check_version(self._qmp)
         is_vm = "query-status" in self._commands

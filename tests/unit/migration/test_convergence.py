@@ -81,6 +81,7 @@ def test_rounds_that_get_no_shorter_come_to_an_end(tmp_path: Path, rate: float) 
     stats = migrate(tmp_path, rate)
     assert stats.downtime is not None
     assert stats.downtime < 0.8
+    assert stats.dirty_rounds == sum(entry.blocks > 0 for entry in stats.rounds[1:-1]) <= 2
     assert len(stats.rounds) <= 5
 
 
