@@ -24,7 +24,7 @@ setup(
         Extension(
             "blkmig._core",
             ["blkmig/_core.pyx"],
-            depends=[str(path) for kind in ("h", "pxd", "pxi") for path in pathlib.Path("blkmig").glob(f"_*.{kind}")],
+            depends=[str(path) for kind in ("c/*.h", "_*.pxd", "_*.pxi") for path in pathlib.Path("blkmig").glob(kind)],
             extra_compile_args=[*flags, "-Wall", "-Wno-unused-function"],
             extra_link_args=flags[:1] if sanitizers else [],
         )

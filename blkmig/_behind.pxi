@@ -24,7 +24,7 @@ cdef class WriteBehind:
     cdef readonly bint told         # `error` was raised
     cdef bint busy                  # somebody puts or drains; under the GIL
     cdef bint running               # under the GIL
-    cdef unsigned born              # in which process: see _fork.h
+    cdef unsigned born              # in which process: see c/fork.h
 
     def __cinit__(self, size_t cluster, /):
         behind_init(&self.b)

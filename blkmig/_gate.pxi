@@ -15,7 +15,7 @@ cdef class Gate:
     cdef readonly uint64_t written      # bytes that writers came to write, failed ones included
     cdef public bint shut               # no writer may enter: it asks again and again
     cdef public bint throttled          # a writer asks once before it enters
-    cdef unsigned born                  # the process: see _fork.h
+    cdef unsigned born                  # the process: see c/fork.h
 
     def __cinit__(self):
         self.born = fork_count

@@ -10,15 +10,15 @@ cdef extern from *:
     #define nb_int nb_index
     """
 
-cdef extern from "_gil.h":
+cdef extern from "c/gil.h":
     enum:
         GIL_NBYTES
 
-cdef extern from "_fork.h":
+cdef extern from "c/fork.h":
     unsigned fork_count
     void fork_watch() noexcept nogil
 
-cdef extern from "_zero.h":
+cdef extern from "c/zero.h":
     ctypedef int (*zero_kernel_fn)(const uint8_t*, size_t) noexcept nogil
     struct zero_kernel_entry "zero_kernel":
         const char* name
@@ -30,7 +30,7 @@ cdef extern from "_zero.h":
     bint zero_run(zero_kernel_fn, const void*, size_t) noexcept nogil
     bint zero_scan(zero_kernel_fn, const void*, size_t) noexcept
 
-cdef extern from "_bits.h":
+cdef extern from "c/bits.h":
     struct bits:
         unsigned long* words
         uint8_t* summary
@@ -59,7 +59,7 @@ cdef extern from "_bits.h":
     Py_ssize_t bits_with(bits_pair_fn, bits, bits) noexcept
     size_t bits_take_areas(bits, size_t start, size_t stop, bits_area*, size_t most) noexcept
 
-cdef extern from "_frame.h":
+cdef extern from "c/frame.h":
     struct frame_run:
         uint64_t word
         size_t count
@@ -73,7 +73,7 @@ cdef extern from "_frame.h":
     void frame_zero_run(uint8_t*, uint64_t word, size_t count, const char* name, size_t length) noexcept
     frame_run frame_parse(const uint8_t*, size_t) noexcept nogil
 
-cdef extern from "_io.h":
+cdef extern from "c/io.h":
     int FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE
     int io_fail(int error) except -1 nogil
     Py_ssize_t io_pread(int fd, uint8_t*, size_t, int64_t offset) except -1 nogil
@@ -90,7 +90,7 @@ cdef extern from "_io.h":
     void io_unmap(uint8_t*, size_t, int own) noexcept nogil
     uint8_t* io_alloc_pages(size_t) except NULL
 
-cdef extern from "_stream.h":
+cdef extern from "c/stream.h":
     enum: STREAM_USEFUL
     struct stream:
         uint8_t* staging
@@ -115,7 +115,7 @@ cdef extern from "_stream.h":
     int stream_take(stream*, uint8_t*, size_t) except -1 nogil
     int stream_break(int fd) except -1
 
-cdef extern from "_pages.h":
+cdef extern from "c/pages.h":
     struct pages:
         pass
     bint pages_held(const pages*) noexcept nogil
@@ -126,7 +126,7 @@ cdef extern from "_pages.h":
     Py_ssize_t pages_store(
         pages*, int fd, size_t, int64_t offset, size_t cluster, bint allocate, uint8_t*) except -1 nogil
 
-cdef extern from "_behind.h":
+cdef extern from "c/behind.h":
     struct behind:
         pass
     struct behind_slot:

@@ -121,7 +121,7 @@ class TestWheel:
     def test_holds_exactly(self, built: Built) -> None:
         info = f"blkmig-{blkmig.__version__}.dist-info"
         about = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
-        files = package_files(".py", ".pxd", ".pyi", ".h", ".json", "py.typed") | {EXTENSION}
+        files = package_files(".py", ".pxd", ".pyi", ".json", "py.typed") | {EXTENSION}
         man = f"blkmig-{blkmig.__version__}.data/data/share/man/man1/blkmig.1"
         assert built.wheel_names() == files | {f"{info}/{name}" for name in about} | {man}
 

@@ -16,7 +16,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "_zero.h"
+#include "zero.h"
 
 enum {
     BITS_PER_WORD = 8 * sizeof(unsigned long),

@@ -11,7 +11,7 @@
 #ifndef BLKMIG_PAGES_H
 #define BLKMIG_PAGES_H
 
-#include "_stream.h"
+#include "stream.h"
 
 enum { PAGES_PIPES = 2, PAGES_PIPE_NBYTES = 1 << 20 };
 

@@ -12,7 +12,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "_gil.h"
+#include "gil.h"
 
 enum { FRAME_DEVICE_BLOCK = 1, FRAME_EOS = 2, FRAME_ZERO_BLOCK = 8, FRAME_BLOCK_SIZE = 1 << 20 };
 

@@ -8,7 +8,7 @@
  * Writing: `position` counts what was put, `flushed` what the kernel took; what is staged is the difference.
  * Reading: `position` counts what was consumed. What is staged may be in the socket, too, while nobody knows whether it
  * is the beginning of a payload, which is not to be staged: see stream_unstage().
- * Errors are as in _io.h; any wait ends with ECANCELED when `wake_fd` is readable, with ETIME when the other side was idle
+ * Errors are as in io.h; any wait ends with ECANCELED when `wake_fd` is readable, with ETIME when the other side was idle
  * for too long, and with EPROTO when it only chatters: see stream_wait().
  */
 #ifndef BLKMIG_STREAM_H
@@ -24,8 +24,8 @@
 #include <sys/uio.h>
 #include <time.h>
 
-#include "_fork.h"
-#include "_io.h"
+#include "fork.h"
+#include "io.h"
 
 enum {
     STREAM_CAPACITY_MIN = 512,          /* holds any record's head */
@@ -46,7 +46,7 @@ enum stream_kind { STREAM_SOCKET, STREAM_PIPE, STREAM_FILE };
 
 struct stream {
     int busy;                           /* a thread is in it without the GIL; under the GIL */
-    unsigned born;                      /* in which process: see _fork.h */
+    unsigned born;                      /* in which process: see fork.h */
     int fd, wake_fd, kind, takes_pages;
     int lowat;                          /* SO_RCVLOWAT of a TCP socket as it is now; 0: not for this stream */
     int naps;                           /* the sender is on this machine, over TCP: see stream_nap() */

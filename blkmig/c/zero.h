@@ -17,7 +17,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "_gil.h"
+#include "gil.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

@@ -22,7 +22,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "_zero.h"
+#include "zero.h"
 
 #ifndef MADV_POPULATE_READ              /* Linux 5.14, glibc 2.35 */
 #define MADV_POPULATE_READ 22

@@ -14,8 +14,8 @@
 
 #include <pthread.h>
 
-#include "_frame.h"
-#include "_pages.h"
+#include "frame.h"
+#include "pages.h"
 
 enum {
     BEHIND_DEPTH = 4,
