@@ -12,7 +12,7 @@ import threading
 import numpy as np
 import pytest
 
-from blkmig import _core
+from blkmig import _core, _stream
 
 MiB = 1 << 20
 
@@ -141,12 +141,12 @@ def test_link(ratio, files, link, name):
     header = memoryview(bytes(15))
 
     def put(sock):
-        out = _core.OutputBuffer(sock.fileno())
+        out = _stream.OutputBuffer(sock.fileno())
         for i in range(blocks):
             out.put_block(2048 * i, 1, b"drive0", blk)
 
     def get(sock):
-        source = _core.InputBuffer(sock.fileno())
+        source = _stream.InputBuffer(sock.fileno())
         for i in range(blocks):
             assert source.next_run() == (1, b"drive0", 2048 * i, 1)
             source.get_block(received)

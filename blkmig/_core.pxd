@@ -1,35 +1,39 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # The contract of blkmig._core for other packages: ``cimport blkmig._core``.
 #
-# Everything here is C: it takes pointers, needs no GIL and raises nothing. The inline
-# functions compile into the importing module; the others come through the module's
-# capsules. No header and no include path is needed.
+# Everything in the first part is C: it takes pointers, needs no GIL and raises nothing. The inline functions compile into
+# the importing module; the others come through the module's capsules. No header and no include path is needed, which is
+# why the text of c/contract.h stands here, too.
 
-from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
-
-cdef enum:
-    BLOCK_SIZE = 1048576
-    SECTOR_SIZE = 512
-    SECTOR_BITS = 9
-    SECTORS_PER_BLOCK = 2048
-
-    FLAG_DEVICE_BLOCK = 1
-    FLAG_EOS = 2
-    FLAG_PROGRESS = 4
-    FLAG_ZERO_BLOCK = 8
-
-    WORD_SHIFT = 5 + sizeof(unsigned long) // 8
-    WORD_BITS = 8 * sizeof(unsigned long)
-    GROUP_WORDS = 512               # 4 KiB under one byte of a Bitmap's summary
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 
 cdef extern from *:
     """
+    #ifndef BLKMIG_CONTRACT_H
+    #define BLKMIG_CONTRACT_H
+
+    #include <stddef.h>
     #include <stdint.h>
     #include <string.h>
 
-    #ifndef BLKMIG_CORE_PXD
-    #define BLKMIG_CORE_PXD
+    enum {
+        BLKMIG_BLOCK_SIZE = 1 << 20,
+        BLKMIG_SECTOR_SIZE = 512,
+        BLKMIG_SECTOR_BITS = 9,
+        BLKMIG_SECTORS_PER_BLOCK = 2048,
+
+        BLKMIG_DEVICE_BLOCK = 1,            /* flags of a record: the low bits of its word */
+        BLKMIG_EOS = 2,
+        BLKMIG_PROGRESS = 4,
+        BLKMIG_ZERO_BLOCK = 8,
+
+        BLKMIG_WORD_BITS = 8 * sizeof(unsigned long),
+        BLKMIG_WORD_SHIFT = sizeof(unsigned long) == 8 ? 6 : 5,
+        BLKMIG_GROUP_SHIFT = 9,             /* 4 KiB of words under one byte of a Bitmap's summary */
+        BLKMIG_GROUP_WORDS = 1 << BLKMIG_GROUP_SHIFT,
+    };
+
     #if __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__
     #define blkmig_swap16(v) __builtin_bswap16(v)
     #define blkmig_swap32(v) __builtin_bswap32(v)
@@ -59,14 +63,31 @@ cdef extern from *:
         if (__atomic_load_n(summary + group, __ATOMIC_SEQ_CST) != 1)
             __atomic_store_n(summary + group, 1, __ATOMIC_SEQ_CST);
     }
+
     static inline void blkmig_set_word(unsigned long *words, uint8_t *summary, size_t index, unsigned long mask)
     {
         if ((blkmig_word_load(words + index) & mask) != mask)
             blkmig_word_or(words + index, mask);
-        blkmig_set_summary(summary, index >> 9);
+        blkmig_set_summary(summary, index >> BLKMIG_GROUP_SHIFT);
     }
+
     #endif
     """
+    enum:
+        BLOCK_SIZE "BLKMIG_BLOCK_SIZE"
+        SECTOR_SIZE "BLKMIG_SECTOR_SIZE"
+        SECTOR_BITS "BLKMIG_SECTOR_BITS"
+        SECTORS_PER_BLOCK "BLKMIG_SECTORS_PER_BLOCK"
+
+        FLAG_DEVICE_BLOCK "BLKMIG_DEVICE_BLOCK"
+        FLAG_EOS "BLKMIG_EOS"
+        FLAG_PROGRESS "BLKMIG_PROGRESS"
+        FLAG_ZERO_BLOCK "BLKMIG_ZERO_BLOCK"
+
+        WORD_BITS "BLKMIG_WORD_BITS"
+        WORD_SHIFT "BLKMIG_WORD_SHIFT"
+        GROUP_WORDS "BLKMIG_GROUP_WORDS"
+
     uint16_t load_be16 "blkmig_load_be16"(const void* p) noexcept nogil
     uint32_t load_be32 "blkmig_load_be32"(const void* p) noexcept nogil
     uint64_t load_be64 "blkmig_load_be64"(const void* p) noexcept nogil
@@ -113,3 +134,50 @@ cdef inline bint take_bit(Bitmap bitmap, size_t bit) noexcept nogil:
     if not word_load(&bitmap.words[bit >> WORD_SHIFT]) & mask:
         return False
     return (word_and(&bitmap.words[bit >> WORD_SHIFT], ~mask) & mask) != 0
+
+
+# ---- for the extensions beside it, blkmig._gate and blkmig._stream: no contract, it changes as they do ----
+
+cdef extern from *:
+    """
+    struct pipes;
+    """
+    struct pipes:
+        pass
+
+
+cdef class Mapping:
+    cdef uint8_t* base
+    cdef int fd                     # its own
+    cdef size_t length
+    cdef bint closed
+
+
+cdef class BlockBuffer:
+    cdef uint8_t* own               # BLOCK_SIZE bytes
+    cdef bint zero                  # all of the payload is zero, as far as a scan has told
+    cdef Mapping mapping            # None: the payload is `own`
+    cdef public bint mappable       # whether fill_mapped may show the mapping: not to somebody who reads the payload
+    cdef public bint populates      # whether fill_mapped makes its pages present: not for who shares them, see PayloadError
+    cdef int64_t offset             # of a mapped payload
+    cdef pipes* pipes               # hold a payload that nobody has looked at, on its way to a file
+    cdef public bint takes_pages    # whether get_block may leave it there: for whoever only stores it
+    cdef public bint movable        # whether storing the payload may take it away: for whoever does not look at it again
+    cdef Py_ssize_t exports         # views of `own` that are alive; under the GIL
+    cdef bint busy                  # a thread is at the payload without the GIL; under the GIL
+    cdef bint sending               # it only reads the payload, so that others may look at it, too
+
+
+# All with the GIL, but for store_payload. The range of set_bits and clear_bits must be one that check_range let pass.
+cdef int check_range(Bitmap bitmap, Py_ssize_t start, Py_ssize_t count) except -1
+cdef int set_bits(Bitmap bitmap, size_t start, size_t stop) except -1
+cdef int clear_bits(Bitmap bitmap, size_t start, size_t stop) except -1
+cdef int check_record(uint64_t sector, uint64_t flags, bytes name) except -1
+cdef int check_zero_run(uint64_t sector, uint64_t count, bytes name) except -1
+cdef int begin_block(BlockBuffer blk) except -1
+cdef int forget_block(BlockBuffer blk, Py_ssize_t nbytes) except -1
+cdef int take_block_back(BlockBuffer blk) except -1
+cdef int read_block_mapped(BlockBuffer blk, Mapping mapping, int fd, int64_t offset, Py_ssize_t nbytes) except -1
+cdef Py_ssize_t store_payload(
+    pipes* pipes, uint8_t* own, int fd, int64_t offset, size_t cluster, bint allocate, size_t places
+) except -1 nogil

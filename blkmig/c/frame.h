@@ -8,13 +8,7 @@
 #ifndef BLKMIG_FRAME_H
 #define BLKMIG_FRAME_H
 
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
-
-#include "gil.h"
-
-enum { FRAME_DEVICE_BLOCK = 1, FRAME_EOS = 2, FRAME_ZERO_BLOCK = 8, FRAME_BLOCK_SIZE = 1 << 20 };
+#include "contract.h"
 
 /* Numbers of 1, 2, 4 or 8 bytes. */
 static inline void frame_put_number(uint8_t *p, uint64_t value, size_t n)
@@ -45,18 +39,9 @@ static inline size_t frame_head(uint8_t *p, uint64_t word, const char *name, siz
 
 static void frame_zero_records(uint8_t *p, uint64_t word, size_t count, const char *name, size_t length)
 {
-    word |= FRAME_DEVICE_BLOCK | FRAME_ZERO_BLOCK;
-    for (; count; count--, word += FRAME_BLOCK_SIZE)
+    word |= BLKMIG_DEVICE_BLOCK | BLKMIG_ZERO_BLOCK;
+    for (; count; count--, word += BLKMIG_BLOCK_SIZE)
         p += frame_head(p, word, name, length);
-}
-
-/* The same with the GIL held, dropped for long ones. */
-static void frame_zero_run(uint8_t *p, uint64_t word, size_t count, const char *name, size_t length)
-{
-    PyThreadState *state = gil_drop(count * (9 + length));
-
-    frame_zero_records(p, word, count, name, length);
-    gil_take(state);
 }
 
 struct frame_run {
@@ -77,7 +62,7 @@ static struct frame_run frame_parse(const uint8_t *p, size_t n)
     if (n < 8)
         return run;
     run.word = word = blkmig_load_be64(p);
-    if (!(word & FRAME_DEVICE_BLOCK)) { /* bit 0 comes first, whatever else is set */
+    if (!(word & BLKMIG_DEVICE_BLOCK)) { /* bit 0 comes first, whatever else is set */
         run.nbytes = 8;
         return run;
     }
@@ -86,13 +71,13 @@ static struct frame_run frame_parse(const uint8_t *p, size_t n)
     run.name = (const char *)p + 9;
     run.length = p[8];
     run.nbytes = step = 9 + run.length;
-    if (!(word & FRAME_ZERO_BLOCK) || (word & FRAME_EOS))
+    if (!(word & BLKMIG_ZERO_BLOCK) || (word & BLKMIG_EOS))
         return run;                     /* a record that ends its section: what follows is not the section's */
     /* Invariant: [0, nbytes) are `count` records that differ in nothing but the sector. */
     while (n - run.nbytes >= step) {
         const uint8_t *next = p + run.nbytes;
-        word += FRAME_BLOCK_SIZE;
-        if (word < FRAME_BLOCK_SIZE || blkmig_load_be64(next) != word || memcmp(next + 8, p + 8, step - 8) != 0)
+        word += BLKMIG_BLOCK_SIZE;
+        if (word < (uint64_t)BLKMIG_BLOCK_SIZE || blkmig_load_be64(next) != word || memcmp(next + 8, p + 8, step - 8) != 0)
             break;
         run.nbytes += step;
         run.count++;

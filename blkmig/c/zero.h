@@ -17,8 +17,6 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "gil.h"
-
 #if defined(__x86_64__)
 #include <immintrin.h>
 #elif defined(__aarch64__) && defined(__ARM_NEON)
@@ -209,20 +207,6 @@ static inline int zero_run(zero_kernel_fn kernel, const void *buffer, size_t n)
     if (n < ZERO_KERNEL_MIN)
         return zero_small(p, n);
     return zero_sample(p, n) && kernel(p, n);
-}
-
-/* The same with the GIL held, dropped for long ones. */
-static int zero_scan(zero_kernel_fn kernel, const void *buffer, size_t n)
-{
-    PyThreadState *state;
-    int zero;
-
-    if (n >= 8 && !zero_sample(buffer, n))
-        return 0;                       /* most data ends here, before the GIL is touched */
-    state = gil_drop(n);
-    zero = zero_run(kernel, buffer, n);
-    gil_take(state);
-    return zero;
 }
 
 #endif

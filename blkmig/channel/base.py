@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Concatenate, NoReturn, ParamSpec, Self, TypeVar
 
-from .. import _core, errors
+from .. import _stream, errors
 from . import link
 
 P = ParamSpec("P")
@@ -107,10 +107,10 @@ class QEMUFile:
 
     def _fail(self, error: BaseException) -> None:
         """Raise what `error`, caught in a put or get, means; return if it means itself."""
-        if isinstance(error, OSError) and not isinstance(error, _core.PayloadError):
+        if isinstance(error, OSError) and not isinstance(error, _stream.PayloadError):
             self._link.check()
             self._keep(self._meaning(error), error)
-        if self._error is None and (not isinstance(error, Exception) or isinstance(error, _core.PayloadError)):
+        if self._error is None and (not isinstance(error, Exception) or isinstance(error, _stream.PayloadError)):
             # KeyboardInterrupt and the like: nobody knows where in the item, so nothing may follow it.
             self._error = errors.ChannelError(self._where(), uri=self.uri, cause="it was interrupted before")
             self._link.careful = True

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The receiving direction of a QEMUFile: numbers, buffers and blocks are got.
 
-The bytes are moved by ``_core.InputBuffer``; what is here says what their end and their errors mean. All gets may
+The bytes are moved by ``_stream.InputBuffer``; what is here says what their end and their errors mean. All gets may
 block, and drop the GIL while they do.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 
-from .. import _core, errors
+from .. import _core, _stream, errors
 from . import base, link
 
 SIGPIPE_STATUS = (-13, 128 + 13)
@@ -27,7 +27,7 @@ class ReceivingFile(base.QEMUFile):
 
     def __init__(self, transport: link.Transport, *, begun: bytes = b"") -> None:
         super().__init__(transport)
-        self._buffer = _core.InputBuffer(transport.fd, wake_fd=transport.link.wake_fd, begun=begun)
+        self._buffer = _stream.InputBuffer(transport.fd, wake_fd=transport.link.wake_fd, begun=begun)
         if transport.socket is None:
             # What stands in a pipe is pages, whoever has written it: copied into it, and out of it into the target's
             # file. With one more copy, into memory between the two, 1 GiB takes 0.60 s instead of 0.41.

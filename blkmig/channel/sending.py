@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The sending direction of a QEMUFile: numbers, buffers and blocks are put, and wait for the rate limit.
 
-The bytes are moved by ``_core.OutputBuffer``; what is here is policy, and while there is none to apply, a put costs two
-tests of a flag. All puts may block, and drop the GIL while they do.
+The bytes are moved by ``_stream.OutputBuffer``; what is here is policy, and while there is none to apply, a put costs
+two tests of a flag. All puts may block, and drop the GIL while they do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import select
 import socket
 from typing import TYPE_CHECKING
 
-from .. import _core, errors, units
+from .. import _core, _stream, errors, units
 from . import base, link, rate, sockets
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class SendingFile(base.QEMUFile):
 
     def __init__(self, transport: link.Transport, *, limiter: rate.RateLimiter | None = None) -> None:
         super().__init__(transport)
-        self._buffer = _core.OutputBuffer(transport.fd, wake_fd=transport.link.wake_fd)
+        self._buffer = _stream.OutputBuffer(transport.fd, wake_fd=transport.link.wake_fd)
         self._limiter = limiter or rate.RateLimiter()
         # Sending thread only. From where on the bytes are not on the limiter's account yet; None: they are free.
         self._unpaid_from: int | None = None
@@ -127,7 +127,7 @@ class SendingFile(base.QEMUFile):
     ) -> int:
         """Put up to `count` whole blocks of a file from `block` on; return how many, 0 while a rate limit is set.
 
-        It ends early after `seconds`, and at a block that is zero or unreadable: see ``_core.OutputBuffer``.
+        It ends early after `seconds`, and at a block that is zero or unreadable: see ``_stream.OutputBuffer``.
         """
         if self._link.careful and self._before_put():
             return 0

@@ -6,7 +6,7 @@ Every write goes through the gate, and is marked before it leaves it::
     writer            enter ─ write ─ mark every tracker ─ leave
     hold_writers      close the gate ─ wait until nobody is inside        so: what is finished is marked
 
-Entering and leaving are one call each, of `_core.Passage`: a signal handler that raises (Ctrl-C) may end a write
+Entering and leaving are one call each, of `_gate.Passage`: a signal handler that raises (Ctrl-C) may end a write
 anywhere, but not between the write and its mark. A child of a fork has a gate of its own, and trackers that nobody
 looks at: there, nobody may write.
 
@@ -28,7 +28,7 @@ import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, SupportsIndex
 
-from .. import _core, errors, units
+from .. import _core, _gate, _stream, errors, units
 from . import backend, dirty
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class LocalBackend(backend.BlockBackend):
         self.size = size
         self.is_read_only = read_only
         # Counts who is inside, under the GIL. While the disk is held, refused or closed, it calls `_await_entry` first.
-        self._passages = _core.Gate()
+        self._passages = _gate.Gate()
         self._pid = os.getpid()
         # Under `_lock`. `_gate` is notified when one of these changes, and when the last writer leaves.
         self._lock = threading.Lock()
@@ -85,7 +85,7 @@ class LocalBackend(backend.BlockBackend):
     def pread(self, offset: SupportsIndex, nbytes: SupportsIndex) -> bytes:
         """Read [offset, offset + nbytes), which must lie inside the disk. Blocks."""
         offset, nbytes = self.check_range("cannot read", offset, nbytes)
-        with _core.Passage(self._passages, self, offset, nbytes, False):
+        with _gate.Passage(self._passages, self, offset, nbytes, False):
             self.check_open()
             data = bytearray(nbytes)
             with self.failing("cannot read", offset, nbytes):
@@ -132,7 +132,7 @@ class LocalBackend(backend.BlockBackend):
         offset, nbytes = self.check_range("cannot write", offset, nbytes)
         if self.is_read_only:
             raise errors.DeviceError("cannot be written", device=self.name, cause="it is read-only")
-        return _core.Passage(self._passages, self, offset, nbytes, True)
+        return _gate.Passage(self._passages, self, offset, nbytes, True)
 
     # -- for the gate ------------------------------------------------------------------------------------------------
 
@@ -305,7 +305,7 @@ class LocalBackend(backend.BlockBackend):
     ) -> errors.DeviceError:
         """Return the :class:`~blkmig.errors.DeviceError` to raise from `error`, which may be of an earlier block."""
         cause = _CLOSED if self._closed else error
-        if isinstance(error, _core.LateError):
+        if isinstance(error, _stream.LateError):
             doing, offset, nbytes, cause = "cannot write", error.offset, _core.BLOCK_SIZE, error
         return errors.DeviceError(doing, device=self.name, cause=cause, offset=offset, nbytes=nbytes)
 

@@ -32,7 +32,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from .. import _core, forks
+from .. import _gate, forks
 from . import _libnbd
 from . import connecting as nbd_connecting
 
@@ -87,7 +87,7 @@ class NbdHandle:
         `request_timeout` is how many seconds the connection may stand still while requests are in flight, 0 for ever.
         """
         self._library = _libnbd.load()
-        self._home = _core.Gate()
+        self._home = _gate.Gate()
         self._request_timeout = request_timeout
         self._lock = threading.RLock()  # re-entrant for `cancel` only, which a signal handler may call
         self._cancel_deadline: float | None = None

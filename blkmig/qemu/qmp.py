@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from .. import _core, errors, forks
+from .. import _gate, errors, forks
 from . import qmp_client
 from .qmp_client import Gate as Gate
 
@@ -85,7 +85,7 @@ class QmpConnection:
         self.device = f"qemu:{self.path}"
         self.timeout = timeout
         self.version = (0, 0, 0)
-        self._home = _core.Gate()
+        self._home = _gate.Gate()
         self._events: collections.deque[Event] = collections.deque(maxlen=KEPT_EVENTS)
         self._listeners: list[tuple[frozenset[str], Callable[[Event], None]]] = []
         self._changed = threading.Condition()  # guards _events, _listeners and _gone; re-entrant, for `cancel`

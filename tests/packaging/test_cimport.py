@@ -166,15 +166,16 @@ def test_no_bit_is_lost_where_searches_lower_the_summary(other: types.ModuleType
         assert bytes(bitmap) == bytes(bitmap.nbytes)
 
 
-def test_no_python_without_the_gil(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize("name", ["_core", "_gate", "_stream"])
+def test_no_python_without_the_gil(name: str, tmp_path: pathlib.Path) -> None:
     """Cython's annotation has no yellow line inside a `with nogil:` block."""
     main = pytest.importorskip("Cython.Compiler.Main")
-    source = pathlib.Path(_core.__file__).with_name("_core.pyx")
+    source = pathlib.Path(_core.__file__).with_name(f"{name}.pyx")
     if not source.exists():
         pytest.skip("an installed package has no source")
     root = str(source.parent.parent)
     options = main.CompilationOptions(annotate=True, output_file=str(tmp_path / "core.c"), include_path=[root])
-    main.compile(str(source), options, full_module_name="blkmig._core")
+    main.compile(str(source), options, full_module_name=f"blkmig.{name}")
     html = (tmp_path / "core.html").read_text()
     line = r'<pre class="cython line score-(\d+)"[^>]*>.*?<span class="">(\d+)</span>: (.*?)\n?</pre>'
     lines = re.findall(line, html, re.DOTALL)

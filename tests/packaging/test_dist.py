@@ -25,7 +25,9 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "blkmig"
 SHIPPED = {"blkmig", "tests", "benchmarks", "docs", "examples", "tools"}
 FILES = {"pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "CHANGES.md", "LICENSE", "mkdocs.yml"}
-EXTENSION = f"blkmig/_core{sysconfig.get_config_var('EXT_SUFFIX')}"
+COMPILED = ("_core", "_gate", "_stream")
+EXTENSIONS = {f"blkmig/{name}{sysconfig.get_config_var('EXT_SUFFIX')}" for name in COMPILED}
+CONTRACT = {"blkmig/__init__.pxd", "blkmig/_core.pxd"}  # all that cimport needs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +58,13 @@ class Built:
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Build the sdist from a copy of the tree that holds what a tree in use may hold, and the wheel from the sdist."""
     source, dist = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
-    hidden = shutil.ignore_patterns("__pycache__", "*.so", "_core.c", ".*")
+    hidden = shutil.ignore_patterns("__pycache__", "*.so", "_*.c", ".*")
     for name in SHIPPED:
         shutil.copytree(ROOT / name, source / name, ignore=hidden)
     for name in FILES:
         shutil.copy(ROOT / name, source)
-    for stray in ("blkmig/_core.c", "blkmig/_core.html", "blkmig/old.so", "tests/disk.raw", ".venv/lib/x.py", "x.py"):
+    made = ("blkmig/_core.c", "blkmig/_core.html", "blkmig/_stream.c", "blkmig/old.so")
+    for stray in (*made, "tests/disk.raw", ".venv/lib/x.py", "x.py"):
         (source / stray).parent.mkdir(parents=True, exist_ok=True)
         (source / stray).touch()
     done = subprocess.run(
@@ -101,7 +104,7 @@ class TestSdist:
         assert top == SHIPPED | FILES | {"PKG-INFO", "setup.cfg", "blkmig.egg-info"}
 
     def test_sources(self, built: Built) -> None:
-        assert package_files(".py", ".pyx", ".pxd", ".pxi", ".pyi", ".h", ".json", "py.typed") == {
+        assert package_files(".py", ".pyx", ".pxd", ".pyi", ".h", ".json", "py.typed") == {
             name for name in built.sdist_names() if name.startswith("blkmig/")
         }
 
@@ -121,7 +124,7 @@ class TestWheel:
     def test_holds_exactly(self, built: Built) -> None:
         info = f"blkmig-{blkmig.__version__}.dist-info"
         about = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
-        files = package_files(".py", ".pxd", ".pyi", ".json", "py.typed") | {EXTENSION}
+        files = package_files(".py", ".pyi", ".json", "py.typed") | EXTENSIONS | CONTRACT
         man = f"blkmig-{blkmig.__version__}.data/data/share/man/man1/blkmig.1"
         assert built.wheel_names() == files | {f"{info}/{name}" for name in about} | {man}
 

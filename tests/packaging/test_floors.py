@@ -14,6 +14,8 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "blkmig"
 FLOORS = {
     "_core": 0,
+    "_gate": 0,
+    "_stream": 0,
     "errors": 1,
     "units": 1,
     "params": 1,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from blkmig import _core
+from blkmig import _core, _stream
 
 MiB = _core.BLOCK_SIZE
 EOS = 2
@@ -27,7 +27,7 @@ class Sender(threading.Thread):
     def run(self) -> None:
         with self.path.open("rb") as file:
             mapping = _core.Mapping(file.fileno(), self.path.stat().st_size)
-            out, blk = _core.OutputBuffer(self.fd), _core.BlockBuffer()
+            out, blk = _stream.OutputBuffer(self.fd), _core.BlockBuffer()
             blk.populates = False
             assert out.share_pages()
             out.put_byte(7)
@@ -43,15 +43,15 @@ class Sender(threading.Thread):
         os.close(self.fd)
 
 
-def receiver(fd: int, capacity: int = 65536, **options: int) -> tuple[_core.InputBuffer, _core.BlockBuffer]:
+def receiver(fd: int, capacity: int = 65536, **options: int) -> tuple[_stream.InputBuffer, _core.BlockBuffer]:
     os.set_blocking(fd, False)
-    source, blk = _core.InputBuffer(fd, capacity, **options), _core.BlockBuffer()
+    source, blk = _stream.InputBuffer(fd, capacity, **options), _core.BlockBuffer()
     source.expect_pages()
     blk.takes_pages = blk.movable = True
     return source, blk
 
 
-def each_block(stream: _core.InputBuffer, blk: _core.BlockBuffer) -> Iterator[int]:
+def each_block(stream: _stream.InputBuffer, blk: _core.BlockBuffer) -> Iterator[int]:
     """Yield the number of each block, with its payload in `blk`; the zero records are counted."""
     assert stream.get_byte() == 7
     zeros = 0

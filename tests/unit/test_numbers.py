@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 import blkmig
-from blkmig import _core, block, disk, errors, files, migration, params, qemu, sources, units
+from blkmig import _core, _gate, _stream, block, disk, errors, files, migration, params, qemu, sources, units
 from blkmig.disk import dirty
 from blkmig.files import dirtymap, sharedmap
 from blkmig.nbd import backend as nbd
@@ -42,11 +42,18 @@ CLEAR = (OverflowError, IndexError, ValueError, OSError, MemoryError, EOFError)
 
 # ---- _core: every callable of the stub, every parameter that is an int ----
 
-TREE = ast.parse(pathlib.Path(_core.__file__).with_name("_core.pyi").read_text())
+MODULES = {"_core": _core, "_gate": _gate, "_stream": _stream}
+TREES = {name: ast.parse(pathlib.Path(_core.__file__).with_name(f"{name}.pyi").read_text()) for name in MODULES}
+OWNERS = {
+    node.name: MODULES[name]
+    for name, tree in TREES.items()
+    for node in tree.body
+    if isinstance(node, ast.ClassDef | ast.FunctionDef)
+}
 
 
 def callables() -> Iterator[tuple[str, list[ast.arg]]]:
-    for node in TREE.body:
+    for node in [node for tree in TREES.values() for node in tree.body]:
         if isinstance(node, ast.FunctionDef):
             yield node.name, positional(node)
         elif isinstance(node, ast.ClassDef) and not node.bases:
@@ -78,7 +85,7 @@ def world(tmp_path: pathlib.Path) -> Iterator[types.SimpleNamespace]:
     ours.setblocking(False)
     reader = threading.Thread(target=lambda: [None for _ in iter(lambda: theirs.recv(MiB), b"")])
     reader.start()
-    behind = _core.WriteBehind(65536)
+    behind = _stream.StoringQueue(65536, 4, 2, 4)
     behind.close()  # what is put is dropped, and nobody waits
     yield types.SimpleNamespace(
         fd=fd,
@@ -87,10 +94,10 @@ def world(tmp_path: pathlib.Path) -> Iterator[types.SimpleNamespace]:
         Bitmap=_core.Bitmap(4096),
         BlockBuffer=_core.BlockBuffer(),
         Mapping=_core.Mapping(fd, 2 * MiB),
-        OutputBuffer=_core.OutputBuffer(ours.fileno()),
-        InputBuffer=_core.InputBuffer(ours.fileno()),
-        WriteBehind=behind,
-        Gate=_core.Gate(),
+        OutputBuffer=_stream.OutputBuffer(ours.fileno()),
+        InputBuffer=_stream.InputBuffer(ours.fileno()),
+        StoringQueue=behind,
+        Gate=_gate.Gate(),
     )
     ours.shutdown(socket.SHUT_RDWR)
     reader.join(30)
@@ -127,8 +134,8 @@ def arguments(world: types.SimpleNamespace, parameters: list[ast.arg]) -> list[A
 def target(world: types.SimpleNamespace, name: str) -> Callable[..., Any]:
     owner, _, method = name.rpartition(".")
     if not owner:
-        return getattr(_core, name)
-    return getattr(_core, owner) if method == "__init__" else getattr(getattr(world, owner), method)
+        return getattr(OWNERS[name], name)
+    return getattr(OWNERS[owner], owner) if method == "__init__" else getattr(getattr(world, owner), method)
 
 
 def outcome(call: Callable[..., Any], args: list[Any]) -> object:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from blkmig import _core
+from blkmig import _core, _stream
 
 MiB = 1 << 20
 NOISE = random.Random(5).randbytes(MiB)
@@ -500,7 +500,7 @@ def test_eintr_goes_on_and_runs_handlers(tmp_path: pathlib.Path) -> None:
     with subprocess.Popen(["/bin/sh", "-c", f"sleep 0.05; printf ready >{path}"]):
         fd = os.open(path, os.O_RDONLY)
         with interruptions(lambda: struck.append(1)):
-            buffer = _core.InputBuffer(fd)
+            buffer = _stream.InputBuffer(fd)
             assert buffer.get_buffer(5) == b"ready"
     os.close(fd)
 
@@ -518,7 +518,7 @@ def test_handler_that_raises_ends_the_wait() -> None:
     try:
         with pytest.raises(Interrupted):  # noqa: PT012 - the timer and what it strikes
             signal.setitimer(signal.ITIMER_REAL, 0.02)  # once: nothing is left to strike outside of this block
-            _core.InputBuffer(reader).get_byte()
+            _stream.InputBuffer(reader).get_byte()
     finally:
         signal.signal(signal.SIGALRM, old)
         os.close(reader)

@@ -201,7 +201,7 @@ def test_receiving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (tmp_path / "u.raw").touch()
         receive(tmp_path, stream, monkeypatch, calls)
     per_block = {name: (counts[1].count(name) - counts[0].count(name)) / 16 for name in set(counts[1])}
-    assert per_block["InputBuffer.get_block"] == per_block["WriteBehind.put"] == 1
+    assert per_block["InputBuffer.get_block"] == per_block["StoringQueue.put"] == 1
     assert sum(per_block.values()) <= COMPILED_CALLS, per_block
     frames = []
     for stream, nblocks in zip(streams, (7, 15), strict=True):

@@ -1,5 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-# Included in _core.pyx: who is inside a disk, counted where nothing can come between. The policy is in disk/local.py.
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: binding=False, embedsignature=True, embedsignature.format=clinic
+"""Who is inside a disk, counted where nothing can come between. The policy is in disk/local.py.
+
+An extension of its own: it is none of the verbs of `_core`, and needs of them only that all bits of a map can be set.
+"""
+
+cimport cython
+from libc.stdint cimport uint64_t
+
+from ._core cimport Bitmap, set_bits
+from .c.fork cimport fork_count, fork_watch
+
+
+cdef extern from "c/index.h":
+    pass
+
+fork_watch()
 
 
 @cython.final
@@ -87,6 +104,7 @@ cdef class Passage:
     cdef int mark(self) except -1:
         # Marking twice does no harm. A signal handler that raises meanwhile must not keep it from being done.
         cdef int tries = 3
+        cdef Bitmap bitmap
         failure = None
         while tries:
             try:
@@ -97,12 +115,8 @@ cdef class Passage:
                 tries -= 1
         if not tries:
             for tracker in self.disk._trackers:     # no Python code runs here
-                set_all(tracker.bits)
+                bitmap = tracker.bits
+                set_bits(bitmap, 0, bitmap.size)
         if failure is not None:
             raise failure
         return 0
-
-
-cdef int set_all(Bitmap bitmap) except -1:
-    bits_over(bits_set, bits_of(bitmap), 0, bitmap.size)
-    return 0

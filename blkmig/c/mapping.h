@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * Memory in whole pages: a file's, mapped and sent from where they are, and a block's own.
+ */
+#ifndef BLKMIG_MAPPING_H
+#define BLKMIG_MAPPING_H
+
+#include "fail.h"
+
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#ifndef MADV_POPULATE_READ              /* Linux 5.14, glibc 2.35 */
+#define MADV_POPULATE_READ 22
+#endif
+
+/* Make the pages of [p, p + n) present without touching them: whether they all are. A fault would be a SIGBUS. */
+static int io_populate(uint8_t *p, size_t n)
+{
+    size_t slack = (uintptr_t)p & (uintptr_t)(sysconf(_SC_PAGESIZE) - 1);
+
+    return madvise(p - slack, n + slack, MADV_POPULATE_READ) == 0;
+}
+
+/* Give the pages back, also those that [p, p + n) has a part of: else all that was ever sent counts as this process's
+ * memory. Whoever touches them again gets them from the page cache. */
+static void io_drop(const uint8_t *p, size_t n)
+{
+    size_t slack = (uintptr_t)p & (uintptr_t)(sysconf(_SC_PAGESIZE) - 1);
+
+    madvise((void *)(p - slack), n + slack, MADV_DONTNEED);
+}
+
+/* Map the first n bytes. *own is a second fd of the file, for reading what the mapping no longer shows. */
+static uint8_t *io_map(int fd, size_t n, int *own)
+{
+    void *base = MAP_FAILED;
+
+    *own = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+    if (*own >= 0)
+        base = mmap(NULL, n, PROT_READ, MAP_SHARED, *own, 0);
+    if (base != MAP_FAILED)
+        return base;
+    io_fail(errno);
+    if (*own >= 0)
+        close(*own);
+    return NULL;
+}
+
+static void io_unmap(uint8_t *base, size_t n, int own)
+{
+    if (base == NULL)
+        return;
+    munmap(base, n);
+    if (own >= 0)
+        close(own);
+}
+
+/* Zeroed and resident memory, page aligned, for free(). */
+static uint8_t *io_alloc_pages(size_t n)
+{
+    void *p;
+
+    if (posix_memalign(&p, sysconf(_SC_PAGESIZE), n) == 0)
+        return memset(p, 0, n);
+    PyErr_NoMemory();
+    return NULL;
+}
+
+#endif
