@@ -38,6 +38,21 @@ received() { wait $receiver || { cat <&7 >&2; exit 1; }; exec 7<&-; }
 run() { bash -c "set -o pipefail; $1"; }
 """
 
+BLKMIG = """#!/bin/sh
+exec {python} -m blkmig "$@"
+"""
+
+PYTHON = """#!/bin/sh
+exec {python} "$@"
+"""
+
+QEMU = """#!/bin/sh
+# A guest that has nothing to run, and does not run before somebody says so, or before it has come.
+PATH=${PATH#*:}
+case "$*" in *-incoming*) ;; *) set -- -S "$@" ;; esac
+exec qemu-system-x86_64 -nodefaults -display none -accel tcg "$@"
+"""
+
 SSH = """#!/bin/sh
 shift
 exec sh -c "$*"
@@ -82,12 +97,19 @@ class Sandbox:
         for name in ("here", "srv/disks", "run", "bin"):
             (folder / name).mkdir(parents=True)
         (folder / "hosts").write_text("127.0.0.1 localhost dest\n")
-        blkmig = f'#!/bin/sh\nexec {sys.executable} -m blkmig "$@"\n'
-        for name, text in {"blkmig": blkmig, "ssh": SSH, "socat": SOCAT, "qmp": QMP}.items():
+        programs = {
+            "blkmig": BLKMIG,
+            "python": PYTHON,
+            "qemu-system-x86_64": QEMU,
+            "ssh": SSH,
+            "socat": SOCAT,
+            "qmp": QMP,
+        }
+        for name, text in programs.items():
             (folder / "bin" / name).write_text(text.format(python=sys.executable) if "{python}" in text else text)
             (folder / "bin" / name).chmod(0o755)
 
-    def run(self, script: str, lines: Sequence[str] = ()) -> subprocess.CompletedProcess[str]:
+    def run(self, script: str, lines: Sequence[str] = (), *, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a script of bash, whose ``$1``, ``$2`` ... are `lines`; what it leaves running is ended."""
         enter = ["unshare", "--map-root-user", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
         return subprocess.run(
@@ -96,7 +118,7 @@ class Sandbox:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=timeout,
             check=False,
         )
 
