@@ -12,6 +12,7 @@ cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport ECHILD
+from libc.limits cimport INT_MAX
 from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free
 from libc.string cimport memcpy
@@ -29,8 +30,7 @@ from .c.storing cimport (
     storing, storing_close, storing_drain, storing_free, storing_init, storing_next, storing_put, storing_slot,
 )
 from .c.stream cimport (
-    STREAM_USEFUL, io_seconds, pipes_take, stream, stream_break, stream_check, stream_consume, stream_expect_pages,
-    stream_init, stream_need, stream_send, stream_skip, stream_skip_words, stream_staged, stream_take, stream_unpeek,
+    io_seconds, pipes_take, stream, stream_break, stream_check, stream_consume, stream_init, stream_need, stream_send, stream_skip, stream_skip_words, stream_staged, stream_take, stream_unpeek,
     stream_unstage,
 )
 
@@ -66,14 +66,16 @@ cdef class OutputBuffer:
         position - flushed bytes are staged:   [..... head ====== tail .....]
 
     A wait for the other side ends with OSError(ECANCELED) when `wake_fd` becomes readable; to be woken in a pipe, `fd`
-    must be non-blocking. A broken peer is EPIPE, never SIGPIPE. After an error the stream is dead.
+    must be non-blocking. A broken peer is EPIPE, never SIGPIPE. After an error the stream is dead. A peer that takes less
+    than `least_useful` bytes in an idle time is idle: see set_idle_timeout.
     """
 
     cdef stream s
     cdef bint shares
 
-    def __cinit__(self, int fd, Py_ssize_t capacity=65536, /, *, int wake_fd=-1):
+    def __cinit__(self, int fd, Py_ssize_t capacity=65536, /, *, int wake_fd=-1, uint32_t least_useful=1):
         stream_init(&self.s, fd, capacity, wake_fd)
+        self.s.least_useful = least_useful
 
     def __dealloc__(self):
         free(self.s.staging)
@@ -189,7 +191,7 @@ cdef class OutputBuffer:
         return self.shares
 
     def set_idle_timeout(self, double seconds, /):
-        """Let waits end with OSError(ETIME) when the peer took less than 4 KiB in `seconds` of them; 0 is for ever."""
+        """Let waits end with OSError(ETIME) when the peer took nothing useful in `seconds` of them; 0 is for ever."""
         self.s.idle = self.s.first = seconds
 
     def flush(self):
@@ -257,23 +259,43 @@ cdef class InputBuffer:
 
     A wait for the other side ends with OSError(ECANCELED) when `wake_fd` becomes readable. The end of the stream inside
     an item is EOFError. After either the stream is dead. `begun` is what somebody has read of the stream already.
+
+    How it reads is said by who makes it. Behind a payload, `read_ahead` bytes of what follows are staged in the same
+    call. With `most_lowat`, for a TCP socket alone, waits for a payload end when all of it has come, or so much
+    (SO_RCVLOWAT). `linger_nbytes` of a next payload are given `linger_seconds` to arrive before they are waited for. A
+    peer that sends less payload than `least_useful` in an idle time is idle, and one that sends more than `most_chatter`
+    without any (0: as much as it likes) is cut off: see set_idle_timeout.
     """
 
     cdef stream s
     cdef bint pages                 # payloads come as pages of a file
 
-    def __cinit__(self, int fd, Py_ssize_t capacity=65536, /, *, int wake_fd=-1, bytes begun=b""):
+    def __cinit__(
+        self, int fd, Py_ssize_t capacity=65536, /, *, int wake_fd=-1, bytes begun=b"", uint16_t read_ahead=512,
+        uint32_t most_lowat=0, uint32_t linger_nbytes=0, double linger_seconds=0.0, uint32_t least_useful=1,
+        uint32_t most_chatter=0
+    ):
         stream_init(&self.s, fd, capacity, wake_fd)
+        if not 0 <= linger_seconds < 1:
+            raise ValueError(f"to linger takes 0 to 1 seconds, not {linger_seconds}")
+        if not 1 <= read_ahead <= capacity or most_lowat > <uint32_t>INT_MAX:
+            raise ValueError(f"a stream does not read {read_ahead} bytes ahead or wait for {most_lowat}")
+        self.s.read_ahead = read_ahead
+        self.s.most_lowat = most_lowat
+        self.s.linger_nbytes = linger_nbytes
+        self.s.linger.tv_nsec = <long>(linger_seconds * 1e9)
+        self.s.least_useful = least_useful
+        self.s.most_chatter = most_chatter
         if len(begun) > capacity:
             raise ValueError(f"{len(begun)} bytes do not fit a staging buffer of {capacity}")
         memcpy(self.s.staging, PyBytes_AS_STRING(begun), len(begun))
         self.s.tail = len(begun)
 
     def set_idle_timeout(self, double seconds, double first, /):
-        """Let waits end with OSError(ETIME) when less than 4 KiB of payload came in `seconds` of them; 0 is for ever.
+        """Let waits end with OSError(ETIME) when no useful payload came in `seconds` of them; 0 is for ever.
 
-        Payload is what get_block, get_buffer, get_some and skip got, and zero records. 4 MiB that hold none of it are
-        OSError(EPROTO). Until the first byte, `first` seconds are waited; 0 is for ever.
+        Payload is what get_block, get_buffer, get_some and skip got, and zero records. More than `most_chatter` bytes
+        without any are OSError(EPROTO). Until the first byte, `first` seconds are waited; 0 is for ever.
         """
         self.s.idle = seconds
         self.s.first = first
@@ -288,7 +310,7 @@ cdef class InputBuffer:
 
     def payload_came(self):
         """Say that what was got counts as payload, which begins a new idle time."""
-        self.s.useful += STREAM_USEFUL
+        self.s.useful += self.s.least_useful
 
     def get_byte(self):
         """Get an 8-bit number."""
@@ -362,7 +384,7 @@ cdef class InputBuffer:
         name = PyBytes_FromStringAndSize(run.name, run.length)
         stream_consume(&self.s, run.nbytes)
         if run.word & FLAG_DEVICE_BLOCK and run.word & FLAG_ZERO_BLOCK:
-            self.s.useful += STREAM_USEFUL
+            self.s.useful += self.s.least_useful
         self.s.peeks = False
         if not run.word & FLAG_DEVICE_BLOCK:
             stream_unpeek(&self.s, 0)   # whoever closes the socket must not leave anything in it
@@ -371,10 +393,13 @@ cdef class InputBuffer:
             self.s.ahead = 0 if self.s.peeks else run.nbytes
         return run.word & FLAGS, name, run.word >> SECTOR_BITS, run.count
 
-    def expect_pages(self):
-        """Say that the sender shares pages, on this machine: if `fd` is a socket that does not block, payloads may pass
-        through as such. Over TCP the next item is then looked for again after 0.2 ms before it is waited for."""
-        self.pages = stream_expect_pages(&self.s)
+    def expect_pages(self, bint naps=False, /):
+        """Say that payloads are pages, on this machine: if `fd` does not block, they may pass through as such.
+
+        With `naps` what has not come is looked for again after `linger_seconds`, without being seen to wait for it.
+        """
+        self.pages = self.s.takes_pages
+        self.s.naps = naps
 
     def get_block(self, BlockBuffer blk not None, /):
         """Get a payload, 1 MiB, into the own bytes of `blk`. It is not scanned: `is_zero` is False afterwards.

@@ -25,24 +25,12 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #include "clock.h"
 #include "fork.h"
 
-enum {
-    STREAM_CAPACITY_MIN = 512,          /* holds any record's head */
-    /* What is read behind a payload: the next heads, in the same call, and no more, since it is copied once more.
-     * 16, 64 and 512 measure the same. */
-    STREAM_READ_AHEAD = 512,
-    STREAM_LOWAT = 1 << 20,             /* a block; the kernel takes less where its buffers are smaller */
-    STREAM_LINGER_NBYTES = 1 << 18,     /* is there within 0.1 ms on one machine, ... */
-    STREAM_LINGER_NS = 200000,          /* ... and on a slower link this moment is lost once a block */
-    STREAM_WORDS = 65536,
-    STREAM_USEFUL = 4096,               /* so much payload within an idle time-out is a side that lives: 70 B/s of 60 s */
-    STREAM_CHATTER = 4 << 20,           /* so much without any is none: 100,000 empty sections, or more */
-};
-
-static const struct timespec stream_moment = {0, STREAM_LINGER_NS};
+enum { STREAM_CAPACITY_MIN = 512 };     /* holds any record's head */
 
 enum stream_kind { STREAM_SOCKET, STREAM_PIPE, STREAM_FILE };
 
@@ -50,30 +38,32 @@ struct stream {
     int busy;                           /* a thread is in it without the GIL; under the GIL */
     unsigned born;                      /* in which process: see fork.h */
     int fd, wake_fd, kind, takes_pages;
-    int lowat;                          /* SO_RCVLOWAT of a TCP socket as it is now; 0: not for this stream */
-    int naps;                           /* the sender is on this machine, over TCP: see stream_nap() */
     uint8_t *staging;
     size_t capacity, head, tail;
+    uint64_t position, flushed;
+
+    /* Said by the owner, before the first byte or between two of them. */
+    size_t read_ahead;                  /* behind a payload, stage so much of what follows, in the same call */
+    size_t most_lowat;                  /* of a TCP socket: the most that SO_RCVLOWAT is set to; 0: leave it alone */
+    size_t linger_nbytes;               /* behind a payload, so much of the next one is given ... */
+    struct timespec linger;             /* ... so long to arrive */
+    int naps;                           /* let payloads come without being seen to wait: see stream_nap() */
+    double idle, first;                 /* seconds without payload, and those until the first byte; 0: for ever */
+    uint64_t least_useful;              /* less payload than this in an idle time is none */
+    uint64_t most_chatter;              /* so much without any is too much; 0: none is */
+
+    /* Reading. */
+    size_t lowat;                       /* SO_RCVLOWAT as it is now */
     int lingers;                        /* a payload was the last that came */
     size_t ahead;                       /* stage no more than this, since what follows must not be staged; 0: any */
     int peeks;                          /* leave what is staged in the socket, too, where it is TCP */
     size_t peeked;                      /* so much of it is there: the last that is staged */
-    uint64_t position, flushed;
-    /* How long the other side may be waited for without payload; looked at only when somebody waits. */
-    double idle, first;                 /* seconds, and those until the first byte; 0: for ever */
+
+    /* How long the other side was waited for without payload; looked at only when somebody waits. */
     double waited;                      /* seconds that all waits since the last payload took */
     uint64_t useful, renewed, renewed_at;   /* payload in all, that at the last payload, and the position there */
     int queued;                         /* bytes that the socket held when it was last looked at; -1: not yet */
 };
-
-static int stream_is_tcp(const struct stream *s)
-{
-    int domain = -1;
-    socklen_t length = sizeof(domain);
-
-    getsockopt(s->fd, SOL_SOCKET, SO_DOMAIN, &domain, &length);
-    return domain == AF_INET || domain == AF_INET6;
-}
 
 /* With the GIL. A pipe is whatever may make the caller wait and is no socket. */
 static int stream_init(struct stream *s, int fd, Py_ssize_t capacity, int wake_fd)
@@ -88,11 +78,10 @@ static int stream_init(struct stream *s, int fd, Py_ssize_t capacity, int wake_f
         return -1;
     }
     *s = (struct stream){.fd = fd, .wake_fd = wake_fd, .capacity = capacity, .born = fork_count, .staging = malloc(capacity),
-                         .queued = -1};
+                         .lowat = 1, .least_useful = 1, .queued = -1};
     s->kind = S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) ? STREAM_FILE : STREAM_PIPE;
     if (S_ISSOCK(st.st_mode))
         s->kind = STREAM_SOCKET;
-    s->lowat = stream_is_tcp(s);
     /* sendfile() and splice() have no flag that keeps them from blocking, so the fd must be a non-blocking one. */
     s->takes_pages = s->kind != STREAM_FILE && fcntl(fd, F_GETFL) & O_NONBLOCK;
     if (s->staging == NULL)
@@ -111,17 +100,10 @@ static inline int stream_check(const struct stream *s)
     return -1;
 }
 
-/* Expect payloads that are pages, from this machine; whether they can be had as such. */
-static int stream_expect_pages(struct stream *s)
-{
-    s->naps = s->lowat != 0;
-    return s->takes_pages;
-}
-
 /* Begin a new idle time if payload has come, or was taken, since the last one began: whether it has. */
 static int stream_renew(struct stream *s)
 {
-    if (s->useful - s->renewed < STREAM_USEFUL)
+    if (s->useful - s->renewed < s->least_useful)
         return 0;
     s->renewed = s->useful;
     s->renewed_at = s->position;
@@ -137,7 +119,7 @@ static void stream_look_at_queue(struct stream *s)
 
     if (s->kind != STREAM_SOCKET || ioctl(s->fd, SIOCOUTQ, &queued) < 0)
         return;
-    if (s->queued >= 0 && s->queued - queued >= STREAM_USEFUL)
+    if (s->queued >= 0 && s->queued - queued >= (int)s->least_useful)
         s->waited = 0;
     if (s->queued < 0 || s->waited == 0)
         s->queued = queued;

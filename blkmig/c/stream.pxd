@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+from posix.time cimport timespec
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 from .._core cimport pipes
@@ -8,19 +9,19 @@ cdef extern from "c/clock.h":
     double io_seconds() noexcept nogil
 
 cdef extern from "c/stream.h":
-    enum: STREAM_USEFUL
     struct stream:
         uint8_t* staging
         size_t capacity, head, tail
         bint busy
         uint64_t position, flushed
         size_t ahead
+        size_t read_ahead, most_lowat, linger_nbytes
+        timespec linger
         bint takes_pages, peeks, naps
         double idle, first
-        uint64_t useful
+        uint64_t useful, least_useful, most_chatter
     int stream_init(stream*, int fd, Py_ssize_t capacity, int wake_fd) except -1
     int stream_check(const stream*) except -1
-    bint stream_expect_pages(stream*) noexcept nogil
     int stream_break(int fd) except -1
 
 cdef extern from "c/stream_send.h":

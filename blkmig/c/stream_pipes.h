@@ -16,7 +16,7 @@ static ssize_t pipes_take(struct pipes *pipes, struct stream *s, size_t n)
     ssize_t got;
     int i = 0, ready = 0, napped = 0;
 
-    pipes->from_tcp = s->lowat != 0;
+    pipes->from_tcp = s->most_lowat != 0;
     while (done < n && i < PIPES) {
         got = splice(s->fd, NULL, pipes->in[i], NULL, n - done, SPLICE_F_NONBLOCK | SPLICE_F_MOVE);
         if (got == 0)

@@ -51,9 +51,10 @@ static inline void stream_consume(struct stream *s, size_t n)
 /* Let waits for a TCP socket end when n bytes have come, or the end: each time it is woken for less costs both sides. */
 static void stream_lowat(struct stream *s, size_t n)
 {
-    int lowat = n < STREAM_LOWAT ? n : STREAM_LOWAT;
+    int lowat = n < s->most_lowat ? n : s->most_lowat;
 
-    if (s->lowat && s->lowat != lowat && setsockopt(s->fd, SOL_SOCKET, SO_RCVLOWAT, &lowat, sizeof(lowat)) == 0)
+    if (s->most_lowat && s->lowat != (size_t)lowat
+        && setsockopt(s->fd, SOL_SOCKET, SO_RCVLOWAT, &lowat, sizeof(lowat)) == 0)
         s->lowat = lowat;
 }
 
@@ -67,14 +68,12 @@ static int stream_ended(const struct stream *s)
     return -1;
 }
 
-/* Let a block come, without being seen to wait for it. A TCP receiver that waits is woken, and answers every 64 KiB while
- * SO_RCVLOWAT is not reached: on one machine, where the sender's thread does all that, it takes up to four times as long
- * and never gets ahead again. 2 GiB took 0.22 to 0.33 s, half of the runs; with this, 0.23 to 0.25. */
+/* Let a block come, without being seen to wait for it: as long as it would linger. */
 static void stream_nap(const struct stream *s)
 {
     struct pollfd wake = {s->wake_fd, POLLIN, 0};
 
-    ppoll(&wake, 1, &stream_moment, NULL);
+    ppoll(&wake, 1, &s->linger, NULL);
 }
 
 /* Wait for input. Behind a payload comes the next one, most likely: it is given a moment to arrive, for each time that
@@ -89,9 +88,9 @@ static int stream_wait_input(struct stream *s)
         stream_nap(s);
         return 1;
     }
-    if (lingers && s->lowat) {
-        stream_lowat(s, STREAM_LINGER_NBYTES);
-        ppoll(fds, 2, &stream_moment, NULL);
+    if (lingers && s->linger_nbytes) {
+        stream_lowat(s, s->linger_nbytes);
+        ppoll(fds, 2, &s->linger, NULL);
         stream_lowat(s, 1);
     }
     return stream_wait(s, POLLIN);
@@ -102,7 +101,7 @@ static ssize_t stream_read(struct stream *s, uint8_t *p, size_t n, size_t room)
 {
     struct iovec iov[2] = {{p, n}, {s->staging + s->tail, room}};
     struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 2};
-    int peeks = s->peeks && s->lowat && n == 0, ready;
+    int peeks = s->peeks && s->most_lowat && n == 0, ready;
     ssize_t got;
 
     if (stream_unpeek(s, 0) < 0)
@@ -124,7 +123,7 @@ static ssize_t stream_read(struct stream *s, uint8_t *p, size_t n, size_t room)
     }
     if (got == 0)
         return stream_ended(s);
-    if (n == 0 && s->idle > 0 && !stream_renew(s) && s->position - s->renewed_at > STREAM_CHATTER)
+    if (n == 0 && s->idle > 0 && s->most_chatter && !stream_renew(s) && s->position - s->renewed_at > s->most_chatter)
         return io_fail(EPROTO);
     if ((size_t)got <= n)
         return got;
@@ -182,6 +181,8 @@ static int stream_skip(struct stream *s, uint64_t n, int useful)
     return 0;
 }
 
+enum { STREAM_WORDS = 65536 };
+
 /* Consume words that are `a` or `b` under `mask`, each with the bytes behind it, and the first other word, which is
  * returned. With the GIL. After STREAM_WORDS the next word is returned whatever it is: a caller hears its signals. */
 static uint64_t stream_skip_words(struct stream *s, uint64_t mask, uint64_t a, uint64_t a_nbytes, uint64_t b,
@@ -215,7 +216,7 @@ static int stream_take(struct stream *s, uint8_t *p, size_t n)
     s->lingers = 0;
     for (; done < n; done += got) {     /* nothing is staged before the last of these reads */
         stream_lowat(s, n - done);
-        got = stream_read(s, p + done, n - done, s->ahead ? s->ahead : STREAM_READ_AHEAD);
+        got = stream_read(s, p + done, n - done, s->ahead ? s->ahead : s->read_ahead);
         if (got < 0)
             return -1;
         s->position += got;

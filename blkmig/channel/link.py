@@ -155,6 +155,11 @@ class Transport:
         """Return whether this is a pipe or a connection within this machine; not one to a command."""
         return self.child is None if self.socket is None else is_local(self.socket)
 
+    @property
+    def is_tcp(self) -> bool:
+        """Return whether this is a TCP connection."""
+        return self.socket is not None and self.socket.family in (socket.AF_INET, socket.AF_INET6)
+
     def finish_sending(self) -> None:
         """Say that nothing more will come: files are brought to stable storage, a peer sees the end. Raises OSError.
 
@@ -188,7 +193,7 @@ class Transport:
         TCP knows a reset. On a Unix socket what was sent stays readable, but a peer cannot answer any more. A pipe has
         nothing of the kind: what its reader has, it keeps.
         """
-        if self.socket is not None and self.socket.family in (socket.AF_INET, socket.AF_INET6):
+        if self.socket is not None and self.is_tcp:
             with contextlib.suppress(OSError):  # for closing, should the next line not do
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             with contextlib.suppress(OSError):  # was not connected any more

@@ -13,8 +13,8 @@ import select
 import socket
 from typing import TYPE_CHECKING
 
-from .. import _core, _stream, errors, units
-from . import base, link, rate, sockets
+from .. import _core, errors, units
+from . import base, buffers, link, rate, sockets
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -37,7 +37,7 @@ class SendingFile(base.QEMUFile):
 
     def __init__(self, transport: link.Transport, *, limiter: rate.RateLimiter | None = None) -> None:
         super().__init__(transport)
-        self._buffer = _stream.OutputBuffer(transport.fd, wake_fd=transport.link.wake_fd)
+        self._buffer = buffers.open_output(transport.fd, wake_fd=transport.link.wake_fd)
         self._limiter = limiter or rate.RateLimiter()
         # Sending thread only. From where on the bytes are not on the limiter's account yet; None: they are free.
         self._unpaid_from: int | None = None

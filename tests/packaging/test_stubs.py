@@ -32,6 +32,9 @@ MEMBERS = [
 GIVEN = {"__reduce_cython__", "__setstate_cython__", "__reduce__", "__setstate__"}
 SLOTS = {"__new__", "__doc__", "__pyx_vtable__", "__getattribute__", "__release_buffer__", *GIVEN}
 
+READS = {"read_ahead": 512, "most_lowat": 1 << 20, "linger_nbytes": 1 << 18, "linger_seconds": 0.0002}
+READS |= {"least_useful": 4096, "most_chatter": 1 << 20}
+
 
 def named(value: object) -> str | None:
     """Name a parameter by what it is: the module, the class, the node."""
@@ -124,8 +127,8 @@ def test_constructors() -> None:
         "BlockBuffer": ((), {}),
         "Gate": ((), {}),
         "Passage": ((_gate.Gate(), None, 0, 0, True), {}),
-        "OutputBuffer": ((1, 65536), {"wake_fd": -1}),
-        "InputBuffer": ((0, 65536), {"wake_fd": -1, "begun": b""}),
+        "OutputBuffer": ((1, 65536), {"wake_fd": -1, "least_useful": 4096}),
+        "InputBuffer": ((0, 65536), {"wake_fd": -1, "begun": b"", **READS}),
         "StoringQueue": ((65536, 4, 2, 4), {}),
     }
     assert accepted.keys() == {node.name for _, node in CLASSES}

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from blkmig import _core, _stream
+from blkmig.channel import buffers
 
 MiB = _core.BLOCK_SIZE
 EOS = 2
@@ -43,10 +46,19 @@ class Sender(threading.Thread):
         os.close(self.fd)
 
 
+def is_tcp(fd: int) -> bool:
+    """Return whether this is a TCP socket; else it is a Unix socket or a pipe."""
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return False
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        return sock.family in (socket.AF_INET, socket.AF_INET6)
+
+
 def receiver(fd: int, capacity: int = 65536, **options: int) -> tuple[_stream.InputBuffer, _core.BlockBuffer]:
     os.set_blocking(fd, False)
-    source, blk = _stream.InputBuffer(fd, capacity, **options), _core.BlockBuffer()
-    source.expect_pages()
+    tcp = is_tcp(fd)
+    source, blk = buffers.open_input(fd, is_tcp=tcp, capacity=capacity, **options), _core.BlockBuffer()
+    buffers.expect_pages(source, is_tcp=tcp)
     blk.takes_pages = blk.movable = True
     return source, blk
 
