@@ -16,7 +16,7 @@ import time
 
 import blkmig
 from blkmig import channel, qemu
-from blkmig.files import behind, rawfile
+from blkmig.files import rawfile, writeback
 from blkmig.migration import figures
 
 
@@ -52,12 +52,12 @@ def migrate(verb: str, disk: str, uri: str, parameters: dict[str, object]) -> No
 
 def take_out_early_writeback() -> None:
     """Have nothing written back before the flush at the end, unless the kernel thinks so."""
-    behind.WRITEBACK_NBYTES = 1 << 62
+    writeback.WRITEBACK_NBYTES = 1 << 62
 
 
 def take_out_storing_behind() -> None:
     """Have each block stored before the next one is received."""
-    rawfile.RawFile._start_storing_behind = lambda self: None  # type: ignore[method-assign]
+    rawfile.RawFile._start_storing = lambda self: None  # type: ignore[method-assign]
 
 
 def take_out_rate_limit_and_progress() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .. import _core, errors
 from ..disk import backend, identity
-from . import behind, blockdevice, folder, locks, probe
+from . import blockdevice, folder, locks, probe, storing, writeback
 
 DIRECT_ALIGNMENT = 4096
 """O_DIRECT needs offsets and lengths in whole logical blocks, of 512 or 4096 bytes; others go by the page cache."""
@@ -50,7 +50,7 @@ class RawFile:
     ) -> None:
         self.fd = self._direct_fd = -1
         self._mapping: _core.Mapping | None = None
-        self._behind: behind.StoreBehind | None = None
+        self._storing: storing.StoringThread | None = None
         self._is_locked = False
         self._pid = os.getpid()
         self.path = path
@@ -62,7 +62,7 @@ class RawFile:
             else:
                 self.fd, self.is_device = opened, False
             self.known = identity.KnownFile.of(path, fd=self.fd, is_tracked=writable)
-            self._writeback = behind.EarlyWriteback(self.fd)
+            self._writeback = writeback.EarlyWriteback(self.fd)
             self.cluster_size = max(os.fstat(self.fd).st_blksize, CLUSTER)
             if permissions is not None:
                 self._is_locked = True
@@ -149,8 +149,8 @@ class RawFile:
 
     def fill(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
         """Fill `blk` from [offset, offset + nbytes), zeros past the end; return whether it is all zero."""
-        if self._behind is not None:
-            self._behind.drain()
+        if self._storing is not None:
+            self._storing.drain()
         if self._mapping is not None and self._direct_fd < 0:
             is_zero = blk.fill_mapped(self._mapping, self.fd, offset, nbytes)
         else:
@@ -197,10 +197,10 @@ class RawFile:
         """Write the first `nbytes` of `blk` at `offset`; its zero clusters become holes in a file.
 
         Punching what is a hole already costs little; on a device each punch would be a request that waits. A whole
-        block whose payload may be taken is stored a little later, by a thread: see `behind.py`.
+        block whose payload may be taken is stored a little later, by a thread: see `storing.py`.
         """
         fd = self._fd_for(offset, nbytes)
-        if blk.movable and nbytes == _core.BLOCK_SIZE and (stores := self._behind or self._start_storing_behind()):
+        if blk.movable and nbytes == _core.BLOCK_SIZE and (stores := self._storing or self._start_storing()):
             stores.put(blk, fd, offset, allocate=self._has_holes)
         else:
             self._drain()
@@ -210,20 +210,20 @@ class RawFile:
                 blk.store_sparse(fd, offset, nbytes, CLUSTER, True, self._has_holes)
         self._writeback.count(nbytes)
 
-    def _start_storing_behind(self) -> behind.StoreBehind | None:
+    def _start_storing(self) -> storing.StoringThread | None:
         if self.fd >= 0:
             with contextlib.suppress(RuntimeError):  # no more threads to be had
-                self._behind = behind.StoreBehind(0 if self.is_device else CLUSTER)
-        return self._behind
+                self._storing = storing.StoringThread(0 if self.is_device else CLUSTER)
+        return self._storing
 
     def _drain(self, start: int = 0, stop: int = sys.maxsize) -> None:
         """Return when all that lies in [start, stop) is stored."""
-        if self._behind is not None:
-            self._behind.drain(start, stop)
+        if self._storing is not None:
+            self._storing.drain(start, stop)
 
     def rest(self) -> None:
         """Store what waits, and let the storing thread and its memory go until the next block is stored."""
-        stores, self._behind = self._behind, None
+        stores, self._storing = self._storing, None
         if stores is not None:
             stores.close()
 
@@ -276,7 +276,7 @@ class RawFile:
 
         Raises the error of a block that could not be stored, unless a call before has.
         """
-        stores, self._behind = self._behind, None
+        stores, self._storing = self._storing, None
         try:
             if stores is not None:
                 stores.close()  # first: it must not store into what gets this descriptor next

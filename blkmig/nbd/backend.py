@@ -2,11 +2,11 @@
 """A disk behind an NBD server.
 
 As a source it is read by as many threads as there are buffers, straight into them. As a target it is written from the
-buffer while the server is quick. A slow one is written behind: a block is copied and on its way when `write_block`
+buffer while the server is quick. A slow one is not waited for: a block is copied and in flight when `write_block`
 returns, its error comes with a later call, at the latest with `flush`. Writes that overlap come one after the other,
 because a server may reorder what is in flight::
 
-    write_block   copy ─ start ─┐                  at most WRITES_BEHIND blocks are on their way
+    write_block   copy ─ start ─┐                  at most WRITES_IN_FLIGHT blocks are on their way
                                 ├─ in flight ──►   oldest finished first; overlapped ones before the next begins
     flush         finish all ───┘ ─ FLUSH
 
@@ -29,10 +29,10 @@ from . import handle as nbd_handle
 from . import uri as nbd_uri
 from .connection import NbdConnection as NbdConnection
 
-WRITES_BEHIND = 16
+WRITES_IN_FLIGHT = 16
 SLOW_WRITE = 0.002
 """Seconds from which on a write is worth a copy: of 1 MiB, a local server takes 0.5 to 1 ms, and copies cost a third of
-its throughput; at 5 ms writing behind is seven times as fast."""
+its throughput; at 5 ms writes in flight are seven times as fast."""
 SLOW_SPELL = 256
 """Writes after which a slow server is tried again."""
 ZERO_CLUSTER = 65536
@@ -75,7 +75,7 @@ class NbdBackend(local.LocalBackend):
         self.size = connection.size
         self._connection = connection
         self._extents = extents.Extents(connection)
-        self._behind = WritesBehind(connection)
+        self._writes = WritesInFlight(connection)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
@@ -88,7 +88,7 @@ class NbdBackend(local.LocalBackend):
         return blk.filled(count)
 
     def _pread_into(self, view: memoryview, offset: int) -> None:
-        self._behind.finish_overlapping(offset, view.nbytes)
+        self._writes.finish_overlapping(offset, view.nbytes)
         self._connection.pread_into(view, offset)
 
     def next_data(self, offset: int) -> tuple[int, int] | None:
@@ -109,19 +109,19 @@ class NbdBackend(local.LocalBackend):
         payload = blk.payload
         for start, stop, is_zero in zero_runs(payload, offset, nbytes):
             if is_zero and self._connection.can_zero:
-                self._behind.finish_overlapping(offset + start, stop - start)
+                self._writes.finish_overlapping(offset + start, stop - start)
                 self._connection.zero(offset + start, stop - start)
             else:
-                self._behind.write(payload[start:stop], offset + start)
+                self._writes.write(payload[start:stop], offset + start)
 
     def _pwrite(self, view: memoryview, offset: int) -> None:
         self._check_writable()
-        self._behind.finish_overlapping(offset, view.nbytes)
+        self._writes.finish_overlapping(offset, view.nbytes)
         self._connection.pwrite(view, offset)
 
     def _pwrite_zeroes(self, offset: int, nbytes: int) -> None:
         self._check_writable()
-        self._behind.finish_overlapping(offset, nbytes)
+        self._writes.finish_overlapping(offset, nbytes)
         if nbd_connection.BASE_ALLOCATION not in self._connection.contexts:
             self._connection.zero(offset, nbytes)
             return
@@ -144,7 +144,7 @@ class NbdBackend(local.LocalBackend):
             self.check_open()
             self._connection.close()
             self._connection.reconnect()
-            self._behind = WritesBehind(self._connection)
+            self._writes = WritesInFlight(self._connection)
 
     def cancel(self) -> None:
         """End every wait for the server."""
@@ -158,12 +158,12 @@ class NbdBackend(local.LocalBackend):
     def rest(self) -> None:
         """Finish what is in flight, and free the copies."""
         self.check_open()
-        self._behind.rest()
+        self._writes.rest()
 
     def flush(self) -> None:
         """Finish what is in flight, then let the server flush."""
         self.check_open()
-        self._behind.finish_all()
+        self._writes.finish_all()
         self._connection.flush()
 
     def _check_writable(self) -> None:
@@ -176,8 +176,8 @@ class NbdBackend(local.LocalBackend):
             self._connection.close()
 
 
-class WritesBehind:
-    """Writes on their way: at most WRITES_BEHIND, no two of which overlap, and none while the server is quick.
+class WritesInFlight:
+    """Writes on their way: at most WRITES_IN_FLIGHT, no two of which overlap, and none while the server is quick.
 
     Any thread may call it.
     """
@@ -187,7 +187,7 @@ class WritesBehind:
         self._lock = threading.Lock()  # held while writes are started and finished
         self._in_flight: collections.deque[tuple[nbd_handle.Request, int, bytearray]] = collections.deque()
         self._spare: list[bytearray] = []
-        self._slow_left = 0  # so many more writes are written behind
+        self._slow_left = 0  # so many more writes are started and not waited for
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write `data`, or copy it and start writing it. Blocks while too much, or what overlaps, is in flight."""
@@ -197,7 +197,7 @@ class WritesBehind:
                 self._write_now(data, offset)
                 return
             self._slow_left -= 1
-            while len(self._in_flight) >= WRITES_BEHIND:
+            while len(self._in_flight) >= WRITES_IN_FLIGHT:
                 self._finish_oldest()
             copy = self._copy_of(data)
             request = self._connection.start_write(copy, offset)

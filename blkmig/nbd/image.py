@@ -146,7 +146,7 @@ class ImageBackend(nbd.NbdBackend):
         self.size = size
 
     def _resize_image(self, size: int) -> None:
-        self._behind.finish_all()
+        self._writes.finish_all()
         self._connection.close()
         self._close_server()
         resize_image(self._path, size, format=self._format, device=self.name)

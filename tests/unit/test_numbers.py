@@ -85,8 +85,8 @@ def world(tmp_path: pathlib.Path) -> Iterator[types.SimpleNamespace]:
     ours.setblocking(False)
     reader = threading.Thread(target=lambda: [None for _ in iter(lambda: theirs.recv(MiB), b"")])
     reader.start()
-    behind = _stream.StoringQueue(65536, 4, 2, 4)
-    behind.close()  # what is put is dropped, and nobody waits
+    queue = _stream.StoringQueue(65536, 4, 2, 4)
+    queue.close()  # what is put is dropped, and nobody waits
     yield types.SimpleNamespace(
         fd=fd,
         buffer=bytearray(4096),
@@ -96,7 +96,7 @@ def world(tmp_path: pathlib.Path) -> Iterator[types.SimpleNamespace]:
         Mapping=_core.Mapping(fd, 2 * MiB),
         OutputBuffer=_stream.OutputBuffer(ours.fileno()),
         InputBuffer=_stream.InputBuffer(ours.fileno()),
-        StoringQueue=behind,
+        StoringQueue=queue,
         Gate=_gate.Gate(),
     )
     ours.shutdown(socket.SHUT_RDWR)

@@ -15,7 +15,7 @@ from forks import in_a_child
 
 import blkmig
 from blkmig import _core, _stream, errors, files
-from blkmig.files import behind
+from blkmig.files import storing
 
 MiB = 1 << 20
 LONG = 30
@@ -157,7 +157,7 @@ def test_one_block_in_two_threads_that_read_and_store(tmp_path):
     (tmp_path / "f").write_bytes(os.urandom(4 * MiB))
     fd = os.open(tmp_path / "f", os.O_RDWR)
     blk, mapping = _core.BlockBuffer(), _core.Mapping(fd, 4 * MiB)
-    stores = behind.StoreBehind(65536)
+    stores = storing.StoringThread(65536)
     calls: list[Callable[[], object]] = [
         lambda: blk.fill(fd, 0, BLOCK),
         lambda: blk.fill_mapped(mapping, fd, MiB, BLOCK),

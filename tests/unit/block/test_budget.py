@@ -19,7 +19,7 @@ import blkmig
 from blkmig import channel
 from blkmig.block import bulk, device, load, save, target
 from blkmig.block import send as block_send
-from blkmig.files import behind
+from blkmig.files import storing
 
 MIB = lab.MIB
 COMPILED_CALLS = 4
@@ -147,7 +147,7 @@ def receive(tmp_path: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch, call
 
     monkeypatch.setattr(load.BlockLoadHandlers, "load_state", load_state)
     if calls is not None:
-        monkeypatch.setattr(behind.StoreBehind, "__init__", counting_queue(calls))
+        monkeypatch.setattr(storing.StoringThread, "__init__", counting_queue(calls))
         monkeypatch.setattr(target, "BlkLoadDevice", counted_device(calls))
         monkeypatch.setattr(blkmig.block, "BlkLoadDevice", target.BlkLoadDevice)
     blkmig.receive(f"file:{tmp_path}/stream", {"d": tmp_path / "u.raw"})
@@ -157,9 +157,9 @@ def receive(tmp_path: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch, call
 
 def counting_queue(calls: list[str]) -> Callable[..., None]:
     """Return what makes the queue of blocks that are stored behind, with counters in it."""
-    original = behind.StoreBehind.__init__
+    original = storing.StoringThread.__init__
 
-    def init(self: behind.StoreBehind, cluster: int) -> None:
+    def init(self: storing.StoringThread, cluster: int) -> None:
         original(self, cluster)
         self._queue = Counted(self._queue, calls)  # type: ignore[assignment]
 

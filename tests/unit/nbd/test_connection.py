@@ -442,7 +442,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nbd, "SLOW_WRITE", -1.0)
 
 
-def test_slow_server_is_written_behind(slow: None) -> None:
+def test_writes_to_a_slow_server_are_in_flight(slow: None) -> None:
     """Apart from the first write, sixteen are in flight: the server answers none before it has them all."""
     keep = KeepAll(16, lambda kept: kept[::-1])
     first: list[Asked] = []
@@ -517,7 +517,7 @@ def test_a_forked_child_leaves_the_connection_alone(monkeypatch: pytest.MonkeyPa
         disk.write_block(block_of(7), 0, MiB)
         calls = (lambda: disk.pread(0, 10), lambda: disk.write_block(block_of(7), 0, MiB),
                  disk.rest, disk.flush, lambda: disk._connection._handle.wait(nbd_handle.Request(None)))  # fmt: skip
-        for lock in (disk._behind._lock, disk._connection._handle._lock):
+        for lock in (disk._writes._lock, disk._connection._handle._lock):
             with lock:  # as a thread of the parent may, when the fork comes
                 for call in calls:
                     assert "the connection is the parent process's" in forks.in_a_child(call)

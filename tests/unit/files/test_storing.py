@@ -19,7 +19,7 @@ from fd_pairs import open_pair
 from page_streams import Sender, each_block, receiver
 
 from blkmig import _core, _stream, errors, files
-from blkmig.files import behind
+from blkmig.files import storing
 
 MiB = _core.BLOCK_SIZE
 CLUSTER = 1 << 16
@@ -226,7 +226,7 @@ def test_without_threads_it_is_stored_at_once(
         raise RuntimeError("can't start new thread")
 
     with arriving(source, [3, 4]) as coming:
-        monkeypatch.setattr(behind.threading.Thread, "start", fail)
+        monkeypatch.setattr(storing.threading.Thread, "start", fail)
         for blk, block in coming:
             target.write_block(blk, block * MiB, MiB)
     monkeypatch.undo()

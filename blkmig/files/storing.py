@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What happens to a target behind the back of whoever receives: blocks are stored, and written back.
+"""Storing by a thread of its own: a target is written behind the back of whoever receives.
 
-A thread stores whole blocks while the next ones come. They overtake nothing, for whatever else is done to the file
+The thread stores whole blocks while the next ones come. They overtake nothing, for whatever else is done to the file
 waits until they are stored. So the file is always what one write after the other would have made it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
 
@@ -26,11 +25,8 @@ take 0.24 s with two, 0.28 with three to eight.
 PLACES = 4
 """Places of a block that came as pages at which the file is looked at for zeros: each look is a system call, 0.7 us."""
 
-WRITEBACK_NBYTES = 16 << 20
-"""How much is written before the kernel is told to start writing it back, so that the flush finds little to do."""
 
-
-class StoreBehind:
+class StoringThread:
     """The thread that stores in a file, and what waits for it. Any thread may put, drain and close.
 
     Zero clusters of `cluster` bytes become holes, unless that is 0. Raises RuntimeError if no thread can be started. A
@@ -79,19 +75,3 @@ class StoreBehind:
         finally:
             self._queue.close()
             self._thread.join()
-
-
-class EarlyWriteback:
-    """Has the file `fd` written back now and then, without waiting for it. What fails there, the flush tells."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-        self._nbytes = 0  # stored since writeback was last started
-
-    def count(self, nbytes: int) -> None:
-        """Count what was stored, and start when it is enough."""
-        self._nbytes += nbytes
-        if self._nbytes >= WRITEBACK_NBYTES:
-            self._nbytes = 0
-            with contextlib.suppress(OSError):
-                _core.start_writeback(self._fd)
