@@ -5,7 +5,7 @@
 
     listening ──► candidates, at most 16 beside each other ──► the first whose stream has begun as it must
                     │
-                    ├─ who says that it measures the link: its bytes are counted (see `measuring`)
+                    ├─ who says that it measures the link: its bytes are counted (see `measured`)
                     └─ closed: the wrong first bytes, an end, nothing within 10 s, or a 17th came
 
 So port scans, other protocols and connections that say nothing cost a receiver nothing, and hold nobody up: a real
@@ -20,7 +20,7 @@ import socket
 import time
 
 from .. import errors
-from . import link, measuring, sockets
+from . import link, measured, measuring, sockets
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Reception:
         self,
         connection: link.Link,
         listening: socket.socket,
-        measurements: measuring.Measurements,
+        measurements: measured.Measurements,
         *,
         magic: bytes,
         nbytes: int,

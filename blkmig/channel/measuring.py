@@ -17,7 +17,7 @@ them sees anything of a question, and whoever does not answer is not connected t
 of UDP to the same address and port. At a Unix socket it goes to an abstract name made of the socket file's device and
 inode, and the answer counts only if it comes from the user who owns that file.
 
-Bounds: at either end by time and bytes; a receiver counts one connection at a time.
+Bounds: at either end by time and bytes; a receiver counts one connection at a time (`measured.py`).
 """
 
 from __future__ import annotations
@@ -49,14 +49,9 @@ MAX_NBYTES = 512 * units.MiB
 WARM_UP = 1 / 3
 """The part of the time at the beginning that tells nothing: TCP finds its speed, and buffers fill."""
 
-REPORT_SECONDS = 0.01
 PIECE_NBYTES = units.MiB
 
-COUNTING_SECONDS = 10.0
-COUNTING_NBYTES = 4 * MAX_NBYTES
-"""Bytes that a receiver takes from one connection at most, whatever the sender wants."""
-
-_REPORT = struct.Struct(">Q")
+REPORT = struct.Struct(">Q")
 _CREDENTIALS = struct.Struct("3i")
 
 
@@ -70,9 +65,6 @@ class LinkSpeed:
 
 class NotMeasured(Exception):
     """The link was not measured; the text says why."""
-
-
-# -- who measures ------------------------------------------------------------------------------------------------------
 
 
 def measure(address: str, *, timeout: float) -> LinkSpeed:
@@ -195,8 +187,8 @@ def _measure(connection: link.Link, sock: socket.socket) -> LinkSpeed:
             if not got:
                 raise NotMeasured("the receiver ended the measuring: a migration came in, or it ended itself")
             said += got
-        whole = len(said) // _REPORT.size * _REPORT.size
-        reports += [(now, count) for (count,) in _REPORT.iter_unpack(said[:whole])]
+        whole = len(said) // REPORT.size * REPORT.size
+        reports += [(now, count) for (count,) in REPORT.iter_unpack(said[:whole])]
         said = said[whole:]
         if sent < MAX_NBYTES:
             with contextlib.suppress(BlockingIOError):
@@ -218,116 +210,3 @@ def speed_of(started: float, sent: int, reports: Sequence[tuple[float, int]]) ->
     if not bandwidth:
         raise NotMeasured("the receiver took too little in the time of measuring")
     return LinkSpeed(bandwidth, max(sent - came, 0) / bandwidth)
-
-
-# -- who is measured ---------------------------------------------------------------------------------------------------
-
-
-class Measurements:
-    """What a receiver does for those who measure, while it waits at `listening` for its migration.
-
-    Who asks before it waits has his answer then. It belongs to the thread that waits, and never blocks. Where the
-    question cannot be heard (no descriptor, the port is another one's), nobody measures.
-    """
-
-    def __init__(self, listening: socket.socket) -> None:
-        self._asked = _open_beacon(listening)
-        self._counted: Counted | None = None
-        self._room = bytearray(0)
-
-    def fds(self) -> list[int]:
-        """Return what is waited for."""
-        return [sock.fileno() for sock in self._sockets()]
-
-    def moments(self) -> list[float]:
-        """Return when `hear` has something to do although nothing came."""
-        return [] if self._counted is None else [self._counted.deadline]
-
-    def take(self, sock: socket.socket) -> None:
-        """Count what comes from a connection that has said `HEADER`; one at a time."""
-        if self._counted is not None:
-            sockets.shut_and_close(sock)
-            return
-        with contextlib.suppress(OSError):
-            sockets.tune_accepted(sock)
-        self._counted = Counted(sock)
-        self._room = self._room or bytearray(PIECE_NBYTES)
-
-    def hear(self, ready: set[int]) -> None:
-        """Answer questions and count bytes, of what is ready."""
-        if self._asked is not None and self._asked.fileno() in ready:
-            _answer(self._asked)
-        counted = self._counted
-        if counted is None:
-            return
-        is_over = time.monotonic() >= counted.deadline
-        if is_over or (counted.socket.fileno() in ready and not counted.read(self._room)):
-            self.stop_counting()
-
-    def stop_counting(self) -> None:
-        """Count no more: who measures is told by the end of the connection."""
-        if self._counted is not None:
-            sockets.shut_and_close(self._counted.socket)
-            self._counted = None
-
-    def close(self) -> None:
-        """Hear no question any more. Twice does no harm."""
-        self.stop_counting()
-        if self._asked is not None:
-            sockets.shut_and_close(self._asked)
-            self._asked = None
-
-    def _sockets(self) -> list[socket.socket]:
-        found = [] if self._asked is None else [self._asked]
-        return found if self._counted is None else [*found, self._counted.socket]
-
-
-class Counted:
-    """A connection whose bytes are counted, until `deadline`."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self.socket = sock
-        self.deadline = time.monotonic() + COUNTING_SECONDS
-        self._came = 0
-        self._told_at = 0.0
-
-    def read(self, room: bytearray) -> bool:
-        """Take what has come, and say how much that is by now; False at the end of the connection."""
-        try:
-            nbytes = self.socket.recv_into(room)
-            self._came += nbytes
-            now = time.monotonic()
-            if nbytes < len(room) or now - self._told_at >= REPORT_SECONDS:
-                self._told_at = now
-                self.socket.send(_REPORT.pack(self._came))
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return bool(nbytes) and self._came < COUNTING_NBYTES
-
-
-def _open_beacon(listening: socket.socket) -> socket.socket | None:
-    """Return the socket at which it is asked whether a receiver waits at `listening`."""
-    with contextlib.ExitStack() as on_error, contextlib.suppress(OSError):
-        sock = on_error.enter_context(socket.socket(listening.family, socket.SOCK_DGRAM))
-        sock.setblocking(False)
-        where = listening.getsockname()
-        if listening.family == socket.AF_UNIX:
-            where = beacon_name(where)
-        elif listening.family == socket.AF_INET6:
-            only = listening.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
-        sock.bind(where)
-        on_error.pop_all()
-        return sock
-    return None
-
-
-def _answer(sock: socket.socket) -> None:
-    """Answer a question; what is none has no answer, and no answer is longer than its question."""
-    with contextlib.suppress(OSError):
-        said, who = sock.recvfrom(64)
-        if len(said) == len(ASK) + NONCE_NBYTES and said.startswith(ASK) and who:
-            sock.sendto(ANSWER + said[len(ASK) :], who)
-

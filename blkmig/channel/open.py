@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from .. import errors
-from . import accepting, link, measuring, qemufile, sockets, streams, uri
+from . import accepting, link, measured, qemufile, sockets, streams, uri
 
 
 def connect(address: str, *, timeout: float) -> qemufile.OutputQEMUFile:
@@ -82,7 +82,7 @@ class Listener:
         self._link = link.Link(self.uri)
         self._is_closed = False
         self._socket_file = os.lstat(address.path) if isinstance(address, uri.UnixAddress) else None
-        self._measurements = None if sock is None else measuring.Measurements(sock)
+        self._measurements = None if sock is None else measured.Measurements(sock)
 
     def accept(self, *, timeout: float | None, magic: bytes = b"", nbytes: int = 0) -> qemufile.InputQEMUFile:
         """Wait for the source and return its stream; None waits as long as it takes.

@@ -8,16 +8,18 @@ import contextlib
 import os
 import random
 import socket
+import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import command
+import forks
 import pytest
 
 import blkmig
 from blkmig import channel, migration
-from blkmig.channel import measuring, sockets
+from blkmig.channel import measured, measuring, sockets
 
 MIB = 1 << 20
 TIMEOUT = 30
@@ -123,7 +125,7 @@ def test_who_measures_for_ever_holds_nobody_up(source: Path, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("name", "value"), [("COUNTING_SECONDS", 0.05), ("COUNTING_NBYTES", MIB)])
 def test_what_is_counted_has_bounds(name: str, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, name, value)
+    monkeypatch.setattr(measured, name, value)
     with receiving("tcp:127.0.0.1:0", tmp_path / "copy.raw") as (where, _), connected(where) as sock:
         sock.sendall(measuring.HEADER)
         with contextlib.suppress(OSError):
@@ -131,6 +133,18 @@ def test_what_is_counted_has_bounds(name: str, value: float, tmp_path: Path, mon
                 sock.sendall(bytes(4 * MIB))
             while sock.recv(4096):
                 pass
+
+
+def test_a_forked_child_hears_no_question() -> None:
+    """B6: else the next receiver at this port could not be asked while the child lives."""
+    with channel.listen("tcp:127.0.0.1:0") as listener:
+
+        def look() -> None:
+            measurements = listener._measurements
+            assert measurements is not None
+            assert not any(stat.S_ISSOCK(os.fstat(fd).st_mode) for fd in measurements.fds())
+
+        assert forks.in_a_child(look) == ""
 
 
 def test_a_question_has_one_answer_as_long_as_itself_and_nothing_else_has_any(tmp_path: Path) -> None:

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a receiver does for those who measure its link, while it waits for its migration: the other end of `measuring`.
+
+It answers questions, and counts the bytes of one connection at a time, within bounds of time and bytes. It never
+blocks, and has no thread of its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import time
+
+from .. import forks
+from . import measuring, sockets
+
+REPORT_SECONDS = 0.01
+"""So often it is said how many bytes have come, and whenever all that was there is read."""
+
+COUNTING_SECONDS = 10.0
+COUNTING_NBYTES = 4 * measuring.MAX_NBYTES
+"""What is taken of one connection, for a sender with other ideas."""
+
+
+class Measurements:
+    """What a receiver does for those who measure, while it waits at `listening` for its migration.
+
+    Who asks before it waits has his answer then. It belongs to the thread that waits, and never blocks. Where the
+    question cannot be heard (no descriptor, the port is another one's), nobody measures.
+    """
+
+    def __init__(self, listening: socket.socket) -> None:
+        self._asked = _open_beacon(listening)
+        if self._asked is not None:
+            forks.leave_to_parent(self, self._asked.fileno())
+        self._counted: Counted | None = None
+        self._room = bytearray(0)
+
+    def fds(self) -> list[int]:
+        """Return what is waited for."""
+        return [sock.fileno() for sock in self._sockets()]
+
+    def moments(self) -> list[float]:
+        """Return when `hear` has something to do although nothing came."""
+        return [] if self._counted is None else [self._counted.deadline]
+
+    def take(self, sock: socket.socket) -> None:
+        """Count what comes from a connection that has said `measuring.HEADER`; one at a time."""
+        if self._counted is not None:
+            sockets.shut_and_close(sock)
+            return
+        with contextlib.suppress(OSError):
+            sockets.tune_accepted(sock)
+        self._counted = Counted(sock)
+        self._room = self._room or bytearray(measuring.PIECE_NBYTES)
+
+    def hear(self, ready: set[int]) -> None:
+        """Answer questions and count bytes, of what is ready."""
+        if self._asked is not None and self._asked.fileno() in ready:
+            _answer(self._asked)
+        counted = self._counted
+        if counted is None:
+            return
+        is_over = time.monotonic() >= counted.deadline
+        if is_over or (counted.socket.fileno() in ready and not counted.read(self._room)):
+            self.stop_counting()
+
+    def stop_counting(self) -> None:
+        """Count no more: who measures is told by the end of the connection."""
+        if self._counted is not None:
+            sockets.shut_and_close(self._counted.socket)
+            self._counted = None
+
+    def close(self) -> None:
+        """Hear no question any more. Twice does no harm."""
+        self.stop_counting()
+        if self._asked is not None:
+            sockets.shut_and_close(self._asked)
+            self._asked = None
+
+    def _sockets(self) -> list[socket.socket]:
+        found = [] if self._asked is None else [self._asked]
+        return found if self._counted is None else [*found, self._counted.socket]
+
+
+class Counted:
+    """A connection whose bytes are counted, until `deadline`."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.socket = sock
+        forks.leave_to_parent(self, sock.fileno())
+        self.deadline = time.monotonic() + COUNTING_SECONDS
+        self._came = 0
+        self._told_at = 0.0
+
+    def read(self, room: bytearray) -> bool:
+        """Take what has come, and say how much that is by now; False at the end of the connection."""
+        try:
+            nbytes = self.socket.recv_into(room)
+            self._came += nbytes
+            now = time.monotonic()
+            if nbytes < len(room) or now - self._told_at >= REPORT_SECONDS:
+                self._told_at = now
+                self.socket.send(measuring.REPORT.pack(self._came))
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return bool(nbytes) and self._came < COUNTING_NBYTES
+
+
+def _open_beacon(listening: socket.socket) -> socket.socket | None:
+    """Return the socket at which it is asked whether a receiver waits at `listening`."""
+    with contextlib.ExitStack() as on_error, contextlib.suppress(OSError):
+        sock = on_error.enter_context(socket.socket(listening.family, socket.SOCK_DGRAM))
+        sock.setblocking(False)
+        where = listening.getsockname()
+        if listening.family == socket.AF_UNIX:
+            where = measuring.beacon_name(where)
+        elif listening.family == socket.AF_INET6:
+            only = listening.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
+        sock.bind(where)
+        on_error.pop_all()
+        return sock
+    return None
+
+
+def _answer(sock: socket.socket) -> None:
+    """Answer a question; what is none has no answer, and no answer is longer than its question."""
+    with contextlib.suppress(OSError):
+        said, who = sock.recvfrom(64)
+        if len(said) == len(measuring.ASK) + measuring.NONCE_NBYTES and said.startswith(measuring.ASK) and who:
+            sock.sendto(measuring.ANSWER + said[len(measuring.ASK) :], who)
+
