@@ -240,7 +240,7 @@ def print_forecast(found: migration.Forecast, args: argparse.Namespace) -> None:
         ("would send", f"{units.format_size(found.total_bytes)} in {units.format_duration(found.total_time)}"),
         ("dirty rounds", str(found.rounds)),
         ("downtime", expected_downtime(found, args)),
-        ("converges", "yes" if found.converges else f"no: {how_to_converge(args)}"),
+        ("converges", describe_convergence(found)),
     ]
     output.print_table(rows)
 
@@ -252,8 +252,11 @@ def expected_downtime(found: migration.Forecast, args: argparse.Namespace) -> st
     return f"{text}, and as long as the target takes to bring all to stable storage" if is_moved else text
 
 
-def how_to_converge(args: argparse.Namespace) -> str:
-    """Say what would help a migration that does not converge."""
-    if args.auto_converge:
-        return "not without slowing the writers down, which --auto-converge will do; how far is not forecast"
-    return "allow more downtime or bandwidth, or --auto-converge"
+def describe_convergence(found: migration.Forecast) -> str:
+    """Say whether the migration would converge, and what that takes."""
+    slowed = f"with the writers slowed to {found.writers_fraction:.0%} of their speed"
+    if found.converges:
+        return "yes" if found.writers_fraction == 1 else f"yes, {slowed}"
+    if found.writers_fraction < 1:
+        return f"no, not even {slowed}: allow more downtime or bandwidth"
+    return "no: allow more downtime or bandwidth, or --auto-converge"

@@ -48,58 +48,80 @@ class AutoConverge:
         # Set here, then read-only.
         self._block = handlers
         # Migration thread only.
-        self._strikes = 0
-        self._fraction = 1.0
-        self._fraction_before = 1.0
-        self._hot_blocks = math.inf
+        self._throttle = Throttle()
         self._written: int | None = None
 
     def round_ended(self, ended: stats.RoundStatistics, before: stats.RoundStatistics | None, left: int) -> None:
         """Judge a round, which followed on `before` and left `left` bytes dirty, and slow the writers if it was bad."""
         before_written, self._written = self._written, written.count_written(self._block.sent_disks())
-        carried = max(ended.transferred, ended.dirty_bytes)  # zeros take no room on the wire
-        if not ended.number or not ended.seconds or ended.redirtied_bytes <= carried * BAD_SHARE:
-            self._strikes = 0
-            self._fraction_before = self._fraction
+        throttle = self._throttle
+        if not throttle.round_ended(ended, before, left, disk_bytes=self._block.blk_mig.bytes_total()):
             return
-        self._strikes += 1
-        if ended.seconds < MIN_SECONDS and self._strikes < 2:
-            return
-        self._strikes = 0
-        speed = self._speed(ended, before, left) * _core.BLOCK_SIZE
-        bandwidth = carried / ended.seconds
-        wanted = self._fraction * GOOD_SHARE * bandwidth / speed
-        self._fraction = max(MIN_FRACTION, min(wanted, self._fraction))
-        slowed = [backend.name for backend in self._block.sent_disks() if backend.throttle_writers(self._fraction)]
-        own = _own_rate(before_written, self._written, ended.seconds)
+        disks = self._block.sent_disks()
+        slowed = [backend.name for backend in disks if backend.throttle_writers(throttle.fraction)]
         logger.warning(
             "the writers dirty blocks of 1 MiB at %s%s, and the link carries %s: %s",
-            units.format_rate(speed),
-            own,
-            units.format_rate(bandwidth),
-            f"slowed to {self._fraction:.0%} of their speed: {', '.join(slowed)}"
+            units.format_rate(throttle.speed),
+            _own_rate(before_written, self._written, ended.seconds),
+            units.format_rate(throttle.bandwidth),
+            f"slowed to {throttle.fraction:.0%} of their speed: {', '.join(slowed)}"
             if slowed
             else "none of the disks can slow them down",
         )
 
     def release(self) -> None:
         """Give the writers their speed back."""
-        if self._fraction < 1:
-            self._fraction = 1.0
+        if self._throttle.fraction < 1:
+            self._throttle.fraction = 1.0
             with contextlib.ExitStack() as stack:  # all of them, whatever one of them says
                 for backend in self._block.sent_disks():
                     stack.callback(backend.throttle_writers, 1.0)
 
-    def _speed(self, ended: stats.RoundStatistics, before: stats.RoundStatistics | None, left: int) -> float:
+
+class Throttle:
+    """To which fraction of their speed the writers are to be slowed, by the rounds; a forecast asks it, too."""
+
+    def __init__(self) -> None:
+        self.fraction = 1.0
+        # Bytes per second, of the last bad round: how fast the writers write to blocks, and what the link carried.
+        self.speed = 0.0
+        self.bandwidth = 0.0
+        self._strikes = 0
+        self._fraction_before = 1.0
+        self._hot_blocks = math.inf
+
+    def round_ended(
+        self, ended: stats.RoundStatistics, before: stats.RoundStatistics | None, left: int, *, disk_bytes: int
+    ) -> bool:
+        """Judge a round, which followed on `before` and left `left` bytes dirty; return whether it asks for a slowdown.
+        """
+        carried = max(ended.transferred, ended.dirty_bytes)  # zeros take no room on the wire
+        if not ended.number or not ended.seconds or ended.redirtied_bytes <= carried * BAD_SHARE:
+            self._strikes = 0
+            self._fraction_before = self.fraction
+            return False
+        self._strikes += 1
+        if ended.seconds < MIN_SECONDS and self._strikes < 2:
+            return False
+        self._strikes = 0
+        self.speed = self._find_speed(ended, before, left, disk_bytes) * _core.BLOCK_SIZE
+        self.bandwidth = carried / ended.seconds
+        wanted = self.fraction * GOOD_SHARE * self.bandwidth / self.speed
+        self.fraction = max(MIN_FRACTION, min(wanted, self.fraction))
+        return True
+
+    def _find_speed(
+        self, ended: stats.RoundStatistics, before: stats.RoundStatistics | None, left: int, disk_bytes: int
+    ) -> float:
         """Return how many blocks a second the writers write to, if each is counted again when it is written again."""
         shown = ended.redirtied_bytes / _core.BLOCK_SIZE / ended.seconds
         # A writer that is slowed down does in a second what it did before in a part of it.
-        seconds = ended.seconds * self._fraction
+        seconds = ended.seconds * self.fraction
         seconds_before = before.seconds * self._fraction_before if before else 0.0
-        self._fraction_before = self._fraction
+        self._fraction_before = self.fraction
         if seconds_before >= LENGTHS * seconds:
             self._hot_blocks = hot_blocks(ended.dirty_bytes, seconds_before, left, seconds)
-        hot = min(self._hot_blocks, self._block.blk_mig.bytes_total() / _core.BLOCK_SIZE)
+        hot = min(self._hot_blocks, disk_bytes / _core.BLOCK_SIZE)
         return max(shown, speed_of(hot, left / _core.BLOCK_SIZE, ended.seconds))
 
 

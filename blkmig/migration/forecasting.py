@@ -57,6 +57,9 @@ class Forecast:
     converges: bool
     """Whether the last pass fits the downtime limit; if not, the figures are those of the round that is steady."""
 
+    writers_fraction: float
+    """To which part of their speed `auto_converge` would slow the writers down, 1.0 if not at all."""
+
 
 def forecast(
     disks: Iterable[disk.BlockBackend],
@@ -102,6 +105,7 @@ def forecast(
         parameters,
         speed=speed / _core.BLOCK_SIZE,
         link_speed=link.bandwidth / _core.BLOCK_SIZE,
+        disk_blocks=sum(known.nblocks for known in watched),
         read_speed=read.speed / _core.BLOCK_SIZE if read is not None else 0.0,
         delay=link.delay,
     )
@@ -120,6 +124,7 @@ def forecast(
         total_time=played.now,
         downtime=played.downtime,
         converges=played.converges,
+        writers_fraction=played.writers_fraction,
     )
 
 

@@ -15,8 +15,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from .. import params
-from . import convergence
+from .. import _core, params, stats
+from . import autoconverge, convergence
 
 MAX_ROUNDS = 100
 STEADY_ROUNDS = 3
@@ -34,11 +34,13 @@ class Cell:
     """(blocks, writes a second to each of them)"""
 
     passed_at: float = 0.0
+    """When the cursor passed it last, in the writers' time: that goes slower while they are slowed down."""
+
     zero_blocks: float = 0.0
     """Blocks that bulk reads, and does not send: they hold nothing but zeros."""
 
     def dirty(self, now: float) -> float:
-        """Return the dirty blocks at `now`."""
+        """Return the dirty blocks at `now`, in the writers' time."""
         passed = now - self.passed_at
         return sum(-count * math.expm1(-rate * passed) for count, rate in self.classes)
 
@@ -63,6 +65,7 @@ class Replay:
         *,
         speed: float,
         link_speed: float,
+        disk_blocks: float,
         read_speed: float = 0.0,
         delay: float = 0.0,
     ) -> None:
@@ -72,13 +75,22 @@ class Replay:
         self._link_speed = link_speed
         self._read_speed = read_speed
         self._delay = delay
+        self._disk_bytes = round(disk_blocks * _core.BLOCK_SIZE)
         self._threshold = speed * parameters.downtime_limit
         self._descent = convergence.Descent()
+        self._throttle = autoconverge.Throttle()
+        self._writers_now = 0.0
+        self._rounds: list[stats.RoundStatistics] = []
         self.now = 0.0
         self.sent = 0.0
         self.rounds = 0
         self.downtime = 0.0
         self.converges = False
+
+    @property
+    def writers_fraction(self) -> float:
+        """Return to which part of their speed the writers are slowed down, 1.0 if they are not."""
+        return self._throttle.fraction
 
     def run(self) -> None:
         """Play it to its end; then the fields say how it went."""
@@ -101,10 +113,16 @@ class Replay:
         while not self._is_ready(left := self._pending()):
             steady = steady + 1 if left > self._threshold and left >= before * STEADY_SHARE else 0
             before = left
-            if steady >= STEADY_ROUNDS or self.rounds >= (self._parameters.max_rounds or MAX_ROUNDS):
+            if steady >= STEADY_ROUNDS or self._has_had_its_time(left):
                 return False
             self._send_round()
         return True
+
+    def _has_had_its_time(self, left: float) -> bool:
+        if self.rounds >= (self._parameters.max_rounds or MAX_ROUNDS):
+            return True
+        timeout = self._parameters.timeout
+        return timeout is not None and left > self._threshold and self.now >= timeout
 
     def _is_ready(self, left: float) -> bool:
         if left > self._threshold:
@@ -113,24 +131,38 @@ class Replay:
         return not has_time or self._descent.has_ended(round(left))
 
     def _pending(self) -> float:
-        return sum(cell.dirty(self.now) for cell in self._cells)
+        return sum(cell.dirty(self._writers_now) for cell in self._cells)
 
     def _send_bulk(self) -> None:
         for cell in self._cells:
             self._pass(cell, cell.data_blocks)
-            self.now += cell.zero_blocks / self._read_speed if self._read_speed else 0.0
-        self._descent.round_ended(round(self.sent))
+            self._let_pass(cell.zero_blocks / self._read_speed if self._read_speed else 0.0)
+        self._round_ended(self._disk_bytes, self.sent, self.now)
 
     def _send_round(self) -> None:
-        before = self.sent
+        sent, now, dirty = self.sent, self.now, self._pending()
         for cell in self._cells:
-            self._pass(cell, cell.dirty(self.now))
-        self._descent.round_ended(round(self.sent - before))
+            self._pass(cell, cell.dirty(self._writers_now))
         self.rounds += 1
+        self._round_ended(round(dirty * _core.BLOCK_SIZE), self.sent - sent, self.now - now)
 
     def _pass(self, cell: Cell, blocks: float) -> None:
         """Send `blocks` of a cell, one after the other; the marks of each are taken before its time to be sent."""
-        seconds = blocks / self._speed
-        cell.passed_at = self.now + max(0.0, blocks - 1) / 2 / self._speed
-        self.now += seconds
+        cell.passed_at = self._writers_now + max(0.0, blocks - 1) / 2 / self._speed * self._throttle.fraction
+        self._let_pass(blocks / self._speed)
         self.sent += blocks
+
+    def _let_pass(self, seconds: float) -> None:
+        self.now += seconds
+        self._writers_now += seconds * self._throttle.fraction
+
+    def _round_ended(self, dirty_bytes: int, sent: float, seconds: float) -> None:
+        """Have a round, or the bulk phase, judged by those who judge it in a migration."""
+        self._descent.round_ended(round(sent))
+        left, nbytes = round(self._pending() * _core.BLOCK_SIZE), round(sent * _core.BLOCK_SIZE)
+        redirtied = max(0, left + (nbytes if self._rounds else dirty_bytes) - dirty_bytes)
+        ended = stats.RoundStatistics(self.rounds, dirty_bytes, nbytes, seconds, redirtied)
+        if self._parameters.auto_converge:
+            before = self._rounds[-1] if self._rounds else None
+            self._throttle.round_ended(ended, before, left, disk_bytes=self._disk_bytes)
+        self._rounds.append(ended)

@@ -192,3 +192,44 @@ def test_a_forecast_is_what_happens(
     assert predicted == pytest.approx(real, rel=0.2, abs=2 * READ_SECONDS)
     predicted, real = (sum(values) / 2 for values in zip(*sizes, strict=True))
     assert predicted == pytest.approx(real, rel=0.15)
+
+
+class SlowedDisk(LoadedDisk):
+    """A disk whose writers can be slowed down."""
+
+    fraction = least = 1.0
+
+    def throttle_writers(self, fraction: float) -> bool:
+        self.fraction, self.least = fraction, min(fraction, self.least)
+        return True
+
+    def pass_by(self, seconds: float) -> None:
+        self.clock.now += seconds * (1 - self.fraction)
+        super().pass_by(seconds * self.fraction)
+
+
+@pytest.mark.parametrize(("hot", "rate"), [(120, 400), (256, 150)])
+def test_a_forecast_knows_what_auto_converge_will_do(hot: int, rate: int) -> None:
+    """E9: that it converges, how far the writers are slowed, and what it takes."""
+    disk = SlowedDisk(256, Clock())
+    disk.add_hot(random.Random(1), rate, 0, hot)
+    parameters = blkmig.MigrationParameters(
+        downtime_limit=0.1, auto_converge=True, writers_after="refuse", zero_blocks=False
+    )
+    found = forecast([disk], parameters, bandwidth=MIB / READ_SECONDS, clock=disk.clock, sleep=disk.sleep)
+    outgoing = blkmig.OutgoingMigration([disk], "file:/dev/null", parameters, clock=disk.clock)
+    with outgoing:
+        outgoing.run()
+    assert found.converges
+    assert found.writers_fraction == pytest.approx(disk.least, rel=0.3)
+    assert found.total_bytes == pytest.approx(outgoing.stats.transferred, rel=0.15)
+    assert found.downtime == pytest.approx(outgoing.stats.downtime, rel=0.2, abs=2 * READ_SECONDS)
+
+
+def test_a_forecast_hears_the_time_out() -> None:
+    disk = LoadedDisk(256, Clock())
+    disk.add_hot(random.Random(1), 90, 0, 256)
+    parameters = blkmig.MigrationParameters(downtime_limit=0.01, timeout=5, zero_blocks=False)
+    found = forecast([disk], parameters, bandwidth=MIB / READ_SECONDS, clock=disk.clock, sleep=disk.sleep)
+    assert not found.converges
+    assert 5 <= found.total_time < 10
