@@ -11,12 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from .. import _core, channel, errors, savevm
-from . import send, sizes
-
-MAX_DISKS = 256
-"""Names of disks in one stream; a damaged stream must not make up any number of them."""
-
-FOOTER_TYPE = 0x7E
+from . import sizes, wire
 
 
 class LoadDevice(Protocol):
@@ -90,15 +85,14 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
 
     def _take_marks(self, f: channel.InputQEMUFile, marks: int, position: int) -> None:
         """Note what a blkmig says in the bits of an EOS that nobody else looks at."""
-        if marks & send.SHARES_PAGES:
+        if marks & wire.SHARES_PAGES:
             f.expect_pages()
-        if marks & send.IS_DESCRIBED:
+        if marks & wire.IS_DESCRIBED:
             self.is_described = True
-            counts = [marks >> shift & send.COUNT_MASK for shift in (send.COUNT_SHIFT, send.EMPTY_SHIFT)]
-            self.described_disks = counts[0], counts[1]
+            self.described_disks = wire.described_disks(marks)
             if self.on_described is not None:
                 self.on_described(*self.described_disks)
-        if not marks & (send.SHARES_PAGES | send.IS_DESCRIBED) and self.is_described:
+        if not marks & (wire.SHARES_PAGES | wire.IS_DESCRIBED) and self.is_described:
             is_all = self.sizes.take(marks, most=sum(self.described_disks), position=position)
             if is_all and self.on_sizes is not None:
                 self.on_sizes(self.sizes)
@@ -121,8 +115,8 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
 
     def _new_device(self, name: bytes, position: int) -> LoadDevice:
         """Return where a disk goes that appears for the first time."""
-        if len(self._devices) >= MAX_DISKS:
-            raise errors.StreamError(f"the stream names more than {MAX_DISKS} disks", position=position)
+        if len(self._devices) >= wire.MAX_DISKS:
+            raise errors.StreamError(f"the stream names more than {wire.MAX_DISKS} disks", position=position)
         device = self._open_device(name.decode("utf-8", "surrogateescape"), position)
         self._devices[name] = device
         return device
@@ -140,7 +134,7 @@ def next_run(f: channel.InputQEMUFile) -> tuple[int, bytes, int, int]:
         if is_footer_next(f):
             raise source_read_error(position) from None
         raise
-    if run[2] >> (56 - _core.SECTOR_BITS) == FOOTER_TYPE:
+    if run[2] >> (56 - _core.SECTOR_BITS) == savevm.QEMU_VM_SECTION_FOOTER:
         raise source_read_error(position)
     return run
 

@@ -27,7 +27,7 @@ from typing import Any
 
 from .. import _core, channel, disk, errors, params, savevm, units
 from ..disk import geometry
-from . import bulk, description, device, digests, dirty, reads, send, sizes, state
+from . import bulk, checks, description, device, digests, dirty, reads, send, sizes, state, wire
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             blk_mig.dirty_disk = len(blk_mig.bmds_list)  # no dirty round is under way
             blk_mig.reads.pages_are_shared = all(map(self._may_be_shared, blk_mig.bmds_list)) and f.share_pages()
             is_hinted = blk_mig.reads.pages_are_shared and f.is_local and not self._parameters.qemu
-            marks = is_hinted * send.SHARES_PAGES | self._description_marks(blk_mig)
+            marks = is_hinted * wire.SHARES_PAGES | self._description_marks(blk_mig)
             f.put_be64(marks << _core.SECTOR_BITS | _core.FLAG_EOS)
         except BaseException as error:
             with errors.keeping(error):
@@ -138,8 +138,8 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         names: set[bytes] = set()
         for backend in self._disks:
             if not backend.is_read_only:
-                check_device(backend, names, self._parameters)
-                names.add(encode_name(backend))
+                checks.check_device(backend, names, self._parameters)
+                names.add(checks.encode_name(backend))
 
     def save_live_iterate(self, f: channel.OutputQEMUFile) -> int:
         """Send blocks until the section is long enough, the rate limit is reached, or nothing is left in this round.
@@ -244,7 +244,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         """Return what the first EOS says of the description that will come; nothing to a QEMU, which ignores it."""
         if not self.is_described or self._parameters.qemu:
             return 0
-        return send.description_marks(len(blk_mig.bmds_list), len(self._empty))
+        return wire.description_marks(len(blk_mig.bmds_list), len(self._empty))
 
     def _choose_reads(self) -> reads.BlockReads:
         """Return the reading strategy that the parameters say, or the one that the disks ask for."""
@@ -279,7 +279,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
                 self.skipped.append(backend.name)
             logger.info("disk %r is not sent: %s", backend.name, why)
             return
-        name = encode_name(backend)
+        name = checks.encode_name(backend)
         shape = geometry.BlockGeometry(backend.size)
         with contextlib.ExitStack() as blocker:
             blocker.enter_context(backend.block_use("a migration that sends it"))
@@ -328,33 +328,6 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         if not blk_mig.bulk_completed:
             return bulk.blk_mig_save_bulked_block(blk_mig, f)
         return dirty.blk_mig_save_dirty_block(blk_mig)
-
-
-def encode_name(backend: disk.BlockBackend) -> bytes:
-    """Return a disk's name as it goes over the wire."""
-    return backend.name.encode("utf-8", "surrogateescape")
-
-
-def check_device(backend: disk.BlockBackend, names: set[bytes], parameters: params.MigrationParameters) -> None:
-    """Refuse a disk that the stream cannot carry beside those called `names`."""
-    name = encode_name(backend)
-    if len(name) > 255:
-        raise errors.ParameterError(
-            f"the name of disk {backend.name!r} is {len(name)} bytes long; the stream allows 255"
-        )
-    if name in names:
-        raise errors.ParameterError(f"two disks are called {backend.name!r}: give them names, as in NAME=DISK")
-    if parameters.qemu and 0 < backend.size < _core.BLOCK_SIZE and not is_sent_as_zero(backend, parameters):
-        raise errors.ParameterError(
-            f"disk {backend.name!r} has {backend.size} bytes, and a QEMU from 2.10 on cannot load data for a disk "
-            "under 1 MiB: make it 1 MiB at both ends"
-        )
-
-
-def is_sent_as_zero(backend: disk.BlockBackend, parameters: params.MigrationParameters) -> bool:
-    """Return whether a disk of one block holds nothing but zeros, and they are sent as such."""
-    with errors.failing("cannot read", device=backend.name, offset=0):
-        return parameters.zero_blocks and backend.read_block(_core.BlockBuffer(), 0, backend.size)
 
 
 def release(blk_mig: state.BlkMigState) -> None:

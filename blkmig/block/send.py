@@ -6,26 +6,6 @@ from __future__ import annotations
 from .. import _core, _stream, channel, errors
 from . import coverage, device, digests, state
 
-SHARES_PAGES = 1
-"""In the bits of the first EOS that nobody looks at: payloads are pages of a file, on this machine."""
-
-IS_DESCRIBED = 2
-"""There, too: a sealed description ends the stream. Bits behind it tell how many disks that will name, ten bits those
-that have any bytes, ten bits those that have none. Later EOS words, without these two marks, say sizes: see `sizes`."""
-
-COUNT_SHIFT = 2
-EMPTY_SHIFT = 12
-COUNT_MASK = 0x3FF
-
-ZERO_FLAGS = _core.FLAG_DEVICE_BLOCK | _core.FLAG_ZERO_BLOCK
-
-
-def description_marks(disks: int, empty: int) -> int:
-    """Return the marks of a stream that ends with a sealed description of so many disks."""
-    if disks > COUNT_MASK or empty > COUNT_MASK:
-        raise errors.ParameterError(f"a stream carries at most {COUNT_MASK} disks, not {disks + empty}")
-    return IS_DESCRIBED | disks << COUNT_SHIFT | empty << EMPTY_SHIFT
-
 
 def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.BlkMigBlock) -> None:
     """Send `blk`: a header and 1 MiB, or a header alone if it is zero and `zero_blocks` is on.

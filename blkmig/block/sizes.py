@@ -9,7 +9,7 @@ disks. So right after START, each disk has two empty sections, whose EOS words s
     first               EOS      0        1         CRC-32 of the name      size >> 51
     second              EOS      0        2         size & (1 << 51) - 1, up to bit 63
 
-Bits 9 and 10 are marks of the first EOS (see `send`), so a blkmig that knows these and no sizes sees nothing either.
+Bits 9 and 10 are marks of the first EOS (see `wire`), so a blkmig that knows these and no sizes sees nothing either.
 A disk is told by a CRC of its name, because names have up to 255 bytes; where two are equal, no size is said at all.
 
 A receiver believes no size: it uses them to refuse early, and the description at the end must say the same.

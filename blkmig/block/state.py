@@ -62,7 +62,7 @@ class BlkMigState:
     """What was sent is the whole image, and was so while the writers were held: END has nothing to add."""
 
     fetch_seconds: float = 0.0
-    """How long it took to learn that."""
+    """How long it took to fetch what is dirty when this round began, in seconds: the pause has to fetch it, too."""
 
     @property
     def read_done(self) -> int:

@@ -7,7 +7,7 @@ Knows neither disks nor policy: what a section's payload holds is its handlers' 
 from __future__ import annotations
 
 from .configuration import Configuration
-from .container import QEMU_VM_FILE_MAGIC, ContainerFormat, looks_like_footer
+from .container import QEMU_VM_FILE_MAGIC, QEMU_VM_SECTION_FOOTER, ContainerFormat, looks_like_footer
 from .handlers import SaveVMHandlers
 from .header import HEADER_NBYTES
 from .load import LoadVM
@@ -27,6 +27,7 @@ __all__ = [
     "MIG_RP_MSG_PONG",
     "MIG_RP_MSG_SHUT",
     "QEMU_VM_FILE_MAGIC",
+    "QEMU_VM_SECTION_FOOTER",
     "Configuration",
     "ContainerFormat",
     "LoadVM",

@@ -21,7 +21,7 @@ import pytest
 import savevm_streams as streams
 
 from blkmig import _core
-from blkmig.block import coverage, send
+from blkmig.block import coverage, wire
 
 MIB = 1 << 20
 LIMIT = 100 * MIB
@@ -203,7 +203,7 @@ def test_missing_blocks_are_listed_up_to_a_number() -> None:
 
 def test_the_marks_of_too_many_disks_are_refused() -> None:
     """A stream says in ten bits how many disks it has."""
-    assert send.description_marks(3, 1) == send.IS_DESCRIBED | 3 << send.COUNT_SHIFT | 1 << send.EMPTY_SHIFT
+    assert wire.description_marks(3, 1) == wire.IS_DESCRIBED | 3 << wire.COUNT_SHIFT | 1 << wire.EMPTY_SHIFT
     with pytest.raises(ValueError, match="1023 disks"):
-        send.description_marks(1024, 0)
+        wire.description_marks(1024, 0)
     assert _core.BLOCK_SIZE == MIB

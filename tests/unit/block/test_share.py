@@ -12,7 +12,7 @@ import pytest
 
 import blkmig
 from blkmig import _core, block, channel
-from blkmig.block import send
+from blkmig.block import wire
 from blkmig.channel import link
 
 MIB = 1 << 20
@@ -86,7 +86,7 @@ def test_the_receiver_expects_pages_when_told() -> None:
         position, expects = 0, False
 
         def next_run(self) -> tuple[int, bytes, int, int]:
-            return _core.FLAG_EOS, b"", send.SHARES_PAGES, 1
+            return _core.FLAG_EOS, b"", wire.SHARES_PAGES, 1
 
         def expect_pages(self) -> None:
             self.expects = True

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What both ends of a ``block`` section agree on beyond QEMU's own words, which are in `_core`.
+
+A QEMU takes the word that ends a section, EOS, by its flag and ignores the number above it. There a blkmig says what
+another blkmig may want to know at the start, in the EOS of the first section::
+
+    bit 0        SHARES_PAGES    payloads are pages of a file, on this machine: a hint, which changes no byte
+    bit 1        IS_DESCRIBED    a sealed description ends the stream
+    bits 2-11                    how many disks that will name which have bytes
+    bits 12-21                   how many disks that will name which have none
+
+Later EOS words, without the first two of these marks, say how large the disks are: see `sizes`.
+"""
+
+from __future__ import annotations
+
+from .. import errors
+
+SHARES_PAGES = 1
+IS_DESCRIBED = 2
+
+COUNT_SHIFT = 2
+EMPTY_SHIFT = 12
+COUNT_MASK = 0x3FF
+
+MAX_DISKS = 256
+"""Names of disks in one stream; a damaged stream must not make up any number of them."""
+
+
+def description_marks(disks: int, empty: int) -> int:
+    """Return the marks of a stream that ends with a sealed description of so many disks."""
+    if disks > COUNT_MASK or empty > COUNT_MASK:
+        raise errors.ParameterError(f"a stream carries at most {COUNT_MASK} disks, not {disks + empty}")
+    return IS_DESCRIBED | disks << COUNT_SHIFT | empty << EMPTY_SHIFT
+
+
+def described_disks(marks: int) -> tuple[int, int]:
+    """Return how many disks the description that `marks` announce will name: those with bytes, those without."""
+    return marks >> COUNT_SHIFT & COUNT_MASK, marks >> EMPTY_SHIFT & COUNT_MASK
