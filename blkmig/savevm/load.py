@@ -19,10 +19,10 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
-from . import configuration, container, drain, header, return_path, savestate, sections, skip, stream, vmdescription
+from . import commands, configuration, container, drain, header, savestate, sections, skip, stream, vmdescription
 
 if TYPE_CHECKING:
-    from ..channel import InputQEMUFile, OutputQEMUFile
+    from ..channel import InputQEMUFile
 
 _KINDS: Final[dict[int, stream.SectionKind]] = {
     container.QEMU_VM_SECTION_START: "START",
@@ -30,9 +30,6 @@ _KINDS: Final[dict[int, stream.SectionKind]] = {
     container.QEMU_VM_SECTION_END: "END",
     container.QEMU_VM_SECTION_FULL: "FULL",
 }
-
-MAX_COMMANDS: Final = 64
-"""Commands that are counted one by one; QEMU knows a dozen."""
 
 _NOBODY: Final = stream.StreamObserver()
 
@@ -59,18 +56,15 @@ class LoadVM:
         self._state = state
         self._f = f
         self._observer = observer or _NOBODY
-        self._answers = answers or {}
         self._version = 0
         self._configuration = configuration.Configuration()
         self._has_footers: bool | None = None
-        self._commands: dict[str, int] = {}
+        self._commands = commands.Commands(f, self._observer, answers or {})
         self._sections = sections.SectionTable(state)
         self._reached_eof = False
         self._vmdescription: dict[str, Any] | None = None
         self._vmdescription_state: vmdescription.State = "none"
         self._drained_bytes = 0
-        self._return_path: OutputQEMUFile | None = None  # while the source waits for `finish`
-        self._told: OutputQEMUFile | None = None  # the same, afterwards
         self._is_between_records = False
 
     def loadvm(self) -> stream.LoadedStream:
@@ -81,7 +75,10 @@ class LoadVM:
         """
         cleanups = [entry.handlers.load_cleanup for entry in self._state]
         try:
-            self._load()
+            self._get_header()
+            for entry in self._state:
+                entry.handlers.load_setup()
+            self._get_records()
         except BaseException:
             with contextlib.suppress(Exception):
                 savestate.run_cleanups(cleanups)
@@ -92,16 +89,14 @@ class LoadVM:
     @property
     def is_awaited(self) -> bool:
         """Whether the source waits for `finish`."""
-        return self._return_path is not None
+        return self._commands.is_awaited
 
     def beat(self, value: int) -> None:
         """Send a sign of life to a source that waits for `finish`: PONG with `value`, unless the link is full.
 
         Does not block. Another thread may call it, as long as nobody else uses this object.
         """
-        f = self._return_path
-        if f is not None and f.is_writable():
-            return_path.send_pong(f, value % (1 << 32))
+        self._commands.beat(value)
 
     def finish(self, status: int = 0) -> None:
         """Tell a source that waits for it how loading ended: 0 all is on stable storage, else it failed.
@@ -109,17 +104,11 @@ class LoadVM:
         Nothing is sent where the source did not ask, or was told already. Blocks until the link took it. After a
         failure our sending side is shut down: nothing more will be said.
         """
-        f, self._return_path = self._return_path, None
-        if f is not None:
-            return_path.send_shut(f, status)
-            self._told = f
-            if status:
-                f.close()
+        self._commands.finish(status)
 
     def wait_until_told(self) -> None:
         """Return when the source's machine has what `finish` said; raises ChannelError if the link broke before."""
-        if self._told is not None:
-            self._told.wait_until_taken()
+        self._commands.wait_until_told()
 
     def summary(self) -> stream.LoadedStream:
         """Return what the stream has held so far."""
@@ -127,7 +116,7 @@ class LoadVM:
             version=self._version,
             configuration=self._configuration,
             has_footers=self._has_footers,
-            commands=dict(self._commands),
+            commands=self._commands.by_name(),
             sections=tuple(entry.info() for entry in self._sections),
             reached_eof=self._reached_eof,
             vmdescription=self._vmdescription,
@@ -135,14 +124,8 @@ class LoadVM:
             drained_bytes=self._drained_bytes,
             nbytes=self._f.position,
             is_between_records=self._is_between_records,
-            return_path_open=self._return_path is not None,
+            return_path_open=self.is_awaited,
         )
-
-    def _load(self) -> None:
-        self._get_header()
-        for entry in self._state:
-            entry.handlers.load_setup()
-        self._get_records()
 
     # -- before the first section ------------------------------------------------------------------------------------
 
@@ -206,15 +189,19 @@ class LoadVM:
     def _get_record(self, kind: int, position: int, *, in_package: bool = False) -> bool:
         """Read the rest of one record; return False if it, or what follows, is device state without lengths."""
         if kind in (container.QEMU_VM_SECTION_PART, container.QEMU_VM_SECTION_END):
-            return self._get_part(kind, position)
+            return self._get_payload(self._get_part(kind, position), kind, position)
         if kind in (container.QEMU_VM_SECTION_START, container.QEMU_VM_SECTION_FULL):
-            return self._get_start(kind, position)
+            entry = self._get_start(kind, position)
+            return entry is not None and self._get_payload(entry, kind, position)
         if kind == container.QEMU_VM_COMMAND:
-            self._get_command(position, in_package)
+            package = self._commands.get(position, in_package=in_package)
+            if package is not None:
+                self._get_package(package)
             return True
         raise errors.StreamError(f"unknown record type {kind:#04x}", position=position)
 
-    def _get_start(self, kind: int, position: int) -> bool:
+    def _get_start(self, kind: int, position: int) -> sections.LoadStateEntry | None:
+        """Read the header of a section that starts, and return the section; None for device state."""
         f = self._f
         section_id = f.get_be32()
         idstr = configuration.get_counted_string(f)
@@ -224,18 +211,19 @@ class LoadVM:
         entry = self._sections.find_registered(idstr, instance_id, version_id, position)
         if entry is None:
             if kind == container.QEMU_VM_SECTION_FULL:
-                return False
+                return None
             entry = self._sections.find_skipped(idstr, instance_id, version_id, self._configuration, position)
         self._sections.start(entry, section_id, version_id, position)
-        return self._get_payload(entry, kind, position)
+        return entry
 
-    def _get_part(self, kind: int, position: int) -> bool:
+    def _get_part(self, kind: int, position: int) -> sections.LoadStateEntry:
+        """Read the header of a section that goes on, and return the section."""
         section_id = self._f.get_be32()
         entry = self._sections.find(section_id, position)
         self._observer.section_start(
             _KINDS[kind], entry.idstr, entry.instance_id, entry.version_id, section_id, position
         )
-        return self._get_payload(entry, kind, position)
+        return entry
 
     def _get_payload(self, entry: sections.LoadStateEntry, kind: int, position: int) -> bool:
         """Let the handlers read the payload, check the footer, count."""
@@ -274,31 +262,6 @@ class LoadVM:
                 f"the footer of section {entry.idstr!r} has id {section_id}, not {entry.section_id}", position=position
             )
 
-    # -- commands ----------------------------------------------------------------------------------------------------
-
-    def _get_command(self, position: int, in_package: bool) -> None:
-        """Answer what must be answered, skip the rest by its length."""
-        f = self._f
-        command, nbytes = f.get_be16(), f.get_be16()
-        container.check_command(command, nbytes, position)
-        name = container.COMMAND_NAMES.get(command, str(command))
-        if name not in self._commands and len(self._commands) >= MAX_COMMANDS:
-            name = "others"
-        self._commands[name] = self._commands.get(name, 0) + 1
-        self._observer.command(command, nbytes, position)
-        if command == container.MIG_CMD_OPEN_RETURN_PATH:
-            self._return_path = f.return_path()
-        elif command == container.MIG_CMD_PING:
-            value = f.get_be32()
-            if self._return_path is not None:
-                return_path.send_pong(self._return_path, self._answers.get(value, value))
-        elif command == container.MIG_CMD_PACKAGED:
-            if in_package:
-                raise errors.StreamError("a package inside a package", position=position)
-            self._get_package(f.get_be32())
-        else:
-            f.skip(nbytes, is_payload=False)
-
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def _drain(self, position: int) -> None:
@@ -307,7 +270,7 @@ class LoadVM:
         end = drain.drain_to_end(
             self._f,
             drained_from - position,
-            is_kept_open=self._return_path is not None,
+            is_kept_open=self.is_awaited,
             has_footers=self._expects_footers(),
         )
         eof_position = drained_from + end.eof_offset
@@ -329,7 +292,7 @@ class LoadVM:
 
     def _get_vmdescription(self) -> None:
         position = self._f.position
-        is_kept_open = self._return_path is not None
+        is_kept_open = self.is_awaited
         found = drain.get_vmdescription(self._f, is_kept_open=is_kept_open, has_footers=self._expects_footers())
         if found is not None:
             self._vmdescription_state, self._vmdescription, nbytes = found

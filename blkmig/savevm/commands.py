@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The commands of a stream that is being loaded, and the way back to its source that one of them opens.
+
+What must be answered is answered, the rest is skipped by its length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from .. import errors
+from . import container, return_path, stream
+
+if TYPE_CHECKING:
+    from ..channel import InputQEMUFile, OutputQEMUFile
+
+MAX_COMMANDS: Final = 64
+"""Commands that are counted one by one; QEMU knows a dozen."""
+
+
+class Commands:
+    """The commands that come in `f`. A package is not read here: its records are the loader's.
+
+    A PING is answered with its own value, but for those of `answers`, which are questions.
+    """
+
+    def __init__(self, f: InputQEMUFile, observer: stream.StreamObserver, answers: Mapping[int, int]) -> None:
+        self._f = f
+        self._answers = answers
+        self._observer = observer
+        self._counts: dict[str, int] = {}
+        self._return_path: OutputQEMUFile | None = None  # while the source waits for `finish`
+        self._told: OutputQEMUFile | None = None  # the same, afterwards
+
+    def get(self, position: int, *, in_package: bool) -> int | None:
+        """Read the rest of the command at `position`; return how long the package is that follows, if it is one."""
+        f = self._f
+        command, nbytes = f.get_be16(), f.get_be16()
+        container.check_command(command, nbytes, position)
+        self._count(command)
+        self._observer.command(command, nbytes, position)
+        if command == container.MIG_CMD_PACKAGED:
+            if in_package:
+                raise errors.StreamError("a package inside a package", position=position)
+            return f.get_be32()
+        if command == container.MIG_CMD_OPEN_RETURN_PATH:
+            self._return_path = f.return_path()
+        elif command == container.MIG_CMD_PING:
+            value = f.get_be32()
+            if self._return_path is not None:
+                return_path.send_pong(self._return_path, self._answers.get(value, value))
+        else:
+            f.skip(nbytes, is_payload=False)
+        return None
+
+    def _count(self, command: int) -> None:
+        """Count a command; of very many kinds, the later ones are counted together."""
+        name = container.COMMAND_NAMES.get(command, str(command))
+        if name not in self._counts and len(self._counts) >= MAX_COMMANDS:
+            name = "others"
+        self._counts[name] = self._counts.get(name, 0) + 1
+
+    def by_name(self) -> dict[str, int]:
+        """Return how often each command came, by the command's name."""
+        return dict(self._counts)
+
+    # -- the way back: see LoadVM ------------------------------------------------------------------------------------
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the source waits for `finish`."""
+        return self._return_path is not None
+
+    def beat(self, value: int) -> None:
+        """Send a sign of life, unless the link is full."""
+        f = self._return_path
+        if f is not None and f.is_writable():
+            return_path.send_pong(f, value % (1 << 32))
+
+    def finish(self, status: int) -> None:
+        """Tell the source how loading ended, once."""
+        f, self._return_path = self._return_path, None
+        if f is not None:
+            return_path.send_shut(f, status)
+            self._told = f
+            if status:
+                f.close()
+
+    def wait_until_told(self) -> None:
+        """Return when the source's machine has what `finish` said."""
+        if self._told is not None:
+            self._told.wait_until_taken()
