@@ -153,16 +153,21 @@ cdef class Mapping:
     cdef bint closed
 
 
+cdef enum payload_kind:             # what may become of a payload: see BlockBuffer
+    PAYLOAD_OWN
+    PAYLOAD_MAPPED
+    PAYLOAD_LENT
+    PAYLOAD_MOVED
+    PAYLOAD_PIPED
+
+
 cdef class BlockBuffer:
     cdef uint8_t* own               # BLOCK_SIZE bytes
     cdef bint zero                  # all of the payload is zero, as far as a scan has told
     cdef Mapping mapping            # None: the payload is `own`
-    cdef public bint mappable       # whether fill_mapped may show the mapping: not to somebody who reads the payload
-    cdef public bint populates      # whether fill_mapped makes its pages present: not for who shares them, see PayloadError
     cdef int64_t offset             # of a mapped payload
     cdef pipes* pipes               # hold a payload that nobody has looked at, on its way to a file
-    cdef public bint takes_pages    # whether get_block may leave it there: for whoever only stores it
-    cdef public bint movable        # whether storing the payload may take it away: for whoever does not look at it again
+    cdef payload_kind which         # for as long as it lives
     cdef Py_ssize_t exports         # views of `own` that are alive; under the GIL
     cdef bint busy                  # a thread is at the payload without the GIL; under the GIL
     cdef bint sending               # it only reads the payload, so that others may look at it, too

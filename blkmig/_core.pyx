@@ -625,21 +625,32 @@ cdef class Mapping:
             os.close(fd)
 
 
+cdef tuple KINDS = ("own", "mapped", "lent", "moved", "piped")
+
+
 @cython.final
 cdef class BlockBuffer:
     """One block, 1 MiB, page aligned: read into, scanned, and sent or stored while it is hot in the cache.
 
     `payload` is what the block holds now: the own bytes, or, after fill_mapped, those of the mapping. The buffer
     protocol shows the own bytes, writable; after writing there call filled().
+
+    `kind` says what may become of the payload, for as long as the buffer lives:
+
+        own       it is read into the own bytes: for whoever looks at it
+        mapped    fill_mapped may show the mapping, whose pages it makes present: for sending copies
+        lent      fill_mapped may show the mapping: for sending the pages themselves, see share_pages and PayloadError
+        moved     storing may take it away: for whoever does not look at it again
+        piped     it may also come as pages that nobody has looked at: for whoever only stores it
     """
 
-    def __cinit__(self):
+    def __cinit__(self, str kind="mapped", /):
+        if kind not in KINDS:
+            raise ValueError(f"a block buffer is one of {', '.join(KINDS)}, not {kind!r}")
+        self.which = <payload_kind>KINDS.index(kind)
         self.own = io_alloc_pages(BLOCK_SIZE)
         self.pipes = pipes_new()
-        self.zero = self.mappable = self.populates = True
-
-    def __init__(self):
-        pass                        # takes no arguments, which a __cinit__ without any does not check
+        self.zero = True
 
     def __dealloc__(self):
         pipes_free(self.pipes)
@@ -663,8 +674,18 @@ cdef class BlockBuffer:
 
     @property
     def has_pages(self):
-        """Whether the payload came as pages that nobody has looked at: see takes_pages."""
+        """Whether the payload came as pages that nobody has looked at."""
         return pipes_held(self.pipes)
+
+    @property
+    def kind(self):
+        """What may become of the payload."""
+        return KINDS[self.which]
+
+    @property
+    def is_movable(self):
+        """Whether storing the payload may take it away."""
+        return self.which >= PAYLOAD_MOVED
 
     @property
     def data(self):
@@ -762,8 +783,9 @@ cdef int read_rest(BlockBuffer blk, int fd, int64_t offset, size_t done, size_t 
 
 
 cdef int read_block_mapped(BlockBuffer blk, Mapping mapping, int fd, int64_t offset, Py_ssize_t nbytes) except -1:
-    cdef bint mapped = False, mappable = (blk.mappable and nbytes == BLOCK_SIZE and not mapping.closed and offset >= 0
-                          and mapping.length >= BLOCK_SIZE and <size_t>offset <= mapping.length - BLOCK_SIZE)
+    cdef bint mapped = False, mappable = (
+        PAYLOAD_MAPPED <= blk.which <= PAYLOAD_LENT and nbytes == BLOCK_SIZE and not mapping.closed and offset >= 0
+        and mapping.length >= BLOCK_SIZE and <size_t>offset <= mapping.length - BLOCK_SIZE)
     forget_block(blk, nbytes)
     blk.busy = True
     try:
@@ -780,7 +802,8 @@ cdef int read_block_mapped(BlockBuffer blk, Mapping mapping, int fd, int64_t off
 cdef bint read_or_map(BlockBuffer blk, uint8_t* base, int fd, int64_t offset, size_t nbytes) except -1 nogil:
     cdef size_t probed = min(nbytes, <size_t>4096)
     cdef size_t got = io_pread(fd, blk.own, probed, offset)
-    if base != NULL and not buffer_is_zero_c(blk.own, got) and (not blk.populates or io_populate(base + offset, BLOCK_SIZE)):
+    if base != NULL and not buffer_is_zero_c(blk.own, got) and (
+            blk.which == PAYLOAD_LENT or io_populate(base + offset, BLOCK_SIZE)):
         blk.zero = False
         return True
     read_rest(blk, fd, offset, got, nbytes)

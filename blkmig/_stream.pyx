@@ -18,7 +18,8 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy
 
 from ._core cimport (
-    BLOCK_SIZE, FLAG_DEVICE_BLOCK, FLAG_ZERO_BLOCK, SECTOR_BITS, SECTORS_PER_BLOCK, Bitmap, BlockBuffer, Mapping,
+    BLOCK_SIZE, FLAG_DEVICE_BLOCK, FLAG_ZERO_BLOCK, SECTOR_BITS, SECTORS_PER_BLOCK, PAYLOAD_PIPED, Bitmap,
+    BlockBuffer, Mapping,
     begin_block, check_range, check_record, check_zero_run, clear_bits, forget_block, load_be16, load_be32, load_be64,
     read_block_mapped, store_payload, take_block_back,
 )
@@ -184,6 +185,11 @@ cdef class OutputBuffer:
             i += 1
         return i
 
+    @property
+    def takes_pages(self):
+        """Whether a file's pages may stand in `fd`: it is a pipe or a socket, and does not block."""
+        return self.s.takes_pages != 0
+
     def share_pages(self):
         """Hand over the pages of mapped payloads, not copies, and tell whether `fd`, a non-blocking pipe or socket, takes
         them. What is written to the pages before the peer reads them, it reads."""
@@ -268,7 +274,7 @@ cdef class InputBuffer:
     """
 
     cdef stream s
-    cdef bint pages                 # payloads come as pages of a file
+    cdef bint expects               # payloads are pages on their way here, and may stay pages
 
     def __cinit__(
         self, int fd, Py_ssize_t capacity=65536, /, *, int wake_fd=-1, bytes begun=b"", uint16_t read_ahead=512,
@@ -388,7 +394,7 @@ cdef class InputBuffer:
         self.s.peeks = False
         if not run.word & FLAG_DEVICE_BLOCK:
             stream_unpeek(&self.s, 0)   # whoever closes the socket must not leave anything in it
-        elif self.pages:                # after data, the next head and none of its payload
+        elif self.expects:              # after data, the next head and none of its payload
             self.s.peeks = run.word & FLAG_ZERO_BLOCK != 0
             self.s.ahead = 0 if self.s.peeks else run.nbytes
         return run.word & FLAGS, name, run.word >> SECTOR_BITS, run.count
@@ -398,7 +404,7 @@ cdef class InputBuffer:
 
         With `naps` what has not come is looked for again after `linger_seconds`, without being seen to wait for it.
         """
-        self.pages = self.s.takes_pages
+        self.expects = self.s.takes_pages
         self.s.naps = naps
 
     def get_block(self, BlockBuffer blk not None, /):
@@ -418,12 +424,12 @@ cdef class InputBuffer:
 
     cdef int get_payload(self, BlockBuffer blk) except -1:
         cdef size_t done = 0
-        if self.pages and blk.takes_pages and stream_unstage(&self.s) and pipes_open(blk.pipes):
+        if self.expects and blk.which == PAYLOAD_PIPED and stream_unstage(&self.s) and pipes_open(blk.pipes):
             with nogil:
                 done = pipes_take(blk.pipes, &self.s, BLOCK_SIZE)
             if done == BLOCK_SIZE:
                 return 0
-            self.pages, self.s.ahead, self.s.naps = False, 0, False     # smaller pieces than pages: copies are faster
+            self.expects, self.s.ahead, self.s.naps = False, 0, False     # smaller pieces than pages: copies are faster
             pipes_read(blk.pipes, blk.own)
         with nogil:
             stream_take(&self.s, blk.own + done, BLOCK_SIZE - done)

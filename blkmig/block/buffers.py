@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the disks of one incoming stream share, so that its memory does not grow with their number.
 
-One buffer carries every payload, for blocks come one after the other. What a target holds beside that, to store blocks
-behind the receiver's back, only the few disks have to which blocks came last: the others have stored what waited.
+One buffer carries the payloads of all disks whose blocks arrive alike, for blocks come one after the other. What a
+target holds beside that, to store blocks behind the receiver's back, only the few disks have to which blocks came last:
+the others have stored what waited.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
-from .. import _core
+from .. import _core, passage
 
 STORING_DISKS = 4
 """Disks that may hold blocks of theirs at once: a stream goes from disk to disk, and its rounds go over few."""
@@ -18,9 +19,8 @@ STORING_DISKS = 4
 class StoringDevice(Protocol):
     """A disk that takes blocks."""
 
-    @property
-    def takes_pages(self) -> bool:
-        """Return whether payloads may stay pages."""
+    arrival: passage.Arrival
+    """How its blocks arrive."""
 
     def rest(self) -> None:
         """Store what waits and hold nothing until the next block."""
@@ -30,7 +30,7 @@ class LoadBuffers:
     """The buffers of one stream. For the thread that loads it."""
 
     def __init__(self) -> None:
-        self._buffers: dict[bool, _core.BlockBuffer] = {}
+        self._buffers: dict[passage.Arrival, _core.BlockBuffer] = {}
         self._storing: list[StoringDevice] = []
 
     def lend(self, device: StoringDevice) -> _core.BlockBuffer:
@@ -38,10 +38,6 @@ class LoadBuffers:
         if len(self._storing) == STORING_DISKS:
             self._storing.pop(0).rest()
         self._storing.append(device)
-        buf = self._buffers.get(device.takes_pages)
-        if buf is None:
-            buf = self._buffers[device.takes_pages] = _core.BlockBuffer()
-            buf.mappable = False  # digests look at what is read
-            buf.takes_pages = device.takes_pages
-            buf.movable = True
-        return buf
+        if device.arrival not in self._buffers:
+            self._buffers[device.arrival] = _core.BlockBuffer(device.arrival.payload)
+        return self._buffers[device.arrival]

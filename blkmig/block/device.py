@@ -22,7 +22,7 @@ class BlkMigDevState:
     shared_base: bool
     dirty_bitmap: disk.DirtyBitmap
     mapping: _core.Mapping | None
-    """What runs of blocks are sent from; None where each block is read by itself."""
+    """What runs of blocks are sent from; None where each block is read by itself. See `passage`."""
 
     digests: bytearray | None
     """Sixteen bytes for each block, as it was sent last; None where nobody asked."""

@@ -18,22 +18,20 @@ import abc
 import contextlib
 import queue
 import threading
+from typing import Literal
 
 from .. import _core
 from . import device
 
+Payload = Literal["own", "mapped", "lent"]
+"""Kinds of buffers that are sent; see `passage`."""
+
 
 class BlockReads(abc.ABC):
-    """A pool of at most `max_buffers` blocks, and the reads into them.
+    """A pool of at most `max_buffers` blocks, whose buffers are of the kind `payload`, and the reads into them."""
 
-    Without `mappable` each block is read into memory of its own, for those who look at what was read.
-    """
-
-    def __init__(self, max_buffers: int, *, mappable: bool) -> None:
-        self._mappable = mappable
-        self.pages_are_shared = False
-        """Nobody but the kernel touches mapped payloads, so that their pages need not be made present."""
-
+    def __init__(self, max_buffers: int, *, payload: Payload) -> None:
+        self._payload = payload
         self._free: list[device.BlkMigBlock] = []
         self._unallocated = max_buffers
 
@@ -46,20 +44,12 @@ class BlockReads(abc.ABC):
         if self._free:
             return self._free.pop()
         self._unallocated -= 1
-        buf = _core.BlockBuffer()
-        buf.mappable = self._mappable
-        buf.populates = not self.pages_are_shared
-        return device.BlkMigBlock(buf)
+        return device.BlkMigBlock(_core.BlockBuffer(self._payload))
 
     def put(self, blk: device.BlkMigBlock) -> None:
         """Take `blk` back into the pool: it was sent, or nobody will send it."""
         blk.bmds = None
         self._free.append(blk)
-
-    @property
-    def can_send_files(self) -> bool:
-        """Return whether a file's blocks may as well be sent without `submit`: when nobody else wants to see them."""
-        return False
 
     @abc.abstractmethod
     def submit(self, blk: device.BlkMigBlock) -> None:
@@ -81,14 +71,9 @@ class BlockReads(abc.ABC):
 class InlineReads(BlockReads):
     """Reads that are over when `submit` returns: one buffer, hot in the cache."""
 
-    def __init__(self, *, mappable: bool = True) -> None:
-        super().__init__(1, mappable=mappable)
+    def __init__(self, *, payload: Payload = "mapped") -> None:
+        super().__init__(1, payload=payload)
         self._done: device.BlkMigBlock | None = None
-
-    @property
-    def can_send_files(self) -> bool:
-        """Return whether blocks need not be read into memory."""
-        return self._mappable
 
     def submit(self, blk: device.BlkMigBlock) -> None:
         """Read `blk` now; an error is kept for `collect`, as one of a read in flight would be."""
@@ -104,8 +89,8 @@ class InlineReads(BlockReads):
 class ParallelReads(BlockReads):
     """Up to `max_parallel` reads in flight, each on a thread that is started when it is first needed."""
 
-    def __init__(self, *, max_parallel: int, max_buffers: int, mappable: bool = True) -> None:
-        super().__init__(max_buffers, mappable=mappable)
+    def __init__(self, *, max_parallel: int, max_buffers: int, payload: Payload = "mapped") -> None:
+        super().__init__(max_buffers, payload=payload)
         self._max_parallel = max_parallel
         self._in_flight = 0
         self._threads: list[threading.Thread] = []

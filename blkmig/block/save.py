@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .. import _core, channel, disk, errors, params, savevm, units
+from .. import _core, channel, disk, errors, params, passage, savevm, units
 from ..disk import geometry
 from . import bulk, checks, description, device, digests, dirty, reads, send, sizes, state, wire
 
@@ -61,6 +61,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         self._blk_enable = True
         self._shared_base = parameters.shared_base
         self._blk_mig: state.BlkMigState | None = None
+        self._departure: passage.Departure  # from `save_setup` on
 
     # -- what to do --------------------------------------------------------------------------------------------------
 
@@ -108,14 +109,16 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         self.skipped.clear()
         self._empty.clear()
         self.check_disks()
+        disks = [backend for backend in self._disks if self._is_sent(backend)]
+        self._departure = passage.departure(disks, f, self._parameters, shared_base=self._shared_base)
         blk_mig = state.BlkMigState(reads=self._choose_reads(), zero_blocks=self._parameters.zero_blocks)
         try:
-            for backend in self._disks:
+            for backend in disks:
                 self._init_device(blk_mig, backend)
             blk_mig.dirty_disk = len(blk_mig.bmds_list)  # no dirty round is under way
-            blk_mig.reads.pages_are_shared = all(map(self._may_be_shared, blk_mig.bmds_list)) and f.share_pages()
-            is_hinted = blk_mig.reads.pages_are_shared and f.is_local and not self._parameters.qemu
-            marks = is_hinted * wire.SHARES_PAGES | self._description_marks(blk_mig)
+            if self._departure.payload == "lent":
+                f.share_pages()
+            marks = self._departure.told * wire.SHARES_PAGES | self._description_marks(blk_mig)
             f.put_be64(marks << _core.SECTOR_BITS | _core.FLAG_EOS)
         except BaseException as error:
             with errors.keeping(error):
@@ -247,38 +250,28 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         return wire.description_marks(len(blk_mig.bmds_list), len(self._empty))
 
     def _choose_reads(self) -> reads.BlockReads:
-        """Return the reading strategy that the parameters say, or the one that the disks ask for."""
-        reading = self._parameters.reading
-        mappable = not self._parameters.digests  # what is hashed must not vanish under the hash
-        if reading == "inline" or (reading == "auto" and not any(disk.reads_in_parallel for disk in self._disks)):
-            return reads.InlineReads(mappable=mappable)
+        """Return the reading strategy that was decided."""
+        payload = self._departure.payload
+        if self._departure.reading == "inline":
+            return reads.InlineReads(payload=payload)
         return reads.ParallelReads(
-            max_parallel=self._parameters.max_parallel_reads,
-            max_buffers=self._parameters.max_buffers,
-            mappable=mappable,
+            max_parallel=self._parameters.max_parallel_reads, max_buffers=self._parameters.max_buffers, payload=payload
         )
 
-    def _may_be_shared(self, bmds: device.BlkMigDevState) -> bool:
-        """Return whether the channel may have a file's pages: when nobody hashes them, nor writes them when the writers
-        are let go, while they may still stand in the channel.
-
-        Invariant: a page that is lent shows what it showed in the pause until the target has taken it. Three things
-        keep it: no writer of ours goes on before the target's word (here), the word comes after the last page was taken
-        (`share_pages` refuses a channel without one), and who gives up resets the link before the writers go on.
-        """
-        is_written_afterwards = bmds.backend.is_written and self._parameters.writers_after == "release"
-        return bmds.backend.mapping is not None and not is_written_afterwards and not self._parameters.digests
+    def _is_sent(self, backend: disk.BlockBackend) -> bool:
+        """Return whether there is anything to send of a disk; take note of it if there is not."""
+        if not backend.is_read_only and backend.size:
+            return True
+        if not backend.is_read_only:
+            self._empty.append(backend.name)
+        if backend.is_read_only or not self.is_described:
+            self.skipped.append(backend.name)
+        why = "it is read-only" if backend.is_read_only else "it has no bytes"
+        logger.info("disk %r is not sent: %s", backend.name, why)
+        return False
 
     def _init_device(self, blk_mig: state.BlkMigState, backend: disk.BlockBackend) -> None:
         """Take one disk into use and add it to the list."""
-        if backend.is_read_only or backend.size == 0:
-            why = "it is read-only" if backend.is_read_only else "it has no bytes"
-            if not backend.is_read_only:
-                self._empty.append(backend.name)
-            if backend.is_read_only or not self.is_described:
-                self.skipped.append(backend.name)
-            logger.info("disk %r is not sent: %s", backend.name, why)
-            return
         name = checks.encode_name(backend)
         shape = geometry.BlockGeometry(backend.size)
         with contextlib.ExitStack() as blocker:
@@ -291,7 +284,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
                 geometry=shape,
                 shared_base=self._shared_base,
                 dirty_bitmap=bitmap,
-                mapping=None if self._shared_base or not blk_mig.reads.can_send_files else backend.mapping,
+                mapping=self._departure.runs_from(backend),
                 digests=self._new_digests(shape),
                 disk_digests=self._new_digests(shape) if self._shared_base else None,
                 sent=_core.Bitmap(shape.nblocks) if self._shared_base else None,

@@ -11,7 +11,7 @@ import errno
 import sys
 from collections.abc import Callable
 
-from .. import _core, channel, disk, errors, stats
+from .. import _core, channel, disk, errors, passage, stats
 from . import buffers, coverage, digests
 
 GROWTH_BYTES = 64 << 20
@@ -41,6 +41,7 @@ class BlkLoadDevice:
         A size that is not sure, because the stream says it, may cost no more memory than one that nobody knows.
         """
         self.backend = backend
+        self.arrival = passage.arrival(backend)
         self.statistics = statistics
         self.is_new = is_new or backend.is_growable
         limit = coverage.MAX_INFERRED_BYTES if size is None else size
@@ -86,11 +87,6 @@ class BlkLoadDevice:
         """Share the buffers of a stream's disks, and the room for what is not known of their sizes."""
         self.buffers = shared
         self.coverage.room = None if self._is_size_sure else room
-
-    @property
-    def takes_pages(self) -> bool:
-        """Return whether payloads may stay pages."""
-        return self.backend.takes_pages
 
     def rest(self) -> None:
         """Store what waits and hold no memory until the next block comes. Blocks."""

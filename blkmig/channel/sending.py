@@ -180,14 +180,15 @@ class SendingFile(base.QEMUFile):
     def share_pages(self) -> bool:
         """Let the channel take a file's pages themselves from now on, not copies; returns whether it does.
 
-        Until the peer has taken them, such pages show what is written to the file. So a channel takes them only if a
-        word comes back after the last of them was taken, which is the return path's: it must have been opened
-        before. What goes one way (a pipe, a command, a file, a socket whose return path nobody asked for) gets
-        copies. That a pipe is empty would prove nothing: its reader may hold the pages in a pipe of its own.
-
-        The caller sees to the rest: nobody writes the files before that word has come, or the link was reset.
+        Until the peer has taken them, such pages show what is written to the file, so a channel without a way back
+        refuses. What else must hold is decided, and said, in `passage`: ask there, and not here.
         """
         return self.is_answered and self._buffer.share_pages()
+
+    @property
+    def takes_pages(self) -> bool:
+        """Return whether a file's pages may stand in it instead of copies: in a socket or pipe that does not block."""
+        return self._buffer.takes_pages
 
     @property
     def is_answered(self) -> bool:

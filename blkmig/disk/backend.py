@@ -66,7 +66,7 @@ class BlockBackend(abc.ABC):
     """The whole disk as a mapping of the one file that `read_block` reads; None where there is no such thing."""
 
     takes_pages: bool = False
-    """Whether `write_block` stores pages without looking at them; see ``BlockBuffer.takes_pages``."""
+    """Whether `write_block` stores pages without looking at them; see the kind "piped" of ``BlockBuffer``."""
 
     awaits_switchover: bool = False
     """Whether `hold_writers` waits for somebody else to stop the writers, so that this wait is no pause of theirs."""
@@ -97,7 +97,7 @@ class BlockBackend(abc.ABC):
         """Write the first `nbytes` of `blk` at `offset`. Zero clusters may stay holes.
 
         A range that is not wholly inside the exact size is refused: see ``BlockGeometry.clip``. It is a target's verb:
-        it marks nothing dirty. A `blk` that is `movable` may lose its payload to the disk, which then stores it soon,
+        it marks nothing dirty. A `blk` that `is_movable` may lose its payload to the disk, which then stores it soon,
         before anything else that is done to the disk. If that fails, a later verb raises the error.
         """
 

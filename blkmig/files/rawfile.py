@@ -200,7 +200,7 @@ class RawFile:
         block whose payload may be taken is stored a little later, by a thread: see `storing.py`.
         """
         fd = self._fd_for(offset, nbytes)
-        if blk.movable and nbytes == _core.BLOCK_SIZE and (stores := self._storing or self._start_storing()):
+        if blk.is_movable and nbytes == _core.BLOCK_SIZE and (stores := self._storing or self._start_storing()):
             stores.put(blk, fd, offset, allocate=self._has_holes)
         else:
             self._drain()

@@ -30,8 +30,7 @@ class Sender(threading.Thread):
     def run(self) -> None:
         with self.path.open("rb") as file:
             mapping = _core.Mapping(file.fileno(), self.path.stat().st_size)
-            out, blk = _stream.OutputBuffer(self.fd), _core.BlockBuffer()
-            blk.populates = False
+            out, blk = _stream.OutputBuffer(self.fd), _core.BlockBuffer("lent")
             assert out.share_pages()
             out.put_byte(7)
             for number, block in enumerate(self.blocks):
@@ -57,9 +56,8 @@ def is_tcp(fd: int) -> bool:
 def receiver(fd: int, capacity: int = 65536, **options: int) -> tuple[_stream.InputBuffer, _core.BlockBuffer]:
     os.set_blocking(fd, False)
     tcp = is_tcp(fd)
-    source, blk = buffers.open_input(fd, is_tcp=tcp, capacity=capacity, **options), _core.BlockBuffer()
+    source, blk = buffers.open_input(fd, is_tcp=tcp, capacity=capacity, **options), _core.BlockBuffer("piped")
     buffers.expect_pages(source, is_tcp=tcp)
-    blk.takes_pages = blk.movable = True
     return source, blk
 
 

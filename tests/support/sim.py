@@ -161,8 +161,7 @@ class Wire:
     def flush(self) -> None:
         pass
 
-    def share_pages(self) -> None:
-        pass
+    takes_pages = is_answered = is_local = False
 
     def rate_limit_exceeded(self) -> bool:
         return False
@@ -172,7 +171,7 @@ class ShuffledReads(reads.BlockReads):
     """Reads that happen at any moment between submit and collect, and complete in any order."""
 
     def __init__(self, rng: random.Random, *, max_parallel: int, max_buffers: int) -> None:
-        super().__init__(max_buffers, mappable=False)
+        super().__init__(max_buffers, payload="own")
         self._rng = rng
         self._max_parallel = max_parallel
         self._waiting: list[device.BlkMigBlock] = []

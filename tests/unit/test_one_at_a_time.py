@@ -254,8 +254,7 @@ def test_a_child_whose_parent_is_in_the_gate(tmp_path: pathlib.Path) -> None:
 def test_what_waits_to_be_stored_is_the_parents(tmp_path: pathlib.Path) -> None:
     """A child has no thread that stores: it says so instead of waiting for it, and leaves the file to the parent."""
     with files.FileBackend.create(tmp_path / "vda", 8 * MiB) as target:
-        blk = _core.BlockBuffer()
-        blk.movable = True
+        blk = _core.BlockBuffer("moved")
         blk.data[:] = b"x" * BLOCK
         blk.filled(BLOCK)
         target.write_block(blk, 0, BLOCK)

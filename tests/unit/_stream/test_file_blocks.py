@@ -7,6 +7,7 @@ import errno
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Literal
 
 import lab
 import pytest
@@ -46,12 +47,11 @@ def put(
     *,
     bits_per_block: int = 1,
     seconds: float = HOUR,
-    mappable: bool = True,
+    kind: Literal["own", "mapped", "lent"] = "mapped",
 ) -> tuple[int, bytes, _core.Bitmap]:
     """Return what put_file_blocks returned, what it wrote, and the bitmap, which was full."""
-    dirty, blk = _core.Bitmap(NBLOCKS * bits_per_block), _core.BlockBuffer()
+    dirty, blk = _core.Bitmap(NBLOCKS * bits_per_block), _core.BlockBuffer(kind)
     dirty.set_range(0, len(dirty))
-    blk.mappable = mappable
     with stream.open("wb") as file:
         out = _stream.OutputBuffer(file.fileno())
         done = out.put_file_blocks(disk.mapping, block, count, b"vda", blk, dirty, bits_per_block, seconds)
@@ -69,10 +69,10 @@ def expected(disk: Disk, blocks: range) -> bytes:
     return b"".join(pieces)
 
 
-@pytest.mark.parametrize("mappable", [True, False])
+@pytest.mark.parametrize("kind", ["own", "mapped", "lent"])
 @pytest.mark.parametrize("bits_per_block", [1, 16])
 @pytest.mark.parametrize("zero_heads", [set(), {0}, {5}, {11}, {3, 4, 9}])
-def test_a_run(path: Path, tmp_path: Path, zero_heads: set[int], bits_per_block: int, mappable: bool) -> None:
+def test_a_run(path: Path, tmp_path: Path, zero_heads: set[int], bits_per_block: int, kind: Any) -> None:
     """A block whose head is zero is read as a whole, and is data like any other if the rest is not zero."""
     disk = Disk(path, zero_heads)
     for first in (0, 1, 4, 11):
@@ -80,7 +80,7 @@ def test_a_run(path: Path, tmp_path: Path, zero_heads: set[int], bits_per_block:
             if first + count > NBLOCKS:
                 continue
             done, written, dirty = put(
-                disk, tmp_path / "s", first, count, bits_per_block=bits_per_block, mappable=mappable
+                disk, tmp_path / "s", first, count, bits_per_block=bits_per_block, kind=kind
             )
             assert done == count
             assert written == expected(disk, range(first, first + done))

@@ -123,8 +123,7 @@ def test_a_blocked_send_is_woken(source: Path, kind: str) -> None:
 
 def test_a_block_that_may_not_be_mapped(source: Path) -> None:
     with source.open("rb") as file:
-        mapping, blk = _core.Mapping(file.fileno(), SIZE), _core.BlockBuffer()
-        blk.mappable = False
+        mapping, blk = _core.Mapping(file.fileno(), SIZE), _core.BlockBuffer("own")
         blk.fill_mapped(mapping, file.fileno(), 0, _core.BLOCK_SIZE)
         mapping.close()
         assert bytes(blk.payload) == source.read_bytes()[: _core.BLOCK_SIZE]

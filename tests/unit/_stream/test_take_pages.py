@@ -165,9 +165,8 @@ def test_a_blocking_fd_is_read(source: Path, target: int, content: bytes, kind: 
     """splice() would wait in it, and hear no cancel."""
     readable, writable = open_pair(kind)
     sender = Sender(writable, source, [0, 1])
-    stream, blk = _stream.InputBuffer(readable), _core.BlockBuffer()
+    stream, blk = _stream.InputBuffer(readable), _core.BlockBuffer("piped")
     stream.expect_pages()
-    blk.takes_pages = True
     for block in each_block(stream, blk):
         store(blk, target, block * MiB)
     sender.join(20)
@@ -306,7 +305,8 @@ def test_any_records_in_any_pieces(content: bytes, seed: int) -> None:
     """Zero records, blocks and other records, as the link cuts them, taken as pages or as bytes."""
     rng = random.Random(seed)
     readable, writable = open_pair("tcp")
-    stream, blk = receiver(readable, rng.choice([512, 4096, 65536]))
+    stream, piped = receiver(readable, rng.choice([512, 4096, 65536]))
+    moved = _core.BlockBuffer("moved")
     wire, sent = random_records(rng, content)
     thread = threading.Thread(target=send_pieces, args=(writable, wire, random.Random(seed)))
     thread.start()
@@ -315,7 +315,7 @@ def test_any_records_in_any_pieces(content: bytes, seed: int) -> None:
         flags, _, sector, count = stream.next_run()
         came += [(flags, sector + number * 2048) for number in range(count)]
         if flags == 1:
-            blk.takes_pages = rng.random() < 0.6
+            blk = piped if rng.random() < 0.6 else moved
             stream.get_block(blk)
             assert bytes(blk.payload) == content[sector % 5 * MiB :][:MiB], f"seed {seed}"
     assert came == sent, f"seed {seed}"

@@ -196,9 +196,9 @@ def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch, reading: str, most: 
     made = []
     original = _core.BlockBuffer
 
-    def count() -> _core.BlockBuffer:
+    def count(kind: Any) -> _core.BlockBuffer:
         made.append(None)
-        return original()
+        return original(kind)
 
     monkeypatch.setattr(_core, "BlockBuffer", count)
     backend = sim.LayeredDisk(b"x" * 40 * MIB)

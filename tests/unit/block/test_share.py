@@ -23,6 +23,7 @@ class Channel:
     """What `save_setup` uses of a channel."""
 
     takes_pages: bool = True
+    is_answered: bool = True
     is_local: bool = True
     is_shared: bool = False
     words: list[int] = dataclasses.field(default_factory=list)

@@ -81,10 +81,9 @@ def overlay(path: pathlib.Path, _: dict[str, int]) -> disk.LocalBackend:
 
 
 def blk(movable: bool = False) -> _core.BlockBuffer:
-    block = _core.BlockBuffer()
+    block = _core.BlockBuffer("moved" if movable else "mapped")
     block.data[:] = b"x" * MiB
     block.filled(MiB)
-    block.movable = movable
     return block
 
 

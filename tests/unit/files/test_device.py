@@ -37,11 +37,10 @@ def test_size_and_kind(device):
         assert backend.next_data(0) == (0, SIZE)
 
 
-@pytest.mark.parametrize("movable", [False, True])
+@pytest.mark.parametrize("kind", ["mapped", "moved"])
 @pytest.mark.parametrize("direct", [False, True])
-def test_blocks_in_and_out(device, path, direct, movable):
-    blk = _core.BlockBuffer()
-    blk.movable = movable
+def test_blocks_in_and_out(device, path, direct, kind):
+    blk = _core.BlockBuffer(kind)
     contents = bytearray(b"\xaa" * SIZE)
     with files.FileBackend(device, direct=direct) as backend:
         shape = disk.BlockGeometry(SIZE)

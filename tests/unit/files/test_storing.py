@@ -12,6 +12,7 @@ import resource
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import descriptors
 import pytest
@@ -55,12 +56,11 @@ def arriving(source: Path, blocks: list[int], kind: str = "unix") -> Iterator[It
         assert not sender.is_alive()
 
 
-def block_of(byte: bytes) -> _core.BlockBuffer:
-    """Return a block that may be moved."""
-    blk = _core.BlockBuffer()
+def block_of(byte: bytes, kind: Literal["own", "moved"] = "moved") -> _core.BlockBuffer:
+    """Return a block that may be moved, unless it is of another `kind`."""
+    blk = _core.BlockBuffer(kind)
     blk.data[:] = byte * MiB
     blk.filled(MiB)
-    blk.movable = True
     return blk
 
 
@@ -155,8 +155,7 @@ def test_zeros_wait_for_any_block_below_them(source: Path, target: files.FileBac
 
 
 def test_a_payload_that_is_looked_at_again_is_stored_at_once(target: files.FileBackend) -> None:
-    blk = block_of(b"x")
-    blk.movable = False
+    blk = block_of(b"x", "own")
     target.write_block(blk, 0, MiB)
     assert storing_threads() == []
     assert blk.payload == target.pread(0, MiB) == b"x" * MiB

@@ -19,7 +19,7 @@ class Walk:
         self.disk, self.model, self.rng = backend, bytearray(contents), rng
         self.bitmap = backend.create_dirty_bitmap(rng.choice((1 << 16, 1 << 20)))
         self.dirty: set[int] = set()
-        self.blk = _core.BlockBuffer()
+        self.blk, self.movable = _core.BlockBuffer(), _core.BlockBuffer("moved")
 
     def some_range(self, longest: int) -> tuple[int, int]:
         size = len(self.model)
@@ -47,10 +47,10 @@ class Walk:
         offset, nbytes = self.bitmap.block_range(self.rng.randrange(self.bitmap.nblocks))
         nbytes = self.bitmap.geometry.clip(offset, nbytes)
         data = self.data(nbytes)
-        self.blk.data[:nbytes] = data
-        self.blk.filled(nbytes)
-        self.blk.movable = self.rng.random() < 0.7
-        self.disk.write_block(self.blk, offset, nbytes)
+        blk = self.movable if self.rng.random() < 0.7 else self.blk
+        blk.data[:nbytes] = data
+        blk.filled(nbytes)
+        self.disk.write_block(blk, offset, nbytes)
         self.model[offset : offset + nbytes] = data
 
     def write_zeroes(self) -> None:

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How the blocks of one disk arrive. In the table the first line that fits decides.
+
+::
+
+    payload   pages
+    piped     yes
+    moved     no
+
+    pages     the disk stores pages without looking at them: it is a file of the page cache
+
+Whether payloads come as pages at all the sender says, and the channel sees: see `InputQEMUFile.expect_pages`.
+
+Invariants:
+
+* **A payload is stored when all of it has come**, and never in part.
+* **Nobody looks at a payload after it was given to the disk.** So storing may take the memory away and give the buffer
+  other memory, and a thread may store it while the next block comes. What is verified is read back from the disk.
+* **Nobody looks at a payload before that, either.** So it may stay pages in a pipe between the socket and the file. A
+  disk that must look at it, because it finds out about zeros or goes past the page cache, gets it in memory.
+* **One block after the other.** All disks of a stream that arrive alike share one buffer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from .. import disk
+
+
+@dataclasses.dataclass(frozen=True)
+class Arrival:
+    """How the blocks of one disk arrive."""
+
+    payload: Literal["moved", "piped"]
+    """The kind of the buffer."""
+
+
+def arrival(backend: disk.BlockBackend) -> Arrival:
+    """Decide how the blocks of `backend` arrive; see the table."""
+    return Arrival("piped" if backend.takes_pages else "moved")
