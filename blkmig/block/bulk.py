@@ -21,34 +21,51 @@ RUN_SECONDS = 0.02
 SEARCH_BYTES = params.BDRV_SECTORS_PER_SEARCH * _core.SECTOR_SIZE
 
 
-def blk_mig_save_bulked_block(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile) -> bool:
-    """Submit the next block of the bulk phase, or send a run of holes; False if the phase is over, or there was time
-    for neither. The caller knows that there is room for a read.
-    """
+def find_bulk_device(blk_mig: state.BlkMigState) -> device.BlkMigDevState | None:
+    """Return the disk that the bulk phase is at; None, and the phase is over, if there is none."""
     for bmds in blk_mig.bmds_list:
         if not bmds.bulk_completed:
-            return save_device_bulk(blk_mig, f, bmds)
+            return bmds
     blk_mig.bulk_completed = True
-    return False
+    return None
 
 
-def save_file_run(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile) -> bool:
-    """Send the holes that come next and a run of data straight from a disk's file, in one call; False without data.
+def save_device_bulk(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState) -> bool:
+    """Do one step of a disk's bulk phase: pass over what is not sent, then send holes, then data as was decided.
 
-    What is zero, cannot be read, or is limited in rate takes the way of single blocks.
+    Data is a run of blocks that leaves at once, or one block that is submitted. The caller knows that there is room for
+    a read. False: something has left, or time went by; it is not the moment to submit more.
     """
-    for bmds in blk_mig.bmds_list:
-        if not bmds.bulk_completed:
-            return bmds.mapping is not None and save_device_run(blk_mig, f, bmds, bmds.mapping)
-    return False
+    if bmds.shared_base:
+        if not skip_unallocated(blk_mig, bmds):
+            return False
+        if bmds.bulk_completed:
+            return True
+    mapping = bmds.mapping
+    if send_hole(blk_mig, f, bmds):
+        if mapping is None:
+            f.flush()  # the slow side, the target's storage, starts early
+            return True
+        if bmds.bulk_completed:
+            return True
+    if mapping is not None and send_run(blk_mig, f, bmds, mapping):
+        return False
+    block = bmds.cur_sector // _core.SECTORS_PER_BLOCK
+    blk = blk_mig.reads.get()
+    bmds.dirty_bitmap.take_block(block)  # before the read: a write that races it marks the block again
+    blk.bulk_sectors = advance(bmds, 1)
+    send.submit(blk_mig, bmds, block, blk)
+    return True
 
 
-def save_device_run(
+def send_run(
     blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState, mapping: _core.Mapping
 ) -> bool:
-    """Send a run of one disk. What is sent of holes leaves with what follows them."""
-    if send_hole(blk_mig, f, bmds) and bmds.bulk_completed:
-        return False
+    """Send a run of data straight from a disk's file, in one call; False if the next block is none for that.
+
+    What is zero, cannot be read, or is limited in rate takes the way of single blocks. What is sent of holes leaves
+    with what follows them.
+    """
     block = bmds.cur_sector // _core.SECTORS_PER_BLOCK
     # The last block may start early; and where the known data ends, somebody has to look for more.
     count = min(bmds.data_end // _core.BLOCK_SIZE, bmds.geometry.nblocks - 1, block + MAX_RUN_BLOCKS) - block
@@ -69,24 +86,6 @@ def save_device_run(
     blk_mig.last_sent = bmds, block + count - 1
     blk_mig.transferred += count
     bmds.completed_sectors += advance(bmds, count)
-    return True
-
-
-def save_device_bulk(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState) -> bool:
-    """Do one step of one disk's bulk phase; False if its time went by with what is not sent."""
-    if bmds.shared_base:
-        if not skip_unallocated(blk_mig, bmds):
-            return False
-        if bmds.bulk_completed:
-            return True
-    if send_hole(blk_mig, f, bmds):
-        f.flush()  # the slow side, the target's storage, starts early
-        return True
-    block = bmds.cur_sector // _core.SECTORS_PER_BLOCK
-    blk = blk_mig.reads.get()
-    bmds.dirty_bitmap.take_block(block)  # before the read: a write that races it marks the block again
-    blk.bulk_sectors = advance(bmds, 1)
-    send.submit(blk_mig, bmds, block, blk)
     return True
 
 

@@ -71,7 +71,11 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
             position = f.position
             flags, name, sector, count = next_run(f)
             if flags & _core.FLAG_DEVICE_BLOCK:
-                self._load_run(f, flags, name, sector, count, position)
+                device = self._devices.get(name) or self._new_device(name, position)
+                if flags & _core.FLAG_ZERO_BLOCK:
+                    device.load_zero_run(sector, count, position)
+                else:
+                    device.load_block(f, sector, position)
             elif flags & _core.FLAG_PROGRESS:
                 self._set_percent(min(sector, 100))
             elif not flags & _core.FLAG_EOS:
@@ -102,16 +106,6 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         if percent != self.percent and self.on_percent is not None:
             self.on_percent(percent)
         self.percent = percent
-
-    def _load_run(
-        self, f: channel.InputQEMUFile, flags: int, name: bytes, sector: int, count: int, position: int
-    ) -> None:
-        """Load one data block, or a run of zero blocks."""
-        device = self._devices.get(name) or self._new_device(name, position)
-        if flags & _core.FLAG_ZERO_BLOCK:
-            device.load_zero_run(sector, count, position)
-        else:
-            device.load_block(f, sector, position)
 
     def _new_device(self, name: bytes, position: int) -> LoadDevice:
         """Return where a disk goes that appears for the first time."""

@@ -27,7 +27,7 @@ from typing import Any
 
 from .. import _core, channel, disk, errors, params, passage, savevm, units
 from ..disk import geometry
-from . import bulk, checks, description, device, digests, dirty, reads, send, sizes, state, wire
+from . import checks, description, device, digests, dirty, engine, reads, send, sizes, state, wire
 
 logger = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         for bmds in blk_mig.bmds_list:
             bmds.backend.check_source()
         deadline = self._clock() + SECTION_SECONDS
-        while not f.rate_limit_exceeded() and self._send_some(blk_mig, f) and self._clock() < deadline:
+        while not f.rate_limit_exceeded() and engine.send_some(blk_mig, f) and self._clock() < deadline:
             pass
         f.put_be64(_core.FLAG_EOS)
         for bmds in blk_mig.bmds_list:
@@ -221,7 +221,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         while blk_mig.submitted or blk_mig.read_done:
             send.flush_blks(blk_mig, f, wait=True)
         self.begin_last_round()
-        while self._send_some(blk_mig, f):
+        while engine.send_some(blk_mig, f):
             pass
         self.check_last_round()
 
@@ -306,21 +306,6 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             raise errors.StateError("a section was not written to its end", state="failed", required="active")
         blk_mig.is_interrupted = True
         return blk_mig
-
-    def _send_some(self, blk_mig: state.BlkMigState, f: channel.OutputQEMUFile) -> bool:
-        """Submit what there is room for and send what was read; False if this round has nothing more to send."""
-        sent = not blk_mig.bulk_completed and bulk.save_file_run(blk_mig, f)
-        while not sent and blk_mig.reads.has_room() and self._submit_next(blk_mig, f):
-            pass
-        sent = send.flush_blks(blk_mig, f, wait=True) or sent
-        send.send_progress(blk_mig, f)
-        return sent or not blk_mig.bulk_completed or not dirty.round_over(blk_mig)
-
-    def _submit_next(self, blk_mig: state.BlkMigState, f: channel.OutputQEMUFile) -> bool:
-        """Put one more read in flight, or send one run of holes; False if this round has nothing more to read."""
-        if not blk_mig.bulk_completed:
-            return bulk.blk_mig_save_bulked_block(blk_mig, f)
-        return dirty.blk_mig_save_dirty_block(blk_mig)
 
 
 def release(blk_mig: state.BlkMigState) -> None:

@@ -88,22 +88,32 @@ class ReceivingFile(base.QEMUFile):
         """
         return self._buffer.skip_words(mask, a, a_nbytes, b, b_nbytes)
 
-    @base.transfer
     def next_run(self) -> tuple[int, bytes, int, int]:
         """Get the next record with the zero records that continue it and have arrived: (flags, name, sector, count).
 
         The payload of a data record comes next: `get_block`.
         """
-        return self._buffer.next_run()
+        try:
+            if self._link.careful:
+                self._check()
+            return self._buffer.next_run()
+        except BaseException as error:
+            self._fail(error)
+            raise
 
     def expect_pages(self) -> None:
         """Say that the sender lends pages of this machine, so that payloads need not be copied on their way."""
         buffers.expect_pages(self._buffer, is_tcp=self._transport.is_tcp)
 
-    @base.transfer
     def get_block(self, blk: _core.BlockBuffer) -> None:
         """Get a payload of 1 MiB into `blk`; after an error `blk` holds part of it."""
-        self._buffer.get_block(blk)
+        try:
+            if self._link.careful:
+                self._check()
+            self._buffer.get_block(blk)
+        except BaseException as error:
+            self._fail(error)
+            raise
 
     def at_eof(self) -> bool:
         """Return whether the stream has ended; waits for the next byte. A link that was reset has no end."""

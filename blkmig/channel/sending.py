@@ -102,18 +102,20 @@ class SendingFile(base.QEMUFile):
             sector, count = self._put_zero_records_slowly(sector, count, name)
         self._buffer.put_zero_records(sector, count, name)
 
-    @base.transfer
     def put_block(self, sector: int, flags: int, name: bytes, blk: _core.BlockBuffer) -> None:
         """Put a device record and its payload of 1 MiB, one system call if the kernel takes it at once.
 
         A flag of a zero block leaves the payload out.
         """
-        if self._link.careful:
-            self._put_block_slowly(sector, flags, name, blk)
-        else:
-            self._buffer.put_block(sector, flags, name, blk)
+        try:
+            if self._link.careful:
+                self._put_block_slowly(sector, flags, name, blk)
+            else:
+                self._buffer.put_block(sector, flags, name, blk)
+        except BaseException as error:
+            self._fail(error)
+            raise
 
-    @base.transfer
     def put_file_blocks(
         self,
         mapping: _core.Mapping,
@@ -129,9 +131,13 @@ class SendingFile(base.QEMUFile):
 
         It ends early after `seconds`, and at a block that is zero or unreadable: see ``_stream.OutputBuffer``.
         """
-        if self._link.careful and self._before_put():
-            return 0
-        return self._buffer.put_file_blocks(mapping, block, count, name, blk, dirty, bits_per_block, seconds)
+        try:
+            if self._link.careful and self._before_put():
+                return 0
+            return self._buffer.put_file_blocks(mapping, block, count, name, blk, dirty, bits_per_block, seconds)
+        except BaseException as error:
+            self._fail(error)
+            raise
 
     @base.transfer
     def flush(self) -> None:
