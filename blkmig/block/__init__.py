@@ -1,5 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The ``block`` section, version 1: the only room that knows both a disk and a stream."""
+"""The ``block`` section, version 1: the only room that knows both a disk and a stream.
+
+The way of a block, from a migration's call to the system call::
+
+    iterate ─ ... ─ save_live_iterate ─ send_some ─┬─ save_device_bulk ─ submit ─ read ─ read_block     the disk
+                                                   ├─ save_device_dirty ─ submit ─ read ─ read_block    the disk
+                                                   ├─ flush_blks ─ blk_send ─ put_block                 the channel
+                                                   └─ save_device_bulk ─ send_run ─ put_file_blocks     both at once
+
+    run ─ ... ─ load_state ─┬─ next_run                                                                 the channel
+                            └─ load_block ─┬─ get_block                                                 the channel
+                                           └─ write_block                                               the disk
+
+As what a payload goes there is decided in `passage`. docs/architecture/way-of-a-block.md has every step.
+"""
 
 from .buffers import LoadBuffers
 from .coverage import MAX_INFERRED_BYTES, BlockCoverage, CoverageRoom, grown

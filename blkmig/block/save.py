@@ -122,7 +122,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             f.put_be64(marks << _core.SECTOR_BITS | _core.FLAG_EOS)
         except BaseException as error:
             with errors.keeping(error):
-                release(blk_mig)
+                blk_mig.release()
             raise
         self._blk_mig = blk_mig
 
@@ -229,7 +229,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         """Wait for reads in flight, release the trackers, let the disks go, free the buffers. Twice does no harm."""
         if self._blk_mig is not None:
             blk_mig, self._blk_mig = self._blk_mig, None
-            release(blk_mig)
+            blk_mig.release()
 
     def description(self, *, as_tree: bool = False) -> dict[str, Any]:
         """Return what the vmdescription says of the disks, once all is sent and before `save_cleanup`.
@@ -306,12 +306,3 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             raise errors.StateError("a section was not written to its end", state="failed", required="active")
         blk_mig.is_interrupted = True
         return blk_mig
-
-
-def release(blk_mig: state.BlkMigState) -> None:
-    """Give everything back, whatever fails on the way; the first error is raised at the end."""
-    with contextlib.ExitStack() as stack:
-        for bmds in blk_mig.bmds_list:
-            stack.callback(bmds.blocker.close)
-        stack.callback(blk_mig.blk_list.clear)
-        stack.callback(blk_mig.reads.close)  # first: no read may be in flight when the disks are let go

@@ -9,6 +9,7 @@ reading threads, see `reads.py`).
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 
 from .. import _core
@@ -92,3 +93,11 @@ class BlkMigState:
     def bytes_remaining(self) -> int:
         """Return how much of the disks was not sent even once."""
         return self.bytes_total() - self.bytes_transferred()
+
+    def release(self) -> None:
+        """Give everything back, whatever fails on the way; the first error is raised at the end. Blocks."""
+        with contextlib.ExitStack() as stack:
+            for bmds in self.bmds_list:
+                stack.callback(bmds.blocker.close)
+            stack.callback(self.blk_list.clear)
+            stack.callback(self.reads.close)  # first: no read may be in flight when the disks are let go

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How deep the stack of Python is where a block meets the system.
+
+Counted from the migration's own call to the last function before `_core`, or to the disk's verb, both included. The
+figures stand in the drawing of a block's way, too: docs/architecture/way-of-a-block.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lab
+import pytest
+
+import blkmig
+from blkmig import _core, channel
+
+MIB = lab.MIB
+FRAMES = {
+    "read_block": 11,
+    "put_block": 9,
+    "put_file_blocks": 9,
+    "next_run": 9,
+    "get_block": 9,
+    "write_block": 9,
+}
+"""Whoever puts a layer between says here why."""
+
+DRAWING = Path(__file__).parents[2] / "docs" / "architecture" / "way-of-a-block.md"
+
+
+class Stacks:
+    """The deepest stack of each kind of call, as names of functions up to one called `top`."""
+
+    def __init__(self, top: str) -> None:
+        self.found: dict[str, list[str]] = {}
+        self._top = top
+
+    def note(self, verb: str, frame: FrameType | None) -> None:
+        names: list[str] = []
+        while frame is not None:
+            names.append(frame.f_code.co_name)
+            if names[-1] == self._top:
+                self.found[verb] = max(names, self.found.get(verb, []), key=len)
+                return
+            frame = frame.f_back
+
+
+class Noting:
+    """Stands for a buffer of `_core` and notes who calls its methods."""
+
+    def __init__(self, real: Any, stacks: Stacks) -> None:
+        self.real = real
+        self._stacks = stacks
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self.real, name)
+        if name not in FRAMES:
+            return value
+
+        def call(*args: Any) -> Any:
+            self._stacks.note(name, sys._getframe(1))
+            return value(*args)
+
+        return call
+
+
+class NotingDisk(blkmig.MemoryBackend):
+    """A disk that notes who reads and writes its blocks."""
+
+    stacks: Stacks
+
+    def read_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
+        self.stacks.note("read_block", sys._getframe(0))
+        return super().read_block(blk, offset, nbytes)
+
+    def write_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
+        self.stacks.note("write_block", sys._getframe(0))
+        super().write_block(blk, offset, nbytes)
+
+
+def check(stacks: Stacks, verbs: set[str]) -> None:
+    assert stacks.found.keys() == verbs
+    for verb, names in stacks.found.items():
+        assert len(names) <= FRAMES[verb], " < ".join(names)
+
+
+def send(disk: blkmig.BlockBackend, tmp_path: Path, stacks: Stacks) -> None:
+    parameters = blkmig.MigrationParameters(reading="inline")
+    with blkmig.outgoing([disk], f"file:{tmp_path}/stream", parameters) as migration:
+        f = migration._connection.f
+        f._buffer = Noting(f._buffer, stacks)  # type: ignore[assignment]
+        migration.iterate()
+        f._buffer = f._buffer.real  # type: ignore[attr-defined]
+        migration.complete()
+
+
+def test_block_by_block(tmp_path: Path) -> None:
+    disk, stacks = NotingDisk(bytearray(b"x" * 4 * MIB), name="d"), Stacks("iterate")
+    disk.stacks = stacks
+    send(disk, tmp_path, stacks)
+    check(stacks, {"read_block", "put_block"})
+
+
+def test_runs(tmp_path: Path) -> None:
+    (tmp_path / "s.raw").write_bytes(b"x" * 4 * MIB)
+    stacks = Stacks("iterate")
+    with blkmig.FileBackend(tmp_path / "s.raw", name="d") as disk:
+        send(disk, tmp_path, stacks)
+    check(stacks, {"put_file_blocks", "put_block"})
+
+
+def test_receiving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, stacks = NotingDisk(bytearray(4 * MIB), name="d"), Stacks("run")
+    disk.stacks = stacks
+    send(blkmig.MemoryBackend(bytearray(b"x" * 4 * MIB), name="d"), tmp_path, Stacks("iterate"))
+    original = channel.Listener.accept
+
+    def accept(*args: Any, **options: Any) -> channel.InputQEMUFile:
+        f = original(*args, **options)
+        f._buffer = Noting(f._buffer, stacks)  # type: ignore[assignment]
+        return f
+
+    monkeypatch.setattr(channel.Listener, "accept", accept)
+    blkmig.receive(f"file:{tmp_path}/stream", {"d": disk})
+    check(stacks, {"next_run", "get_block", "write_block"})
+
+
+def test_the_drawing_has_these_figures() -> None:
+    drawing = DRAWING.read_text()
+    for verb, count in FRAMES.items():
+        assert f"{verb} {count}" in drawing
