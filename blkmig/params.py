@@ -70,7 +70,7 @@ class MigrationParameters:
 
     reading: Reading = "auto"
     """``inline`` reads a block just before it is sent; ``parallel`` keeps `max_parallel_reads` reads in flight;
-    ``auto`` does what each disk asks for."""
+    ``auto`` is parallel if any disk that is sent has reads with latency."""
 
     max_parallel_reads: int = MAX_PARALLEL_IO
     """Reads in flight at most, for disks that are read in parallel: 1 to 16."""

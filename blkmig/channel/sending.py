@@ -103,9 +103,9 @@ class SendingFile(base.QEMUFile):
         self._buffer.put_zero_records(sector, count, name)
 
     def put_block(self, sector: int, flags: int, name: bytes, blk: _core.BlockBuffer) -> None:
-        """Put a device record and its payload of 1 MiB, one system call if the kernel takes it at once.
+        """Put a device record and its payload of 1 MiB; a flag of a zero block leaves the payload out.
 
-        A flag of a zero block leaves the payload out.
+        A payload that is copied leaves in one system call, if the kernel takes all of it at once.
         """
         try:
             if self._link.careful:
