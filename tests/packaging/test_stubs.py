@@ -124,7 +124,7 @@ def test_constructors() -> None:
     accepted = {
         "Bitmap": ((8,), {}),
         "Mapping": ((0, 0), {}),
-        "BlockBuffer": ((), {}),
+        "BlockBuffer": (("own",), {}),
         "Gate": ((), {}),
         "Passage": ((_gate.Gate(), None, 0, 0, True), {}),
         "OutputBuffer": ((1, 65536), {"wake_fd": -1, "least_useful": 4096}),
