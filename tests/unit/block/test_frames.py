@@ -29,7 +29,7 @@ FRAMES = {
 }
 """Whoever puts a layer between says here why."""
 
-DRAWING = Path(__file__).parents[2] / "docs" / "architecture" / "way-of-a-block.md"
+DRAWING = Path(__file__).parents[3] / "docs" / "architecture" / "way-of-a-block.md"
 
 
 class Stacks:
