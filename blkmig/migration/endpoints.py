@@ -2,8 +2,11 @@
 """No input is ever an output: all files of a migration are compared, that of its stream among them.
 
 A stream to a file, or from one, names it by a path that may lead to one of the disks: by the same name, by a link, by a
-descriptor that the shell has redirected. Nothing is opened for writing before all of them were compared. What a command
-of ``exec:`` does is out of sight.
+descriptor that the shell has redirected. Nothing is opened for writing before all of them were compared.
+
+Of a running QEMU's disk the files of the whole chain are known, where they are on this machine: QMP tells their names.
+Out of sight are what a command of ``exec:`` does, and what an NBD server has open: the protocol names an export and no
+file, so a stream, or a target, in the very file that some server exports cannot be told from any other.
 """
 
 from __future__ import annotations

@@ -60,6 +60,21 @@ def _open_one(processes: Sequence[_Process], name: str, disk: discover.QemuDisk)
     return None
 
 
+def absolute_names(socket_path: str, names: list[str]) -> list[str]:
+    """Return the names of files of the QEMU at `socket_path` with its own folder before those that need one.
+
+    A name stays as it is where nobody may look into the process.
+    """
+    if all(name.startswith("/") for name in names):
+        return names
+    folders: list[Path] = []
+    for process in _users_of(socket_path):
+        with contextlib.suppress(OSError):
+            folders.append((process / "cwd").readlink())
+    found = [name for name in names if name.startswith("/") or not folders]
+    return found + [str(folder / name) for name in names if not name.startswith("/") for folder in folders]
+
+
 def file_name(facts: graph.BlockGraph, node: str) -> str | None:
     """Return the name of the file whose bytes are those of `node`; None if they are not, or not in the page cache."""
     entry, children = facts.nodes.get(node, {}), [facts.nodes.get(name, {}) for name in facts.children(node)]

@@ -115,7 +115,8 @@ class QemuSession:
         self._guest = guest.Guest(self._qmp, is_vm=is_vm)
         facts = graph.BlockGraph.ask(self._qmp, self._commands)()
         self.disks = discover.find_disks(self._qmp, facts, where)
-        self.image_names = [facts.image_names(disk.node) for disk in self.disks]
+        names = (facts.image_names(disk.node) for disk in self.disks)
+        self.image_names = [imagefile.absolute_names(where.path, each) for each in names]
         discover.check_iothreads(self._qmp, facts, self.disks, force=force)
         export_names = [self._export_name(number) for number in range(len(self.disks))]
         if where.read == "auto":

@@ -14,6 +14,7 @@ import disks
 import lab
 import peers
 import pytest
+import storage_daemon
 
 import blkmig
 from blkmig import errors, stats
@@ -82,6 +83,25 @@ def test_backing_files_are_not_the_stream(tmp_path: Path, source: Path) -> None:
         before = below.read_bytes()
         done = command.run("send", f"v={top},format=qcow2", f"file:{below}")
         assert (done.exit_code, below.read_bytes()) == (2, before), done.stderr
+
+
+@pytest.mark.parametrize("is_absolute", [True, False], ids=["absolute", "relative"])
+def test_what_a_qemus_disk_stands_on_is_not_the_stream(
+    tmp_path: Path, source: Path, is_absolute: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A4: a running QEMU names the files of the whole chain; relative names are those of its own folder."""
+    peers.require("qemu-storage-daemon")
+    middle, top = backed_images(tmp_path, source)
+    name = str(top) if is_absolute else top.name
+    options = f"driver=qcow2,node-name=vda,file.driver=file,file.filename={name}"
+    monkeypatch.chdir(tmp_path)
+    with storage_daemon.StorageDaemon(tmp_path, "--blockdev", options) as daemon:
+        monkeypatch.chdir("/")
+        for below in (top, middle, source):
+            before = below.read_bytes()
+            done = command.run("send", daemon.address, f"file:{below}")
+            assert (done.exit_code, below.read_bytes() == before) == (2, True), done.stderr
+            assert "would be written over it" in done.stderr
 
 
 def test_backing_files_are_not_targets(tmp_path: Path, source: Path) -> None:
