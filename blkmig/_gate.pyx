@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: binding=False, embedsignature=True, embedsignature.format=clinic
-"""Who is inside a disk, counted where nothing can come between. The policy is in disk/local.py.
+"""Who is inside a disk, counted where nothing can come between. The policy is in disk/gate.py.
 
 An extension of its own: it is none of the verbs of `_core`, and needs of them only that all bits of a map can be set.
 """
