@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from .. import errors
-from . import accepting, link, measured, qemufile, sockets, streams, uri
+from . import accepting, link, listening, measured, qemufile, sockets, streams, uri
 
 
 def connect(address: str, *, timeout: float) -> qemufile.OutputQEMUFile:
@@ -25,11 +25,11 @@ def listen(address: str) -> Listener:
     parsed = uri.parse_uri(address)
     if not isinstance(parsed, uri.TcpAddress | uri.UnixAddress):
         return Listener(parsed, None)
-    sock = sockets.listen(parsed)
+    sock = listening.listen(parsed)
     try:
-        return Listener(sockets.bound_address(sock, parsed), sock)
+        return Listener(listening.bound_address(sock, parsed), sock)
     except (OSError, errors.ChannelError) as error:
-        sockets.stop_listening(sock, parsed)
+        listening.stop_listening(sock, parsed)
         if isinstance(error, errors.ChannelError):
             raise
         raise errors.ChannelError("listening", uri=address, cause=error) from error

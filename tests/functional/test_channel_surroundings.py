@@ -23,7 +23,7 @@ import pytest
 
 import blkmig
 from blkmig import _stream, channel, children, errors
-from blkmig.channel import sockets
+from blkmig.channel import listening
 from blkmig.nbd import image
 
 MIB = 1 << 20
@@ -395,7 +395,7 @@ def test_a_name_server_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPa
         raise socket.gaierror(socket.EAI_AGAIN, "no")
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
-    monkeypatch.setattr(sockets, "LISTEN_LOOKUP_SECONDS", 0.1)
+    monkeypatch.setattr(listening, "LISTEN_LOOKUP_SECONDS", 0.1)
     try:
         with pytest.raises(errors.ChannelTimeout, match=r"'slow' is not found out within 0.1 s"):
             channel.connect("tcp:slow:1", timeout=0.1)

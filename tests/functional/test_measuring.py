@@ -19,7 +19,7 @@ import pytest
 
 import blkmig
 from blkmig import channel, migration
-from blkmig.channel import measured, measuring, sockets
+from blkmig.channel import listening, measured, measuring, sockets
 
 MIB = 1 << 20
 TIMEOUT = 30
@@ -73,12 +73,12 @@ def test_a_receiver_is_measured_and_then_serves_its_migration(uri: str, source: 
 def test_who_may_be_a_qemu_sees_no_connection(scheme: str, tmp_path: Path) -> None:
     """A QEMU with -incoming ends with the first one; an older blkmig knows no questions either."""
     address = f"unix:{tmp_path}/s" if scheme == "unix" else "tcp:127.0.0.1:0"
-    with sockets.listen(channel.parse_uri(address)) as listening:  # type: ignore[arg-type]
-        where = address if scheme == "unix" else f"tcp:127.0.0.1:{listening.getsockname()[1]}"
+    with listening.listen(channel.parse_uri(address)) as sock:  # type: ignore[arg-type]
+        where = address if scheme == "unix" else f"tcp:127.0.0.1:{sock.getsockname()[1]}"
         with pytest.raises(channel.NotMeasured, match="no receiver that can be measured answers at"):
             channel.measure(where, timeout=TIMEOUT)
         with pytest.raises(BlockingIOError):
-            listening.accept()
+            sock.accept()
 
 
 @pytest.mark.parametrize("address", ["exec:cat", "fd:0", "file:/dev/null", "-"])
