@@ -23,17 +23,19 @@ def is_long(request: pytest.FixtureRequest) -> bool:
 
 
 def pytest_configure() -> None:
-    """Let Ctrl-C reach the commands that tests start and interrupt.
-
-    What a shell without job control starts in the background ignores SIGINT, and so do all its children.
-    """
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Have what the tests rely on."""
     set_surroundings()
 
 
 def set_surroundings() -> None:
     """Have what tests rely on, whatever the shell that started them has: D7."""
+    # Commands that tests interrupt inherit what is ignored here: SIGINT in the background of a shell without job control,
+    # SIGHUP below nohup.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     os.umask(0o022)
     os.environ["LC_ALL"] = "C.UTF-8"  # what other programs say is compared
     os.environ.pop("LANGUAGE", None)
