@@ -29,8 +29,8 @@ def pytest_configure() -> None:
 
 def set_surroundings() -> None:
     """Have what tests rely on, whatever the shell that started them has: D7."""
-    # Commands that tests interrupt inherit what is ignored here: SIGINT in the background of a shell without job control,
-    # SIGHUP below nohup.
+    # Commands that tests interrupt inherit what is ignored here: SIGINT in the background of a shell without job
+    # control, SIGHUP below nohup.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGCHLD):

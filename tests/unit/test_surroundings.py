@@ -30,7 +30,10 @@ def test_a_loop_device_that_is_to_be_read_only(tmp_path: pathlib.Path) -> None:
         assert subprocess.check_output(["blockdev", "--getro", device]) == b"1\n"
 
 
-@pytest.mark.parametrize("shell", ["umask 077", "umask 0", "ulimit -Sn 300", "trap '' INT HUP TERM", "export LC_ALL=de_DE.UTF-8 LANGUAGE=de"])
+@pytest.mark.parametrize(
+    "shell",
+    ["umask 077", "umask 0", "ulimit -Sn 300", "trap '' INT HUP TERM", "export LC_ALL=de_DE.UTF-8 LANGUAGE=de"],
+)
 def test_what_a_shell_may_have_set(shell: str, tmp_path: pathlib.Path) -> None:
     root = pathlib.Path(__file__).parents[2]
     (tmp_path / "test_it.py").write_text(
