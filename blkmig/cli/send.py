@@ -42,7 +42,9 @@ def add_command(commands: Any) -> None:
 
 def add_limits(parser: argparse.ArgumentParser) -> None:
     """Add the options about speed, downtime and giving up."""
-    parser.add_argument("--max-bandwidth", type=arguments.size, default=0, metavar="SIZE", help="bytes per second")
+    parser.add_argument("--max-bandwidth", type=arguments.size, default=0, metavar="SIZE",
+                        help="bytes per second on the wire while the writers write; the pause is never limited "
+                        "(default: all there is)")  # fmt: skip
     parser.add_argument("--downtime-limit", type=float, default=0.3, metavar="SECONDS",
                         help="how long the writers may be held at the end (default: 0.3)")  # fmt: skip
     parser.add_argument("--downtime-factor", type=float, default=4.0, metavar="FACTOR",
@@ -66,7 +68,9 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-return-path", dest="return_path", action="store_false",
                         help="do not ask the target for its word that it has everything, which QEMUs before 2.5 cannot "
                         "give; then look at the target to see if it failed")  # fmt: skip
-    parser.add_argument("--connect-timeout", type=float, default=30.0, metavar="SECONDS", help="(default: 30)")
+    parser.add_argument("--connect-timeout", type=float, default=30.0, metavar="SECONDS",
+                        help="how long the target, and a server that has the disks, may take to answer at first "
+                        "(default: 30)")  # fmt: skip
     arguments.add_both_ends(
         parser,
         peer="target",

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import importlib
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import peers
 import pytest
 
 from blkmig import errors
@@ -58,8 +58,7 @@ def test_every_option_is_there(manual: ModuleType) -> None:
 
 
 def test_man_shows_it_without_a_warning(manual: ModuleType) -> None:
-    if shutil.which("groff") is None:
-        pytest.skip("groff is not installed")
+    peers.require("groff")
     command = ["groff", "-man", "-ww", "-Tascii", "-P-cbou", manual.MAN_PAGE]
     shown = subprocess.run(command, capture_output=True, text=True, check=True)
     assert shown.stderr == ""
