@@ -64,6 +64,16 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert {target for target in links(page.read_text()) if not (page.parent / target).exists()} == set()
 
 
+def test_rooms_has_the_floors_that_are_tested() -> None:
+    code = (ROOT / "tests" / "packaging" / "test_floors.py").read_text()
+    tested = {name: int(floor) for name, floor in re.findall(r'^    "(\w+)": (\d+),$', code, re.MULTILINE)}
+    rows = re.findall(
+        r"^\| (\d+) \| ([^|]+) \|", (ROOT / "docs" / "architecture" / "rooms.md").read_text(), re.MULTILINE
+    )
+    shown = {name.rstrip("/"): int(floor) for floor, names in rows for name in re.findall(r"`([^`]+)`", names)}
+    assert {name: shown.get(name) for name in tested} == tested
+
+
 def test_rooms_has_every_file() -> None:
     text = (ROOT / "docs" / "architecture" / "rooms.md").read_text()
     files = {path.name for path in (ROOT / "blkmig").rglob("*.py")} - {"__init__.py", "__main__.py"}
