@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the disks of one incoming stream share, so that its memory does not grow with their number.
 
-One buffer carries the payloads of all disks whose blocks arrive alike, for blocks come one after the other. What a
-target holds beside that, to store blocks behind the receiver's back, only the few disks have to which blocks came last:
-the others have stored what waited.
+One buffer carries the payloads of all disks whose blocks arrive alike, for blocks come one after the other. A target
+also needs memory for blocks that wait to be stored. Only the few disks that got blocks last have that memory; the
+others have stored what waited.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Protocol
 from .. import _core, passage
 
 STORING_DISKS = 4
-"""Disks that may hold blocks of theirs at once: a stream goes from disk to disk, and its rounds go over few."""
+"""Disks that may have blocks waiting at the same time: bulk goes from disk to disk, and few are written in a round."""
 
 
 class StoringDevice(Protocol):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The bulk phase: each disk once from its start to its end, disk after disk.
 
-The cursor `cur_sector` counts in steps of a block. What lies behind it was submitted, sent as a hole, or skipped
-because only the base holds it; what lies before it will be read later, so clearing dirty bits there loses nothing.
+The cursor `cur_sector` counts in steps of a block. Blocks below it were submitted, sent as holes, or skipped because
+only the base holds them. Blocks from it on will be read later, so clearing their dirty bits loses nothing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def save_device_bulk(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds
     """Do one step of a disk's bulk phase: pass over what is not sent, then send holes, then data as was decided.
 
     Data is a run of blocks that leaves at once, or one block that is submitted. The caller knows that there is room for
-    a read. False: something has left, or time went by; it is not the moment to submit more.
+    a read. False: blocks have left, or the time is over, so nothing more should be submitted now.
     """
     if bmds.shared_base:
         if not skip_unallocated(blk_mig, bmds):
@@ -63,11 +63,11 @@ def send_run(
 ) -> bool:
     """Send a run of data straight from a disk's file, in one call; False if the next block is none for that.
 
-    What is zero, cannot be read, or is limited in rate takes the way of single blocks. What is sent of holes leaves
-    with what follows them.
+    Blocks that are zero, that cannot be read, or that a rate limit holds back go one by one. The records of holes leave
+    with the data behind them.
     """
     block = bmds.cur_sector // _core.SECTORS_PER_BLOCK
-    # The last block may start early; and where the known data ends, somebody has to look for more.
+    # The last block may start early. Where the known data ends, the disk has to be asked for more.
     count = min(bmds.data_end // _core.BLOCK_SIZE, bmds.geometry.nblocks - 1, block + MAX_RUN_BLOCKS) - block
     if count < 1 or bmds.data_start > block * _core.BLOCK_SIZE:
         return False
@@ -110,8 +110,9 @@ def send_hole(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: devic
 def take_hole(bmds: device.BlkMigDevState, block: int) -> int:
     """Return how many blocks from `block` on are holes, their dirty bits cleared; 0 if `block` may hold data.
 
-    The disk is asked which bits to clear. If one of them was set, it is asked once more, because the answer may be
-    older than the write that set it; what marks a block after the clearing has the block looked at again.
+    The disk's answer says which bits to clear. If one of them was set, the disk is asked once more, because its answer
+    may be older than the write that set the bit. A write after the clearing marks its block, which is then looked at
+    again.
     """
     count = hole_blocks(bmds, block)
     if count and bmds.dirty_bitmap.take_blocks(block, count):
@@ -136,7 +137,7 @@ def hole_blocks(bmds: device.BlkMigDevState, block: int) -> int:
 def skip_unallocated(blk_mig: state.BlkMigState, bmds: device.BlkMigDevState) -> bool:
     """Move the cursor to the block in which the top layer's next data begins, or to the end of the disk, then True.
 
-    False: it has not come that far, for digests were asked for, and hashing what only the base holds takes its time.
+    False: it has not come that far. With digests, what only the base holds is hashed, and that takes time.
     The bits of skipped blocks stay as they are: a write that allocates one of them marks it, and the dirty phase
     sends it, and takes note of its new digest.
     """

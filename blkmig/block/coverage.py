@@ -37,13 +37,13 @@ class BlockCoverage:
         self.limit = limit
         self._why_limited = why_limited or f"its target has {limit} bytes"
         self.room = room
-        """Where the blocks of a disk are accounted for of which nobody knows the size; None: nowhere."""
+        """What the disks of a stream share while nobody knows their sizes; None for a disk of known size."""
 
         self.bits = _core.Bitmap(min(-(-limit // _core.BLOCK_SIZE), FIRST_BITS))
         """It grows with the blocks that come: `check` replaces it."""
 
         self.end_sector = 0
-        """Where the farthest block ends."""
+        """The sector where the farthest block that came ends."""
 
         self.resent_blocks = 0
         self.resent_sum = 0
@@ -141,7 +141,7 @@ class BlockCoverage:
         self._reach = min(self.limit, wanted * _core.BLOCK_SIZE)
 
     def _add_resent(self, block: int, count: int) -> None:
-        """Add up those of these blocks that have come before, which are some and not all of them."""
+        """Add up those of these blocks that came before, where some of them did and some did not."""
         stop = block + count
         while (area := self.bits.next_dirty_area(block, stop)) is not None:
             first, known = area
@@ -173,9 +173,9 @@ class BlockCoverage:
 
 
 def resent_term(block: int, count: int = 1) -> int:
-    """Return what `count` blocks from `block` on that come again add to the sum of them; of zeros it is 1 more each.
+    """Return what `count` blocks from `block` on add to the sum when they come again; zeros add 1 more each.
 
-    So the sum tells where they went, and which of two came last if one of them was zero.
+    So the sum tells which blocks came again, and whether zeros or data came last for each.
     """
     return count * (2 * block + count + 1)
 

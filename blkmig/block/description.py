@@ -13,8 +13,8 @@
 
 A move whose receiver has said that it knows trees has `tree_digest` and `tree_algorithm` in place of all other digests,
 each of all that a disk holds: what is hashed for them in the pause does not grow with the disk (see `digests`).
-What coverage cannot tell, `sent` and `resent` do: that no block got lost which nobody expects, and that none went to
-another place. blkmig 0.1 (version 1) wrote and reads `name`, `size` and a `digest` of the blocks that were sent.
+Coverage cannot tell whether a block was lost that nobody expected, or whether a block went to another place. `sent`
+and `resent` can. blkmig 0.1 (version 1) wrote and reads `name`, `size` and a `digest` of the blocks that were sent.
 """
 
 from __future__ import annotations

@@ -25,16 +25,16 @@ class BlkMigDevState:
     """What runs of blocks are sent from; None where each block is read by itself. See `passage`."""
 
     digests: bytearray | None
-    """Sixteen bytes for each block, as it was sent last; None where nobody asked."""
+    """Sixteen bytes for each block, as it was sent last; None where nobody asked for digests."""
 
     disk_digests: bytearray | None = dataclasses.field(default=None, kw_only=True)
-    """The same of every block, sent or not; None where all are sent, and where nobody asked."""
+    """The same for all blocks, sent or not; None where every block is sent, and where nobody asked for digests."""
 
     tree: DigestTree | None = dataclasses.field(default=None, kw_only=True)
     """The tree over the digests of all that the disk holds; None where nobody asked for digests."""
 
     sent: _core.Bitmap | None = dataclasses.field(default=None, kw_only=True)
-    """The blocks that were sent at least once; None where all are."""
+    """The blocks that were sent at least once; None where every block is sent."""
 
     # Migration thread only.
     blocker: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack, init=False)
@@ -57,7 +57,7 @@ class BlkMigDevState:
     """Sectors of the bulk phase that were sent, or skipped because only the base holds them."""
 
     bulk_completed: bool = False
-    """All of it was submitted, sent or skipped."""
+    """Every block of the disk was submitted, sent or skipped."""
 
     data_start: int = 0
     data_end: int = 0
@@ -65,7 +65,7 @@ class BlkMigDevState:
 
     allocated_start: int = 0
     allocated_end: int = 0
-    """The same for what the top layer holds."""
+    """The extent that the top layer holds, as the disk named it last: inside it nobody asks again."""
 
     @property
     def label(self) -> str:

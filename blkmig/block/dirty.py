@@ -42,8 +42,7 @@ def blk_mig_save_dirty_block(blk_mig: state.BlkMigState) -> bool:
 
 
 def save_device_dirty(blk_mig: state.BlkMigState, bmds: device.BlkMigDevState, block: int) -> None:
-    """Submit one dirty block. An older read of it is waited for: so its contents are in the list before the new ones.
-    """
+    """Submit one dirty block. An older read of the same block is waited for, so that its contents are sent first."""
     while blk_mig.submitted and bmds.aio_bitmap.test(block):
         send.collect_one(blk_mig, wait=True)
     bmds.dirty_bitmap.take_block(block)  # before the read: a write that races it marks the block again

@@ -38,13 +38,13 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         """The last progress record."""
 
         self.percent_before_section = 0
-        """The last progress record that came before the section that came last: what QEMU's bulk phase reached."""
+        """The last progress before the section that came last, which is END: how far QEMU's bulk phase got."""
 
         self.is_described = False
         """The source is a blkmig, and ends the stream with a sealed description."""
 
         self.described_disks = (0, 0)
-        """How many disks that will name, and how many more that have no bytes."""
+        """How many disks the description will name, and how many more that have no bytes."""
 
         self.sizes = sizes.SaidSizes()
         """What the stream says of the disks' sizes before they come; of all, or of none."""
@@ -53,7 +53,7 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         """Called with them, before the first disk comes."""
 
         self.on_described: Callable[[int, int], None] | None = None
-        """Called with these numbers, before the first disk comes."""
+        """Called with the two numbers of `described_disks`, before the first disk comes."""
 
         self.on_progress: Callable[[], None] | None = None
         """Called after each record."""
@@ -88,7 +88,7 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
                 return
 
     def _take_marks(self, f: channel.InputQEMUFile, marks: int, position: int) -> None:
-        """Note what a blkmig says in the bits of an EOS that nobody else looks at."""
+        """Note what a blkmig says in the upper bits of an EOS, at which nobody else looks."""
         if marks & wire.SHARES_PAGES:
             f.expect_pages()
         if marks & wire.IS_DESCRIBED:

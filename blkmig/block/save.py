@@ -7,14 +7,14 @@
         │                                                                        ▲
         └────────────── a failure or a cancel, at any moment ───────────────────┘
 
-A migration that wants a way back out of its pause sends the last blocks in sections as of any round, and END is tiny::
+A migration that may have to leave its pause again sends the last blocks in sections, as in any round, and END is tiny::
 
     begin_last_round ──► { save_live_iterate }* ──► check_last_round ──► save_live_complete_precopy
            └────────────── leave_last_round ──────────────┘  back to rounds: no mark is lost
 
 All handlers are called by one thread, the migration thread. Two invariants hold everywhere: a block's dirty bits are
-cleared before it is read, and a block has at most one read in flight. An exception between the two ends may leave a
-block taken and not sent: after one, nothing but `save_cleanup` is possible.
+cleared before it is read, and a block has at most one read in flight. An exception between setup and cleanup may leave
+a block taken and not sent: after it, nothing but `save_cleanup` is possible.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ SECTION_SECONDS = 0.1
 class BlockSaveHandlers(savevm.SaveVMHandlers):
     """Sends `disks` as the ``block`` section.
 
-    Read-only disks are skipped and named in `skipped`, and so are zero-length ones where no description will tell of
-    them; there is nothing else to send of these. The disks are in use from `save_setup` to
-    `save_cleanup`; they are not closed.
+    Read-only disks are skipped and named in `skipped`. So are disks of no bytes, unless a description will name them,
+    which is all that can be sent of them. The disks are in use from `save_setup` to `save_cleanup`; they are not
+    closed.
     """
 
     def __init__(
@@ -193,7 +193,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         dirty.begin_round(self.blk_mig)
 
     def leave_last_round(self) -> None:
-        """Have it be a round like any other: the writers go on."""
+        """Make the last round one like any other: the writers go on."""
         self.blk_mig.is_last_round = self.blk_mig.is_fixed = False
 
     def check_last_round(self) -> None:
@@ -207,8 +207,8 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
     def save_live_complete_precopy(self, f: channel.OutputQEMUFile) -> None:
         """Send everything that is left, with the writers held by the caller; nothing is in flight on return.
 
-        Also what bulk has not sent yet, so that an early end costs time and never contents. Nothing is left after
-        `check_last_round`, and then the writers need not be held any more. Raises as that does.
+        Blocks that bulk has not sent yet are sent, too: an early end costs time, never contents. After
+        `check_last_round` nothing is left, and the writers need not be held any more. Raises what that raises.
         """
         blk_mig = self._begin_section()
         if not blk_mig.is_fixed:
@@ -234,7 +234,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
     def description(self, *, as_tree: bool = False) -> dict[str, Any]:
         """Return what the vmdescription says of the disks, once all is sent and before `save_cleanup`.
 
-        With `as_tree`, digests are those that do not take longer for a larger disk.
+        With `as_tree`, the digests are those whose computation takes no longer for a larger disk.
         """
         form: description.DigestForm | None = None
         if self._parameters.digests:

@@ -37,7 +37,7 @@ def send_zero_run(
     blk_mig.last_sent = bmds, block
     offset, _ = bmds.geometry.block_range(block)
     last = bmds.geometry.nblocks - 1
-    if count > 1 and block + count - 1 == last:  # the last block starts where it likes
+    if count > 1 and block + count - 1 == last:  # the last block need not start at a whole MiB
         f.put_zero_records(offset >> _core.SECTOR_BITS, count - 1, bmds.name)
         offset, _ = bmds.geometry.block_range(last)
         f.put_zero_records(offset >> _core.SECTOR_BITS, 1, bmds.name)
@@ -52,7 +52,7 @@ def send_zero_run(
 
 
 def note_sent(bmds: device.BlkMigDevState, blk: device.BlkMigBlock, *, is_zero: bool) -> None:
-    """Record that `blk` is sent: what is dirty was sent before, or, with a shared base, maybe not."""
+    """Record that `blk` is sent. A dirty block was sent before, except, with a shared base, for the first time."""
     if not blk.bulk_sectors and (bmds.sent is None or bmds.sent.test(blk.block)):
         bmds.resent_blocks += 1
         bmds.resent_sum += coverage.resent_term(blk.block) + is_zero

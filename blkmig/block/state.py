@@ -43,7 +43,7 @@ class BlkMigState:
     """The disk and the block that were sent last."""
 
     is_interrupted: bool = False
-    """A section is being written, or an exception has ended one: a block may have been taken and not sent."""
+    """A section is being written, or an exception has ended one: then a block may have been taken and never sent."""
 
     prev_progress: int = -1
     bulk_completed: bool = False

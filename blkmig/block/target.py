@@ -38,7 +38,7 @@ class BlkLoadDevice:
     ) -> None:
         """Load into `backend`, no more than `size` bytes if somebody said how large it is; `is_new`: made for this.
 
-        A size that is not sure, because the stream says it, may cost no more memory than one that nobody knows.
+        A size that only the stream says is not sure: it may cost no more memory than a size that nobody knows.
         """
         self.backend = backend
         self.arrival = passage.arrival(backend)
@@ -48,11 +48,11 @@ class BlkLoadDevice:
         limit = limit if backend.is_growable else min(sys.maxsize if size is None else size, backend.size)
         self.coverage = coverage.BlockCoverage(statistics.name, limit, why_limited=_why_limited(backend, limit))
         self.buffers = buffers.LoadBuffers()
-        """Those of the stream, once it has said which they are; until then buffers of its own."""
+        """The buffers that all disks of the stream share, from `join` on; until then this disk's own."""
 
         self._is_size_sure = not backend.is_growable or (size is not None and is_size_sure)
         self._buf: _core.BlockBuffer | None = None  # lent by `buffers`, while blocks come
-        self._zeroes = range(0)  # the target reads as zeros there: it did, and nothing has come since
+        self._zeroes = range(0)  # where the target said that it reads as zeros; nothing has come for it since
 
     def load_block(self, f: channel.InputQEMUFile, sector: int, position: int) -> None:
         """Write one block when all of it has come; what lies past the disk's end is slack. Blocks."""
@@ -117,7 +117,7 @@ class BlkLoadDevice:
                 return
             except errors.DeviceError as error:
                 if error.errno != errno.EFBIG or size == end:
-                    raise  # else files may not be as large as that, for this user or on this file system
+                    raise  # EFBIG at first: so large a file is not allowed here; try the size that is needed
 
     def _came(self, block: int, count: int, *, is_zero: bool = False) -> None:
         """Count blocks that were written."""
@@ -127,8 +127,8 @@ class BlkLoadDevice:
     def settle(self, size: int, source: stats.SizeSource) -> None:
         """Give the disk its exact size, and a target that grew the same.
 
-        Blocks that do not fit it are an error, and so is a target that ends before it: what lies behind the target's
-        end was taken for slack.
+        Blocks outside of this size are an error. So is a target that is smaller: blocks behind its end were taken for
+        slack.
         """
         if size > self.backend.size and not self.backend.is_growable:
             raise errors.DeviceError(
@@ -150,8 +150,8 @@ class BlkLoadDevice:
     ) -> str:
         """Read back the whole disk and return its digest, as the sender computes it. Blocks.
 
-        `combine` makes one of those of the blocks. Call it after `settle`. What a target holds of a base counts as what
-        came. It calls `check_cancelled`, which may raise, before each block.
+        `combine` makes one digest of the digests of all blocks. Call it after `settle`. What the target holds of a base
+        is part of the disk. It calls `check_cancelled`, which may raise, before each block.
         """
         assert self.statistics.size is not None
         geometry = disk.BlockGeometry(self.statistics.size)
@@ -166,7 +166,7 @@ class BlkLoadDevice:
 
 
 def _why_limited(backend: disk.BlockBackend, limit: int) -> str:
-    """Say whose limit it is: that of the target, or that of the size that was said of the disk."""
+    """Say where the limit comes from: from the target, or from the size that was said of the disk."""
     if backend.is_growable or limit < backend.size:
         return f"it was said to have {limit} bytes"
     where = f" {backend.files[0].path!r}" if backend.files else ""

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 COMMAND_PATIENCE = 10
-"""How many idle time-outs a command may take when its input has ended: what it does then nobody can see."""
+"""How many idle time-outs a command may take to end after its input has ended: nobody can see what it does then."""
 
 LEFT_POLL_SECONDS = 0.001, 0.02
-"""How often it is looked whether the last bytes have left, at first and later on: nothing tells."""
+"""Seconds between two looks whether the last bytes have left, at first and later on: no event tells that."""
 
 
 class SendingFile(pacing.PacedFile):

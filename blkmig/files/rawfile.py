@@ -173,7 +173,7 @@ class RawFile:
         return _core.next_data(self.fd, offset, end) if offset < end else None
 
     def zeroes_end(self, offset: int) -> int:
-        """Return where the first data may be at or after `offset`; only next_data would look for where that ends."""
+        """Return where the first data may be at or after `offset`. Where that ends, it does not ask."""
         self._drain(offset)
         try:
             return os.lseek(self.fd, offset, os.SEEK_DATA)

@@ -18,8 +18,8 @@ DEPTH = 4
 TCP_DEPTH = 2
 """The same for blocks that came over TCP as pages: one that is being stored and one that waits.
 
-With more the socket is empty more often than not, and a TCP sender that is not held up sends in small pieces: 2 GiB
-take 0.24 s with two, 0.28 with three to eight.
+With more, the receiver empties its socket more often than not. A TCP sender that finds room there sends in small
+pieces, which takes it more CPU time: 2 GiB take 0.24 s with two, 0.28 with three to eight.
 """
 
 PLACES = 4
@@ -36,8 +36,8 @@ class StoringThread:
 
     def __init__(self, cluster: int) -> None:
         self._queue = _stream.StoringQueue(cluster, DEPTH, TCP_DEPTH, PLACES)
-        # Held by whoever puts or drains, also while it waits: the queue is for one at a time. The storing thread has no
-        # need of it. It guards these two, too.
+        # Held by whoever puts or drains, also while that waits: the queue is for one at a time. It guards `_start` and
+        # `_stop`, too. The storing thread does not need it.
         self._lock = threading.Lock()
         self._start = self._stop = 0  # what was put since the last drain lies between
         self._thread = threading.Thread(target=self._queue.run, name="blkmig-store", daemon=True)

@@ -125,7 +125,7 @@ class OutgoingMigration:
         pauses had to be given up.
         """
         self._life.require("active")
-        self._figures.forget_fetch()  # who knows how long ago the caller iterated
+        self._figures.forget_fetch()  # nobody knows how long ago the caller iterated
         while True:
             self._iterate_until_ready()
             if not self._convergence.switchover_requested and 0 < self.pending() <= self.threshold_size() // 2:
@@ -147,15 +147,15 @@ class OutgoingMigration:
             return self._convergence.is_ready()
 
     def _look(self) -> None:
-        """Raise what a caller who cancels, or the target, has to say to a migration that waits."""
+        """For a migration that waits: raise if the caller cancels, or if the target has something to say."""
         self._connection.check_cancelled()
         self._connection.check_target()
 
     def _send_the_round(self) -> None:
-        """Send what this round has, and do not ask what the next one would have: that is for the pause to know.
+        """Send what this round has, and leave it to the pause to ask what the next one has.
 
-        The pause would send this round, too, and what is dirtied while it is fetched. Now it is the latter only, and as
-        rounds do not get shorter any more, that is as much as this round has: at most half of the limit.
+        Else the pause would send this round, too, and what is dirtied while that is fetched. Now it sends the latter
+        only. As rounds do not get shorter any more, that is as much as this round has: at most half of the limit.
         """
         self._block.blk_mig.is_last_round = True
         while not self._block.is_round_over():
@@ -163,7 +163,7 @@ class OutgoingMigration:
         self._block.blk_mig.is_last_round = False
 
     def _finish_the_round(self) -> None:
-        """Send what the pause that was given up has left of its round."""
+        """Send the part of the last round that the pause, which was given up, has left."""
         number = self._block.blk_mig.round_number
         while self._block.blk_mig.round_number == number:
             self.iterate()
