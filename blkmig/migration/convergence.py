@@ -76,7 +76,7 @@ class Convergence:
         Raises :class:`~blkmig.errors.NotConverged` if the caller's limits are reached before that.
         """
         pending = self._figures.pending()
-        if not self._block.blk_mig.bulk_completed:
+        if not self._written.has_begun:
             self._written.look(self._block.sent_disks())
         if self.switchover_requested:
             return True

@@ -7,9 +7,10 @@ asked for it, so nobody asks in the pause. Migration thread only.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 
-from .. import disk
+from .. import disk, errors
 
 APART_SECONDS = 1.0
 """Two counts that are closer to each other tell nothing, and are not worth a question."""
@@ -28,15 +29,20 @@ class WrittenRate:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._before: tuple[float, int] | None = None
+        self.has_begun = False
+        """Somebody has looked."""
+
         self.per_second: float | None = None
         """Bytes per second between the last two counts; None while nobody knows."""
 
     def look(self, disks: Iterable[disk.BlockBackend]) -> None:
         """Count, if it is time. May block; not for the pause."""
-        now = self._clock()
+        now, self.has_begun = self._clock(), True
         if self._before is not None and now - self._before[0] < APART_SECONDS:
             return
-        written = count_written(disks)
+        written = None
+        with contextlib.suppress(errors.DeviceError):  # it is for words alone, and must not end a migration
+            written = count_written(disks)
         if written is None:
             return
         if self._before is not None:

@@ -164,6 +164,15 @@ def test_who_does_not_converge_is_told_what_the_writers_write(tmp_path: Path) ->
     assert told
 
 
+def test_a_disk_that_cannot_count_ends_no_migration(tmp_path: Path) -> None:
+    class Uncounted(blkmig.MemoryBackend):
+        def written_bytes(self) -> int:
+            raise errors.DeviceError("cannot tell", device="d", cause="nobody answers")
+
+    with Uncounted(bytearray(b"x" * 2 * MIB), name="d") as disk:
+        assert blkmig.send([disk], f"file:{tmp_path}/s").status == "completed"
+
+
 @pytest.mark.parametrize(("speed", "hot"), [(80, 50), (500, 1000), (60, 10_000)])
 def test_the_speed_is_found_behind_blocks_that_are_dirty_already(speed: float, hot: int) -> None:
     def left(seconds: float) -> float:
