@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import os
 import re
@@ -12,11 +13,15 @@ from pathlib import Path
 
 import pytest
 
+import blkmig
+from blkmig import errors
+
 pytest.importorskip("mkdocs", reason="mkdocs is not installed: pip install -e '.[docs]'")
 
 ROOT = Path(__file__).parents[2]
 IS_FOREIGN = re.compile(r"\s*(?:[a-z]+:)?//", re.IGNORECASE)
 LOADED_BY_CSS = re.compile(r"""(?:url\(\s*|@import\s+)["']?([^"')\s;]+)""")
+ANCHOR = re.compile(r'id="(blkmig[\w.]*)"')
 LINKS_THAT_LOAD = {"stylesheet", "icon", "preload", "prefetch", "preconnect", "dns-prefetch", "modulepreload"}
 
 
@@ -74,6 +79,24 @@ def test_fits_a_phone_and_the_night(site: Path) -> None:
     for page in site.rglob("*.html"):
         assert "width=device-width" in parsed(page).viewport
         assert parsed(page).schemes == {"default", "slate"}
+
+
+def test_every_public_name_is_described(site: Path) -> None:
+    """What the package says of itself is in the reference: names, errors, parameters, primitives."""
+    described = {match for page in site.rglob("reference/*.html") for match in ANCHOR.findall(page.read_text())}
+    assert {f"blkmig.{name}" for name in blkmig.__all__ if name != "errors"} - described == set()
+    assert {f"blkmig.errors.{kind.__name__}" for kind in errors.MigrationError.__subclasses__()} - described == set()
+    fields = dataclasses.fields(blkmig.MigrationParameters)
+    assert {f"blkmig.MigrationParameters.{field.name}" for field in fields} - described == set()
+    verbs = ("buffer_is_zero", "Bitmap.take_areas", "BlockBuffer.fill", "put_be64")
+    assert {f"blkmig._core.{verb}" for verb in verbs} - described == set()
+
+
+def test_docstrings_are_shown_as_text(site: Path) -> None:
+    """No role and no mark of reStructuredText is left in the reference."""
+    for page in site.rglob("reference/*.html"):
+        shown = re.sub(r"<[^>]+>", "", page.read_text())
+        assert re.findall(r".*(?::class:|:func:|:meth:|^::$).*", shown, re.MULTILINE) == []
 
 
 def test_sources_stay_out_of_it(site: Path) -> None:
