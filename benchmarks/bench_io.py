@@ -12,7 +12,8 @@ import threading
 import numpy as np
 import pytest
 
-from blkmig import _core, _stream
+from blkmig import _core
+from blkmig.channel import buffers
 
 MiB = 1 << 20
 
@@ -141,12 +142,12 @@ def test_link(ratio, files, link, name):
     header = memoryview(bytes(15))
 
     def put(sock):
-        out = _stream.OutputBuffer(sock.fileno())
+        out = buffers.open_output(sock.fileno())
         for i in range(blocks):
             out.put_block(2048 * i, 1, b"drive0", blk)
 
     def get(sock):
-        source = _stream.InputBuffer(sock.fileno())
+        source = buffers.open_input(sock.fileno(), is_tcp=link is tcp)
         for i in range(blocks):
             assert source.next_run() == (1, b"drive0", 2048 * i, 1)
             source.get_block(received)
