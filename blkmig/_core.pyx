@@ -48,14 +48,11 @@ cdef extern from "c/index.h":
 
 cdef enum:
     LINE = 64                       # of the cache: a vector that straddles two costs twice
-    FLAGS = 511                     # of a record's word, below the sector
-    # Long loops run without the GIL, short ones with it: to drop it and to take it again costs 50 ns, and up to a whole
-    # switch interval where another thread takes it meanwhile. 512 KiB are 3 us in the L2, 10 in the memory.
-    GIL_NBYTES = 512 << 10
 
 globals().update(
     BLOCK_SIZE=BLOCK_SIZE, SECTOR_SIZE=SECTOR_SIZE, SECTOR_BITS=SECTOR_BITS, SECTORS_PER_BLOCK=SECTORS_PER_BLOCK,
-    FLAG_DEVICE_BLOCK=FLAG_DEVICE_BLOCK, FLAG_EOS=FLAG_EOS, FLAG_PROGRESS=FLAG_PROGRESS, FLAG_ZERO_BLOCK=FLAG_ZERO_BLOCK,
+    FLAG_DEVICE_BLOCK=FLAG_DEVICE_BLOCK, FLAG_EOS=FLAG_EOS, FLAG_PROGRESS=FLAG_PROGRESS,
+    FLAG_ZERO_BLOCK=FLAG_ZERO_BLOCK,
 )
 
 
@@ -517,7 +514,7 @@ def parse_run(buffer, Py_ssize_t start, Py_ssize_t stop, /):
         if run.nbytes == 0:
             return None
         name = PyBytes_FromStringAndSize(run.name, run.length)
-        return run.word & FLAGS, name, run.word >> SECTOR_BITS, run.count, start + <Py_ssize_t>run.nbytes
+        return run.word & FLAG_MASK, name, run.word >> SECTOR_BITS, run.count, start + <Py_ssize_t>run.nbytes
     finally:
         PyBuffer_Release(&view)
 
@@ -830,7 +827,7 @@ cdef int forget_block(BlockBuffer blk, Py_ssize_t nbytes) except -1:
 
 
 cdef int take_block_back(BlockBuffer blk) except -1:
-    # Make the payload the own bytes: for whoever must touch it, and for sends that met a hole in the mapping. When busy.
+    # Make the payload the own bytes, when busy: for whoever must touch it, and for sends that met a hole in the mapping.
     if pipes_held(blk.pipes):
         with nogil:
             pipes_read(blk.pipes, blk.own)

@@ -3,9 +3,9 @@
 # cython: binding=False, embedsignature=True, embedsignature.format=clinic
 """Byte streams with their staging buffers, payloads that pass through as pages, and the queue that stores behind them.
 
-Knows no policy: depths, patience and who shares pages are said by whoever makes the objects. Errors, the GIL, EINTR and
-what counts as a number are as in `_core`, whose blocks and bitmaps go through here. An object belongs to one thread at a
-time, and one that another thread is in refuses.
+Knows no policy: depths, patience and who shares pages are said by whoever makes the objects. Errors, the GIL, EINTR
+and what counts as a number are as in `_core`, whose blocks and bitmaps go through here. An object belongs to one thread
+at a time, and refuses while another thread is in it.
 """
 
 cimport cython
@@ -18,10 +18,9 @@ from libc.stdlib cimport free
 from libc.string cimport memcpy
 
 from ._core cimport (
-    BLOCK_SIZE, FLAG_DEVICE_BLOCK, FLAG_ZERO_BLOCK, SECTOR_BITS, SECTORS_PER_BLOCK, PAYLOAD_PIPED, Bitmap,
-    BlockBuffer, Mapping,
-    begin_block, check_range, check_record, check_zero_run, clear_bits, forget_block, load_be16, load_be32, load_be64,
-    read_block_mapped, store_payload, take_block_back,
+    BLOCK_SIZE, FLAG_DEVICE_BLOCK, FLAG_MASK, FLAG_ZERO_BLOCK, GIL_NBYTES, PAYLOAD_PIPED, SECTOR_BITS,
+    SECTORS_PER_BLOCK, Bitmap, BlockBuffer, Mapping, begin_block, check_range, check_record, check_zero_run, clear_bits,
+    forget_block, load_be16, load_be32, load_be64, read_block_mapped, store_payload, take_block_back,
 )
 from .c.fail cimport io_fail
 from .c.fork cimport fork_count, fork_watch
@@ -31,8 +30,8 @@ from .c.storing cimport (
     storing, storing_close, storing_drain, storing_free, storing_init, storing_next, storing_put, storing_slot,
 )
 from .c.stream cimport (
-    io_seconds, pipes_take, stream, stream_break, stream_check, stream_consume, stream_init, stream_need, stream_send, stream_skip, stream_skip_words, stream_staged, stream_take, stream_unpeek,
-    stream_unstage,
+    io_seconds, pipes_take, stream, stream_break, stream_check, stream_consume, stream_init, stream_need, stream_send,
+    stream_skip, stream_skip_words, stream_staged, stream_take, stream_unpeek, stream_unstage,
 )
 
 
@@ -41,9 +40,7 @@ cdef extern from "c/index.h":
 
 cdef enum:
     HEADER_MAX = 8 + 1 + 255        # word, length byte, name
-    FLAGS = 511                     # of a record's word, below the sector
     DEPTH_MAX = 64                  # blocks of a storing queue, each a MiB
-    COPY_NBYTES = 512 << 10         # so much of what is staged is copied with the GIL
 
 fork_watch()
 
@@ -67,8 +64,8 @@ cdef class OutputBuffer:
         position - flushed bytes are staged:   [..... head ====== tail .....]
 
     A wait for the other side ends with OSError(ECANCELED) when `wake_fd` becomes readable; to be woken in a pipe, `fd`
-    must be non-blocking. A broken peer is EPIPE, never SIGPIPE. After an error the stream is dead. A peer that takes less
-    than `least_useful` bytes in an idle time is idle: see set_idle_timeout.
+    must be non-blocking. A broken peer is EPIPE, never SIGPIPE. After an error the stream is dead. A peer that takes
+    less than `least_useful` bytes in an idle time is idle: see set_idle_timeout.
     """
 
     cdef stream s
@@ -191,8 +188,10 @@ cdef class OutputBuffer:
         return self.s.takes_pages != 0
 
     def share_pages(self):
-        """Hand over the pages of mapped payloads, not copies, and tell whether `fd`, a non-blocking pipe or socket, takes
-        them. What is written to the pages before the peer reads them, it reads."""
+        """Hand over the pages of mapped payloads, not copies, and tell whether `fd` takes them: if it does not block.
+
+        What is written to the pages before the peer reads them, it reads.
+        """
         self.shares = self.s.takes_pages
         return self.shares
 
@@ -269,8 +268,8 @@ cdef class InputBuffer:
     How it reads is said by who makes it. Behind a payload, `read_ahead` bytes of what follows are staged in the same
     call. With `most_lowat`, for a TCP socket alone, waits for a payload end when all of it has come, or so much
     (SO_RCVLOWAT). `linger_nbytes` of a next payload are given `linger_seconds` to arrive before they are waited for. A
-    peer that sends less payload than `least_useful` in an idle time is idle, and one that sends more than `most_chatter`
-    without any (0: as much as it likes) is cut off: see set_idle_timeout.
+    peer that sends less payload than `least_useful` in an idle time is idle, and one that sends more than
+    `most_chatter` without any (0: as much as it likes) is cut off: see set_idle_timeout.
     """
 
     cdef stream s
@@ -397,7 +396,7 @@ cdef class InputBuffer:
         elif self.expects:              # after data, the next head and none of its payload
             self.s.peeks = run.word & FLAG_ZERO_BLOCK != 0
             self.s.ahead = 0 if self.s.peeks else run.nbytes
-        return run.word & FLAGS, name, run.word >> SECTOR_BITS, run.count
+        return run.word & FLAG_MASK, name, run.word >> SECTOR_BITS, run.count
 
     def expect_pages(self, bint naps=False, /):
         """Say that payloads are pages, on this machine: if `fd` does not block, they may pass through as such.
@@ -447,7 +446,7 @@ cdef class InputBuffer:
 
     cdef int take_to(self, uint8_t* p, size_t n) except -1:
         stream_check(&self.s)
-        if n <= self.s.tail - self.s.head and n < COPY_NBYTES:
+        if n <= self.s.tail - self.s.head and n < GIL_NBYTES:
             return stream_take(&self.s, p, n)
         self.s.busy = True
         try:

@@ -20,6 +20,7 @@ enum {
     BLKMIG_EOS = 2,
     BLKMIG_PROGRESS = 4,
     BLKMIG_ZERO_BLOCK = 8,
+    BLKMIG_FLAG_MASK = BLKMIG_SECTOR_SIZE - 1,
 
     BLKMIG_WORD_BITS = 8 * sizeof(unsigned long),
     BLKMIG_WORD_SHIFT = sizeof(unsigned long) == 8 ? 6 : 5,
