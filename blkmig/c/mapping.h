@@ -26,8 +26,8 @@ static int io_populate(uint8_t *p, size_t n)
     return madvise(p - slack, n + slack, MADV_POPULATE_READ) == 0;
 }
 
-/* Give the pages back, also those that [p, p + n) has a part of: else all that was ever sent counts as this process's
- * memory. Whoever touches them again gets them from the page cache. */
+/* Give back the pages of [p, p + n), and those that it shares with its neighbours: else all that was ever sent counts as
+ * this process's memory. Whoever touches them again gets them from the page cache. */
 static void io_drop(const uint8_t *p, size_t n)
 {
     size_t slack = (uintptr_t)p & (uintptr_t)(sysconf(_SC_PAGESIZE) - 1);

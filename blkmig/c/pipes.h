@@ -6,8 +6,8 @@
  *     stream ──splice──► pipe, pipe ──splice──► file          only when all of the block is in the pipes
  *       stream_pipes.h                     pipes_store.h
  *
- * Two pipes, because each holds 256 pieces, which is what everybody may have, and a block of 256 pages comes in some more:
- * a socket's segments do not end where pages do.
+ * Two pipes, because a pipe of the size that everybody may have holds 256 pieces, and a block of 256 pages comes in some
+ * more: a socket's segments do not end where pages do.
  */
 #ifndef BLKMIG_PIPES_H
 #define BLKMIG_PIPES_H

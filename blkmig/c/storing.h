@@ -7,7 +7,7 @@
  *
  * Under `lock`: all but the slots. The slot of block `stored` is the storing thread's while there is one, the slot of
  * block `put` the other's; so neither holds the lock for what takes time. Both sleep on `changed`, never at once: one
- * for want of blocks, the other for want of slots. Who puts and drains is one thread at a time: see StoringQueue.
+ * for want of blocks, the other for want of slots. Only one thread at a time puts and drains: see StoringQueue.
  */
 #ifndef BLKMIG_STORING_H
 #define BLKMIG_STORING_H
@@ -71,10 +71,10 @@ static void storing_free(struct storing *s)
     pthread_mutex_destroy(&s->lock);
 }
 
-/* Take the block in *pipes, or in *own if they hold none; both change places with empty ones. Waits for a slot, and
- * meanwhile copies pages into memory: from there they are stored in less time than page to page, and a thread that works
- * need not be woken. 2 GiB over a unix socket take 0.19 s that way, 0.22 without. But what comes over TCP leaves little
- * time, and that is the sender's. After storing_close() nothing is taken. */
+/* Take the block in *pipes, or in *own if they hold none; both change places with empty ones. Waits for a slot, and copies
+ * the block's pages into memory meanwhile: from memory they are stored in less time than page to page, and a thread that
+ * works need not be woken. 2 GiB over a unix socket take 0.19 s that way, 0.22 without. Pages that came over TCP are not
+ * copied: the sender needs the CPU time. After storing_close() nothing is taken. */
 static int storing_put(struct storing *s, struct pipes **pipes, uint8_t **own, int fd, int64_t offset, int allocate)
 {
     int is_tcp = pipes_held(*pipes) && (*pipes)->from_tcp;

@@ -43,24 +43,24 @@ struct stream {
     uint64_t position, flushed;
 
     /* Said by the owner, before the first byte or between two of them. */
-    size_t read_ahead;                  /* behind a payload, stage so much of what follows, in the same call */
+    size_t read_ahead;                  /* behind a payload, stage so many bytes of what follows in the same call */
     size_t most_lowat;                  /* of a TCP socket: the most that SO_RCVLOWAT is set to; 0: leave it alone */
-    size_t linger_nbytes;               /* behind a payload, so much of the next one is given ... */
-    struct timespec linger;             /* ... so long to arrive */
+    size_t linger_nbytes;               /* behind a payload, so many bytes of the next one get ... */
+    struct timespec linger;             /* ... so much time to arrive before we wait for them */
     int naps;                           /* let payloads come without being seen to wait: see stream_nap() */
     double idle, first;                 /* seconds without payload, and those until the first byte; 0: for ever */
-    uint64_t least_useful;              /* less payload than this in an idle time is none */
-    uint64_t most_chatter;              /* so much without any is too much; 0: none is */
+    uint64_t least_useful;              /* bytes; less payload than this in an idle time counts as none */
+    uint64_t most_chatter;              /* bytes; more than this without any payload is too much; 0: nothing is */
 
     /* Reading. */
     size_t lowat;                       /* SO_RCVLOWAT as it is now */
-    int lingers;                        /* a payload was the last that came */
+    int lingers;                        /* what came last was a payload */
     size_t ahead;                       /* stage no more than this, since what follows must not be staged; 0: any */
     int peeks;                          /* leave what is staged in the socket, too, where it is TCP */
-    size_t peeked;                      /* so much of it is there: the last that is staged */
+    size_t peeked;                      /* bytes at the end of what is staged that are in the socket, too */
 
     /* How long the other side was waited for without payload; looked at only when somebody waits. */
-    double waited;                      /* seconds that all waits since the last payload took */
+    double waited;                      /* seconds of all waits since the last payload */
     uint64_t useful, renewed, renewed_at;   /* payload in all, that at the last payload, and the position there */
     int queued;                         /* bytes that the socket held when it was last looked at; -1: not yet */
 };

@@ -48,7 +48,7 @@ static inline void stream_consume(struct stream *s, size_t n)
         s->head = s->tail = 0;
 }
 
-/* Let waits for a TCP socket end when n bytes have come, or the end: each time it is woken for less costs both sides. */
+/* Let waits for a TCP socket end when n bytes have come, or the end: waking up for less costs both sides time. */
 static void stream_lowat(struct stream *s, size_t n)
 {
     int lowat = n < s->most_lowat ? n : s->most_lowat;
@@ -76,8 +76,8 @@ static void stream_nap(const struct stream *s)
     ppoll(&wake, 1, &s->linger, NULL);
 }
 
-/* Wait for input. Behind a payload comes the next one, most likely: it is given a moment to arrive, for each time that
- * the waiting side is woken costs both, and a head alone is not worth it. */
+/* Wait for input. Behind a payload comes the next one, most likely. It gets a moment to arrive: waking up the waiting side
+ * costs both sides time, and a head alone is not worth that. */
 static int stream_wait_input(struct stream *s)
 {
     struct pollfd fds[2] = {{s->fd, POLLIN, 0}, {s->wake_fd, POLLIN, 0}};

@@ -38,8 +38,8 @@ static ssize_t stream_send_pages(const struct stream *s, int file, int64_t offse
     return splice(file, &from, s->fd, NULL, n, SPLICE_F_NONBLOCK);
 }
 
-/* A broken peer is EPIPE and never SIGPIPE, whatever the process does with that signal: between these two calls it is
- * held back in this thread; what raised it then is taken away. sendmsg() has a flag for that. */
+/* A broken peer is EPIPE and never SIGPIPE, whatever the process does with that signal. Between these two calls the signal
+ * is held back in this thread, and one that we raised is taken away. sendmsg() has a flag for that. */
 struct stream_quiet {
     sigset_t old;
     int was_pending;
@@ -84,7 +84,7 @@ static ssize_t stream_send_once(const struct stream *s, const uint8_t *end, size
 }
 
 /* Send what is staged and then the last *left bytes before `end`, or before `until` of the file. 0 when all is gone;
- * EFAULT, without an exception, when these bytes are not to be had that way: *left of them are not sent then. */
+ * EFAULT, without an exception, when the memory or the file does not give these bytes: *left of them are not sent then. */
 static int stream_send_quietly(struct stream *s, const uint8_t *end, size_t *left, int file, int64_t until)
 {
     size_t staged;
