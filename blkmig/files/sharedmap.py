@@ -135,13 +135,12 @@ class SharedMapBackend(backend.BlockBackend):
 
     def _run(self, action: Action | str, doing: str) -> None:
         try:
-            if not isinstance(action, str):
-                action()
-                return
-            children.require_statuses()  # an unknown status would be a 0
-            subprocess.run(action, shell=True, check=True, stdin=subprocess.DEVNULL, timeout=COMMAND_SECONDS)
-        except OSError as error:
-            raise errors.DeviceError(f"cannot {doing}", device=self.name, cause=error) from error
+            with errors.failing(f"cannot {doing}", device=self.name):
+                if not isinstance(action, str):
+                    action()
+                    return
+                children.require_statuses()  # an unknown status would be a 0
+                subprocess.run(action, shell=True, check=True, stdin=subprocess.DEVNULL, timeout=COMMAND_SECONDS)
         except subprocess.SubprocessError as error:
             raise errors.DeviceError(f"cannot {doing}", device=self.name, cause=str(error)) from error
 
