@@ -72,6 +72,9 @@ def test_nothing_is_loaded_from_another_host(site: Path) -> None:
     found = {str(page.relative_to(site)): parsed(page).found for page in site.rglob("*.html")}
     found |= {str(css.relative_to(site)): LOADED_BY_CSS.findall(css.read_text()) for css in site.rglob("*.css")}
     assert len(found) > 3
+    # What the theme's script would ask other hosts for: drawings, and the figures of a repository.
+    asks = re.compile(r'class="mermaid"|data-md-component="source"')
+    assert [page.name for page in site.rglob("*.html") if asks.search(page.read_text())] == []
     assert [(name, url) for name, urls in found.items() for url in urls if IS_FOREIGN.match(url)] == []
 
 
