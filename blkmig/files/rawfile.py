@@ -207,7 +207,7 @@ class RawFile:
             if self.is_device:
                 blk.store(fd, offset, nbytes)
             else:
-                blk.store_sparse(fd, offset, nbytes, CLUSTER, True, self._has_holes)
+                blk.store_sparse(fd, offset, nbytes, CLUSTER, True, self._has_holes, storing.PLACES)
         self._writeback.count(nbytes)
 
     def _start_storing(self) -> storing.StoringThread | None:
