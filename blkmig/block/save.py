@@ -19,15 +19,13 @@ a block taken and not sent: after it, nothing but `save_cleanup` is possible.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import _core, channel, disk, errors, params, passage, savevm, units
-from ..disk import geometry
-from . import checks, description, device, digests, dirty, engine, reads, send, sizes, state, wire
+from . import checks, description, dirty, engine, reads, send, setup, sizes, state, wire
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +112,9 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         blk_mig = state.BlkMigState(reads=self._choose_reads(), zero_blocks=self._parameters.zero_blocks)
         try:
             for backend in disks:
-                self._init_device(blk_mig, backend)
+                bmds = setup.take_into_use(backend, self._departure, self._parameters, shared_base=self._shared_base)
+                blk_mig.bmds_list.append(bmds)
+                blk_mig.total_sector_sum += bmds.geometry.total_sectors
             blk_mig.dirty_disk = len(blk_mig.bmds_list)  # no dirty round is under way
             if self._departure.payload == "lent":
                 f.share_pages()
@@ -269,35 +269,6 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         why = "it is read-only" if backend.is_read_only else "it has no bytes"
         logger.info("disk %r is not sent: %s", backend.name, why)
         return False
-
-    def _init_device(self, blk_mig: state.BlkMigState, backend: disk.BlockBackend) -> None:
-        """Take one disk into use and add it to the list."""
-        name = checks.encode_name(backend)
-        shape = geometry.BlockGeometry(backend.size)
-        with contextlib.ExitStack() as blocker:
-            blocker.enter_context(backend.block_use("a migration that sends it"))
-            bitmap = backend.create_dirty_bitmap(int(self._parameters.granularity))
-            blocker.callback(backend.release_dirty_bitmap, bitmap)
-            bmds = device.BlkMigDevState(
-                backend=backend,
-                name=name,
-                geometry=shape,
-                shared_base=self._shared_base,
-                dirty_bitmap=bitmap,
-                mapping=self._departure.runs_from(backend),
-                digests=self._new_digests(shape),
-                disk_digests=self._new_digests(shape) if self._shared_base else None,
-                sent=_core.Bitmap(shape.nblocks) if self._shared_base else None,
-                aio_bitmap=_core.Bitmap(shape.nblocks),
-            )
-            leaves = bmds.digests if bmds.disk_digests is None else bmds.disk_digests
-            bmds.tree = None if leaves is None else digests.DigestTree(leaves)
-            bmds.blocker = blocker.pop_all()
-        blk_mig.bmds_list.append(bmds)
-        blk_mig.total_sector_sum += shape.total_sectors
-
-    def _new_digests(self, shape: geometry.BlockGeometry) -> bytearray | None:
-        return bytearray(shape.nblocks * digests.DIGEST_SIZE) if self._parameters.digests else None
 
     def _begin_section(self) -> state.BlkMigState:
         """Return the state, unless a section before this one was ended by an exception."""

@@ -9,9 +9,10 @@
 
     pages     the disk stores pages without looking at them: it is a file of the page cache
 
-Whether payloads come as pages at all the sender says, and the channel sees: see `InputQEMUFile.expect_pages`. How they
-are stored then is the disk's: a whole block that is moved or piped may be stored by a thread of the disk, soon, and
-before anything that is done to the disk later; any other is stored when `write_block` returns.
+Whether payloads come as pages at all the sender says, or the channel knows, as a pipe does: see
+`ReceivingFile.expect_pages`. How they are stored then is the disk's: a whole block that is moved or piped may be stored
+by a thread of the disk, soon, and before anything that is done to the disk later; any other is stored when
+`write_block` returns.
 
 Invariants:
 

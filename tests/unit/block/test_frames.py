@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How deep the stack of Python is where a block meets the system.
 
-Counted from the migration's own call to the last function before `_core`, or to the disk's verb, both included. The
-figures stand in the drawing of a block's way, too: docs/architecture/way-of-a-block.md.
+Counted from the migration's own call to the last function before the compiled code, or to the disk's verb, both
+included. The figures stand in the drawing of a block's way, too: docs/architecture/way-of-a-block.md.
 """
 
 from __future__ import annotations
