@@ -91,10 +91,9 @@ def test_what_stands_in_a_pipe_is_taken_as_pages() -> None:
         out.put_byte(7)
         out.flush()
         assert f.get_byte() == 7
-        put, blk = _core.BlockBuffer(), _core.BlockBuffer()
+        put, blk = _core.BlockBuffer(), _core.BlockBuffer("piped")
         memoryview(put).cast("B")[:] = payload
         put.filled(MIB)
-        blk.takes_pages = True
         sent = pool.submit(lambda: [out.put_block(block * 2048, 1, b"d", put) or out.flush() for block in range(2)])
         have = [(f.next_run(), f.get_block(blk), blk.has_pages, bytes(blk.payload)) for _ in range(2)]
         sent.result(TIMEOUT)
