@@ -5,7 +5,8 @@
 
     MigrationError                      exit code 1
     ├── ParameterError                  2   what the caller asked for makes no sense
-    │   └── WrongType                   2   ... because it is of another type; a TypeError, too
+    │   ├── WrongType                   2   ... because it is of another type; a TypeError, too
+    │   └── DisplayInUse                2   ... because messages or results would be written into a disk
     ├── StateError                      1   called at the wrong moment of a migration's life
     ├── StreamError                     1   the bytes of the stream are wrong, at `position`
     │   ├── TruncatedStream             5   the stream ended too early
@@ -80,6 +81,14 @@ class ParameterError(MigrationError, ValueError):
     """A parameter, a URI or a size that cannot be used; nothing was opened or changed."""
 
     exit_code = 2
+
+
+class DisplayInUse(ParameterError):
+    """The `display`, standard output or standard error, goes into a file that a migration uses. Nothing was done."""
+
+    def __init__(self, message: str, *, display: str) -> None:
+        super().__init__(message)
+        self.display = display
 
 
 class WrongType(ParameterError, TypeError):

@@ -45,20 +45,20 @@ class Connector:
         self.uri = str(self._address)
         self._link = link.Link(self.uri)
 
-    def connect(self, *, timeout: float) -> qemufile.OutputQEMUFile:
+    def connect(self, *, timeout: float, opened: int | None = None) -> qemufile.OutputQEMUFile:
         """Open the stream; call it once.
 
         tcp:, unix: and a named pipe need somebody at the other end within `timeout` seconds, else
         :class:`~blkmig.errors.ChannelTimeout`; the others open at once. exec: starts the command; file: creates the
-        file, or cuts it at the offset. Raises Cancelled, and ChannelError for everything else.
+        file, or cuts it at the offset, unless somebody has opened it already: what is written then is `opened`, which
+        stays the caller's. Raises Cancelled, and ChannelError for everything else.
         """
         self._link.check()
         if isinstance(self._address, uri.TcpAddress | uri.UnixAddress):
             sock = sockets.connect(self._link, self._address, timeout=timeout)
             return qemufile.OutputQEMUFile(link.Transport(self._link, sock))
-        return qemufile.OutputQEMUFile(
-            streams.open_stream(self._link, self._address, writing=True, timeout=timeout)
-        )
+        transport = streams.open_stream(self._link, self._address, writing=True, timeout=timeout, opened=opened)
+        return qemufile.OutputQEMUFile(transport)
 
     def cancel(self) -> None:
         """Make connect(), and every call of the stream that came out of it, raise Cancelled.

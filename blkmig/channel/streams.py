@@ -36,18 +36,24 @@ StreamAddress = uri.ExecAddress | uri.FdAddress | uri.FileAddress | uri.StdioAdd
 
 
 def open_stream(
-    connection: link.Link, address: StreamAddress, *, writing: bool, timeout: float | None = None
+    connection: link.Link,
+    address: StreamAddress,
+    *,
+    writing: bool,
+    timeout: float | None = None,
+    opened: int | None = None,
 ) -> link.Transport:
     """Return the transport of a one-way address (a socket behind ``fd:`` goes both ways). Raises ChannelError.
 
-    Only writing to a named pipe waits, up to `timeout` seconds, for somebody who reads it.
+    Only writing to a named pipe waits, up to `timeout` seconds, for somebody who reads it. A file that somebody has
+    opened already, `opened`, is written instead of what has its name, and stays theirs to close.
     """
     try:
         match address:
             case uri.ExecAddress():
                 return _open_command(connection, address.command, writing=writing)
             case uri.FileAddress():
-                return _open_file(connection, address, writing=writing, timeout=timeout)
+                return _open_file(connection, address, writing=writing, timeout=timeout, opened=opened)
             case uri.FdAddress():
                 return _open_fd(connection, address.fd, writing=writing)
             case uri.StdioAddress():
@@ -80,10 +86,15 @@ def _open_command(connection: link.Link, command: str, *, writing: bool) -> link
 
 
 def _open_file(
-    connection: link.Link, address: uri.FileAddress, *, writing: bool, timeout: float | None
+    connection: link.Link, address: uri.FileAddress, *, writing: bool, timeout: float | None, opened: int | None
 ) -> link.Transport:
     """Open a file at its offset; for writing, it is created, and what stood behind the offset is dropped."""
-    fd = _open_for_writing(connection, address.path, timeout) if writing else os.open(address.path, _READ_FLAGS)
+    if opened is not None:
+        fd = os.dup(opened)
+    elif writing:
+        fd = _open_for_writing(connection, address.path, timeout)
+    else:
+        fd = os.open(address.path, _READ_FLAGS)
     try:
         mode = os.fstat(fd).st_mode
         if stat.S_ISDIR(mode):

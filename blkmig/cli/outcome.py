@@ -9,7 +9,8 @@ import traceback
 from collections.abc import Sequence
 
 from .. import errors
-from . import output, parser, signals
+from ..migration import endpoints
+from . import output, parser, signals, standard
 
 EXIT_FAILED = 1
 
@@ -24,10 +25,13 @@ def run(words: Sequence[str], heard: signals.Signals) -> int:
     before, threading.excepthook = threading.excepthook, _thread_failed
     try:
         output.set_up(progress=parser.progress_style(words), is_verbose=parser.is_verbose(words))
+        standard.check_messages(words)
         args = parser.parse(words)
         exit_code: int = args.run(args)
         output.flush_results()
     except BaseException as error:
+        if isinstance(error, errors.DisplayInUse) and error.display == endpoints.STDERR_LABEL:
+            standard.keep_messages_out(is_stdout_free="-" not in words)
         exit_code = report(error, heard.number)
     finally:
         threading.excepthook = before

@@ -8,6 +8,7 @@ import contextlib
 from typing import Any
 
 from .. import disk, errors, migration, params, sources, stats, units
+from ..migration import endpoints
 from . import arguments, output, progress, signals
 from . import parser as parsing
 
@@ -125,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
             )
             print_forecast(found, args)
             return 0
+        is_stdout_taken = endpoints.is_stdout(args.uri)
         report = stack.enter_context(progress.reporter(args.progress))
         outgoing = migration.OutgoingMigration(disks, args.uri, parameters, on_progress=report)
         with signals.current().cancelling(outgoing.cancel), outgoing:
@@ -134,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
     for backend in disks:
         if backend.name in outgoing.skipped:
             output.print_note(f"disk {backend.name!r} was not sent: {why_skipped(backend)}")
-    print_result(outgoing.stats, args)
+    print_result(outgoing.stats, args, is_stdout_taken=is_stdout_taken)
     return 0
 
 
@@ -179,9 +181,8 @@ def machine_compat(machine: str) -> params.MachineCompat | None:
     return "2.2" if is_older else None
 
 
-def print_result(result: stats.OutgoingStatistics, args: argparse.Namespace) -> None:
+def print_result(result: stats.OutgoingStatistics, args: argparse.Namespace, *, is_stdout_taken: bool) -> None:
     """Print what was done: on stdout, or on stderr if the stream is there."""
-    is_stdout_taken = args.uri == "-"
     if args.json or (is_stdout_taken and output.stderr.is_json):
         output.print_json(result, is_stdout_taken=is_stdout_taken)
         return

@@ -15,7 +15,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 import sys
+from collections.abc import Sequence
+
+from .. import errors
+from ..disk import identity
+from ..migration import endpoints
 
 _MODES = {0: os.O_WRONLY, 1: os.O_RDONLY, 2: os.O_RDWR}
 
@@ -45,6 +51,53 @@ def _is_open(fd: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def check_messages(words: Sequence[str]) -> None:
+    """Raise :class:`~blkmig.errors.DisplayInUse` if a command line names the file that messages are written into.
+
+    By whatever name, and before anything is written: not even that something cannot be opened may be said there.
+    """
+    try:
+        messages = identity.KnownFile.of(os.readlink("/proc/self/fd/2"), fd=2)  # noqa: PTH115 - it may be no path
+    except (OSError, ValueError):
+        return
+    for word in words if messages.holds_bytes else ():
+        for text in {word, word.partition("=")[2]}:
+            name = text.removeprefix("file:").partition(",")[0]
+            path = f"/proc/self/fd/{name[3:]}" if name.startswith("fd:") else name
+            if path and _is_same(path, messages):
+                why = f"{text!r} is where standard error goes, so messages would be written into it"
+                raise errors.DisplayInUse(why, display=endpoints.STDERR_LABEL)
+
+
+def _is_same(path: str, messages: identity.KnownFile) -> bool:
+    try:
+        return identity.is_same(identity.KnownFile.of(path), messages)
+    except (OSError, ValueError):
+        return False
+
+
+def keep_messages_out(*, is_stdout_free: bool) -> None:
+    """Have messages go to stdout, or nowhere, if they would be written into a file or a device.
+
+    For the end of a command that has found that to be one of its disks; `is_stdout_free`: no stream goes there.
+    """
+    with contextlib.suppress(OSError):
+        if not holds_bytes(2):
+            return
+        if is_stdout_free and not holds_bytes(1):
+            os.dup2(1, 2)
+            return
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, 2)
+        os.close(null)
+
+
+def holds_bytes(fd: int) -> bool:
+    """Return whether what is written to `fd` can be read again. Raises OSError."""
+    mode = os.fstat(fd).st_mode
+    return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
 
 
 def discard_stdout() -> None:

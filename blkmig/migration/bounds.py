@@ -43,6 +43,12 @@ class Bounds:
         if self._parameters.timeout is not None:
             self.watchdog.call_after(self._parameters.timeout + TIMEOUT_GRACE, self._time_is_over)
 
+    @property
+    def connect_timeout(self) -> float:
+        """Return how long connecting may take: no longer than the whole, so that its error says what was missing."""
+        whole = self._parameters.timeout
+        return min(self._parameters.connect_timeout, self._parameters.connect_timeout if whole is None else whole)
+
     def close(self) -> None:
         """End the watchdog. Twice does no harm."""
         self.watchdog.close()

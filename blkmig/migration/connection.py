@@ -65,9 +65,9 @@ class Connection:
         assert self._f is not None
         return self._f
 
-    def connect(self, *, timeout: float) -> channel.OutputQEMUFile:
-        """Open the stream and return it; blocks for `timeout` seconds at most."""
-        self._f = self._connector.connect(timeout=timeout)
+    def connect(self, *, timeout: float, opened: int | None = None) -> channel.OutputQEMUFile:
+        """Open the stream and return it; blocks for `timeout` seconds at most. A file may be `opened` already."""
+        self._f = self._connector.connect(timeout=timeout, opened=opened)
         return self._f
 
     def open_return_path(self) -> bool:

@@ -126,7 +126,7 @@ class Ending:
     def _await_target(self) -> None:
         self._figures.update()  # which tells the caller, who may take his time: no bound of the pause is counted here
         self._connection.await_target()
-        self._sources.check_output()
+        self._sources.complete_output()
 
     def _vmdescription(self) -> dict[str, Any]:
         """Return what a reader of the stream should know; QEMU reads and ignores it."""

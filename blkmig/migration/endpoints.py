@@ -12,14 +12,17 @@ file, so a stream, or a target, in the very file that some server exports cannot
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Iterable
 
 from .. import disk, errors
 from ..channel import uri as address
 from ..disk import identity
+from . import streamfile
 
 STDIN, STDOUT, STDERR = 0, 1, 2
+STDOUT_LABEL, STDERR_LABEL = "standard output", "standard error"
 
 
 def stream_file(uri: str, *, writing: bool) -> identity.KnownFile | None:
@@ -52,10 +55,27 @@ def _known(path: str, fd: int | None = None) -> identity.KnownFile | None:
 
 def displays() -> list[tuple[str, identity.KnownFile]]:
     """Return the files that results and messages go to, with what messages call them."""
-    streams = (("standard output", STDOUT, sys.__stdout__), ("standard error", STDERR, sys.__stderr__))
+    streams = ((STDOUT_LABEL, STDOUT, sys.__stdout__), (STDERR_LABEL, STDERR, sys.__stderr__))
     # Without a stream there is none of that number, or a file that was opened later.
     found = [(label, _known_fd(fd)) for label, fd, stream in streams if stream is not None]
     return [(label, file) for label, file in found if file is not None]
+
+
+def is_stdout(uri: str) -> bool:
+    """Return whether the stream of `uri` goes where standard output goes, which has no room for results then."""
+    try:
+        match address.parse_uri(uri):
+            case address.StdioAddress():
+                return True
+            case address.FileAddress(path=path):
+                about = os.stat(path)  # noqa: PTH116 - as is fstat
+            case address.FdAddress(fd=fd):
+                about = os.fstat(fd)
+            case _:
+                return False
+        return not stat.S_ISCHR(about.st_mode) and os.path.samestat(about, os.fstat(STDOUT))
+    except (OSError, ValueError):
+        return False
 
 
 class Sources:
@@ -66,6 +86,7 @@ class Sources:
         self._disks = list(disks)
         self._read: list[tuple[str, identity.KnownFile]] = []
         self._output: identity.KnownFile | None = None
+        self._stream = streamfile.StreamFile(uri)
 
     def check(self) -> None:
         """Take note of what is read, before anything is opened for writing.
@@ -82,7 +103,23 @@ class Sources:
                 )
             for label, other in displays():
                 if identity.is_same(file, other):
-                    raise errors.ParameterError(f"disk {name!r} is at {file.path!r}, and {label} goes there, too")
+                    why = f"disk {name!r} is at {file.path!r}, and {label} goes there, too"
+                    raise errors.DisplayInUse(why, display=label)
+        self._check_messages(output)
+
+    def _check_messages(self, output: identity.KnownFile | None) -> None:
+        """Refuse a stream with our own messages in it; results keep out of its way, see `is_stdout`."""
+        for label, other in displays():
+            if label == STDERR_LABEL and output is not None and identity.is_same(output, other):
+                why = f"the stream goes to {output.path!r}, and {label} goes there, too"
+                raise errors.DisplayInUse(why, display=label)
+
+    def open_output(self) -> int | None:
+        """Return the descriptor of the file that is made for the stream, None where the channel opens what there is.
+
+        After `check`. Raises :class:`~blkmig.errors.LocalFileError`.
+        """
+        return self._stream.begin()
 
     def output_is_open(self) -> None:
         """Take note of the file that the stream goes to: it is there by now."""
@@ -114,13 +151,21 @@ class Sources:
             notes.append(f"disk {name!r}: {file.path!r} {what} while it was sent")
         return notes
 
-    def check_output(self) -> None:
-        """Raise :class:`~blkmig.errors.MigrationError` if the stream's file is not where it was; call it at the end."""
+    def complete_output(self) -> None:
+        """Give the stream's file its name; call it at the end.
+
+        Raises :class:`~blkmig.errors.MigrationError` if the file is not where it was.
+        """
         if self._output is not None and not self._output.is_still_named():
             raise errors.MigrationError(
                 f"the stream was written, but its file is gone: {self._output.path!r} was removed or replaced "
                 "meanwhile; send it again"
             )
+        self._stream.complete()
+
+    def close(self) -> None:
+        """Leave no file with a stream that is not complete. Safe twice."""
+        self._stream.discard()
 
 
 class Targets:
@@ -148,6 +193,7 @@ class Targets:
 
 
 def _same(label: str, file: identity.KnownFile, other: str, known: identity.KnownFile) -> errors.ParameterError:
-    return errors.ParameterError(
-        f"{label} at {file.path!r} and {other} at {known.path!r} are the same file: give each a file of its own"
-    )
+    why = f"{label} at {file.path!r} and {other} at {known.path!r} are the same file: give each a file of its own"
+    if other in (STDOUT_LABEL, STDERR_LABEL):
+        return errors.DisplayInUse(why, display=other)
+    return errors.ParameterError(why)

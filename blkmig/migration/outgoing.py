@@ -75,6 +75,7 @@ class OutgoingMigration:
                 self._convergence.release_throttle,
                 self.savevm.state_cleanup,
                 self._connection.abort,
+                self._sources.close,
             ),
         )
         self._clock = clock
@@ -279,7 +280,8 @@ class OutgoingMigration:
         self._bounds.begin()
         self._block.check_disks()  # first: a QEMU at the other end takes a connection that ends for a failed migration
         self._sources.check()
-        f = self._connection.connect(timeout=self.parameters.connect_timeout)
+        opened = self._sources.open_output()
+        f = self._connection.connect(timeout=self._bounds.connect_timeout, opened=opened)
         self._sources.output_is_open()
         f.set_rate_limit(int(self.parameters.max_bandwidth))
         f.set_idle_timeout(self.parameters.idle_timeout)

@@ -18,6 +18,7 @@ import storage_daemon
 
 import blkmig
 from blkmig import errors, stats
+from blkmig.files import partial
 
 MIB = lab.MIB
 CONTENT = random.Random(4).randbytes(5_000_192)
@@ -240,5 +241,5 @@ def test_reading_changes_nothing(tmp_path: Path, source: Path) -> None:
 def test_a_stream_file_that_is_gone(tmp_path: Path, source: Path, change: Callable[[Path], None]) -> None:
     """A10: what was written is nowhere."""
     with pytest.raises(errors.MigrationError, match="removed or replaced") as caught:
-        send_while(source, f"file:{tmp_path}/stream", lambda _: change(tmp_path / "stream"))
+        send_while(source, f"file:{tmp_path}/stream", lambda _: change(tmp_path / partial.partial_name("stream")))
     assert caught.value.exit_code == 1

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The file that a stream is sent to: made beside its name, which it gets when the stream is complete.
+
+So a stream that ends too early, whatever ended it, SIGKILL included, is never found under its name, and the same
+command begins again (see ``files/partial.py``). A file that exists is replaced when the new one is complete.
+
+What cannot be made so the channel writes in place: a pipe or a device, a file before whose ``offset=`` something
+stays, what somebody holds open (``/dev/stdout``, ``/dev/fd/3``), and a file of somebody else or in a folder that is not
+ours to write in.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from .. import errors
+from ..channel import uri as address
+from ..files import folder, partial
+
+MAX_LINKS = 40
+"""Symlinks that the system follows in one path."""
+
+
+class StreamFile:
+    """The file of the stream to `uri`, if it goes to one. For the migration thread.
+
+    Whoever has begun it ends it with `discard`, also after `complete`.
+    """
+
+    def __init__(self, uri: str) -> None:
+        parsed = address.parse_uri(uri)
+        self._uri = uri
+        self._path = parsed.path if isinstance(parsed, address.FileAddress) and not parsed.offset else None
+        self._folder: folder.Folder | None = None
+        self._partial: partial.Partial | None = None
+
+    def begin(self) -> int | None:
+        """Make the file; return the descriptor that the stream is written to, which stays ours.
+
+        None: the channel opens what there is. Raises :class:`~blkmig.errors.LocalFileError`.
+        """
+        if self._path is None or is_held_open(self._path):
+            return None
+        with self._failing("opening"):
+            real = Path(os.path.realpath(self._path))
+            if self._path.endswith("/") or not _is_ours(real):
+                return None
+            self._folder = folder.Folder(real.parent)
+            self._partial = partial.Partial(self._folder, real.name, device=str(real), replace=True)
+        return self._partial.fd
+
+    def complete(self) -> None:
+        """Give the file its name: all of the stream is on stable storage. Raises LocalFileError."""
+        if self._partial is not None:
+            with self._failing("giving the stream its name"):
+                self._partial.publish()
+                self._partial.sync()
+                self._partial.confirm()
+
+    def discard(self) -> None:
+        """Leave nothing of a file that is not complete, and release everything. Safe twice; raises LocalFileError."""
+        made, self._partial = self._partial, None
+        place, self._folder = self._folder, None
+        with self._failing("removing what there is of the stream"), contextlib.ExitStack() as stack:
+            if place is not None:
+                stack.callback(place.close)
+            if made is not None:
+                made.discard(withdraw=False)
+
+    @contextlib.contextmanager
+    def _failing(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except errors.DeviceBusy as error:
+            raise errors.LocalFileError(doing, uri=self._uri, cause="another program is using it") from error
+        except OSError as error:
+            raise errors.LocalFileError(doing, uri=self._uri, cause=error) from error
+
+
+def _is_ours(real: Path) -> bool:
+    """Return whether the file can be made, or replaced by one that is made: as far as permissions tell."""
+    if not os.access(real.parent, os.W_OK | os.X_OK, effective_ids=True):
+        return False
+    try:
+        there = real.lstat()
+    except FileNotFoundError:
+        return True
+    return stat.S_ISREG(there.st_mode) and os.geteuid() in (0, there.st_uid)
+
+
+def is_held_open(path: str) -> bool:
+    """Return whether `path` leads through a descriptor, as /dev/stdout does: to an open file, and not to a name."""
+    for _ in range(MAX_LINKS):
+        place = os.path.realpath(Path(path).parent)
+        if place.startswith("/proc/"):
+            return True
+        here = os.path.join(place, os.path.basename(path))  # noqa: PTH118, PTH119 - "." and ".." stay as they are
+        if not Path(here).is_symlink():
+            return False
+        path = os.path.join(place, os.readlink(here))  # noqa: PTH115, PTH118
+    return False

@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A stream in a file has its name only when it is complete; nothing else is written into it, nor into a disk."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import command
+import pytest
+
+import blkmig
+from blkmig import errors
+from blkmig.files import partial
+from blkmig.migration import streamfile
+
+CONTENT = os.urandom(5_000_192)
+TIMEOUT = 60
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "a.raw"
+    path.write_bytes(CONTENT)
+    return path
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> Path:
+    folder = tmp_path / "streams"
+    folder.mkdir()
+    return folder / "q"
+
+
+def names(stream: Path) -> list[str]:
+    return sorted(path.name for path in stream.parent.iterdir())
+
+
+def fail_to_send(source: Path, stream: Path) -> None:
+    """Send, and have it end in mid-run."""
+    with blkmig.FileBackend(source) as disk, contextlib.suppress(errors.Cancelled):
+        with blkmig.outgoing([disk], f"file:{stream}") as migration:
+            migration.iterate()
+            migration.cancel()
+            migration.complete()
+        pytest.fail("it was cancelled")
+
+
+def assert_is_whole(stream: Path, tmp_path: Path) -> None:
+    copy = tmp_path / f"copy-{os.urandom(4).hex()}.raw"
+    blkmig.receive(f"file:{stream}", {"a": copy})
+    assert copy.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("before", [None, b"", b"an older stream"])
+def test_a_stream_that_fails_is_not_found(source: Path, stream: Path, tmp_path: Path, before: bytes | None) -> None:
+    """What was there stays, and the same command again makes it."""
+    if before is not None:
+        stream.write_bytes(before)
+        stream.chmod(0o640)
+    fail_to_send(source, stream)
+    assert names(stream) == ([] if before is None else ["q"])
+    assert before is None or stream.read_bytes() == before
+    blkmig.send([source], f"file:{stream}")
+    assert names(stream) == ["q"]
+    assert stream.stat().st_mode & 0o777 == (0o600 if before is None else 0o640)
+    assert_is_whole(stream, tmp_path)
+
+
+def test_a_killed_sender_leaves_what_the_next_one_replaces(source: Path, stream: Path, tmp_path: Path) -> None:
+    sender = command.start("send", f"a={source}", f"file:{stream}", "--max-bandwidth=256K")
+    mark = stream.parent / partial.partial_name("q")
+    while not mark.exists():
+        assert sender.poll() is None
+    sender.send_signal(signal.SIGKILL)
+    sender.communicate(timeout=TIMEOUT)
+    assert names(stream) == [mark.name]
+    assert command.run("send", f"a={source}", f"file:{stream}").exit_code == 0
+    assert names(stream) == ["q"]
+    assert_is_whole(stream, tmp_path)
+
+
+def test_of_two_senders_one_is_refused(source: Path, stream: Path) -> None:
+    with blkmig.FileBackend(source) as disk, blkmig.outgoing([disk], f"file:{stream}") as migration:
+        with blkmig.FileBackend.create(source.with_name("b"), 512) as other, pytest.raises(errors.LocalFileError) as no:
+            blkmig.send([other], f"file:{stream}")
+        assert "is using it" in str(no.value)
+        migration.run()
+    assert names(stream) == ["q"]
+
+
+def test_links_lead_to_the_file(source: Path, stream: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(stream)
+    blkmig.send([source], f"file:{link}")
+    blkmig.send([source], f"file:{link}")
+    assert link.is_symlink()
+    assert names(stream) == ["q"]
+    assert_is_whole(stream, tmp_path)
+
+
+def test_what_stands_before_the_offset_stays(source: Path, stream: Path) -> None:
+    stream.write_bytes(b"x" * 1000)
+    blkmig.send([source], f"file:{stream},offset=512")
+    assert stream.read_bytes()[:512] == b"x" * 512
+    assert names(stream) == ["q"]
+
+
+@pytest.mark.parametrize("path", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1", "/proc/thread-self/fd/1"])
+def test_what_is_held_open_is_written_in_place(path: str) -> None:
+    assert streamfile.is_held_open(path)
+    assert not streamfile.is_held_open("/dev/null")
+    assert not streamfile.is_held_open("/tmp/../tmp/x")
+
+
+@pytest.mark.parametrize("uri", ["file:/dev/stdout", "fd:1", "-"])
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_results_are_not_written_over_the_stream(
+    source: Path, stream: Path, tmp_path: Path, uri: str, options: list[str]
+) -> None:
+    with stream.open("wb") as stdout:
+        words = command.command("send", f"a={source}", uri, *options)
+        done = subprocess.run(words, stdout=stdout, stderr=subprocess.PIPE, timeout=TIMEOUT, check=True)
+    assert b"downtime" in done.stderr
+    assert_is_whole(stream, tmp_path)
+
+
+def test_a_pipe_that_nobody_reads(source: Path, tmp_path: Path) -> None:
+    """`--timeout` ends the wait, too, and says what was missing."""
+    os.mkfifo(tmp_path / "pipe")
+    done = command.run("send", f"a={source}", f"file:{tmp_path}/pipe", "--timeout=0.2")
+    assert done.exit_code == 5
+    assert "nobody reads the pipe within 0.2 s" in done.stderr
+    with pytest.raises(errors.ChannelTimeout, match="nobody reads the pipe"):
+        blkmig.send([source], f"file:{tmp_path}/pipe", connect_timeout=0.2)
+
+
+# -- what is shown ---------------------------------------------------------------------------------------------------
+
+
+def run_with(redirection: str, words: list[str]) -> subprocess.CompletedProcess[bytes]:
+    line = [*command.command(), *words]
+    quoted = " ".join(f"'{word}'" for word in line)
+    return subprocess.run(
+        ["/bin/sh", "-c", f"exec {quoted} {redirection}"], capture_output=True, timeout=TIMEOUT, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("redirection", "disk", "uri"),
+    [
+        ("2>>{a}", "{a}", "file:{q}"),
+        ("2<>{a}", "{a}", "file:{q}"),
+        ("2>>{a}", "{a}", "file:/nonexistent/q"),
+        ("2>>{a}", "{a}", "nonsense"),
+        ("3<>{a} 2>&3", "/proc/self/fd/3", "file:{q}"),
+        ("2>>{a}", "/dev/fd/2", "file:{q}"),
+        ("3>>{a} 2>>{a}", "{other}", "fd:3"),
+        ("2>>{a}", "{link}", "-"),
+        (">>{a}", "{a}", "file:{q}"),
+        ("1<>{a}", "{link}", "file:{q}"),
+        ("3>>{a}", "{a}", "fd:3"),
+        (">>{a}", "{a}", "-"),
+        (">>{a}", "{a}", "file:/dev/stdout"),
+        ("3>>{a}", "{a}", "file:/proc/self/fd/3"),
+    ],
+)
+def test_nothing_is_written_into_a_disk(
+    source: Path, stream: Path, tmp_path: Path, redirection: str, disk: str, uri: str
+) -> None:
+    """A4, for each way in which a shell can lead something there: not even the refusal is."""
+    (tmp_path / "link").symlink_to(source)
+    (tmp_path / "other").write_bytes(CONTENT)
+    places = {"a": source, "q": stream, "link": tmp_path / "link", "other": tmp_path / "other"}
+    done = run_with(redirection.format(**places), ["send", f"v={disk.format(**places)}", uri.format(**places)])
+    assert done.returncode == 2
+    assert source.read_bytes() == CONTENT
+    assert names(stream) == []
+    assert b"blkmig: " in done.stderr + (b"blkmig: " if uri == "-" else done.stdout), "where it can be said, it is"
+
+
+def test_no_message_goes_into_a_backing_file(source: Path, stream: Path, tmp_path: Path) -> None:
+    """No word of the command line names it."""
+    top = tmp_path / "top.raw"
+    top.write_bytes(CONTENT)
+    with source.open("ab") as stderr:
+        words = command.command("send", f"v={top},base={source}", f"file:{stream}", "--incremental")
+        done = subprocess.run(words, stdout=subprocess.PIPE, stderr=stderr, timeout=TIMEOUT, check=False)
+    assert done.returncode == 2
+    assert b"standard error goes there" in done.stdout
+    assert source.read_bytes() == CONTENT
+
+
+def test_no_message_goes_into_a_target(source: Path, stream: Path, tmp_path: Path) -> None:
+    blkmig.send([source], f"file:{stream}")
+    target = tmp_path / "b.raw"
+    target.write_bytes(CONTENT)
+    done = run_with(f"2>>{target}", ["receive", f"file:{stream}", f"a={target}"])
+    assert done.returncode == 2
+    assert target.read_bytes() == CONTENT
+
+
+def test_no_message_goes_into_the_stream(source: Path, stream: Path) -> None:
+    done = run_with(f">{stream} 2>&1", ["send", f"a={source}", "-"])
+    assert done.returncode == 2
+    assert stream.read_bytes() == b""
+
+
+def test_a_log_is_no_disk(source: Path, stream: Path, tmp_path: Path) -> None:
+    assert run_with(f">{tmp_path}/out 2>{tmp_path}/log", ["send", f"a={source}", f"file:{stream}"]).returncode == 0
+    done = run_with(f">>{source} 2>{tmp_path}/log", ["send", f"a={source}", f"file:{stream}"])
+    assert done.returncode == 2
+    assert "standard output goes there" in (tmp_path / "log").read_text()
+    assert source.read_bytes() == CONTENT
