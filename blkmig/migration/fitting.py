@@ -13,7 +13,7 @@ import pathlib
 
 from .. import block, disk, errors, params, sources, stats
 from ..files import FileBackend, folder
-from ..nbd import image
+from ..nbd import image, qemuimg
 
 ADVICE = "say --keep-tail if what it holds behind the disk is to stay, or remove it and receive again"
 
@@ -96,7 +96,7 @@ def check_settled_size(
 
 def is_rounded(size: int, has: int, *, is_image: bool) -> bool:
     """Return whether that is the size of an image for a disk of `size` bytes: images count in sectors."""
-    return is_image and has == -(-size // image.SECTOR) * image.SECTOR
+    return is_image and has == -(-size // qemuimg.SECTOR) * qemuimg.SECTOR
 
 
 def check_is_named(backend: disk.BlockBackend) -> None:

@@ -15,7 +15,7 @@ import errno
 import os
 import select
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from .. import aside
 from . import _libnbd
@@ -28,13 +28,52 @@ SLICE = 0.1
 """Seconds after which somebody who connects looks whether that is still wanted."""
 
 
-def connect(
-    library: ctypes.CDLL, handle: int, uri: str, *, timeout: float, is_cancelled: Callable[[], bool] = lambda: False
-) -> None:
-    """Connect `handle`, which is set up, to `uri` within `timeout` seconds.
+Configure = Callable[[ctypes.CDLL, int], None]
+"""Sets a handle up before it connects. Raises OSError."""
+
+
+def open_ready(
+    library: ctypes.CDLL, uri: str, configure: Configure, *, timeout: float, is_cancelled: Callable[[], bool]
+) -> int:
+    """Return a handle that is connected to the export at `uri`, and ready for commands. As `open_handle`."""
+    handle = open_handle(library, uri, configure, timeout=timeout, is_cancelled=is_cancelled)
+    with _closing_on_error(library, handle):
+        if library.nbd_aio_is_ready(handle) != 1:
+            raise OSError(errno.ENOTCONN, "the server closed the connection during the handshake")
+    return handle
+
+
+def open_handle(
+    library: ctypes.CDLL, uri: str, configure: Configure, *, timeout: float, is_cancelled: Callable[[], bool]
+) -> int:
+    """Return a new handle, set up and connected to `uri` within `timeout` seconds.
 
     Raises OSError: EHOSTUNREACH for a name that is not found out in time, ETIMEDOUT, ECANCELED, or what libnbd says.
-    Then `handle` is closed, or will be: nobody may use it.
+    """
+    handle: int | None = library.nbd_create()
+    if handle is None:
+        raise _libnbd.last_error(library)
+    with _closing_on_error(library, handle):
+        configure(library, handle)
+    _connect(library, handle, uri, timeout, is_cancelled)
+    return handle
+
+
+def configure_export(
+    library: ctypes.CDLL, handle: int, contexts: Iterable[str], tls: dict[str, str | None]
+) -> None:
+    """Set up a handle for an export's data, meta `contexts`, and TLS. Raises OSError."""
+    calls: list[tuple[str, bool | bytes]] = [("nbd_set_uri_allow_local_file", True)]  # for tls-certificates=
+    calls += [("nbd_add_meta_context", name.encode()) for name in contexts]
+    calls += [(f"nbd_set_tls_{key}", value.encode()) for key, value in tls.items() if value is not None]
+    for function, value in calls:
+        _libnbd.check(library, getattr(library, function)(handle, value))
+
+
+def _connect(library: ctypes.CDLL, handle: int, uri: str, timeout: float, is_cancelled: Callable[[], bool]) -> None:
+    """Connect `handle`; on an error it is closed, or will be, and nobody may use it.
+
+    A thread that looks a name up, and is left alone, closes it when the resolver returns.
     """
     deadline = time.monotonic() + timeout
 
@@ -115,6 +154,11 @@ def notify(library: ctypes.CDLL, handle: int | None, direction: int, events: int
     else:
         result = library.nbd_aio_notify_write(handle)
     return result
+
+
+def is_over(library: ctypes.CDLL, handle: int | None) -> bool:
+    """Return whether the connection is dead or closed."""
+    return bool(library.nbd_aio_is_dead(handle) == 1 or library.nbd_aio_is_closed(handle) == 1)
 
 
 def cancelled_error() -> OSError:

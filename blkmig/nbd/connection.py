@@ -8,19 +8,18 @@ the server takes, and widened to its minimum block size where it has one.
 
 from __future__ import annotations
 
-import array
 import collections
 import contextlib
-import ctypes
 import errno
 import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .. import errors, units
 from ..disk import local
-from . import _libnbd
+from . import _libnbd, requests, status
+from . import connecting as nbd_connecting
 from . import handle as nbd_handle
 from . import tls as nbd_tls
 from . import uri as nbd_uri
@@ -95,7 +94,7 @@ class NbdConnection:
         self._new_handle = functools.partial(
             nbd_handle.NbdHandle,
             self.uri,
-            lambda library, handle: configure(library, handle, self._wanted_contexts, tls),
+            lambda library, handle: nbd_connecting.configure_export(library, handle, self._wanted_contexts, tls),
             connect_timeout=units.number("connect_timeout", connect_timeout),
             request_timeout=units.number("request_timeout", request_timeout),
             is_cancelled=is_cancelled,
@@ -135,7 +134,7 @@ class NbdConnection:
             self.pread_into(whole, start)
             view[:] = whole[offset - start : offset - start + len(view)]
             return
-        in_flight: collections.deque[tuple[nbd_handle.Request, int, int]] = collections.deque()
+        in_flight: collections.deque[tuple[requests.Request, int, int]] = collections.deque()
         try:
             for done, count in _pieces(len(view), min(self.maximum, self._read_piece)):
                 if len(in_flight) == READS_AHEAD:
@@ -154,7 +153,7 @@ class NbdConnection:
             self._handle.close()
             raise
 
-    def _finish_read(self, request: nbd_handle.Request, offset: int, nbytes: int) -> None:
+    def _finish_read(self, request: requests.Request, offset: int, nbytes: int) -> None:
         with self._errors("cannot read", offset, nbytes):
             self._handle.wait(request)
 
@@ -190,7 +189,7 @@ class NbdConnection:
             with self._errors("cannot write zeroes", offset + done, count):
                 self._handle.run("nbd_aio_zero", count, offset + done, _libnbd.NO_COMPLETION, 0)
 
-    def start_write(self, data: bytearray, offset: int) -> nbd_handle.Request | None:
+    def start_write(self, data: bytearray, offset: int) -> requests.Request | None:
         """Start writing `data`, which stays untouched until :meth:`finish_write`; None: it is written already."""
         if len(data) > self.maximum or self._is_unaligned(offset, len(data)):
             self.pwrite(data, offset)
@@ -200,7 +199,7 @@ class NbdConnection:
             self._handle.push()
         return request
 
-    def finish_write(self, request: nbd_handle.Request, offset: int, nbytes: int) -> None:
+    def finish_write(self, request: requests.Request, offset: int, nbytes: int) -> None:
         """Return when a write that was started is done, or raise its error. Blocks."""
         with self._errors("cannot write", offset, nbytes):
             self._handle.wait(request)
@@ -218,18 +217,13 @@ class NbdConnection:
 
         Neighbours have different flags. `context` must be one of `self.contexts`. Blocks before each reply's first.
         """
-        end = offset + nbytes
-        length, flags = 0, -1
+        return status.joined(self._replies(context, offset, offset + nbytes))
+
+    def _replies(self, context: str, offset: int, end: int) -> Iterator[tuple[int, int]]:
         while offset < end:
-            for more, their_flags in self.one_block_status(context, offset, end - offset):
-                if their_flags != flags:
-                    if length:
-                        yield length, flags
-                    length, flags = 0, their_flags
-                length += more
-                offset += more
-        if length:
-            yield length, flags
+            for extent in self.one_block_status(context, offset, end - offset):
+                yield extent
+                offset += extent[0]
 
     def one_block_status(self, context: str, offset: int, nbytes: int) -> list[tuple[int, int]]:
         """Return the (length, flags) of the extents in one reply of the server: at least one byte, at most the range.
@@ -237,22 +231,10 @@ class NbdConnection:
         A reply has up to 131,072 extents from QEMU; neighbours may have equal flags. Blocks.
         """
         start, stop = self._widen(offset, min(nbytes, MAX_STATUS - self.minimum))
-        wanted = context.encode()
-        entries = array.array("I")
-
-        def collect(_data: Any, name: bytes, _offset: int, pairs: Any, count: int, _error: Any) -> int:
-            if name == wanted and not entries:
-                entries.frombytes(ctypes.string_at(pairs, 4 * count))
-            return 0
-
-        callback = _libnbd.ExtentCallback(_libnbd.EXTENT_FUNCTION(collect), None, None)
         with self._errors(f"cannot get {context}", offset, nbytes):
             if context not in self.contexts:
                 raise OSError(errno.EOPNOTSUPP, f"the server does not offer {context}")
-            self._handle.run(
-                "nbd_aio_block_status", stop - start, start, callback, _libnbd.NO_COMPLETION, 0, keep=callback
-            )
-            extents = _clip(zip(entries[0::2], entries[1::2], strict=True), start, offset, offset + nbytes)
+            extents = status.clip(status.ask(self._handle, context, start, stop), start, offset, offset + nbytes)
             if not extents:
                 raise OSError(errno.EPROTO, "the server's reply describes nothing of the range asked for")
         return extents
@@ -261,9 +243,8 @@ class NbdConnection:
 
     def check_home(self) -> None:
         """Raise :class:`~blkmig.errors.DeviceError` in a child of the process that has connected."""
-        if self._handle.is_foreign:
-            with self._errors("cannot be used"):
-                self._handle.check_home()
+        with self._errors("cannot be used"):
+            self._handle.check_home()
 
     def cancel(self) -> None:
         """Make calls that wait, and later ones, raise Cancelled; from any thread and any signal handler.
@@ -278,8 +259,8 @@ class NbdConnection:
 
         False if requests were abandoned: then `close` it, and `reconnect` if it is wanted.
         """
-        with self._errors("cannot be used"):
-            return self._handle.renew()
+        self.check_home()
+        return self._handle.renew()
 
     def reconnect(self) -> None:
         """Connect again, after `close`."""
@@ -289,7 +270,7 @@ class NbdConnection:
         """Close the connection; calls in other threads fail with ECANCELED. Twice does no harm."""
         self._handle.close()
 
-    def _start(self, function: str, memory: _libnbd.Memory, offset: int) -> nbd_handle.Request:
+    def _start(self, function: str, memory: _libnbd.Memory, offset: int) -> requests.Request:
         return self._handle.start(
             function, memory.address, memory.nbytes, offset, _libnbd.NO_COMPLETION, 0, keep=memory
         )
@@ -314,26 +295,6 @@ class NbdConnection:
             raise errors.DeviceError(doing, device=self.device, cause=error, offset=offset, nbytes=nbytes) from error
 
 
-def configure(library: ctypes.CDLL, handle: int, contexts: Iterable[str], tls: dict[str, str | None]) -> None:
-    """Set up libnbd's handle before it connects. Raises OSError."""
-    calls: list[tuple[str, bool | bytes]] = [("nbd_set_uri_allow_local_file", True)]  # for tls-certificates=
-    calls += [("nbd_add_meta_context", name.encode()) for name in contexts]
-    calls += [(f"nbd_set_tls_{key}", value.encode()) for key, value in tls.items() if value is not None]
-    for function, value in calls:
-        _libnbd.check(library, getattr(library, function)(handle, value))
-
-
 def _pieces(nbytes: int, most: int) -> Iterator[tuple[int, int]]:
     """Cut `nbytes` into pieces (start, length) of at most `most`."""
     return ((done, min(most, nbytes - done)) for done in range(0, nbytes, most))
-
-
-def _clip(pairs: Iterable[tuple[int, int]], position: int, start: int, stop: int) -> list[tuple[int, int]]:
-    """Return the (length, flags) in `pairs`, which begin at `position`, that lie in [start, stop)."""
-    clipped = []
-    for length, flags in pairs:
-        inside = min(position + length, stop) - max(position, start)
-        if inside > 0:
-            clipped.append((inside, flags))
-        position += length
-    return clipped

@@ -30,10 +30,10 @@ import select
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 from .. import _gate, forks
-from . import _libnbd
+from . import _libnbd, requests
 from . import connecting as nbd_connecting
 
 CANCEL_SECONDS = 0.5
@@ -41,31 +41,6 @@ CANCEL_SECONDS = 0.5
 
 PATIENCE = 10
 """So many idle time-outs may pass without a request being answered, whatever bytes come: one a second is no answer."""
-
-class Request:
-    """One command in flight; every field is under the handle's lock."""
-
-    __slots__ = ("done", "error", "keep", "signal")
-
-    def __init__(self, keep: object) -> None:
-        self.done = False
-        self.error: OSError | None = None
-        self.keep = keep
-        self.signal: threading.Lock | None = None  # held while a thread sleeps on it
-
-    def will_wait(self) -> threading.Lock:
-        """Return what the calling thread shall acquire, later and without the handle's lock, in order to sleep."""
-        self.signal = threading.Lock()
-        self.signal.acquire()
-        return self.signal
-
-    def wake(self) -> bool:
-        """Wake the thread that waits for this request, or is about to; False if there is none."""
-        if self.signal is None:
-            return False
-        self.signal.release()
-        self.signal = None
-        return True
 
 
 class NbdHandle:
@@ -81,9 +56,7 @@ class NbdHandle:
         is_cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
         """Connect to `uri` within `connect_timeout` seconds; `configure` sets libnbd's handle up before that.
-
         `is_cancelled` is asked whether to give up connecting.
-
         `request_timeout` is how many seconds the connection may stand still while requests are in flight, 0 for ever.
         """
         self._library = _libnbd.load()
@@ -92,34 +65,22 @@ class NbdHandle:
         self._lock = threading.RLock()  # re-entrant for `cancel` only, which a signal handler may call
         self._cancel_deadline: float | None = None
         self._is_abandoned = False
-        self._answered_at = 0.0  # when the last request was answered, or the first of those in flight was started
-        self._requests: dict[int, Request] = {}  # by libnbd's cookie
+        self._requests = requests.Requests(self._library)
         self._leading = False
         self._polling = 0  # the direction that the leader waits for just now, 0 if it does not wait
         self._failure: OSError | None = None
-        self._handle: int | None = self._library.nbd_create()
-        if self._handle is None:
-            raise _libnbd.last_error(self._library)
-        self._wake_fd = -1
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         try:
-            self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            configure(self._library, self._handle)
-            self._connect(uri, connect_timeout, is_cancelled)
-            if self._library.nbd_aio_is_ready(self._handle) != 1:
-                raise OSError(errno.ENOTCONN, "the server closed the connection during the handshake")
+            self._handle: int | None = nbd_connecting.open_ready(
+                self._library, uri, configure, timeout=connect_timeout, is_cancelled=is_cancelled
+            )
         except BaseException:
-            self.close()
+            os.close(self._wake_fd)
             raise
         self._fd: int = self._library.nbd_aio_get_fd(self._handle)
         forks.leave_to_parent(self, self._fd)
         self._poll = select.poll()
         self._poll.register(self._wake_fd, select.POLLIN)
-
-    def _connect(self, uri: str, timeout: float, is_cancelled: Callable[[], bool]) -> None:
-        handle, self._handle = self._handle, None  # ours again when it is connected
-        assert handle is not None, "just made"
-        nbd_connecting.connect(self._library, handle, uri, timeout=timeout, is_cancelled=is_cancelled)
-        self._handle = handle
 
     @property
     def in_flight(self) -> int:
@@ -131,11 +92,6 @@ class NbdHandle:
         self.check_home()
         with self._lock:
             return _libnbd.check(self._library, getattr(self._library, function)(self._open_handle(), *args))
-
-    @property
-    def is_foreign(self) -> bool:
-        """Whether this is a child of the process that has connected."""
-        return self._home.is_foreign
 
     def check_home(self) -> None:
         """Keep a fork's child off the connection: its requests would stand in the middle of its parent's.
@@ -155,27 +111,28 @@ class NbdHandle:
             self.close()
             raise
 
-    def start(self, function: str, *args: Any, keep: object = None) -> Request:
+    def start(self, function: str, *args: Any, keep: object = None) -> requests.Request:
         """Start one command, ``nbd_aio_...``; `keep` owns whatever memory it uses. Does not block.
 
         Any number of threads may call it at once. Its bytes move while somebody is in :meth:`wait` or :meth:`push`.
         """
-        request = Request(keep)
+        request = requests.Request(keep)
         self.check_home()
         with self._lock:
             if self._cancel_deadline is not None:
                 raise nbd_connecting.cancelled_error()
             cookie = getattr(self._library, function)(self._open_handle(), *args)
             if cookie == -1:
-                self._refused(_libnbd.last_error(self._library))
-            if not self._requests:
-                self._answered_at = time.monotonic()
-            self._requests[cookie] = request
+                error = _libnbd.last_error(self._library)
+                if nbd_connecting.is_over(self._library, self._handle):
+                    self._fail(error)
+                raise error
+            self._requests.add(cookie, request)
             if self._polling and self._library.nbd_aio_get_direction(self._handle) & ~self._polling:
                 os.eventfd_write(self._wake_fd, 1)  # the leader must wait for room in the socket as well
         return request
 
-    def wait(self, request: Request) -> None:
+    def wait(self, request: requests.Request) -> None:
         """Return when the server has answered `request`, or raise its error. Drops the GIL while it waits.
 
         After an error of the server the connection goes on; after one of the connection everything else fails too, and
@@ -199,8 +156,7 @@ class NbdHandle:
         try:
             self._move_bytes_once(timeout=0)
         finally:
-            with self._lock:
-                self._hand_over_lead()
+            self._hand_over_lead()
 
     def cancel(self) -> None:
         """Let what is in flight finish if it does so soon, else fail with ECANCELED, and so does whatever comes later.
@@ -239,7 +195,7 @@ class NbdHandle:
 
     # -- waiting: not under the lock -----------------------------------------------------------------------------------
 
-    def _wait(self, request: Request) -> None:
+    def _wait(self, request: requests.Request) -> None:
         while True:
             with self._lock:
                 if request.done:
@@ -253,8 +209,7 @@ class NbdHandle:
             while not request.done:
                 self._move_bytes_once(timeout=self._request_timeout or None)
         finally:
-            with self._lock:
-                self._hand_over_lead()
+            self._hand_over_lead()
 
     def _move_bytes_once(self, timeout: float | None) -> None:
         """Wait until bytes can be moved, and move them; only the leader does this."""
@@ -282,59 +237,40 @@ class NbdHandle:
                 text = f"the server has been silent for {timeout:g} s with requests in flight"
                 self._fail(OSError(errno.ETIMEDOUT, text))
             patience = self._request_timeout * PATIENCE
-            if patience and self._requests and time.monotonic() - self._answered_at > patience:
+            if patience and self._requests.are_overdue(patience):
                 text = f"the server has answered no request for {patience:g} s, although bytes came"
                 self._fail(OSError(errno.ETIMEDOUT, text))
+
+    def _hand_over_lead(self) -> None:
+        with self._lock:
+            self._leading = False
+            self._polling = 0
+            self._requests.wake_one()  # a follower, which leads then
+            if self._handle is None:
+                self._release_wake_fd()
 
     # -- under the lock ------------------------------------------------------------------------------------------------
 
     def _open_handle(self) -> int:
         if self._handle is None:
             assert self._failure is not None
-            raise _copy(self._failure)
+            raise requests.copy(self._failure)
         if self._is_abandoned:
             raise nbd_connecting.cancelled_error()
         return self._handle
-
-    def _refused(self, error: OSError) -> NoReturn:
-        if self._is_over():
-            self._fail(error)
-        raise error
-
-    def _is_over(self) -> bool:
-        return bool(
-            self._library.nbd_aio_is_dead(self._handle) == 1 or self._library.nbd_aio_is_closed(self._handle) == 1
-        )
 
     def _take_lead(self) -> bool:
         taken = not self._leading
         self._leading = True
         return taken
 
-    def _hand_over_lead(self) -> None:
-        self._leading = False
-        self._polling = 0
-        any(follower.wake() for follower in self._requests.values())
-        if self._handle is None:
-            self._release_wake_fd()
-
     def _move_bytes(self, direction: int, events: int) -> None:
         if nbd_connecting.notify(self._library, self._handle, direction, events) == -1:
             self._fail(_libnbd.last_error(self._library, errno.ENOTCONN))
             return
-        self._collect_completed()
-        if self._is_over():
+        self._requests.collect_answered(self._handle)
+        if nbd_connecting.is_over(self._library, self._handle):
             self._fail(OSError(errno.ENOTCONN, "the server closed the connection"))
-
-    def _collect_completed(self) -> None:
-        now = time.monotonic()
-        while (cookie := self._library.nbd_aio_peek_command_completed(self._handle)) > 0:
-            request = self._requests.pop(cookie)
-            self._answered_at = now
-            if self._library.nbd_aio_command_completed(self._handle, cookie) == -1:
-                request.error = _libnbd.last_error(self._library)
-            request.done = True
-            request.wake()
 
     def _fail(self, error: OSError) -> None:
         """Close libnbd's handle; what is in flight and whatever comes later fails with `error`."""
@@ -345,10 +281,7 @@ class NbdHandle:
             self._library.nbd_aio_disconnect(self._handle, 0)  # the server need not complain then
         self._library.nbd_close(self._handle)
         self._handle = None
-        for request in self._requests.values():
-            request.done, request.error = True, _copy(error)
-            request.wake()
-        self._requests.clear()
+        self._requests.fail(error)
         if self._polling:
             os.eventfd_write(self._wake_fd, 1)
 
@@ -356,18 +289,10 @@ class NbdHandle:
         """Have all requests fail, and move nothing any more. Their buffers are referenced as long as the handle lives.
         """
         self._is_abandoned = True
-        for request in self._requests.values():
-            if not request.done:
-                request.done, request.error = True, nbd_connecting.cancelled_error()
-                request.wake()
+        self._requests.abandon(nbd_connecting.cancelled_error())
 
     def _release_wake_fd(self) -> None:
         """Close the eventfd; a leader may still be polling it and does this itself when it leaves."""
         if not self._leading and self._wake_fd >= 0:
             os.close(self._wake_fd)
             self._wake_fd = -1
-
-
-def _copy(error: OSError) -> OSError:
-    """Return an error of one's own for each thread, because raising changes it."""
-    return OSError(error.errno, error.strerror)

@@ -64,13 +64,16 @@ def _prepare(library: ctypes.CDLL) -> ctypes.CDLL:
     return library
 
 
+def _configure(library: ctypes.CDLL, handle: int) -> None:
+    """Have the handle stop before it chooses an export."""
+    for switch in (library.nbd_set_uri_allow_local_file, library.nbd_set_opt_mode):
+        _libnbd.check(library, switch(handle, True))
+
+
 def _list(library: ctypes.CDLL, uri: str, collect: Any, is_cancelled: Callable[[], bool]) -> None:
     callback = LIST_FUNCTION(collect)
-    handle = library.nbd_create()
     deadline = time.monotonic() + TIMEOUT
-    for switch in (library.nbd_set_uri_allow_local_file, library.nbd_set_opt_mode):
-        switch(handle, True)
-    nbd_connecting.connect(library, handle, uri, timeout=TIMEOUT, is_cancelled=is_cancelled)
+    handle = nbd_connecting.open_handle(library, uri, _configure, timeout=TIMEOUT, is_cancelled=is_cancelled)
     try:
         for function, arguments in (
             (library.nbd_aio_opt_list, (ListCallback(callback, None, None), _libnbd.NO_COMPLETION)),

@@ -24,7 +24,7 @@ import pytest
 import blkmig
 from blkmig import _stream, channel, children, errors
 from blkmig.channel import listening
-from blkmig.nbd import image
+from blkmig.nbd import qemuimg
 
 MIB = 1 << 20
 TIMEOUT = 30
@@ -175,7 +175,7 @@ def test_a_status_that_can_be_had(script: str, status: int) -> None:
 def test_tools_are_not_started_where_nobody_knows_how_they_end(tmp_path: Path) -> None:
     """A5, sibling: an image that qemu-img did not make is not made."""
     with sigchld_ignored(), pytest.raises(errors.DeviceError, match="SIGCHLD"):
-        image.create_image(tmp_path / "x.qcow2", MIB, format="qcow2", device="x")
+        qemuimg.create_image(tmp_path / "x.qcow2", MIB, format="qcow2", device="x")
 
 
 # -- B4: a link that goes down --------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ import storage_daemon
 from storage_daemon import MiB, StorageDaemon, image_options
 
 from blkmig import disk, errors, sources
-from blkmig.nbd import image
+from blkmig.nbd import qemuimg
 from blkmig.sources import serve
 
 peers.require("qemu-storage-daemon", "qemu-nbd", "qemu-img")
@@ -152,7 +152,7 @@ def test_programs_that_are_not_installed(folder: Path, monkeypatch: pytest.Monke
         with pytest.raises(errors.DeviceError, match="qemu-utils"):
             opener()
         with pytest.raises(errors.DeviceError, match="qemu-img is not installed"):
-            image.create_image(folder / "new.qcow2", MiB, format="qcow2", device="v")
+            qemuimg.create_image(folder / "new.qcow2", MiB, format="qcow2", device="v")
         served = serve.ServedDisk("v", sources.describe(f"{path},format=raw"))
         with pytest.raises(errors.DeviceError, match="qemu-storage-daemon is not installed"):
             serve.StorageDaemon([served], f"unix:{folder}/nbd")

@@ -21,7 +21,7 @@ import peers
 import pytest
 
 from blkmig import errors, sources
-from blkmig.nbd import image
+from blkmig.nbd import image, qemuimg
 
 peers.require("qemu-nbd", "qemu-img", "qemu-io")
 
@@ -255,16 +255,16 @@ def test_missing_program_names_the_package(qcow2: Path, tmp_path: Path, monkeypa
     with pytest.raises(errors.DeviceError, match=r"qemu-nbd is not installed.*qemu-utils"):
         image.ImageBackend(qcow2, format="qcow2")
     with pytest.raises(errors.DeviceError, match=r"qemu-img is not installed.*qemu-utils"):
-        image.create_image(tmp_path / "new", MiB, format="qcow2", device="vda")
+        qemuimg.create_image(tmp_path / "new", MiB, format="qcow2", device="vda")
 
 
 def test_image_is_not_overwritten(qcow2: Path, tmp_path: Path) -> None:
     with pytest.raises(errors.DeviceError, match="exists"):
-        image.create_image(qcow2, MiB, format="qcow2", device="vda")
+        qemuimg.create_image(qcow2, MiB, format="qcow2", device="vda")
     with pytest.raises(errors.DeviceError, match="made"):
-        image.create_image(tmp_path / "no folder" / "x", MiB, format="qcow2", device="vda")
+        qemuimg.create_image(tmp_path / "no folder" / "x", MiB, format="qcow2", device="vda")
     with pytest.raises(errors.FormatError):
-        image.create_image(tmp_path / "x", MiB, format="qcow3", device="vda")
+        qemuimg.create_image(tmp_path / "x", MiB, format="qcow3", device="vda")
     with image.ImageBackend(qcow2, format="qcow2", create_size=5 * MiB) as disk:
         assert disk.size == MiB
         assert not disk.is_growable

@@ -25,6 +25,7 @@ from blkmig import _core, errors
 from blkmig.disk import geometry
 from blkmig.nbd import backend as nbd
 from blkmig.nbd import connection as nbd_connection
+from blkmig.nbd import inflight
 from blkmig.nbd import uri as nbd_uri
 
 peers.require("nbdkit", "qemu-storage-daemon", "qemu-img")
@@ -114,7 +115,7 @@ def test_source_of_odd_size(tmp_path: Path, size: int) -> None:
 @pytest.mark.parametrize("seed", range(2))
 def test_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, slow: bool, seed: int) -> None:
     if slow:
-        monkeypatch.setattr(nbd, "SLOW_WRITE", -1.0)
+        monkeypatch.setattr(inflight, "SLOW_WRITE", -1.0)
     rng = random.Random(seed)
     size = 6 * MiB + rng.choice((0, 512, 3 * 512, MiB - 512))
     if "4 KiB" in kind:
@@ -176,10 +177,10 @@ def test_extents_over_several_replies(tmp_path: Path) -> None:
             file.write(b"x" * 131072)
     with nbd_servers.nbdkit("file", path) as server, nbd.NbdBackend(server.uri) as disk:
         context = nbd_connection.BASE_ALLOCATION
-        told = list(disk._connection.block_status(context, 0, disk.size))
+        told = list(disk._export.connection.block_status(context, 0, disk.size))
         assert sum(length for length, _ in told) == disk.size
         assert [flags & 2 for _, flags in told] == [0, 2, 0, 2, 0, 2]
-        inside = list(disk._connection.block_status(context, 100, 200000))
+        inside = list(disk._export.connection.block_status(context, 100, 200000))
         assert sum(length for length, _ in inside) == 200000
         first = disk.next_data(MiB)  # it goes on in the next window, or ends with this one
         assert first is not None
@@ -275,7 +276,7 @@ def test_server_killed_in_the_middle(number: signal.Signals) -> None:
         disk = stack.enter_context(nbd.NbdBackend(server.uri, name="vda", writable=False))
         pool = stack.enter_context(futures.ThreadPoolExecutor(4))
         waiting = [pool.submit(disk.read_block, _core.BlockBuffer(), n * MiB, MiB) for n in range(4)]
-        while disk._connection._handle.in_flight < 4:
+        while disk._export.connection._handle.in_flight < 4:
             time.sleep(0)
         server.kill(number)
         if number != signal.SIGKILL:  # nbdkit finishes its requests first; we need not wait for that

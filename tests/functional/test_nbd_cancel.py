@@ -23,7 +23,7 @@ from nbd_servers import READ, Asked, FakeServer
 
 import blkmig
 from blkmig import _core, errors
-from blkmig.nbd import _libnbd, image
+from blkmig.nbd import _libnbd, image, qemunbd
 from blkmig.nbd import backend as nbd
 from blkmig.nbd import connection as nbd_connection
 from blkmig.nbd import uri as nbd_uri
@@ -117,7 +117,7 @@ def test_a_disk_that_was_cancelled_can_be_sent_again() -> None:
     with nbd_servers.nbdkit("memory", "8M") as server, nbd.NbdBackend(server.uri) as disk:
         server.kill(signal.SIGSTOP)
         waiting = in_thread(lambda: disk.read_block(_core.BlockBuffer(), 0, MiB))
-        while not disk._connection._handle.in_flight:
+        while not disk._export.connection._handle.in_flight:
             time.sleep(0.001)
         disk.cancel()
         with pytest.raises(errors.Cancelled):
@@ -136,7 +136,7 @@ def test_a_migration_with_a_frozen_server_is_cancelled_at_once(tmp_path: Path, s
                 outgoing = blkmig.outgoing([source], f"file:{tmp_path}/s", on_progress=lambda _event: started.set())
                 server.kill(signal.SIGSTOP)
                 waiting = in_thread(lambda: enter_and_run(outgoing))
-                while not source._connection._handle.in_flight:
+                while not source._export.connection._handle.in_flight:
                     time.sleep(0.001)
                 outgoing.cancel()
                 with pytest.raises(errors.Cancelled):
@@ -149,7 +149,7 @@ def test_a_migration_with_a_frozen_server_is_cancelled_at_once(tmp_path: Path, s
             incoming = blkmig.incoming(f"file:{tmp_path}/s", {"v": target})
             server.kill(signal.SIGSTOP)
             waiting = in_thread(lambda: enter_and_run(incoming))
-            while not target._connection._handle.in_flight:
+            while not target._export.connection._handle.in_flight:
                 time.sleep(0.001)
             incoming.cancel()
             with pytest.raises(errors.Cancelled):
@@ -163,7 +163,7 @@ def enter_and_run(migration: blkmig.OutgoingMigration | blkmig.IncomingMigration
 
 def test_a_frozen_qemu_nbd_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peers.require("qemu-nbd", "qemu-img")
-    monkeypatch.setattr(image, "HURRY_TIMEOUT", 0.2)
+    monkeypatch.setattr(qemunbd, "HURRY_TIMEOUT", 0.2)
     path = tmp_path / "v.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "8M"], check=True)
     with image.ImageBackend(path, format="qcow2") as disk:
@@ -171,7 +171,7 @@ def test_a_frozen_qemu_nbd_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.Mo
         process = disk._server._process
         process.send_signal(signal.SIGSTOP)
         waiting = in_thread(lambda: disk.read_block(_core.BlockBuffer(), 0, MiB))
-        while not disk._connection._handle.in_flight:
+        while not disk._export.connection._handle.in_flight:
             time.sleep(0.001)
         disk.cancel()
         with pytest.raises(errors.Cancelled):

@@ -24,7 +24,7 @@ import blkmig
 from blkmig import block, errors, params, stats
 from blkmig.files import folder, partial
 from blkmig.migration import targets
-from blkmig.nbd import image
+from blkmig.nbd import qemuimg
 
 MIB = lab.MIB
 CONTENT = random.Random(5).randbytes(5_000_192)
@@ -144,7 +144,7 @@ def test_a_target_that_does_not_fit_is_not_touched(tmp_path: Path, kind: str, pl
         else:
             made[place] = f"{tmp_path}/t,format=qcow2"
             (tmp_path / "t").unlink(missing_ok=True)
-            image.create_image(tmp_path / "t", has, format="qcow2", device="t")
+            qemuimg.create_image(tmp_path / "t", has, format="qcow2", device="t")
         before = None if kind == "memory" else (tmp_path / "t").read_bytes()
         if kind == "memory" and has > sizes[place]:
             blkmig.receive(f"file:{tmp_path}/s", dict(zip("ab", made, strict=True)))  # it keeps its tail
@@ -282,7 +282,7 @@ def test_a_larger_image_is_refused(tmp_path: Path, stream: Path) -> None:
     """A8: an image is a file, too; one of the same size in sectors fits."""
     peers.require("qemu-img")
     for size, fits in ((8 * MIB, False), (-(-len(CONTENT) // 512) * 512, True)):
-        image.create_image(tmp_path / f"{size}", size, format="qcow2", device="v")
+        qemuimg.create_image(tmp_path / f"{size}", size, format="qcow2", device="v")
         target = {"v": f"{tmp_path}/{size},format=qcow2"}
         if fits:
             blkmig.receive(f"file:{stream}", target)
@@ -483,7 +483,7 @@ def test_a_target_that_is_gone_at_the_end(tmp_path: Path, kind: str, change: Cal
     elif kind == "empty":
         target.touch()
     elif kind == "qcow2":
-        image.create_image(target, -(-len(CONTENT) // 512) * 512, format="qcow2", device="v")
+        qemuimg.create_image(target, -(-len(CONTENT) // 512) * 512, format="qcow2", device="v")
         text = f"{target},format=qcow2"
     receiver = lab.Receiver("tcp:127.0.0.1:0", {"v": text})
     source = blkmig.MemoryBackend(bytearray(CONTENT), name="v")

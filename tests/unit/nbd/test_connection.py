@@ -25,10 +25,9 @@ from nbd_servers import FLUSH, READ, TRIM, WRITE, WRITE_ZEROES, Asked, FakeServe
 
 from blkmig import _core, errors
 from blkmig.disk import dirty
-from blkmig.nbd import _libnbd
+from blkmig.nbd import _libnbd, inflight, requests
 from blkmig.nbd import backend as nbd
 from blkmig.nbd import connection as nbd_connection
-from blkmig.nbd import handle as nbd_handle
 from blkmig.nbd import uri as nbd_uri
 
 try:
@@ -439,7 +438,7 @@ def block_of(byte: int) -> _core.BlockBuffer:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take every server for a slow one."""
-    monkeypatch.setattr(nbd, "SLOW_WRITE", -1.0)
+    monkeypatch.setattr(inflight, "SLOW_WRITE", -1.0)
 
 
 def test_writes_to_a_slow_server_are_in_flight(slow: None) -> None:
@@ -511,13 +510,14 @@ def test_write_error_comes_at_the_latest_with_flush(slow: None, bad: int) -> Non
 
 def test_a_forked_child_leaves_the_connection_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """C13: its requests would stand in the middle of its parent's, and its good-bye would end them."""
-    monkeypatch.setattr(nbd, "SLOW_WRITE", -1.0)  # so that writes are in flight
+    monkeypatch.setattr(inflight, "SLOW_WRITE", -1.0)  # so that writes are in flight
     with target(answer_all) as (_, disk):
         disk.write_block(block_of(6), 0, MiB)
         disk.write_block(block_of(7), 0, MiB)
+        handle = disk._export.connection._handle
         calls = (lambda: disk.pread(0, 10), lambda: disk.write_block(block_of(7), 0, MiB),
-                 disk.rest, disk.flush, lambda: disk._connection._handle.wait(nbd_handle.Request(None)))  # fmt: skip
-        for lock in (disk._writes._lock, disk._connection._handle._lock):
+                 disk.rest, disk.flush, lambda: handle.wait(requests.Request(None)))  # fmt: skip
+        for lock in (disk._export._writes._lock, handle._lock):
             with lock:  # as a thread of the parent may, when the fork comes
                 for call in calls:
                     assert "the connection is the parent process's" in forks.in_a_child(call)
@@ -537,7 +537,7 @@ def test_a_forked_child_does_not_keep_the_connection_open() -> None:
             os.read(reader, 1)
             os._exit(0)
         os.close(reader)
-        disk._connection._handle._fail(OSError(errno.EIO, "an end without a good-bye"))
+        disk._export.connection._handle._fail(OSError(errno.EIO, "an end without a good-bye"))
         assert server.has_ended(20)
         os.close(writer)
         assert os.waitpid(child, 0)[1] == 0
@@ -587,7 +587,7 @@ def test_new_tracker_and_marks_forget_what_was_asked() -> None:
 
     bitmaps: list[dirty.DirtyBitmap] = []
     with target(answer_all) as (_, disk):
-        disk._extents = known = Forgetful()  # type: ignore[assignment]
+        disk._export.extents = known = Forgetful()  # type: ignore[assignment]
         bitmaps.append(disk.create_dirty_bitmap(MiB))
         assert known.forgotten == 1
         for write in (lambda: disk.pwrite(b"x", 5), lambda: disk.pwrite_zeroes(5, 1), lambda: disk.mark_dirty(5, 1)):

@@ -8,9 +8,8 @@ import random
 
 import pytest
 
-from blkmig.nbd import backend as nbd
 from blkmig.nbd import connection as nbd_connection
-from blkmig.nbd import extents
+from blkmig.nbd import export, extents
 
 MiB = 1 << 20
 SECTOR = 512
@@ -138,7 +137,7 @@ def test_zero_runs(offset: int, nbytes: int) -> None:
         block = bytearray(MiB)
         for _ in range(rng.randrange(5)):
             block[rng.randrange(MiB)] = 1
-        runs = nbd.zero_runs(memoryview(block), offset, nbytes)
+        runs = export.zero_runs(memoryview(block), offset, nbytes)
         assert runs[0][0] == 0
         assert runs[-1][1] == nbytes
         for (_, stop, is_zero), (start, _, next_is_zero) in itertools.pairwise(runs):

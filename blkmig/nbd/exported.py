@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A disk whose bytes are those of an NBD export: what disks behind servers and images have in common.
+
+As a source it is read by as many threads as there are buffers, straight into them. How it is written as a target, and
+how zeros travel, is in `inflight.py` and `export.py`.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import Any
+
+from .. import _core, errors, units
+from ..disk import dirty, local
+from . import connection as nbd_connection
+from . import export
+
+CONTEXTS = (nbd_connection.BASE_ALLOCATION, nbd_connection.ALLOCATION_DEPTH)
+
+
+class ExportedDisk(local.LocalBackend):
+    """A disk that has an export; a subclass says how that is opened.
+
+    Threads of this process that write through `pwrite` are tracked as with any local disk; what other clients of
+    the server write is not seen.
+    """
+
+    reads_in_parallel = True
+
+    def __init__(self, name: str, *, read_only: bool, writable: bool) -> None:
+        units.check_flags(writable=writable)
+        super().__init__(name, 0, read_only=read_only)
+        self._writable = writable and not read_only
+        self._export = self._open()
+        self.size = self._export.size
+
+    @abc.abstractmethod
+    def _open(self) -> export.Export:
+        """Open the export, for the first time or again; what belongs to one that is closed goes before."""
+
+    def _connect(self, uri: str, **options: Any) -> export.Export:
+        """Connect to the export at `uri`. Raises DeviceError also if it cannot be written and must be."""
+        connection = nbd_connection.NbdConnection(
+            uri, device=self.name, contexts=CONTEXTS, is_cancelled=lambda: self._cancelled, **options
+        )
+        if self._writable and connection.is_read_only:
+            connection.close()
+            cause = f"the server offers it read-only [{uri}]"
+            raise errors.DeviceError("cannot be written", device=self.name, cause=cause)
+        return export.Export(connection)
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def read_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
+        """Read a block; drops the GIL."""
+        offset, nbytes = units.index(offset), units.index(nbytes)
+        count = max(0, min(nbytes, self.size - offset))
+        self._export.pread_into(blk.data[:count], offset)
+        return blk.filled(count)
+
+    def _pread_into(self, view: memoryview, offset: int) -> None:
+        self._export.pread_into(view, offset)
+
+    def next_data(self, offset: int) -> tuple[int, int] | None:
+        """Ask the server, in windows of up to 4 GiB."""
+        return self._export.extents.next_data(units.index(offset))
+
+    def next_allocated(self, offset: int, nbytes: int) -> tuple[int, int] | None:
+        """Ask a QEMU server what the top image of a chain holds."""
+        return self._export.extents.next_allocated(units.index(offset), units.index(nbytes))
+
+    # -- writing -----------------------------------------------------------------------------------------------------
+
+    def write_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
+        """Start writing a block; its error comes with this call or a later one. Zero clusters are sent as zeros."""
+        self._check_writable()
+        offset, nbytes = self.check_range("cannot write", offset, nbytes)
+        self._export.write_block(blk.payload, offset, nbytes)
+
+    def _pwrite(self, view: memoryview, offset: int) -> None:
+        self._check_writable()
+        self._export.pwrite(view, offset)
+
+    def _pwrite_zeroes(self, offset: int, nbytes: int) -> None:
+        self._check_writable()
+        self._export.pwrite_zeroes(offset, nbytes)
+
+    def create_dirty_bitmap(self, granularity: int) -> dirty.DirtyBitmap:
+        """Start tracking. Answers about where data lies are forgotten: before this, writes were not seen."""
+        self._renew()
+        bitmap = super().create_dirty_bitmap(granularity)
+        self._export.extents.forget()
+        return bitmap
+
+    def _renew(self) -> None:
+        """Be of use again after a `cancel`."""
+        self._cancelled = False
+        if not self._export.connection.renew():
+            self.check_open()
+            self._export.connection.close()
+            self._export = self._open()
+
+    def cancel(self) -> None:
+        """End every wait for the server."""
+        super().cancel()
+        self._export.connection.cancel()
+
+    def _mark(self, offset: int, nbytes: int) -> None:
+        self._export.extents.forget()  # before the write is marked
+        super()._mark(offset, nbytes)
+
+    def rest(self) -> None:
+        """Finish what is in flight, and free the copies."""
+        self.check_open()
+        self._export.rest()
+
+    def flush(self) -> None:
+        """Finish what is in flight, then let the server flush."""
+        self.check_open()
+        self._export.flush()
+
+    def _check_writable(self) -> None:
+        self.check_open()
+        if not self._writable:
+            raise errors.DeviceError("cannot be written", device=self.name, cause="it was opened for reading only")
+
+    def _close(self) -> None:
+        self._export.connection.close()
