@@ -39,7 +39,7 @@ class WritesInFlight:
         self._lock = threading.Lock()  # held while writes are started and finished
         self._in_flight: collections.deque[tuple[requests.Request, int, bytearray]] = collections.deque()
         self._spare: list[bytearray] = []
-        self._slow_left = 0  # so many more writes are copied
+        self._slow_left = 0  # so many more writes are started and not waited for
 
     def write(self, data: memoryview, offset: int) -> None:
         """Write `data`, or copy it and start writing it. Blocks while too much, or what overlaps, is in flight."""

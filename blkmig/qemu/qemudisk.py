@@ -26,13 +26,13 @@ class QemuBackend(backend.BlockBackend):
         disk = shared.disks[number]
         self.session = shared
         self.name = name or disk.name
-        self.size = shared.connections[number].size
+        self.size = shared.readers.connections[number].size
         # One that nobody can write was named, or it would not be here: it is sent like any other.
         self.is_read_only = False
         self._number = number
-        self._connection = shared.connections[number]
-        self._extents = shared.extents[number]
-        self._file = shared.files[number]
+        self._connection = shared.readers.connections[number]
+        self._extents = shared.readers.extents[number]
+        self._file = shared.readers.files[number]
         self.reads_in_parallel = self._file is None
         self.files = tuple(known_files(shared.image_names[number], self._file))
 

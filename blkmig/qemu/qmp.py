@@ -16,60 +16,23 @@ from __future__ import annotations
 
 import asyncio
 import atexit
-import collections
 import concurrent.futures
 import contextlib
-import logging
 import os
 import threading
-import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any
 
 from .. import _gate, errors, forks
-from . import qmp_client
+from . import events, patience, qmp_client, qmperrors
+from .events import Event as Event
+from .events import Found
 from .qmp_client import Gate as Gate
-
-logger = logging.getLogger(__name__)
-
-EVENTS = ("BLOCK_EXPORT_DELETED",)
-"""The events that are kept; the others are dropped unread, so that nothing grows."""
-
-KEPT_EVENTS = 1024
-
-LEAVING_SECONDS = 10.0
-HURRY_SECONDS = 2.0
-"""How long QEMU may take for a command that cleans up: while nobody waits, and after a cancel."""
+from .qmperrors import QmpError as QmpError
+from .qmperrors import QmpGone as QmpGone
+from .qmperrors import QmpTimeout as QmpTimeout
 
 CLOSE_SECONDS = 1.0
-
-NO_GREETING = (
-    "no greeting within {:g} s: a QMP socket serves one client at a time, so another one (libvirt, a shell, a second "
-    "blkmig) holds it, or QEMU does not run; give QEMU a second one, with -qmp unix:PATH,server=on,wait=off"
-)
-
-NO_ANSWER = "no answer{}; once it answers again, blkmig cleanup {} removes what may be left in it"
-
-Found = TypeVar("Found")
-Event = Mapping[str, Any]
-
-
-class QmpError(errors.DeviceError):
-    """QEMU answered a command with an error: `command`, `error_class` and `text` are what it was and what it said."""
-
-    def __init__(self, command: str, *, device: str, error_class: str, text: str) -> None:
-        super().__init__(f"QMP {command}", device=device, cause=text)
-        self.command = command
-        self.error_class = error_class
-        self.text = text
-
-
-class QmpTimeout(errors.DeviceError):
-    """QEMU did not answer in time; whether the command was carried out is not known."""
-
-
-class QmpGone(errors.DeviceError):
-    """The QMP connection is closed: QEMU has ended, or it was closed from this side."""
 
 
 class QmpConnection:
@@ -83,23 +46,15 @@ class QmpConnection:
     def __init__(self, path: str | os.PathLike[str], *, connect_timeout: float = 5.0, timeout: float = 60.0) -> None:
         self.path = os.fspath(path)
         self.device = f"qemu:{self.path}"
-        self.timeout = timeout
         self.version = (0, 0, 0)
         self._home = _gate.Gate()
-        self._events: collections.deque[Event] = collections.deque(maxlen=KEPT_EVENTS)
-        self._listeners: list[tuple[frozenset[str], Callable[[Event], None]]] = []
-        self._changed = threading.Condition()  # guards _events, _listeners and _gone; re-entrant, for `cancel`
-        self._gone = False
+        self._patience = patience.Patience(self.device, timeout)
+        self._events = events.Events(self.device, self._patience)
         self._tasks: list[asyncio.Task[None]] = []  # loop thread only
         self._gate: Gate | None = None  # the only one that is shut; callers' threads only
-        # Any thread may set this, only `renew` clears it.
-        self._cancelled = False
-        self._waiting: set[concurrent.futures.Future[Any]] = set()  # what a cancel ends; single operations only
-        self._leaving = threading.local()  # `bound`: seconds that a command may take, in a thread that cleans up
-        self._is_silent = False  # threads that clean up only
         library = qmp_client.import_library(self.device)
         self._client: Any = qmp_client.client_class(library)(f"blkmig-{os.getpid()}")
-        self._client.events.names.update(EVENTS)
+        self._client.events.names.update(events.KEPT)
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(_log_quietly)
         self._thread = threading.Thread(target=self._loop.run_forever, name="blkmig-qmp", daemon=True)
@@ -152,15 +107,8 @@ class QmpConnection:
 
         Blocks at most `wait` seconds (default: the connection's time-out), then raises :class:`QmpTimeout`.
         """
-
-        def look() -> Event | None:
-            for event in self._events:
-                if event["event"] == name and matches(event.get("data", {})):
-                    self._events.remove(event)
-                    return event
-            return None
-
-        return self.wait_for(look, name, wait=wait)
+        self.check_home(f"waiting for {name}")
+        return self._events.wait(name, matches, wait)
 
     def wait_for(self, look: Callable[[], Found | None], what: str, *, wait: float | None = None) -> Found:
         """Return what `look` returns, as soon as that is not None; it is asked again after each event.
@@ -168,26 +116,14 @@ class QmpConnection:
         Blocks at most `wait` seconds (default: the connection's time-out), then raises :class:`QmpTimeout`.
         """
         self.check_home(f"waiting for {what}")
-        wait = self._bound(wait)
-        deadline = time.monotonic() + wait
-        with self._changed:
-            while (found := look()) is None:
-                if self._gone:
-                    raise self.gone_error(f"waiting for {what}")
-                self._check_cancelled()
-                if (left := deadline - time.monotonic()) <= 0:
-                    self._missed()
-                    raise QmpTimeout(f"waiting for {what}", device=self.device, cause=f"it did not come in {wait:g} s")
-                self._changed.wait(left)
-        return found
+        return self._events.wait_for(look, what, wait)
 
     def listen(self, names: Iterable[str], call: Callable[[Event], None]) -> None:
         """Have `call` called with each event of these `names`, in the loop's thread: it must not block."""
         self.check_home("listening")
         names = frozenset(names)
-        with self._changed:
-            self._listeners.append((names, call))
-            self._client.events.names.update(names)
+        self._events.listen(names, call)
+        self._client.events.names.update(names)
 
     # -- the end of waiting ------------------------------------------------------------------------------------------
 
@@ -196,99 +132,47 @@ class QmpConnection:
 
         From any thread and any signal handler.
         """
-        self._cancelled = True
-        if self._home.is_foreign:
-            return
-        for future in list(self._waiting):
-            future.cancel()
-        with self._changed:  # its holders wait for nobody
-            self._changed.notify_all()
+        if not self._home.is_foreign:
+            self._patience.cancel()
+            self._events.wake()
 
     def renew(self) -> None:
         """Forget a cancel: the connection is used for something new."""
-        self._cancelled = False
+        self._patience.renew()
 
     @property
     def is_cancelled(self) -> bool:
         """Whether somebody has cancelled, and the calling thread does not clean up."""
-        return self._cancelled and getattr(self._leaving, "bound", None) is None
+        return self._patience.is_cancelled
 
-    @contextlib.contextmanager
-    def leaving(self, seconds: float | None = None) -> Iterator[None]:
+    def leaving(self, seconds: float | None = None) -> contextlib.AbstractContextManager[None]:
         """Clean up in the body of a ``with``: what this thread asks for is done after a cancel, too.
 
         A command may take `seconds`, by default less after a cancel than without one. Once QEMU has not answered in
         time, commands are sent, and nobody waits for them: they fail with :class:`QmpTimeout`.
         """
-        before = getattr(self._leaving, "bound", None)
-        default = HURRY_SECONDS if self._cancelled else LEAVING_SECONDS
-        self._leaving.bound = max(before or 0.0, default if seconds is None else seconds)
-        try:
-            yield
-        finally:
-            self._leaving.bound = before
+        return self._patience.leaving(seconds)
 
     @property
     def is_silent(self) -> bool:
         """Whether QEMU did not answer while we cleaned up: what we told it may be done late, or never."""
-        return self._is_silent
-
-    def _bound(self, wait: float | None) -> float:
-        """Return how many seconds a call may wait that asks for `wait`."""
-        wait = self.timeout if wait is None else wait
-        bound = getattr(self._leaving, "bound", None)
-        if bound is None:
-            return wait
-        return 0.0 if self._is_silent else min(wait, bound)
-
-    def _missed(self) -> None:
-        """Take note of an answer that did not come."""
-        if getattr(self._leaving, "bound", None) is not None:
-            self._is_silent = True
-
-    def _check_cancelled(self) -> None:
-        if self.is_cancelled:
-            raise errors.Cancelled("the migration was cancelled")
+        return self._patience.is_silent
 
     def await_answer(self, future: concurrent.futures.Future[Any], wait: float | None, doing: str) -> Any:
         """Return the result of what runs in the loop's thread; whatever ends the wait ends that, too."""
         self.check_home(doing)
-        wait = self._bound(wait)
-        if getattr(self._leaving, "bound", None) is None:
-            self._waiting.add(future)
-        try:
-            self._check_cancelled()  # now that `cancel` would find it
-            answer = future.result(wait)
-        except concurrent.futures.CancelledError:
-            self._check_cancelled()
-            raise self.gone_error(doing) from None
-        except TimeoutError as error:  # it is concurrent.futures.TimeoutError, too
-            future.cancel()
-            self._missed()
-            within = f" within {wait:g} s" if wait else ""
-            raise QmpTimeout(doing, device=self.device, cause=NO_ANSWER.format(within, self.device)) from error
-        except BaseException:
-            future.cancel()
-            raise
-        finally:
-            self._waiting.discard(future)
-        self._is_silent = False
-        return answer
+        return self._patience.await_answer(future, wait, doing)
 
     def drop_events(self, name: str) -> None:
         """Forget the events `name` that came so far, before something is started that sends new ones."""
         self.check_home("waiting")
-        with self._changed:
-            kept = [event for event in self._events if event["event"] != name]
-            self._events.clear()
-            self._events.extend(kept)
+        self._events.drop(name)
 
     @property
     def is_gone(self) -> bool:
         """Whether the connection is closed, from whichever side."""
         self.check_home("looking at it")
-        with self._changed:
-            return self._gone
+        return self._events.are_over
 
     def close(self) -> None:
         """Disconnect and end the thread; whatever is wrong with the connection is no longer of interest. Safe twice.
@@ -299,7 +183,7 @@ class QmpConnection:
             return
         atexit.unregister(self.close)
         self.let_run()  # or the library would wait for what is on its way
-        self._set_gone()
+        self._events.end()
         with contextlib.suppress(Exception):
             self._submit(self._shut_down()).result(CLOSE_SECONDS)
         with contextlib.suppress(Exception):
@@ -330,7 +214,7 @@ class QmpConnection:
         try:
             self.await_answer(self._submit(self._open()), wait, "connect")
         except QmpTimeout as error:
-            raise QmpTimeout("connect", device=self.device, cause=NO_GREETING.format(wait)) from error
+            raise QmpTimeout("connect", device=self.device, cause=qmperrors.NO_GREETING.format(wait)) from error
         except connect_error as error:
             cause = error.__cause__ if isinstance(error.__cause__, OSError) else str(error)
             raise errors.DeviceError("connect to its QMP socket", device=self.device, cause=cause) from error
@@ -350,21 +234,14 @@ class QmpConnection:
 
     async def _collect_events(self) -> None:
         async for event in self._client.events:
-            name = event["event"]
-            with self._changed:
-                if name in EVENTS:
-                    self._events.append(event)
-                for names, call in self._listeners:
-                    if name in names:
-                        call(event)
-                self._changed.notify_all()
+            self._events.hear(event)
 
     async def _watch_connection(self) -> None:
         from qemu.qmp import Runstate
 
         while self._client.runstate is Runstate.RUNNING:
             await self._client.runstate_changed()
-        self._set_gone()
+        self._events.end()
 
     async def _shut_down(self) -> None:
         for task in self._tasks:
@@ -378,14 +255,9 @@ class QmpConnection:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _set_gone(self) -> None:
-        with self._changed:
-            self._gone = True
-            self._changed.notify_all()
-
     def gone_error(self, doing: str) -> QmpGone:
         """Return the error for a connection that is closed."""
-        return QmpGone(doing, device=self.device, cause="the QMP connection is closed; has QEMU ended?")
+        return qmperrors.gone_error(doing, self.device)
 
 
 class Command:

@@ -25,19 +25,19 @@ from typing import Any, Literal
 
 from .. import errors, units
 from ..disk import dirty
-from ..nbd import connection as nbd_connection
-from ..nbd import extents
 from . import (
     address,
     discover,
     graph,
     guest,
+    holding,
     imagefile,
     leftovers,
     marks,
     objects,
     preswitchover,
     qmp,
+    readers,
     surveillance,
     syncing,
     throttle,
@@ -50,11 +50,6 @@ logger = logging.getLogger(__name__)
 
 PauseMode = Literal["auto", "pause-before"]
 """Who pauses the guest: blkmig, or its QEMU, which moves the whole VM and has `pause-before-switchover`."""
-
-RELEASE_SECONDS = 10.0
-"""How long QEMU may take to let the writers go on, whatever has ended the migration: a guest must not stay stopped."""
-
-CONTEXTS = (nbd_connection.BASE_ALLOCATION, nbd_connection.ALLOCATION_DEPTH)
 
 
 class QemuSession:
@@ -80,19 +75,11 @@ class QemuSession:
         units.check_flags(force=force, return_path=return_path)
         self._lock = threading.RLock()
         self._open: set[int] = set()
-        self._held: set[int] = set()
-        self._refused = False
         self.is_whole_vm = switchover == "pause-before"
-        self._is_synced = False
-        """The writers are held, and everything they wrote is marked."""
-
         self._qmp = qmp.QmpConnection(where.path, connect_timeout=connect_timeout, timeout=timeout)
         self.own = objects.OwnObjects(self._qmp)
         self._marks = marks.Marks(self._qmp, self.own.prefix)
-        self.connections: list[nbd_connection.NbdConnection] = []
-        self.files: list[imagefile.ImageFile | None] = []
-        """What the disks are read from; None where that is the export."""
-
+        self._readers: readers.Readers | None = None
         self._writers: writers.Writers | None = None
         self._surveillance: surveillance.Surveillance | None = None
         try:
@@ -115,25 +102,15 @@ class QemuSession:
         self._guest = guest.Guest(self._qmp, is_vm=is_vm)
         facts = graph.BlockGraph.ask(self._qmp, self._commands)()
         self.disks = discover.find_disks(self._qmp, facts, where)
-        names = (facts.image_names(disk.node) for disk in self.disks)
-        self.image_names = [imagefile.absolute_names(where.path, each) for each in names]
+        self.image_names = [imagefile.absolute_names(where.path, facts.image_names(disk.node)) for disk in self.disks]
         discover.check_iothreads(self._qmp, facts, self.disks, force=force)
-        export_names = [self._export_name(number) for number in range(len(self.disks))]
-        if where.read == "auto":
-            for file in imagefile.open_files(where.path, facts, self.disks):
-                self.files.append(file)  # one by one: what is open is closed if the next one fails
-        else:
-            self.files = [None] * len(self.disks)
-        self._watch = watch.GraphWatch(self._qmp, self._commands, self.disks, export_names, self.files)
-        self.own.start_server(where.nbd)
-        for adding in [self._start_exporting(number) for number in range(len(self.disks))]:
-            adding.result()
-        for name, disk in zip(export_names, self.disks, strict=True):
-            self.connections.append(self.own.connect(name, disk.name, CONTEXTS))
-        self.extents = [extents.Extents(connection) for connection in self.connections]
+        self._readers = through = readers.Readers(self.own, self.disks)
+        through.open_files(where, facts)
+        self._watch = watch.GraphWatch(self._qmp, self._commands, self.disks, through.names, through.files)
+        through.connect(where.nbd)
         self._tracking = [
             # QEMU's own migration may take bitmaps along, and none that is exported.
-            tracking.Tracking(self.own, disk, number, self.extents[number], keeps_open=switchover == "auto")
+            tracking.Tracking(self.own, disk, number, through.extents[number], keeps_open=switchover == "auto")
             for number, disk in enumerate(self.disks)
         ]
         limits: dict[str, throttle.WriteLimit] = {}
@@ -157,17 +134,17 @@ class QemuSession:
             marks=self._marks,
             **options,
         )
+        self._holding = holding.Holding(self._qmp, self._writers, self._sync, self._watch)
         self._writers.prepare()
         self._watch.remember()
         self._open = set(range(len(self.disks)))
         self._surveillance = surveillance.Surveillance(self._ask_unless_busy, self._watch.check)
 
-    def _start_exporting(self, number: int) -> qmp.Command:
-        name, node = self._export_name(number), self.disks[number].node
-        return self.own.start_adding_export(name, node, **{"allocation-depth": True})
-
-    def _export_name(self, number: int) -> str:
-        return f"{self.own.prefix}d{number}"
+    @property
+    def readers(self) -> readers.Readers:
+        """What the disks are read through."""
+        assert self._readers is not None, "a session that is set up"
+        return self._readers
 
     def _locked(self) -> threading.RLock:
         """Return the lock. Raises :class:`~blkmig.errors.DeviceError` in a fork's child: nobody there would free it."""
@@ -187,20 +164,15 @@ class QemuSession:
                 mine.granularity = min(granularity, tracking.GRANULARITY)
                 tracking.start_adding(self.own, [mine])()
                 self._throttles[number].start()
-            self.extents[number].forget()
+            self.readers.extents[number].forget()
             mine.trackers = (*mine.trackers, bitmap)
             return bitmap
 
     def _renew(self) -> None:
-        """Be of use again after a cancel; the server closes first, as ever."""
+        """Be of use again after a cancel."""
         self._qmp.renew()
         self.own.renew()
-        for number, connection in enumerate(self.connections):
-            if not connection.renew():
-                self.own.remove_export(self._export_name(number))
-                connection.close()
-                self._start_exporting(number).result()
-                connection.reconnect()
+        self.readers.renew()
 
     def release_dirty_bitmap(self, number: int, bitmap: dirty.DirtyBitmap) -> None:
         """Stop tracking in `bitmap`; the last one ends the tracking in QEMU."""
@@ -215,55 +187,21 @@ class QemuSession:
     def sync_dirty(self, numbers: Sequence[int]) -> None:
         """Fetch what was written to some disks. With the writers held, fetch it for all disks, and only once."""
         with self._locked():
-            if not self._held:
-                self._sync.fetch(numbers)
-            elif self._is_synced:
-                self._check_quiet()
-            else:
-                self._sync.fetch_the_last()
-                self._is_synced = True
-
-    def _check_quiet(self) -> None:
-        self._the_writers.check_nobody_writes(self._sync.check_quiet())
+            self._holding.sync(numbers)
 
     # -- writers -----------------------------------------------------------------------------------------------------
 
     def hold_writers(self, number: int) -> None:
         """Hold the writers of all disks at the first call; the others change nothing."""
         with self._locked():
-            if not self._held:
-                self._is_synced = False
-                self._refused = False
-                self._the_writers.hold(self._watch.fresh(), meanwhile=self._sync.start_the_last)
-            self._held.add(number)
+            self._holding.hold(number)
 
     def release_writers(self, number: int, *, refuse: bool) -> None:
         """Release the writers of all disks at the last call, or keep them held if one call said `refuse`."""
         if self._qmp.is_foreign:
             return
         with self._lock:
-            if number not in self._held:
-                return
-            self._refused |= refuse
-            if len(self._held) > 1:
-                self._held.discard(number)
-                return
-            try:
-                if self._is_synced:
-                    self._check_quiet()
-                elif self._refused:
-                    self._the_writers.check_nobody_writes(self._watch.read())
-            except errors.Cancelled:
-                if self._refused:  # else there is no copy that could be wrong
-                    self._refused = False
-                    raise
-            except BaseException:
-                self._refused = False  # the source is the only true copy: its writers go on here
-                raise
-            finally:
-                self._held.discard(number)
-                with self._qmp.leaving(RELEASE_SECONDS) if not self._refused else contextlib.nullcontext():
-                    self._the_writers.release(refuse=self._refused)
+            self._holding.release(number, refuse=refuse)
 
     def about_to_move(self) -> bool:
         """Mark that the target may own the disks soon; False if it cannot before the writers are released."""
@@ -275,10 +213,7 @@ class QemuSession:
         if self._qmp.is_foreign:
             return
         with self._lock:
-            self._the_writers.is_in_doubt = True
-            self._held.discard(number)
-            if not self._held:
-                self._the_writers.release(refuse=True)
+            self._holding.leave_in_doubt(number)
 
     def written_bytes(self, number: int) -> int | None:
         """Return how many bytes the writers of a disk have written since some moment."""
@@ -332,7 +267,7 @@ class QemuSession:
         if not self._lock.acquire(blocking=False):
             return None
         try:
-            return None if self._held or not self._open else self._watch.ask()
+            return None if self._holding.is_held or not self._open else self._watch.ask()
         finally:
             self._lock.release()
 
@@ -367,7 +302,7 @@ class QemuSession:
                 stack.callback(self._try, limit.lift, "lift the throttle")
             if self._writers is not None:
                 stack.callback(self._try, self._writers.close, "undo the preparations")
-                stack.callback(self._try, self._let_go, "release the writers")
+                stack.callback(self._try, self._holding.let_go, "release the writers")
 
     def _tell_of_silence(self) -> None:
         if self._qmp.is_silent:
@@ -381,11 +316,6 @@ class QemuSession:
                 self._qmp.device,
             )
 
-    def _let_go(self) -> None:
-        self._held.clear()
-        with self._qmp.leaving(RELEASE_SECONDS):
-            self._the_writers.release(refuse=False)
-
     def _remove_marks(self) -> None:
         """Remove what we say of ourselves, unless the writers stay held."""
         if self._writers is not None and (self._writers.is_in_doubt or self._writers.are_stuck):
@@ -398,11 +328,8 @@ class QemuSession:
         self.own.remove_all()
         for mine in getattr(self, "_tracking", ()):
             mine.disconnect()
-        for connection in self.connections:
-            connection.close()
-        for file in self.files:
-            if file is not None:
-                file.close()
+        if self._readers is not None:
+            self._readers.close()
 
     def _try(self, undo: Callable[[], None], what: str) -> None:
         try:

@@ -22,7 +22,7 @@ import forks
 import pytest
 
 from blkmig import errors
-from blkmig.qemu import qmp
+from blkmig.qemu import patience, qmp
 
 GREETING = {"QMP": {"version": {"qemu": {"major": 7, "minor": 2, "micro": 22}, "package": ""}, "capabilities": []}}
 
@@ -417,7 +417,7 @@ def test_a_monitor_that_is_silent_is_waited_for_once(
     connect: Callable[[Answer], qmp.QmpConnection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """B8: all that cleans up after the first command without an answer is sent, and nobody waits for it."""
-    monkeypatch.setattr(qmp, "HURRY_SECONDS", 0.2)
+    monkeypatch.setattr(patience, "HURRY_SECONDS", 0.2)
     connection = connect(silent_after({"first"}))
     connection.cancel()
     with connection.leaving():
@@ -493,10 +493,10 @@ def test_a_forked_child_is_refused_at_once(connect: Callable[[Answer], qmp.QmpCo
         lambda: connection.drop_events("E"),
         lambda: connection.is_gone,
     ):
-        with connection._changed:
+        with connection._events._changed:
             said = forks.in_a_child(call)
             assert "the connection is the parent process's: open the disk after the fork" in said, said
-    with connection._changed:
+    with connection._events._changed:
         assert forks.in_a_child(connection.cancel) == ""
         assert forks.in_a_child(connection.close) == ""
     assert connection.execute("x", {"a": 1}) == {"a": 1}

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The disks of a session are one in all that concerns their writers.
+
+The first disk that holds its writers holds those of all, and the last one that releases them lets all of them go, or
+none of them if one disk said that it has moved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from .. import errors
+from . import qmp, syncing, watch, writers
+
+RELEASE_SECONDS = 10.0
+"""How long QEMU may take to let the writers go on, whatever has ended the migration: a guest must not stay stopped."""
+
+
+class Holding:
+    """For which disks the writers are held, and whether all that they wrote is marked. Under the session's lock."""
+
+    def __init__(
+        self,
+        connection: qmp.QmpConnection,
+        all_writers: writers.Writers,
+        sync: syncing.DirtySync,
+        graph_watch: watch.GraphWatch,
+    ) -> None:
+        self._qmp = connection
+        self._writers = all_writers
+        self._sync = sync
+        self._watch = graph_watch
+        self._held: set[int] = set()
+        self._refused = False
+        self._is_synced = False
+        """The writers are held, and everything they wrote is marked."""
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the writers are held."""
+        return bool(self._held)
+
+    def hold(self, number: int) -> None:
+        """Hold the writers of all disks at the first call; the others change nothing."""
+        if not self._held:
+            self._is_synced = False
+            self._refused = False
+            self._writers.hold(self._watch.fresh(), meanwhile=self._sync.start_the_last)
+        self._held.add(number)
+
+    def sync(self, numbers: Sequence[int]) -> None:
+        """Fetch what was written to some disks. With the writers held, fetch it for all disks, and only once."""
+        if not self._held:
+            self._sync.fetch(numbers)
+        elif self._is_synced:
+            self._check_quiet()
+        else:
+            self._sync.fetch_the_last()
+            self._is_synced = True
+
+    def _check_quiet(self) -> None:
+        self._writers.check_nobody_writes(self._sync.check_quiet())
+
+    def release(self, number: int, *, refuse: bool) -> None:
+        """Release the writers of all disks at the last call, or keep them held if one call said `refuse`."""
+        if number not in self._held:
+            return
+        self._refused |= refuse
+        if len(self._held) > 1:
+            self._held.discard(number)
+            return
+        try:
+            if self._is_synced:
+                self._check_quiet()
+            elif self._refused:
+                self._writers.check_nobody_writes(self._watch.read())
+        except errors.Cancelled:
+            if self._refused:  # else there is no copy that could be wrong
+                self._refused = False
+                raise
+        except BaseException:
+            self._refused = False  # the source is the only true copy: its writers go on here
+            raise
+        finally:
+            self._held.discard(number)
+            with self._qmp.leaving(RELEASE_SECONDS) if not self._refused else contextlib.nullcontext():
+                self._writers.release(refuse=self._refused)
+
+    def leave_in_doubt(self, number: int) -> None:
+        """Leave the writers of all disks held for good."""
+        self._writers.is_in_doubt = True
+        self._held.discard(number)
+        if not self._held:
+            self._writers.release(refuse=True)
+
+    def let_go(self) -> None:
+        """Let the writers of all disks go on, however many of them hold theirs."""
+        self._held.clear()
+        with self._qmp.leaving(RELEASE_SECONDS):
+            self._writers.release(refuse=False)

@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What may go wrong on a QMP connection: QEMU says no, says nothing, or has gone."""
+
+from __future__ import annotations
+
+from .. import errors
+
+NO_GREETING = (
+    "no greeting within {:g} s: a QMP socket serves one client at a time, so another one (libvirt, a shell, a second "
+    "blkmig) holds it, or QEMU does not run; give QEMU a second one, with -qmp unix:PATH,server=on,wait=off"
+)
+
+NO_ANSWER = "no answer{}; once it answers again, blkmig cleanup {} removes what may be left in it"
+
+
+class QmpError(errors.DeviceError):
+    """QEMU answered a command with an error: `command`, `error_class` and `text` are what it was and what it said."""
+
+    def __init__(self, command: str, *, device: str, error_class: str, text: str) -> None:
+        super().__init__(f"QMP {command}", device=device, cause=text)
+        self.command = command
+        self.error_class = error_class
+        self.text = text
+
+
+class QmpTimeout(errors.DeviceError):
+    """QEMU did not answer in time; whether the command was carried out is not known."""
+
+
+class QmpGone(errors.DeviceError):
+    """The QMP connection is closed: QEMU has ended, or it was closed from this side."""
+
+
+def gone_error(doing: str, device: str) -> QmpGone:
+    """Return the error for a connection that is closed."""
+    return QmpGone(doing, device=device, cause="the QMP connection is closed; has QEMU ended?")
