@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import Literal
 
 from .. import errors
-from . import qmp, syncing, watch, writers
+from . import qmp, syncing, throttling, watch, writers
+
+PauseMode = Literal["auto", "pause-before"]
+"""Who pauses the guest: blkmig, or its QEMU, which moves the whole VM and has `pause-before-switchover`."""
 
 RELEASE_SECONDS = 10.0
 """How long QEMU may take to let the writers go on, whatever has ended the migration: a guest must not stay stopped."""
@@ -26,11 +30,13 @@ class Holding:
         all_writers: writers.Writers,
         sync: syncing.DirtySync,
         graph_watch: watch.GraphWatch,
+        throttles: throttling.Throttles,
     ) -> None:
         self._qmp = connection
         self._writers = all_writers
         self._sync = sync
         self._watch = graph_watch
+        self._throttles = throttles
         self._held: set[int] = set()
         self._refused = False
         self._is_synced = False
@@ -46,7 +52,8 @@ class Holding:
         if not self._held:
             self._is_synced = False
             self._refused = False
-            self._writers.hold(self._watch.fresh(), meanwhile=self._sync.start_the_last)
+            with self._throttles.letting_go():
+                self._writers.hold(self._watch.fresh(), meanwhile=self._sync.start_the_last)
         self._held.add(number)
 
     def sync(self, numbers: Sequence[int]) -> None:

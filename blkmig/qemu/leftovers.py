@@ -16,7 +16,7 @@ import socket
 from collections.abc import Iterator
 
 from .. import errors
-from . import marks, objects, qmp, throttle
+from . import marks, objects, qmp, server, throttle
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def remove(connection: qmp.QmpConnection) -> Leftovers:
                 alive.add(run_of(name))
     for node, name in _bitmaps(connection):
         if run_of(name) not in alive:
-            with objects.ignoring_missing():
+            with qmp.ignoring_missing():
                 connection.execute("block-dirty-bitmap-remove", {"node": node, "name": name})
                 removed.append(f"bitmap {name} of node {node}")
     listed = objects.list_objects(connection)
@@ -77,7 +77,7 @@ def refuse_unfinished(connection: qmp.QmpConnection, found: Leftovers, *, is_vm:
             cause = f"a blkmig was killed, or ended in doubt, {what}; {clean_up}"
             raise errors.DeviceError("is not as it should be", device=connection.device, cause=cause)
         for mark in left:
-            with objects.ignoring_missing():
+            with qmp.ignoring_missing():
                 connection.execute("object-del", {"id": f"{run}-{mark}"})
     if not is_vm:
         return
@@ -117,7 +117,7 @@ def _restore_limits(connection: qmp.QmpConnection, kept_in: str) -> list[str]:
         throttle.restore(connection, kept_in)
     except qmp.QmpError as error:
         logger.warning("the limits in %s could not be put back: %s", kept_in, error)
-    with objects.ignoring_missing():
+    with qmp.ignoring_missing():
         connection.execute("object-del", {"id": kept_in})
     return [f"throttle {kept_in}"]
 
@@ -125,10 +125,10 @@ def _restore_limits(connection: qmp.QmpConnection, kept_in: str) -> list[str]:
 def _remove_server(connection: qmp.QmpConnection) -> list[str]:
     """Stop an NBD server that blkmig started, which its socket beside the QMP socket tells, and remove dead sockets."""
     removed = []
-    pattern = f"{glob.escape(str(pathlib.Path(connection.path).absolute()))}.{objects.PREFIX}*{objects.SOCKET_SUFFIX}"
+    pattern = f"{glob.escape(str(pathlib.Path(connection.path).absolute()))}.{objects.PREFIX}*{server.SOCKET_SUFFIX}"
     for path in map(pathlib.Path, glob.glob(pattern)):  # noqa: PTH207 - the pattern is a whole path
         if _is_listening(path):
-            objects.stop_server_if_idle(connection)
+            server.stop_if_idle(connection)
             removed.append(f"NBD server at {path}")
         path.unlink(missing_ok=True)
     return removed

@@ -73,7 +73,7 @@ class Marks:
         """Wait for the removals that are under way: QEMU does not run what it has not read when we disconnect."""
         removals, self._removals = self._removals, []
         for removal in removals:
-            with objects.ignoring_missing():
+            with qmp.ignoring_missing():
                 removal.result()
 
 

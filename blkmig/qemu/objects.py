@@ -15,7 +15,6 @@ import contextlib
 import errno
 import functools
 import logging
-import pathlib
 import secrets
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -24,15 +23,13 @@ from typing import Any
 from .. import errors
 from ..nbd import connection as nbd_connection
 from ..nbd import uri as nbd_uri
-from . import address, qmp
+from . import address, qmp, server
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "blkmig-"
 
 ADD_BITMAP = "block-dirty-bitmap-add"
-SOCKET_SUFFIX = ".nbd"
-MAX_SOCKET_PATH = 107
 
 
 class OwnObjects:
@@ -57,20 +54,11 @@ class OwnObjects:
 
     def start_server(self, uri: str | None) -> None:
         """Start the NBD server at `uri`, or use the one that is running there; by default beside the QMP socket."""
-        self.uri = uri or nbd_uri.unix_uri(default_socket(self._qmp.path, self.prefix))
+        self.uri = uri or nbd_uri.unix_uri(server.default_socket(self._qmp.path, self.prefix))
         where = address.socket_address(self.uri)
-        if where is None:
-            return
-        try:
-            self._owns_server = True
-            self._qmp.execute("nbd-server-start", {"addr": where, "max-connections": 0})
-        except qmp.QmpError as error:
-            self._owns_server = False
-            if "already running" not in error.text:
-                cause = f"{error.text}; name a place where QEMU may create a socket, with nbd=unix:PATH"
-                raise errors.DeviceError("start the NBD server", device=self._qmp.device, cause=cause) from error
-            if uri is None:
-                raise errors.DeviceError("start the NBD server", device=self._qmp.device, cause=SERVER_RUNS) from error
+        if where is not None:
+            self._owns_server = True  # until QEMU says that it is not so
+            self._owns_server = server.start(self._qmp, where, is_named=uri is not None)
 
     # -- exports -----------------------------------------------------------------------------------------------------
 
@@ -176,7 +164,7 @@ class OwnObjects:
         removal = self._qmp.start("block-dirty-bitmap-remove", {"node": node, "name": name})
 
         def finish() -> None:
-            with ignoring_missing():
+            with qmp.ignoring_missing():
                 removal.result()
             self._bitmaps.pop((node, name), None)
 
@@ -198,7 +186,7 @@ class OwnObjects:
         removal = self._qmp.start("object-del", {"id": name})
 
         def finish() -> None:
-            with ignoring_missing():
+            with qmp.ignoring_missing():
                 removal.result()
             self._objects.pop(name, None)
 
@@ -217,7 +205,7 @@ class OwnObjects:
         if self._owns_server:
             self._owns_server = False
             with self._telling("the NBD server"):
-                stop_server_if_idle(self._qmp)
+                server.stop_if_idle(self._qmp)
 
     def _remove_together(self, removals: Iterable[tuple[Callable[[], Callable[[], None]], str]]) -> None:
         """Begin all `removals`, each with what is removed in words, then wait for each."""
@@ -248,19 +236,6 @@ NO_ANSWER = (
     "max-connections=0, and blkmig wants {} of them now: one for each disk, and one more for each that is written"
 )
 
-SERVER_RUNS = (
-    "QEMU's NBD server is running already, and QEMU does not tell where: name it, with nbd=unix:PATH or nbd=URI"
-)
-
-
-def default_socket(qmp_path: str, prefix: str) -> str:
-    """Return where blkmig has QEMU listen: a socket beside the QMP socket, for the same users."""
-    path = str(pathlib.Path(f"{qmp_path}.{prefix.rstrip('-')}{SOCKET_SUFFIX}").absolute())
-    if len(path.encode()) > MAX_SOCKET_PATH:
-        raise errors.ParameterError(f"{path} is too long for a socket: name a shorter one, with nbd=unix:PATH")
-    return path
-
-
 def delete_export(connection: qmp.QmpConnection, name: str, *, mode: str = "hard") -> None:
     """Delete an export and wait until QEMU says that its last request is over; nothing if there is none."""
     start_deleting_export(connection, name, mode=mode)()
@@ -271,35 +246,15 @@ def start_deleting_export(connection: qmp.QmpConnection, name: str, *, mode: str
     deletion = connection.start("block-export-del", {"id": name, "mode": mode})
 
     def await_end() -> None:
-        with ignoring_missing():
+        with qmp.ignoring_missing():
             deletion.result()
             connection.wait_event("BLOCK_EXPORT_DELETED", lambda data: data.get("id") == name)
 
     return await_end
 
 
-def stop_server_if_idle(connection: qmp.QmpConnection) -> None:
-    """Stop the NBD server unless somebody else has put an export on it meanwhile."""
-    if not any(export["type"] == "nbd" for export in connection.execute("query-block-exports")):
-        with ignoring_missing():
-            connection.execute("nbd-server-stop")
-
-
 def list_objects(connection: qmp.QmpConnection) -> list[dict[str, Any]]:
     """Return the objects that the user, or blkmig, has made; a storage daemon without any has no place for them."""
-    with ignoring_missing():
+    with qmp.ignoring_missing():
         return list(connection.execute("qom-list", {"path": "/objects"}))
     return []
-
-
-@contextlib.contextmanager
-def ignoring_missing() -> Iterator[None]:
-    """Swallow QEMU's word that what is to be removed is not there."""
-    try:
-        yield
-    except qmp.QmpError as error:
-        if not any(text in error.text for text in MISSING):
-            raise
-
-
-MISSING = ("is not found", "not found", "Cannot find", "not running")

@@ -31,6 +31,7 @@ from .qmp_client import Gate as Gate
 from .qmperrors import QmpError as QmpError
 from .qmperrors import QmpGone as QmpGone
 from .qmperrors import QmpTimeout as QmpTimeout
+from .qmperrors import ignoring_missing as ignoring_missing
 
 CLOSE_SECONDS = 1.0
 

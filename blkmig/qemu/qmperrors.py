@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from .. import errors
 
 NO_GREETING = (
@@ -34,3 +37,16 @@ class QmpGone(errors.DeviceError):
 def gone_error(doing: str, device: str) -> QmpGone:
     """Return the error for a connection that is closed."""
     return QmpGone(doing, device=device, cause="the QMP connection is closed; has QEMU ended?")
+
+
+@contextlib.contextmanager
+def ignoring_missing() -> Iterator[None]:
+    """Swallow QEMU's word that what is to be removed is not there."""
+    try:
+        yield
+    except QmpError as error:
+        if not any(text in error.text for text in MISSING):
+            raise
+
+
+MISSING = ("is not found", "not found", "Cannot find", "not running")

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 
 from .. import errors
-from . import leftovers, marks, objects, preswitchover, qmp
+from . import leftovers, marks, preswitchover, qmp
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class Recovery:
 
     def _remove(self, run: str, found: list[str]) -> None:
         for mark in found:
-            with objects.ignoring_missing():
+            with qmp.ignoring_missing():
                 self._qmp.execute("object-del", {"id": f"{run}-{mark}"})
 
     def _tell_of_stopped_guest(self) -> None:

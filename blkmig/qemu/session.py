@@ -5,23 +5,19 @@
 
     QemuBackend ─┐                     ┌─ QmpConnection    commands and events
     QemuBackend ─┼─► QemuSession ──────┼─ OwnObjects       what was created inside QEMU
-    QemuBackend ─┘   (one lock)        ├─ Tracking, Throttle   one of each per disk
+    QemuBackend ─┘   (one lock)        ├─ Tracking, Throttles   one for each disk
                                        ├─ DirtySync        fetches what was written, of all of them
-                                       ├─ Writers          stop, or close the writable exports
+                                       ├─ Holding, Writers   for which disks; stop, or close the writable exports
                                        ├─ Guest, Surveillance   what happens to the VM meanwhile
                                        └─ Marks            what a clean-up has to know if we are killed
-
-The disks are one in all that concerns their writers: the first one that holds them holds those of all, and the last one
-that releases them, or is closed, lets all of them go.
 """
 
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 from .. import errors, units
 from ..disk import dirty
@@ -40,16 +36,13 @@ from . import (
     readers,
     surveillance,
     syncing,
-    throttle,
+    throttling,
     tracking,
+    undoing,
     watch,
     writers,
 )
-
-logger = logging.getLogger(__name__)
-
-PauseMode = Literal["auto", "pause-before"]
-"""Who pauses the guest: blkmig, or its QEMU, which moves the whole VM and has `pause-before-switchover`."""
+from .holding import PauseMode as PauseMode
 
 
 class QemuSession:
@@ -113,17 +106,10 @@ class QemuSession:
             tracking.Tracking(self.own, disk, number, through.extents[number], keeps_open=switchover == "auto")
             for number, disk in enumerate(self.disks)
         ]
-        limits: dict[str, throttle.WriteLimit] = {}
-        counters = throttle.WriteCounters(self._qmp)
-        self._throttles = [
-            throttle.Throttle(self._qmp, self.own, disk, facts.throttle_group(disk.node), limits, counters)
-            for disk in self.disks
-        ]
-        self._sync = syncing.DirtySync(self._qmp, self.own, self._watch, self._tracking, self._throttles)
-        kind: type[writers.Writers] = writers.Writers
-        options: dict[str, Any] = {}
-        if switchover == "pause-before":
-            kind, options = preswitchover.PreSwitchover, {"drop": self._drop, **whole_vm}
+        self._throttles = throttling.Throttles(self._qmp, self.own, self.disks, facts)
+        self._sync = syncing.DirtySync(self._qmp, self.own, self._watch, self._tracking, self._throttles.each)
+        kind = preswitchover.PreSwitchover if self.is_whole_vm else writers.Writers
+        options: dict[str, Any] = {"drop": self._drop, **whole_vm} if self.is_whole_vm else {}
         self._writers = kind(
             self._qmp,
             self.own,
@@ -134,7 +120,7 @@ class QemuSession:
             marks=self._marks,
             **options,
         )
-        self._holding = holding.Holding(self._qmp, self._writers, self._sync, self._watch)
+        self._holding = holding.Holding(self._qmp, self._writers, self._sync, self._watch, self._throttles)
         self._writers.prepare()
         self._watch.remember()
         self._open = set(range(len(self.disks)))
@@ -163,7 +149,7 @@ class QemuSession:
             if not mine.active:
                 mine.granularity = min(granularity, tracking.GRANULARITY)
                 tracking.start_adding(self.own, [mine])()
-                self._throttles[number].start()
+                self._throttles.each[number].start()
             self.readers.extents[number].forget()
             mine.trackers = (*mine.trackers, bitmap)
             return bitmap
@@ -182,7 +168,7 @@ class QemuSession:
             mine = self._tracking[number]
             mine.trackers = tuple(tracker for tracker in mine.trackers if tracker is not bitmap)
             if not mine.trackers:
-                self._try(mine.remove_all, f"stop the tracking of {mine.disk.name}")
+                undoing.attempt(self._qmp, mine.remove_all, f"stop the tracking of {mine.disk.name}")
 
     def sync_dirty(self, numbers: Sequence[int]) -> None:
         """Fetch what was written to some disks. With the writers held, fetch it for all disks, and only once."""
@@ -218,7 +204,7 @@ class QemuSession:
     def written_bytes(self, number: int) -> int | None:
         """Return how many bytes the writers of a disk have written since some moment."""
         with self._locked():
-            return self._throttles[number].written_bytes()
+            return self._throttles.each[number].written_bytes()
 
     @property
     def _the_writers(self) -> writers.Writers:
@@ -250,7 +236,7 @@ class QemuSession:
     def throttle_writers(self, number: int, fraction: float) -> bool:
         """Slow a disk's writers down to `fraction` of the speed they had; False if this disk cannot be."""
         with self._locked():
-            return self._throttles[number].set(fraction)
+            return self._throttles.each[number].set(fraction)
 
     # -- what may happen meanwhile -----------------------------------------------------------------------------------
 
@@ -295,33 +281,15 @@ class QemuSession:
             self._surveillance.close()
         with self._qmp.leaving(), contextlib.ExitStack() as stack:
             stack.callback(self._qmp.close)
-            stack.callback(self._tell_of_silence)
+            stack.callback(undoing.tell_of_silence, self._qmp, self.own, lambda: marks.HELD in self._marks)
             stack.callback(self._drop)
-            stack.callback(self._try, self._remove_marks, "remove the marks")
-            for limit in getattr(self, "_throttles", ()):
-                stack.callback(self._try, limit.lift, "lift the throttle")
+            remove_marks = self._marks.remove_all if self._writers is None else self._writers.remove_marks
+            stack.callback(undoing.attempt, self._qmp, remove_marks, "remove the marks")
             if self._writers is not None:
-                stack.callback(self._try, self._writers.close, "undo the preparations")
-                stack.callback(self._try, self._holding.let_go, "release the writers")
-
-    def _tell_of_silence(self) -> None:
-        if self._qmp.is_silent:
-            left = ", ".join(self.own.left) or "limits of the writers"
-            if marks.HELD in self._marks:
-                left += "; and its guest may be stopped"
-            logger.warning(
-                "%s does not answer. What may stay in it: %s. Once it answers again: blkmig cleanup %s",
-                self._qmp.device,
-                left,
-                self._qmp.device,
-            )
-
-    def _remove_marks(self) -> None:
-        """Remove what we say of ourselves, unless the writers stay held."""
-        if self._writers is not None and (self._writers.is_in_doubt or self._writers.are_stuck):
-            self._marks.finish()
-        else:
-            self._marks.remove_all()
+                for limit in self._throttles.each:
+                    stack.callback(undoing.attempt, self._qmp, limit.lift, "lift the throttle")
+                stack.callback(undoing.attempt, self._qmp, self._writers.close, "undo the preparations")
+                stack.callback(undoing.attempt, self._qmp, self._holding.let_go, "release the writers")
 
     def _drop(self) -> None:
         """Remove our exports, bitmaps and NBD server: the server closes first, then our end."""
@@ -330,13 +298,3 @@ class QemuSession:
             mine.disconnect()
         if self._readers is not None:
             self._readers.close()
-
-    def _try(self, undo: Callable[[], None], what: str) -> None:
-        try:
-            undo()
-        except qmp.QmpGone:
-            pass
-        except qmp.QmpTimeout as error:  # told at the end, once
-            logger.info("could not %s of %s: %s", what, self._qmp.device, error)
-        except errors.MigrationError as error:
-            logger.warning("could not %s of %s: %s", what, self._qmp.device, error)

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from . import discover, objects, qmp
+from . import discover, objects, qmp, vocabulary
 
 FLOOR = 64 << 10
 """Bytes per second that are always left: a guest that cannot write at all breaks."""
@@ -27,9 +27,6 @@ FLOOR = 64 << 10
 FRESH_SECONDS = 0.05
 """How long a device's counter is good enough: speeds are measured over seconds."""
 
-GUEST_LIMITS = ("bps", "bps_rd", "bps_wr", "iops", "iops_rd", "iops_wr")
-GUEST_EXTRAS = (*(f"{name}{suffix}" for name in GUEST_LIMITS for suffix in ("_max", "_max_length")), "iops_size")
-GUEST_GROUP = "group"
 
 KEPT = "limits"
 """In the name of the throttle group that keeps the user's limits; then what they are limits of, in hexadecimal."""
@@ -109,7 +106,16 @@ class Throttle:
     def lift(self) -> None:
         """Give the user's own limits back. Nothing if there is no limit of ours."""
         if self._limit is not None:
+            self._limit.resume()  # as when QEMU did not answer the last time
             self._limit.lift(self._disk.node)
+
+    def group_limit(self) -> WriteLimit | None:
+        """Return the limits of the throttle group that the disk's writers go through; None if there is none."""
+        if self._group is None:
+            return None
+        if self._limit is None:
+            self._limit = self._find_limit()
+        return self._limit
 
     def _find_limit(self) -> WriteLimit:
         if self._group is not None:
@@ -148,26 +154,49 @@ class WriteLimit(abc.ABC):
         self._target = target
         self._kept_in = f"{own.prefix}{KEPT}-{self.kind}{target.encode().hex()}"
         self._demands: dict[str, int] = {}
+        self._is_suspended = False
         self._users = self.read()
-        self.belongs_to = f"{self.kind}{self._users.get(GUEST_GROUP, target)}"
+        self.belongs_to = f"{self.kind}{self._users.get(vocabulary.GUEST_GROUP, target)}"
 
     def lower(self, node: str, limit: int) -> None:
         """Limit writes to `limit` bytes per second for the sake of `node`."""
         if not self._demands:
             self._users = self.read()
-            self._own.add_throttle_group(self._kept_in, as_group_limits(self._users))
+            self._own.add_throttle_group(self._kept_in, vocabulary.as_group_limits(self._users))
         self._demands[node] = limit
-        self.write(lower_write_limit(self._users, min(self._demands.values()), self.key))
+        self.write(vocabulary.lower_write_limit(self._users, min(self._demands.values()), self.key))
 
     def lift(self, node: str) -> None:
         """Drop the demand of `node`; without any, the user's own limits hold again."""
         if self._demands.pop(node, None) is None:
             return
         if self._demands:
-            self.write(lower_write_limit(self._users, min(self._demands.values()), self.key))
+            self.write(vocabulary.lower_write_limit(self._users, min(self._demands.values()), self.key))
         else:
             self.write(self._users)
             self._own.remove_object(self._kept_in)
+
+    def suspend(self) -> bool:
+        """Lift all limits for a moment, the user's own ones, too; False if there are none."""
+        if not self._demands:
+            self._users = self.read()
+            if not vocabulary.is_limited(self._users):
+                return False
+            self._own.add_throttle_group(self._kept_in, vocabulary.as_group_limits(self._users))
+        self._is_suspended = True
+        self.write(vocabulary.unlimited(self._users))
+        return True
+
+    def resume(self) -> None:
+        """Have the limits hold again that were lifted. Nothing if they do."""
+        if not self._is_suspended:
+            return
+        if self._demands:
+            self.write(vocabulary.lower_write_limit(self._users, min(self._demands.values()), self.key))
+        else:
+            self.write(self._users)
+            self._own.remove_object(self._kept_in)
+        self._is_suspended = False
 
     @abc.abstractmethod
     def read(self) -> dict[str, Any]:
@@ -203,8 +232,8 @@ class GuestLimit(WriteLimit):
         """Ask for the disk's description."""
         for entry in self._qmp.execute("query-block"):
             if entry.get("qdev") == self._target:
-                return guest_limits(entry["inserted"])
-        return dict.fromkeys(GUEST_LIMITS, 0)
+                return vocabulary.guest_limits(entry["inserted"])
+        return dict.fromkeys(vocabulary.GUEST_LIMITS, 0)
 
     def write(self, limits: dict[str, Any]) -> None:
         """Set them as one would by hand."""
@@ -239,58 +268,4 @@ def restore(connection: qmp.QmpConnection, kept_in: str) -> None:
     if kind == GroupLimit.kind:
         set_group_limits(connection, target, limits)
     else:
-        set_guest_limits(connection, target, as_guest_limits(limits))
-
-
-def _group_name(guest: str) -> str:
-    """Return what ``bps_wr_max_length`` is called in a throttle group: ``bps-write-max-length``."""
-    unit, *rest = guest.split("_")
-    words = {"rd": "read", "wr": "write"}
-    which = [words[rest.pop(0)]] if rest and rest[0] in words else ["total"] if rest != ["size"] else []
-    return "-".join([unit, *which, *rest])
-
-
-GROUP_NAMES = {guest: _group_name(guest) for guest in (*GUEST_LIMITS, *GUEST_EXTRAS)}
-
-
-def as_group_limits(limits: dict[str, Any]) -> dict[str, Any]:
-    """Return limits, of a guest's disk or of a group, in the words of a group."""
-    return {GROUP_NAMES.get(name, name): value for name, value in limits.items() if name != GUEST_GROUP}
-
-
-def as_guest_limits(limits: dict[str, Any]) -> dict[str, Any]:
-    """Return the limits of a group in the words of ``block_set_io_throttle``."""
-    return {guest: limits[name] for guest, name in GROUP_NAMES.items() if name in limits}
-
-
-def guest_limits(inserted: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of ``block_set_io_throttle`` that describe the limits of a ``query-block`` entry."""
-    limits = {name: inserted.get(name, 0) for name in GUEST_LIMITS}
-    limits |= {name: inserted[name] for name in GUEST_EXTRAS if name in inserted}
-    if GUEST_GROUP in inserted:
-        limits[GUEST_GROUP] = inserted[GUEST_GROUP]
-    return limits
-
-
-def lower_write_limit(limits: dict[str, Any], limit: int, key: str) -> dict[str, Any]:
-    """Return `limits` with writes at most `limit` bytes per second; `key` is bps_wr or bps-write.
-
-    QEMU takes either one limit for reads and writes together or one for each, so a common one becomes one for each.
-    A burst allowance would let the writer outrun the new limit and goes.
-    """
-    common = {"bps_wr": "bps", "bps-write": "bps-total"}[key]
-    reads = {"bps_wr": "bps_rd", "bps-write": "bps-read"}[key]
-    sep = key[3]
-    lowered = dict(limits)
-    total, own = lowered.get(common, 0), lowered.get(key, 0)
-    if total:
-        for suffix in ("", f"{sep}max", f"{sep}max{sep}length"):
-            if f"{common}{suffix}" in lowered:
-                lowered[f"{reads}{suffix}"] = lowered[f"{common}{suffix}"]
-                lowered[f"{common}{suffix}"] = 1 if suffix.endswith("length") else 0
-    lowered[key] = min(value for value in (limit, own, total) if value)
-    if f"{key}{sep}max" in lowered:
-        lowered[f"{key}{sep}max"] = 0
-    if f"{key}{sep}max{sep}length" in lowered:
-        lowered[f"{key}{sep}max{sep}length"] = 1
-    return lowered
+        set_guest_limits(connection, target, vocabulary.as_guest_limits(limits))

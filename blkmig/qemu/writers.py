@@ -163,10 +163,12 @@ class Writers:
 
         return [await_end]
 
-    @property
-    def are_stuck(self) -> bool:
-        """Whether writers are held because QEMU did not answer when they were to go on."""
-        return bool(self._undo)
+    def remove_marks(self) -> None:
+        """Remove what we say of ourselves, unless the writers stay held: in doubt, or because QEMU does not answer."""
+        if self.is_in_doubt or self._undo:
+            self._marks.finish()
+        else:
+            self._marks.remove_all()
 
     def check(self) -> None:
         """Raise if it is known that the writers cannot be held any more."""

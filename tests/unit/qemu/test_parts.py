@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from blkmig import errors
-from blkmig.qemu import address, exportnames, graph, leftovers, objects, throttle, tracking
+from blkmig.qemu import address, exportnames, graph, leftovers, server, tracking, vocabulary
 
 # -- addresses -------------------------------------------------------------------------------------------------------
 
@@ -52,9 +52,9 @@ def test_where_a_server_can_be_started(uri: str, expected: dict[str, Any] | None
 
 
 def test_a_socket_beside_the_monitor_has_a_path_that_fits() -> None:
-    assert objects.default_socket("/run/vm.qmp", "blkmig-12-") == "/run/vm.qmp.blkmig-12.nbd"
+    assert server.default_socket("/run/vm.qmp", "blkmig-12-") == "/run/vm.qmp.blkmig-12.nbd"
     with pytest.raises(errors.ParameterError, match="nbd=unix:PATH"):
-        objects.default_socket("/run/" + "x" * 100, "blkmig-12345678-")
+        server.default_socket("/run/" + "x" * 100, "blkmig-12345678-")
 
 
 def test_what_belongs_to_one_run() -> None:
@@ -146,14 +146,14 @@ def test_export_names_are_matched_by_order(names: list[str], expected: dict[str,
     ],
 )  # fmt: skip
 def test_a_limit_for_a_guest_keeps_what_the_user_limits(limits: dict[str, int], expected: dict[str, int]) -> None:
-    assert throttle.lower_write_limit(limits, 100, "bps_wr") == expected
+    assert vocabulary.lower_write_limit(limits, 100, "bps_wr") == expected
 
 
 def test_a_limit_for_a_group() -> None:
     limits = {"bps-total": 300, "bps-total-max": 7, "bps-total-max-length": 3, "bps-read": 0, "bps-read-max": 0,
               "bps-read-max-length": 1, "bps-write": 0, "bps-write-max": 0, "bps-write-max-length": 1,
               "iops-total": 5}  # fmt: skip
-    assert throttle.lower_write_limit(limits, 100, "bps-write") == {
+    assert vocabulary.lower_write_limit(limits, 100, "bps-write") == {
         "bps-total": 0, "bps-total-max": 0, "bps-total-max-length": 1, "bps-read": 300, "bps-read-max": 7,
         "bps-read-max-length": 3, "bps-write": 100, "bps-write-max": 0, "bps-write-max-length": 1, "iops-total": 5,
     }  # fmt: skip
@@ -162,18 +162,18 @@ def test_a_limit_for_a_group() -> None:
 def test_the_limits_of_a_guest_are_what_query_block_says() -> None:
     inserted = {"node-name": "x", "bps": 1, "bps_rd": 2, "bps_wr": 3, "iops": 4, "iops_rd": 5, "iops_wr": 6,
                 "bps_max": 7, "bps_max_length": 8, "iops_size": 9, "group": "g"}  # fmt: skip
-    assert throttle.guest_limits(inserted) == {key: value for key, value in inserted.items() if key != "node-name"}
+    assert vocabulary.guest_limits(inserted) == {key: value for key, value in inserted.items() if key != "node-name"}
 
 
 def test_limits_in_both_vocabularies() -> None:
-    assert throttle.GROUP_NAMES["bps"] == "bps-total"
-    assert throttle.GROUP_NAMES["iops_wr"] == "iops-write"
-    assert throttle.GROUP_NAMES["bps_max"] == "bps-total-max"
-    assert throttle.GROUP_NAMES["iops_rd_max_length"] == "iops-read-max-length"
-    assert throttle.GROUP_NAMES["iops_size"] == "iops-size"
-    guest = {name: number for number, name in enumerate(throttle.GROUP_NAMES)}
-    assert len(set(throttle.GROUP_NAMES.values())) == len(guest) == 19
-    assert throttle.as_guest_limits(throttle.as_group_limits(guest | {"group": "g"})) == guest
+    assert vocabulary.GROUP_NAMES["bps"] == "bps-total"
+    assert vocabulary.GROUP_NAMES["iops_wr"] == "iops-write"
+    assert vocabulary.GROUP_NAMES["bps_max"] == "bps-total-max"
+    assert vocabulary.GROUP_NAMES["iops_rd_max_length"] == "iops-read-max-length"
+    assert vocabulary.GROUP_NAMES["iops_size"] == "iops-size"
+    guest = {name: number for number, name in enumerate(vocabulary.GROUP_NAMES)}
+    assert len(set(vocabulary.GROUP_NAMES.values())) == len(guest) == 19
+    assert vocabulary.as_guest_limits(vocabulary.as_group_limits(guest | {"group": "g"})) == guest
 
 
 # -- lists of dirty extents ------------------------------------------------------------------------------------------

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The throttles of all disks of a session: to slow writers down, and to let go what a throttle has queued."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+from . import discover, graph, objects, qmp, throttle
+
+
+class Throttles:
+    """One for each of `disks`; several may share a throttle group. Under the session's lock."""
+
+    def __init__(
+        self,
+        connection: qmp.QmpConnection,
+        own: objects.OwnObjects,
+        disks: Sequence[discover.QemuDisk],
+        facts: graph.BlockGraph,
+    ) -> None:
+        self._qmp = connection
+        limits: dict[str, throttle.WriteLimit] = {}
+        counters = throttle.WriteCounters(connection)
+        self.each = [
+            throttle.Throttle(connection, own, disk, facts.throttle_group(disk.node), limits, counters)
+            for disk in disks
+        ]
+
+    @contextlib.contextmanager
+    def letting_go(self) -> Iterator[None]:
+        """Lift all limits of throttle groups for a ``with``: the user's, and ours. At its end they hold again.
+
+        An export is closed when its last request is over. One that waits in a throttle's queue may wait for seconds,
+        and every other writer would with it. (A guest that is stopped has its queue emptied by QEMU.)
+        """
+        groups = {limit.belongs_to: limit for limit in map(throttle.Throttle.group_limit, self.each) if limit}
+        is_limited = False
+        with contextlib.ExitStack() as stack:
+            for limit in groups.values():
+                if limit.suspend():
+                    stack.callback(self._resume, limit)
+                    is_limited = True
+            if is_limited:
+                self._qmp.execute("transaction", {"actions": []})  # drains, which is what empties the queues
+            yield
+
+    def _resume(self, limit: throttle.WriteLimit) -> None:
+        with self._qmp.leaving():
+            limit.resume()
