@@ -23,7 +23,7 @@ from nbd_servers import READ, Asked, FakeServer
 
 import blkmig
 from blkmig import _core, errors
-from blkmig.nbd import _libnbd, image, qemunbd
+from blkmig.nbd import _libnbd, exported, image, qemunbd
 from blkmig.nbd import backend as nbd
 from blkmig.nbd import connection as nbd_connection
 from blkmig.nbd import uri as nbd_uri
@@ -61,6 +61,18 @@ def in_thread(call: Callable[[], object]) -> futures.Future[object]:
     return future
 
 
+def await_request(disk: exported.ExportedDisk) -> None:
+    """Return when something of the disk is in flight."""
+    while not disk._export.connection._handle.in_flight:
+        time.sleep(0.001)
+
+
+def assert_cancelled(waiting: futures.Future[object]) -> None:
+    """Expect a cancel to end what waits."""
+    with pytest.raises(errors.Cancelled):
+        waiting.result(SOON)
+
+
 def test_a_cancel_ends_all_that_waits_and_closing_does_not_block() -> None:
     asked = threading.Semaphore(0)
     with FakeServer(lambda _asked: asked.release()) as server:
@@ -71,8 +83,7 @@ def test_a_cancel_ends_all_that_waits_and_closing_does_not_block() -> None:
             assert asked.acquire(timeout=SOON)
         connection.cancel()
         for future in waiting:
-            with pytest.raises(errors.Cancelled):
-                future.result(SOON)
+            assert_cancelled(future)
         with pytest.raises(errors.Cancelled):
             connection.pread_into(bytearray(512), 0)
         assert not connection.renew()
@@ -95,8 +106,7 @@ def test_a_late_answer_does_not_reach_a_buffer_that_was_given_up() -> None:
         waiting = in_thread(lambda: connection.pread_into(buffer, 0))
         assert here.wait(SOON)
         connection.cancel()
-        with pytest.raises(errors.Cancelled):
-            waiting.result(SOON)
+        assert_cancelled(waiting)
         asked[0].reply(b"late" * 128)
         with pytest.raises(errors.Cancelled):
             connection.flush()
@@ -117,11 +127,9 @@ def test_a_disk_that_was_cancelled_can_be_sent_again() -> None:
     with nbd_servers.nbdkit("memory", "8M") as server, nbd.NbdBackend(server.uri) as disk:
         server.kill(signal.SIGSTOP)
         waiting = in_thread(lambda: disk.read_block(_core.BlockBuffer(), 0, MiB))
-        while not disk._export.connection._handle.in_flight:
-            time.sleep(0.001)
+        await_request(disk)
         disk.cancel()
-        with pytest.raises(errors.Cancelled):
-            waiting.result(SOON)
+        assert_cancelled(waiting)
         server.kill(signal.SIGCONT)
         disk.release_dirty_bitmap(disk.create_dirty_bitmap(MiB))
         assert disk.read_block(_core.BlockBuffer(), 0, MiB)
@@ -136,11 +144,9 @@ def test_a_migration_with_a_frozen_server_is_cancelled_at_once(tmp_path: Path, s
                 outgoing = blkmig.outgoing([source], f"file:{tmp_path}/s", on_progress=lambda _event: started.set())
                 server.kill(signal.SIGSTOP)
                 waiting = in_thread(lambda: enter_and_run(outgoing))
-                while not source._export.connection._handle.in_flight:
-                    time.sleep(0.001)
+                await_request(source)
                 outgoing.cancel()
-                with pytest.raises(errors.Cancelled):
-                    waiting.result(SOON)
+                assert_cancelled(waiting)
             return
         source_path = tmp_path / "v.raw"
         source_path.write_bytes(os.urandom(4 * MiB))
@@ -149,11 +155,9 @@ def test_a_migration_with_a_frozen_server_is_cancelled_at_once(tmp_path: Path, s
             incoming = blkmig.incoming(f"file:{tmp_path}/s", {"v": target})
             server.kill(signal.SIGSTOP)
             waiting = in_thread(lambda: enter_and_run(incoming))
-            while not target._export.connection._handle.in_flight:
-                time.sleep(0.001)
+            await_request(target)
             incoming.cancel()
-            with pytest.raises(errors.Cancelled):
-                waiting.result(SOON)
+            assert_cancelled(waiting)
 
 
 def enter_and_run(migration: blkmig.OutgoingMigration | blkmig.IncomingMigration) -> None:
@@ -171,11 +175,9 @@ def test_a_frozen_qemu_nbd_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.Mo
         process = disk._server._process
         process.send_signal(signal.SIGSTOP)
         waiting = in_thread(lambda: disk.read_block(_core.BlockBuffer(), 0, MiB))
-        while not disk._export.connection._handle.in_flight:
-            time.sleep(0.001)
+        await_request(disk)
         disk.cancel()
-        with pytest.raises(errors.Cancelled):
-            waiting.result(SOON)
+        assert_cancelled(waiting)
         in_thread(disk.close).result(SOON)
         assert process.returncode is not None
 
@@ -185,8 +187,7 @@ def test_listing_exports_has_a_bound_and_hears_a_cancel(monkeypatch: pytest.Monk
         cancelled = threading.Event()
         waiting = in_thread(lambda: exportnames.list_names(uri, device="q", is_cancelled=cancelled.is_set))
         cancelled.set()
-        with pytest.raises(errors.Cancelled):
-            waiting.result(SOON)
+        assert_cancelled(waiting)
         monkeypatch.setattr(exportnames, "TIMEOUT", 0.2)
         with pytest.raises(errors.DeviceError, match="did not answer in time"):
             in_thread(lambda: exportnames.list_names(uri, device="q")).result(SOON)

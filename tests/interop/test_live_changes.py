@@ -3,50 +3,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import command
 import lab
-import peers
+import live_vm
 import pytest
 import real_qemu
-import storage_daemon
-from live_vm import GUEST, SIZE, Machine, guest_image
+from live_vm import GUEST, SIZE, Machine, guest_image, sending
 from real_qemu import MiB
 
 import blkmig
 from blkmig import errors, qemu
 
-peers.require("qemu-system-x86_64", "qemu-img")
-if not real_qemu.has_guest_tools():
-    peers.lacking("an assembler for x86 (Debian: binutils)")
+live_vm.require()
 
 SLOWLY = ("send", "--progress=none", "--max-bandwidth=1M", "--no-zero-blocks")
 """Bulk of 16 MiB takes 16 seconds."""
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with storage_daemon.private_folder() as path:
-        yield path
-
-
-@contextlib.contextmanager
-def sending(*words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the command; nothing of it is left behind."""
-    with storage_daemon.interruptible():
-        process = command.start(*words)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
 
 
 def assert_in_bulk(stream: Path) -> None:

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import peers
-import pytest
 import storage_daemon
 from storage_daemon import MiB, StorageDaemon, image_options
 
@@ -21,12 +20,6 @@ peers.require("qemu-storage-daemon", "qemu-img", "qemu-io")
 
 SIZE = 6 * MiB
 BLKMIG = [sys.executable, "-m", "blkmig"]
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with storage_daemon.private_folder() as path:
-        yield path
 
 
 def raw_image(folder: Path) -> Path:

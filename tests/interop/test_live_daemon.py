@@ -29,12 +29,6 @@ peers.require("qemu-storage-daemon", "qemu-img", "qemu-io")
 SIZE = 12 * MiB + 512 * 5
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with storage_daemon.private_folder() as path:
-        yield path
-
-
 def make_image(folder: Path, kind: str, seed: int, name: str = "disk0") -> Path:
     """Make a raw image, or a qcow2 one on a raw base, with some data."""
     rng = random.Random(seed)

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import command
@@ -28,12 +27,6 @@ from blkmig import errors, qemu, savevm
 peers.require("qemu-system-x86_64", "qemu-storage-daemon", "qemu-img", "qemu-io")
 if not real_qemu.has_guest_tools():
     peers.lacking("an assembler for x86 (Debian: binutils)")
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with storage_daemon.private_folder() as path:
-        yield path
 
 
 KILLED_IN_THE_PAUSE = """

@@ -8,11 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import lab
-import peers
+import live_vm
 import pytest
 import real_qemu
 import storage_daemon
@@ -24,17 +23,9 @@ from blkmig import errors, qemu, savevm
 from blkmig.nbd import uri as nbd_uri
 from blkmig.qemu import qmp, throttle
 
-peers.require("qemu-system-x86_64", "qemu-img")
-if not real_qemu.has_guest_tools():
-    peers.lacking("an assembler for x86 (Debian: binutils)")
+live_vm.require()
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "move_vm.py"
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with storage_daemon.private_folder() as path:
-        yield path
 
 
 def contents(image: Path, folder: Path) -> bytes:

@@ -15,40 +15,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import command
-import peers
+import live_vm
 import pytest
-import real_qemu
-import storage_daemon
-from live_vm import GUEST, SIZE, Machine, guest_image
+from live_vm import GUEST, SIZE, Machine, guest_image, sending
 
 from blkmig import errors, qemu
 from blkmig.qemu import preswitchover, recovery
 
-peers.require("qemu-system-x86_64", "qemu-img")
-if not real_qemu.has_guest_tools():
-    peers.lacking("an assembler for x86 (Debian: binutils)")
+live_vm.require()
 
 WHOLE_VM = ("send", "--switchover=pause-before", "--progress=none")
 OURS = {"pause-before-switchover", "return-path"}
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with storage_daemon.private_folder() as path:
-        yield path
-
-
-@contextlib.contextmanager
-def sending(*words: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the command; nothing of it is left behind."""
-    with storage_daemon.interruptible():
-        process = command.start(*words)
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
 
 
 def wait_until_prepared(vm: Machine, process: subprocess.Popen[bytes]) -> None:

@@ -3,16 +3,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import command
+import peers
 import real_qemu
+import storage_daemon
 from real_qemu import MiB
 
 from blkmig.files import partial
 
 SIZE = 16 * MiB
 GUEST = real_qemu.Guest(SIZE)
+
+
+def require() -> None:
+    """Skip the calling module where such a VM cannot be run."""
+    peers.require("qemu-system-x86_64", "qemu-img")
+    if not real_qemu.has_guest_tools():
+        peers.lacking("an assembler for x86 (Debian: binutils)")
+
+
+@contextlib.contextmanager
+def sending(*words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run the command; nothing of it is left behind."""
+    with storage_daemon.interruptible():
+        process = command.start(*words)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
 
 
 def guest_image(folder: Path, kind: str = "raw") -> Path:
