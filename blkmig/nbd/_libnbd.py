@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 LIBRARY = "libnbd.so.0"
 
 DIRECTION_READ = 1
-DIRECTION_WRITE = 2
 SIZE_MINIMUM = 0
 SIZE_MAXIMUM = 2
-TLS_REQUIRE = 2
 
 EXTENT_FUNCTION = ctypes.CFUNCTYPE(
     c_int, c_void_p, c_char_p, c_uint64, POINTER(c_uint32), c_size_t, POINTER(c_int), use_errno=False
