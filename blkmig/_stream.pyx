@@ -137,7 +137,7 @@ cdef class OutputBuffer:
             count -= room
 
     def put_block(self, uint64_t sector, uint64_t flags, bytes name not None, BlockBuffer blk not None, /):
-        """Put a record and its payload, in one system call if the kernel takes them.
+        """Put a record and its payload: in one system call if the payload is copied and the kernel takes all of it.
 
         With FLAG_ZERO_BLOCK in `flags` the record has no payload and is staged. A mapped payload whose pages have gone
         is read into the block's own bytes, and the send goes on from the byte where it stopped.
