@@ -272,18 +272,31 @@ def test_records_lost_doubled_and_swapped(attack: Attack, size: str) -> None:
                 attack.run(b"".join(swapped), f"records {index} and {other} swapped", verify=verify, new=new)
 
 
-def test_a_size_that_is_wrong_and_well_sealed(attack: Attack) -> None:
-    """A6: what no checksum finds, the digest does: it covers the number of disks, their names and exact sizes."""
+def says_a_size(section: bytes) -> bool:
+    """Whether a section of a stream is one that says a disk's size: it is empty but for the word EOS and its marks."""
+    return len(section) == 18 and section[0] == 2 and int.from_bytes(section[5:13], "big") >> 9 != 0
+
+
+@pytest.mark.parametrize("said_before", [True, False])
+def test_a_size_that_is_wrong_and_well_sealed(attack: Attack, said_before: bool) -> None:
+    """A6: what no checksum finds, the digest does: it covers the number of disks, their names and exact sizes.
+
+    Where the sizes were said before the first block, the description is seen not to agree.
+    """
     from blkmig.savevm import vmdescription
 
     case = attack.case
     start, _ = case.pieces[-1]
+    sections = [case.data[at:stop] for at, stop in case.sections if stop <= start]
+    assert any(map(says_a_size, sections))
+    before = b"".join(section for section in sections if said_before or not says_a_size(section))
     name, content = next(iter(case.disks.items()))
     size = f'"name":"{name}","size":{len(content)}'.encode()
     text = case.data[start + 5 :]
     text = text[: text.index(b',"checksum"')] + b"}"
+    first = errors.StreamError if said_before else errors.ContentMismatch
     for wrong in (len(content) - 1, len(content) + 1):
         changed = vmdescription.seal(text.replace(size, f'"name":"{name}","size":{wrong}'.encode(), 1))
-        attack.stream.write_bytes(case.data[:start] + struct.pack(">BI", 6, len(changed)) + changed)
-        with pytest.raises((errors.ContentMismatch, errors.DeviceError, errors.IncompleteMigration)):
+        attack.stream.write_bytes(before + struct.pack(">BI", 6, len(changed)) + changed)
+        with pytest.raises((first, errors.DeviceError, errors.IncompleteMigration)):
             attack._receive_new(verify=True) if case.bases is None else attack._receive_existing(verify=True)
