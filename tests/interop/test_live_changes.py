@@ -26,9 +26,15 @@ SLOWLY = ("send", "--progress=none", "--max-bandwidth=1M", "--no-zero-blocks")
 """Bulk of 16 MiB takes 16 seconds."""
 
 
+def sent_bytes(stream: Path) -> int:
+    """Return how long the stream's file is, which has a hidden name until it is complete."""
+    found = [path for path in stream.parent.iterdir() if path.name.lstrip(".").startswith(stream.name)]
+    return sum(path.stat().st_size for path in found)
+
+
 def assert_in_bulk(stream: Path) -> None:
     """Fail if the migration went on until all of the disk was sent."""
-    assert stream.stat().st_size < SIZE
+    assert sent_bytes(stream) < SIZE
 
 
 def wait_for_bulk(vm: Machine, process: subprocess.Popen[bytes], stream: Path) -> None:
@@ -36,7 +42,7 @@ def wait_for_bulk(vm: Machine, process: subprocess.Popen[bytes], stream: Path) -
 
     def has_begun() -> bool:
         assert process.poll() is None, command.finish(process).stderr
-        return stream.exists() and stream.stat().st_size > 0
+        return sent_bytes(stream) > 0
 
     vm.wait_until(has_begun, "bulk to begin")
 
