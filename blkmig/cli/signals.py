@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from types import FrameType
 
-from .. import errors
+from .. import portable
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -35,7 +35,7 @@ PATIENCE = 3
 """The wish that ends the process at once."""
 
 
-class Interrupted(errors.Portable, BaseException):
+class Interrupted(portable.Portable, BaseException):
     """One of the signals, raised where the main thread is; everything is cleaned up on the way out."""
 
     def __init__(self, number: int) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 
 import pytest
 
-from . import gate, judge, report, stopwatch
+from . import gate, judge, machine, report, stopwatch
 
 _SESSION = pytest.StashKey["Session"]()
 _RESULTS = pytest.StashKey[list[dict[str, Any]]]()
@@ -51,7 +51,7 @@ class Session:
     results: dict[str, list[dict[str, Any]]] = dataclasses.field(default_factory=dict)
     runs: dict[str, int] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(
-        default_factory=lambda: report.package_versions(["blkmig", "pytest", "pytest-benchmark", "numpy"])
+        default_factory=lambda: machine.package_versions(["blkmig", "pytest", "pytest-benchmark", "numpy"])
     )
     failure: str = ""
 

@@ -17,6 +17,7 @@ FLOORS = {
     "_gate": 0,
     "_stream": 0,
     "errors": 1,
+    "portable": 1,
     "units": 1,
     "params": 1,
     "stats": 1,

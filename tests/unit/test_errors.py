@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import blkmig
-from blkmig import _stream, errors
+from blkmig import _stream, errors, portable
 
 
 def kinds() -> Iterator[type[BaseException]]:
@@ -85,7 +85,7 @@ def test_an_error_survives(kind: type[BaseException], way: str) -> None:
     fields = {name: value for name, value in vars(error).items() if name != "__notes__"}
     assert {name: value for name, value in vars(other).items() if name != "__notes__"} == fields
     assert other.__notes__ == ["and then: something else"]
-    if isinstance(error, errors.Portable):
+    if isinstance(error, portable.Portable):
         assert repr(other.__cause__) == repr(error.__cause__)
     if isinstance(error, errors.MigrationError):
         assert other.exit_code == error.exit_code  # type: ignore[attr-defined]
