@@ -30,56 +30,6 @@ MIB = 1 << 20
 TIMEOUT = 30
 
 
-# -- A2: who gives up resets ----------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def forked(until: int) -> Iterator[int]:
-    """A child of this process that has all its descriptors, and ends when nobody has the other end of a pipe."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(writing)
-        os.read(reading, 1)
-        os._exit(0)
-    try:
-        yield pid
-    finally:
-        os.close(reading)
-        os.close(writing)
-        os.waitpid(pid, 0)
-
-
-def say_twice(back: channel.OutputQEMUFile) -> None:
-    for _ in range(2):
-        back.put_be64(0)
-        back.wait_until_taken()
-
-
-@pytest.mark.parametrize("kind", ["tcp", "unix"])
-def test_a_sender_that_gives_up_is_no_end_although_a_process_has_the_socket(kind: str, tmp_path: Path) -> None:
-    """A2, B6: the reset does not wait for the last process that has the descriptor."""
-    uri = "tcp:127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path}/s"
-    with (
-        channel.listen(uri) as listener,
-        channel.connect(listener.uri, timeout=TIMEOUT) as f,
-        listener.accept(timeout=TIMEOUT) as peer,
-    ):
-        sock = f._transport.socket
-        assert sock is not None
-        with sock.dup():  # as a child of a C library's fork() has it
-            f.put_be64(7)
-            f.flush()
-            back = peer.return_path()
-            assert back is not None
-            f.abort()
-            with contextlib.suppress(errors.ChannelError):  # what came before may be read
-                assert peer.get_be64() == 7
-            with pytest.raises(errors.ChannelError):
-                say_twice(back)
-        peer.abort()
-
-
 def test_a_receiver_does_not_reset_what_it_has_said() -> None:
     """Its word must not be lost: abort() of a receiver is a quiet one."""
     with (
@@ -125,9 +75,6 @@ def test_a_given_socket_can_be_read_on_after_the_stream() -> None:
             f.close()
         theirs.sendall(b"2")
         assert ours.recv(1) == b"2"
-
-
-# -- A5: exit statuses ----------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -178,9 +125,6 @@ def test_tools_are_not_started_where_nobody_knows_how_they_end(tmp_path: Path) -
         qemuimg.create_image(tmp_path / "x.qcow2", MIB, format="qcow2", device="x")
 
 
-# -- B4: a link that goes down --------------------------------------------------------------------------------------
-
-
 def user_timeout(f: channel.OutputQEMUFile | channel.InputQEMUFile) -> int:
     sock = f._transport.socket
     assert sock is not None
@@ -201,78 +145,6 @@ def test_tcp_gives_up_after_two_minutes() -> None:
         f.abort()
 
 
-# -- B6: forked children --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("kind", ["tcp", "unix", "exec"])
-def test_a_forked_child_keeps_nobody_waiting(kind: str, tmp_path: Path) -> None:
-    """B6: the peer sees the end, the command its end of file, although a child of ours lives on."""
-    if kind == "exec":
-        with channel.connect(f"exec:cat >{tmp_path}/x", timeout=TIMEOUT) as f, forked(0):
-            f.put_byte(1)
-            f.close()
-        assert (tmp_path / "x").read_bytes() == b"\1"
-        return
-    uri = "tcp:127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path}/s"
-    with channel.listen(uri) as listener:
-        f = channel.connect(listener.uri, timeout=TIMEOUT)
-        peer = listener.accept(timeout=TIMEOUT)
-        back = peer.return_path()
-        answers = f.return_path()
-        assert back is not None
-        assert answers is not None
-        with forked(0):
-            f.put_byte(1)
-            f.close()
-            assert peer.get_byte() == 1
-            assert peer.at_eof()
-            peer.abort()
-            assert answers.at_eof()
-            f.abort()
-            listener.close()
-            with pytest.raises(errors.ChannelError):
-                channel.connect(listener.uri, timeout=TIMEOUT)
-
-
-def test_a_forked_child_cannot_use_or_cancel_the_channel_of_its_parent() -> None:
-    with channel.listen("tcp:127.0.0.1:0") as listener:
-        f, peer = channel.connect(listener.uri, timeout=TIMEOUT), listener.accept(timeout=TIMEOUT)
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            with contextlib.suppress(BaseException):
-                f.cancel()
-                f.abort()
-                try:
-                    f.put_byte(1)
-                except errors.MigrationError:
-                    status = 0
-            os._exit(status)
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        f.put_byte(2)
-        f.close()
-        assert peer.get_byte() == 2
-        assert peer.at_eof()
-        peer.abort()
-
-
-def test_descriptors_are_not_inherited(tmp_path: Path) -> None:
-    with channel.listen(f"unix:{tmp_path}/s") as listener:
-        f, peer = channel.connect(listener.uri, timeout=TIMEOUT), listener.accept(timeout=TIMEOUT)
-        back = f.return_path()
-        to_command = channel.connect("exec:cat >/dev/null", timeout=TIMEOUT)
-        assert back is not None
-        files = [f, peer, back, to_command]
-        fds = [each._transport.fd for each in files] + [each._link.wake_fd for each in files]
-        assert listener._socket is not None
-        assert not any(os.get_inheritable(fd) for fd in [*fds, listener._socket.fileno()])
-        for each in files:
-            each.abort()
-
-
-# -- C3 -------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("umask", [0, 0o022, 0o777])
 def test_a_unix_socket_is_its_owners(umask: int, tmp_path: Path) -> None:
     before = os.umask(umask)
@@ -282,9 +154,6 @@ def test_a_unix_socket_is_its_owners(umask: int, tmp_path: Path) -> None:
             assert os.umask(umask) == umask
     finally:
         os.umask(before)
-
-
-# -- C7: a system that says no --------------------------------------------------------------------------------------
 
 
 def fail(code: int) -> Callable[..., object]:
@@ -343,9 +212,6 @@ def test_places_where_no_socket_can_be(uri: str) -> None:
             open_it()
 
 
-# -- C11: whose fault it was ----------------------------------------------------------------------------------------
-
-
 def test_a_full_disk_under_the_stream_is_no_lost_link(tmp_path: Path) -> None:
     """C11: exit 1 with path and reason."""
     (tmp_path / "d.raw").write_bytes(os.urandom(MIB))
@@ -381,9 +247,6 @@ def test_a_full_target_is_what_the_sender_hears(kind: str, tmp_path: Path) -> No
             running.result(TIMEOUT)
 
 
-# -- names ----------------------------------------------------------------------------------------------------------
-
-
 def test_a_name_server_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """B3: neither past the time to connect, nor past a cancel."""
     hangs = threading.Event()
@@ -409,9 +272,6 @@ def test_a_name_server_that_hangs_is_not_waited_for(monkeypatch: pytest.MonkeyPa
                 connecting.result(TIMEOUT)
     finally:
         hangs.set()
-
-
-# -- idle, in the compiled loops ------------------------------------------------------------------------------------
 
 
 def test_a_large_buffer_that_a_slow_link_empties_is_no_idle_peer() -> None:

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Disks, threads and targets for tests of the pause."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import lab
+
+import blkmig
+
+MIB = lab.MIB
+LONG = 30  # seconds that nothing here takes
+NBLOCKS = 24
+
+
+def disk_of(nblocks: int = NBLOCKS) -> blkmig.MemoryBackend:
+    return blkmig.MemoryBackend(bytearray(b"x" * nblocks * MIB), name="d")
+
+
+class Call:
+    """A function that runs in a thread of its own; `result` waits for it and returns or raises what it did."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._function()
+        except BaseException as error:
+            self._error = error
+
+    def is_over(self, seconds: float = 0) -> bool:
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
+
+    def result(self) -> Any:
+        assert self.is_over(LONG), "it hangs"
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait until something is so."""
+    for _ in range(LONG * 1000):
+        if condition():
+            return
+        threading.Event().wait(0.001)
+    raise AssertionError("it never is")
