@@ -168,13 +168,8 @@ class WriteLimit(abc.ABC):
 
     def lift(self, node: str) -> None:
         """Drop the demand of `node`; without any, the user's own limits hold again."""
-        if self._demands.pop(node, None) is None:
-            return
-        if self._demands:
-            self.write(vocabulary.lower_write_limit(self._users, min(self._demands.values()), self.key))
-        else:
-            self.write(self._users)
-            self._own.remove_object(self._kept_in)
+        if self._demands.pop(node, None) is not None:
+            self._hold_again()
 
     def suspend(self) -> bool:
         """Lift all limits for a moment, the user's own ones, too; False if there are none."""
@@ -189,14 +184,17 @@ class WriteLimit(abc.ABC):
 
     def resume(self) -> None:
         """Have the limits hold again that were lifted. Nothing if they do."""
-        if not self._is_suspended:
-            return
+        if self._is_suspended:
+            self._hold_again()
+            self._is_suspended = False
+
+    def _hold_again(self) -> None:
+        """Have what is demanded hold, or the user's own limits if nothing is."""
         if self._demands:
             self.write(vocabulary.lower_write_limit(self._users, min(self._demands.values()), self.key))
         else:
             self.write(self._users)
             self._own.remove_object(self._kept_in)
-        self._is_suspended = False
 
     @abc.abstractmethod
     def read(self) -> dict[str, Any]:

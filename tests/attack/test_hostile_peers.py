@@ -16,8 +16,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from hostile_peers import HANGS, MIB, OPEN_RETURN_PATH, Act, acting, connected, gone
+from hostile_peers import HANGS, MIB, OPEN_RETURN_PATH, Act, acting, gone
 from hostile_peers import stream as stream
+from receivers import connected
 
 import blkmig
 from blkmig import errors

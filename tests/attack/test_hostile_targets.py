@@ -12,8 +12,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from hostile_peers import HANGS, MIB, Act, acting, answers, connected, swallow
+from hostile_peers import HANGS, MIB, Act, acting, answers, swallow
 from hostile_peers import stream as stream
+from receivers import connected
 
 import blkmig
 from blkmig import channel, errors

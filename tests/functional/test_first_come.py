@@ -9,10 +9,10 @@ import errno
 import logging
 import random
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from receivers import connected, receiving
 
 import blkmig
 from blkmig import channel, errors
@@ -26,28 +26,6 @@ MAGIC = b"QEVM"
 @pytest.fixture(params=["tcp", "unix"])
 def uri(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return "tcp:127.0.0.1:0" if request.param == "tcp" else f"unix:{tmp_path}/s"
-
-
-def connected(uri: str) -> socket.socket:
-    scheme, _, rest = uri.partition(":")
-    if scheme == "unix":
-        sock = socket.socket(socket.AF_UNIX)
-        sock.connect(rest)
-        return sock
-    host, _, port = rest.rpartition(":")
-    return socket.create_connection((host, int(port)))
-
-
-@contextlib.contextmanager
-def receiving(uri: str, target: Path) -> Iterator[tuple[str, concurrent.futures.Future[object]]]:
-    """Run a receiver; give its address and its outcome."""
-    incoming = blkmig.IncomingMigration(uri, {"d": target})
-    with incoming, concurrent.futures.ThreadPoolExecutor() as pool:
-        running = pool.submit(incoming.run)
-        try:
-            yield incoming.uri, running
-        finally:
-            incoming.cancel()
 
 
 @pytest.fixture

@@ -3,19 +3,18 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import os
 import random
 import socket
 import stat
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import command
 import forks
 import pytest
+from receivers import connected, receiving
 
 import blkmig
 from blkmig import channel, migration
@@ -41,18 +40,6 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 def source(tmp_path: Path) -> Path:
     (tmp_path / "d.raw").write_bytes(random.Random(1).randbytes(2 * MIB))
     return tmp_path / "d.raw"
-
-
-@contextlib.contextmanager
-def receiving(uri: str, target: Path) -> Iterator[tuple[str, concurrent.futures.Future[object]]]:
-    """Run a receiver; give its address and its outcome."""
-    incoming = blkmig.IncomingMigration(uri, {"d": target})
-    with incoming, concurrent.futures.ThreadPoolExecutor() as pool:
-        running = pool.submit(incoming.run)
-        try:
-            yield incoming.uri, running
-        finally:
-            incoming.cancel()
 
 
 @pytest.mark.usefixtures("short")
@@ -95,11 +82,6 @@ def test_another_user_at_the_abstract_name_is_not_believed(tmp_path: Path, monke
         pytest.raises(channel.NotMeasured, match="no receiver that can be measured"),
     ):
         channel.measure(where, timeout=TIMEOUT)
-
-
-def connected(uri: str) -> socket.socket:
-    host, _, port = uri.removeprefix("tcp:").rpartition(":")
-    return socket.create_connection((host, int(port)), TIMEOUT)
 
 
 def test_who_measures_for_ever_holds_nobody_up(source: Path, tmp_path: Path) -> None:

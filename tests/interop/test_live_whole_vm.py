@@ -38,6 +38,19 @@ def wait_until_prepared(vm: Machine, process: subprocess.Popen[bytes]) -> None:
     vm.wait_until(is_prepared, "blkmig to prepare")
 
 
+@contextlib.contextmanager
+def moving(folder: Path) -> Iterator[tuple[Machine, command.Receiver, subprocess.Popen[bytes]]]:
+    """Run a VM and send its disk, up to where blkmig takes part in QEMU's own migration."""
+    with (
+        Machine(folder, guest_image(folder), "source") as source,
+        command.receiver(f"unix:{folder}/disks", f"vda={folder}/target.raw") as receiver,
+        sending(*WHOLE_VM, source.address, receiver.uri) as process,
+    ):
+        source.wait_for_writes()
+        wait_until_prepared(source, process)
+        yield source, receiver, process
+
+
 def assert_as_before(vm: Machine) -> None:
     """Fail unless the guest goes on here and nothing tells that blkmig was there."""
     vm.wait_until(vm.is_running, "the guest to go on")
@@ -64,13 +77,7 @@ ENDS: dict[str, tuple[Callable[[Machine], object], str]] = {
 def test_qemus_own_migration_that_ends_ends_blkmigs(folder: Path, how: str) -> None:
     """E1: at once, with QEMU's reason, and not when somebody gets impatient."""
     end, reason = ENDS[how]
-    with (
-        Machine(folder, guest_image(folder), "source") as source,
-        command.receiver(f"unix:{folder}/disks", f"vda={folder}/target.raw") as receiver,
-        sending(*WHOLE_VM, source.address, receiver.uri) as process,
-    ):
-        source.wait_for_writes()
-        wait_until_prepared(source, process)
+    with moving(folder) as (source, _, process):
         end(source)
         sent = command.finish(process)
         assert (sent.exit_code, reason in sent.stderr) == (1, True), sent.stderr
@@ -157,13 +164,7 @@ def test_a_target_that_says_nothing_about_the_vm(folder: Path, monkeypatch: pyte
 @pytest.mark.parametrize("state", ["prepared", "pre-switchover"])
 def test_an_interrupt_while_qemu_migrates(folder: Path, state: str) -> None:
     """B8, E1: all is as before, and nobody waits for QEMU's migration."""
-    with (
-        Machine(folder, guest_image(folder), "source") as source,
-        command.receiver(f"unix:{folder}/disks", f"vda={folder}/target.raw") as receiver,
-        sending(*WHOLE_VM, source.address, receiver.uri) as process,
-    ):
-        source.wait_for_writes()
-        wait_until_prepared(source, process)
+    with moving(folder) as (source, receiver, process):
         if state == "pre-switchover":
             receiver.process.send_signal(signal.SIGSTOP)
             source.execute("migrate", uri="exec:cat >/dev/null")
@@ -176,13 +177,7 @@ def test_an_interrupt_while_qemu_migrates(folder: Path, state: str) -> None:
 
 def test_a_link_that_breaks_while_qemu_waits_lets_the_guest_go_on(folder: Path) -> None:
     """B9: the target has no use for the disks before QEMU hands over, so there is no doubt."""
-    with (
-        Machine(folder, guest_image(folder), "source") as source,
-        command.receiver(f"unix:{folder}/disks", f"vda={folder}/target.raw") as receiver,
-        sending(*WHOLE_VM, source.address, receiver.uri) as process,
-    ):
-        source.wait_for_writes()
-        wait_until_prepared(source, process)
+    with moving(folder) as (source, receiver, process):
         receiver.process.send_signal(signal.SIGSTOP)
         source.execute("migrate", uri="exec:cat >/dev/null")
         source.wait_migration("pre-switchover")
@@ -196,13 +191,7 @@ def test_a_link_that_breaks_while_qemu_waits_lets_the_guest_go_on(folder: Path) 
 @pytest.mark.parametrize("state", ["prepared", "active", "pre-switchover"])
 def test_a_blkmig_that_is_killed_is_cleaned_up_after(folder: Path, state: str) -> None:
     """E2: the guest goes on, each thing is said, and until then a plain send is refused with what to do."""
-    with (
-        Machine(folder, guest_image(folder), "source") as source,
-        command.receiver(f"unix:{folder}/disks", f"vda={folder}/target.raw") as receiver,
-        sending(*WHOLE_VM, source.address, receiver.uri) as process,
-    ):
-        source.wait_for_writes()
-        wait_until_prepared(source, process)
+    with moving(folder) as (source, receiver, process):
         receiver.process.send_signal(signal.SIGSTOP)
         if state == "active":
             source.set_parameters(max_bandwidth=100_000)

@@ -54,16 +54,6 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return whole[:first] + OPEN_RETURN_PATH + whole[first:]
 
 
-def connected(uri: str) -> socket.socket:
-    scheme, _, rest = uri.partition(":")
-    if scheme == "unix":
-        sock = socket.socket(socket.AF_UNIX)
-        sock.connect(rest)
-        return sock
-    host, _, port = rest.rpartition(":")
-    return socket.create_connection((host, int(port)))
-
-
 def swallow(sock: socket.socket, nbytes: int | None = None) -> None:
     """Read `nbytes`, or until a description has come: then the source has sent everything."""
     seen, count = b"", 0
