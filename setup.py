@@ -31,6 +31,6 @@ setup(
             extra_compile_args=[*flags, "-Wall", "-Wno-unused-function"],
             extra_link_args=flags[:1] if sanitizers else [],
         )
-        for name in ("_core", "_gate", "_stream")
+        for name in ("_core", "_gate", "_output", "_input", "_storing")
     ]
 )

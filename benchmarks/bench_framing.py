@@ -14,7 +14,7 @@ import timeit
 import numpy as np
 import pytest
 
-from blkmig import _core, _stream
+from blkmig import _core, _input, _output
 
 FILE = os.O_RDWR | os.O_CREAT | os.O_TRUNC
 NAMES = [pytest.param(b"drive0", id="6"), pytest.param(b"drive-virtio-disk00", id="19")]
@@ -54,7 +54,7 @@ def test_encode(ratio, fd, name):
     def copy():
         copied[:] = ours
 
-    out = _stream.OutputBuffer(fd)
+    out = _output.OutputBuffer(fd)
 
     def put():
         out.put_zero_records(0, COUNT, name)
@@ -100,7 +100,7 @@ def test_decode(ratio, fd, name):
             sector += count * 2048
 
     os.pwrite(fd, stream, 0)
-    source = _stream.InputBuffer(fd)
+    source = _input.InputBuffer(fd)
     get()
     ratio(
         {

@@ -138,7 +138,7 @@ cdef inline bint take_bit(Bitmap bitmap, size_t bit) noexcept nogil:
     return (word_and(&bitmap.words[bit >> WORD_SHIFT], ~mask) & mask) != 0
 
 
-# ---- for the extensions beside it, blkmig._gate and blkmig._stream: no contract, it changes as they do ----
+# ---- for the extensions beside it, _gate, _output, _input and _storing: no contract, it changes as they do ----
 
 cdef enum:
     # Long loops run without the GIL, short ones with it: to drop it and to take it again costs 50 ns, and up to a whole

@@ -8,8 +8,8 @@ Buffers are anything C-contiguous. System calls run without the GIL, go on after
 handlers) and after short counts, and raise OSError with the errno. Numbers are whatever operator.index() takes: a float
 is a TypeError. A BlockBuffer belongs to one thread at a time; Bitmap and Mapping may be shared.
 
-The loops are in C, one idea a header, in the folder c/. Two extensions stand on this one: `_gate`, which counts who is
-inside a disk, and `_stream`, with which blocks and records travel.
+The loops are in C, one idea a header, in the folder c/. Four extensions stand on this one: `_gate`, which counts who is
+inside a disk; `_output` and `_input`, with which blocks and records travel; and `_storing`, the queue behind them.
 """
 
 import os

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 
-from .. import _core, _stream, channel, errors, params
+from .. import _core, _output, channel, errors, params
 from . import device, digests, send, state
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ def send_run(
         count = f.put_file_blocks(
             mapping, block, count, bmds.name, blk.buf, marks.bits, marks.bits_per_block, RUN_SECONDS
         )
-    except _stream.PayloadError as error:
+    except _output.PayloadError as error:
         raise send.cannot_read(bmds, error, error.offset, _core.BLOCK_SIZE) from error
     finally:
         blk_mig.reads.put(blk)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from .. import _core, _stream, channel, errors
+from .. import _core, _output, channel, errors
 from . import coverage, device, digests, state
 
 
@@ -23,7 +23,7 @@ def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.
     blk_mig.last_sent = bmds, blk.block
     try:
         f.put_block(blk.offset >> _core.SECTOR_BITS, _core.FLAG_DEVICE_BLOCK, bmds.name, buf)
-    except _stream.PayloadError as error:
+    except _output.PayloadError as error:
         raise cannot_read(bmds, error, error.offset, _core.BLOCK_SIZE) from error
     blk_mig.transferred += 1
     if bmds.digests is not None:

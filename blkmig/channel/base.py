@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Concatenate, NoReturn, ParamSpec, Self, TypeVar
 
-from .. import _stream, errors
+from .. import _output, errors
 from . import link
 
 P = ParamSpec("P")
@@ -110,10 +110,10 @@ class QEMUFile:
 
     def _fail(self, error: BaseException) -> None:
         """Raise what `error`, caught in a put or get, means; return if it means itself."""
-        if isinstance(error, OSError) and not isinstance(error, _stream.PayloadError):
+        if isinstance(error, OSError) and not isinstance(error, _output.PayloadError):
             self._link.check()
             self._keep(self._meaning(error), error)
-        if self._error is None and (not isinstance(error, Exception) or isinstance(error, _stream.PayloadError)):
+        if self._error is None and (not isinstance(error, Exception) or isinstance(error, _output.PayloadError)):
             # KeyboardInterrupt and the like: nobody knows where in the item, so nothing may follow it.
             self._error = errors.ChannelError(self._where(), uri=self.uri, cause="it was interrupted before")
             self._link.careful = True

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How the staging buffers of a channel read and wait, and what measuring said about it.
 
-`_stream` does as it is told; here it is told. A TCP socket is read with more care than others: each time that a side is
-woken for less than a block costs both sides.
+`_output` and `_input` do as they are told; here they are told. A TCP socket is read with more care than others: each
+time that a side is woken for less than a block costs both sides.
 """
 
 from __future__ import annotations
 
-from .. import _stream
+from .. import _input, _output
 
 STAGING_NBYTES = 1 << 16
 """What is small waits here, for company on its way out and for its reader on the way in."""
@@ -34,16 +34,16 @@ TCP_LINGER_SECONDS = 0.0002
 lost once a block."""
 
 
-def open_output(fd: int, *, wake_fd: int = -1) -> _stream.OutputBuffer:
+def open_output(fd: int, *, wake_fd: int = -1) -> _output.OutputBuffer:
     """Return the staging buffer of what is sent to `fd`."""
-    return _stream.OutputBuffer(fd, STAGING_NBYTES, wake_fd=wake_fd, least_useful=LEAST_USEFUL)
+    return _output.OutputBuffer(fd, STAGING_NBYTES, wake_fd=wake_fd, least_useful=LEAST_USEFUL)
 
 
 def open_input(
     fd: int, *, is_tcp: bool, wake_fd: int = -1, begun: bytes = b"", capacity: int = STAGING_NBYTES
-) -> _stream.InputBuffer:
+) -> _input.InputBuffer:
     """Return the staging buffer of what is received from `fd`, of which `begun` has been read."""
-    return _stream.InputBuffer(
+    return _input.InputBuffer(
         fd,
         capacity,
         wake_fd=wake_fd,
@@ -57,7 +57,7 @@ def open_input(
     )
 
 
-def expect_pages(buffer: _stream.InputBuffer, *, is_tcp: bool) -> None:
+def expect_pages(buffer: _input.InputBuffer, *, is_tcp: bool) -> None:
     """Have payloads that are pages, from a sender on this machine, pass through as such.
 
     A TCP receiver naps instead of waiting. One that waits is woken, and answers every 64 KiB while SO_RCVLOWAT is not

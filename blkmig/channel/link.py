@@ -26,7 +26,7 @@ import threading
 import time
 import weakref
 
-from .. import _stream, children, errors
+from .. import _output, children, errors
 
 CHILD_GRACE_SECONDS = 1.0
 """How long a command may take to end by itself when its channel is aborted, or to explain a broken pipe."""
@@ -197,7 +197,7 @@ class Transport:
             with contextlib.suppress(OSError):  # for closing, should the next line not do
                 self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
             with contextlib.suppress(OSError):  # was not connected any more
-                _stream.reset_connection(self.socket.fileno())
+                _output.reset_connection(self.socket.fileno())
 
     def has_left(self) -> bool:
         """Return whether the peer's machine has everything that was put into a socket. Raises OSError if it broke."""

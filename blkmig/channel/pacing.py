@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import _core, _stream, errors, units
+from .. import _core, _output, errors, units
 from . import base, link, rate
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ LONGEST_WAIT = 0.1
 class PacedFile(base.QEMUFile):
     """A sending direction, as far as it waits for its rate limit."""
 
-    _buffer: _stream.OutputBuffer
+    _buffer: _output.OutputBuffer
 
     def __init__(self, transport: link.Transport, *, limiter: rate.RateLimiter | None = None) -> None:
         super().__init__(transport)

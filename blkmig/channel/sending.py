@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The sending direction of a QEMUFile: numbers, buffers and blocks are put, and wait for the rate limit.
 
-The bytes are moved by ``_stream.OutputBuffer``; what is here is policy, and while there is none to apply, a put costs
+The bytes are moved by ``_output.OutputBuffer``; what is here is policy, and while there is none to apply, a put costs
 two tests of a flag. All puts may block, and drop the GIL while they do.
 """
 
@@ -123,7 +123,7 @@ class SendingFile(pacing.PacedFile):
     ) -> int:
         """Put up to `count` whole blocks of a file from `block` on; return how many, 0 while a rate limit is set.
 
-        It ends early after `seconds`, and at a block that is zero or unreadable: see ``_stream.OutputBuffer``.
+        It ends early after `seconds`, and at a block that is zero or unreadable: see ``_output.OutputBuffer``.
         """
         try:
             if self._link.careful and self._before_put():

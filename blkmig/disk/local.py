@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, SupportsIndex
 
-from .. import _core, _gate, _stream, errors
+from .. import _core, _gate, _storing, errors
 from . import gate
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ class LocalBackend(gate.GatedBackend):
     ) -> errors.DeviceError:
         """Return the :class:`~blkmig.errors.DeviceError` to raise from `error`, which may be of an earlier block."""
         cause = gate.CLOSED if self._closed else error
-        if isinstance(error, _stream.LateError):
+        if isinstance(error, _storing.LateError):
             doing, offset, nbytes, cause = "cannot write", error.offset, _core.BLOCK_SIZE, error
         return errors.DeviceError(doing, device=self.name, cause=cause, offset=offset, nbytes=nbytes)
 

@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 from typing import Literal, Self
 
-from .. import _core, _stream, errors, units
+from .. import _core, _storing, errors, units
 from ..disk import local
 from . import locks, rawfile
 
@@ -257,7 +257,7 @@ class FileBackend(local.LocalBackend):
     def _close(self) -> None:
         try:
             self._top.close()
-        except _stream.LateError as error:
+        except _storing.LateError as error:
             raise self.failed("cannot write", error) from error
         except OSError as error:
             raise errors.DeviceError("cannot be closed", device=self.name, cause=error) from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 
-from .. import _core, _stream
+from .. import _core, _storing
 
 DEPTH = 4
 """Blocks that are being stored or wait for it, at most. The receiver runs ahead of the disk by three."""
@@ -30,12 +30,12 @@ class StoringThread:
     """The thread that stores in a file, and what waits for it. Any thread may put, drain and close.
 
     Zero clusters of `cluster` bytes become holes, unless that is 0. Raises RuntimeError if no thread can be started. A
-    block that cannot be stored is a `_stream.LateError` at the next call, and at all later ones: an :class:`OSError`
+    block that cannot be stored is a `_storing.LateError` at the next call, and at all later ones: an :class:`OSError`
     whose `offset` says which block that was.
     """
 
     def __init__(self, cluster: int) -> None:
-        self._queue = _stream.StoringQueue(cluster, DEPTH, TCP_DEPTH, PLACES)
+        self._queue = _storing.StoringQueue(cluster, DEPTH, TCP_DEPTH, PLACES)
         # Held by whoever puts or drains, also while that waits: the queue is for one at a time. It guards `_start` and
         # `_stop`, too. The storing thread does not need it.
         self._lock = threading.Lock()

@@ -22,7 +22,7 @@ import command
 import pytest
 
 import blkmig
-from blkmig import _stream, channel, children, errors
+from blkmig import _output, channel, children, errors
 from blkmig.channel import listening
 from blkmig.nbd import qemuimg
 
@@ -279,7 +279,7 @@ def test_a_large_buffer_that_a_slow_link_empties_is_no_idle_peer() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         ours.setblocking(False)
-        out = _stream.OutputBuffer(ours.fileno())
+        out = _output.OutputBuffer(ours.fileno())
         out.set_idle_timeout(1.0)  # emptying the buffer takes 1.6 s
         over = threading.Event()
 

@@ -13,7 +13,7 @@ import fd_pairs
 import pytest
 
 import blkmig
-from blkmig import _core, _stream, channel
+from blkmig import _core, _output, channel
 
 MIB = 1 << 20
 HELD_BACK = 256 << 10
@@ -108,7 +108,7 @@ def test_pages_are_lent_only_where_a_word_comes_back(asked: bool) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, channel.connect(f"fd:{ours.fileno()}", timeout=TIMEOUT) as f:
         os.set_blocking(f._transport.fd, False)  # as those that connect() makes
-        f._buffer = _stream.OutputBuffer(f._transport.fd)
+        f._buffer = _output.OutputBuffer(f._transport.fd)
         if asked:
             assert f.return_path() is not None
         assert f.share_pages() is asked

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "blkmig"
 SHIPPED = {"blkmig", "tests", "benchmarks", "docs", "examples", "tools"}
 FILES = {"pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "CHANGES.md", "LICENSE", "mkdocs.yml"}
-COMPILED = ("_core", "_gate", "_stream")
+COMPILED = ("_core", "_gate", "_output", "_input", "_storing")
 EXTENSIONS = {f"blkmig/{name}{sysconfig.get_config_var('EXT_SUFFIX')}" for name in COMPILED}
 CONTRACT = {"blkmig/__init__.pxd", "blkmig/_core.pxd"}  # all that cimport needs
 
@@ -63,7 +63,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
         shutil.copytree(ROOT / name, source / name, ignore=hidden)
     for name in FILES:
         shutil.copy(ROOT / name, source)
-    made = ("blkmig/_core.c", "blkmig/_core.html", "blkmig/_stream.c", "blkmig/old.so")
+    made = ("blkmig/_core.c", "blkmig/_core.html", "blkmig/_output.c", "blkmig/old.so")
     for stray in (*made, "tests/disk.raw", ".venv/lib/x.py", "x.py"):
         (source / stray).parent.mkdir(parents=True, exist_ok=True)
         (source / stray).touch()

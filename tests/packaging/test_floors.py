@@ -15,7 +15,9 @@ PACKAGE = Path(__file__).parents[2] / "blkmig"
 FLOORS = {
     "_core": 0,
     "_gate": 0,
-    "_stream": 0,
+    "_output": 0,
+    "_input": 0,
+    "_storing": 0,
     "errors": 1,
     "portable": 1,
     "units": 1,

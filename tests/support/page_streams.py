@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from blkmig import _core, _stream
+from blkmig import _core, _input, _output
 from blkmig.channel import buffers
 
 MiB = _core.BLOCK_SIZE
@@ -30,7 +30,7 @@ class Sender(threading.Thread):
     def run(self) -> None:
         with self.path.open("rb") as file:
             mapping = _core.Mapping(file.fileno(), self.path.stat().st_size)
-            out, blk = _stream.OutputBuffer(self.fd), _core.BlockBuffer("lent")
+            out, blk = _output.OutputBuffer(self.fd), _core.BlockBuffer("lent")
             assert out.share_pages()
             out.put_byte(7)
             for number, block in enumerate(self.blocks):
@@ -53,7 +53,7 @@ def is_tcp(fd: int) -> bool:
         return sock.family in (socket.AF_INET, socket.AF_INET6)
 
 
-def receiver(fd: int, capacity: int = 65536, **options: int) -> tuple[_stream.InputBuffer, _core.BlockBuffer]:
+def receiver(fd: int, capacity: int = 65536, **options: int) -> tuple[_input.InputBuffer, _core.BlockBuffer]:
     os.set_blocking(fd, False)
     tcp = is_tcp(fd)
     source, blk = buffers.open_input(fd, is_tcp=tcp, capacity=capacity, **options), _core.BlockBuffer("piped")
@@ -61,7 +61,7 @@ def receiver(fd: int, capacity: int = 65536, **options: int) -> tuple[_stream.In
     return source, blk
 
 
-def each_block(stream: _stream.InputBuffer, blk: _core.BlockBuffer) -> Iterator[int]:
+def each_block(stream: _input.InputBuffer, blk: _core.BlockBuffer) -> Iterator[int]:
     """Yield the number of each block, with its payload in `blk`; the zero records are counted."""
     assert stream.get_byte() == 7
     zeros = 0

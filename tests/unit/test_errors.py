@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 import blkmig
-from blkmig import _stream, errors, portable
+from blkmig import _output, _storing, errors, portable
 
 
 def kinds() -> Iterator[type[BaseException]]:
@@ -54,7 +54,7 @@ def made(kind: type[BaseException]) -> BaseException:
             elif each.kind is not each.VAR_KEYWORD:
                 args.append(wanted)
         error = kind(*args, **kwargs)
-    if isinstance(error, _stream.LateError | _stream.PayloadError):
+    if isinstance(error, _storing.LateError | _output.PayloadError):
         error.offset = 5
     error.add_note("and then: something else")
     error.__cause__ = OSError(5, "Input/output error")
@@ -72,7 +72,7 @@ WAYS: dict[str, Callable[[BaseException], BaseException]] = {
 
 
 def test_the_tree_is_walked() -> None:
-    assert {errors.InDoubt, errors.DeviceError, errors.ParameterError, _stream.LateError} <= set(KINDS)
+    assert {errors.InDoubt, errors.DeviceError, errors.ParameterError, _storing.LateError} <= set(KINDS)
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -22,7 +22,7 @@ from number_disks import MiB
 from number_disks import backend as backend
 
 import blkmig
-from blkmig import _core, _gate, _stream, block, errors, files, migration, params, qemu, sources
+from blkmig import _core, _gate, _input, _output, _storing, block, errors, files, migration, params, qemu, sources
 from blkmig.nbd import backend as nbd
 from blkmig.nbd import image
 
@@ -33,7 +33,7 @@ INTEGERS = [np.int8, np.int16, np.int32, np.int64, np.uint8, np.uint16, np.uint3
 ABSURD = [-1, -(1 << 31), -(1 << 63), -(1 << 64), 1 << 31, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, 1 << 64]
 ABSURD += [1 << 200]
 CLEAR = (OverflowError, IndexError, ValueError, OSError, MemoryError, EOFError)
-MODULES = {"_core": _core, "_gate": _gate, "_stream": _stream}
+MODULES = {"_core": _core, "_gate": _gate, "_output": _output, "_input": _input, "_storing": _storing}
 TREES = {name: ast.parse(pathlib.Path(_core.__file__).with_name(f"{name}.pyi").read_text()) for name in MODULES}
 OWNERS = {
     node.name: MODULES[name]
@@ -76,7 +76,7 @@ def world(tmp_path: pathlib.Path) -> Iterator[types.SimpleNamespace]:
     ours.setblocking(False)
     reader = threading.Thread(target=lambda: [None for _ in iter(lambda: theirs.recv(MiB), b"")])
     reader.start()
-    queue = _stream.StoringQueue(65536, 4, 2, 4)
+    queue = _storing.StoringQueue(65536, 4, 2, 4)
     queue.close()  # what is put is dropped, and nobody waits
     yield types.SimpleNamespace(
         fd=fd,
@@ -85,8 +85,8 @@ def world(tmp_path: pathlib.Path) -> Iterator[types.SimpleNamespace]:
         Bitmap=_core.Bitmap(4096),
         BlockBuffer=_core.BlockBuffer(),
         Mapping=_core.Mapping(fd, 2 * MiB),
-        OutputBuffer=_stream.OutputBuffer(ours.fileno()),
-        InputBuffer=_stream.InputBuffer(ours.fileno()),
+        OutputBuffer=_output.OutputBuffer(ours.fileno()),
+        InputBuffer=_input.InputBuffer(ours.fileno()),
         StoringQueue=queue,
         Gate=_gate.Gate(),
     )

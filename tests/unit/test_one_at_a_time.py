@@ -14,7 +14,7 @@ import pytest
 from forks import in_a_child
 
 import blkmig
-from blkmig import _core, _stream, errors, files
+from blkmig import _core, _input, _output, _storing, errors, files
 from blkmig.files import storing
 
 MiB = 1 << 20
@@ -62,7 +62,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield ours, theirs
 
 
-INPUTS: dict[str, Callable[[_stream.InputBuffer], object]] = {
+INPUTS: dict[str, Callable[[_input.InputBuffer], object]] = {
     "get_byte": lambda s: s.get_byte(),
     "get_be16": lambda s: s.get_be16(),
     "get_be32": lambda s: s.get_be32(),
@@ -81,7 +81,7 @@ INPUTS: dict[str, Callable[[_stream.InputBuffer], object]] = {
 def test_one_input_in_two_threads(pair, waits):
     """C14: a segmentation fault."""
     ours, theirs = pair
-    stream = _stream.InputBuffer(ours.fileno())
+    stream = _input.InputBuffer(ours.fileno())
     with busy(lambda: INPUTS[waits](stream)):
         try:
             while not is_busy(stream):
@@ -94,7 +94,7 @@ def test_one_input_in_two_threads(pair, waits):
             theirs.shutdown(socket.SHUT_WR)
 
 
-def is_busy(stream: _stream.InputBuffer) -> bool:
+def is_busy(stream: _input.InputBuffer) -> bool:
     """Return whether the other thread is inside: `get_buffer(0)` is refused then, and does nothing else."""
     try:
         stream.get_buffer(0)
@@ -103,7 +103,7 @@ def is_busy(stream: _stream.InputBuffer) -> bool:
     return False
 
 
-OUTPUTS: dict[str, Callable[[_stream.OutputBuffer], object]] = {
+OUTPUTS: dict[str, Callable[[_output.OutputBuffer], object]] = {
     "put_byte": lambda s: s.put_byte(1),
     "put_be64": lambda s: s.put_be64(1),
     "put_buffer": lambda s: s.put_buffer(bytes(8 * MiB)),
@@ -119,7 +119,7 @@ OUTPUTS: dict[str, Callable[[_stream.OutputBuffer], object]] = {
 def test_one_output_in_two_threads(pair):
     """C14."""
     ours, theirs = pair
-    stream, blk = _stream.OutputBuffer(ours.fileno()), _core.BlockBuffer()
+    stream, blk = _output.OutputBuffer(ours.fileno()), _core.BlockBuffer()
 
     def send() -> None:
         for sector in range(0, 64 * 2048, 2048):
@@ -148,7 +148,7 @@ BLOCKS: dict[str, Callable[[_core.BlockBuffer], object]] = {
     "fill_mapped": lambda blk: blk.fill_mapped(_core.Mapping(0, 0), 0, 0, 0),
     "store": lambda blk: blk.store(1, 0, 0),
     "store_sparse": lambda blk: blk.store_sparse(1, 0, 0, 65536, True),
-    "put behind": lambda blk: _stream.StoringQueue(0, 4, 2, 4).put(blk, 1, 0, False),
+    "put behind": lambda blk: _storing.StoringQueue(0, 4, 2, 4).put(blk, 1, 0, False),
 }
 
 
@@ -183,7 +183,7 @@ def test_one_block_in_two_threads_that_read_and_store(tmp_path):
 
 
 def test_a_queue_is_run_by_one_thread(tmp_path):
-    queue, blk = _stream.StoringQueue(0, 4, 2, 4), _core.BlockBuffer()
+    queue, blk = _storing.StoringQueue(0, 4, 2, 4), _core.BlockBuffer()
     with (tmp_path / "f").open("wb") as file:
         thread = threading.Thread(target=queue.run)
         thread.start()
@@ -271,7 +271,7 @@ def test_what_waits_to_be_stored_is_the_parents(tmp_path: pathlib.Path) -> None:
 
 def test_a_stream_belongs_to_one_process(pair) -> None:
     ours, theirs = pair
-    output, source = _stream.OutputBuffer(ours.fileno()), _stream.InputBuffer(ours.fileno())
+    output, source = _output.OutputBuffer(ours.fileno()), _input.InputBuffer(ours.fileno())
     theirs.sendall(b"0123456789")
     for call in (lambda: output.put_be64(1), output.flush, source.get_byte, source.next_run):
         assert "RuntimeError: the stream is the parent process's" in in_a_child(call)

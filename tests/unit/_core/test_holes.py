@@ -18,7 +18,7 @@ from block_files import MiB, content
 from block_files import blk as blk
 from block_files import make as make
 
-from blkmig import _core, _stream
+from blkmig import _core, _input
 
 NOISE = random.Random(5).randbytes(MiB)
 PUNCHABLE = pathlib.Path("/dev/shm")
@@ -223,7 +223,7 @@ def test_eintr_goes_on_and_runs_handlers(tmp_path: pathlib.Path) -> None:
     with subprocess.Popen(["/bin/sh", "-c", f"sleep 0.05; printf ready >{path}"]):
         fd = os.open(path, os.O_RDONLY)
         with interruptions(lambda: struck.append(1)):
-            buffer = _stream.InputBuffer(fd)
+            buffer = _input.InputBuffer(fd)
             assert buffer.get_buffer(5) == b"ready"
     os.close(fd)
 
@@ -241,7 +241,7 @@ def test_handler_that_raises_ends_the_wait() -> None:
     try:
         with pytest.raises(Interrupted):  # noqa: PT012 - the timer and what it strikes
             signal.setitimer(signal.ITIMER_REAL, 0.02)  # once: nothing is left to strike outside of this block
-            _stream.InputBuffer(reader).get_byte()
+            _input.InputBuffer(reader).get_byte()
     finally:
         signal.signal(signal.SIGALRM, old)
         os.close(reader)

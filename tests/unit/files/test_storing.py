@@ -19,7 +19,7 @@ import pytest
 from fd_pairs import open_pair
 from page_streams import Sender, each_block, receiver
 
-from blkmig import _core, _stream, errors, files
+from blkmig import _core, _storing, errors, files
 from blkmig.files import storing
 
 MiB = _core.BLOCK_SIZE
@@ -175,7 +175,7 @@ def test_a_payload_with_a_view_stays(target: files.FileBackend) -> None:
 def test_blocks_wait_for_the_thread(source: Path, tmp_path: Path, content: bytes, kind: str) -> None:
     """So many as may wait, before it runs; those that come when no more may are stored as well, and in order."""
     may_wait, total = {"pipe": 4, "unix": 4, "tcp": 2}[kind], 16
-    queue = _stream.StoringQueue(CLUSTER, 4, 2, 4)
+    queue = _storing.StoringQueue(CLUSTER, 4, 2, 4)
     full = threading.Event()
     path = tmp_path / "target"
     with path.open("w+b") as file:
@@ -202,7 +202,7 @@ def test_blocks_wait_for_the_thread(source: Path, tmp_path: Path, content: bytes
 
 def test_without_holes_all_is_written(source: Path, tmp_path: Path, content: bytes) -> None:
     """As pages, and as what `data` holds, in a file that has no use for holes."""
-    queue = _stream.StoringQueue(0, 4, 2, 4)
+    queue = _storing.StoringQueue(0, 4, 2, 4)
     thread = threading.Thread(target=queue.run)
     thread.start()
     with (tmp_path / "target").open("w+b") as file, arriving(source, [0, 2]) as coming:

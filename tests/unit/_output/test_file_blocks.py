@@ -13,7 +13,7 @@ import lab
 import pytest
 
 import blkmig
-from blkmig import _core, _stream, channel, errors
+from blkmig import _core, _output, channel, errors
 
 MIB = _core.BLOCK_SIZE
 NBLOCKS = 12
@@ -53,7 +53,7 @@ def put(
     dirty, blk = _core.Bitmap(NBLOCKS * bits_per_block), _core.BlockBuffer(kind)
     dirty.set_range(0, len(dirty))
     with stream.open("wb") as file:
-        out = _stream.OutputBuffer(file.fileno())
+        out = _output.OutputBuffer(file.fileno())
         done = out.put_file_blocks(disk.mapping, block, count, b"vda", blk, dirty, bits_per_block, seconds)
         out.flush()
         assert out.position == out.flushed
@@ -116,7 +116,7 @@ def test_outside_of_the_file(path: Path, tmp_path: Path, block: int, count: int)
 def test_bits_that_are_not_there(path: Path) -> None:
     disk = Disk(path, set())
     with (path.parent / "s").open("wb") as file, pytest.raises(IndexError, match="not inside a bitmap"):
-        _stream.OutputBuffer(file.fileno()).put_file_blocks(
+        _output.OutputBuffer(file.fileno()).put_file_blocks(
             disk.mapping, 0, NBLOCKS, b"vda", _core.BlockBuffer(), _core.Bitmap(NBLOCKS - 1), 1, HOUR
         )
 
@@ -124,7 +124,7 @@ def test_bits_that_are_not_there(path: Path) -> None:
 def test_a_name_that_does_not_fit(path: Path) -> None:
     disk = Disk(path, set())
     with (path.parent / "s").open("wb") as file, pytest.raises(OverflowError, match="256 bytes"):
-        _stream.OutputBuffer(file.fileno()).put_file_blocks(
+        _output.OutputBuffer(file.fileno()).put_file_blocks(
             disk.mapping, 0, 1, b"n" * 256, _core.BlockBuffer(), _core.Bitmap(NBLOCKS), 1, HOUR
         )
 
@@ -153,14 +153,14 @@ def test_a_read_error_in_a_run_is_the_disks(path: Path, tmp_path: Path, monkeypa
     Disk(path, set())
 
     class Unreadable:
-        def __init__(self, real: _stream.OutputBuffer) -> None:
+        def __init__(self, real: _output.OutputBuffer) -> None:
             self._real = real
 
         def __getattr__(self, name: str) -> object:
             return getattr(self._real, name)
 
         def put_file_blocks(self, *_: object) -> int:
-            error = _stream.PayloadError(errno.EIO, "Input/output error")
+            error = _output.PayloadError(errno.EIO, "Input/output error")
             error.offset = 3 * MIB
             raise error
 

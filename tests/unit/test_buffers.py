@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from blkmig import _core, _stream
+from blkmig import _core, _input, _output
 
 MiB = 1 << 20
 NOISE = random.Random(6).randbytes(MiB)
@@ -138,7 +138,7 @@ def test_any_items_in_any_order(link: Link, capacity: int, seed: int) -> None:
     stream = b"".join(struct.pack(codes[kind], value) if kind in codes else value for kind, value in items)
 
     def write() -> None:
-        out = _stream.OutputBuffer(link.output, capacity)
+        out = _output.OutputBuffer(link.output, capacity)
         position = 0
         for kind, value in items:
             getattr(out, f"put_{kind}")(value)
@@ -151,7 +151,7 @@ def test_any_items_in_any_order(link: Link, capacity: int, seed: int) -> None:
         link.close_output()
 
     with writing(link, write):
-        source = _stream.InputBuffer(link.input, capacity)
+        source = _input.InputBuffer(link.input, capacity)
         at = 0
         while at < len(stream):
             size = rnd.choice((1, 2, 4, 8, 7, capacity, 2 * capacity, 50000))
@@ -183,7 +183,7 @@ def test_records(link: Link, tmp_path: pathlib.Path, capacity: int, mapped: bool
     mapping = _core.Mapping(fd, 2 * MiB)
 
     def write() -> None:
-        out = _stream.OutputBuffer(link.output, capacity)
+        out = _output.OutputBuffer(link.output, capacity)
         blk = _core.BlockBuffer()
         for i in (0, 1):
             if mapped:
@@ -204,7 +204,7 @@ def test_records(link: Link, tmp_path: pathlib.Path, capacity: int, mapped: bool
         assert out.position == out.flushed == 3 * MiB + 2 * 15 + 10001 * 15 + 264 + 16
 
     with writing(link, write):
-        source = _stream.InputBuffer(link.input, capacity)
+        source = _input.InputBuffer(link.input, capacity)
         blk = _core.BlockBuffer()
         for i, expected in enumerate((NOISE[::-1], NOISE)):
             assert source.next_run() == (1, b"drive0", 2048 * i, 1)
@@ -235,7 +235,7 @@ def test_every_cut_of_a_record(waiting: Link) -> None:
             os.write(waiting.output, bytes([byte]))
 
     with beside(write):
-        source = _stream.InputBuffer(waiting.input)
+        source = _input.InputBuffer(waiting.input)
         runs = []
         while not runs or runs[-1][0] != 2:
             runs.append(source.next_run())
@@ -244,7 +244,7 @@ def test_every_cut_of_a_record(waiting: Link) -> None:
 
 
 def test_get_some_and_staged(waiting: Link) -> None:
-    source = _stream.InputBuffer(waiting.input)
+    source = _input.InputBuffer(waiting.input)
     os.write(waiting.output, b"abcdef")
     assert source.staged == 0
     assert source.get_some(2) == b"ab"
@@ -273,10 +273,10 @@ def test_get_some_and_staged(waiting: Link) -> None:
     ],
 )
 @pytest.mark.parametrize("have", [0, 1, 7])
-def test_end_inside_an_item(link: Link, get: Callable[[_stream.InputBuffer], object], have: int) -> None:
+def test_end_inside_an_item(link: Link, get: Callable[[_input.InputBuffer], object], have: int) -> None:
     os.write(link.output, b"\1" * have)
     link.close_output()
-    source = _stream.InputBuffer(link.input)
+    source = _input.InputBuffer(link.input)
     with contextlib.suppress(EOFError):
         for _ in range(have):  # single bytes are there before the end
             get(source)
@@ -285,7 +285,7 @@ def test_end_inside_an_item(link: Link, get: Callable[[_stream.InputBuffer], obj
 
 
 def test_numbers_that_cannot_be(link: Link) -> None:
-    source, out = _stream.InputBuffer(link.input), _stream.OutputBuffer(link.output)
+    source, out = _input.InputBuffer(link.input), _output.OutputBuffer(link.output)
     with pytest.raises(ValueError, match="cannot get -1 bytes"):
         source.get_buffer(-1)
     with pytest.raises(OverflowError):
@@ -311,7 +311,7 @@ def test_numbers_that_cannot_be(link: Link) -> None:
 
 
 def test_fds_that_cannot_be(tmp_path: pathlib.Path) -> None:
-    for make in (_stream.OutputBuffer, _stream.InputBuffer):
+    for make in (_output.OutputBuffer, _input.InputBuffer):
         with pytest.raises(OSError, match="Bad file descriptor"):
             make(-1)
         for capacity in (0, -1, SMALLEST - 1):
@@ -319,10 +319,10 @@ def test_fds_that_cannot_be(tmp_path: pathlib.Path) -> None:
                 make(0, capacity)
     directory = os.open(tmp_path, os.O_RDONLY)
     with pytest.raises(OSError, match="Is a directory"):
-        _stream.InputBuffer(directory).get_byte()
+        _input.InputBuffer(directory).get_byte()
     os.close(directory)
     full = os.open("/dev/full", os.O_WRONLY)
-    out = _stream.OutputBuffer(full)
+    out = _output.OutputBuffer(full)
     out.put_byte(1)
     with pytest.raises(OSError, match="No space left"):
         out.flush()
@@ -333,7 +333,7 @@ def test_fds_that_cannot_be(tmp_path: pathlib.Path) -> None:
 # ---- a peer that goes, or does nothing ----
 
 
-def fill_up(out: _stream.OutputBuffer) -> None:
+def fill_up(out: _output.OutputBuffer) -> None:
     while True:
         out.put_buffer(NOISE)
 
@@ -341,7 +341,7 @@ def fill_up(out: _stream.OutputBuffer) -> None:
 def test_peer_gone_is_epipe(waiting: Link) -> None:
     waiting.close_input()
     with pytest.raises(OSError) as caught:  # noqa: PT011
-        fill_up(_stream.OutputBuffer(waiting.output))
+        fill_up(_output.OutputBuffer(waiting.output))
     assert caught.value.errno in (errno.EPIPE, errno.ECONNRESET)
 
 
@@ -351,7 +351,7 @@ def test_peer_goes_while_we_wait(waiting: Link) -> None:
         waiting.close_input()
 
     with beside(read_a_little), pytest.raises(OSError) as caught:  # noqa: PT011
-        fill_up(_stream.OutputBuffer(waiting.output))
+        fill_up(_output.OutputBuffer(waiting.output))
     assert caught.value.errno in (errno.EPIPE, errno.ECONNRESET)
 
 
@@ -360,7 +360,7 @@ def test_no_sigpipe_even_where_it_kills(kind: str) -> None:
     """A process that has SIGPIPE at its default, as command line tools do, gets EPIPE and lives; pending ones stay."""
     code = f"""
 import os, signal, socket
-from blkmig import _core, _stream
+from blkmig import _core, _output
 signal.signal(signal.SIGPIPE, signal.SIG_DFL)
 if {kind!r} == "pipe":
     reader, writer = os.pipe()
@@ -369,7 +369,7 @@ else:
     reader, other = socket.socketpair()
     reader.close()
     writer = other.detach()
-out = _stream.OutputBuffer(writer)
+out = _output.OutputBuffer(writer)
 out.put_byte(1)
 try:
     out.flush()
@@ -390,7 +390,7 @@ def test_pending_sigpipe_stays_pending() -> None:
     try:
         signal.pthread_kill(threading.get_ident(), signal.SIGPIPE)
         with pytest.raises(BrokenPipeError):
-            fill_up(_stream.OutputBuffer(writer))
+            fill_up(_output.OutputBuffer(writer))
         assert signal.SIGPIPE in signal.sigpending()
         assert signal.sigtimedwait([signal.SIGPIPE], 0) is not None
     finally:
@@ -400,7 +400,7 @@ def test_pending_sigpipe_stays_pending() -> None:
 
 
 def test_wake_ends_a_write(waiting: Link, wake: tuple[int, int]) -> None:
-    out = _stream.OutputBuffer(waiting.output, wake_fd=wake[0])
+    out = _output.OutputBuffer(waiting.output, wake_fd=wake[0])
     with beside(lambda: os.write(wake[1], b"!") and None), pytest.raises(OSError) as caught:  # noqa: PT011
         fill_up(out)
     assert caught.value.errno == errno.ECANCELED
@@ -411,8 +411,8 @@ def test_wake_ends_a_write(waiting: Link, wake: tuple[int, int]) -> None:
     "get",
     [lambda s: s.get_byte(), lambda s: s.get_buffer(100000), lambda s: s.next_run(), lambda s: s.skip(10)],
 )
-def test_wake_ends_a_read(waiting: Link, wake: tuple[int, int], get: Callable[[_stream.InputBuffer], object]) -> None:
-    source = _stream.InputBuffer(waiting.input, wake_fd=wake[0])
+def test_wake_ends_a_read(waiting: Link, wake: tuple[int, int], get: Callable[[_input.InputBuffer], object]) -> None:
+    source = _input.InputBuffer(waiting.input, wake_fd=wake[0])
     with beside(lambda: os.write(wake[1], b"!") and None), pytest.raises(OSError) as caught:  # noqa: PT011
         get(source)
     assert caught.value.errno == errno.ECANCELED
@@ -420,7 +420,7 @@ def test_wake_ends_a_read(waiting: Link, wake: tuple[int, int], get: Callable[[_
 
 def test_wake_ends_a_payload(waiting: Link, wake: tuple[int, int]) -> None:
     os.write(waiting.output, NOISE[:5000])
-    source = _stream.InputBuffer(waiting.input, wake_fd=wake[0])
+    source = _input.InputBuffer(waiting.input, wake_fd=wake[0])
     blk = _core.BlockBuffer()
     with beside(lambda: os.write(wake[1], b"!") and None), pytest.raises(OSError) as caught:  # noqa: PT011
         source.get_block(blk)
@@ -431,7 +431,7 @@ def test_wake_whose_other_end_is_closed_wakes(waiting: Link) -> None:
     reader, writer = os.pipe()
     os.close(writer)
     with pytest.raises(OSError) as caught:  # noqa: PT011
-        _stream.InputBuffer(waiting.input, wake_fd=reader).get_byte()
+        _input.InputBuffer(waiting.input, wake_fd=reader).get_byte()
     assert caught.value.errno == errno.ECANCELED
     os.close(reader)
 
@@ -441,9 +441,9 @@ def test_shutdown_ends_both_ways(kind: str, tmp_path: pathlib.Path) -> None:
     link = Link(kind, tmp_path)
     with socket.socket(fileno=link.input) as sock:
         with beside(lambda: sock.shutdown(socket.SHUT_RDWR)), pytest.raises(EOFError):
-            _stream.InputBuffer(link.input).get_byte()
+            _input.InputBuffer(link.input).get_byte()
         with pytest.raises(BrokenPipeError):
-            fill_up(_stream.OutputBuffer(link.input))
+            fill_up(_output.OutputBuffer(link.input))
     link.close_output()
 
 
@@ -461,7 +461,7 @@ def test_file_truncated_while_its_payload_is_sent(link: Link, tmp_path: pathlib.
     os.truncate(path, gone_at)
 
     def write() -> None:
-        out = _stream.OutputBuffer(link.output)
+        out = _output.OutputBuffer(link.output)
         out.put_byte(7)
         out.put_block(0, 1, b"vda", blk)
         out.put_be64(2)
@@ -469,7 +469,7 @@ def test_file_truncated_while_its_payload_is_sent(link: Link, tmp_path: pathlib.
         assert out.position == out.flushed == 1 + 12 + MiB + 8
 
     with writing(link, write):
-        source = _stream.InputBuffer(link.input)
+        source = _input.InputBuffer(link.input)
         assert source.get_byte() == 7
         assert source.next_run() == (1, b"vda", 0, 1)
         received = _core.BlockBuffer()
@@ -490,7 +490,7 @@ def test_fd_closed_before_its_payload_is_sent(tmp_path: pathlib.Path) -> None:
     os.truncate(path, 8192)
     assert os.open("/dev/zero", os.O_RDONLY) == fd
     with (tmp_path / "stream").open("wb") as stream:
-        _stream.OutputBuffer(stream.fileno()).put_block(0, 1, b"vda", blk)
+        _output.OutputBuffer(stream.fileno()).put_block(0, 1, b"vda", blk)
     os.close(fd)
     assert (tmp_path / "stream").read_bytes()[12:] == NOISE[:8192].ljust(MiB, b"\0")
 
@@ -511,7 +511,7 @@ def test_read_error_while_a_payload_is_sent(tmp_path: pathlib.Path) -> None:
     else:
         pytest.skip("the file system takes any O_DIRECT read")
     with (tmp_path / "stream").open("wb") as stream, pytest.raises(OSError) as caught:  # noqa: PT011
-        _stream.OutputBuffer(stream.fileno()).put_block(0, 1, b"vda", blk)
+        _output.OutputBuffer(stream.fileno()).put_block(0, 1, b"vda", blk)
     assert caught.value.errno == refused == errno.EINVAL
     os.close(fd)
 
@@ -525,6 +525,6 @@ def test_foreign_buffer_that_cannot_be_read(tmp_path: pathlib.Path) -> None:
     os.truncate(path, 0)
     link = Link("unix", tmp_path)
     with pytest.raises(OSError, match="Bad address"):
-        _stream.OutputBuffer(link.output).put_buffer(view)
+        _output.OutputBuffer(link.output).put_buffer(view)
     for each in (fd, link.input, link.output):
         os.close(each)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from fd_pairs import open_pair
 
-from blkmig import _core, _stream
+from blkmig import _core, _output
 
 SIZE = 3 * _core.BLOCK_SIZE
 
@@ -44,7 +44,7 @@ def test_same_bytes(source: Path, kind: str) -> None:
     reader = Reader(readable)
     with source.open("rb") as file:
         mapping = _core.Mapping(file.fileno(), SIZE)
-        out, blk = _stream.OutputBuffer(writable), _core.BlockBuffer()
+        out, blk = _output.OutputBuffer(writable), _core.BlockBuffer()
         assert out.share_pages()
         expected = bytearray()
         for number in (0, 2, 1):
@@ -70,7 +70,7 @@ def test_a_file_that_is_cut_while_its_pages_are_sent(source: Path, kind: str) ->
     readable, writable = open_pair(kind)
     with source.open("r+b") as file:
         mapping = _core.Mapping(file.fileno(), SIZE)
-        out, blk = _stream.OutputBuffer(writable), _core.BlockBuffer()
+        out, blk = _output.OutputBuffer(writable), _core.BlockBuffer()
         assert out.share_pages()
         blk.fill_mapped(mapping, file.fileno(), _core.BLOCK_SIZE, _core.BLOCK_SIZE)
         file.truncate(_core.BLOCK_SIZE + 300_000)
@@ -92,7 +92,7 @@ def test_broken_peer_is_epipe_and_no_signal(source: Path, kind: str) -> None:
     try:
         with source.open("rb") as file:
             mapping = _core.Mapping(file.fileno(), SIZE)
-            out, blk = _stream.OutputBuffer(writable), _core.BlockBuffer()
+            out, blk = _output.OutputBuffer(writable), _core.BlockBuffer()
             assert out.share_pages()
             blk.fill_mapped(mapping, file.fileno(), 0, _core.BLOCK_SIZE)
             with pytest.raises((BrokenPipeError, ConnectionResetError)):  # noqa: PT012 - TCP hears of it a send later
@@ -109,7 +109,7 @@ def test_a_blocked_send_is_woken(source: Path, kind: str) -> None:
     wake = os.eventfd(0)
     with source.open("rb") as file:
         mapping = _core.Mapping(file.fileno(), SIZE)
-        out, blk = _stream.OutputBuffer(writable, wake_fd=wake), _core.BlockBuffer()
+        out, blk = _output.OutputBuffer(writable, wake_fd=wake), _core.BlockBuffer()
         assert out.share_pages()
         threading.Timer(0.1, os.eventfd_write, (wake, 1)).start()
         with pytest.raises(OSError, match="cancel") as caught:  # noqa: PT012 - the block that fills the pipe

@@ -18,7 +18,7 @@ import pytest
 from fd_pairs import open_pair
 from page_streams import EOS, Sender, each_block, receiver
 
-from blkmig import _core, _stream
+from blkmig import _core, _input
 
 MiB = _core.BLOCK_SIZE
 CLUSTER = 1 << 16
@@ -83,7 +83,7 @@ def test_same_bytes(
     assert os.pread(target, len(content) + 1, 0) == content
 
 
-def map_blocks(stream: _stream.InputBuffer, blk: _core.BlockBuffer, do: Callable[[int], None]) -> Iterator[int]:
+def map_blocks(stream: _input.InputBuffer, blk: _core.BlockBuffer, do: Callable[[int], None]) -> Iterator[int]:
     for block in each_block(stream, blk):
         do(block)
         yield block
@@ -165,7 +165,7 @@ def test_a_blocking_fd_is_read(source: Path, target: int, content: bytes, kind: 
     """splice() would wait in it, and hear no cancel."""
     readable, writable = open_pair(kind)
     sender = Sender(writable, source, [0, 1])
-    stream, blk = _stream.InputBuffer(readable), _core.BlockBuffer("piped")
+    stream, blk = _input.InputBuffer(readable), _core.BlockBuffer("piped")
     stream.expect_pages()
     for block in each_block(stream, blk):
         store(blk, target, block * MiB)
@@ -292,7 +292,7 @@ def test_a_payload_behind_zeros_comes_as_pages(content: bytes, capacity: int) ->
     os.close(readable)
 
 
-def count_zeros(stream: _stream.InputBuffer) -> tuple[int, int]:
+def count_zeros(stream: _input.InputBuffer) -> tuple[int, int]:
     """Return how many zero blocks come, and the flags of the record behind them."""
     zeros = 0
     while (run := stream.next_run())[0] == 9:
