@@ -88,8 +88,8 @@ class BlockBackend(abc.ABC):
     def read_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
         """Read [offset, offset + nbytes) into `blk`, zeros behind it, and return whether all of it is zero.
 
-        Blocks. What lies at or past the end of the disk reads as zeros. `nbytes` is at most 1 MiB. Several threads may
-        call it at once, each with a `blk` of its own.
+        Blocks. What lies at or past the end of the disk reads as zeros. `nbytes` is at most 1 MiB. Several threads
+        call it at once where `reads_in_parallel`, each with a `blk` of its own, and never for one block.
         """
 
     @abc.abstractmethod
@@ -97,7 +97,7 @@ class BlockBackend(abc.ABC):
         """Write the first `nbytes` of `blk` at `offset`. Zero clusters may stay holes.
 
         A range that is not wholly inside the exact size is refused: see ``BlockGeometry.clip``. It is a target's verb:
-        it marks nothing dirty. A `blk` that `is_movable` may lose its payload to the disk, which then stores it soon,
+        it marks nothing dirty. A `blk` that is moved or piped may lose its payload to the disk, which then stores it soon,
         before anything else that is done to the disk. If that fails, a later verb raises the error.
         """
 

@@ -9,6 +9,7 @@ said the disk's size; for a QEMU's disk it is found when a block comes that does
 from __future__ import annotations
 
 import dataclasses
+import errno
 import pathlib
 
 from .. import block, disk, errors, params, sources, stats
@@ -45,7 +46,8 @@ def check_known_size(
         return
     cause = f"it has {fact.size} bytes, and the disk {size}, {who}; nothing was written"
     if fact.size < size:
-        raise errors.DeviceError(f"{fact.path!r} is too small", device=fact.label, cause=cause)
+        too_small = OSError(errno.EFBIG, cause)  # the status that the source hears
+        raise errors.DeviceError(f"{fact.path!r} is too small", device=fact.label, cause=too_small)
     if fact.is_file and not parameters.keep_tail and not is_rounded(size, fact.size, is_image=fact.is_image):
         raise errors.DeviceError(f"{fact.path!r} is too large", device=fact.label, cause=f"{cause}; {ADVICE}")
 
