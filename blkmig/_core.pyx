@@ -3,7 +3,7 @@
 # cython: binding=False, embedsignature=True, embedsignature.format=clinic
 """The four verbs: is it zero, bitmaps, big-endian framing, block buffers and block I/O. Knows no policy.
 
-Data crosses this border by the block or by the run, metadata by the run, bits and bytes never in a loop.
+Data crosses this border by the block or by the run, metadata by the run; no Python loop goes over bits or bytes.
 Buffers are anything C-contiguous. System calls run without the GIL, go on after EINTR (running Python's signal
 handlers) and after short counts, and raise OSError with the errno. Numbers are whatever operator.index() takes: a float
 is a TypeError. A BlockBuffer belongs to one thread at a time; Bitmap and Mapping may be shared.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: binding=False, embedsignature=True, embedsignature.format=clinic
-"""Who is inside a disk, counted where nothing can come between. The policy is in disk/gate.py.
+"""Who is inside a disk, counted so that nothing can come between a step and its count. The policy is in disk/gate.py.
 
-An extension of its own: it is none of the verbs of `_core`, and needs of them only that all bits of a map can be set.
+An extension of its own: it is none of the verbs of `_core`, and uses only one of them, which sets all bits of a bitmap.
 """
 
 cimport cython

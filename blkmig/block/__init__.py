@@ -12,7 +12,8 @@ The way of a block, from a migration's call to the system call::
                             └─ load_block ─┬─ get_block                                                 the channel
                                            └─ write_block                                               the disk
 
-As what a payload goes there is decided in `passage`. docs/architecture/way-of-a-block.md has every step.
+Whether a payload goes that way as bytes or as pages of a file is decided in `passage`.
+docs/architecture/way-of-a-block.md has every step.
 """
 
 from .buffers import LoadBuffers

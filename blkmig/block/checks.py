@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which disks the stream, or a QEMU as its target, cannot carry."""
+"""Which disks the stream cannot carry, and which a QEMU that is the target cannot load."""
 
 from __future__ import annotations
 

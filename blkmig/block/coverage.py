@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Which blocks of a disk have come, of a stream that says the disk's size at its very end, or never."""
+"""Which blocks of a disk have come, also where the disk's size is certain only at the end of the stream, or never."""
 
 from __future__ import annotations
 

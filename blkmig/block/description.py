@@ -11,10 +11,11 @@
                           "digest": "...", "digest_algorithm": "...",    of the blocks that were sent
                           "disk_digest": "..."}]}                        incremental: of all of the disk
 
-A move whose receiver has said that it knows trees has `tree_digest` and `tree_algorithm` in place of all other digests,
-each of all that a disk holds: what is hashed for them in the pause does not grow with the disk (see `digests`).
-Coverage cannot tell whether a block was lost that nobody expected, or whether a block went to another place. `sent`
-and `resent` can. blkmig 0.1 (version 1) wrote and reads `name`, `size` and a `digest` of the blocks that were sent.
+A move to a receiver that has said that it knows trees has `tree_digest` and `tree_algorithm` in place of all other
+digests. A tree digest covers all that a disk holds, and what is hashed for it in the pause does not grow with the disk
+(see `digests`). Coverage cannot tell whether a block was lost that nobody expected, or whether a block went to another
+place. `sent` and `resent` can. Version 1, from before the first release, has `name`, `size` and a `digest` of the
+blocks that were sent.
 """
 
 from __future__ import annotations

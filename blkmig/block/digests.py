@@ -10,8 +10,8 @@ ends with the writers held, where nothing may grow with the disk::
     │   ├─ node  ... of the digests of 256 blocks
     │   │   ├─ digest of a block of 1 MiB
 
-A block that is sent makes the nodes above it stale, which are hashed again when a section ends: so in the pause that is
-as much as was sent in it.
+A block that is sent makes the nodes above it stale, and these are hashed again when a section ends. So what is hashed
+in the pause grows with what is sent in the pause, and not with the disk.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """One disk that is being received: where each block goes.
 
-A target is either of fixed size (it was there before), or it grows with the blocks that come and is cut to size at the
-end, when the size is known.
+A target either has a fixed size (it was there before), or it grows with the blocks that come and is cut to size at the
+end, when the disk's size is certain: what the stream says of it before the first block is not trusted (see `sizes`).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The receiving direction of a QEMUFile: numbers, buffers and blocks are got.
 
-The bytes are moved by ``_input.InputBuffer``; what is here says what their end and their errors mean. All gets may
+``_input.InputBuffer`` moves the bytes; this module says what the end of the stream and an error mean. All gets may
 block, and drop the GIL while they do.
 """
 

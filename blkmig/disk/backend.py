@@ -97,7 +97,7 @@ class BlockBackend(abc.ABC):
         """Write the first `nbytes` of `blk` at `offset`. Zero clusters may stay holes.
 
         A range that is not wholly inside the exact size is refused: see ``BlockGeometry.clip``. It is a target's verb:
-        it marks nothing dirty. A `blk` that is moved or piped may lose its payload to the disk, which then stores it soon,
+        it marks nothing dirty. A `blk` that `is_movable` may lose its payload to the disk, which then stores it soon,
         before anything else that is done to the disk. If that fails, a later verb raises the error.
         """
 

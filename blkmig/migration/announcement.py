@@ -2,7 +2,8 @@
 """What the description at the end of a stream says of its disks, and whether there is one where one must be.
 
 Nothing here is taken on trust: a stream that must have a description and has none was cut, one that is damaged is an
-error, and so is one that lacks what its version must have. What could not be read is never taken for not said.
+error, and so is one that lacks what its version must have. What could not be read is never treated as if it had not
+been said.
 """
 
 from __future__ import annotations

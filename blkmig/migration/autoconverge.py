@@ -10,8 +10,8 @@ not show the writers' speed, for a write to a block that is dirty already dirtie
 
 Two rounds of different length, the bulk phase being the first, give both unknowns. Where twice the time leaves twice
 the blocks, nothing is hidden, and the speed is what the round shows. Where the rounds are of like length, all blocks
-count as hot, which gives the lowest speed that may be behind it: nobody is slowed more than is needed, and the rounds
-after that are shorter and tell more.
+count as hot, which gives the lowest writers' speed that explains the rounds: nobody is slowed more than is needed, and
+the rounds after that are shorter and tell more.
 """
 
 from __future__ import annotations

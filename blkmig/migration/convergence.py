@@ -3,12 +3,12 @@
 
 ::
 
-    pending > threshold_size  ─►  one more round, or the caller's limits are reached: NotConverged
+    pending > threshold_size  ─►  one more round; NotConverged, if the caller's limits are reached
     pending fits              ─►  one more round while that makes the pause clearly shorter, then the pause
 
-What is pending, of which bandwidth, is for the figures to say; the rounds and the pause are for the life cycle to do.
-Only the writers' speed is changed here. All of it belongs to the migration thread, but for `switchover` and `wake`:
-any thread and any signal handler may call them, so they take no lock.
+`figures` says what is pending and what the bandwidth is; `outgoing` makes the rounds and the pause. This module only
+decides, and changes nothing but the writers' speed. All of it belongs to the migration thread, but for `switchover` and
+`wake`: any thread and any signal handler may call them, so they take no lock.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@
 The last blocks go as PART, as those of any round, so that the pause can be given up (`pause.py` says when, and why
 nothing is lost by it). What a copy holds is decided when the last block is in the channel and nobody has written
 meanwhile; so its writers wait for nothing that comes after. A move ends once only, so the target is asked for a sign
-before END leaves: a target that hangs with what it got already costs a pause, and not the certainty who owns the disk.
+before END leaves: a target that hangs before END costs a pause, and leaves no doubt who owns the disk.
 
 Migration thread only, but for `may_be_complete`, which the pause asks.
 """

@@ -3,8 +3,8 @@
 
 ::
 
-    success   SHUT 0 ──► wait a moment for the source to close the link, as one does that has the word
-    failure   SHUT reason, no more ──► read on for a moment: what comes would have the link reset, and the reason lost
+    success   SHUT 0 ──► wait a moment until the source closes the link, which it does when it has the word
+    failure   SHUT reason ──► read on for a moment: closing a link with unread bytes resets it, and loses the reason
 
 The reason is an errno as far as there is one that fits, else 1. A QEMU takes everything but 0 for a failure.
 """

@@ -6,9 +6,9 @@
     counters of the handlers, position of the channel ──► section ──► bandwidth ─┐
                                                       └─► round ───► dirty rate ─┴─► statistics ──► events
 
-They are read from what the migration counts anyway, between sections and never within one. Nothing here sends, waits
-or decides. Everything belongs to the migration thread. `stats` may be read by any thread; it is written here, but for
-what others know: the times of setup and pause, the pauses that were given up, the notes.
+They are read from what the migration counts anyway, between sections and never within one. Nothing here sends, waits or
+decides. Everything belongs to the migration thread. `stats` may be read by any thread. It is written here; only the
+times of setup and pause, the pauses that were given up and the notes are written by the modules that know them.
 """
 
 from __future__ import annotations

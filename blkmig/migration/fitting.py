@@ -2,8 +2,8 @@
 """Whether a target fits its disk: its size, its name, its folder.
 
 A ``block`` stream from blkmig says before the first block how large the disks are (see `block.sizes`), one from QEMU
-never does. So a target that has another size is refused before anything is written where the stream, or somebody, has
-said the disk's size; for a QEMU's disk it is found when a block comes that does not fit.
+never does. Where the stream, or the user, has said the disk's size, a target of another size is refused before anything
+is written. For a QEMU's disk the difference is found when a block comes that does not fit.
 """
 
 from __future__ import annotations

@@ -3,14 +3,14 @@
 
 The verdicts:
 
-========== =========================================================================================
-complete   every block of every disk came, and the stream has its end
+===========  ========================================================================================
+complete     every block of every disk came, and the stream has its end
 incremental  the stream has its end, and holds only what the top layers of its disks hold
-lossy      the stream has its end, and blocks are missing: a QEMU from 7.2 to 9.0 lost them
-cancelled  the stream stops between two records: the source cancelled or failed, or the link broke
-truncated  the stream stops within a record, or before the description that must end it
-error      the stream is damaged, or the source could not read its disk
-========== =========================================================================================
+lossy        the stream has its end, and blocks are missing: a QEMU from 7.2 to 9.0 lost them
+cancelled    the stream stops between two records: the source cancelled or failed, or the link broke
+truncated    the stream stops within a record, or before the description that must end it
+error        the stream is damaged, or the source could not read its disk
+===========  ========================================================================================
 """
 
 from __future__ import annotations

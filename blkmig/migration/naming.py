@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Names that somebody said of disks, and those that a stream has: what does not meet is told, never passed over."""
+"""The names of disks that a user gave, and those in a stream: a name that only one of them has is always told."""
 
 from __future__ import annotations
 

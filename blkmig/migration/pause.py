@@ -24,9 +24,10 @@ over       nothing: the writers are not held                    the link is rese
 =========  ===================================================  ======================================================
 
 A target that freezes is one whose bound passes. Why this loses nothing: up to END a pause is a round like any other,
-with the same rule, clear, then read; write, then mark. Whoever writes once the pause is given up marks, also the block
-that is just being sent and may be torn by it, and pages in the channel that change: all of it goes again. In a copy
-nothing that a writer could change is left in the channel when the writers go on: see `passage`.
+with the same rule, clear, then read; write, then mark. Once the pause is given up, writers write and mark again. A
+write may tear the block that is just being sent, or change pages that stand in the channel: it marks these blocks, so
+they are sent again. In a copy nothing that a writer could change is left in the channel when the writers go on: see
+`passage`.
 
 *In doubt* means that the target may own the disks. From the moment when EOF may have left, no way out of a move lets
 its writers go on, a second interrupt included: the state says so before the bytes can leave, and every end looks at it.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """How often each block is written, from what was seen of the writers in a few seconds.
 
-There are classes of blocks that are written at the same rate. Another class are the blocks that nobody was seen to
-write, but that somebody will: together they get as many writes as the blocks that were written once (Good and Turing).
+Blocks that are written at the same rate form a class. One more class holds the blocks that nobody was seen to write and
+that will be written all the same: together they get as many writes as the blocks seen written once (Good and Turing).
 """
 
 from __future__ import annotations

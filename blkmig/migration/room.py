@@ -3,8 +3,8 @@
 
 What a stream or a user says is how large the disks are. How much of that is data, nobody says: zeros become holes at
 the target, also those that the source has stored as data. So a file system with less free space than the disks have
-bytes may well do, and is no reason to refuse; whoever waits for a full one is told at once. What does not fit in the
-end is an error of the write that fails (ENOSPC).
+bytes may be large enough: that is a warning at once, and no reason to refuse. If the data does not fit in the end, the
+write that fails raises the error (ENOSPC).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Waiting for a switchover that somebody else asks for, ready at any moment, without a round more than that takes.
+"""Waiting for a switchover that somebody else asks for: ready at any moment, with as few rounds as that needs.
 
 ::
 

@@ -4,9 +4,9 @@
 So a stream that ends too early, whatever ended it, SIGKILL included, is never found under its name, and the same
 command begins again (see ``files/partial.py``). A file that exists is replaced when the new one is complete.
 
-What cannot be made so the channel writes in place: a pipe or a device, a file before whose ``offset=`` something
-stays, what somebody holds open (``/dev/stdout``, ``/dev/fd/3``), and a file of somebody else or in a folder that is not
-ours to write in.
+Some things cannot be made so, and the channel writes them in place: a pipe or a device, a file before whose ``offset=``
+something stays, what somebody holds open (``/dev/stdout``, ``/dev/fd/3``), and a file of somebody else or in a folder
+that is not ours to write in.
 """
 
 from __future__ import annotations

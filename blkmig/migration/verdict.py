@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether everything came: sizes, coverage, and the progress that the source reported.
+"""Whether everything came, and is what was sent: sizes, coverage, the progress that the source reported, digests.
 
-QEMU 7.2 to 9.0 may say "completed" with most of a disk never sent. A receiver can tell: in a full migration every
-block comes at least once, and the last progress that bulk reports is what its last block makes it.
+QEMU 7.2 to 9.0 may say "completed" with most of a disk never sent. A receiver can tell: in a full migration every block
+comes at least once, and the last percentage of the bulk phase shows whether the source came to its last block.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A thread that calls what is due, for a migration that may be blocked anywhere.
 
-It looks at its alarms every `tick` seconds, and nobody wakes it. For an alarm is set just before a pause. A thread that
-is woken then would want the interpreter during the pause, and waiting for it would let a writer in before the pause.
-Blocks cost nothing. An alarm that is due is called in a thread of its own, so that a long call holds up no other one.
+It looks at its alarms every `tick` seconds, and nobody wakes it: an alarm is set just before a pause, and a thread that
+is woken then wants the interpreter, so that the migration thread waits for it and a writer gets in before the pause. A
+block that is sent costs the watchdog nothing. An alarm that is due is called in a thread of its own, so that a long
+call holds up no other one.
 """
 
 from __future__ import annotations

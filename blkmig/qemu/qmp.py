@@ -6,8 +6,8 @@ its own, and events are collected while nobody waits::
 
     caller   execute ──► loop thread ──► QEMU        wait_event ◄── events ◄── loop thread ◄── QEMU
 
-Every wait has a bound, and `cancel` ends all of them. What is for cleaning up runs in `leaving`: it works after a
-cancel, too, and a monitor that does not answer in that time is not waited for again.
+Every wait has a bound, and `cancel` ends all of them. Commands that clean up run inside ``with leaving(...)``: there
+they work after a cancel, too, and a monitor that has not answered once in its time is not waited for again.
 
 ``qemu.qmp`` is imported when the first connection is made; it comes with ``pip install 'blkmig[qemu]'``.
 """
