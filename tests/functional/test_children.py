@@ -43,12 +43,17 @@ class Watched:
 
 
 def children_of(pid: int, name: str) -> list[Watched]:
-    """Return the children of a process whose program is called `name`."""
+    """Return the children of a process whose program is called `name`.
+
+    All processes are looked at: the kernel's own list of children leaves some out while another one ends.
+    """
     found = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since it was listed
-            if Path(f"/proc/{child}/comm").read_text().strip().startswith(name):
-                found.append(Watched(int(child)))
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since it was listed
+                comm, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
+                if comm.startswith(name) and int(rest.split()[1]) == pid:
+                    found.append(Watched(int(entry.name)))
     return found
 
 
