@@ -84,9 +84,3 @@ def test_the_compiled_code_says_what_it_takes(path: Path) -> None:
     """No textual includes, no names from nowhere, no methods that keep the GIL or not as the caller may be."""
     code = re.sub(r"(?m)#.*$", "", path.read_text())
     assert not re.search(r"(?m)^\s*include\b|cimport \*|\bcpdef\b|^\s*(DEF|IF)\b", code)
-
-
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.p[yx][xdi]")), ids=lambda path: path.name)
-def test_the_compiled_code_is_short(path: Path) -> None:
-    """One idea a file, as in C; `_core.pyx` has four, which reach into each other's structures."""
-    assert path.name == "_core.pyx" or len(path.read_text().splitlines()) < MOST_LINES
