@@ -19,12 +19,17 @@ def is_nbd_uri(text: str) -> bool:
 
 
 def split(uri: str) -> urllib.parse.SplitResult:
-    """Return the parts of `uri`; raise :class:`~blkmig.errors.ParameterError` if its host or its port is none."""
+    """Return the parts of `uri`; raise :class:`~blkmig.errors.ParameterError` if its host or its port is none.
+
+    A port without a host is refused, too: libnbd drops it, and connects to another server, on the usual port.
+    """
     try:
         parts = urllib.parse.urlsplit(uri)
         _ = parts.port  # which is looked at now
     except ValueError as error:
         raise errors.ParameterError(f"{uri!r} is not an NBD URI: {error}") from error
+    if parts.netloc and not parts.hostname and not parts.scheme.endswith("+unix"):
+        raise errors.ParameterError(f"{uri!r} does not say which host: this machine is localhost")
     return parts
 
 
@@ -56,6 +61,7 @@ def check_uri(uri: str, wants_tls: object) -> str:
     scheme = uri.partition(":")[0].lower()
     if scheme not in SCHEMES:
         raise errors.ParameterError(f"{uri!r} is not an NBD URI: it must start with one of {', '.join(SCHEMES)}")
-    if not scheme.startswith("nbds") and (wants_tls or "tls-" in split(uri).query):
+    query = split(uri).query
+    if not scheme.startswith("nbds") and (wants_tls or "tls-" in query):
         raise errors.ParameterError(f"{uri!r} would not be encrypted: say nbds instead of nbd")
     return uri

@@ -36,6 +36,10 @@ def test_another_export() -> None:
         ("nbd://[::1/x", None),
         ("nbd://host:ten/x", None),
         ("nbd://host:99999/x", None),
+        ("nbd://:10999/x", None),
+        ("nbd://@:10999/x", None),
+        ("nbds://:10999/x", None),
+        ("nbd+vsock://:10999/x", None),
     ],
 )
 def test_uri_refused(uri: str, tls: str | None) -> None:
@@ -45,6 +49,12 @@ def test_uri_refused(uri: str, tls: str | None) -> None:
         nbd.NbdBackend(uri, tls_certificates=tls)
 
 
+def test_port_needs_a_host_whatever_the_disk_is_called() -> None:
+    """Without one, the library would drop the port and find another server on this machine."""
+    with pytest.raises(errors.ParameterError, match="which host"):
+        nbd_connection.NbdConnection("nbd://:10999/x", device="v")
+
+
 @pytest.mark.parametrize(
     ("uri", "host"),
     [
@@ -52,6 +62,7 @@ def test_uri_refused(uri: str, tls: str | None) -> None:
         ("nbds://[::1]/", "::1"),
         ("nbd:///x", None),
         ("nbd+unix:///?socket=s", None),
+        ("nbds+unix://user@/?socket=s", None),
         ("nbds+vsock://2:1/", None),
     ],
 )
