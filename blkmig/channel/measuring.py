@@ -17,7 +17,8 @@ them sees anything of a question, and whoever does not answer is not connected t
 of UDP to the same address and port. At a Unix socket it goes to an abstract name made of the socket file's device and
 inode, and the answer counts only if it comes from the user who owns that file.
 
-Bounds: at either end by time and bytes; a receiver counts one connection at a time (`measured.py`).
+Bounds: at either end by time and bytes; a receiver counts one connection at a time (`measured.py`). What answers may
+be anything: a count that cannot be ends the measuring, and of many reports few are kept.
 """
 
 from __future__ import annotations
@@ -49,7 +50,13 @@ MAX_NBYTES = 512 * units.MiB
 WARM_UP = 1 / 3
 """The part of the time at the beginning that tells nothing: TCP finds its speed, and buffers fill."""
 
+LEAST_PART = 1 / 3
+"""The part of the time that reports must span to tell a speed: what comes together at the end tells none."""
+
 PIECE_NBYTES = units.MiB
+
+KEEP_SECONDS = 0.001
+"""Of the reports that come within so long, the first and the newest are kept: a flood of them takes no memory."""
 
 REPORT = struct.Struct(">Q")
 _CREDENTIALS = struct.Struct("3i")
@@ -173,12 +180,11 @@ def beacon_name(path: str) -> str:
 def _measure(connection: link.Link, sock: socket.socket) -> LinkSpeed:
     """Send for `SECONDS`, and look at what the receiver says of it."""
     payload = memoryview(HEADER + os.urandom(PIECE_NBYTES))
-    reports: list[tuple[float, int]] = []
-    said = b""
+    reports = Reports()
     position = sent = 0
     started = now = time.monotonic()
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, link.RESET_ON_CLOSE)
-    while now < started + SECONDS and not (sent >= MAX_NBYTES and reports and reports[-1][1] >= sent):
+    while now < started + SECONDS and not (sent >= MAX_NBYTES and reports.came >= sent):
         events = select.POLLIN | (select.POLLOUT if sent < MAX_NBYTES else 0)
         connection.wait_any(started + SECONDS - now, [sock.fileno()], events)
         now = time.monotonic()
@@ -186,16 +192,37 @@ def _measure(connection: link.Link, sock: socket.socket) -> LinkSpeed:
             got = sock.recv(4096)
             if not got:
                 raise NotMeasured("the receiver ended the measuring: a migration came in, or it ended itself")
-            said += got
-        whole = len(said) // REPORT.size * REPORT.size
-        reports += [(now, count) for (count,) in REPORT.iter_unpack(said[:whole])]
-        said = said[whole:]
+            reports.take(now, got, sent)
         if sent < MAX_NBYTES:
             with contextlib.suppress(BlockingIOError):
                 nbytes = sock.send(payload[position:])
                 sent += nbytes
                 position = position + nbytes if position + nbytes < len(payload) else len(HEADER)
-    return speed_of(started, sent, reports)
+    return speed_of(started, sent, reports.kept)
+
+
+class Reports:
+    """What a receiver says of the bytes that have come. `kept` is (when, bytes), at most one in `KEEP_SECONDS`."""
+
+    def __init__(self) -> None:
+        self.kept: list[tuple[float, int]] = []
+        self.came = 0
+        self._rest = b""
+
+    def take(self, now: float, said: bytes, sent: int) -> None:
+        """Take what was said at `now`, when `sent` bytes had been given to the link. Raises :class:`NotMeasured`."""
+        said = self._rest + said
+        whole = len(said) // REPORT.size * REPORT.size
+        self._rest = said[whole:]
+        for (count,) in REPORT.iter_unpack(said[:whole]):
+            if not self.came <= count <= sent:
+                why = f"{count} bytes of the {sent} that were sent, {self.came} before"
+                raise NotMeasured(f"what answers there counts what cannot be ({why}): it is no receiver, or is faulty")
+            self.came = count
+        if whole:
+            if len(self.kept) > 1 and now - self.kept[-2][0] < KEEP_SECONDS:
+                self.kept.pop()
+            self.kept.append((now, self.came))
 
 
 def speed_of(started: float, sent: int, reports: Sequence[tuple[float, int]]) -> LinkSpeed:
@@ -204,8 +231,8 @@ def speed_of(started: float, sent: int, reports: Sequence[tuple[float, int]]) ->
         raise NotMeasured("the receiver took too little in the time of measuring")
     last, came = reports[-1]
     since, first = next(each for each in reports if each[0] >= started + (last - started) * WARM_UP)
-    if last <= since or came <= first:
-        since, first = started, 0
+    if last - since < (last - started) * LEAST_PART or came <= first:
+        since, first = started, 0  # what is known of that part is too little: the whole time tells
     bandwidth = (came - first) / (last - since) if last > since else 0.0
     if not bandwidth:
         raise NotMeasured("the receiver took too little in the time of measuring")

@@ -154,6 +154,72 @@ def test_speed_is_that_of_the_steady_part() -> None:
             measuring.speed_of(0.0, 100, too_little)
 
 
+# -- strangers: what answers may be anything ---------------------------------------------------------------------------
+
+
+class Stranger:
+    """Answers questions as a receiver does, and says `said` to whoever connects, until that one has gone."""
+
+    def __init__(self, said: bytes, *, again: bool) -> None:
+        self._said, self._again = said, again
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._asked = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._asked.bind(self._listening.getsockname())
+        self.uri = f"tcp:127.0.0.1:{self._asked.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> str:
+        self._thread.start()
+        return self.uri
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._thread.join(TIMEOUT)
+        self._asked.close()
+        self._listening.close()
+
+    def _run(self) -> None:
+        measured._answer(self._asked)
+        sock, _ = self._listening.accept()
+        with sock, contextlib.suppress(OSError):
+            sock.recv(MIB)
+            sock.sendall(self._said)
+            while self._again:
+                sock.sendall(self._said)
+            while sock.recv(MIB):
+                pass
+
+
+def _counts(*counts: int) -> bytes:
+    return b"".join(map(measuring.REPORT.pack, counts))
+
+
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize(
+    "said",
+    [b"HTTP/1.1 400 Bad Request\r\n\r\n", _counts(1, 2, 1 << 60), _counts(8, 7, 8), _counts(8, 16, 0)],
+    ids=["text", "more than was sent", "falling", "back to nothing"],
+)
+def test_a_stranger_is_not_believed(said: bytes) -> None:
+    with Stranger(said, again=False) as where, pytest.raises(channel.NotMeasured, match="counts what cannot be"):
+        channel.measure(where, timeout=TIMEOUT)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_flood_of_reports_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    speed_of = measuring.speed_of
+    monkeypatch.setattr(measuring, "speed_of", lambda *args: kept.append(len(args[2])) or speed_of(*args))
+    with Stranger(_counts(8) * 4096, again=True) as where:
+        channel.measure(where, timeout=TIMEOUT)
+    assert kept[0] <= measuring.SECONDS / measuring.KEEP_SECONDS + 3
+
+
+def test_reports_that_came_near_each_other_tell_no_speed() -> None:
+    """Else a receiver that says all at the end would be taken for a link without bounds."""
+    found = measuring.speed_of(0.0, 1000, [(0.1, 1), (0.2, 2), (0.9999, 3), (1.0, 1000)])
+    assert found.bandwidth == pytest.approx(1000)
+
+
 # -- the forecast ------------------------------------------------------------------------------------------------------
 
 
