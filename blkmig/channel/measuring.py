@@ -45,6 +45,8 @@ NONCE_NBYTES = 16
 ASK_AGAIN_SECONDS = (0.2, 0.3, 0.5)
 """How long each question waits for its answer: datagrams get lost."""
 
+ENDED = "the receiver ended the measuring: somebody else measures, a migration came in, or it ended itself"
+
 SECONDS = 1.5
 MAX_NBYTES = 512 * units.MiB
 WARM_UP = 1 / 3
@@ -86,7 +88,10 @@ def measure(address: str, *, timeout: float) -> LinkSpeed:
         try:
             family, where = _find(connection, parsed, timeout)
             with sockets.connect_one(connection, family, where, timeout) as sock:
-                return _measure(connection, sock)
+                try:
+                    return _measure(connection, sock)
+                except ConnectionError as error:  # it closed the connection before it had read all
+                    raise NotMeasured(ENDED) from error
         except errors.ChannelError as error:
             raise NotMeasured(str(error)) from error
         except OSError as error:
@@ -191,7 +196,7 @@ def _measure(connection: link.Link, sock: socket.socket) -> LinkSpeed:
         with contextlib.suppress(BlockingIOError):
             got = sock.recv(4096)
             if not got:
-                raise NotMeasured("the receiver ended the measuring: a migration came in, or it ended itself")
+                raise NotMeasured(ENDED)
             reports.take(now, got, sent)
         if sent < MAX_NBYTES:
             with contextlib.suppress(BlockingIOError):

@@ -144,6 +144,19 @@ def test_a_question_has_one_answer_as_long_as_itself_and_nothing_else_has_any(tm
                 sock.recv(1000)
 
 
+@pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("scheme", ["tcp:127.0.0.1:0", "unix:s"])
+def test_who_measures_second_is_told_that_somebody_else_may(
+    scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with receiving(scheme, tmp_path / "copy.raw") as (where, _), connected(where) as first:
+        first.sendall(measuring.HEADER + b"x")
+        assert first.recv(8), "it is counted"
+        with pytest.raises(channel.NotMeasured, match="somebody else measures, a migration came in"):
+            channel.measure(where, timeout=TIMEOUT)
+
+
 def test_speed_is_that_of_the_steady_part() -> None:
     reports = [(0.1 * number, 1000 * number + 5000 * (number > 1)) for number in range(1, 11)]
     found = measuring.speed_of(0.0, 16_000, reports)
