@@ -78,6 +78,17 @@ def number(name: str, value: object) -> float:
     return found
 
 
+def share(name: str, value: object) -> float:
+    """Return the plain float that the argument `name` is: above 0, for nobody comes back from 0, and 1 at most.
+
+    Raises :class:`~blkmig.errors.ParameterError`.
+    """
+    found = number(name, value)
+    if not 0 < found <= 1:
+        raise errors.ParameterError(f"{name} must be above 0 and at most 1, which is all of it, not {value!r}")
+    return found
+
+
 def parse_size(text: SupportsIndex | str) -> int:
     """Return the bytes that `text` says: ``4096``, ``"64K"``, ``"1.5GiB"``, ``"100MiB/s"``.
 

@@ -183,7 +183,10 @@ class BlockBackend(abc.ABC):
         """
 
     def throttle_writers(self, fraction: float) -> bool:
-        """Slow the writers down to `fraction` (0 to 1) of their speed, 1 lifts it; False if this disk cannot."""
+        """Slow the writers down to `fraction` (above 0) of their speed, 1 lifts it; False if this disk cannot.
+
+        Raises :class:`~blkmig.errors.ParameterError` for a fraction that is no such share.
+        """
         return False
 
     def written_bytes(self) -> int | None:

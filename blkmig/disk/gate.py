@@ -189,8 +189,8 @@ class GatedBackend(backend.BlockBackend):
         return self._passages.written
 
     def throttle_writers(self, fraction: float) -> bool:
-        """Open the gate for only this fraction of every 50 ms, so that busy writers get that much of their speed."""
-        fraction = units.number("fraction", fraction)
+        """Open the gate for only this fraction (above 0) of every 50 ms: busy writers get that much of their speed."""
+        fraction = units.share("fraction", fraction)
         self.check_home("cannot be throttled")
         with self._lock:
             self._fraction = fraction

@@ -142,6 +142,7 @@ class QemuBackend(backend.BlockBackend):
 
     def throttle_writers(self, fraction: float) -> bool:
         """Limit the disk's write throughput to `fraction` of what it was; 1 gives the user's own limits back."""
+        fraction = units.share("fraction", fraction)
         return self.session.throttle_writers(self._number, fraction)
 
     # -- not for targets ---------------------------------------------------------------------------------------------

@@ -100,7 +100,7 @@ class Throttle:
             self._speed = self._measure()
         if self._limit is None:
             self._limit = self._find_limit()
-        self._limit.lower(self._disk.node, max(FLOOR, int(self._speed * max(fraction, 0.0))))
+        self._limit.lower(self._disk.node, max(FLOOR, int(self._speed * fraction)))
         return True
 
     def lift(self) -> None:

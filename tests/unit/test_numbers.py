@@ -277,6 +277,17 @@ def test_a_share_or_a_time_is_a_number(value):
             call()
 
 
+@pytest.mark.parametrize("value", [0, -1, 5, 1.001, -0.0, float("inf"), float("nan")])
+def test_writers_get_a_share_of_their_speed(value):
+    """With -1 the gate stayed shut for ever, and nobody had said that."""
+    local = files.MemoryBackend(bytearray(8), name="d")
+    of_a_qemu = qemu.QemuBackend.__new__(qemu.QemuBackend)
+    for throttled in (local, of_a_qemu):
+        with pytest.raises(errors.ParameterError, match="fraction must be"):
+            throttled.throttle_writers(value)
+    local.pwrite(b"free", 0)
+
+
 @pytest.mark.parametrize("kind", ["O", [("a", "i4"), ("b", "O")]], ids=["objects", "records"])
 def test_objects_are_no_bytes(kind):
     """Their addresses would be sent, and what is written over them would be taken for such: a crash."""

@@ -332,7 +332,7 @@ class TestThrottle:
 
     def test_lifting_it_wakes_those_who_wait(self):
         backend = files.MemoryBackend(bytearray(MiB), name="m")
-        backend.throttle_writers(0)
+        backend.throttle_writers(1e-9)
         done = threading.Event()
 
         def write():
@@ -348,7 +348,7 @@ class TestThrottle:
 
     def test_a_closed_disk_does_not_keep_throttled_writers(self):
         backend = files.MemoryBackend(bytearray(MiB), name="m")
-        backend.throttle_writers(0)
+        backend.throttle_writers(1e-9)
         turned_away = threading.Event()
 
         def write():
