@@ -10,7 +10,7 @@ from typing import Any
 
 from .. import disk, params, stats
 from ..sources import together
-from . import figures
+from . import asked, figures
 from . import targets as load_targets
 from .incoming import IncomingMigration, OnProgress
 from .outgoing import OutgoingMigration
@@ -42,7 +42,7 @@ def send(
     chosen = params.MigrationParameters(**parameters)
     timeouts: dict[str, Any] = {"connect_timeout": chosen.connect_timeout, "idle_timeout": chosen.idle_timeout}
     with contextlib.ExitStack() as opened:
-        sources = list(disks)
+        sources = asked.disks_of(disks)
         texts = [(None, source) for source in sources if not isinstance(source, disk.BlockBackend)]
         found = iter(together.open_sources(texts, writable=False, **timeouts))
         backends: list[disk.BlockBackend] = []

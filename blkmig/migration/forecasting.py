@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 from .. import _core, channel, disk, errors, params, units
-from . import rates, reading, replay, watching
+from . import asked, rates, reading, replay, watching
 
 BandwidthSource = Literal["measured", "said", "limit", "disks"]
 
@@ -79,7 +79,7 @@ def forecast(
     """
     seconds = units.number("seconds", seconds)
     bandwidth = None if bandwidth is None else units.number("bandwidth", bandwidth)
-    sent = [backend for backend in disks if not backend.is_read_only and backend.size]
+    sent = [backend for backend in asked.disks_of(disks) if not backend.is_read_only and backend.size]
     with contextlib.ExitStack() as stack:
         watched = []
         for backend in sent:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from .. import _core, block, disk, errors, params, savevm, stats
-from . import bounds, connection, convergence, ending, endpoints, figures, life, pause
+from . import asked, bounds, connection, convergence, ending, endpoints, figures, life, pause
 
 
 class OutgoingMigration:
@@ -44,7 +44,7 @@ class OutgoingMigration:
         self.savevm = savevm.SaveState(
             savevm.ContainerFormat.for_machine_compat(self.parameters.machine_compat, machine=self.parameters.machine)
         )
-        disks = list(disks)
+        disks = asked.disks_of(disks)
         self._sources = endpoints.Sources(uri, disks)
         self._block = block.BlockSaveHandlers(disks, self.parameters, clock=clock)
         self._block.is_described = self.savevm.format.vmdescription

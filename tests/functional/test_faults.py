@@ -306,7 +306,7 @@ def test_cancel_while_connecting(tmp_path: Path) -> None:
             other = others.enter_context(socket.socket())
             other.setblocking(False)
             other.connect_ex(address)
-        migration = blkmig.outgoing([], f"tcp:127.0.0.1:{address[1]}")
+        migration = blkmig.outgoing([blkmig.MemoryBackend(bytearray(1), name="d")], f"tcp:127.0.0.1:{address[1]}")
         threading.Timer(0.2, migration.cancel).start()
         with pytest.raises(errors.Cancelled), migration:
             pass

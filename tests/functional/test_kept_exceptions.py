@@ -163,7 +163,7 @@ def test_what_a_failed_call_opened_is_closed_whoever_keeps_its_exception(tmp_pat
 
 def test_the_migration_of_a_kept_exception_can_still_be_cancelled(tmp_path: Path) -> None:
     """A late cancel must not write into a file that got a closed descriptor's number."""
-    outgoing = blkmig.outgoing([], f"unix:{tmp_path}/nobody")
+    outgoing = blkmig.outgoing([blkmig.MemoryBackend(bytearray(1), name="d")], f"unix:{tmp_path}/nobody")
     with pytest.raises(errors.ChannelError), outgoing:
         pass
     with (tmp_path / "victim").open("wb") as file:

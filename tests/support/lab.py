@@ -138,6 +138,13 @@ def migrate(
         return outgoing.stats, receiver.result()
 
 
+def left_out() -> blkmig.BlockBackend:
+    """Return a disk that may be sent, and that no stream holds: as a CD."""
+    found = blkmig.MemoryBackend(bytearray(b"cd"), name="cd")
+    found.is_read_only = True
+    return found
+
+
 def record(
     tmp_path: Path,
     disks: list[blkmig.BlockBackend],

@@ -12,7 +12,7 @@ import lab
 import pytest
 
 import blkmig
-from blkmig import _core, channel, errors, stats
+from blkmig import _core, channel, errors, migration, stats
 
 MIB = lab.MIB
 
@@ -293,3 +293,17 @@ def test_what_happens_to_a_source_is_noticed_in_bulk(tmp_path: Path) -> None:
         with pytest.raises(errors.DeviceError, match="cannot send any more"):
             migration.iterate()
     assert changing.is_free()
+
+
+@pytest.mark.parametrize("disks", [[], (), {}, "", "d.raw", {"d": "d.raw"}, 5, None], ids=repr)
+def test_a_migration_has_disks(tmp_path: Path, disks: Any) -> None:
+    """A7: a stream without a disk was called complete."""
+    calls: list[Callable[[], object]] = [
+        lambda: blkmig.send(disks, f"file:{tmp_path}/s"),
+        lambda: blkmig.outgoing(disks, f"file:{tmp_path}/s"),
+        lambda: migration.forecast(disks, blkmig.MigrationParameters(), seconds=0, bandwidth=1.0),
+    ]
+    for call in calls:
+        with pytest.raises(errors.ParameterError, match="disk"):
+            call()
+    assert not list(tmp_path.iterdir())
