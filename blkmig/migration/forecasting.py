@@ -30,7 +30,7 @@ class Forecast:
 
     disk_bytes: int
     data_bytes: int
-    """What bulk would read: whole blocks that are not holes, or are sent all the same."""
+    """What bulk would read: blocks that are not holes, or are sent all the same; whole ones, but for a disk's last."""
 
     bandwidth: float
     """What the link was taken to carry."""
@@ -113,7 +113,7 @@ def forecast(
     dirtied = sum(known.count_written() for known in watched)
     return Forecast(
         disk_bytes=sum(backend.size for backend in sent),
-        data_bytes=sum(known.count_data() for known in watched) * _core.BLOCK_SIZE,
+        data_bytes=sum(known.data_bytes() for known in watched),
         bandwidth=link.bandwidth,
         bandwidth_source=link.source,
         measured_bandwidth=link.measured,

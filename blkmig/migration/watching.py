@@ -63,9 +63,10 @@ class WatchedDisk:
             offset += bulk.SEARCH_BYTES
         return None
 
-    def count_data(self) -> int:
-        """Return how many blocks bulk would send."""
-        return self.data.count(1)
+    def data_bytes(self) -> int:
+        """Return how many bytes of the disk bulk would read; the last block may be a short one."""
+        beyond = self.nblocks * _core.BLOCK_SIZE - self.backend.size
+        return self.data.count(1) * _core.BLOCK_SIZE - (beyond if self.data[-1] else 0)
 
     def count_written(self) -> int:
         """Return how many blocks were written while it was watched."""

@@ -80,6 +80,17 @@ def test_holes_are_not_data(tmp_path: object) -> None:
         assert found.data_bytes == (1 + 1 + 3) * MIB
 
 
+@pytest.mark.parametrize("zero_blocks", [True, False])
+def test_there_is_no_more_data_than_disk(tmp_path: Path, zero_blocks: bool) -> None:
+    """The last block of a disk may be a short one; on the wire it is a whole one all the same."""
+    with blkmig.FileBackend.create(f"{tmp_path}/d.raw", 4 * MIB + 512) as disk:
+        disk.pwrite(b"x", 4 * MIB)
+        parameters = blkmig.MigrationParameters(max_bandwidth="1G", zero_blocks=zero_blocks)
+        found = forecast([disk], parameters, seconds=0)
+        assert found.data_bytes == (512 if zero_blocks else disk.size)
+        assert found.total_bytes == (1 if zero_blocks else 5) * MIB
+
+
 # -- E9: what was predicted is what happens ----------------------------------------------------------------------------
 
 READ_SECONDS = 0.01  # a block; so the link carries 100 MiB/s
