@@ -4,6 +4,9 @@
 A stream to a file, or from one, names it by a path that may lead to one of the disks: by the same name, by a link, by a
 descriptor that the shell has redirected. Nothing is opened for writing before all of them were compared.
 
+A file that is made has a hidden name beside its own until it is complete (``files/partial.py``). What has that name is
+taken for what an earlier run has left, and removed; so it counts as written, too.
+
 Of a running QEMU's disk the files of the whole chain are known, where they are on this machine: QMP tells their names.
 Out of sight are what a command of ``exec:`` does, and what an NBD server has open: the protocol names an export and no
 file, so a stream, or a target, in the very file that some server exports cannot be told from any other.
@@ -22,6 +25,7 @@ from ..disk import identity
 from . import streamfile
 
 STDIN, STDOUT, STDERR = 0, 1, 2
+STDIN_LABEL = "standard input"
 STDOUT_LABEL, STDERR_LABEL = "standard output", "standard error"
 
 
@@ -61,6 +65,12 @@ def displays() -> list[tuple[str, identity.KnownFile]]:
     return [(label, file) for label, file in found if file is not None]
 
 
+def _stdin() -> list[tuple[str, identity.KnownFile]]:
+    """Return the file that is read as standard input, by us or by a command that inherits it, if it is one."""
+    found = None if sys.__stdin__ is None else _known_fd(STDIN)
+    return [] if found is None else [(STDIN_LABEL, found)]
+
+
 def is_stdout(uri: str) -> bool:
     """Return whether the stream of `uri` goes where standard output goes, which has no room for results then."""
     try:
@@ -95,6 +105,7 @@ class Sources:
         """
         self._read = [(backend.name, file.as_it_is_now()) for backend in self._disks for file in backend.files]
         output = stream_file(self._uri, writing=True)
+        self._check_mark()
         for name, file in self._read:
             if output is not None and identity.is_same(file, output):
                 raise errors.ParameterError(
@@ -106,6 +117,14 @@ class Sources:
                     why = f"disk {name!r} is at {file.path!r}, and {label} goes there, too"
                     raise errors.DisplayInUse(why, display=label)
         self._check_messages(output)
+
+    def _check_mark(self) -> None:
+        """Refuse a stream whose file is made under the name of something that is in use."""
+        mark = self._stream.mark()
+        for label, other in ((f"disk {name!r}", file) for name, file in self._read):
+            _check_is_not_mark(mark, "the stream", label, other)
+        for label, other in (*_stdin(), *displays()):
+            _check_is_not_mark(mark, "the stream", label, other)
 
     def _check_messages(self, output: identity.KnownFile | None) -> None:
         """Refuse a stream with our own messages in it; results keep out of its way, see `is_stdout`."""
@@ -174,12 +193,30 @@ class Targets:
     def __init__(self, uri: str) -> None:
         """Begin with the file that the stream of `uri` comes from, if it is one."""
         source = stream_file(uri, writing=False)
-        self._read = [] if source is None else [("the stream", source)]
+        self._read = _stdin() if source is None else [("the stream", source), *_stdin()]
         self._written = displays()
+        self._marks: list[tuple[str, identity.KnownFile]] = []
 
-    def add(self, label: str, written: Iterable[identity.KnownFile], read: Iterable[identity.KnownFile] = ()) -> None:
-        """Add the files of one target, called `label`. Raises :class:`~blkmig.errors.ParameterError`."""
+    def add(
+        self,
+        label: str,
+        written: Iterable[identity.KnownFile],
+        read: Iterable[identity.KnownFile] = (),
+        *,
+        mark: identity.KnownFile | None = None,
+    ) -> None:
+        """Add the files of one target, called `label`, and what has its hidden name.
+
+        Raises :class:`~blkmig.errors.ParameterError`.
+        """
         written, read = list(written), list(read)
+        for other, known in (*self._written, *self._read, *((f"the base of {label}", base) for base in read)):
+            _check_is_not_mark(mark, label, other, known)
+        for other, known in self._marks:
+            for file in (*written, *read):
+                _check_is_not_mark(known, other, label, file)
+        if mark is not None:
+            self._marks.append((label, mark))
         for file in written:
             for other, known in (*self._written, *self._read, *((label, base) for base in read)):
                 if identity.is_same(file, known):
@@ -190,6 +227,16 @@ class Targets:
                     raise _same(label, file, other, known)
         self._written += [(label, file) for file in written]
         self._read += [(f"the base of {label}", file) for file in read]
+
+
+def _check_is_not_mark(mark: identity.KnownFile | None, label: str, other: str, known: identity.KnownFile) -> None:
+    """Refuse to make `label` if `known`, which is `other`, has the hidden name under which it is made."""
+    if mark is None or not identity.is_same(mark, known):
+        return
+    why = f"{label} is made under the name {mark.path!r}, and {other} is there: rename that"
+    if other in (STDOUT_LABEL, STDERR_LABEL):
+        raise errors.DisplayInUse(why, display=other)
+    raise errors.ParameterError(why)
 
 
 def _same(label: str, file: identity.KnownFile, other: str, known: identity.KnownFile) -> errors.ParameterError:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from .. import errors
 from ..channel import uri as address
+from ..disk import identity
 from ..files import folder, partial
 
 MAX_LINKS = 40
@@ -38,16 +39,28 @@ class StreamFile:
         self._folder: folder.Folder | None = None
         self._partial: partial.Partial | None = None
 
+    def mark(self) -> identity.KnownFile | None:
+        """Return what has its hidden name now, which `begin` removes; None if nothing is made beside its name."""
+        with contextlib.suppress(OSError, ValueError):  # whoever opens it says why it cannot be
+            real = self._to_be_made()
+            return None if real is None else identity.KnownFile.of(real.with_name(partial.partial_name(real.name)))
+        return None
+
+    def _to_be_made(self) -> Path | None:
+        """Return where the file is made; None where the channel opens what there is. Raises OSError."""
+        if self._path is None or self._path.endswith("/") or is_held_open(self._path):
+            return None
+        real = Path(os.path.realpath(self._path))
+        return real if _is_ours(real) else None
+
     def begin(self) -> int | None:
         """Make the file; return the descriptor that the stream is written to, which stays ours.
 
         None: the channel opens what there is. Raises :class:`~blkmig.errors.LocalFileError`.
         """
-        if self._path is None or is_held_open(self._path):
-            return None
         with self._failing("opening"):
-            real = Path(os.path.realpath(self._path))
-            if self._path.endswith("/") or not _is_ours(real):
+            real = self._to_be_made()
+            if real is None:
                 return None
             self._folder = folder.Folder(real.parent)
             self._partial = partial.Partial(self._folder, real.name, device=str(real), replace=True)

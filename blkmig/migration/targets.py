@@ -75,7 +75,8 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             self._endpoints = endpoints.Targets(uri)
             for key, target in self._targets.items():
                 files = list(target.files if isinstance(target, disk.BlockBackend) else target.files())
-                self._endpoints.add(naming.label_of(key), files[:1], files[1:])
+                mark = None if isinstance(target, disk.BlockBackend) else target.mark()
+                self._endpoints.add(naming.label_of(key), files[:1], files[1:], mark=mark)
             for key, target in self._targets.items():
                 if isinstance(target, sources.TargetFile):
                     self._prepare(target)
@@ -198,7 +199,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         """Return the file for a disk in the folder; a name from the stream must not lead out of it."""
         target = self._target_file(naming.file_name(name, len(self.devices)), name, into=into)
         assert self._endpoints is not None
-        self._endpoints.add(naming.label_of(name), list(target.files()))
+        self._endpoints.add(naming.label_of(name), list(target.files()), mark=target.mark())
         self._prepare(target)
         return target
 

@@ -91,6 +91,15 @@ class TargetFile:
                 if self._described.base is not None:
                     yield identity.KnownFile.of(self._described.base)
 
+    def mark(self) -> identity.KnownFile | None:
+        """Return what has the hidden name of a file that is made, which `prepare` removes; None where none is made."""
+        if self._is_nbd:
+            return None
+        with contextlib.suppress(OSError, ValueError):  # whoever opens it says why it cannot be
+            path = Path(self.path if self._into is not None else os.path.realpath(self.path))
+            return identity.KnownFile.of(path.with_name(partial.partial_name(path.name)))
+        return None
+
     def layers(self) -> Sequence[identity.KnownFile]:
         """Return what a target that exists stands on, once it is prepared: its backing files, which are only read."""
         return () if self._backend is None else self._backend.files[1:]

@@ -243,3 +243,71 @@ def test_a_stream_file_that_is_gone(tmp_path: Path, source: Path, change: Callab
     with pytest.raises(errors.MigrationError, match="removed or replaced") as caught:
         send_while(source, f"file:{tmp_path}/stream", lambda _: change(tmp_path / partial.partial_name("stream")))
     assert caught.value.exit_code == 1
+
+
+# -- the hidden name of what is made ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stream(tmp_path: Path, source: Path) -> Path:
+    blkmig.send([blkmig.open_disk(source, name="v", writable=False)], f"file:{tmp_path}/good.st")
+    return tmp_path / "good.st"
+
+
+@pytest.mark.parametrize("kind", ["same", "hard link", "symlink"])
+def test_the_source_has_the_hidden_name_of_the_stream(tmp_path: Path, source: Path, kind: str) -> None:
+    """A4: what an earlier run has left is removed, and no disk is that."""
+    mark = source.rename(tmp_path / partial.partial_name("x.st"))
+    done = command.run("send", f"v={other_name(kind, mark)}", f"file:{tmp_path}/x.st")
+    assert (done.exit_code, mark.read_bytes()) == (2, CONTENT), done.stderr
+    assert "is made under the name" in done.stderr
+    assert not (tmp_path / "x.st").exists()
+
+
+@pytest.mark.parametrize("target", ["v=b.raw", "b.raw", "--map=0=b.raw", "v=link", "--into=d"])
+@pytest.mark.parametrize("is_stdin", [False, True])
+def test_the_stream_has_the_hidden_name_of_a_target(
+    tmp_path: Path, stream: Path, target: str, is_stdin: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A4: also if it is found only when the disk comes, or is read as standard input."""
+    monkeypatch.chdir(tmp_path)
+    content = stream.read_bytes()
+    (tmp_path / "d").mkdir()
+    (tmp_path / "link").symlink_to("b.raw")
+    mark = Path("d", partial.partial_name("v.raw")) if "into" in target else Path(partial.partial_name("b.raw"))
+    stream.rename(mark)
+    words = command.command("receive", "-" if is_stdin else f"file:{mark}", target, "--progress=none")
+    with mark.open("rb") as stdin:
+        done = subprocess.run(words, stdin=stdin, capture_output=True, env=command.environment(), check=False)
+    assert (done.returncode, mark.read_bytes() == content) == (2, True), done.stderr
+    assert b"is made under the name" in done.stderr
+    assert not Path("b.raw").exists()
+    assert not Path("d", "v.raw").exists()
+
+
+@pytest.mark.parametrize("line", ["v=b.raw w=MARK", "w=MARK v=b.raw", "v=b.raw,base=MARK", "v=b.raw 1>>MARK"])
+def test_a_target_or_a_result_has_the_hidden_name_of_a_target(
+    tmp_path: Path, source: Path, stream: Path, line: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A4: so two files would be one, or what was shown would be gone."""
+    monkeypatch.chdir(tmp_path)
+    mark = source.rename(tmp_path / partial.partial_name("b.raw"))
+    words, _, redirected = line.replace("MARK", mark.name).partition(" 1>>")
+    with open(redirected or os.devnull, "ab") as stdout:  # noqa: PTH123 - two kinds of names
+        done = subprocess.run(
+            command.command("receive", f"file:{stream}", *words.split()),
+            stdout=stdout, stderr=subprocess.PIPE, env=command.environment(), check=False,
+        )  # fmt: skip
+    assert (done.returncode, mark.read_bytes()) == (2, CONTENT), done.stderr
+    assert b"is made under the name" in done.stderr
+    assert not Path("b.raw").exists()
+
+
+def test_what_an_earlier_run_has_left_is_no_input(tmp_path: Path, source: Path) -> None:
+    """What is half made is still replaced, and with it what was made in the place of an empty file."""
+    for name in ("x.st", "b.raw"):
+        (tmp_path / partial.partial_name(name)).write_bytes(b"half")
+    (tmp_path / "b.raw").hardlink_to(tmp_path / partial.partial_name("b.raw"))
+    blkmig.send([blkmig.open_disk(source, name="v", writable=False)], f"file:{tmp_path}/x.st")
+    blkmig.receive(f"file:{tmp_path}/x.st", {"v": tmp_path / "b.raw"})
+    assert (tmp_path / "b.raw").read_bytes() == CONTENT
