@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import struct
 import time
+from collections.abc import Sequence
 
 from .. import forks
 from . import measuring, sockets
@@ -20,6 +22,17 @@ REPORT_SECONDS = 0.01
 COUNTING_SECONDS = 10.0
 COUNTING_NBYTES = 4 * measuring.MAX_NBYTES
 """What is taken of one connection, for a sender with other ideas."""
+
+IP_PKTINFO = 8
+"""Linux's number, which Python's `socket` does not have before 3.14."""
+
+_IN_PKTINFO = struct.Struct("=I4s4s")
+"""Interface, the local address to answer from, the address in the packet."""
+
+_IN6_PKTINFO = struct.Struct("=16sI")
+"""The address, and the interface."""
+
+Ancillary = Sequence[tuple[int, int, bytes]]
 
 
 class Measurements:
@@ -117,7 +130,10 @@ def _open_beacon(listening: socket.socket) -> socket.socket | None:
         where = listening.getsockname()
         if listening.family == socket.AF_UNIX:
             where = measuring.beacon_name(where)
-        elif listening.family == socket.AF_INET6:
+        elif listening.family == socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_IP, IP_PKTINFO, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
             only = listening.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, only)
         sock.bind(where)
@@ -129,7 +145,23 @@ def _open_beacon(listening: socket.socket) -> socket.socket | None:
 def _answer(sock: socket.socket) -> None:
     """Answer a question; what is none has no answer, and no answer is longer than its question."""
     with contextlib.suppress(OSError):
-        said, who = sock.recvfrom(64)
+        said, ancillary, _, who = sock.recvmsg(64, socket.CMSG_SPACE(_IN6_PKTINFO.size))
         if len(said) == len(measuring.ASK) + measuring.NONCE_NBYTES and said.startswith(measuring.ASK) and who:
-            sock.sendto(measuring.ANSWER + said[len(measuring.ASK) :], who)
+            sock.sendmsg([measuring.ANSWER + said[len(measuring.ASK) :]], _from_where_it_came_to(ancillary), 0, who)
 
+
+def _from_where_it_came_to(ancillary: Ancillary) -> Ancillary:
+    """Return what has a datagram leave from the address to which another one came.
+
+    A socket that is bound to all addresses would take the one that its route prefers, and who asked another one hears
+    no answer. The interface is left to the route.
+    """
+    found: list[tuple[int, int, bytes]] = []
+    for level, kind, data in ancillary:
+        if (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO) and len(data) >= _IN_PKTINFO.size:
+            local = _IN_PKTINFO.unpack_from(data)[1]
+            found.append((level, kind, _IN_PKTINFO.pack(0, local, bytes(4))))
+        elif (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO) and len(data) >= _IN6_PKTINFO.size:
+            local = _IN6_PKTINFO.unpack_from(data)[0]
+            found.append((level, kind, _IN6_PKTINFO.pack(local, 0)))
+    return found

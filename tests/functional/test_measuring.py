@@ -56,6 +56,16 @@ def test_a_receiver_is_measured_and_then_serves_its_migration(uri: str, source: 
 
 
 @pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("listening_at", ["tcp:0.0.0.0:0", "tcp::0"])
+def test_a_receiver_on_all_addresses_answers_from_the_one_that_was_asked(listening_at: str, tmp_path: Path) -> None:
+    """Asked at 127.0.0.2, a socket of no address would answer from 127.0.0.1."""
+    with receiving(listening_at, tmp_path / "copy.raw") as (where, _):
+        port = where.rpartition(":")[2]
+        for address in ("127.0.0.1", "127.0.0.2"):
+            assert channel.measure(f"tcp:{address}:{port}", timeout=TIMEOUT).bandwidth > MIB
+
+
+@pytest.mark.usefixtures("short")
 @pytest.mark.parametrize("scheme", ["tcp", "unix"])
 def test_who_may_be_a_qemu_sees_no_connection(scheme: str, tmp_path: Path) -> None:
     """A QEMU with -incoming ends with the first one; an older blkmig knows no questions either."""
