@@ -18,7 +18,7 @@ A receiver believes no size: it uses them to refuse early, and the description a
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from .. import _core, errors
 
@@ -81,11 +81,18 @@ class SaidSizes:
 
     def of(self, name: str) -> int | None:
         """Return the size that was said for the disk called `name`."""
-        return self._sizes.get(zlib.crc32(name.encode("utf-8", "surrogateescape")))
+        return self._sizes.get(_crc_of(name))
 
     def has(self, name: str) -> bool:
         """Return whether the stream has a disk called `name`."""
         return self.of(name) is not None
+
+    def besides(self, names: Iterable[str]) -> list[int]:
+        """Return the sizes of the disks that are called by none of `names`, which the stream does not tell yet."""
+        others = dict(self._sizes)
+        for name in names:
+            others.pop(_crc_of(name), None)
+        return list(others.values())
 
     def agree_with(self, sizes: Mapping[str, int]) -> bool:
         """Return whether no size was said, or exactly these are."""
@@ -96,3 +103,7 @@ class SaidSizes:
 
 def _damaged(position: int) -> errors.StreamError:
     return errors.StreamError("what the stream says of its disks' sizes is damaged: send it again", position=position)
+
+
+def _crc_of(name: str) -> int:
+    return zlib.crc32(name.encode("utf-8", "surrogateescape"))

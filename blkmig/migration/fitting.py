@@ -38,8 +38,7 @@ def check_known_size(
     from the user, or `announced` by the source. Nothing was written yet.
     """
     said = parameters.size_of(name)
-    if said is not None and announced is not None and said != announced:
-        raise errors.ParameterError(f"disk {name!r} has {announced} bytes, not {said} as was said; nothing was written")
+    _check_said_size(f"disk {name!r}", said, announced)
     size, who = (announced, "as the source says") if said is None else (said, "as was said")
     fact = _Existing.of(target, name)
     if size is None or fact is None or fact.size == size:
@@ -50,6 +49,23 @@ def check_known_size(
         raise errors.DeviceError(f"{fact.path!r} is too small", device=fact.label, cause=too_small)
     if fact.is_file and not parameters.keep_tail and not is_rounded(size, fact.size, is_image=fact.is_image):
         raise errors.DeviceError(f"{fact.path!r} is too large", device=fact.label, cause=f"{cause}; {ADVICE}")
+
+
+def check_said_sizes(parameters: params.IncomingParameters, announced: block.SaidSizes) -> None:
+    """Refuse sizes that the user has said and the stream contradicts, wherever the disks go. Nothing was written yet.
+
+    Of disks that the user did not name, the stream tells only the sizes at this time.
+    """
+    named = [name for name in parameters.sizes if name]
+    for name in named:
+        _check_said_size(f"disk {name!r}", parameters.size_of(name), announced.of(name))
+    for size in announced.besides(named):
+        _check_said_size("a disk of another name", parameters.size_of(""), size or None)
+
+
+def _check_said_size(label: str, said: int | None, announced: int | None) -> None:
+    if said is not None and announced is not None and said != announced:
+        raise errors.ParameterError(f"{label} has {announced} bytes, not {said} as was said; nothing was written")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

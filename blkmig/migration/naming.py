@@ -54,6 +54,20 @@ def check_can_come(sizes: Iterable[str], named: Iterable[str]) -> None:
             )
 
 
+def check_targets_come(absent: Iterable[str | int], held: Iterable[str], others: str) -> None:
+    """Raise :class:`~blkmig.errors.IncompleteMigration` if there are targets of disks that the stream does not hold.
+
+    `held` are the names that are known to be in the stream; without any, messages call what is there `others`.
+    """
+    absent = list(absent)
+    if absent:
+        raise errors.IncompleteMigration(
+            f"the stream holds no block of {', '.join(map(label_of, absent))}; it holds "
+            f"{', '.join(map(repr, held)) or others}",
+            missing={key: [] for key in absent if isinstance(key, str)},
+        )
+
+
 def check_have_come(sizes: Iterable[str], came: Iterable[str]) -> None:
     """Raise :class:`~blkmig.errors.IncompleteMigration` for the size of a disk that the stream does not hold.
 

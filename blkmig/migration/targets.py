@@ -167,10 +167,16 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             )
 
     def check_announced(self, announced: block.SaidSizes) -> None:
-        """Refuse targets that do not fit the sizes that the stream says before its disks come; warn of little room."""
+        """Refuse what cannot succeed by the sizes that the stream says before its disks come; warn of little room.
+
+        Nothing was written yet, so targets of a stream that will fail are as they were.
+        """
         self._announced = announced
-        said = self._parameters.sizes
-        naming.check_have_come(said, filter(announced.has, (*said, *self._names())))
+        known = list(filter(announced.has, dict.fromkeys((*self._parameters.sizes, *self._names()))))
+        naming.check_have_come(self._parameters.sizes, known)
+        absent = [key for key in self._names() if key not in known]
+        naming.check_targets_come(absent, known, "disks of other names")
+        fitting.check_said_sizes(self._parameters, announced)
         unnamed = announced.total
         for key in self._names():
             target, size = self._targets[key], announced.of(key)
@@ -207,13 +213,8 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
 
     def check_all_came(self) -> None:
         """Raise :class:`~blkmig.errors.IncompleteMigration` if a disk that was asked for is not in the stream."""
-        absent = [key for key in self._targets if key not in self._used]
-        if absent:
-            raise errors.IncompleteMigration(
-                f"the stream holds no block of {', '.join(map(naming.label_of, absent))}; it holds "
-                f"{', '.join(map(repr, self._statistics.disks)) or 'no disks'}",
-                missing={key: [] for key in absent if isinstance(key, str)},
-            )
+        absent = (key for key in self._targets if key not in self._used)
+        naming.check_targets_come(absent, self._statistics.disks, "no disks")
         naming.check_have_come(self._parameters.sizes, self._statistics.disks)
 
     def check_sizes(self) -> None:

@@ -187,3 +187,31 @@ def test_the_number_of_disks_is_judged_before_the_first(tmp_path: Path, count: i
     with pytest.raises(expected, match=r"the stream holds (2|no) disks, and targets were given for 1: 'd0'"):
         received_from(tmp_path, stream[: len(stream) - 100], {"d0": blkmig.MemoryBackend(target, name="t")})
     assert target == b"old" * MIB
+
+
+@pytest.mark.parametrize(
+    ("others", "into", "sizes", "expected"),
+    [
+        ([], True, {"x": 6}, errors.ParameterError),
+        ([], True, {"": 6, "v": 2 * MIB}, errors.ParameterError),
+        (["q"], True, {}, errors.IncompleteMigration),
+        (["q"], False, {}, errors.IncompleteMigration),
+    ],
+    ids=["a size", "a size for all others", "a target and a folder", "a target"],
+)
+def test_a_run_that_must_fail_overwrites_nothing(
+    tmp_path: Path, others: list[str], into: bool, sizes: dict[str, int], expected: type[Exception]
+) -> None:
+    """A blkmig says first which sizes its disks have: whatever contradicts that is told before a block is written."""
+    content = b"x" * 2 * MIB
+    source = [blkmig.MemoryBackend(bytearray(data), name=name) for name, data in (("v", content), ("x", b"y" * 5))]
+    stream = lab.record(tmp_path, [*source])
+    target = tmp_path / "p1"
+    target.write_bytes(b"k" * len(content))
+    targets: dict[str, object] = {"v": target, **{name: tmp_path / name for name in others}}
+    with pytest.raises(expected) as caught:
+        received_from(tmp_path, stream, targets, into=tmp_path / "d" if into else None, sizes=sizes)
+    assert target.read_bytes() == b"k" * len(content), caught.value
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p1", "recorded", "stream"]
+    received_from(tmp_path, stream, {"v": target}, into=tmp_path / "d", sizes={"": len(content), "x": 5})
+    assert target.read_bytes() == content
