@@ -121,6 +121,8 @@ def run(args: argparse.Namespace) -> int:
             for backend in opened
         ]
         if args.dry_run is not None:
+            for backend in disks:
+                endpoints.check_displays(f"disk {backend.name!r}", backend.files)
             found = migration.forecast(
                 disks, parameters, seconds=args.dry_run, bandwidth=args.bandwidth, uri=args.uri
             )

@@ -17,7 +17,7 @@ import contextlib
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from .. import errors
 from ..disk import identity
@@ -63,12 +63,20 @@ def check_messages(words: Sequence[str]) -> None:
     except (OSError, ValueError):
         return
     for word in words if messages.holds_bytes else ():
-        for text in {word, word.partition("=")[2]}:
-            name = text.removeprefix("file:").partition(",")[0]
+        for text in _values(word):
+            name = "fd:0" if text == "-" else text.removeprefix("file:").partition(",")[0]
             path = f"/proc/self/fd/{name[3:]}" if name.startswith("fd:") else name
             if path and _is_same(path, messages):
                 why = f"{text!r} is where standard error goes, so messages would be written into it"
                 raise errors.DisplayInUse(why, display=endpoints.STDERR_LABEL)
+
+
+def _values(word: str) -> Iterator[str]:
+    """Yield all that a word may name: itself, and what stands behind each of its "=", as in ``--map=0=vda.raw``."""
+    yield word
+    while "=" in word:
+        word = word.partition("=")[2]
+        yield word
 
 
 def _is_same(path: str, messages: identity.KnownFile) -> bool:

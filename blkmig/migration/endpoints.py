@@ -65,6 +65,21 @@ def displays() -> list[tuple[str, identity.KnownFile]]:
     return [(label, file) for label, file in found if file is not None]
 
 
+def check_displays(label: str, files: Iterable[identity.KnownFile]) -> None:
+    """Raise :class:`~blkmig.errors.DisplayInUse` if results or messages go to one of the `files` that `label` is at."""
+    for file in files:
+        for display, other in displays():
+            if identity.is_same(file, other):
+                why = f"{label} is at {file.path!r}, and {display} goes there, too"
+                raise errors.DisplayInUse(why, display=display)
+
+
+def check_reading(uri: str) -> None:
+    """Raise :class:`~blkmig.errors.DisplayInUse` if results or messages go where the stream of `uri` comes from."""
+    source = stream_file(uri, writing=False)
+    check_displays("the stream", () if source is None else [source])
+
+
 def _stdin() -> list[tuple[str, identity.KnownFile]]:
     """Return the file that is read as standard input, by us or by a command that inherits it, if it is one."""
     found = None if sys.__stdin__ is None else _known_fd(STDIN)
@@ -112,10 +127,7 @@ class Sources:
                     f"disk {name!r} is read from {file.path!r}, and the stream would be written over it "
                     f"({self._uri}): send it to another file"
                 )
-            for label, other in displays():
-                if identity.is_same(file, other):
-                    why = f"disk {name!r} is at {file.path!r}, and {label} goes there, too"
-                    raise errors.DisplayInUse(why, display=label)
+            check_displays(f"disk {name!r}", [file])
         self._check_messages(output)
 
     def _check_mark(self) -> None:
@@ -191,7 +203,11 @@ class Targets:
     """The files that a receiver writes, and those that it only reads; each is compared with all before it."""
 
     def __init__(self, uri: str) -> None:
-        """Begin with the file that the stream of `uri` comes from, if it is one."""
+        """Begin with the file that the stream of `uri` comes from, if it is one.
+
+        Raises :class:`~blkmig.errors.DisplayInUse` if results or messages go there.
+        """
+        check_reading(uri)
         source = stream_file(uri, writing=False)
         self._read = _stdin() if source is None else [("the stream", source), *_stdin()]
         self._written = displays()

@@ -183,14 +183,14 @@ def test_nothing_is_written_into_a_disk(
 
 
 def test_no_message_goes_into_a_backing_file(source: Path, stream: Path, tmp_path: Path) -> None:
-    """No word of the command line names it."""
+    """No disk of the command line is it: only an option of one names it."""
     top = tmp_path / "top.raw"
     top.write_bytes(CONTENT)
     with source.open("ab") as stderr:
         words = command.command("send", f"v={top},base={source}", f"file:{stream}", "--incremental")
         done = subprocess.run(words, stdout=subprocess.PIPE, stderr=stderr, timeout=TIMEOUT, check=False)
     assert done.returncode == 2
-    assert b"standard error goes there" in done.stdout
+    assert b"standard error goes" in done.stdout
     assert source.read_bytes() == CONTENT
 
 
@@ -215,3 +215,35 @@ def test_a_log_is_no_disk(source: Path, stream: Path, tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "standard output goes there" in (tmp_path / "log").read_text()
     assert source.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize(
+    ("words", "redirection"),
+    [
+        ("receive - v={tmp}/c.raw", "<{q} 2>>{q}"),
+        ("receive - v={tmp}/c.raw --bogus", "<{q} 2>>{q}"),
+        ("receive file:{q} v={tmp}/c.raw", ">>{q}"),
+        ("receive fd:3 v={tmp}/c.raw", "3<{q} >>{q}"),
+        ("inspect {q}", ">>{q}"),
+        ("inspect -", "<{q} >>{q}"),
+        ("inspect -", "<{q} 2>>{q}"),
+        ("inspect --json file:{q}", ">>{q}"),
+        ("receive file:{q} --map=0={a} --bogus", "2>>{a}"),
+        ("receive file:{q} --map 0={a} --bogus", "2>>{a}"),
+        ("send v=/dev/null,base={a} --bogus", "2>>{a}"),
+        ("send --dry-run=.1 --bandwidth=1G v={a} file:{tmp}/x", ">>{a}"),
+        ("serve v={a} --nbd=unix:{tmp}/s", ">>{a}"),
+    ],
+)
+def test_nothing_is_written_into_what_is_read(
+    source: Path, stream: Path, tmp_path: Path, words: str, redirection: str
+) -> None:
+    """A4: neither a result nor a message, whatever reads it."""
+    blkmig.send([source], f"file:{stream}")
+    content = stream.read_bytes()
+    places = {"a": source, "q": stream, "tmp": tmp_path}
+    done = run_with(redirection.format(**places), words.format(**places).split())
+    assert done.returncode == 2, done.stderr + done.stdout
+    assert source.read_bytes() == CONTENT
+    assert stream.read_bytes() == content
+    assert not (tmp_path / "c.raw").exists()
