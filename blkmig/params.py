@@ -130,8 +130,9 @@ class MigrationParameters:
             ("reading", ("auto", "inline", "parallel")),
             ("machine_compat", (None, "2.2", "2.3")),
         ):
-            if getattr(self, name) not in allowed:
-                raise errors.ParameterError(f"{name} must be one of {allowed}, not {getattr(self, name)!r}")
+            value = getattr(self, name)
+            if not isinstance(value, str | None) or value not in allowed:  # an array is compared item by item
+                raise errors.ParameterError(f"{name} must be one of {allowed}, not {value!r}")
 
     @property
     def downtime_bound(self) -> float:

@@ -27,6 +27,17 @@ def index(value: SupportsIndex) -> int:
     return operator.index(value)
 
 
+def place(what: str, value: SupportsIndex) -> int:
+    """Return the plain int of a size or an offset called `what`, as :func:`index` does, from 0 to 2^63 - 1.
+
+    Raises :class:`~blkmig.errors.ParameterError` for what no system call could take.
+    """
+    found = index(value)
+    if not 0 <= found < 1 << 63:
+        raise errors.ParameterError(f"{what} must be from 0 to 2^63 - 1 bytes, not {found}")
+    return found
+
+
 def check_flags(**flags: object) -> None:
     """Raise :class:`~blkmig.errors.WrongType` unless each of these options is a bool, Python's or numpy's.
 

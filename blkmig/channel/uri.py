@@ -104,6 +104,8 @@ Address = TcpAddress | UnixAddress | ExecAddress | FdAddress | FileAddress | Std
 
 def parse_uri(uri: str) -> Address:
     """Return the address that `uri` spells; raises :class:`~blkmig.errors.ParameterError` that names the forms."""
+    if not isinstance(uri, str):
+        raise errors.WrongType(f"the address of a stream must be a text, not {uri!r}: say {FORMS}")
     if uri == "-":
         return StdioAddress()
     scheme, colon, rest = uri.partition(":")

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from .. import _core, units
+from .. import _core, errors, units
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,8 +32,8 @@ class BlockGeometry:
     def __post_init__(self) -> None:
         """Derive the rest from the size."""
         object.__setattr__(self, "size", units.index(self.size))
-        if self.size < 0:
-            raise ValueError(f"a disk cannot have {self.size} bytes")
+        if not 0 <= self.size < 1 << 63:
+            raise errors.ParameterError(f"a disk cannot have {self.size} bytes: it has from 0 to 2^63 - 1")
         total_sectors = -(-self.size // _core.SECTOR_SIZE)
         object.__setattr__(self, "total_sectors", total_sectors)
         object.__setattr__(self, "nblocks", -(-total_sectors // _core.SECTORS_PER_BLOCK))

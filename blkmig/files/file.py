@@ -56,7 +56,7 @@ class FileBackend(local.LocalBackend):
     ) -> None:
         path = os.fspath(path)
         units.check_flags(writable=writable, direct=direct, locking=locking)
-        create_size = None if create_size is None else units.index(create_size)
+        create_size = None if create_size is None else units.place("create_size", create_size)
         super().__init__(Path(path).stem if name is None else name, 0, read_only=read_only)
         writable = writable and not read_only
         self._base: rawfile.RawFile | None = None
@@ -146,7 +146,7 @@ class FileBackend(local.LocalBackend):
 
     def next_data(self, offset: int) -> tuple[int, int] | None:
         """Ask the file system, which takes the same time for a hole of any size."""
-        offset = units.index(offset)
+        offset = units.place("offset", offset)
         try:
             extent = self._top.next_data(offset, self.size)
             if self._base is None or (below := self._base.next_data(offset, self.size)) is None:
@@ -157,7 +157,7 @@ class FileBackend(local.LocalBackend):
 
     def zeroes_end(self, offset: int) -> int:
         """Ask the file system where the next data is; an overlay cannot tell."""
-        offset = units.index(offset)
+        offset = units.place("offset", offset)
         with self.failing("cannot look for data", offset):  # what is stored before it is looked may fail
             return offset if self._base is not None else self._top.zeroes_end(offset)
 
@@ -235,7 +235,7 @@ class FileBackend(local.LocalBackend):
     def resize(self, size: int) -> None:
         """Grow a new file by a hole, or cut it. No migration may be reading it, and nothing may track it."""
         self.check_open()
-        size = units.index(size)
+        size = units.place("size", size)
         if not self.is_growable or self._trackers:
             super().resize(size)
         with self.failing("cannot be resized", 0, size):

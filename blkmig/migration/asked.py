@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from .. import errors
+from .. import disk, errors, units
 
 T = TypeVar("T")
 
@@ -22,3 +23,37 @@ def disks_of(disks: Iterable[T]) -> list[T]:
     if not found:
         raise errors.ParameterError("there is no disk to send: say at least one")
     return found
+
+
+def check_path(what: str, path: object) -> None:
+    """Raise :class:`~blkmig.errors.ParameterError` if `path` can be no path on any machine; `what` is its name."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise errors.WrongType(f"{what} must be a path, not {path!r}")
+    if "\0" in text:
+        raise errors.ParameterError(f"{what} must be a path, and {text!r} holds a NUL character")
+
+
+def check_targets(targets: object, by_index: object, into: object) -> None:
+    """Raise :class:`~blkmig.errors.ParameterError` for targets of which one could not be meant."""
+    for what, mapping in (("targets", targets), ("by_index", by_index)):
+        if mapping is not None and not isinstance(mapping, Mapping):
+            raise errors.WrongType(f"{what} must map disks to where they go, not be {mapping!r}")
+        for key, target in (mapping or {}).items():
+            _check_key(what, key)
+            if not isinstance(target, disk.BlockBackend):
+                check_path(f"{what}[{key!r}]", target)
+    if into is not None:
+        check_path("into", into)
+
+
+def _check_key(what: str, key: object) -> None:
+    if what == "targets":
+        if not isinstance(key, str):
+            raise errors.WrongType(f"targets are said by the names of disks, not by {key!r}; by_index counts them")
+    else:
+        number = units.whole(key)
+        if number is None:
+            raise errors.WrongType(f"by_index counts the disks from 0, it does not name them: not {key!r}")
+        if number < 0:
+            raise errors.ParameterError(f"by_index counts the disks from 0, not from {key!r}")

@@ -43,6 +43,9 @@ def send(
     timeouts: dict[str, Any] = {"connect_timeout": chosen.connect_timeout, "idle_timeout": chosen.idle_timeout}
     with contextlib.ExitStack() as opened:
         sources = asked.disks_of(disks)
+        for source in sources:
+            if not isinstance(source, disk.BlockBackend):
+                asked.check_path("a disk", source)
         texts = [(None, source) for source in sources if not isinstance(source, disk.BlockBackend)]
         found = iter(together.open_sources(texts, writable=False, **timeouts))
         backends: list[disk.BlockBackend] = []
@@ -67,7 +70,8 @@ def incoming(
     on_progress: OnProgress | None = None,
 ) -> IncomingMigration:
     """Return a migration that comes in on `uri`, to be run in a ``with``; see :class:`IncomingMigration`."""
-    return IncomingMigration(uri, targets or {}, parameters, into=into, by_index=by_index, on_progress=on_progress)
+    targets = {} if targets is None else targets
+    return IncomingMigration(uri, targets, parameters, into=into, by_index=by_index, on_progress=on_progress)
 
 
 def receive(
@@ -85,7 +89,7 @@ def receive(
     """
     migration = IncomingMigration(
         uri,
-        targets or {},
+        {} if targets is None else targets,
         params.IncomingParameters(**parameters),
         into=into,
         by_index=by_index,

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from .. import block, disk, errors, params, sources, stats
-from . import endpoints, fitting, naming, room
+from . import asked, endpoints, fitting, naming, room
 
 Target = disk.BlockBackend | str | os.PathLike[str]
 
@@ -39,6 +39,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         into: str | os.PathLike[str] | None = None,
         by_index: Mapping[int, Target] | None = None,
     ) -> None:
+        asked.check_targets(targets, by_index, into)
         if not targets and into is None and not by_index:
             raise errors.ParameterError("say where the disks go: NAME=PATH for each, or a folder for all")
         if parameters.overwrite and into is None:
@@ -167,10 +168,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             )
 
     def check_announced(self, announced: block.SaidSizes) -> None:
-        """Refuse what cannot succeed by the sizes that the stream says before its disks come; warn of little room.
-
-        Nothing was written yet, so targets of a stream that will fail are as they were.
-        """
+        """Refuse what must fail by the sizes that the stream says before anything is written; warn of little room."""
         self._announced = announced
         known = list(filter(announced.has, dict.fromkeys((*self._parameters.sizes, *self._names()))))
         naming.check_have_come(self._parameters.sizes, known)

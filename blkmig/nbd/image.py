@@ -47,7 +47,7 @@ class ImageBackend(exported.ExportedDisk):
         is_placeholder: bool = False,
     ) -> None:
         units.check_flags(read_only=read_only, writable=writable, direct=direct, locking=locking)
-        create_size = None if create_size is None else units.index(create_size)
+        create_size = None if create_size is None else units.place("create_size", create_size)
         self._path = pathlib.Path(path)
         self._format = format
         self._direct = direct
@@ -93,7 +93,7 @@ class ImageBackend(exported.ExportedDisk):
     def resize(self, size: int) -> None:
         """Give a new image another size. It grows by leaps and is cut to size by `flush`."""
         self.check_open()
-        size = units.index(size)
+        size = units.place("size", size)
         if not self.is_growable or self._trackers:
             super().resize(size)
         if size > self._image_size:

@@ -325,3 +325,22 @@ def test_what_is_no_mapping_of_sizes(sizes: Any) -> None:
     """A3."""
     with pytest.raises(errors.ParameterError):
         params.IncomingParameters(sizes=sizes)
+
+
+def test_what_no_system_call_takes_is_refused(tmp_path):
+    """It was an OverflowError, or a MemoryError."""
+    with files.FileBackend.create(tmp_path / "d.raw", 0) as backend:
+        for value in (1 << 63, 1 << 70, -1):
+            for call in (backend.resize, backend.zeroes_end, backend.next_data, blkmig.DirtyBitmap):
+                with pytest.raises(errors.ParameterError, match="from 0 to 2"):
+                    call(value)
+            with pytest.raises(errors.ParameterError, match="create_size must be from 0"):
+                files.FileBackend.create(tmp_path / "new", value)
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("value", [np.array(["auto", "manual"]), np.array([1, 2]), ["auto"], {}, 5], ids=repr)
+@pytest.mark.parametrize("name", ["switchover", "writers_after", "reading", "machine_compat"])
+def test_a_choice_is_one_of_the_words(name, value):
+    with pytest.raises(errors.ParameterError, match=f"{name} must be one of"):
+        params.MigrationParameters(**{name: value})
