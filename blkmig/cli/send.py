@@ -120,6 +120,8 @@ def run(args: argparse.Namespace) -> int:
             )
             for backend in opened
         ]
+        if args.switchover == "pause-before":
+            check_whole_vm(disks)
         if args.dry_run is not None:
             for backend in disks:
                 endpoints.check_displays(f"disk {backend.name!r}", backend.files)
@@ -151,13 +153,18 @@ def why_skipped(backend: disk.BlockBackend) -> str:
 
 def watch_switchover(disks: list[disk.BlockBackend], outgoing: migration.OutgoingMigration) -> None:
     """Begin the last pass when the QEMU of the disks waits for it."""
+    for session in check_whole_vm(disks):
+        session.when_pre_switchover(outgoing.switchover)
+
+
+def check_whole_vm(disks: list[disk.BlockBackend]) -> set[Any]:
+    """Return the sessions of the QEMUs that have the disks; raise if there is none, which could migrate."""
     from .. import qemu
 
     sessions = {backend.session for backend in disks if isinstance(backend, qemu.QemuBackend)}
     if not sessions:
         raise errors.ParameterError("--switchover=pause-before is for the disks of a running QEMU: qemu:QMP_SOCKET")
-    for session in sessions:
-        session.when_pre_switchover(outgoing.switchover)
+    return sessions
 
 
 def parameters_of(args: argparse.Namespace) -> params.MigrationParameters:

@@ -18,8 +18,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from .. import _core, channel, disk, errors, params, units
-from . import asked, rates, reading, replay, watching
+from .. import _core, block, channel, disk, errors, params, units
+from . import asked, endpoints, rates, reading, replay, watching
 
 BandwidthSource = Literal["measured", "said", "limit", "disks"]
 
@@ -75,11 +75,14 @@ def forecast(
 
     The link to the receiver at `uri` is measured, if there is one that can be; nothing is sent of the disks, and the
     receiver goes on waiting. `bandwidth` is what the link carries by the caller's word, which counts more. The disks
-    are in use meanwhile, and as they were afterwards. Raises :class:`~blkmig.errors.DeviceError`.
+    are in use meanwhile, and as they were afterwards. Raises :class:`~blkmig.errors.DeviceError`, and for what a
+    migration would refuse :class:`~blkmig.errors.ParameterError`.
     """
     seconds = units.number("seconds", seconds)
     bandwidth = None if bandwidth is None else units.number("bandwidth", bandwidth)
-    sent = [backend for backend in asked.disks_of(disks) if not backend.is_read_only and backend.size]
+    disks = asked.disks_of(disks)
+    _check_sending(disks, parameters, uri)
+    sent = [backend for backend in disks if not backend.is_read_only and backend.size]
     with contextlib.ExitStack() as stack:
         watched = []
         for backend in sent:
@@ -126,6 +129,14 @@ def forecast(
         converges=played.converges,
         writers_fraction=played.writers_fraction,
     )
+
+
+def _check_sending(disks: list[disk.BlockBackend], parameters: params.MigrationParameters, uri: str | None) -> None:
+    """Raise what a migration of `disks` to `uri` would raise before it connects: a forecast of that is none."""
+    block.BlockSaveHandlers(disks, parameters).check_disks()
+    if uri is not None:
+        channel.Connector(uri).close()
+        endpoints.Sources(uri, disks).check()
 
 
 class LinkGuess:

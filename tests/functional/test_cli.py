@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import command
 import lab
 import pytest
 
@@ -225,3 +226,28 @@ def test_bar(tmp_path: Path, disk: Path) -> None:
 )
 def test_named(text: str, expected: tuple[str | None, str]) -> None:
     assert arguments.named(text) == expected
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("v={}/a.raw", "file:{}/a.raw"),
+        ("v={}/a.raw", "tcp:127.0.0.1:0"),
+        ("v={}/a.raw", "nowhere"),
+        ("v={}/a.raw", "v={}/b.raw", "file:{}/s"),
+        ("v={}/a.raw", "--switchover=pause-before", "file:{}/s"),
+        ("v={}/a.raw", "file:{}/b.raw", "--qemu", "--verify"),
+    ],
+    ids=" ".join,
+)
+def test_a_dry_run_refuses_what_send_refuses(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """It said that such a migration converges."""
+    for name in ("a.raw", "b.raw"):
+        (tmp_path / name).write_bytes(name.encode() * 1000)
+    told = []
+    for option in ("--dry-run=0", "--progress=none"):
+        done = command.run("send", option, *(word.format(tmp_path) for word in words))
+        told.append((done.exit_code, done.stdout, done.stderr))
+    assert told[0] == told[1]
+    assert told[0][0] == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.raw", "b.raw"]
