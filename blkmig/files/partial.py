@@ -21,6 +21,7 @@ import errno
 import hashlib
 import os
 import stat
+from pathlib import Path
 from typing import Literal
 
 from .. import errors
@@ -43,6 +44,15 @@ def partial_name(name: str) -> str:
     return f".{os.fsdecode(os.fsencode(name)[:room])}-{digest}{SUFFIX}"
 
 
+def check_takes_files(real: Path) -> None:
+    """Raise :class:`OSError` if no file is to be made at `real`, which leads through no link and is not there.
+
+    Among the devices that is the name of one that is missing, and a file would fill the machine's memory.
+    """
+    if real.is_relative_to("/dev") and not real.is_relative_to("/dev/shm"):
+        raise FileNotFoundError(errno.ENOENT, "there is no such device, and files are not made there")
+
+
 class Partial:
     """The file `name` of `place` in the making, for the disk `device`. Its errors are :class:`OSError` and DeviceBusy.
 
@@ -53,6 +63,8 @@ class Partial:
     def __init__(self, place: folder.Folder, name: str, *, device: str, replace: bool = False) -> None:
         if len(os.fsencode(name)) > folder.MAX_NAME_BYTES:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        if place.stat(name) is None:
+            check_takes_files(Path(os.path.realpath(place.path), name))
         self.mark = partial_name(name)
         self.name = name
         self.fd = self._replaced_fd = -1

@@ -35,6 +35,7 @@ class StreamFile:
     def __init__(self, uri: str) -> None:
         parsed = address.parse_uri(uri)
         self._uri = uri
+        self._named = parsed.path if isinstance(parsed, address.FileAddress) else None
         self._path = parsed.path if isinstance(parsed, address.FileAddress) and not parsed.offset else None
         self._folder: folder.Folder | None = None
         self._partial: partial.Partial | None = None
@@ -53,12 +54,20 @@ class StreamFile:
         real = Path(os.path.realpath(self._path))
         return real if _is_ours(real) else None
 
+    def _check_can_be_made(self) -> None:
+        """Refuse a device that is missing, also where the channel would make a file. Raises OSError."""
+        if self._named is not None and not is_held_open(self._named):
+            real = Path(os.path.realpath(self._named))
+            if not os.path.lexists(real):
+                partial.check_takes_files(real)
+
     def begin(self) -> int | None:
         """Make the file; return the descriptor that the stream is written to, which stays ours.
 
         None: the channel opens what there is. Raises :class:`~blkmig.errors.LocalFileError`.
         """
         with self._failing("opening"):
+            self._check_can_be_made()
             real = self._to_be_made()
             if real is None:
                 return None

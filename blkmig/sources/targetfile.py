@@ -174,12 +174,11 @@ class TargetFile:
             raise errors.DeviceError(f"cannot open {self.path!r}", device=self.label, cause=cause)
 
     def _check_is_a_name(self, real: Path) -> None:
-        """Refuse the name of a folder, and a device that is missing: a file there would fill the machine's memory."""
+        """Refuse the name of a folder, and a device that is missing."""
         if self._described.path.endswith("/"):
             raise errors.ParameterError(f"{self._described.path!r} is no name for a file: say --into for a folder")
-        if real.is_relative_to("/dev") and not real.is_relative_to("/dev/shm"):
-            cause = "there is no such device, and files are not made there"
-            raise errors.DeviceError(f"cannot open {self.path!r}", device=self.label, cause=cause)
+        with self._failing("open"):
+            partial.check_takes_files(real)
 
     def _exists(self) -> errors.DeviceError:
         cause = "it exists already: say --overwrite to replace what the folder holds, or NAME=PATH for this disk"

@@ -247,3 +247,28 @@ def test_nothing_is_written_into_what_is_read(
     assert source.read_bytes() == CONTENT
     assert stream.read_bytes() == content
     assert not (tmp_path / "c.raw").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "send v={a} file:/dev/blkmig-none",
+        "send v={a} file:/dev/blkmig-none,offset=512",
+        "send v={a} file:{tmp}/link",
+        "receive file:{q} a=/dev/blkmig-none",
+        "receive file:{q} --into=/dev",
+    ],
+)
+def test_a_missing_device_is_not_made(source: Path, stream: Path, tmp_path: Path, words: str) -> None:
+    """A file there would fill the machine's memory."""
+    blkmig.send([source], f"file:{stream}")
+    (tmp_path / "link").symlink_to("/dev/blkmig-none")
+    try:
+        done = command.run(*words.format(a=source, q=stream, tmp=tmp_path).split())
+        assert done.exit_code == 1
+        assert "there is no such device, and files are not made there" in done.stderr
+        assert not Path("/dev/blkmig-none").exists()
+        assert not Path("/dev/a.raw").exists()
+    finally:
+        Path("/dev/blkmig-none").unlink(missing_ok=True)
+        Path("/dev/a.raw").unlink(missing_ok=True)
