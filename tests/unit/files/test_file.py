@@ -141,7 +141,7 @@ class TestCreate:
         assert path.read_bytes() == b"precious"
 
     def test_a_creation_that_fails_leaves_nothing(self, tmp_path):
-        with pytest.raises(errors.DeviceError):
+        with pytest.raises(errors.ParameterError):
             files.FileBackend.create(tmp_path / "new.raw", -1)
         with pytest.raises(errors.DeviceError):
             files.FileBackend(tmp_path / "new.raw", create_size=512, base=tmp_path / "missing")
