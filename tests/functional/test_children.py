@@ -152,9 +152,11 @@ def test_a_command_ends_with_a_sender_that_is_killed(tmp_path: Path) -> None:
 
 
 def test_a_sender_of_an_image_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
-    peers.require("qemu-nbd", "qemu-img")
+    peers.require("qemu-nbd", "qemu-img", "qemu-io")
     image, fifo = tmp_path / "v.qcow2", tmp_path / "fifo"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", image, "8M"], check=True)
+    # More than the pipe takes: the sender must not be done before anybody looks.
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q -P 1 0 8M", image], check=True)
     os.mkfifo(fifo)
     sender = command.start("send", f"{image},format=qcow2", f"file:{fifo}")
     reader = os.open(fifo, os.O_RDONLY)  # returns when the sender has opened it, which comes behind its disks
