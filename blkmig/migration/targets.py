@@ -54,6 +54,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             for key, target in wanted
         }
         self._into = None if into is None else pathlib.Path(into)
+        self._takes_unnamed = into is not None or bool(by_index)
         self._new_folders: list[pathlib.Path] = []
         self._endpoints: endpoints.Targets | None = None
         self._stack = contextlib.ExitStack()
@@ -83,7 +84,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
                     self._prepare(target)
                     self._endpoints.add(naming.label_of(key), (), target.layers())
                     fitting.check_before(target, self._parameters, key)
-            if self._into is None and all(isinstance(key, str) for key in self._targets):
+            if not self._takes_unnamed:
                 naming.check_can_come(self._parameters.sizes, map(str, self._targets))
             if self._into is not None:
                 self._new_folders = fitting.check_folder(self._into)
@@ -173,7 +174,8 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         known = list(filter(announced.has, dict.fromkeys((*self._parameters.sizes, *self._names()))))
         naming.check_have_come(self._parameters.sizes, known)
         absent = [key for key in self._names() if key not in known]
-        naming.check_targets_come(absent, known, "disks of other names")
+        if known or self._takes_unnamed:  # else the first disk that comes is unknown, and says its name
+            naming.check_targets_come(absent, known, "disks of other names")
         fitting.check_said_sizes(self._parameters, announced)
         unnamed = announced.total
         for key in self._names():
