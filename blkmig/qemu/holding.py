@@ -60,6 +60,7 @@ class Holding:
         """Fetch what was written to some disks. With the writers held, fetch it for all disks, and only once."""
         if not self._held:
             self._sync.fetch(numbers)
+            self._throttles.look()
         elif self._is_synced:
             self._check_quiet()
         else:
@@ -74,6 +75,7 @@ class Holding:
         if number not in self._held:
             return
         self._refused |= refuse
+        self._throttles.forget()
         if len(self._held) > 1:
             self._held.discard(number)
             return

@@ -106,23 +106,22 @@ class Throttle:
     def lift(self) -> None:
         """Give the user's own limits back. Nothing if there is no limit of ours."""
         if self._limit is not None:
-            self._limit.resume()  # as when QEMU did not answer the last time
             self._limit.lift(self._disk.node)
 
-    def group_limit(self) -> WriteLimit | None:
+    def group_limit(self) -> GroupLimit | None:
         """Return the limits of the throttle group that the disk's writers go through; None if there is none."""
-        if self._group is None:
-            return None
-        if self._limit is None:
-            self._limit = self._find_limit()
-        return self._limit
+        return None if self._group is None else self._find_group_limit(self._group)
 
     def _find_limit(self) -> WriteLimit:
-        if self._group is not None:
-            found: WriteLimit = GroupLimit(self._qmp, self._own, self._group)
-        else:
-            found = GuestLimit(self._qmp, self._own, self._disk.qdev)
-        return self._shared.setdefault(found.belongs_to, found)
+        if self._group is None:
+            found: WriteLimit = GuestLimit(self._qmp, self._own, self._disk.qdev)
+            return self._shared.setdefault(found.belongs_to, found)
+        return self._find_group_limit(self._group)
+
+    def _find_group_limit(self, group: str) -> GroupLimit:
+        found = self._shared.setdefault(f"{GroupLimit.kind}{group}", GroupLimit(self._qmp, self._own, group))
+        assert isinstance(found, GroupLimit)
+        return found
 
     def written_bytes(self) -> int:
         """Return what the writers have written, where QEMU does not count that what its bitmaps had of it."""
@@ -154,9 +153,8 @@ class WriteLimit(abc.ABC):
         self._target = target
         self._kept_in = f"{own.prefix}{KEPT}-{self.kind}{target.encode().hex()}"
         self._demands: dict[str, int] = {}
-        self._is_suspended = False
-        self._users = self.read()
-        self.belongs_to = f"{self.kind}{self._users.get(vocabulary.GUEST_GROUP, target)}"
+        self._users: dict[str, Any] = {}
+        """The user's own limits, when they were read last; what we have set does not count."""
 
     def lower(self, node: str, limit: int) -> None:
         """Limit writes to `limit` bytes per second for the sake of `node`."""
@@ -170,23 +168,6 @@ class WriteLimit(abc.ABC):
         """Drop the demand of `node`; without any, the user's own limits hold again."""
         if self._demands.pop(node, None) is not None:
             self._hold_again()
-
-    def suspend(self) -> bool:
-        """Lift all limits for a moment, the user's own ones, too; False if there are none."""
-        if not self._demands:
-            self._users = self.read()
-            if not vocabulary.is_limited(self._users):
-                return False
-            self._own.add_throttle_group(self._kept_in, vocabulary.as_group_limits(self._users))
-        self._is_suspended = True
-        self.write(vocabulary.unlimited(self._users))
-        return True
-
-    def resume(self) -> None:
-        """Have the limits hold again that were lifted. Nothing if they do."""
-        if self._is_suspended:
-            self._hold_again()
-            self._is_suspended = False
 
     def _hold_again(self) -> None:
         """Have what is demanded hold, or the user's own limits if nothing is."""
@@ -211,9 +192,51 @@ class GroupLimit(WriteLimit):
     kind = "g"
     key = "bps-write"
 
+    def __init__(self, connection: qmp.QmpConnection, own: objects.OwnObjects, target: str) -> None:
+        super().__init__(connection, own, target)
+        self.belongs_to = f"{self.kind}{target}"
+        self._is_suspended = False
+
+    def lift(self, node: str) -> None:
+        """As for any limit; limits that could not be resumed, because QEMU did not answer, hold again first."""
+        self.resume()
+        super().lift(node)
+
+    def look(self) -> Callable[[], None]:
+        """Have QEMU say the user's limits; what is returned waits for the answer, and takes note of it."""
+        if self._demands:
+            return lambda: None  # they are known since the first demand
+        asked = self._qmp.start("qom-get", self._property)
+
+        def take() -> None:
+            self._users = dict(asked.result())
+
+        return take
+
+    def suspend(self) -> bool:
+        """Lift all limits for a moment, the user's own ones, too; False if there were none when `look` looked."""
+        if not self._demands:
+            if not vocabulary.is_limited(self._users):
+                return False
+            self._users = self.read()
+            self._own.add_throttle_group(self._kept_in, vocabulary.as_group_limits(self._users))
+        self._is_suspended = True
+        self.write(vocabulary.unlimited(self._users))
+        return True
+
+    def resume(self) -> None:
+        """Have the limits hold again that were lifted. Nothing if they do."""
+        if self._is_suspended:
+            self._hold_again()
+            self._is_suspended = False
+
+    @property
+    def _property(self) -> dict[str, str]:
+        return {"path": f"/objects/{self._target}", "property": "limits"}
+
     def read(self) -> dict[str, Any]:
         """Ask for the object's property."""
-        return dict(self._qmp.execute("qom-get", {"path": f"/objects/{self._target}", "property": "limits"}))
+        return dict(self._qmp.execute("qom-get", self._property))
 
     def write(self, limits: dict[str, Any]) -> None:
         """Set the object's property."""
@@ -225,6 +248,10 @@ class GuestLimit(WriteLimit):
 
     kind = "q"
     key = "bps_wr"
+
+    def __init__(self, connection: qmp.QmpConnection, own: objects.OwnObjects, target: str) -> None:
+        super().__init__(connection, own, target)
+        self.belongs_to = f"{self.kind}{self.read().get(vocabulary.GUEST_GROUP, target)}"
 
     def read(self) -> dict[str, Any]:
         """Ask for the disk's description."""

@@ -26,6 +26,24 @@ class Throttles:
             throttle.Throttle(connection, own, disk, facts.throttle_group(disk.node), limits, counters)
             for disk in disks
         ]
+        groups = (each.group_limit() for each in self.each)
+        self._groups = {limit.belongs_to: limit for limit in groups if limit is not None}
+        self._is_stale = True
+
+    def look(self) -> None:
+        """Ask for the limits of all throttle groups at once, unless that was done since the last `forget`.
+
+        Outside of the pause, which has no time for a question for each group. A limit that the user sets afterwards is
+        not seen there: if writes that it has queued hold that pause up, it is given up, and the next one knows it.
+        """
+        if self._is_stale:
+            for take in [limit.look() for limit in self._groups.values()]:
+                take()
+            self._is_stale = False
+
+    def forget(self) -> None:
+        """Have the next `look` ask again: time has passed."""
+        self._is_stale = True
 
     @contextlib.contextmanager
     def letting_go(self) -> Iterator[None]:
@@ -34,10 +52,10 @@ class Throttles:
         An export is closed when its last request is over. One that waits in a throttle's queue may wait for seconds,
         and every other writer would with it. (A guest that is stopped has its queue emptied by QEMU.)
         """
-        groups = {limit.belongs_to: limit for limit in map(throttle.Throttle.group_limit, self.each) if limit}
+        self.look()
         is_limited = False
         with contextlib.ExitStack() as stack:
-            for limit in groups.values():
+            for limit in self._groups.values():
                 if limit.suspend():
                     stack.callback(self._resume, limit)
                     is_limited = True
@@ -45,6 +63,6 @@ class Throttles:
                 self._qmp.execute("transaction", {"actions": []})  # drains, which is what empties the queues
             yield
 
-    def _resume(self, limit: throttle.WriteLimit) -> None:
+    def _resume(self, limit: throttle.GroupLimit) -> None:
         with self._qmp.leaving():
             limit.resume()

@@ -51,6 +51,31 @@ def opened(daemon: StorageDaemon, address: str = "") -> Iterator[list[qemu.QemuB
     assert daemon.leftovers() == []
 
 
+def image_files(folder: Path, count: int, *, throttled: bool = False) -> list[str]:
+    """Make images; return the daemon's options for them and a writable export of each."""
+    options = []
+    for number in range(count):
+        path = folder / f"disk{number}.raw"
+        path.write_bytes(bytes(SIZE))
+        options += image_options(path, f"disk{number}", throttled=throttled)
+    return options
+
+
+@contextlib.contextmanager
+def told() -> Iterator[list[str]]:
+    """Give the commands that QEMU is told in the body."""
+    commands: list[str] = []
+    start = qmp.QmpConnection.start
+
+    def telling(self: qmp.QmpConnection, command: str, arguments: Mapping[str, object] | None = None) -> object:
+        commands.append(command)
+        return start(self, command, arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(qmp.QmpConnection, "start", telling)
+        yield commands
+
+
 def pause(disks: list[qemu.QemuBackend]) -> None:
     """Do what a migration does with its disks at its end."""
     disk.sync_disks(disks)
@@ -63,37 +88,19 @@ def pause(disks: list[qemu.QemuBackend]) -> None:
 
 
 @pytest.mark.parametrize("count", [6, 18])
-def test_an_idle_disk_costs_no_command_in_the_pause(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, count: int
-) -> None:
-    commands: list[str] = []
+def test_an_idle_disk_costs_no_command_in_the_pause(folder: Path, count: int) -> None:
     with idle_disks(folder, count) as daemon, opened(daemon) as disks:
         bitmaps = [each.create_dirty_bitmap(1 << 20) for each in disks]
         disk.sync_disks(disks)
-        start = qmp.QmpConnection.start
-
-        def counting(self: qmp.QmpConnection, command: str, arguments: Mapping[str, object] | None = None) -> object:
-            commands.append(command)
-            return start(self, command, arguments)
-
-        monkeypatch.setattr(qmp.QmpConnection, "start", counting)
-        pause(disks)
-        monkeypatch.undo()
+        with told() as commands:
+            pause(disks)
         assert not any(bitmap.count_blocks() for bitmap in bitmaps)
     assert len(commands) <= 16, commands  # three for each look at the graph, however many disks there are
 
 
-def test_writers_of_many_disks_go_on_without_a_question_for_each(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_writers_of_many_disks_go_on_without_a_question_for_each(folder: Path) -> None:
     """Each of them had its export closed."""
-    options = []
-    for number in range(8):
-        path = folder / f"disk{number}.raw"
-        path.write_bytes(bytes(SIZE))
-        options += image_options(path, f"disk{number}")
-    commands: list[str] = []
-    with StorageDaemon(folder, *options) as daemon, opened(daemon) as disks:
+    with StorageDaemon(folder, *image_files(folder, 8)) as daemon, opened(daemon) as disks:
         exports = {export["id"] for export in disks[0].session._qmp.execute("query-block-exports")}
         for each in disks:
             each.create_dirty_bitmap(1 << 20)
@@ -101,19 +108,30 @@ def test_writers_of_many_disks_go_on_without_a_question_for_each(
         for each in disks:
             each.hold_writers()
         disk.sync_disks(disks)
-        start = qmp.QmpConnection.start
-
-        def counting(self: qmp.QmpConnection, command: str, arguments: Mapping[str, object] | None = None) -> object:
-            commands.append(command)
-            return start(self, command, arguments)
-
-        monkeypatch.setattr(qmp.QmpConnection, "start", counting)
-        for each in disks:
-            each.release_writers()
-        monkeypatch.undo()
+        with told() as commands:
+            for each in disks:
+                each.release_writers()
         assert {export["id"] for export in disks[0].session._qmp.execute("query-block-exports")} == exports
     assert commands.count("query-named-block-nodes") <= 2, commands
     assert commands.count("block-export-add") == 8
+
+
+@pytest.mark.parametrize("count", [2, 6])
+def test_a_throttle_without_limits_costs_no_command_in_the_pause(folder: Path, count: int) -> None:
+    """As ``blkmig serve`` makes them, one for each disk."""
+    with StorageDaemon(folder, *image_files(folder, count, throttled=True)) as daemon, opened(daemon) as disks:
+        for each in disks:
+            each.create_dirty_bitmap(1 << 20)
+        for _ in range(2):
+            disk.sync_disks(disks)
+            with told() as commands:
+                for each in disks:
+                    each.hold_writers()
+                disk.sync_disks(disks)
+            for each in disks:
+                each.release_writers()
+            assert commands.count("block-export-del") == count
+            assert "qom-get" not in commands
 
 
 class Turns:
@@ -148,12 +166,7 @@ class Turns:
 def written_disks(folder: Path, count: int) -> Iterator[tuple[StorageDaemon, list[nbd_connection.NbdConnection]]]:
     """Give a daemon with `count` disks, and what writes to each."""
     folder.mkdir()
-    options = []
-    for number in range(count):
-        path = folder / f"disk{number}.raw"
-        path.write_bytes(bytes(SIZE))
-        options += image_options(path, f"disk{number}")
-    with StorageDaemon(folder, *options) as daemon, contextlib.ExitStack() as stack:
+    with StorageDaemon(folder, *image_files(folder, count)) as daemon, contextlib.ExitStack() as stack:
         clients = [nbd_connection.NbdConnection(daemon.uri(f"disk{number}")) for number in range(count)]
         for client in clients:
             stack.callback(client.close)
