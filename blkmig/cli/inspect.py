@@ -7,7 +7,7 @@ import argparse
 from typing import Any
 
 from .. import channel, errors, migration, params, savevm, units
-from ..migration import endpoints
+from ..migration import displays
 from . import arguments, output, signals
 
 CELLS = 64
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the command."""
     arguments.check_descriptor(args.stream)
     sizes = arguments.each_once(map(arguments.named_size, args.size), "the size of disk")
-    endpoints.check_reading(stream_uri(args.stream))
+    displays.check_reading(stream_uri(args.stream))
     listing = Listing() if args.records else None
     with channel.listen(stream_uri(args.stream)) as listener, signals.current().cancelling(listener.cancel):
         f = listener.accept(timeout=None)

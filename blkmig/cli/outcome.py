@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 
 from .. import errors
-from ..migration import endpoints
+from ..migration import displays
 from . import output, parser, signals, standard
 
 EXIT_FAILED = 1
@@ -30,7 +30,7 @@ def run(words: Sequence[str], heard: signals.Signals) -> int:
         exit_code: int = args.run(args)
         output.flush_results()
     except BaseException as error:
-        if isinstance(error, errors.DisplayInUse) and error.display == endpoints.STDERR_LABEL:
+        if isinstance(error, errors.DisplayInUse) and error.display == displays.STDERR_LABEL:
             standard.keep_messages_out(is_stdout_free="-" not in words)
         exit_code = report(error, heard.number)
     finally:

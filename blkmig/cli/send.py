@@ -8,7 +8,7 @@ import contextlib
 from typing import Any
 
 from .. import disk, errors, migration, params, sources, stats, units
-from ..migration import endpoints
+from ..migration import displays
 from . import arguments, output, progress, signals
 from . import parser as parsing
 
@@ -124,13 +124,13 @@ def run(args: argparse.Namespace) -> int:
             check_whole_vm(disks)
         if args.dry_run is not None:
             for backend in disks:
-                endpoints.check_displays(f"disk {backend.name!r}", backend.files)
+                displays.check(f"disk {backend.name!r}", backend.files)
             found = migration.forecast(
                 disks, parameters, seconds=args.dry_run, bandwidth=args.bandwidth, uri=args.uri
             )
             print_forecast(found, args)
             return 0
-        is_stdout_taken = endpoints.is_stdout(args.uri)
+        is_stdout_taken = displays.is_stdout(args.uri)
         report = stack.enter_context(progress.reporter(args.progress))
         outgoing = migration.OutgoingMigration(disks, args.uri, parameters, on_progress=report)
         with signals.current().cancelling(outgoing.cancel), outgoing:

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import sources
 from ..disk import identity
-from ..migration import endpoints
+from ..migration import displays
 from . import arguments, output
 
 SERVE_EXAMPLES = (
@@ -66,7 +66,7 @@ def run_serve(args: argparse.Namespace) -> int:
         name, image = arguments.named(text)
         described = sources.describe(image)
         files = [described.path] if described.base is None else [described.path, described.base]
-        endpoints.check_displays(f"image {image!r}", map(identity.KnownFile.of, files))
+        displays.check(f"image {image!r}", map(identity.KnownFile.of, files))
         served.append(serve.ServedDisk(pathlib.Path(described.path).stem if name is None else name, described))
     with serve.StorageDaemon(served, args.nbd, qmp=args.qmp) as daemon:
         for each in daemon.disks:

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Sequence
 
 from .. import errors
 from ..disk import identity
-from ..migration import endpoints
+from ..migration import displays
 
 _MODES = {0: os.O_WRONLY, 1: os.O_RDONLY, 2: os.O_RDWR}
 
@@ -68,7 +68,7 @@ def check_messages(words: Sequence[str]) -> None:
             path = f"/proc/self/fd/{name[3:]}" if name.startswith("fd:") else name
             if path and _is_same(path, messages):
                 why = f"{text!r} is where standard error goes, so messages would be written into it"
-                raise errors.DisplayInUse(why, display=endpoints.STDERR_LABEL)
+                raise errors.DisplayInUse(why, display=displays.STDERR_LABEL)
 
 
 def _values(word: str) -> Iterator[str]:

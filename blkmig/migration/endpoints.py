@@ -14,93 +14,11 @@ file, so a stream, or a target, in the very file that some server exports cannot
 
 from __future__ import annotations
 
-import os
-import stat
-import sys
 from collections.abc import Iterable
 
 from .. import disk, errors
-from ..channel import uri as address
 from ..disk import identity
-from . import streamfile
-
-STDIN, STDOUT, STDERR = 0, 1, 2
-STDIN_LABEL = "standard input"
-STDOUT_LABEL, STDERR_LABEL = "standard output", "standard error"
-
-
-def stream_file(uri: str, *, writing: bool) -> identity.KnownFile | None:
-    """Return the file or device that holds the stream of `uri`, None if it is in none."""
-    match address.parse_uri(uri):
-        case address.FileAddress(path=path):
-            return _known(path)
-        case address.FdAddress(fd=fd):
-            return _known_fd(fd)
-        case address.StdioAddress():
-            return _known_fd(STDOUT if writing else STDIN)
-    return None
-
-
-def _known_fd(fd: int) -> identity.KnownFile | None:
-    """Return what is open at `fd`, under the name that it was opened with, if it has that still."""
-    try:
-        return _known(os.readlink(f"/proc/self/fd/{fd}"), fd)  # noqa: PTH115 - what is no path stays as it is
-    except OSError:
-        return None
-
-
-def _known(path: str, fd: int | None = None) -> identity.KnownFile | None:
-    try:
-        found = identity.KnownFile.of(path, fd=fd)
-    except (OSError, ValueError):
-        return None  # whoever opens it says why it cannot be
-    return found if found.about is None or found.holds_bytes else None
-
-
-def displays() -> list[tuple[str, identity.KnownFile]]:
-    """Return the files that results and messages go to, with what messages call them."""
-    streams = ((STDOUT_LABEL, STDOUT, sys.__stdout__), (STDERR_LABEL, STDERR, sys.__stderr__))
-    # Without a stream there is none of that number, or a file that was opened later.
-    found = [(label, _known_fd(fd)) for label, fd, stream in streams if stream is not None]
-    return [(label, file) for label, file in found if file is not None]
-
-
-def check_displays(label: str, files: Iterable[identity.KnownFile]) -> None:
-    """Raise :class:`~blkmig.errors.DisplayInUse` if results or messages go to one of the `files` that `label` is at."""
-    for file in files:
-        for display, other in displays():
-            if identity.is_same(file, other):
-                why = f"{label} is at {file.path!r}, and {display} goes there, too"
-                raise errors.DisplayInUse(why, display=display)
-
-
-def check_reading(uri: str) -> None:
-    """Raise :class:`~blkmig.errors.DisplayInUse` if results or messages go where the stream of `uri` comes from."""
-    source = stream_file(uri, writing=False)
-    check_displays("the stream", () if source is None else [source])
-
-
-def _stdin() -> list[tuple[str, identity.KnownFile]]:
-    """Return the file that is read as standard input, by us or by a command that inherits it, if it is one."""
-    found = None if sys.__stdin__ is None else _known_fd(STDIN)
-    return [] if found is None else [(STDIN_LABEL, found)]
-
-
-def is_stdout(uri: str) -> bool:
-    """Return whether the stream of `uri` goes where standard output goes, which has no room for results then."""
-    try:
-        match address.parse_uri(uri):
-            case address.StdioAddress():
-                return True
-            case address.FileAddress(path=path):
-                about = os.stat(path)  # noqa: PTH116 - as is fstat
-            case address.FdAddress(fd=fd):
-                about = os.fstat(fd)
-            case _:
-                return False
-        return not stat.S_ISCHR(about.st_mode) and os.path.samestat(about, os.fstat(STDOUT))
-    except (OSError, ValueError):
-        return False
+from . import displays, streamfile
 
 
 class Sources:
@@ -119,7 +37,7 @@ class Sources:
         Raises :class:`~blkmig.errors.ParameterError` if the stream would be written over a disk, or over its base.
         """
         self._read = [(backend.name, file.as_it_is_now()) for backend in self._disks for file in backend.files]
-        output = stream_file(self._uri, writing=True)
+        output = streamfile.known_file(self._uri, writing=True)
         self._check_mark()
         for name, file in self._read:
             if output is not None and identity.is_same(file, output):
@@ -127,7 +45,7 @@ class Sources:
                     f"disk {name!r} is read from {file.path!r}, and the stream would be written over it "
                     f"({self._uri}): send it to another file"
                 )
-            check_displays(f"disk {name!r}", [file])
+            displays.check(f"disk {name!r}", [file])
         self._check_messages(output)
 
     def _check_mark(self) -> None:
@@ -135,13 +53,13 @@ class Sources:
         mark = self._stream.mark()
         for label, other in ((f"disk {name!r}", file) for name, file in self._read):
             _check_is_not_mark(mark, "the stream", label, other)
-        for label, other in (*_stdin(), *displays()):
+        for label, other in (*displays.stdin(), *displays.known()):
             _check_is_not_mark(mark, "the stream", label, other)
 
     def _check_messages(self, output: identity.KnownFile | None) -> None:
         """Refuse a stream with our own messages in it; results keep out of its way, see `is_stdout`."""
-        for label, other in displays():
-            if label == STDERR_LABEL and output is not None and identity.is_same(output, other):
+        for label, other in displays.known():
+            if label == displays.STDERR_LABEL and output is not None and identity.is_same(output, other):
                 why = f"the stream goes to {output.path!r}, and {label} goes there, too"
                 raise errors.DisplayInUse(why, display=label)
 
@@ -154,7 +72,7 @@ class Sources:
 
     def output_is_open(self) -> None:
         """Take note of the file that the stream goes to: it is there by now."""
-        output = stream_file(self._uri, writing=True)
+        output = streamfile.known_file(self._uri, writing=True)
         self._output = output if output is not None and output.is_still_named() else None
 
     @property
@@ -207,10 +125,10 @@ class Targets:
 
         Raises :class:`~blkmig.errors.DisplayInUse` if results or messages go there.
         """
-        check_reading(uri)
-        source = stream_file(uri, writing=False)
-        self._read = _stdin() if source is None else [("the stream", source), *_stdin()]
-        self._written = displays()
+        displays.check_reading(uri)
+        source = streamfile.known_file(uri, writing=False)
+        self._read = displays.stdin() if source is None else [("the stream", source), *displays.stdin()]
+        self._written = displays.known()
         self._marks: list[tuple[str, identity.KnownFile]] = []
 
     def add(
@@ -250,13 +168,13 @@ def _check_is_not_mark(mark: identity.KnownFile | None, label: str, other: str, 
     if mark is None or not identity.is_same(mark, known):
         return
     why = f"{label} is made under the name {mark.path!r}, and {other} is there: rename that"
-    if other in (STDOUT_LABEL, STDERR_LABEL):
+    if other in (displays.STDOUT_LABEL, displays.STDERR_LABEL):
         raise errors.DisplayInUse(why, display=other)
     raise errors.ParameterError(why)
 
 
 def _same(label: str, file: identity.KnownFile, other: str, known: identity.KnownFile) -> errors.ParameterError:
     why = f"{label} at {file.path!r} and {other} at {known.path!r} are the same file: give each a file of its own"
-    if other in (STDOUT_LABEL, STDERR_LABEL):
+    if other in (displays.STDOUT_LABEL, displays.STDERR_LABEL):
         return errors.DisplayInUse(why, display=other)
     return errors.ParameterError(why)

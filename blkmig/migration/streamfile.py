@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The file that a stream is sent to: made beside its name, which it gets when the stream is complete.
+"""The file of a stream. One that is sent to is made beside its name, which it gets when the stream is complete.
 
 So a stream that ends too early, whatever ended it, SIGKILL included, is never found under its name, and the same
 command begins again (see ``files/partial.py``). A file that exists is replaced when the new one is complete.
@@ -22,6 +22,7 @@ from ..channel import uri as address
 from ..disk import identity
 from ..files import folder, partial
 
+STDIN, STDOUT, STDERR = 0, 1, 2
 MAX_LINKS = 40
 """Symlinks that the system follows in one path."""
 
@@ -125,3 +126,31 @@ def is_held_open(path: str) -> bool:
             return False
         path = os.path.join(place, os.readlink(here))  # noqa: PTH115, PTH118
     return False
+
+
+def known_file(uri: str, *, writing: bool) -> identity.KnownFile | None:
+    """Return the file or device that holds the stream of `uri`, None if it is in none."""
+    match address.parse_uri(uri):
+        case address.FileAddress(path=path):
+            return _known(path)
+        case address.FdAddress(fd=fd):
+            return known_fd(fd)
+        case address.StdioAddress():
+            return known_fd(STDOUT if writing else STDIN)
+    return None
+
+
+def known_fd(fd: int) -> identity.KnownFile | None:
+    """Return what is open at `fd`, under the name that it was opened with, if it has that still."""
+    try:
+        return _known(os.readlink(f"/proc/self/fd/{fd}"), fd)  # noqa: PTH115 - what is no path stays as it is
+    except OSError:
+        return None
+
+
+def _known(path: str, fd: int | None = None) -> identity.KnownFile | None:
+    try:
+        found = identity.KnownFile.of(path, fd=fd)
+    except (OSError, ValueError):
+        return None  # whoever opens it says why it cannot be
+    return found if found.about is None or found.holds_bytes else None
