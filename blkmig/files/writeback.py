@@ -8,7 +8,7 @@ import contextlib
 from .. import _core
 
 WRITEBACK_NBYTES = 16 << 20
-"""How much is written before the kernel is told to start writing it back, and no more than the flush may wait for."""
+"""So much is written before the kernel is told to start writing it back: the flush at the end has hardly more to do."""
 
 
 class EarlyWriteback:
