@@ -24,8 +24,8 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from .c.bits cimport (
-    bits, bits_area, bits_clear, bits_count, bits_find_clear, bits_find_set, bits_merge, bits_move, bits_pair_fn,
-    bits_range_fn, bits_set, bits_summarise, bits_take, bits_take_areas,
+    bits, bits_area, bits_clear, bits_count, bits_count_rounded, bits_find_clear, bits_find_set, bits_merge, bits_move,
+    bits_pair_fn, bits_range_fn, bits_set, bits_summarise, bits_take, bits_take_areas,
 )
 from .c.calls cimport (
     FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, io_fallocate, io_next_data, io_pread, io_pwrite,
@@ -213,6 +213,20 @@ cdef class Bitmap:
         cdef size_t end = checked_stop(self, stop)
         return over(bits_count, bits_of(self), checked(self, start, self.size + 1), end)
 
+    def count_rounded(self, Py_ssize_t group, Py_ssize_t enough, Py_ssize_t start=0, stop=None):
+        """Count the bits set in [start, stop), and all bits of a group that has at least `enough` of them set.
+
+        A group is a power of two of bits, up to 4096; groups, `start` and `stop` stand at multiples of that. An
+        `enough` of 1 counts whole groups, one above `group` the bits alone.
+        """
+        cdef size_t end = checked_stop(self, stop)
+        checked(self, start, self.size + 1)
+        if not 0 < group <= 4096 or group & (group - 1) or enough < 1:
+            raise ValueError(f"a group has a power of two of bits up to 4096, and 1 is enough at least: {group}, {enough}")
+        if (<size_t>start | end) & <size_t>(group - 1):
+            raise ValueError(f"{start} and {end} must be multiples of {group} bits")
+        return count_groups(bits_of(self), start, end, group, enough)
+
     def find_next_set(self, Py_ssize_t start=0, stop=None):
         """Return the first set bit in [start, stop), -1 if there is none."""
         cdef size_t end = checked_stop(self, stop)
@@ -351,6 +365,17 @@ cdef inline Py_ssize_t both(bits_pair_fn fn, bits b, bits other) noexcept:
         return fn(&b, &other)
     with nogil:
         result = fn(&b, &other)
+    return result
+
+
+cdef inline Py_ssize_t count_groups(bits b, size_t start, size_t stop, size_t group, size_t enough) noexcept:
+    cdef Py_ssize_t result
+    if start >= stop:
+        return 0
+    if (stop - start) // 8 < GIL_NBYTES:
+        return bits_count_rounded(&b, start, stop, group, enough)
+    with nogil:
+        result = bits_count_rounded(&b, start, stop, group, enough)
     return result
 
 

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from . import _core, errors, units
+from . import errors, units
 
 MAX_PARALLEL_IO = 16
 """Reads in flight at most, over all disks: more starve the disk's own users (QEMU 2.12's figure)."""
@@ -17,6 +17,9 @@ MAX_IO_BUFFERS = 512
 
 BDRV_SECTORS_PER_SEARCH = 65536
 """Sectors asked about at a time when looking for what the top layer holds: 32 MiB."""
+
+GRANULARITIES = tuple(1 << shift for shift in range(12, 21))
+"""What a bit of a dirty bitmap may stand for, in bytes."""
 
 MIN_DOWNTIME_BOUND = 1.0
 """Seconds that every pause may take: a limit of a few milliseconds is missed by any busy machine now and then."""
@@ -50,8 +53,9 @@ class MigrationParameters:
     zero_blocks: bool = True
     """Send a block of zeros as a record without payload."""
 
-    granularity: int | str = _core.BLOCK_SIZE
-    """Bytes that one bit of a dirty bitmap stands for: a power of two from 64 KiB to 1 MiB."""
+    granularity: int | str = "auto"
+    """Bytes that one bit of a dirty bitmap stands for: a power of two from 4 KiB to 1 MiB. ``auto`` is 1 MiB where
+    whole blocks are sent, and else as fine as 8 MiB of bitmaps allow."""
 
     max_rounds: int | None = None
     """Give up after so many dirty rounds without convergence."""
@@ -105,7 +109,6 @@ class MigrationParameters:
         """Turn texts into bytes and refuse what makes no sense."""
         _set_flags(self)
         object.__setattr__(self, "max_bandwidth", units.parse_size(self.max_bandwidth))
-        object.__setattr__(self, "granularity", units.parse_size(self.granularity))
         _set_number(self, "downtime_limit", 0, 2000)
         _set_whole(self, "max_parallel_reads", 1, MAX_PARALLEL_IO)
         _set_whole(self, "max_buffers", 1, MAX_IO_BUFFERS)
@@ -120,10 +123,7 @@ class MigrationParameters:
             raise errors.WrongType(f"machine must be a text, not {self.machine!r}")
         if any("\ud800" <= char <= "\udfff" for char in self.machine):
             raise errors.ParameterError(f"machine must be a text, not {self.machine!r}")
-        if self.granularity not in [1 << shift for shift in range(16, 21)]:
-            raise errors.ParameterError(
-                f"granularity must be a power of two from 64K to 1M, not {units.format_size(int(self.granularity))}"
-            )
+        self._set_granularity()
         for name, allowed in (
             ("switchover", ("auto", "manual")),
             ("writers_after", ("release", "refuse")),
@@ -133,6 +133,16 @@ class MigrationParameters:
             value = getattr(self, name)
             if not isinstance(value, str | None) or value not in allowed:  # an array is compared item by item
                 raise errors.ParameterError(f"{name} must be one of {allowed}, not {value!r}")
+
+    def _set_granularity(self) -> None:
+        if isinstance(self.granularity, str) and self.granularity == "auto":
+            return
+        granularity = units.parse_size(self.granularity)
+        if granularity not in GRANULARITIES:
+            raise errors.ParameterError(
+                f'granularity must be "auto" or a power of two from 4K to 1M, not {units.format_size(granularity)}'
+            )
+        object.__setattr__(self, "granularity", granularity)
 
     @property
     def downtime_bound(self) -> float:

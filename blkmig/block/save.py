@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import _core, channel, disk, errors, params, passage, savevm, units
-from . import checks, description, dirty, engine, reads, send, setup, sizes, state, wire
+from . import checks, description, dirty, engine, granules, reads, send, setup, sizes, state, wire
 
 logger = logging.getLogger(__name__)
 
@@ -111,8 +111,15 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         self._departure = passage.departure(disks, f, self._parameters, shared_base=self._shared_base)
         blk_mig = state.BlkMigState(reads=self._choose_reads(), zero_blocks=self._parameters.zero_blocks)
         try:
-            for backend in disks:
-                bmds = setup.take_into_use(backend, self._departure, self._parameters, shared_base=self._shared_base)
+            granularities = granules.of_disks(disks, self._parameters, "block")
+            for backend, granularity in zip(disks, granularities, strict=True):
+                bmds = setup.take_into_use(
+                    backend,
+                    self._departure,
+                    self._parameters,
+                    shared_base=self._shared_base,
+                    granularity=granularity,
+                )
                 blk_mig.bmds_list.append(bmds)
                 blk_mig.total_sector_sum += bmds.geometry.total_sectors
             blk_mig.dirty_disk = len(blk_mig.bmds_list)  # no dirty round is under way

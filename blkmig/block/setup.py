@@ -16,13 +16,14 @@ def take_into_use(
     parameters: params.MigrationParameters,
     *,
     shared_base: bool,
+    granularity: int,
 ) -> device.BlkMigDevState:
     """Keep other migrations off a disk, track its writes from now on, and return its state. All or nothing."""
     shape = geometry.BlockGeometry(backend.size)
     hashed = bytearray(shape.nblocks * digests.DIGEST_SIZE) if parameters.digests else None
     with contextlib.ExitStack() as blocker:
         blocker.enter_context(backend.block_use("a migration that sends it"))
-        bitmap = backend.create_dirty_bitmap(int(parameters.granularity))
+        bitmap = backend.create_dirty_bitmap(granularity)
         blocker.callback(backend.release_dirty_bitmap, bitmap)
         bmds = device.BlkMigDevState(
             backend=backend,

@@ -21,6 +21,9 @@ cdef extern from "c/bits_find.h":
 
 cdef extern from "c/bits_count.h":
     Py_ssize_t bits_count(const bits*, size_t start, size_t stop) noexcept nogil
+    Py_ssize_t bits_count_rounded(
+        const bits*, size_t start, size_t stop, size_t group, size_t enough
+    ) noexcept nogil
 
 cdef extern from "c/bits_change.h":
     struct bits_area:

@@ -52,14 +52,20 @@ static ssize_t bits_clear(const struct bits *bits, size_t start, size_t stop)
 /* Whether any bit was set. */
 static ssize_t bits_take(const struct bits *bits, size_t start, size_t stop)
 {
-    size_t index = start >> BLKMIG_WORD_SHIFT, last = (stop - 1) >> BLKMIG_WORD_SHIFT;
-    unsigned long mask = mask_from(start), taken = 0;
+    size_t index = start >> BLKMIG_WORD_SHIFT, last = (stop - 1) >> BLKMIG_WORD_SHIFT, until;
+    unsigned long taken;
 
-    for (; index < last; index++) {
-        taken |= take_word(bits, index, mask);
-        mask = ~0UL;
+    if (index == last)
+        return take_word(bits, index, mask_from(start) & mask_to(stop)) != 0;
+    taken = take_word(bits, index, mask_from(start));
+    for (index++; index < last; index = until) {
+        until = group_end(index, last);
+        if (group_is_passed(bits, index >> BLKMIG_GROUP_SHIFT))
+            continue;
+        for (; index < until; index++)
+            taken |= take_word(bits, index, ~0UL);
     }
-    return (taken | take_word(bits, last, mask & mask_to(stop))) != 0;
+    return (taken | take_word(bits, last, mask_to(stop))) != 0;
 }
 
 struct merge_look {

@@ -54,6 +54,9 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up if it has not converged by then, "
                         "whatever it waits for")  # fmt: skip
     parser.add_argument("--max-rounds", type=int, metavar="N", help="give up if it has not converged in N dirty rounds")
+    parser.add_argument("--granularity", default="auto", metavar="SIZE",
+                        help="keep track of writes in pieces of 4K to 1M (default: auto, as fine as is cheap where "
+                        "the target takes such pieces, else 1M)")  # fmt: skip
     parser.add_argument("--auto-converge", action="store_true", help="slow the writers down when they are too fast")
 
 

@@ -71,6 +71,9 @@ class BlockBackend(abc.ABC):
     awaits_switchover: bool = False
     """Whether `hold_writers` waits for somebody else to stop the writers, so that this wait is no pause of theirs."""
 
+    min_granularity: int = 4096
+    """How fine the marks are that its tracker gets, in bytes: a bitmap that is finer tells no more."""
+
     is_growable: bool = False
     """Whether `resize` works: a new regular file whose final size is not yet known."""
 

@@ -18,13 +18,13 @@ from __future__ import annotations
 from .. import _core, errors, units
 from . import geometry
 
-MIN_GRANULARITY = 1 << 16
+MIN_GRANULARITY = 1 << 12
 
 
 class DirtyBitmap:
     """The marks of one tracker of a disk of `size` bytes, all clean at first.
 
-    `granularity` is how many bytes one bit stands for: a power of two from 64 KiB to 1 MiB. Everything here may be
+    `granularity` is how many bytes one bit stands for: a power of two from 4 KiB to 1 MiB. Everything here may be
     called from any thread at any time, without a lock: each word of bits changes atomically.
     """
 
@@ -33,7 +33,7 @@ class DirtyBitmap:
     def __init__(self, size: int, granularity: int = _core.BLOCK_SIZE) -> None:
         granularity = units.index(granularity)
         if not MIN_GRANULARITY <= granularity <= _core.BLOCK_SIZE or granularity & (granularity - 1):
-            raise errors.ParameterError(f"granularity must be a power of two from 64K to 1M, not {granularity!r}")
+            raise errors.ParameterError(f"granularity must be a power of two from 4K to 1M, not {granularity!r}")
         self.geometry = geometry.BlockGeometry(size)
         self.granularity = granularity
         self._shift = granularity.bit_length() - 1
@@ -123,6 +123,21 @@ class DirtyBitmap:
             last = self.bits.take_areas(first_of_last, None, max_areas - len(areas))
             start = self.geometry.last_offset
             areas += [(start + (bit - first_of_last << self._shift), n << self._shift) for bit, n in last]
+        return self._inside(areas)
+
+    def take_extents(self, block: int, max_extents: int = 256) -> list[tuple[int, int]]:
+        """Clear the first marked extents of `block`, `max_extents` at most, and return them as (offset, nbytes).
+
+        They are as fine as the granularity, ascending, apart from each other, and inside the block and the disk. What
+        is more than `max_extents` stays marked. Clear, then read.
+        """
+        offset, _ = self.geometry.block_range(block)
+        start = block * self._bits_per_block
+        areas = self.bits.take_areas(start, start + self._bits_per_block, max_extents)
+        return self._inside([(offset + (bit - start << self._shift), n << self._shift) for bit, n in areas])
+
+    def _inside(self, areas: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Return what of `areas` is inside the disk."""
         return [(offset, inside) for offset, n in areas if (inside := self.geometry.clip(offset, n))]
 
     def is_dirty(self, block: int) -> bool:
@@ -139,16 +154,34 @@ class DirtyBitmap:
         bit = self.bits.find_next_set(start_block * self._bits_per_block)
         return bit // self._bits_per_block if bit >= 0 else -1
 
+    # -- how much is marked ------------------------------------------------------------------------------------------
+
     def count_blocks(self) -> int:
-        """Return how many blocks are marked: one count, or one step for each run of marks if bits are finer."""
-        if self._bits_per_block == 1:
-            return self.bits.count()
-        count = block = 0
-        while block < self.geometry.nblocks:
-            area = self.bits.next_dirty_area(block * self._bits_per_block)
-            if area is None:
-                break
-            first, stop = area[0] // self._bits_per_block, -(-(area[0] + area[1]) // self._bits_per_block)
-            count += stop - first
-            block = stop
-        return count
+        """Return how many blocks are marked."""
+        return self.bits.count_rounded(self._bits_per_block, 1) // self._bits_per_block
+
+    def count_in_block(self, block: int) -> int:
+        """Return how many bits of `block` are marked."""
+        start = units.index(block) * self._bits_per_block
+        return self.bits.count(start, start + self._bits_per_block)
+
+    def count_bytes(self) -> int:
+        """Return how many bytes of the disk the marked bits stand for; where the last block overlaps, each counts."""
+        shape = self.geometry
+        if not shape.nblocks:
+            return 0
+        # The bit with the last byte of the disk may reach past it; bits behind that one stand for nothing.
+        within = (shape.size - shape.last_offset - 1) >> self._shift
+        last = (shape.nblocks - 1) * self._bits_per_block + within
+        nbytes = self.bits.count(0, last) << self._shift
+        if self.bits.test(last):
+            nbytes += shape.clip(shape.last_offset + (within << self._shift), self.granularity)
+        return nbytes
+
+    def count_bytes_rounded(self, enough: int, *, stop_block: int | None = None) -> int:
+        """Return the marked bytes, where a block counts as a whole one from so many marked bits on: 1 MiB.
+
+        Of the blocks below `stop_block`; by default of all. One call of a millisecond for 8 MiB of bits.
+        """
+        stop = None if stop_block is None else min(units.index(stop_block), self.nblocks) * self._bits_per_block
+        return self.bits.count_rounded(self._bits_per_block, enough, 0, stop) << self._shift

@@ -49,6 +49,7 @@ class SharedMapBackend(backend.BlockBackend):
         self._is_held = self._stays_held = False
         self._trackers: list[dirty.DirtyBitmap] = []
         self._map = dirtymap.DirtyMap(path, size=self.size, device=self.name)
+        self.min_granularity = self._map.granularity
         # Written by another program, on purpose, and marked.
         self.files = tuple(dataclasses.replace(file, is_tracked=True) for file in (*source.files, self._map.known))
 

@@ -85,9 +85,10 @@ def forecast(
     sent = [backend for backend in disks if not backend.is_read_only and backend.size]
     with contextlib.ExitStack() as stack:
         watched = []
-        for backend in sent:
+        granularities = block.granules.of_disks(sent, parameters, "block")
+        for backend, granularity in zip(sent, granularities, strict=True):
             stack.enter_context(backend.block_use("a forecast"))
-            bitmap = backend.create_dirty_bitmap(int(parameters.granularity))
+            bitmap = backend.create_dirty_bitmap(granularity)
             stack.callback(backend.release_dirty_bitmap, bitmap)
             watched.append(watching.WatchedDisk(backend, bitmap))
         interval, count = watching.watch(watched, seconds, clock, sleep)
