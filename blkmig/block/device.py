@@ -36,6 +36,9 @@ class BlkMigDevState:
     sent: _core.Bitmap | None = dataclasses.field(default=None, kw_only=True)
     """The blocks that were sent at least once; None where every block is sent."""
 
+    whole_from: int = dataclasses.field(default=1, kw_only=True)
+    """A dirty block goes whole from so many marked bits on; below that, only what they stand for goes."""
+
     # Migration thread only.
     blocker: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack, init=False)
     """Keeps other migrations off the disk and the tracker attached; closing it undoes both."""
@@ -67,6 +70,10 @@ class BlkMigDevState:
     allocated_end: int = 0
     """The extent that the top layer holds, as the disk named it last: inside it nobody asks again."""
 
+    def dirty_bytes(self, *, stop_block: int | None = None) -> int:
+        """Return the bytes that the marks of all blocks, or of those below `stop_block`, would have to be sent."""
+        return self.dirty_bitmap.count_bytes_rounded(self.whole_from, stop_block=stop_block)
+
     @property
     def label(self) -> str:
         """Return the name for messages."""
@@ -88,6 +95,9 @@ class BlkMigBlock:
     nbytes: int = 0
     bulk_sectors: int = 0
     """How far the bulk phase is when this block is sent; 0 for a dirty block."""
+
+    counted_bytes: int = _core.BLOCK_SIZE
+    """How many bytes it counts for in what is left and what was sent."""
 
     error: BaseException | None = None
     """What the read raised; the migration thread raises it again when it collects the block."""

@@ -18,7 +18,7 @@ def begin_round(blk_mig: state.BlkMigState) -> None:
         bmds.cur_dirty = 0
     blk_mig.dirty_disk = 0
     blk_mig.round_number += 1
-    blk_mig.round_dirty_blocks = blk_mig.count_dirty_blocks()
+    blk_mig.round_dirty_bytes = blk_mig.dirty_bytes()
 
 
 def round_over(blk_mig: state.BlkMigState) -> bool:

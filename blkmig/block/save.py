@@ -119,6 +119,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
                     self._parameters,
                     shared_base=self._shared_base,
                     granularity=granularity,
+                    section="block",
                 )
                 blk_mig.bmds_list.append(bmds)
                 blk_mig.total_sector_sum += bmds.geometry.total_sectors
@@ -184,8 +185,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         blk_mig = self.blk_mig
         if blk_mig.is_fixed:
             return 0
-        blocks = blk_mig.count_dirty_blocks() + blk_mig.submitted + blk_mig.read_done
-        return blk_mig.bulk_remaining_bytes() + blocks * _core.BLOCK_SIZE
+        return blk_mig.bulk_remaining_bytes() + blk_mig.dirty_bytes() + blk_mig.in_flight_bytes
 
     def mark_one_block(self) -> None:
         """Have a block be sent again: the one that was sent last, whose contents are likely to be at hand."""

@@ -26,6 +26,7 @@ def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.
     except _output.PayloadError as error:
         raise cannot_read(bmds, error, error.offset, _core.BLOCK_SIZE) from error
     blk_mig.transferred += 1
+    blk_mig.sent_bytes += _core.BLOCK_SIZE
     if bmds.digests is not None:
         note_digests(bmds, blk.block, digests.digest_of(buf.payload))
 
@@ -44,6 +45,7 @@ def send_zero_run(
     else:
         f.put_zero_records(offset >> _core.SECTOR_BITS, count, bmds.name)
     blk_mig.transferred += count
+    blk_mig.sent_bytes += count * _core.BLOCK_SIZE
     blk_mig.zero_transferred += count
     if bmds.sent is not None:
         bmds.sent.set_range(block, count)
@@ -91,6 +93,7 @@ def flush_blks(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, *, wait: b
             raise read_failure(blk)
         blk_send(blk_mig, f, blk)
         bmds.completed_sectors += blk.bulk_sectors
+        blk_mig.in_flight_bytes -= blk.counted_bytes
         blk_mig.blk_list.popleft()
         blk_mig.reads.put(blk)
         sent = True
@@ -147,4 +150,5 @@ def submit(blk_mig: state.BlkMigState, bmds: device.BlkMigDevState, block: int, 
     blk.bmds, blk.block = bmds, block
     blk.offset, blk.nbytes = bmds.geometry.block_range(block)
     blk_mig.submitted += 1
+    blk_mig.in_flight_bytes += blk.counted_bytes
     blk_mig.reads.submit(blk)

@@ -7,7 +7,7 @@ import contextlib
 
 from .. import _core, disk, params, passage
 from ..disk import geometry
-from . import checks, device, digests
+from . import checks, device, digests, granules
 
 
 def take_into_use(
@@ -17,6 +17,7 @@ def take_into_use(
     *,
     shared_base: bool,
     granularity: int,
+    section: granules.Section,
 ) -> device.BlkMigDevState:
     """Keep other migrations off a disk, track its writes from now on, and return its state. All or nothing."""
     shape = geometry.BlockGeometry(backend.size)
@@ -35,6 +36,7 @@ def take_into_use(
             digests=hashed,
             disk_digests=bytearray(hashed) if hashed is not None and shared_base else None,
             sent=_core.Bitmap(shape.nblocks) if shared_base else None,
+            whole_from=granules.whole_from(bitmap.bits_per_block, section, parameters),
             aio_bitmap=_core.Bitmap(shape.nblocks),
         )
         leaves = bmds.digests if bmds.disk_digests is None else bmds.disk_digests

@@ -33,6 +33,12 @@ class BlkMigState:
     submitted: int = 0
     """Reads in flight."""
 
+    in_flight_bytes: int = 0
+    """What was submitted and is not sent yet, whole blocks with 1 MiB."""
+
+    sent_bytes: int = 0
+    """What was sent of the disks, whole blocks and zero blocks with 1 MiB."""
+
     transferred: int = 0
     """Blocks sent, zero blocks included; a block that is sent again counts again."""
 
@@ -53,8 +59,8 @@ class BlkMigState:
     round_number: int = 0
     """0 in the bulk phase, then the number of the dirty round."""
 
-    round_dirty_blocks: int = 0
-    """Dirty blocks when the round began."""
+    round_dirty_bytes: int = 0
+    """What the round had to send when it began."""
 
     is_last_round: bool = False
     """No round follows when this one is over, but the pause or the end."""
@@ -70,9 +76,9 @@ class BlkMigState:
         """Return how many blocks were read and wait to be sent."""
         return len(self.blk_list)
 
-    def count_dirty_blocks(self) -> int:
-        """Return how many blocks are marked, over all disks."""
-        return sum(bmds.dirty_bitmap.count_blocks() for bmds in self.bmds_list)
+    def dirty_bytes(self) -> int:
+        """Return the bytes that the marks of all disks would have to be sent if nobody wrote any more."""
+        return sum(bmds.dirty_bytes() for bmds in self.bmds_list)
 
     def bulk_remaining_bytes(self) -> int:
         """Return what the bulk phase has not yet submitted, over all disks."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .. import block, disk, errors, params, stats, units
+from .. import _core, block, disk, errors, params, stats, units
 from . import autoconverge, figures, standby, written
 
 WORTH = 0.75
@@ -52,7 +52,7 @@ class Convergence:
         self._fitting_round: int | None = None
         """The round in which what was pending began to fit the limit; None once a round has ended with it fitting."""
 
-        self._blocks_before_round = 0
+        self._sent_before_round = 0
         self._pauses_given_up = 0
         self._standstill = Standstill()
         self._written = written.WrittenRate(measured.elapsed)
@@ -193,9 +193,10 @@ class Convergence:
         Returns whether the round is worth telling the caller.
         """
         rounds, blk_mig = self._figures.stats.rounds, self._block.blk_mig
-        blocks = blk_mig.transferred - blk_mig.zero_transferred  # holes are zero blocks, as many as one likes
-        self._descent.round_ended(blocks - self._blocks_before_round)
-        self._blocks_before_round = blocks
+        # Holes are zero blocks, as many as one likes.
+        sent = blk_mig.sent_bytes - blk_mig.zero_transferred * _core.BLOCK_SIZE
+        self._descent.round_ended(sent - self._sent_before_round)
+        self._sent_before_round = sent
         self._written.look(self._block.sent_disks())
         if self._auto_converge is not None:
             before = rounds[-2] if len(rounds) > 1 else None
@@ -237,7 +238,7 @@ class Descent:
         self._is_shorter = True
 
     def round_ended(self, sent: int) -> None:
-        """Take note of a round, or of the bulk phase, that has sent so many blocks that are not zero."""
+        """Take note of a round, or of the bulk phase, that has sent so much that is not zero blocks."""
         self._is_shorter = self._sent is None or sent <= self._sent * WORTH
         self._sent = sent
 

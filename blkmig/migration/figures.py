@@ -80,7 +80,7 @@ class Figures:
         # Where the migration, its section and its round began, and when the caller was told last.
         self._started = 0.0
         self._section_start = (0.0, 0, 0, 0, False)
-        self._round_start = (0.0, 0, 0)
+        self._round_start = (0.0, 0, 0, 0)
         self._fetched_at: float | None = None
         self._last_report = 0.0
 
@@ -117,17 +117,17 @@ class Figures:
         blk_mig = self._block.blk_mig
         position = self._connection.f.transferred
         counts_blocks = blk_mig.bulk_completed and blk_mig.round_number > 0
-        self._section_start = (self._clock(), position, blk_mig.transferred, blk_mig.round_number, counts_blocks)
+        self._section_start = (self._clock(), position, blk_mig.sent_bytes, blk_mig.round_number, counts_blocks)
 
     def section_ended(self) -> bool:
         """Account for the section; return whether it was the last one of its round."""
         now, blk_mig = self._clock(), self._block.blk_mig
-        since, transferred, blocks, round_number, counts_blocks = self._section_start
+        since, transferred, sent_bytes, round_number, counts_blocks = self._section_start
         has_round_ended = blk_mig.round_number != round_number
         self._fetched_at = now if has_round_ended else None
         # In the bulk phase holes are as many blocks as one likes, so only wire bytes count there.
         wire_bytes = self._connection.f.transferred - transferred
-        nbytes = (blk_mig.transferred - blocks) * _core.BLOCK_SIZE if counts_blocks else wire_bytes
+        nbytes = blk_mig.sent_bytes - sent_bytes if counts_blocks else wire_bytes
         self.meter.add(nbytes, now - since - (blk_mig.fetch_seconds if has_round_ended else 0.0))
         self.update()
         return has_round_ended
@@ -150,8 +150,9 @@ class Figures:
 
     def begin_round(self, dirty_bytes: int) -> None:
         """Open a round that has `dirty_bytes` to send; the round that is under way is the last of the statistics."""
-        rounds = self.stats.rounds
-        self._round_start = (self._clock(), self._connection.f.transferred, self._block.blk_mig.transferred)
+        rounds, blk_mig = self.stats.rounds, self._block.blk_mig
+        position = self._connection.f.transferred
+        self._round_start = (self._clock(), position, blk_mig.transferred, blk_mig.sent_bytes)
         rounds.append(stats.RoundStatistics(rounds[-1].number + 1 if rounds else 0, dirty_bytes))
         del rounds[1 : len(rounds) - MAX_ROUNDS_KEPT]
         if self.stats.status == "device":
@@ -160,12 +161,12 @@ class Figures:
     def close_round(self) -> stats.RoundStatistics:
         """Close the round that is under way, with what the writers have dirtied meanwhile."""
         blk_mig, current = self._block.blk_mig, self.stats.rounds[-1]
-        left = (blk_mig.count_dirty_blocks() + blk_mig.submitted + blk_mig.read_done) * _core.BLOCK_SIZE
-        since, transferred, blocks = self._round_start
+        left = blk_mig.dirty_bytes() + blk_mig.in_flight_bytes
+        since, transferred, blocks, sent_bytes = self._round_start
         current.seconds = self._clock() - since
         current.transferred = self._connection.f.transferred - transferred
         current.blocks = blk_mig.transferred - blocks
-        sent = current.blocks * _core.BLOCK_SIZE if current.number else current.dirty_bytes
+        sent = blk_mig.sent_bytes - sent_bytes if current.number else current.dirty_bytes
         current.redirtied_bytes = max(0, left + sent - current.dirty_bytes)
         self.stats.dirty_rate = current.dirty_rate
         if self._phase == "switchover":
@@ -221,7 +222,7 @@ class Figures:
         """Return how much of what was dirty when the round began is sent; what was dirtied later may come on top."""
         if self._phase == "waiting":
             return 100.0
-        sent = (self._block.blk_mig.transferred - self._round_start[2]) * _core.BLOCK_SIZE
+        sent = self._block.blk_mig.sent_bytes - self._round_start[3]
         dirty_bytes = self.stats.rounds[-1].dirty_bytes
         total = dirty_bytes if dirty_bytes > sent else sent + self._outlook.left
         return 100.0 * sent / total if total else 100.0

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
-from .. import _core, block, disk, errors, params, savevm, stats
+from .. import block, disk, errors, params, savevm, stats
 from . import asked, bounds, connection, convergence, ending, endpoints, figures, life, pause
 
 
@@ -195,7 +195,7 @@ class OutgoingMigration:
         if is_worth_telling:
             elapsed = self._figures.elapsed()
             self._figures.notify(stats.RoundEnded(elapsed, ended, self.pending(), self.threshold_size()))
-        self._figures.begin_round(self._block.blk_mig.round_dirty_blocks * _core.BLOCK_SIZE)
+        self._figures.begin_round(self._block.blk_mig.round_dirty_bytes)
 
     def pending(self) -> int:
         """Return the bytes that the last pass would have to send if it began now."""

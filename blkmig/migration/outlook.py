@@ -136,10 +136,10 @@ class Outlook:
         self._ahead: list[DataAhead] | None = None
         self._bulk_since: float | None = None
         self._disk_rate = Rate()
-        # What the last look has found: blocks of data that bulk has passed and has before it, blocks that are dirty.
+        # What the last look has found: blocks of data that bulk has passed and has before it, bytes that are dirty.
         self.passed = 0
         self.ahead = 0
-        self.dirty = 0
+        self.dirty_bytes = 0
 
     def begin_bulk(self) -> None:
         """Count the bulk phase's seconds from now on."""
@@ -158,7 +158,7 @@ class Outlook:
         found = [ahead.passed_and_left() for ahead in self._ahead]
         self.passed = max(self.passed, sum(passed for passed, _ in found))
         self.ahead = sum(left for _, left in found)
-        self.dirty = sum(map(count_dirty, blk_mig.bmds_list)) + blk_mig.submitted + blk_mig.read_done
+        self.dirty_bytes = sum(map(dirty_bytes, blk_mig.bmds_list)) + blk_mig.in_flight_bytes
         self._disk_rate.add(now, self.passed * _core.BLOCK_SIZE)
 
     def _ask(self, deadline: float) -> None:
@@ -171,7 +171,7 @@ class Outlook:
     @property
     def left(self) -> int:
         """Return the bytes that are left, holes not counted."""
-        return (self.ahead + self.dirty) * _core.BLOCK_SIZE
+        return self.ahead * _core.BLOCK_SIZE + self.dirty_bytes
 
     @property
     def bulk_percent(self) -> float:
@@ -187,12 +187,12 @@ class Outlook:
     def dirty_rate_in_bulk(self) -> float:
         """Return the different bytes per second that were dirtied since the bulk phase began."""
         seconds = self._clock() - (self._bulk_since or 0.0)
-        return self.dirty * _core.BLOCK_SIZE / seconds if self._bulk_since is not None and seconds > 0 else 0.0
+        return self.dirty_bytes / seconds if self._bulk_since is not None and seconds > 0 else 0.0
 
     def time_left(self, *, bandwidth: float, dirty_rate: float) -> float | None:
         """Return the seconds until all is sent, or hardly anything is dirty; None if that is not known, or never comes.
         """
-        ahead, dirty = self.ahead * _core.BLOCK_SIZE, float(self.dirty * _core.BLOCK_SIZE)
+        ahead, dirty = self.ahead * _core.BLOCK_SIZE, float(self.dirty_bytes)
         seconds = 0.0
         if ahead:
             if not self.disk_rate:
@@ -206,12 +206,9 @@ class Outlook:
         return seconds + dirty / (bandwidth - dirty_rate)
 
 
-def count_dirty(bmds: device.BlkMigDevState) -> int:
-    """Return how many blocks of a disk are dirty and were sent; marks ahead of the bulk phase cost nothing more."""
-    marks = bmds.dirty_bitmap
-    if bmds.bulk_completed or marks.bits_per_block > 1:
-        return marks.count_blocks()
-    return marks.bits.count(0, min(bmds.cur_sector // _core.SECTORS_PER_BLOCK, bmds.geometry.nblocks))
+def dirty_bytes(bmds: device.BlkMigDevState) -> int:
+    """Return what is dirty of a disk and was sent; marks ahead of the bulk phase cost nothing more."""
+    return bmds.dirty_bytes(stop_block=None if bmds.bulk_completed else bmds.cur_sector // _core.SECTORS_PER_BLOCK)
 
 
 def time_to_come(elapsed: float, percent: int) -> float | None:

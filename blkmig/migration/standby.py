@@ -56,9 +56,9 @@ class StandBy:
         self._look = look
         idle = parameters.idle_timeout / IDLE_SHARE
         self._keep_alive = min(idle, KEEP_ALIVE_SECONDS) if idle else KEEP_ALIVE_SECONDS
-        # When something was sent last, as far as was seen, and how many blocks had been sent by then.
+        # When something was sent last, as far as was seen, and how much had been sent by then.
         self._sent_at = 0.0
-        self._sent_blocks = -1
+        self._sent_bytes = -1
         # Whether the migration was waiting in the last round, and when a round was told last.
         self._has_waited = False
         self._told_at = 0.0
@@ -98,8 +98,8 @@ class StandBy:
 
     def _is_round_due(self, threshold: int) -> bool:
         pending, now = self._figures.pending(), self._figures.elapsed()
-        if self._block.blk_mig.transferred != self._sent_blocks:
-            self._sent_blocks, self._sent_at = self._block.blk_mig.transferred, now
+        if self._block.blk_mig.sent_bytes != self._sent_bytes:
+            self._sent_bytes, self._sent_at = self._block.blk_mig.sent_bytes, now
         if pending:
             return pending * SHARE > threshold or self._figures.seconds_since_fetch() >= ROUND_SECONDS
         if now - self._sent_at < self._keep_alive:
