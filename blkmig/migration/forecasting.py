@@ -3,7 +3,7 @@
 
 ::
 
-    watching ──► how often each block is written ──► rates ──► replay ──► Forecast
+    watching ──► how often each piece is written ──► rates ──► replay ──► Forecast
     link speed: measured, said, or assumed ──────────────────────┘
 
 The link is measured with the receiver, if there is one that can be measured without harm. Else its speed is what the
@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 from .. import _core, block, channel, disk, errors, params, units
+from ..block import granules
 from . import asked, endpoints, rates, reading, replay, watching
 
 BandwidthSource = Literal["measured", "said", "limit", "disks"]
@@ -46,7 +47,7 @@ class Forecast:
     """Why nothing was; "" if it was."""
 
     dirty_rate: float
-    """Different blocks dirtied per second, over the whole time of watching."""
+    """Different bytes dirtied per second, in whole pieces or blocks, over the whole time of watching."""
 
     rounds: int
     total_bytes: int
@@ -82,15 +83,17 @@ def forecast(
     bandwidth = None if bandwidth is None else units.number("bandwidth", bandwidth)
     disks = asked.disks_of(disks)
     _check_sending(disks, parameters, uri)
+    section: granules.Section = "block"
     sent = [backend for backend in disks if not backend.is_read_only and backend.size]
     with contextlib.ExitStack() as stack:
         watched = []
-        granularities = block.granules.of_disks(sent, parameters, "block")
+        granularities = granules.of_disks(sent, parameters, section)
         for backend, granularity in zip(sent, granularities, strict=True):
             stack.enter_context(backend.block_use("a forecast"))
             bitmap = backend.create_dirty_bitmap(granularity)
             stack.callback(backend.release_dirty_bitmap, bitmap)
-            watched.append(watching.WatchedDisk(backend, bitmap))
+            whole = granules.whole_from(bitmap.bits_per_block, section, parameters) == 1
+            watched.append(watching.WatchedDisk(backend, bitmap, whole=whole))
         interval, count = watching.watch(watched, seconds, clock, sleep)
         for known in watched:
             known.find_data(shared_base=parameters.shared_base, holes_are_data=not parameters.zero_blocks)
@@ -110,11 +113,12 @@ def forecast(
         speed=speed / _core.BLOCK_SIZE,
         link_speed=link.bandwidth / _core.BLOCK_SIZE,
         disk_blocks=sum(known.nblocks for known in watched),
+        pieces=max((known.pieces for known in watched), default=1),
         read_speed=read.speed / _core.BLOCK_SIZE if read is not None else 0.0,
         delay=link.delay,
     )
     played.run()
-    dirtied = sum(known.count_written() for known in watched)
+    dirtied = sum(known.written_bytes() for known in watched)
     return Forecast(
         disk_bytes=sum(backend.size for backend in sent),
         data_bytes=sum(known.data_bytes() for known in watched),
@@ -122,7 +126,7 @@ def forecast(
         bandwidth_source=link.source,
         measured_bandwidth=link.measured,
         why_not_measured=link.why_not,
-        dirty_rate=dirtied * _core.BLOCK_SIZE / (interval * count) if interval else 0.0,
+        dirty_rate=dirtied / (interval * count) if interval else 0.0,
         rounds=played.rounds,
         total_bytes=int(played.sent * _core.BLOCK_SIZE),
         total_time=played.now,

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""How often each block is written, from what was seen of the writers in a few seconds.
+"""How often each piece of a disk is written, from what was seen of the writers in a few seconds.
 
-Blocks that are written at the same rate form a class. One more class holds the blocks that nobody was seen to write and
-that will be written all the same: together they get as many writes as the blocks seen written once (Good and Turing).
+Pieces that are written at the same rate form a class. One more class holds those that nobody was seen to write and that
+will be written all the same: together they get as many writes as those seen written once (Good and Turing). Pieces are
+counted here, blocks in the cells: where a write costs a block, a piece is one.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ MAX_CELLS = 256
 """The disks are cut into so many cells at most. When the blocks of one cell are sent is not told apart."""
 
 HOT_SHARE = 0.5
-"""A block that is written in at least this part of the intervals is hot; else a writer may have passed it slowly."""
+"""A piece that is written in at least this part of the intervals is hot; else a writer may have passed it slowly."""
 
 ENOUGH = 4
-"""A class counts if it has so many blocks; fewer are chance."""
+"""A class counts if it has so many pieces; fewer are chance."""
 
 ALWAYS = 100.0
-"""Writes per interval assumed for a block that was written in every interval: the real number cannot be seen."""
+"""Writes per interval assumed for a piece that was written in every interval: the real number cannot be seen."""
 
 
 def make_cells(disks: list[watching.WatchedDisk], interval: float, count: int) -> list[replay.Cell]:
@@ -33,7 +34,7 @@ def make_cells(disks: list[watching.WatchedDisk], interval: float, count: int) -
         for known in disks
         for first in range(0, known.nblocks, size)
     ]
-    kinds = [Counter(zip(known.hits[span], known.visits[span], strict=True)) for known, span in spans]
+    kinds = [kinds_of(known, span.start * known.pieces, span.stop * known.pieces) for known, span in spans]
     visits = true_visits(sum((visits_of(found, count) for found in kinds), Counter()))
     cells = []
     for (known, span), found in zip(spans, kinds, strict=True):
@@ -42,48 +43,59 @@ def make_cells(disks: list[watching.WatchedDisk], interval: float, count: int) -
             if hits:
                 is_rare = not is_hot(hits, count)
                 rate = rate_of(visits[seen], interval, count) if is_rare else rate_of_hot(hits, interval, count)
-                cell.classes.append((float(number), rate))
+                cell.classes.append((number / known.pieces, rate))
         cells.append(cell)
-    add_unseen_blocks(cells, kinds, interval * count, count)
+    add_unseen_pieces(cells, [known.pieces for known, _ in spans], kinds, interval * count, count)
     return cells
 
 
+def kinds_of(known: watching.WatchedDisk, first: int, stop: int) -> Counter[tuple[int, int]]:
+    """Return how many of the pieces [first, stop) have how many hits and visits, those that have none included."""
+    found: Counter[tuple[int, int]] = Counter()
+    piece = first
+    while (area := known.seen.next_dirty_area(piece, stop)) is not None:
+        piece = sum(area)
+        run = slice(area[0], piece)
+        found.update(zip(known.hits[run], known.visits[run], strict=True))
+    found[0, 0] = stop - first - found.total()
+    return found
+
+
 def is_hot(hits: int, count: int) -> bool:
-    """Return whether a block was written so often that no writer merely passed it."""
+    """Return whether a piece was written so often that no writer merely passed it."""
     return hits >= HOT_SHARE * count
 
 
 def visits_of(found: Counter[tuple[int, int]], count: int) -> Counter[int]:
-    """Return how many blocks that are not hot were visited how often."""
-    blocks: Counter[int] = Counter()
+    """Return how many pieces that are not hot were visited how often."""
+    pieces: Counter[int] = Counter()
     for (hits, visits), number in found.items():
         if hits and not is_hot(hits, count):
-            blocks[visits] += number
-    return blocks
+            pieces[visits] += number
+    return pieces
 
 
-def true_visits(blocks: Counter[int]) -> dict[int, float]:
-    """Return, for each number of visits that was seen, how many visits such a block is likely to get in the long run.
+def true_visits(pieces: Counter[int]) -> dict[int, float]:
+    """Return, for each number of visits that was seen, how many visits such a piece is likely to get in the long run.
 
-    Blocks that were seen often were lucky in part: others of the same rate were seen less often. By Good and Turing the
-    long run has (v + 1) * blocks[v + 1] / blocks[v] visits for a block that was seen v times, where there are enough of
-    these blocks. Higher numbers are scaled, so that the sum of all visits stays the same, with those to blocks that
-    nobody saw.
+    Pieces that were seen often were lucky in part: others of the same rate were seen less often. By Good and Turing the
+    long run has (v + 1) * pieces[v + 1] / pieces[v] visits for a piece that was seen v times, where there are enough of
+    these. Higher numbers are scaled, so that the sum of all visits stays the same, with those to pieces nobody saw.
     """
-    known = {visits: float(visits) for visits in blocks}
+    known = {visits: float(visits) for visits in pieces}
     last = 0
-    while blocks[last + 1] >= ENOUGH and (blocks[last + 2] >= ENOUGH or not last):
+    while pieces[last + 1] >= ENOUGH and (pieces[last + 2] >= ENOUGH or not last):
         last += 1
-        known[last] = (last + 1) * blocks[last + 1] / blocks[last]
-    above = sum(visits * number for visits, number in blocks.items() if visits > last)
+        known[last] = (last + 1) * pieces[last + 1] / pieces[last]
+    above = sum(visits * number for visits, number in pieces.items() if visits > last)
     if last and above:
-        scale = 1 - (last + 1) * blocks[last + 1] / above
-        known |= {visits: visits * scale for visits in blocks if visits > last}
+        scale = 1 - (last + 1) * pieces[last + 1] / above
+        known |= {visits: visits * scale for visits in pieces if visits > last}
     return known
 
 
 def rate_of(visits: float, interval: float, count: int) -> float:
-    """Return the writes a second to a block with so many visits, if they come at random.
+    """Return the writes a second to a piece with so many visits, if they come at random.
 
     In an interval it is written with probability p; a row of intervals with a write begins with p * (1 - p).
     """
@@ -92,26 +104,32 @@ def rate_of(visits: float, interval: float, count: int) -> float:
 
 
 def rate_of_hot(hits: int, interval: float, count: int) -> float:
-    """Return the writes a second to a block that was written in so many intervals."""
+    """Return the writes a second to a piece that was written in so many intervals."""
     return ALWAYS / interval if hits == count else -math.log1p(-hits / count) / interval
 
 
-def add_unseen_blocks(
-    cells: list[replay.Cell], kinds: list[Counter[tuple[int, int]]], seconds: float, count: int
+def add_unseen_pieces(
+    cells: list[replay.Cell],
+    pieces: list[int],
+    kinds: list[Counter[tuple[int, int]]],
+    seconds: float,
+    count: int,
 ) -> None:
-    """Add the blocks that nobody was seen to write: they get as many visits as the blocks that were seen once.
+    """Add the pieces that nobody was seen to write: they get as many visits as those that were seen once.
 
-    There are about singles^2 / (2 * twice) of them (Chao), or all blocks of the disks if hardly one was seen twice.
+    There are about singles^2 / (2 * twice) of them (Chao), or all of the disks if hardly one was seen twice. `pieces`
+    says for each cell how many pieces a block of it has.
     """
     seen = [visits_of(found, count) for found in kinds]
-    singles, twice = sum(blocks[1] for blocks in seen), sum(blocks[2] for blocks in seen)
+    singles, twice = sum(found[1] for found in seen), sum(found[2] for found in seen)
     rooms = [found[0, 0] for found in kinds]
     if singles < ENOUGH or not seconds or not any(rooms):
         return
     hidden = min(float(sum(rooms)), singles * singles / (2 * twice) if twice >= ENOUGH else math.inf)
-    for cell, part in zip(cells, spread(hidden, [blocks[1] for blocks in seen], rooms), strict=True):
+    parts = spread(hidden, [found[1] for found in seen], rooms)
+    for cell, part, of_block in zip(cells, parts, pieces, strict=True):
         if part:
-            cell.classes.append((part, singles / seconds / hidden))
+            cell.classes.append((part / of_block, singles / seconds / hidden))
 
 
 def spread(amount: float, weights: list[int], rooms: list[int]) -> list[float]:

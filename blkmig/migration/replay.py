@@ -2,11 +2,12 @@
 """A migration played through by arithmetic: bulk, rounds and the pause, as the real one does them.
 
 The disks are cut into cells of neighbouring blocks. What a cursor does to a cell takes a moment, so all that is known
-of its marks is when it was passed last; from then on each of its blocks becomes dirty at the rate of its class::
+of its marks is when it was passed last; from then on each of its pieces becomes dirty at the rate of its class::
 
     dirty blocks of a cell at t  =  sum over classes of  count * (1 - exp(-rate * (t - passed at)))
 
-Rates are writes a second to one block. When the rounds end is not modelled, but asked: `convergence.Descent`.
+A piece is a block, or the part of it that a write makes dirty. Rates are writes a second to one piece, numbers are
+blocks all the same, with fractions. When the rounds end is not modelled, but asked: `convergence.Descent`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Cell:
 
     data_blocks: float
     classes: list[tuple[float, float]]
-    """(blocks, writes a second to each of them)"""
+    """(blocks, writes a second to each of their pieces)"""
 
     passed_at: float = 0.0
     """When the cursor passed it last, in the writers' time: that goes slower while they are slowed down."""
@@ -55,7 +56,8 @@ def split_zeros(cells: Sequence[Cell], share: float) -> None:
 class Replay:
     """One migration of `cells` at `speed` blocks a second; the last pass goes at `link_speed`.
 
-    Blocks of zeros are passed at `read_speed`, 0 is at once. The target has what was sent `delay` seconds later.
+    A block has `pieces`, which are sent by themselves. Blocks of zeros are passed at `read_speed`, 0 is at once. The
+    target has what was sent `delay` seconds later.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Replay:
         speed: float,
         link_speed: float,
         disk_blocks: float,
+        pieces: int = 1,
         read_speed: float = 0.0,
         delay: float = 0.0,
     ) -> None:
@@ -75,6 +78,7 @@ class Replay:
         self._link_speed = link_speed
         self._read_speed = read_speed
         self._delay = delay
+        self._pieces = pieces
         self._disk_bytes = round(disk_blocks * _core.BLOCK_SIZE)
         self._threshold = speed * parameters.downtime_limit
         self._descent = convergence.Descent()
@@ -128,7 +132,7 @@ class Replay:
         if left > self._threshold:
             return False
         has_time = convergence.has_time(self._parameters, elapsed=self.now, rounds=self.rounds + 1)
-        return not has_time or self._descent.has_ended(round(left))
+        return not has_time or self._descent.has_ended(round(left * self._pieces))
 
     def _pending(self) -> float:
         return sum(cell.dirty(self._writers_now) for cell in self._cells)
@@ -148,7 +152,8 @@ class Replay:
 
     def _pass(self, cell: Cell, blocks: float) -> None:
         """Send `blocks` of a cell, one after the other; the marks of each are taken before its time to be sent."""
-        cell.passed_at = self._writers_now + max(0.0, blocks - 1) / 2 / self._speed * self._throttle.fraction
+        mean = max(0.0, blocks - 1 / self._pieces) / 2 / self._speed
+        cell.passed_at = self._writers_now + mean * self._throttle.fraction
         self._let_pass(blocks / self._speed)
         self.sent += blocks
 
@@ -158,7 +163,7 @@ class Replay:
 
     def _round_ended(self, dirty_bytes: int, sent: float, seconds: float) -> None:
         """Have a round, or the bulk phase, judged by those who judge it in a migration."""
-        self._descent.round_ended(round(sent))
+        self._descent.round_ended(round(sent * self._pieces))
         left, nbytes = round(self._pending() * _core.BLOCK_SIZE), round(sent * _core.BLOCK_SIZE)
         redirtied = max(0, left + (nbytes if self._rounds else dirty_bytes) - dirty_bytes)
         ended = stats.RoundStatistics(self.rounds, dirty_bytes, nbytes, seconds, redirtied)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The writers of disks, watched for a few seconds: which blocks they write, and in how many short intervals.
+"""The writers of disks, watched for a few seconds: which pieces they write, and in how many short intervals.
 
-In each interval the marks are taken, so that it is known of each block how often it was written.
+In each interval the marks are taken, so that it is known of each piece how often it was written.
 """
 
 from __future__ import annotations
@@ -15,32 +15,50 @@ SAMPLES = 20
 
 
 class WatchedDisk:
-    """What was seen of one disk; a byte for each of its blocks in each of the tables."""
+    """What was seen of one disk, of each of its pieces: a block, or what a bit of `bitmap` stands for.
 
-    def __init__(self, backend: disk.BlockBackend, bitmap: disk.DirtyBitmap) -> None:
+    A piece is what a write to it costs: with `whole`, a block. A table has a byte for each, of which those that were
+    written take memory.
+    """
+
+    def __init__(self, backend: disk.BlockBackend, bitmap: disk.DirtyBitmap, *, whole: bool = True) -> None:
         self.backend = backend
         self._bitmap = bitmap
         self.nblocks = bitmap.nblocks
-        self.hits = bytearray(self.nblocks)
-        """Intervals in which a block was written."""
+        self.pieces = 1 if whole else bitmap.bits_per_block
+        """Pieces of a block."""
 
-        self.visits = bytearray(self.nblocks)
-        """The same, but intervals in a row count as one: a writer that passes slowly visits each block once."""
+        self.seen = _core.Bitmap(self.nblocks * self.pieces)
+        """The pieces that were written."""
 
-        self._last_hit = bytearray(self.nblocks)
+        self.hits = bytearray(self.nblocks * self.pieces)
+        """Intervals in which a piece was written."""
+
+        self.visits = bytearray(self.nblocks * self.pieces)
+        """The same, but intervals in a row count as one: a writer that passes slowly visits each piece once."""
+
+        self._last_hit = bytearray(self.nblocks * self.pieces)
         self.data = bytearray(self.nblocks)
         """1 for a block that bulk reads."""
 
     def take(self, interval: int) -> None:
-        """Count the blocks that were written in interval number `interval`, from 1 on."""
-        block = self._bitmap.next_dirty(0)
-        while block >= 0:
-            self._bitmap.take_block(block)
-            self.hits[block] += 1
-            if self._last_hit[block] != interval - 1 or interval == 1:
-                self.visits[block] += 1
-            self._last_hit[block] = interval
-            block = self._bitmap.next_dirty(block + 1)
+        """Count the pieces that were written in interval number `interval`, from 1 on."""
+        bits, each, start = self._bitmap.bits, self._bitmap.bits_per_block // self.pieces, 0
+        while areas := bits.take_areas(start):
+            for bit, count in areas:
+                self._count(bit // each, (bit + count - 1) // each + 1, interval)
+            start = sum(areas[-1])  # what is written behind the cursor meanwhile is for the next interval
+
+    def _count(self, first: int, stop: int, interval: int) -> None:
+        hits, visits, last_hit = self.hits, self.visits, self._last_hit
+        self.seen.set_range(first, stop - first)
+        for piece in range(first, stop):
+            if last_hit[piece] == interval:  # another bit of it
+                continue
+            hits[piece] += 1
+            if last_hit[piece] != interval - 1 or interval == 1:
+                visits[piece] += 1
+            last_hit[piece] = interval
 
     def find_data(self, *, shared_base: bool, holes_are_data: bool) -> None:
         """Look for the blocks that bulk reads: those that are not wholly in holes, or in the top layer."""
@@ -68,9 +86,9 @@ class WatchedDisk:
         beyond = self.nblocks * _core.BLOCK_SIZE - self.backend.size
         return self.data.count(1) * _core.BLOCK_SIZE - (beyond if self.data[-1] else 0)
 
-    def count_written(self) -> int:
-        """Return how many blocks were written while it was watched."""
-        return self.nblocks - self.hits.count(0)
+    def written_bytes(self) -> int:
+        """Return how much was written while it was watched, in whole pieces."""
+        return self.seen.count() * _core.BLOCK_SIZE // self.pieces
 
 
 def watch(
