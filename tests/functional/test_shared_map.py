@@ -23,6 +23,7 @@ from storage_daemon import MiB
 
 import blkmig
 from blkmig import errors
+from blkmig.block import granules
 from blkmig.files import dirtymap, sharedmap
 from blkmig.nbd import uri as nbd_uri
 from blkmig.sources import open_disks
@@ -116,6 +117,26 @@ def test_every_tracker_gets_the_marks_that_came_since_it_began(program: Program)
         disk.sync_dirty()
         assert dirty_blocks(first) == [0]
         assert dirty_blocks(second) == [1]
+
+
+@pytest.mark.parametrize("chunk", [4096, CHUNK, MiB])
+def test_a_tracker_that_is_finer_than_the_map_marks_whole_chunks(tmp_path: Path, chunk: int) -> None:
+    program = Program(tmp_path, granularity=chunk)
+    with program.open() as disk:
+        assert disk.min_granularity == chunk
+        bitmap = disk.create_dirty_bitmap(4096)
+        program.write(MiB + 70_000, b"x")
+        disk.sync_dirty()
+        assert bitmap.take_areas() == [((MiB + 70_000) // chunk * chunk, chunk)]
+        program.write(SIZE - 1, b"x")
+        disk.sync_dirty()
+        assert bitmap.next_dirty(0) == (2 if SIZE // chunk * chunk < 3 * MiB else 3)
+        last = bitmap.take_extents(3)
+        assert (last[0][0] + last[0][1], len(last)) == (SIZE, 1)
+        disk.release_dirty_bitmap(bitmap)
+        parameters = blkmig.MigrationParameters()
+        assert granules.of_disks([disk], parameters, "blkmig") == [chunk]
+        assert granules.of_disks([disk], parameters, "block") == [MiB]
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -90,7 +90,7 @@ def random_disks(rng: random.Random, folder: Path) -> Iterator[list[LocalBackend
 def random_parameters(rng: random.Random) -> blkmig.MigrationParameters:
     return blkmig.MigrationParameters(
         zero_blocks=rng.random() < 0.8,
-        granularity=rng.choice((MIB, 1 << 18, 1 << 16)),
+        granularity=rng.choice((MIB, 1 << 16, 1 << 12)),
         reading=rng.choice(("auto", "inline", "parallel", "parallel")),
         max_parallel_reads=rng.choice((1, 2, 16)),
         max_buffers=rng.choice((1, 2, 16, 40)),

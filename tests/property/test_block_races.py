@@ -42,7 +42,7 @@ def play(seed: int, monkeypatch: pytest.MonkeyPatch) -> bool:
             rng.choice(disks).random_write(rng)
 
     parameters = params.MigrationParameters(
-        shared_base=with_base, zero_blocks=rng.random() < 0.8, granularity=rng.choice((MIB, 1 << 18, 1 << 16))
+        shared_base=with_base, zero_blocks=rng.random() < 0.8, granularity=rng.choice((MIB, 1 << 16, 1 << 12))
     )
     wire, handlers = sim.Wire(images), BlockSaveHandlers(disks, parameters)
     if rng.random() < 0.7:

@@ -69,7 +69,7 @@ class Writers:
 
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("reading", ["inline", "parallel"])
-@pytest.mark.parametrize("granularity", [MIB, 1 << 16])
+@pytest.mark.parametrize("granularity", [MIB, 1 << 12])
 def test_writers_in_other_threads(tmp_path: Path, seed: int, reading: str, granularity: int) -> None:
     content = lab.random_disk(random.Random(seed), SIZE)
     disk: LocalBackend

@@ -45,9 +45,11 @@ def make_image(folder: Path, kind: str, name: str = "disk0", size: int = SIZE, s
 class Copy:
     """The slowest correct migration there is, over the contract of a disk."""
 
+    granularity = MiB
+
     def __init__(self, backend: qemu.QemuBackend, target: Path, *, wrong_order: bool = False) -> None:
         self.backend = backend
-        self.bitmap = backend.create_dirty_bitmap(MiB)
+        self.bitmap = backend.create_dirty_bitmap(self.granularity)
         self.geometry = geometry.BlockGeometry(backend.size)
         self.wrong_order = wrong_order
         self.between: Callable[[int], object] = lambda block: None
