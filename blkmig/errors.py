@@ -17,6 +17,7 @@
     ├── ChannelError                    5   the link: connect, accept, send, receive
     │   ├── ChannelTimeout              5
     │   └── LocalFileError              1   the stream's own file, on this machine
+    ├── TargetFailed                    1   the target has said that it failed, or that it refuses a disk
     ├── DeviceError                     1   a disk: open, read, write, flush
     │   ├── DeviceBusy                  6   somebody else uses the disk, or a migration does
     │   └── FormatError                 2   the image is not of the format that was said
@@ -149,6 +150,21 @@ class LocalFileError(ChannelError):
     """The file that the stream goes to or comes from, on this machine, cannot be used: no link was lost."""
 
     exit_code = 1
+
+
+class TargetFailed(MigrationError):
+    """The target has said that it does not take the disks, or not any more; the source goes on as it was.
+
+    `device`, `offset` and `errno` are what it has said of the reason, None where it has not.
+    """
+
+    def __init__(
+        self, message: str, *, device: str | None = None, offset: int | None = None, errno: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.device = device
+        self.offset = offset
+        self.errno = errno
 
 
 class DeviceError(MigrationError):

@@ -28,6 +28,7 @@ Reading = Literal["auto", "inline", "parallel"]
 Switchover = Literal["auto", "manual"]
 WritersAfter = Literal["release", "refuse"]
 MachineCompat = Literal["2.2", "2.3"]
+Format = Literal["auto", "block", "blkmig"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,11 @@ class MigrationParameters:
     granularity: int | str = "auto"
     """Bytes that one bit of a dirty bitmap stands for: a power of two from 4 KiB to 1 MiB. ``auto`` is 1 MiB where
     whole blocks are sent, and else as fine as 8 MiB of bitmaps allow."""
+
+    format: Format = "auto"
+    """The section that carries the disks. ``block`` is QEMU's. ``blkmig`` is for a target that is a blkmig as new as
+    this one; on a one-way channel it is written without asking. ``auto``: ``blkmig`` where the target says that it
+    takes it, else ``block``."""
 
     max_rounds: int | None = None
     """Give up after so many dirty rounds without convergence."""
@@ -129,10 +135,18 @@ class MigrationParameters:
             ("writers_after", ("release", "refuse")),
             ("reading", ("auto", "inline", "parallel")),
             ("machine_compat", (None, "2.2", "2.3")),
+            ("format", ("auto", "block", "blkmig")),
         ):
             value = getattr(self, name)
             if not isinstance(value, str | None) or value not in allowed:  # an array is compared item by item
                 raise errors.ParameterError(f"{name} must be one of {allowed}, not {value!r}")
+        if self.format == "blkmig" and self.is_for_qemu:
+            raise errors.ParameterError("a QEMU does not take the section 'blkmig': leave the format to 'auto'")
+
+    @property
+    def is_for_qemu(self) -> bool:
+        """Return whether somebody has said that the target is a QEMU."""
+        return self.qemu or bool(self.machine) or self.machine_compat is not None
 
     def _set_granularity(self) -> None:
         if isinstance(self.granularity, str) and self.granularity == "auto":

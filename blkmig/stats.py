@@ -13,6 +13,9 @@ from typing import Literal
 Status = Literal["none", "setup", "active", "device", "completed", "failed", "cancelling", "cancelled"]
 """The states of a migration, in QEMU's words; "device" is the last pass, with the writers held."""
 
+StreamFormat = Literal["block", "blkmig"]
+"""The section that carries the disks: QEMU's, or the one between two blkmigs."""
+
 SizeSource = Literal["stream", "target", "option", "inferred"]
 Phase = Literal["setup", "bulk", "dirty", "switchover", "waiting"]
 """What a migration does: "waiting" is for the target, which has everything and makes it durable."""
@@ -55,6 +58,9 @@ class OutgoingStatistics:
     """The figures of an outgoing migration. The migration thread writes them; readers see each figure whole."""
 
     status: Status = "none"
+    format: StreamFormat | None = None
+    """The section that is sent; None before that is decided."""
+
     disk_bytes: int = 0
     """Size of all disks of the migration."""
 
@@ -131,6 +137,9 @@ class IncomingStatistics:
     """The figures of an incoming migration."""
 
     status: Status = "none"
+    format: StreamFormat | None = None
+    """The section that came; None before it starts."""
+
     transferred: int = 0
     """Bytes of the stream that were read."""
 

@@ -22,9 +22,12 @@ from .digests import combine_digests, combine_disks, tree_of
 from .load import BlockLoadHandlers
 from .save import BlockSaveHandlers
 from .sizes import SaidSizes
+from .table import TableDisk, flush_records
 from .target import NAMELESS_TWICE, BlkLoadDevice
+from .wire import FORMATS, Format
 
 __all__ = [
+    "FORMATS",
     "MAX_INFERRED_BYTES",
     "NAMELESS_TWICE",
     "BlkLoadDevice",
@@ -32,10 +35,13 @@ __all__ = [
     "BlockLoadHandlers",
     "BlockSaveHandlers",
     "CoverageRoom",
+    "Format",
     "LoadBuffers",
     "SaidSizes",
+    "TableDisk",
     "combine_digests",
     "combine_disks",
+    "flush_records",
     "grown",
     "tree_of",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The ``block`` section, loading side.
+"""The section ``block``, and the section ``blkmig``, which has the same records and more: the loading side.
 
 Nothing is written before all of a block has arrived, and nothing outside the disk is ever written. Blocks may come in
 any order and more than once: they are applied in the order of the stream, so the last one wins.
@@ -7,11 +7,11 @@ any order and more than once: they are applied in the order of the stream, so th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from .. import _core, channel, errors, savevm
-from . import sizes, wire
+from . import sizes, table, wire
 
 
 class LoadDevice(Protocol):
@@ -28,12 +28,32 @@ OpenDevice = Callable[[str, int], LoadDevice]
 """Given a disk's name and the position of its first block in the stream, return where it goes, or raise."""
 
 
+OnTable = Callable[[tuple[table.TableDisk, ...], int], Mapping[bytes, LoadDevice]]
+"""Given the table of the disks and its position, return where those go that are open then, by name."""
+
+
 class BlockLoadHandlers(savevm.SaveVMHandlers):
-    """Loads the blocks of every disk of a stream into what `open_device` returns for its name."""
+    """Loads the blocks of every disk of a stream into what `open_device` returns for its name.
+
+    Register it under the name of either section: `format` is the one that comes.
+    """
 
     def __init__(self, open_device: OpenDevice) -> None:
         self._open_device = open_device
         self._devices: dict[bytes, LoadDevice] = {}
+        self.format: wire.Format | None = None
+        """The section that the stream has; None before it starts."""
+
+        self.table: tuple[table.TableDisk, ...] | None = None
+        """The disks of a section ``blkmig``, once it says so."""
+
+        self.on_table: OnTable | None = None
+        """Called with them, before anything else comes."""
+
+        self.on_flush: Callable[[int], None] | None = None
+        """Called with the number of each FLUSH, which counts them from 1."""
+
+        self._flushes = 0
         self.percent = 0
         """The last progress record."""
 
@@ -61,12 +81,22 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         self.on_percent: Callable[[int], None] | None = None
         """Called with each new percentage."""
 
+    def load_start(self, idstr: str, position: int) -> None:
+        """Take note of the section's name. Raises :class:`~blkmig.errors.StreamError` for a second one."""
+        if self.format not in (None, idstr):
+            raise errors.StreamError(
+                f"the stream holds disks in two sections, {self.format!r} and {idstr!r}", position=position
+            )
+        self.format = "blkmig" if idstr == "blkmig" else "block"
+
     def load_state(self, f: channel.InputQEMUFile, version_id: int) -> None:
         """Load one section's records up to its EOS. Blocks.
 
         Raises errors of the stream, of the channel and of the disks; the stream cannot be read on after any of them.
         """
         self.percent_before_section = self.percent
+        if self.format == "blkmig" and self.table is None:
+            self._take_table(f)
         while True:
             position = f.position
             flags, name, sector, count = next_run(f)
@@ -78,8 +108,10 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
                     device.load_block(f, sector, position)
             elif flags & _core.FLAG_PROGRESS:
                 self._set_percent(min(sector, 100))
+            elif self.table is not None and flags in (wire.FLAG_TABLE, wire.FLAG_FLUSH):
+                self._take_own(flags, sector, position)
             elif not flags & _core.FLAG_EOS:
-                raise errors.StreamError(f"unknown flags {flags:#x} in the block section", position=position)
+                raise errors.StreamError(f"unknown flags {flags:#x} in the section of the disks", position=position)
             if self.on_progress is not None:
                 self.on_progress()
             if flags & _core.FLAG_EOS:
@@ -87,10 +119,36 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
                     self._take_marks(f, sector, position)
                 return
 
+    def _take_table(self, f: channel.InputQEMUFile) -> None:
+        """Read the table, with which the section must begin."""
+        position = f.position
+        flags, _, count, _ = next_run(f)
+        if flags != wire.FLAG_TABLE:
+            raise errors.StreamError("the section 'blkmig' does not begin with its table of disks", position=position)
+        self.table = table.get_table(f, count, position)
+        self.is_described = True
+        self.sizes = sizes.SaidSizes.exactly({entry.label: entry.size for entry in self.table})
+        filled = sum(entry.size > 0 for entry in self.table)
+        self.described_disks = filled, len(self.table) - filled
+        if self.on_table is not None:
+            self._devices.update(self.on_table(self.table, position))
+
+    def _take_own(self, flags: int, number: int, position: int) -> None:
+        """Take a record that only the section ``blkmig`` has, and no payload."""
+        if flags == wire.FLAG_TABLE:
+            raise errors.StreamError("the table of the disks comes a second time", position=position)
+        self._flushes += 1
+        if number != self._flushes:
+            raise errors.StreamError(f"FLUSH {number} where {self._flushes} is due", position=position)
+        if self.on_flush is not None:
+            self.on_flush(number)
+
     def _take_marks(self, f: channel.InputQEMUFile, marks: int, position: int) -> None:
         """Note what a blkmig says in the upper bits of an EOS, at which nobody else looks."""
         if marks & wire.SHARES_PAGES:
             f.expect_pages()
+        if self.table is not None:
+            return  # it has said the rest
         if marks & wire.IS_DESCRIBED:
             self.is_described = True
             self.described_disks = wire.described_disks(marks)
@@ -111,6 +169,8 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         """Return where a disk goes that appears for the first time."""
         if len(self._devices) >= wire.MAX_DISKS:
             raise errors.StreamError(f"the stream names more than {wire.MAX_DISKS} disks", position=position)
+        if self.table is not None and not any(entry.size and entry.name == name for entry in self.table):
+            raise errors.StreamError("a block of a disk that the table of the disks does not have", position=position)
         device = self._open_device(name.decode("utf-8", "surrogateescape"), position)
         self._devices[name] = device
         return device

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import _core, channel, disk, errors, params, passage, savevm, units
-from . import checks, description, dirty, engine, granules, reads, send, setup, sizes, state, wire
+from . import checks, description, dirty, engine, reads, send, setup, sizes, state, table, wire
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ SECTION_SECONDS = 0.1
 
 
 class BlockSaveHandlers(savevm.SaveVMHandlers):
-    """Sends `disks` as the ``block`` section.
+    """Sends `disks` as the section that is said by `format`.
 
     Read-only disks are skipped and named in `skipped`. So are disks of no bytes, unless a description will name them,
     which is all that can be sent of them. The disks are in use from `save_setup` to `save_cleanup`; they are not
@@ -51,6 +51,12 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         self.skipped: list[str] = []
         self.is_described = False
         """A sealed description with what `description` returns will end the stream. Set it before `save_setup`."""
+
+        self.format: wire.Format = "block"
+        """The section that is written; ``blkmig`` needs `is_described`. Set it before `save_setup`."""
+
+        self.table: tuple[table.TableDisk, ...] = ()
+        """The disks as a section ``blkmig`` says them, from `save_setup` on."""
 
         self._empty: list[str] = []
         self._disks = list(disks)
@@ -111,22 +117,16 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         self._departure = passage.departure(disks, f, self._parameters, shared_base=self._shared_base)
         blk_mig = state.BlkMigState(reads=self._choose_reads(), zero_blocks=self._parameters.zero_blocks)
         try:
-            granularities = granules.of_disks(disks, self._parameters, "block")
-            for backend, granularity in zip(disks, granularities, strict=True):
-                bmds = setup.take_into_use(
-                    backend,
-                    self._departure,
-                    self._parameters,
-                    shared_base=self._shared_base,
-                    granularity=granularity,
-                    section="block",
-                )
+            for bmds in setup.taken_into_use(disks, self._departure, self._parameters, shared_base=self._shared_base):
                 blk_mig.bmds_list.append(bmds)
                 blk_mig.total_sector_sum += bmds.geometry.total_sectors
             blk_mig.dirty_disk = len(blk_mig.bmds_list)  # no dirty round is under way
             if self._departure.payload == "lent":
                 f.share_pages()
             marks = self._departure.told * wire.SHARES_PAGES | self._description_marks(blk_mig)
+            if self.format == "blkmig":
+                self.table = setup.table_of(blk_mig.bmds_list, self._empty, shared_base=self._shared_base)
+                f.put_buffer(table.encode(self.table))
             f.put_be64(marks << _core.SECTOR_BITS | _core.FLAG_EOS)
         except BaseException as error:
             with errors.keeping(error):
@@ -135,11 +135,16 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         self._blk_mig = blk_mig
 
     def setup_parts(self) -> list[bytes]:
-        """Return what says the disks' sizes before their blocks come; nothing to a QEMU, which ignores it."""
-        if not self.is_described or self._parameters.qemu:
+        """Return what says the disks' sizes before their blocks come."""
+        if not self._tells_by_eos():
             return []
         sent = [(bmds.name, bmds.geometry.size) for bmds in self.blk_mig.bmds_list]
         return sizes.say([*sent, *((name.encode("utf-8", "surrogateescape"), 0) for name in self._empty)])
+
+    def fits_table(self) -> bool:
+        """Return whether a section ``blkmig`` can carry the disks, by their number."""
+        named = sum(not backend.is_read_only for backend in self._disks)
+        return self._blk_enable and self.is_described and 1 <= named <= wire.MAX_DISKS
 
     def check_disks(self) -> None:
         """Refuse disks that the stream, or a QEMU as its target, cannot carry. May read a disk of less than 1 MiB.
@@ -251,10 +256,14 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
     # -- details -----------------------------------------------------------------------------------------------------
 
     def _description_marks(self, blk_mig: state.BlkMigState) -> int:
-        """Return what the first EOS says of the description that will come; nothing to a QEMU, which ignores it."""
-        if not self.is_described or self._parameters.qemu:
+        """Return what the first EOS says of the description that will come."""
+        if not self._tells_by_eos():
             return 0
         return wire.description_marks(len(blk_mig.bmds_list), len(self._empty))
+
+    def _tells_by_eos(self) -> bool:
+        """Whether EOS words say something of the disks: nothing to a QEMU, and nothing that a table says."""
+        return self.is_described and not self._parameters.qemu and self.format == "block"
 
     def _choose_reads(self) -> reads.BlockReads:
         """Return the reading strategy that was decided."""

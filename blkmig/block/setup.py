@@ -4,10 +4,26 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 
 from .. import _core, disk, params, passage
 from ..disk import geometry
-from . import checks, device, digests, granules
+from . import checks, device, digests, granules, table, wire
+
+
+def taken_into_use(
+    disks: Sequence[disk.BlockBackend],
+    departure: passage.Departure,
+    parameters: params.MigrationParameters,
+    *,
+    shared_base: bool,
+    section: wire.Format = "block",
+) -> Iterator[device.BlkMigDevState]:
+    """Take one disk after the other into use, and yield the state of each; what was yielded is the caller's."""
+    for backend, granularity in zip(disks, granules.of_disks(disks, parameters, section), strict=True):
+        yield take_into_use(
+            backend, departure, parameters, shared_base=shared_base, granularity=granularity, section=section
+        )
 
 
 def take_into_use(
@@ -43,3 +59,12 @@ def take_into_use(
         bmds.tree = None if leaves is None else digests.DigestTree(leaves)
         bmds.blocker = blocker.pop_all()
     return bmds
+
+
+def table_of(
+    bmds_list: Iterable[device.BlkMigDevState], empty: Sequence[str], *, shared_base: bool
+) -> tuple[table.TableDisk, ...]:
+    """Return the table of the disks that were taken into use, and of those that are named because they are `empty`."""
+    sent = [(bmds.name, bmds.geometry.size, bmds.dirty_bitmap.granularity) for bmds in bmds_list]
+    named = [(name.encode("utf-8", "surrogateescape"), 0, _core.BLOCK_SIZE) for name in empty]
+    return tuple(table.TableDisk(*each, shared_base) for each in (*sent, *named))

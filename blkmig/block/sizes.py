@@ -18,7 +18,7 @@ A receiver believes no size: it uses them to refuse early, and the description a
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from .. import _core, errors
 
@@ -50,8 +50,17 @@ class SaidSizes:
     """What a stream has said of its disks' sizes; empty for a stream from a QEMU, or from a blkmig before this one."""
 
     def __init__(self) -> None:
-        self._sizes: dict[int, int] = {}
+        self._sizes: dict[int | str, int] = {}
+        self._key_of: Callable[[str], int | str] = _crc_of
         self._half: tuple[int, int] | None = None
+
+    @classmethod
+    def exactly(cls, sizes: Mapping[str, int]) -> SaidSizes:
+        """Return the sizes of disks that are told by their whole names, as a table does it."""
+        said = cls()
+        said._key_of = str
+        said._sizes.update(sizes)
+        return said
 
     def take(self, marks: int, *, most: int, position: int) -> bool:
         """Take the marks of one EOS word; return whether the sizes of `most` disks are said with it.
@@ -81,7 +90,7 @@ class SaidSizes:
 
     def of(self, name: str) -> int | None:
         """Return the size that was said for the disk called `name`."""
-        return self._sizes.get(_crc_of(name))
+        return self._sizes.get(self._key_of(name))
 
     def has(self, name: str) -> bool:
         """Return whether the stream has a disk called `name`."""
@@ -91,7 +100,7 @@ class SaidSizes:
         """Return the sizes of the disks that are called by none of `names`, which the stream does not tell yet."""
         others = dict(self._sizes)
         for name in names:
-            others.pop(_crc_of(name), None)
+            others.pop(self._key_of(name), None)
         return list(others.values())
 
     def agree_with(self, sizes: Mapping[str, int]) -> bool:

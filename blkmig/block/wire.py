@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What both ends of a ``block`` section agree on beyond QEMU's own words, which are in `_core`.
+"""What both ends of a section of disks agree on beyond QEMU's own words, which are in `_core`.
+
+The section is called ``block``, as QEMU knows it, or ``blkmig``, between two blkmigs that have found each other. Both
+have the same records; ``blkmig`` has three more, with flags of their own.
 
 A QEMU takes the word that ends a section, EOS, by its flag and ignores the number above it. There a blkmig says what
 another blkmig may want to know at the start, in the EOS of the first section::
@@ -14,7 +17,23 @@ Later EOS words, without the first two of these marks, say how large the disks a
 
 from __future__ import annotations
 
+from typing import Final, Literal
+
 from .. import errors
+
+Format = Literal["block", "blkmig"]
+"""The two sections, by their name on the wire."""
+
+FORMATS: Final[tuple[Format, ...]] = ("block", "blkmig")
+
+FLAG_PACK: Final = 0x10
+"""Several extents of one disk, their payloads behind."""
+
+FLAG_TABLE: Final = 0x20
+"""The disks of the stream, first of all."""
+
+FLAG_FLUSH: Final = 0x40
+"""Bring everything to stable storage, and answer READY with this number."""
 
 SHARES_PAGES = 1
 IS_DESCRIBED = 2

@@ -16,6 +16,8 @@ import sys
 import threading
 from typing import Any
 
+from .. import texts
+
 PATIENCE_SECONDS = 2.0
 """How long an error waits for a reader of stderr; progress does not wait at all."""
 
@@ -43,7 +45,7 @@ class Display:
             return
         with self._lock:
             cleared, status = (CLEAR, self._status) if self._status else ("", "")
-            self._write(f"{cleared}{printable(text)}\n{status}", patience)
+            self._write(f"{cleared}{texts.printable(text)}\n{status}", patience)
 
     def record(self, value: dict[str, Any], *, patience: float = PATIENCE_SECONDS) -> None:
         """Show one JSON object, on a line."""
@@ -101,15 +103,3 @@ def is_writable(fd: int, seconds: float) -> bool:
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     return bool(poll.poll(seconds * 1000))
-
-
-def printable(text: str) -> str:
-    """Return `text` with what is not to be printed escaped: a name in a stream may hold commands for the terminal."""
-    if text.isprintable():
-        return text
-    return "".join(char if char.isprintable() else escape(char) for char in text)
-
-
-def escape(char: str) -> str:
-    """Return a character as Python writes it; a line's end becomes a space."""
-    return " " if char in "\r\n" else char.encode("unicode_escape", "backslashreplace").decode("ascii")

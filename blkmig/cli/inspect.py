@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import Any
 
 from .. import channel, errors, migration, params, savevm, units
+from ..block import TableDisk
 from ..migration import displays
 from . import arguments, output, signals
 
@@ -107,7 +109,18 @@ class Listing(savevm.StreamObserver):
 
 
 class BlockListing(migration.RecordListener):
-    """Prints each record of the block section."""
+    """Prints each record of the section of the disks."""
+
+    def table(self, disks: Sequence[TableDisk], position: int) -> None:
+        """Print the table of a section ``blkmig``."""
+        print_record(position, f"  TABLE of {len(disks)} disks")
+        for disk in disks:
+            what = ", its top layer" if disk.shared_base else ""
+            print_record("", f"    {disk.label!r} {disk.size} bytes, granule {disk.granule}{what}")
+
+    def flush(self, number: int) -> None:
+        """Print that the source asks for everything to be on stable storage."""
+        print_record("", f"  FLUSH {number}")
 
     def block(self, name: str, sector: int, count: int, position: int, *, is_zero: bool) -> None:
         """Print a block, or a run of zero blocks."""
@@ -145,6 +158,7 @@ def container_rows(inspection: migration.Inspection) -> list[tuple[str, str]]:
         ("stream", f"{units.format_size(stream.nbytes)}, version {stream.version}"),
         ("machine", "(none said)" if not stream.machine else stream.machine),
         ("footers", footers),
+        ("format", inspection.format or "no disks"),
     ]
     if stream.capabilities:
         rows.append(("capabilities", ", ".join(stream.capabilities)))

@@ -13,7 +13,7 @@ import sys
 import traceback
 from typing import Any
 
-from .. import stats
+from .. import stats, texts
 from . import display, standard
 
 stderr = display.Display()
@@ -111,7 +111,7 @@ def put(text: str = "", *, flush: bool = False) -> None:
         return
     try:
         encoding = getattr(sys.stdout, "encoding", None) or "ascii"
-        lines = "\n".join(map(display.printable, text.split("\n")))
+        lines = "\n".join(map(texts.printable, text.split("\n")))
         print(lines.encode(encoding, "backslashreplace").decode(encoding), flush=flush)
     except (OSError, ValueError) as error:
         _lose_results(error)
@@ -162,7 +162,7 @@ def print_json(value: Any, *, is_stdout_taken: bool = False) -> None:
 
 def print_table(rows: list[tuple[str, str]], *, is_stdout_taken: bool = False) -> None:
     """Print rows of two columns: on stdout, or on stderr if a stream goes to stdout."""
-    shown = [(display.printable(label), display.printable(value)) for label, value in rows]
+    shown = [(texts.printable(label), texts.printable(value)) for label, value in rows]
     width = max(len(label) for label, _ in shown)
     for label, value in shown:
         if is_stdout_taken:

@@ -66,6 +66,9 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
                         help="send zeros as data")  # fmt: skip
     parser.add_argument("--reading", choices=("auto", "inline", "parallel"), default="auto",
                         help="how blocks are read (default: what suits the disk)")  # fmt: skip
+    parser.add_argument("--format", choices=("auto", "block", "blkmig"), default="auto",
+                        help="the section that carries the disks: QEMU's, or the one between two blkmigs (default: "
+                        "blkmig where the target says that it takes it, else block)")  # fmt: skip
     parser.add_argument("--qemu", action="store_true", help="the target is a QEMU: refuse what it cannot load")
     parser.add_argument("--machine", default="", metavar="TYPE", help="machine type of the target QEMU; "
                         "needed for types of 2.3 and older")  # fmt: skip

@@ -74,6 +74,8 @@ def read_announcement(stream: savevm.LoadedStream, handlers: block.BlockLoadHand
         _damaged(position)
     if not handlers.sizes.agree_with(announced.sizes):
         _damaged(position)
+    if any(entry.shared_base != announced.incremental for entry in handlers.table or ()):
+        _damaged(position)
     return announced
 
 

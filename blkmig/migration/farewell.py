@@ -51,6 +51,17 @@ def status_of(error: BaseException) -> int:
     return next((status for kind, status in _REASONS if isinstance(error, kind)), FAILED)
 
 
+def failure_of(error: BaseException) -> savevm.Failure:
+    """Return what tells a source that is a blkmig of `error`."""
+    device, offset, own = (getattr(error, name, None) for name in ("device", "offset", "errno"))
+    return savevm.Failure(
+        str(error) or type(error).__name__,
+        own if isinstance(own, int) and own > 0 else 0,
+        offset if isinstance(offset, int) else None,
+        device if isinstance(device, str) else "",
+    )
+
+
 def give_word(loader: savevm.LoadVM, f: channel.InputQEMUFile) -> None:
     """Tell a source that waits for it that everything is on stable storage.
 
@@ -74,7 +85,7 @@ def give_word(loader: savevm.LoadVM, f: channel.InputQEMUFile) -> None:
         raise _in_doubt(f, error) from error
     try:
         if not read_on(f, CLOSE_SECONDS):
-            loader.wait_until_told()
+            loader.way_back.wait_until_told()
     except (errors.ChannelError, errors.TruncatedStream) as error:  # the latter is a link that was reset
         raise _in_doubt(f, error) from error
 
@@ -98,7 +109,7 @@ def give_reason(loader: savevm.LoadVM, f: channel.InputQEMUFile, error: BaseExce
     if not loader.is_awaited:
         return
     with contextlib.suppress(errors.MigrationError):
-        loader.finish(status_of(error))
+        loader.finish(status_of(error), failure_of(error))
         if isinstance(error, Exception):  # who interrupts this program does not want to wait
             read_on(f, DRAIN_SECONDS)
 

@@ -6,12 +6,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
 from .. import block, channel, errors, params, savevm, stats
-from . import announcement, connection, farewell, heartbeat, outlook, verdict
+from . import admission, announcement, connection, farewell, heartbeat, outlook, verdict
 from . import targets as load_targets
 from .announcement import Announcement
 
@@ -44,7 +44,8 @@ class IncomingMigration:
         self._targets = load_targets.TargetSet(targets, self.parameters, self.stats, into=into, by_index=by_index)
         self._buffers, self._room = block.LoadBuffers(), block.CoverageRoom()
         self._block = block.BlockLoadHandlers(self._open)
-        self.savevm.register_savevm_live("block", 0, 1, self._block)
+        for name in block.FORMATS:
+            self.savevm.register_savevm_live(name, 0, 1, self._block)
         self._requested_uri = uri
         self._on_progress = on_progress
         self._observer = observer
@@ -133,9 +134,11 @@ class IncomingMigration:
         self._block.on_progress = self._report if self._on_progress is not None else None
         self._block.on_described = lambda *counts: self._targets.check_counts(*counts, position=f.position)
         self._block.on_sizes = self._targets.check_announced
-        loader = savevm.LoadVM(
-            self.savevm, f, observer=self._observer, answers={connection.ASK_TREES: connection.KNOWS_TREES}
-        )
+        answers: dict[int, int | savevm.Hello] = {connection.ASK_TREES: connection.KNOWS_TREES}
+        answers[savevm.ASK] = savevm.Hello()
+        loader = savevm.LoadVM(self.savevm, f, observer=self._observer, answers=answers)
+        self._block.on_table = lambda table, position: self._admit(table, position, loader)
+        self._block.on_flush = lambda number: self._flush(number, loader)
         try:
             stream = loader.loadvm()
             announced = self._judge(stream)
@@ -169,18 +172,31 @@ class IncomingMigration:
         device.join(self._buffers, self._room)
         return device
 
+    def _admit(
+        self, table: Sequence[block.TableDisk], position: int, loader: savevm.LoadVM
+    ) -> Mapping[bytes, block.BlkLoadDevice]:
+        """Open the targets of all disks of a section ``blkmig``, and tell the source."""
+        self._targets.announced = self._block.sizes
+        return admission.admit(table, position, self._targets, self._open, loader.way_back.reply)
+
+    def _flush(self, number: int, loader: savevm.LoadVM) -> None:
+        """Bring everything to stable storage, because the source wants to know before it ends its stream."""
+        if loader.is_awaited:
+            self._make_durable(loader)
+            loader.way_back.ready(number)
+
     def _judge(self, stream: savevm.LoadedStream) -> Announcement:
         """Check that everything came, and give the disks their sizes; return what the stream says of them."""
         self._phase = "storing"
         self._report(at_once=True)
-        section = stream.section("block")
+        section = stream.section(self._block.format or "block")
         if section is None:
             raise errors.IncompleteMigration(
                 "the stream holds no disks at all: a QEMU sends them only if it is told to, as by migrate -b",
                 missing={},
             )
         if not section.ended:
-            raise errors.TruncatedStream("the block section has no end: the source gave up", position=stream.nbytes)
+            raise errors.TruncatedStream("the section of disks has no end: the source gave up", position=stream.nbytes)
         announced = announcement.read_announcement(stream, self._block)
         verdict.check_disks(self._targets.devices, announced, stream.nbytes)
         devices = self._open_all(announced, stream.nbytes)
@@ -233,7 +249,7 @@ class IncomingMigration:
 
     def _set_totals(self, f: channel.InputQEMUFile) -> None:
         """Copy the counters to where others read them."""
-        self.stats.transferred = f.position
+        self.stats.transferred, self.stats.format = f.position, self._block.format
         self.stats.percent = self._block.percent
         self.stats.total_time = self._clock() - self._started
 
@@ -266,6 +282,6 @@ class IncomingMigration:
 
     def _set_status(self, status: stats.Status) -> None:
         """Enter a state and tell the caller."""
-        self.stats.status = status
+        self.stats.status, self.stats.format = status, self._block.format
         if self._on_progress is not None:
             self._on_progress(stats.StatusChanged(self._clock() - self._started if self._started else 0.0, status))

@@ -16,9 +16,11 @@ error        the stream is damaged, or the source could not read its disk
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from .. import _core, block, channel, errors, savevm, stats
+from ..block import TableDisk
 from . import announcement, verdict
 
 Verdict = Literal["complete", "incremental", "lossy", "cancelled", "truncated", "error"]
@@ -28,13 +30,19 @@ INCREMENTAL = "the stream holds only the top layers of its disks: receive it wit
 
 
 class RecordListener:
-    """Is told of each record of the block section, for a listing; does nothing until overridden."""
+    """Is told of each record of the section of the disks, for a listing; does nothing until overridden."""
 
     def block(self, name: str, sector: int, count: int, position: int, *, is_zero: bool) -> None:
         """Take note of a block, or of a run of zero blocks."""
 
     def progress(self, percent: int) -> None:
         """Take note of the progress that the source reports; it has changed."""
+
+    def table(self, disks: Sequence[TableDisk], position: int) -> None:
+        """Take note of the table with which a section ``blkmig`` begins."""
+
+    def flush(self, number: int) -> None:
+        """Take note that the source asks for everything to be on stable storage."""
 
 
 class InspectedDisk:
@@ -112,6 +120,9 @@ class Inspection:
     percent: int
     """The last progress that the source reported."""
 
+    format: block.Format | None
+    """The section that carries the disks; None where there is none."""
+
 
 def inspect(
     f: channel.InputQEMUFile,
@@ -133,10 +144,17 @@ def inspect(
         disks.append(InspectedDisk(name, listener, room))
         return disks[-1]
 
+    def note_table(table: Sequence[TableDisk], position: int) -> dict[bytes, InspectedDisk]:
+        listener.table(table, position)
+        return {}  # each is counted from its first block on
+
     handlers = block.BlockLoadHandlers(open_device)
     handlers.on_percent = listener.progress
+    handlers.on_flush = listener.flush
+    handlers.on_table = note_table
     state = savevm.SaveState()
-    state.register_savevm_live("block", 0, 1, handlers)
+    for name in block.FORMATS:
+        state.register_savevm_live(name, 0, 1, handlers)
     loader = savevm.LoadVM(state, f, observer=observer)
     failure: errors.StreamError | None = None
     try:
@@ -151,8 +169,9 @@ def inspect(
     except errors.StreamError as error:
         failure = error
     settle_sizes(disks, announced, sizes or {})
-    judged, reason = judge(stream, disks, announced, handlers.percent_before_section, failure)
-    return Inspection(stream, disks, judged, reason, handlers.percent)
+    section = stream.section(handlers.format or "block")
+    judged, reason = judge(stream, section, disks, announced, handlers.percent_before_section, failure)
+    return Inspection(stream, disks, judged, reason, handlers.percent, handlers.format)
 
 
 def settle_sizes(disks: list[InspectedDisk], announced: announcement.Announcement, sizes: dict[str, int]) -> None:
@@ -171,6 +190,7 @@ def settle_sizes(disks: list[InspectedDisk], announced: announcement.Announcemen
 
 def judge(
     stream: savevm.LoadedStream,
+    section: savevm.SectionInfo | None,
     disks: list[InspectedDisk],
     announced: announcement.Announcement,
     bulk_percent: int,
@@ -181,11 +201,10 @@ def judge(
         return ("cancelled" if stream.is_between_records else "truncated"), str(failure)
     if failure is not None:
         return "error", str(failure)
-    section = stream.section("block")
     if section is None or not (disks or announced.disks):
         return "complete", "the stream holds no disks"
     if not section.ended:
-        return "truncated", "the block section has no end"
+        return "truncated", "the section of disks has no end"
     misfit = next((disk for disk in disks if not disk.coverage.fits(disk.statistics.size or 0)), None)
     if misfit is not None:
         return "error", f"disk {misfit.statistics.name!r} got blocks that a disk of its size cannot have"
@@ -221,6 +240,7 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
         "verdict": inspection.verdict,
         "reason": inspection.reason,
         "percent": inspection.percent,
+        "format": inspection.format,
         "container": {
             "nbytes": stream.nbytes,
             "version": stream.version,

@@ -43,6 +43,28 @@ def file_name(name: str, index: int) -> str:
     return found
 
 
+def check_counts(
+    wanted: Iterable[str | int], disks: int, empty: int, *, takes_others: bool, position: int
+) -> None:
+    """Raise as early as can be if a stream of so many disks, and `empty` more, does not fit the targets `wanted`.
+
+    Only the disks' names, which come later, can tell which one it is that nobody expects, or that is missing.
+    """
+    shown = [repr(key) if isinstance(key, str) else f"number {key}" for key in wanted]
+    if disks + empty < max(len(shown), 1):
+        raise errors.IncompleteMigration(
+            f"the stream holds {disks + empty or 'no'} disk{'s' * (disks + empty != 1)}, and targets were given "
+            f"for {len(shown)}: {', '.join(shown) or 'all'}",
+            missing={},
+        )
+    if disks > len(shown) and not takes_others:
+        raise errors.StreamError(
+            f"the stream holds {disks} disks, and targets were given for {len(shown)}: {', '.join(shown)}; say "
+            "where the others go, by NAME=PATH or --into a folder",
+            position=position,
+        )
+
+
 def check_can_come(sizes: Iterable[str], named: Iterable[str]) -> None:
     """Raise :class:`~blkmig.errors.ParameterError` for the size of a disk that has no target; "" is any disk."""
     known = set(named)

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from .. import block, disk, errors, params, savevm, stats
-from . import asked, bounds, connection, convergence, ending, endpoints, figures, life, pause
+from . import asked, bounds, connection, convergence, ending, endpoints, figures, life, negotiation, pause
 
 
 class OutgoingMigration:
@@ -290,6 +290,10 @@ class OutgoingMigration:
             self.savevm.send_open_return_path(f)
             if self.parameters.digests and self.parameters.writers_after == "refuse":
                 self._connection.ask_for_trees(self.savevm)
+        self.stats.format = negotiation.agree(
+            self.parameters, self._connection, self._block, self.savevm, connect_timeout=self._bounds.connect_timeout
+        )
         self.savevm.state_setup(f)
+        self._connection.await_reply()
         self.stats.disk_bytes = self._block.blk_mig.bytes_total()
         self._figures.begin_round(self.stats.disk_bytes)

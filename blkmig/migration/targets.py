@@ -61,7 +61,10 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         self._used: set[str | int] = set()
         self._made: list[sources.TargetFile] = []  # all that were prepared, in the order in which they were
         self._came: list[sources.TargetFile | None] = []  # those of `devices`; None: opened by the caller
-        self._announced = block.SaidSizes()
+        self._appeared = 0  # disks that somebody has asked the target of
+        self.announced = block.SaidSizes()
+        """How large the stream says that its disks are, before they come."""
+
         self._room = room.Room()
         self.devices: list[block.BlkLoadDevice] = []
 
@@ -123,7 +126,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
                 "give the source's disk a name, as in -drive id=NAME",
                 position=position,
             )
-        said, announced = self._parameters.size_of(name), self._announced.of(name)
+        said, announced = self._parameters.size_of(name), self.announced.of(name)
         size = announced if said is None else said
         statistics = stats.DiskStatistics(name)
         fitting.check_known_size(target, self._parameters, name, announced=announced)
@@ -147,40 +150,34 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
 
     def is_wanted(self, name: str) -> bool:
         """Return whether somebody has said where the disk called `name` goes, if it is the next that appears."""
-        return name in self._targets or len(self.devices) in self._targets or self._into is not None
+        return name in self._targets or self._appeared in self._targets or self._into is not None
 
     def check_counts(self, disks: int, empty: int, *, position: int) -> None:
-        """Raise as early as can be if a stream of so many disks, and `empty` more, does not fit what was asked for.
-
-        Only their names, which come later, can tell which disk it is that nobody expects, or that is missing.
-        """
-        wanted = [repr(key) if isinstance(key, str) else f"number {key}" for key in self._targets]
-        if disks + empty < max(len(wanted), 1):
-            raise errors.IncompleteMigration(
-                f"the stream holds {disks + empty or 'no'} disk{'s' * (disks + empty != 1)}, and targets were given "
-                f"for {len(wanted)}: {', '.join(wanted) or 'all'}",
-                missing={},
-            )
-        if disks > len(wanted) and self._into is None:
-            raise errors.StreamError(
-                f"the stream holds {disks} disks, and targets were given for {len(wanted)}: {', '.join(wanted)}; say "
-                "where the others go, by NAME=PATH or --into a folder",
-                position=position,
-            )
+        """Raise as early as can be if a stream of so many disks, and `empty` more, does not fit what was asked for."""
+        naming.check_counts(self._targets, disks, empty, takes_others=self._into is not None, position=position)
 
     def check_announced(self, announced: block.SaidSizes) -> None:
         """Refuse what must fail by the sizes that the stream says before anything is written; warn of little room."""
-        self._announced = announced
-        known = list(filter(announced.has, dict.fromkeys((*self._parameters.sizes, *self._names()))))
+        self.announced = announced
+        self.check_names()
+        fitting.check_said_sizes(self._parameters, announced)
+        for key in self._names():
+            fitting.check_known_size(self._targets[key], self._parameters, key, announced=announced.of(key))
+        self.want_room()
+
+    def check_names(self) -> None:
+        """Raise :class:`~blkmig.errors.IncompleteMigration` for what was asked for and is not `announced`."""
+        known = list(filter(self.announced.has, dict.fromkeys((*self._parameters.sizes, *self._names()))))
         naming.check_have_come(self._parameters.sizes, known)
         absent = [key for key in self._names() if key not in known]
         if known or self._takes_unnamed:  # else the first disk that comes is unknown, and says its name
             naming.check_targets_come(absent, known, "disks of other names")
-        fitting.check_said_sizes(self._parameters, announced)
-        unnamed = announced.total
+
+    def want_room(self) -> None:
+        """Warn if a file system has less room than the disks that are `announced` may take of it."""
+        unnamed = self.announced.total
         for key in self._names():
-            target, size = self._targets[key], announced.of(key)
-            fitting.check_known_size(target, self._parameters, key, announced=size)
+            target, size = self._targets[key], self.announced.of(key)
             unnamed -= size or 0
             if size is not None and isinstance(target, sources.TargetFile):
                 self._room.want(target.path, size)
@@ -192,18 +189,18 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
 
     def _find(self, name: str, position: int) -> disk.BlockBackend | sources.TargetFile:
         """Return where the disk called `name` goes."""
-        index = len(self.devices)
+        index, self._appeared = self._appeared, self._appeared + 1
         for key in (name, index):  # the name first: whoever says both means this disk
             if key in self._targets:
                 self._used.add(key)
                 return self._targets[key]
         if self._into is not None:
-            return self._target_in_folder(self._into, name)
+            return self._target_in_folder(self._into, name, index)
         raise errors.UnknownDevice(naming.unknown_device(name, index, self._names()), device=name, position=position)
 
-    def _target_in_folder(self, into: pathlib.Path, name: str) -> sources.TargetFile:
+    def _target_in_folder(self, into: pathlib.Path, name: str, index: int) -> sources.TargetFile:
         """Return the file for a disk in the folder; a name from the stream must not lead out of it."""
-        target = self._target_file(naming.file_name(name, len(self.devices)), name, into=into)
+        target = self._target_file(naming.file_name(name, index), name, into=into)
         assert self._endpoints is not None
         self._endpoints.add(naming.label_of(name), list(target.files()), mark=target.mark())
         self._prepare(target)

@@ -14,6 +14,8 @@ from .load import LoadVM
 from .return_path import (
     MIG_RP_MSG_PONG,
     MIG_RP_MSG_SHUT,
+    PATIENCE,
+    Reason,
     await_shut,
     describe_status,
     find_reason,
@@ -21,21 +23,31 @@ from .return_path import (
 )
 from .savestate import SaveState
 from .stream import LoadedStream, SectionInfo, StreamObserver
+from .words import ASK, MIG_RP_MSG_READY, Failure, Hello, Refusal, Reply, Word
 
 __all__ = [
+    "ASK",
     "HEADER_NBYTES",
     "MIG_RP_MSG_PONG",
+    "MIG_RP_MSG_READY",
     "MIG_RP_MSG_SHUT",
+    "PATIENCE",
     "QEMU_VM_FILE_MAGIC",
     "QEMU_VM_SECTION_FOOTER",
     "Configuration",
     "ContainerFormat",
+    "Failure",
+    "Hello",
     "LoadVM",
     "LoadedStream",
+    "Reason",
+    "Refusal",
+    "Reply",
     "SaveState",
     "SaveVMHandlers",
     "SectionInfo",
     "StreamObserver",
+    "Word",
     "await_shut",
     "describe_status",
     "find_reason",

@@ -6,11 +6,12 @@ What must be answered is answered, the rest is skipped by its length.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import struct
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from .. import errors
-from . import container, return_path, stream
+from . import container, return_path, stream, words
 
 if TYPE_CHECKING:
     from ..channel import InputQEMUFile, OutputQEMUFile
@@ -25,13 +26,16 @@ class Commands:
     A PING is answered with its own value, but for those of `answers`, which are questions.
     """
 
-    def __init__(self, f: InputQEMUFile, observer: stream.StreamObserver, answers: Mapping[int, int]) -> None:
+    def __init__(
+        self, f: InputQEMUFile, observer: stream.StreamObserver, answers: Mapping[int, int | words.Hello]
+    ) -> None:
         self._f = f
         self._answers = answers
         self._observer = observer
         self._counts: dict[str, int] = {}
         self._return_path: OutputQEMUFile | None = None  # while the source waits for `finish`
         self._told: OutputQEMUFile | None = None  # the same, afterwards
+        self._has_said_hello = False
 
     def get(self, position: int, *, in_package: bool) -> int | None:
         """Read the rest of the command at `position`; return how long the package is that follows, if it is one."""
@@ -49,10 +53,17 @@ class Commands:
         elif command == container.MIG_CMD_PING:
             value = f.get_be32()
             if self._return_path is not None:
-                return_path.send_pong(self._return_path, self._answers.get(value, value))
+                self._answer(self._return_path, self._answers.get(value, value))
         else:
             f.skip(nbytes, is_payload=False)
         return None
+
+    def _answer(self, f: OutputQEMUFile, answer: int | words.Hello) -> None:
+        if isinstance(answer, words.Hello):
+            self._has_said_hello = True
+            return_path.send_message(f, words.MIG_RP_MSG_HELLO, answer.encode())
+        else:
+            return_path.send_pong(f, answer)
 
     def _count(self, command: int) -> None:
         """Count a command; of very many kinds, the later ones are counted together."""
@@ -78,8 +89,23 @@ class Commands:
         if f is not None and f.is_writable():
             return_path.send_pong(f, value % (1 << 32))
 
-    def finish(self, status: int) -> None:
+    def reply(self, refusals: Sequence[words.Refusal]) -> None:
+        """Tell a source that waits for it which disks of its table are refused; none: all are taken."""
+        self._say(words.MIG_RP_MSG_REPLY, words.Reply(tuple(refusals)).encode())
+
+    def ready(self, number: int) -> None:
+        """Tell a source that waits for it that everything before its FLUSH `number` is on stable storage."""
+        self._say(words.MIG_RP_MSG_READY, struct.pack(">I", number))
+
+    def _say(self, kind: int, data: bytes) -> None:
+        """Say a word of blkmig's, to a source that knows them."""
+        if self._return_path is not None and self._has_said_hello:
+            return_path.send_message(self._return_path, kind, data)
+
+    def finish(self, status: int, failure: words.Failure | None = None) -> None:
         """Tell the source how loading ended, once."""
+        if failure is not None:
+            self._say(words.MIG_RP_MSG_ERROR, failure.encode())
         f, self._return_path = self._return_path, None
         if f is not None:
             return_path.send_shut(f, status)
@@ -88,6 +114,6 @@ class Commands:
                 f.close()
 
     def wait_until_told(self) -> None:
-        """Return when the source's machine has what `finish` said."""
+        """Return when the source's machine has what `finish` said; raises ChannelError if the link broke before."""
         if self._told is not None:
             self._told.wait_until_taken()

@@ -5,7 +5,7 @@ The order of calls, both sides (a handler that is not active is left out of all 
 
     saving    save_setup ─ setup_parts ─ { save_live_pending, save_live_iterate }* ─ save_live_complete_precopy
               ─ save_cleanup
-    loading   load_setup ─ load_state* ─ load_cleanup
+    loading   load_setup ─ { load_start, load_state* } ─ load_cleanup
 
 Each call between the two ends writes or reads exactly one section's payload; the section's header and footer belong
 to :mod:`.savestate` and :mod:`.load`. The cleanups run once, whatever happened before, also when setup never did.
@@ -50,6 +50,9 @@ class SaveVMHandlers:
 
     def load_setup(self) -> None:
         """Prepare for `load_state`; called once, before the first section is read."""
+
+    def load_start(self, idstr: str, position: int) -> None:
+        """Take note that the section starts under this name, at `position`; some handlers have more than one name."""
 
     def load_state(self, f: InputQEMUFile, version_id: int) -> None:
         """Read one section's payload exactly to its end; START, PART, END and FULL look the same to the handler.

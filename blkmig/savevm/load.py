@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
-from . import commands, configuration, container, drain, header, savestate, sections, skip, stream, vmdescription
+from . import commands, configuration, container, drain, header, savestate, sections, skip, stream, vmdescription, words
 
 if TYPE_CHECKING:
     from ..channel import InputQEMUFile
@@ -47,7 +47,7 @@ class LoadVM:
         f: InputQEMUFile,
         *,
         observer: stream.StreamObserver | None = None,
-        answers: Mapping[int, int] | None = None,
+        answers: Mapping[int, int | words.Hello] | None = None,
     ) -> None:
         """Load from `f` into the sections that are registered in `state`.
 
@@ -98,17 +98,17 @@ class LoadVM:
         """
         self._commands.beat(value)
 
-    def finish(self, status: int = 0) -> None:
+    @property
+    def way_back(self) -> commands.Commands:
+        """What else is said to the source, and whether it was told."""
+        return self._commands
+
+    def finish(self, status: int = 0, failure: words.Failure | None = None) -> None:
         """Tell a source that waits for it how loading ended: 0 all is on stable storage, else it failed.
 
-        Nothing is sent where the source did not ask, or was told already. Blocks until the link took it. After a
-        failure our sending side is shut down: nothing more will be said.
+        Nothing is sent where the source did not ask, or was told already. Blocks. A failure shuts our side down.
         """
-        self._commands.finish(status)
-
-    def wait_until_told(self) -> None:
-        """Return when the source's machine has what `finish` said; raises ChannelError if the link broke before."""
-        self._commands.wait_until_told()
+        self._commands.finish(status, failure)
 
     def summary(self) -> stream.LoadedStream:
         """Return what the stream has held so far."""
@@ -214,6 +214,7 @@ class LoadVM:
                 return None
             entry = self._sections.find_skipped(idstr, instance_id, version_id, self._configuration, position)
         self._sections.start(entry, section_id, version_id, position)
+        entry.handlers.load_start(idstr, position)
         return entry
 
     def _get_part(self, kind: int, position: int) -> sections.LoadStateEntry:

@@ -5,7 +5,8 @@
 
     u16 type, u16 length, data       1 SHUT: u32 status, 0 is success     2 PONG: u32, the value of the PING
 
-A source that opened it does not complete before SHUT, and fails when the link closes without one.
+A source that opened it does not complete before SHUT, and fails when the link closes without one. What two blkmigs say
+to each other besides is in `words`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from .. import errors
+from . import words
 
 if TYPE_CHECKING:
     from ..channel import InputQEMUFile, OutputQEMUFile
@@ -34,8 +36,12 @@ _LENGTHS: Final = {
     5: (1, 256),  # RECV_BITMAP
     6: (4, 4),  # RESUME_ACK
     7: (0, 0),  # SWITCHOVER_ACK
+    **words.LENGTHS,
 }
-"""Bytes of each message that a QEMU may send; blkmig asks for none but the first two."""
+"""Bytes of each message that a loader may send; of QEMU's, blkmig asks for none but the first two."""
+
+Reason = int | words.Failure
+"""Why a loader has failed: the status of its SHUT, or better, what it has said in ERROR before."""
 
 _OWN_WORDS: Final = {
     0: "it says that it has everything, which cannot be",
@@ -56,21 +62,22 @@ FREE_MESSAGES, MESSAGES_PER_SECOND = 1000, 20
 
 def send_shut(f: OutputQEMUFile, status: int) -> None:
     """Tell the source that loading is over: 0 it succeeded, anything else it failed."""
-    _send_message(f, MIG_RP_MSG_SHUT, status)
+    send_message(f, MIG_RP_MSG_SHUT, struct.pack(">I", status))
 
 
 def send_pong(f: OutputQEMUFile, value: int) -> None:
     """Answer a PING with its `value`."""
-    _send_message(f, MIG_RP_MSG_PONG, value)
+    send_message(f, MIG_RP_MSG_PONG, struct.pack(">I", value))
 
 
-def _send_message(f: OutputQEMUFile, kind: int, value: int) -> None:
-    f.put_buffer(struct.pack(">HHI", kind, 4, value))
+def send_message(f: OutputQEMUFile, kind: int, data: bytes) -> None:
+    """Say one message to the source. Blocks until the link took it."""
+    f.put_buffer(struct.pack(">HH", kind, len(data)) + data)
     f.flush()
 
 
-def read_message(f: InputQEMUFile) -> tuple[int, int | None]:
-    """Return the next message's type and value; None for a message that is not one 32-bit value long. Blocks.
+def read_message(f: InputQEMUFile) -> tuple[int, int | words.Word | None]:
+    """Return the next message's type and value: a 32-bit number, a word of blkmig's, or None. Blocks.
 
     Raises :class:`~blkmig.errors.StreamError` for what no loader says.
     """
@@ -85,14 +92,20 @@ def read_message(f: InputQEMUFile) -> tuple[int, int | None]:
         )
     if length == 4:
         return kind, f.get_be32()
+    if kind == words.MIG_RP_MSG_HELLO:
+        return kind, words.Hello(f.get_be16(), f.get_be16(), f.get_be32())
+    if kind == words.MIG_RP_MSG_REPLY:
+        return kind, words.parse_reply(f.get_buffer(length), position)
+    if kind == words.MIG_RP_MSG_ERROR:
+        return kind, words.parse_error(f.get_buffer(length), position)
     f.skip(length, is_payload=False)
     return kind, None
 
 
 def await_shut(
     f: InputQEMUFile, *, clock: Callable[[], float] = time.monotonic, on_pong: Callable[[], object] | None = None
-) -> int:
-    """Return the status of the loader's SHUT; other messages are passed over. Blocks until it comes.
+) -> Reason:
+    """Return the status of the loader's SHUT, or its ERROR; other messages are passed over. Blocks until it comes.
 
     `on_pong` is told of each PONG: nobody has asked for one here, and only a blkmig sends them all the same.
 
@@ -104,25 +117,27 @@ def await_shut(
     while True:
         position = f.position
         kind, value = read_message(f)
-        if kind == MIG_RP_MSG_SHUT:
-            return _status(value, position)
+        if (reason := _reason(kind, value, position)) is not None:
+            return reason
         if kind == MIG_RP_MSG_PONG and on_pong is not None:
             on_pong()
-        patience.heard(value)
+        patience.heard(value if isinstance(value, int) else None)
 
 
-def find_reason(f: InputQEMUFile, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> int | None:
-    """Return the status of a SHUT that has come, or comes within `seconds`, None if there is none; never raises.
+def find_reason(f: InputQEMUFile, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> Reason | None:
+    """Return a SHUT's status, or an ERROR, that has come or comes within `seconds`, else None; never raises.
 
     For a source that was writing when the link broke: a loader that failed has said why before.
     """
     end = clock() + seconds
     with contextlib.suppress(errors.MigrationError):
-        while f.wait_readable(max(0.0, end - clock())):
+        for _ in range(FREE_MESSAGES):
+            if not f.wait_readable(max(0.0, end - clock())):
+                break
             position = f.position
             kind, value = read_message(f)
-            if kind == MIG_RP_MSG_SHUT:
-                return _status(value, position)
+            if (reason := _reason(kind, value, position)) is not None:
+                return reason
     return None
 
 
@@ -136,8 +151,13 @@ def describe_status(status: int) -> str:
     return f"{why} (status {status}); look at its messages"
 
 
-def _status(value: int | None, position: int) -> int:
-    if value is None:
+def _reason(kind: int, value: int | words.Word | None, position: int) -> Reason | None:
+    """Return why the loader ends, if this message says so."""
+    if isinstance(value, words.Failure):
+        return value
+    if kind != MIG_RP_MSG_SHUT:
+        return None
+    if not isinstance(value, int):
         raise errors.StreamError("SHUT on the return path has no status", position=position)
     return value
 

@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(slots=True)
 class SaveStateEntry:
-    """A registered live section; the first four fields never change."""
+    """A registered live section; the first four fields change before setup only."""
 
     idstr: str
     instance_id: int
@@ -90,6 +90,17 @@ class SaveState:
         """Remove a section; one that is not there is no error. Its cleanups are not called."""
         self._entries.pop((idstr, instance_id), None)
 
+    def rename_savevm(self, old: str, new: str) -> None:
+        """Call the section `old` (instance 0) `new` on the wire; its place among the others stays. Before setup only.
+
+        Raises :class:`~blkmig.errors.ParameterError` if there is none, or one of the new name.
+        """
+        if (old, 0) not in self._entries or (new, 0) in self._entries:
+            raise errors.ParameterError(f"section {old!r} cannot be called {new!r}")
+        entries = {(new if key == (old, 0) else key[0], key[1]): entry for key, entry in self._entries.items()}
+        self._entries = entries
+        entries[new, 0].idstr = new
+
     def find_se(self, idstr: str, instance_id: int) -> SaveStateEntry | None:
         """Return the section registered under this name and instance."""
         return self._entries.get((idstr, instance_id))
@@ -131,8 +142,13 @@ class SaveState:
                 self._put_section(f, entry, entry.start_header(), entry.handlers.save_setup)
         for entry in self._active():
             for payload in entry.handlers.setup_parts():
-                f.put_buffer(entry.header(container.QEMU_VM_SECTION_PART) + payload)
-                self._put_footer(f, entry)
+                self._put_part(f, entry, payload)
+        f.flush()
+
+    def state_part(self, f: OutputQEMUFile, idstr: str, payload: bytes) -> None:
+        """Write `payload` as a PART of the section `idstr` (instance 0), outside of the rounds, and flush."""
+        entry = self._entries[idstr, 0]
+        self._put_part(f, entry, payload)
         f.flush()
 
     def state_iterate(self, f: OutputQEMUFile) -> bool:
@@ -200,6 +216,10 @@ class SaveState:
             raise
         self._put_footer(f, entry)
         return result
+
+    def _put_part(self, f: OutputQEMUFile, entry: SaveStateEntry, payload: bytes) -> None:
+        f.put_buffer(entry.header(container.QEMU_VM_SECTION_PART) + payload)
+        self._put_footer(f, entry)
 
     def _put_footer(self, f: OutputQEMUFile, entry: SaveStateEntry) -> None:
         """Close a section. A footer where the EOS word should be tells the loader of a read error, as from QEMU."""

@@ -8,6 +8,7 @@ import signal
 import socket
 import struct
 import threading
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ class Peer:
             answered = 0
             while piece := self.connection.recv(1 << 20):
                 self.received += piece
-                ping = self.received.rfind(b"\x08\x00\x02\x00\x04end")
+                ping = self.received.rfind(b"\x08\x00\x02\x00\x04")
                 if ping > answered and len(self.received) >= ping + 9:
                     answered = ping
                     self.connection.sendall(b"\x00\x02\x00\x04" + self.received[ping + 5 : ping + 9])
@@ -217,12 +218,15 @@ def test_a_word_before_the_end_is_no_success(tmp_path: Path, writers_after: str)
     disk.pwrite(b"mine", 0)
 
 
-def test_an_old_answer_is_not_taken_for_the_new_one() -> None:
-    """A target that thaws answers the PINGs of all the pauses that were given up."""
+@pytest.mark.parametrize(
+    ("section", "kind", "first"), [("block", 2, connection.BARRIER_PING), ("blkmig", savevm.MIG_RP_MSG_READY, 0)]
+)
+def test_an_old_answer_is_not_taken_for_the_new_one(section: str, kind: int, first: int) -> None:
+    """A target that thaws answers the questions of all the pauses that were given up."""
     link: Any = connection.Connection.__new__(connection.Connection)
-    link._barriers, link._uri = 2, "test:"
-    link._return_path = path = object()
-    values = iter([connection.BARRIER_PING + 1, None, connection.BARRIER_PING + 2])
+    link._barriers, link._uri, link._block = 2, "test:", types.SimpleNamespace(format=section)
+    link._return_path = path = types.SimpleNamespace(idle_timeout=60.0, payload_came=lambda: None)
+    values = iter([(kind, first + 1), (2, first + 2 + (kind == 2)), (kind, first + 2)])
     link._read_before_end = lambda given: next(values) if given is path else None
     link.end_barrier()
     assert next(values, "all read") == "all read"

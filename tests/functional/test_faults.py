@@ -152,7 +152,7 @@ def test_peer_gone_at_every_record(tmp_path: Path) -> None:
     for cut in sorted(cuts):
         cutter = Cutter(cut)
         with pytest.raises(errors.ChannelError) as caught:
-            blkmig.send([disk], cutter.uri, connect_timeout=10)
+            blkmig.send([disk], cutter.uri, connect_timeout=10, format="block")
         assert caught.value.exit_code == 5
         cutter.join()
         assert is_free(disk), f"cut at {cut}"

@@ -23,6 +23,7 @@ FLOORS = {
     "units": 1,
     "params": 1,
     "stats": 1,
+    "texts": 1,
     "aside": 1,
     "children": 1,
     "forks": 1,

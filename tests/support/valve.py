@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 PIECE = 64 << 10
@@ -20,6 +21,8 @@ class Valve:
     def __init__(self, folder: Path, uri: str) -> None:
         self.uri = f"unix:{folder}/valve"
         self.passed = 0
+        """Bytes of the stream that were passed on."""
+
         self._target = uri.removeprefix("unix:")
         self._open = threading.Event()
         self._open.set()
@@ -40,12 +43,15 @@ class Valve:
     def _run(self) -> None:
         with self._server, self._server.accept()[0] as sender, socket.socket(socket.AF_UNIX) as receiver:
             receiver.connect(self._target)
-            back = threading.Thread(target=self._pass_on, args=(receiver, sender), daemon=True)
+            back = threading.Thread(target=self._pass_on, args=(receiver, sender, lambda nbytes: None), daemon=True)
             back.start()
-            self._pass_on(sender, receiver)
+            self._pass_on(sender, receiver, self._count)
             back.join(30)
 
-    def _pass_on(self, source: socket.socket, target: socket.socket) -> None:
+    def _count(self, nbytes: int) -> None:
+        self.passed += nbytes
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, passed: Callable[[int], None]) -> None:
         with contextlib.suppress(OSError):
             while True:
                 self._open.wait()
@@ -54,6 +60,6 @@ class Valve:
                 if not piece:
                     break
                 target.sendall(piece)
-                self.passed += len(piece)
+                passed(len(piece))
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)

@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which section carries the disks: ``blkmig`` if the target says that it takes it, else QEMU's ``block``.
+
+::
+
+    source   OPEN_RETURN_PATH ─ PING ──────────────────────── START "blkmig": TABLE ──────────── blocks
+    target                          HELLO: versions                            REPLY: refusals
+
+A QEMU, and a blkmig that does not know the question, answer it with PONG, and a program that only listens says nothing:
+they get ``block``. The receiver takes either section, so a HELLO that comes late changes nothing.
+"""
+
+from __future__ import annotations
+
+from .. import block, errors, params, savevm
+from . import connection
+
+ASK_SECONDS = 10.0
+"""How long the target may take to say HELLO; no longer than it may take to answer at first."""
+
+
+def agree(
+    parameters: params.MigrationParameters,
+    link: connection.Connection,
+    handlers: block.BlockSaveHandlers,
+    state: savevm.SaveState,
+    *,
+    connect_timeout: float,
+) -> block.Format:
+    """Choose the section, before setup; the return path is open where there is one. Blocks while the target is asked.
+
+    Raises :class:`~blkmig.errors.ParameterError` if it cannot be the one that was asked for.
+    """
+    chosen: block.Format = "block"
+    if parameters.format != "block" and not parameters.is_for_qemu:
+        seconds = min(ASK_SECONDS, connect_timeout)
+        why_not = _why_not(parameters, link, handlers, state, seconds)
+        if why_not and parameters.format == "blkmig":
+            raise errors.ParameterError(f"the section 'blkmig' cannot be sent: {why_not}; leave --format to 'auto'")
+        chosen = "block" if why_not else "blkmig"
+    handlers.format = chosen
+    if chosen != "block":
+        state.rename_savevm("block", chosen)
+    return chosen
+
+
+def _why_not(
+    parameters: params.MigrationParameters,
+    link: connection.Connection,
+    handlers: block.BlockSaveHandlers,
+    state: savevm.SaveState,
+    seconds: float,
+) -> str:
+    """Return why it is not ``blkmig``; "" if it is."""
+    if not handlers.fits_table():
+        return "its table takes 1 to 256 disks that are not read-only"
+    if not link.is_answered:
+        return "" if parameters.format == "blkmig" else "nobody can be asked"
+    hello = link.ask_for_blkmig(state, seconds)
+    if hello is None:
+        return f"the target has not said within {seconds:g} s that it takes it: it is a QEMU, or an older blkmig"
+    if not hello.is_understood:
+        return f"the target takes versions {hello.lowest} to {hello.highest} of it, and here is version 1"
+    return ""

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a target has said of its failure, or of the disks that it does not take, as an error of the source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .. import block, errors, savevm
+
+
+def failed(what: str, reason: savevm.Reason) -> errors.TargetFailed:
+    """Return the error for a target that `what`, by the status of its SHUT or by its own words."""
+    if isinstance(reason, int):
+        text = savevm.describe_status(reason)
+        return errors.TargetFailed(f"the target {what}: {text}", errno=reason if reason > 1 else None)
+    return errors.TargetFailed(
+        f"the target {what}: {reason.text}",
+        device=reason.device or None,
+        offset=reason.offset,
+        errno=reason.errno or None,
+    )
+
+
+def refused(
+    refusals: Sequence[savevm.Refusal], table: Sequence[block.TableDisk], position: int
+) -> errors.TargetFailed:
+    """Return the one error for all disks of the table that the target refuses.
+
+    Raises :class:`~blkmig.errors.StreamError` for one that the table does not have; the reply ends at `position`.
+    """
+    if any(refusal.index >= len(table) for refusal in refusals):
+        raise errors.StreamError("the target refuses a disk that nobody has offered", position=position)
+    texts = [f"disk {table[refusal.index].label!r}: {refusal.text}" for refusal in refusals]
+    first = refusals[0]
+    return errors.TargetFailed(
+        f"the target does not take {'; '.join(texts)}",
+        device=table[first.index].label,
+        errno=first.errno or None,
+    )

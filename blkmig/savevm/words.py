@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a blkmig says to another one on the return path, beyond QEMU's messages. No QEMU sends or gets them.
+
+::
+
+    HELLO 0x8001   u16 lowest version, u16 highest version, u32 abilities
+    REPLY 0x8002   u16 count, { u16 index in the table, u32 errno, u16 n, n bytes of text } of each refusal
+    READY 0x8003   u32 the number of the FLUSH
+    ERROR 0x8004   u32 errno, u64 offset, u8 n, n bytes of the disk's name, u16 n, n bytes of text
+
+A receiver says the first when the source asks for it, by a PING of the value `ASK`, and the others only if it has said
+the first. An errno of 0 is one that nobody knows. Texts come from another host, and are made printable here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from typing import Final
+
+from .. import errors, texts
+
+MIG_RP_MSG_HELLO: Final = 0x8001
+MIG_RP_MSG_REPLY: Final = 0x8002
+MIG_RP_MSG_READY: Final = 0x8003
+MIG_RP_MSG_ERROR: Final = 0x8004
+
+ASK: Final = 0x626C6B32
+"""The value of the PING that asks which versions of the section ``blkmig`` the receiver takes; others answer PONG."""
+
+VERSION: Final = 1
+"""The version of the section that this blkmig speaks."""
+
+MAX_REFUSALS: Final = 256
+MAX_REFUSAL_TEXT: Final = 200
+MAX_ERROR_TEXT: Final = 1000
+
+_REFUSAL: Final = struct.Struct(">HIH")
+_ERROR: Final = struct.Struct(">IQB")
+_NO_OFFSET: Final = (1 << 64) - 1
+
+LENGTHS: Final = {
+    MIG_RP_MSG_HELLO: (8, 8),
+    MIG_RP_MSG_REPLY: (2, 2 + MAX_REFUSALS * (_REFUSAL.size + MAX_REFUSAL_TEXT)),
+    MIG_RP_MSG_READY: (4, 4),
+    MIG_RP_MSG_ERROR: (_ERROR.size + 2, _ERROR.size + 255 + 2 + MAX_ERROR_TEXT),
+}
+"""Bytes of each message, at least and at most."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Hello:
+    """Which versions of the section a receiver takes."""
+
+    lowest: int = VERSION
+    highest: int = VERSION
+    abilities: int = 0
+
+    @property
+    def is_understood(self) -> bool:
+        """Whether one of these versions is ours."""
+        return self.lowest <= VERSION <= self.highest
+
+    def encode(self) -> bytes:
+        """Return the message's data."""
+        return struct.pack(">HHI", self.lowest, self.highest, self.abilities)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Refusal:
+    """A disk that the receiver does not take: its place in the table, and why."""
+
+    index: int
+    errno: int
+    text: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reply:
+    """Which disks of the table the receiver refuses; none: it takes them all."""
+
+    refusals: tuple[Refusal, ...] = ()
+
+    def encode(self) -> bytes:
+        """Return the message's data."""
+        return struct.pack(">H", len(self.refusals)) + b"".join(map(_encode_refusal, self.refusals))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a receiver has failed: its own words, and the disk and the offset where there are such."""
+
+    text: str
+    errno: int = 0
+    offset: int | None = None
+    device: str = ""
+
+    def encode(self) -> bytes:
+        """Return the message's data; of a text that is too long, the beginning."""
+        offset = _NO_OFFSET if self.offset is None else self.offset
+        name = self.device.encode("utf-8", "surrogateescape")[:255]
+        text = texts.cut(self.text, MAX_ERROR_TEXT)
+        return _ERROR.pack(self.errno, offset, len(name)) + name + struct.pack(">H", len(text)) + text
+
+
+Word = Hello | Reply | Failure
+
+
+def parse_reply(data: bytes, position: int) -> Reply:
+    """Return what a REPLY says. Raises :class:`~blkmig.errors.StreamError` for what no blkmig says."""
+    (count,) = struct.unpack_from(">H", data)
+    refusals: list[Refusal] = []
+    at = 2
+    while len(refusals) < count and at + _REFUSAL.size <= len(data):
+        index, code, length = _REFUSAL.unpack_from(data, at)
+        at += _REFUSAL.size + length
+        refusals.append(Refusal(index, code, _text(data[at - length : at])))
+        if length > MAX_REFUSAL_TEXT:
+            break
+    indices = {refusal.index for refusal in refusals}
+    if len(indices) != count or at != len(data) or not all(index < MAX_REFUSALS for index in indices):
+        raise _damaged("REPLY", position)
+    return Reply(tuple(refusals))
+
+
+def parse_error(data: bytes, position: int) -> Failure:
+    """Return what an ERROR says. Raises :class:`~blkmig.errors.StreamError` for what no blkmig says."""
+    code, offset, length = _ERROR.unpack_from(data)
+    name, rest = data[_ERROR.size : _ERROR.size + length], data[_ERROR.size + length :]
+    if len(rest) < 2 or struct.unpack_from(">H", rest)[0] != len(rest) - 2 or len(rest) - 2 > MAX_ERROR_TEXT:
+        raise _damaged("ERROR", position)
+    device = name.decode("utf-8", "surrogateescape")
+    return Failure(_text(rest[2:]), code, None if offset == _NO_OFFSET else offset, device)
+
+
+def _encode_refusal(refusal: Refusal) -> bytes:
+    text = texts.cut(refusal.text, MAX_REFUSAL_TEXT)
+    return _REFUSAL.pack(refusal.index, refusal.errno, len(text)) + text
+
+
+def _text(data: bytes) -> str:
+    return texts.printable(data.decode("utf-8", "backslashreplace"))
+
+
+def _damaged(name: str, position: int) -> errors.StreamError:
+    return errors.StreamError(f"what comes back from the target is no {name} as it must be", position=position)
