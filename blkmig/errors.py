@@ -223,7 +223,7 @@ class NotConverged(MigrationError):
     """The writers dirty blocks faster than the link carries them; the source is untouched and still in use.
 
     `dirty_rate` and `bandwidth` are bytes per second, `pending` is bytes. `written_rate` is what the writers write,
-    which is less than they dirty, for that counts in whole blocks; None where a disk does not count it.
+    which is less than they dirty, for that counts in whole granules; None where a disk does not count it.
     """
 
     exit_code = 4

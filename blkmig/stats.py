@@ -214,7 +214,10 @@ class NotConverging(Event):
 
     round_number: int
     written_rate: float | None = None
-    """What the writers write, by their disks' own count; None where nobody counts. They dirty more, in whole blocks."""
+    """What the writers write, by their disks' own count; None where nobody counts. They dirty more: whole granules."""
+
+    granule: int = 1 << 20
+    """Bytes that one write dirties at least."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

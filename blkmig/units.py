@@ -137,6 +137,11 @@ def format_rate(bytes_per_second: float) -> str:
     return f"{format_size(bytes_per_second)}/s"
 
 
+def describe_pieces(granule: int) -> str:
+    """Say what a figure of dirty bytes counts: ``"of whole blocks"``, ``"in pieces of 4.0 KiB"``."""
+    return "of whole blocks" if granule == MiB else f"in pieces of {format_size(granule)}"
+
+
 def format_duration(seconds: float) -> str:
     """Return a duration for a person: ``"12 ms"``, ``"3.4 s"``, ``"2 min 05 s"``."""
     if seconds < 1:

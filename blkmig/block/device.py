@@ -70,6 +70,11 @@ class BlkMigDevState:
     allocated_end: int = 0
     """The extent that the top layer holds, as the disk named it last: inside it nobody asks again."""
 
+    @property
+    def granule(self) -> int:
+        """Return how many bytes one write makes dirty at least."""
+        return _core.BLOCK_SIZE if self.whole_from == 1 else self.dirty_bitmap.granularity
+
     def dirty_bytes(self, *, stop_block: int | None = None) -> int:
         """Return the bytes that the marks of all blocks, or of those below `stop_block`, would have to be sent."""
         return self.dirty_bitmap.count_bytes_rounded(self.whole_from, stop_block=stop_block)

@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from typing import Literal
 
 from .. import _core, disk, params
 from ..disk import dirty
-
-Section = Literal["block", "blkmig"]
-"""The sections that carry disks."""
+from . import wire
 
 MAX_BITMAP_BYTES = 8 << 20
 """Memory for the bitmaps of all disks together: to count the marks in so much takes about a millisecond."""
@@ -25,7 +22,7 @@ WHOLE_QUARTERS = 3
 
 
 def of_disks(
-    disks: Sequence[disk.BlockBackend], parameters: params.MigrationParameters, section: Section
+    disks: Sequence[disk.BlockBackend], parameters: params.MigrationParameters, section: wire.Format
 ) -> list[int]:
     """Return the granularity of each of the `disks` that a migration sends in `section`."""
     if parameters.granularity != "auto":
@@ -55,7 +52,7 @@ def finest(sizes: Sequence[int], minima: Sequence[int]) -> list[int]:
     return found
 
 
-def whole_from(bits_per_block: int, section: Section, parameters: params.MigrationParameters) -> int:
+def whole_from(bits_per_block: int, section: wire.Format, parameters: params.MigrationParameters) -> int:
     """Return from how many marked bits on a dirty block goes whole."""
     if section == "block" or parameters.digests:
         return 1

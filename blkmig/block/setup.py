@@ -33,7 +33,7 @@ def take_into_use(
     *,
     shared_base: bool,
     granularity: int,
-    section: granules.Section,
+    section: wire.Format,
 ) -> device.BlkMigDevState:
     """Keep other migrations off a disk, track its writes from now on, and return its state. All or nothing."""
     shape = geometry.BlockGeometry(backend.size)

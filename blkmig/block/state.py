@@ -76,6 +76,10 @@ class BlkMigState:
         """Return how many blocks were read and wait to be sent."""
         return len(self.blk_list)
 
+    def granule(self) -> int:
+        """Return how many bytes one write makes dirty at least; of several disks, the least."""
+        return min((bmds.granule for bmds in self.bmds_list), default=_core.BLOCK_SIZE)
+
     def dirty_bytes(self) -> int:
         """Return the bytes that the marks of all disks would have to be sent if nobody wrote any more."""
         return sum(bmds.dirty_bytes() for bmds in self.bmds_list)

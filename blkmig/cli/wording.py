@@ -114,7 +114,8 @@ def not_converging(event: stats.NotConverging, columns: int | None) -> str:
     both, short = f"dirty {writers}", f"writers {writers}"
     if event.written_rate is not None:
         own = units.format_rate(event.written_rate)
-        both, short = f"write {own}, which dirties {writers} of whole blocks", f"{short} by writing {own}"
+        pieces = units.describe_pieces(event.granule)
+        both, short = f"write {own}, which dirties {writers} {pieces}", f"{short} by writing {own}"
     needed = event.pending / event.bandwidth if event.bandwidth else 0.0
     pause = f" ({units.format_duration(needed)} would do)" if needed else ""
     return first_that_fits(

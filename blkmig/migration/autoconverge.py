@@ -60,8 +60,9 @@ class AutoConverge:
         disks = self._block.sent_disks()
         slowed = [backend.name for backend in disks if backend.throttle_writers(throttle.fraction)]
         logger.warning(
-            "the writers dirty blocks of 1 MiB at %s%s, and the link carries %s: %s",
+            "the writers dirty %s %s%s, and the link carries %s: %s",
             units.format_rate(throttle.speed),
+            units.describe_pieces(self._block.blk_mig.granule()),
             _own_rate(before_written, self._written, ended.seconds),
             units.format_rate(throttle.bandwidth),
             f"slowed to {throttle.fraction:.0%} of their speed: {', '.join(slowed)}"

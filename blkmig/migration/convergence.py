@@ -185,7 +185,11 @@ class Convergence:
         dirty, own = units.format_rate(self._figures.stats.dirty_rate), self._written.per_second
         if own is None:
             return f"dirty {dirty}"
-        return f"write {units.format_rate(own)}, which dirties {dirty} of whole blocks"
+        return f"write {units.format_rate(own)}, which dirties {dirty} {units.describe_pieces(self._granule())}"
+
+    def _granule(self) -> int:
+        blk_mig = self._block.state_if_set_up()
+        return _core.BLOCK_SIZE if blk_mig is None else blk_mig.granule()
 
     def round_ended(self, ended: stats.RoundStatistics) -> bool:
         """Slow the writers down after a round that left too much, if the caller wants that; tell if nothing helps.
@@ -212,6 +216,7 @@ class Convergence:
                     threshold_size=threshold,
                     round_number=ended.number,
                     written_rate=self._written.per_second,
+                    granule=blk_mig.granule(),
                 )
             )
         return self._standby.is_worth_telling()

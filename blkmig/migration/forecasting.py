@@ -83,7 +83,7 @@ def forecast(
     bandwidth = None if bandwidth is None else units.number("bandwidth", bandwidth)
     disks = asked.disks_of(disks)
     _check_sending(disks, parameters, uri)
-    section: granules.Section = "block"
+    section: block.Format = "block"
     sent = [backend for backend in disks if not backend.is_read_only and backend.size]
     with contextlib.ExitStack() as stack:
         watched = []

@@ -94,6 +94,8 @@ def test_what_the_writers_write_themselves_is_named() -> None:
     line = wording.not_converging(event, None)
     assert "the writers write 30.0 MiB/s, which dirties 108.0 MiB/s of whole blocks, the link carries 112.5" in line
     assert "writers 108.0 MiB/s by writing 30.0 MiB/s" in wording.not_converging(event, 120)
+    event = dataclasses.replace(event, granule=4096)
+    assert "which dirties 108.0 MiB/s in pieces of 4.0 KiB, the link" in wording.not_converging(event, None)
 
 
 def test_many_short_rounds_share_a_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 import blkmig
 from blkmig import errors, files
-from blkmig.block import granules
+from blkmig.block import granules, wire
 
 KiB, MiB, GiB, TiB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
@@ -58,7 +58,7 @@ def test_no_granule_is_below_what_its_tracker_tells() -> None:
     ],
 )
 def test_what_a_migration_takes(
-    granularity: int | str, digests: bool, section: granules.Section, expected: int, whole_from: int
+    granularity: int | str, digests: bool, section: wire.Format, expected: int, whole_from: int
 ) -> None:
     parameters = blkmig.MigrationParameters(granularity=granularity, digests=digests)
     disks = [files.MemoryBackend(bytearray(MiB), name=name) for name in "ab"]
