@@ -90,14 +90,14 @@ def read_message(f: InputQEMUFile) -> tuple[int, int | words.Word | None]:
             "there, or an unknown version",
             position=position,
         )
-    if length == 4:
-        return kind, f.get_be32()
     if kind == words.MIG_RP_MSG_HELLO:
         return kind, words.Hello(f.get_be16(), f.get_be16(), f.get_be32())
     if kind == words.MIG_RP_MSG_REPLY:
         return kind, words.parse_reply(f.get_buffer(length), position)
     if kind == words.MIG_RP_MSG_ERROR:
         return kind, words.parse_error(f.get_buffer(length), position)
+    if length == 4:
+        return kind, f.get_be32()
     f.skip(length, is_payload=False)
     return kind, None
 

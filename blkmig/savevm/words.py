@@ -114,9 +114,9 @@ def parse_reply(data: bytes, position: int) -> Reply:
     while len(refusals) < count and at + _REFUSAL.size <= len(data):
         index, code, length = _REFUSAL.unpack_from(data, at)
         at += _REFUSAL.size + length
-        refusals.append(Refusal(index, code, _text(data[at - length : at])))
         if length > MAX_REFUSAL_TEXT:
-            break
+            raise _damaged("REPLY", position)
+        refusals.append(Refusal(index, code, _text(data[at - length : at])))
     indices = {refusal.index for refusal in refusals}
     if len(indices) != count or at != len(data) or not all(index < MAX_REFUSALS for index in indices):
         raise _damaged("REPLY", position)
