@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from .. import block, errors, savevm
+from . import farewell
 from . import targets as load_targets
 
 Open = Callable[[str, int], block.BlkLoadDevice]
@@ -47,9 +48,8 @@ def admit(
 
 
 def _refusal(index: int, error: errors.MigrationError, name: str) -> savevm.Refusal:
-    code = getattr(error, "errno", None)
     text = str(error).removeprefix(f"disk {name!r}: ")  # the source says which disk it is
-    return savevm.Refusal(index, code if isinstance(code, int) and code > 0 else 0, text)
+    return savevm.Refusal(index, farewell.errno_of(error), text)
 
 
 def _as_one(refused: list[errors.MigrationError]) -> errors.MigrationError:

@@ -51,12 +51,18 @@ def status_of(error: BaseException) -> int:
     return next((status for kind, status in _REASONS if isinstance(error, kind)), FAILED)
 
 
+def errno_of(error: BaseException) -> int:
+    """Return the errno that tells a source of `error`, 0 if there is none that fits."""
+    status = status_of(error)
+    return status if status != FAILED else 0
+
+
 def failure_of(error: BaseException) -> savevm.Failure:
     """Return what tells a source that is a blkmig of `error`."""
-    device, offset, own = (getattr(error, name, None) for name in ("device", "offset", "errno"))
+    device, offset = getattr(error, "device", None), getattr(error, "offset", None)
     return savevm.Failure(
         str(error) or type(error).__name__,
-        own if isinstance(own, int) and own > 0 else 0,
+        errno_of(error),
         offset if isinstance(offset, int) else None,
         device if isinstance(device, str) else "",
     )
