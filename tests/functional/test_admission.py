@@ -92,7 +92,7 @@ REFUSALS: dict[str, tuple[Any, type[errors.MigrationError], int | None, str]] = 
     "too small": (small_file, errors.DeviceError, errno.EFBIG, "is too small"),
     "too large": (large_file, errors.DeviceError, None, "is too large"),
     "read-only": (read_only, errors.DeviceError, None, "it is read-only"),
-    "busy": (busy, errors.DeviceBusy, errno.EBUSY, "in use"),
+    "busy": (busy, errors.DeviceBusy, errno.EBUSY, "already used for somebody else"),
     "unknown": (unknown, errors.UnknownDevice, errno.ENODEV, "holds a disk 'd', but targets were given for 'e'"),
     "there already": (there_already, errors.DeviceError, None, "it exists already"),
     "no place": (no_place, errors.DeviceError, None, "exists already|Is a directory|File exists"),
