@@ -282,7 +282,7 @@ class Connection:
     def _broken(self, doing: str, uri: str, cause: OSError | str) -> errors.ChannelError:
         """Return the error of a link that broke, with the block that was sent last."""
         blk_mig = self._block.state_if_set_up()  # None: nothing but questions was sent
-        sent = blk_mig and blk_mig.last_sent
+        sent = None if blk_mig is None else blk_mig.last_sent
         return errors.ChannelError(
             doing,
             uri=uri,
