@@ -186,6 +186,7 @@ cdef int check_range(Bitmap bitmap, Py_ssize_t start, Py_ssize_t count) except -
 cdef int set_bits(Bitmap bitmap, size_t start, size_t stop) except -1
 cdef int clear_bits(Bitmap bitmap, size_t start, size_t stop) except -1
 cdef int check_record(uint64_t sector, uint64_t flags, bytes name) except -1
+cdef size_t extents_of(list extents, uint64_t* pairs) except 0
 cdef int check_zero_run(uint64_t sector, uint64_t count, bytes name) except -1
 cdef int begin_block(BlockBuffer blk) except -1
 cdef int forget_block(BlockBuffer blk, Py_ssize_t nbytes) except -1

@@ -19,7 +19,7 @@ from cpython.buffer cimport PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyB
 from cpython.bytearray cimport PyByteArray_AS_STRING, PyByteArray_CheckExact, PyByteArray_GET_SIZE
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.errno cimport EINVAL
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport INT64_MAX, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
@@ -28,12 +28,12 @@ from .c.bits cimport (
     bits_pair_fn, bits_range_fn, bits_set, bits_summarise, bits_take, bits_take_areas,
 )
 from .c.calls cimport (
-    FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, io_fallocate, io_next_data, io_pread, io_pwrite,
-    io_start_writeback, io_zero_out,
+    FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE, io_fallocate, io_next_data, io_pread, io_pread_extents, io_pwrite,
+    io_pwrite_extents, io_start_writeback, io_zero_out,
 )
 from .c.fail cimport io_fail
 from .c.frame cimport (
-    frame_get_number, frame_head, frame_parse, frame_put_number, frame_run, frame_zero_records,
+    FRAME_EXTENTS_MAX, frame_get_number, frame_head, frame_parse, frame_put_number, frame_run, frame_zero_records,
 )
 from .c.mapping cimport io_alloc_pages, io_map, io_populate, io_unmap
 from .c.pipes cimport pipes_close, pipes_free, pipes_held, pipes_new, pipes_read
@@ -647,6 +647,10 @@ cdef class Mapping:
             os.close(fd)
 
 
+class ExtentError(OSError):
+    """Of several extents, the one at `offset`, of `nbytes`, cannot be read or written."""
+
+
 cdef tuple KINDS = ("own", "mapped", "lent", "moved", "piped")
 
 
@@ -752,6 +756,47 @@ cdef class BlockBuffer:
             finish(self, nbytes)
         self.busy = False
         return self.zero
+
+    def fill_extents(self, int fd, list extents not None, /):
+        """Read `extents`, each (offset, nbytes), one behind the other; zeros where the file has ended.
+
+        1 to 256 extents, 1 MiB together. Nobody looks for zeros: `is_zero` is False afterwards. Drops the GIL once.
+        ExtentError says which one cannot be read; the contents are undefined then.
+        """
+        cdef uint64_t pairs[2 * FRAME_EXTENTS_MAX]
+        cdef size_t n = extents_of(extents, pairs), done = 0
+        forget_block(self, BLOCK_SIZE)
+        self.zero = False
+        self.busy = True
+        try:
+            with nogil:
+                io_pread_extents(fd, self.own, pairs, n, &done)
+        except OSError as error:
+            raise extent_error(error, pairs + 2 * done) from error
+        finally:
+            self.busy = False
+
+    def store_extents(self, int fd, list extents not None, /):
+        """Write `extents`, each (offset, nbytes), from the payload, where they are one behind the other.
+
+        As fill_extents. After an error some of them are written, maybe a part of one.
+        """
+        cdef uint64_t pairs[2 * FRAME_EXTENTS_MAX]
+        cdef size_t n = extents_of(extents, pairs), done = 0
+        begin_block(self)
+        try:
+            take_block_back(self)
+            with nogil:
+                io_pwrite_extents(fd, self.own, pairs, n, &done)
+        except OSError as error:
+            raise extent_error(error, pairs + 2 * done) from error
+        finally:
+            self.busy = False
+
+    def gathered(self):
+        """Say that extents were written to `data`, one behind the other. Nobody looks for zeros: `is_zero` is False."""
+        forget_block(self, BLOCK_SIZE)
+        self.zero = False
 
     def store(self, int fd, int64_t offset, Py_ssize_t nbytes, /):
         """Write the first `nbytes` at `offset`. Drops the GIL. After an error an unknown part of it is written."""
@@ -874,6 +919,27 @@ cdef Py_ssize_t store_payload(
         return io_store_sparse(fd, own, BLOCK_SIZE, offset, cluster, True, allocate, NULL)
     io_pwrite(fd, own, BLOCK_SIZE, offset)
     return BLOCK_SIZE
+
+
+cdef size_t extents_of(list extents, uint64_t* pairs) except 0:
+    # Put the extents into `pairs`, which has room for FRAME_EXTENTS_MAX of them; how many.
+    cdef size_t n = 0, total = 0
+    if not 1 <= len(extents) <= FRAME_EXTENTS_MAX:
+        raise ValueError(f"1 to {FRAME_EXTENTS_MAX} extents go together, not {len(extents)}")
+    for offset, nbytes in extents:
+        pairs[2 * n] = offset
+        pairs[2 * n + 1] = nbytes
+        if pairs[2 * n + 1] > BLOCK_SIZE - total or pairs[2 * n] > <uint64_t>INT64_MAX - pairs[2 * n + 1]:
+            raise ValueError(f"extents have at most {BLOCK_SIZE} bytes together, and lie below 2^63: {extents}")
+        total += pairs[2 * n + 1]
+        n += 1
+    return n
+
+
+cdef object extent_error(error, const uint64_t* pair):
+    failed = ExtentError(error.errno, error.strerror)
+    failed.offset, failed.nbytes = pair[0], pair[1]
+    return failed
 
 
 cdef int check_nbytes(Py_ssize_t nbytes) except -1:

@@ -20,7 +20,9 @@ from ._core cimport (
     begin_block, forget_block, load_be16, load_be32, load_be64,
 )
 from .c.fork cimport fork_watch
-from .c.frame cimport frame_parse, frame_run
+from .c.frame cimport (
+    FRAME_EXTENT_NBYTES, FRAME_EXTENTS_MAX, frame_check_extents, frame_get_extent, frame_parse, frame_run,
+)
 from .c.pipes cimport pipes_open, pipes_read
 from .c.stream cimport stream, stream_check, stream_init
 from .c.stream_read cimport (
@@ -194,6 +196,40 @@ cdef class InputBuffer:
         try:
             blk.zero = False
             self.get_payload(blk)
+        finally:
+            blk.busy = self.s.busy = False
+
+    def get_pack_header(self, uint64_t count, /):
+        """Get what stands behind a pack's word, of `count` extents: (name, [(offset, nbytes)]).
+
+        ValueError unless put_pack_header would put it. The payload is next: get_pack_payload.
+        """
+        cdef uint8_t wire[FRAME_EXTENT_NBYTES * FRAME_EXTENTS_MAX]
+        cdef uint64_t pairs[2 * FRAME_EXTENTS_MAX]
+        cdef size_t total, i
+        cdef const char* why = NULL
+        if not 1 <= count <= FRAME_EXTENTS_MAX:
+            raise ValueError(f"a pack has 1 to {FRAME_EXTENTS_MAX} extents, not {count}")
+        i = self.take(1)[0]
+        name = PyBytes_FromStringAndSize(<const char*>self.take(i), i)
+        self.take_to(wire, FRAME_EXTENT_NBYTES * count)
+        for i in range(count):
+            frame_get_extent(wire + FRAME_EXTENT_NBYTES * i, pairs + 2 * i)
+        why = frame_check_extents(pairs, count, &total)
+        if why != NULL:
+            raise ValueError(why.decode())
+        return name, [(pairs[2 * i], pairs[2 * i + 1]) for i in range(count)]
+
+    def get_pack_payload(self, BlockBuffer blk not None, Py_ssize_t nbytes, /):
+        """Get a pack's payload of `nbytes` into the own bytes of `blk`, as get_block does; it is always copied."""
+        stream_check(&self.s)
+        forget_block(blk, nbytes)
+        begin_block(blk)
+        self.s.busy = True
+        try:
+            blk.zero = False
+            with nogil:
+                stream_take(&self.s, blk.own, nbytes)
         finally:
             blk.busy = self.s.busy = False
 

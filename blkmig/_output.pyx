@@ -17,11 +17,14 @@ from libc.string cimport memcpy
 
 from ._core cimport (
     BLOCK_SIZE, FLAG_DEVICE_BLOCK, FLAG_ZERO_BLOCK, SECTOR_BITS, SECTORS_PER_BLOCK, Bitmap, BlockBuffer, Mapping,
-    begin_block, check_range, check_record, check_zero_run, clear_bits, read_block_mapped, take_block_back,
+    begin_block, check_range, check_record, check_zero_run, clear_bits, extents_of, read_block_mapped, take_block_back,
 )
 from .c.fail cimport io_fail
 from .c.fork cimport fork_watch
-from .c.frame cimport frame_head, frame_put_number, frame_zero_records
+from .c.frame cimport (
+    FRAME_EXTENT_NBYTES, FRAME_EXTENTS_MAX, frame_check_extents, frame_head, frame_put_extent, frame_put_number,
+    frame_zero_records,
+)
 from .c.stream cimport io_seconds, stream, stream_break, stream_check, stream_init
 from .c.stream_send cimport stream_send, stream_staged
 
@@ -135,6 +138,29 @@ cdef class OutputBuffer:
         self.put_block_header(sector, flags, name)
         if not flags & FLAG_ZERO_BLOCK:
             self.send(NULL, BLOCK_SIZE, blk)
+
+    def put_pack_header(self, uint64_t flags, bytes name not None, list extents not None, /):
+        """Put a pack's word, name and list of extents, each (offset, nbytes); return the length of its payload.
+
+        ValueError unless they are 1 to 256 whole sectors, ascending, apart from each other, 1 MiB together.
+        """
+        cdef uint64_t pairs[2 * FRAME_EXTENTS_MAX]
+        cdef size_t n = extents_of(extents, pairs), total, i
+        cdef const char* why = frame_check_extents(pairs, n, &total)
+        if why != NULL:
+            raise ValueError(f"{why.decode()}: {extents}")
+        check_record(n, flags, name)
+        self.head(n << SECTOR_BITS | flags, name)
+        for i in range(n):
+            frame_put_extent(self.reserve(FRAME_EXTENT_NBYTES), pairs + 2 * i)
+            stream_staged(&self.s, FRAME_EXTENT_NBYTES)
+        return total
+
+    def put_pack(self, uint64_t flags, bytes name not None, list extents not None, BlockBuffer blk not None, /):
+        """Put a pack and its payload, the own bytes of `blk`: in one system call if the kernel takes all of it."""
+        if blk.mapping is not None:
+            raise ValueError("the payload of a pack is in the block's own bytes: see fill_extents")
+        self.send(NULL, self.put_pack_header(flags, name, extents), blk)
 
     def put_payload(self, BlockBuffer blk not None, Py_ssize_t offset, Py_ssize_t nbytes, /):
         """Put a slice of the payload of `blk`, for senders that pace within a block; as put_block does it."""

@@ -12,6 +12,7 @@
 #include <linux/falloc.h>
 #include <linux/fs.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -49,6 +50,33 @@ static int io_pwrite(int fd, const uint8_t *p, size_t n, int64_t offset)
             return io_fail(EIO);
         else if (io_again() < 0)
             return -1;
+    }
+    return 0;
+}
+
+/* Read n extents, pairs of an offset and a length, to p, one behind the other; zeros where the file has ended. *done counts
+ * them: after an error it is the number of the one that cannot be read. */
+static int io_pread_extents(int fd, uint8_t *p, const uint64_t *pairs, size_t n, size_t *done)
+{
+    ssize_t got;
+
+    for (*done = 0; *done < n; (*done)++, pairs += 2) {
+        got = io_pread(fd, p, pairs[1], pairs[0]);
+        if (got < 0)
+            return -1;
+        memset(p + got, 0, pairs[1] - got);
+        p += pairs[1];
+    }
+    return 0;
+}
+
+/* The reverse. */
+static int io_pwrite_extents(int fd, const uint8_t *p, const uint64_t *pairs, size_t n, size_t *done)
+{
+    for (*done = 0; *done < n; (*done)++, pairs += 2) {
+        if (io_pwrite(fd, p, pairs[1], pairs[0]) < 0)
+            return -1;
+        p += pairs[1];
     }
     return 0;
 }

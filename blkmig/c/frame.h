@@ -4,6 +4,10 @@
  *
  *     | be64: sector << 9 | flags | u8: n | name, n bytes | payload, 1 MiB |
  *                                 '--- DEVICE_BLOCK only --'-- not ZERO --'
+ *
+ * and, in the section `blkmig` alone, packs:
+ *
+ *     | be64: k << 9 | flags | u8: n | name, n bytes | k times { be64: offset, be32: bytes } | payloads, back to back |
  */
 #ifndef BLKMIG_FRAME_H
 #define BLKMIG_FRAME_H
@@ -42,6 +46,44 @@ static void frame_zero_records(uint8_t *p, uint64_t word, size_t count, const ch
     word |= BLKMIG_DEVICE_BLOCK | BLKMIG_ZERO_BLOCK;
     for (; count; count--, word += BLKMIG_BLOCK_SIZE)
         p += frame_head(p, word, name, length);
+}
+
+enum {
+    FRAME_EXTENTS_MAX = 256,            /* of a pack, whose payloads are at most BLKMIG_BLOCK_SIZE together */
+    FRAME_EXTENT_NBYTES = 12,
+};
+
+/* Extents are pairs of an offset and a length, one pair behind the other. */
+static inline void frame_put_extent(uint8_t *p, const uint64_t *pair)
+{
+    blkmig_store_be64(p, pair[0]);
+    blkmig_store_be32(p + 8, (uint32_t)pair[1]);
+}
+
+static inline void frame_get_extent(const uint8_t *p, uint64_t *pair)
+{
+    pair[0] = blkmig_load_be64(p);
+    pair[1] = blkmig_load_be32(p + 8);
+}
+
+/* Why n pairs are no list of a pack, or NULL if they are one; *total is the length of its payload. */
+static const char *frame_check_extents(const uint64_t *pairs, size_t n, size_t *total)
+{
+    uint64_t end = 0;
+
+    if (n < 1 || n > FRAME_EXTENTS_MAX)
+        return "a pack has 1 to 256 extents";
+    for (*total = 0; n--; pairs += 2) {
+        if ((pairs[0] | pairs[1]) % BLKMIG_SECTOR_SIZE || pairs[1] == 0)
+            return "the extents of a pack are whole sectors, one at least";
+        if (pairs[0] < end)
+            return "the extents of a pack ascend, and none overlaps the next one";
+        if (pairs[1] > BLKMIG_BLOCK_SIZE - *total || pairs[0] > INT64_MAX - pairs[1])
+            return "a pack has at most 1 MiB of payload, and lies below 2^63";
+        *total += pairs[1];
+        end = pairs[0] + pairs[1];
+    }
+    return NULL;
 }
 
 struct frame_run {

@@ -101,8 +101,19 @@ class PacedFile(base.QEMUFile):
             self._buffer.put_block(sector, flags, name, blk)
             return
         self._buffer.put_block_header(sector, flags, name)
+        self._put_payload_slowly(blk, _core.BLOCK_SIZE)
+
+    def _put_pack_slowly(
+        self, flags: int, name: bytes, extents: list[tuple[int, int]], blk: _core.BlockBuffer
+    ) -> None:
+        if not self._before_put():
+            self._buffer.put_pack(flags, name, extents, blk)
+            return
+        self._put_payload_slowly(blk, self._buffer.put_pack_header(flags, name, extents))
+
+    def _put_payload_slowly(self, blk: _core.BlockBuffer, total: int) -> None:
         start = 0
-        while self._before_put() and _core.BLOCK_SIZE - start > (nbytes := self._limiter.slice_nbytes()):
+        while self._before_put() and total - start > (nbytes := self._limiter.slice_nbytes()):
             self._buffer.put_payload(blk, start, nbytes)
             start += nbytes
-        self._buffer.put_payload(blk, start, _core.BLOCK_SIZE - start)
+        self._buffer.put_payload(blk, start, total - start)

@@ -115,6 +115,23 @@ class ReceivingFile(base.QEMUFile):
             self._fail(error)
             raise
 
+    @base.transfer
+    def get_pack_header(self, count: int) -> tuple[bytes, list[tuple[int, int]]]:
+        """Get the name and the `count` extents, each (offset, nbytes), of the pack whose record came last.
+
+        Raises :class:`~blkmig.errors.StreamError` for what is no list of a pack.
+        """
+        position = self.position
+        try:
+            return self._buffer.get_pack_header(count)
+        except ValueError as error:
+            raise errors.StreamError(f"the stream is damaged: {error}", position=position) from None
+
+    @base.transfer
+    def get_pack_payload(self, blk: _core.BlockBuffer, nbytes: int) -> None:
+        """Get the payload of a pack, `nbytes`, into the own bytes of `blk`; after an error it holds part of it."""
+        self._buffer.get_pack_payload(blk, nbytes)
+
     def at_eof(self) -> bool:
         """Return whether the stream has ended; waits for the next byte. A link that was reset has no end."""
         try:

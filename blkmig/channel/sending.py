@@ -110,6 +110,17 @@ class SendingFile(pacing.PacedFile):
             self._fail(error)
             raise
 
+    def put_pack(self, flags: int, name: bytes, extents: list[tuple[int, int]], blk: _core.BlockBuffer) -> None:
+        """Put a pack: its head, and the bytes of its extents, which stand in `blk` one behind the other."""
+        try:
+            if self._link.careful:
+                self._put_pack_slowly(flags, name, extents, blk)
+            else:
+                self._buffer.put_pack(flags, name, extents, blk)
+        except BaseException as error:
+            self._fail(error)
+            raise
+
     def put_file_blocks(
         self,
         mapping: _core.Mapping,
