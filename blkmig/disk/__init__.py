@@ -3,7 +3,8 @@
 
 from .backend import BlockBackend, sync_disks
 from .dirty import DirtyBitmap
+from .extents import Extents
 from .geometry import BlockGeometry
 from .local import LocalBackend
 
-__all__ = ["BlockBackend", "BlockGeometry", "DirtyBitmap", "LocalBackend", "sync_disks"]
+__all__ = ["BlockBackend", "BlockGeometry", "DirtyBitmap", "Extents", "LocalBackend", "sync_disks"]

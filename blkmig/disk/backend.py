@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from .. import _core, errors, units
+from . import extents as disk_extents
 from . import identity, verbs
 
 if TYPE_CHECKING:
@@ -103,6 +104,20 @@ class BlockBackend(abc.ABC):
         it marks nothing dirty. A `blk` that `is_movable` may lose its payload to the disk, which then stores it soon,
         before anything else that is done to the disk. If that fails, a later verb raises the error.
         """
+
+    def read_extents(self, blk: _core.BlockBuffer, extents: disk_extents.Extents) -> None:
+        """Read `extents`, each (offset, nbytes), into `blk` one behind the other; nobody looks for zeros.
+
+        1 to 256 of them, 1 MiB together. What lies past the end reads as zeros; threads, too, are as with `read_block`.
+        """
+        disk_extents.read_each(self, blk, extents)
+
+    def write_extents(self, blk: _core.BlockBuffer, extents: disk_extents.Extents) -> None:
+        """Write `extents`, each (offset, nbytes) inside the exact size; their bytes are in `blk`, back to back.
+
+        As `write_block`, but they are written when it returns, and after all that was written before.
+        """
+        disk_extents.write_each(self, blk, extents)
 
     @abc.abstractmethod
     def write_zeroes(self, offset: int, nbytes: int) -> None:

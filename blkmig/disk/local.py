@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, SupportsIndex
 
 from .. import _core, _gate, _storing, errors
+from . import extents as disk_extents
 from . import gate
 
 if TYPE_CHECKING:
@@ -68,6 +69,25 @@ class LocalBackend(gate.GatedBackend):
         with self.writing(offset, nbytes), self.failing("cannot write zeros", offset, nbytes):
             self._pwrite_zeroes(offset, nbytes)
 
+    # -- a migration ---------------------------------------------------------------------------------------------------
+
+    def read_extents(self, blk: _core.BlockBuffer, extents: disk_extents.Extents) -> None:
+        """Read one extent after the other, each to its place in `blk`."""
+        self.check_open()
+        for offset, part in disk_extents.parts_inside(blk, extents, self.size):
+            offset, nbytes = self.check_range("cannot read", offset, part.nbytes)
+            with self.failing("cannot read", offset, nbytes):
+                self._pread_into(part, offset)
+        blk.gathered()
+
+    def write_extents(self, blk: _core.BlockBuffer, extents: disk_extents.Extents) -> None:
+        """Write one extent after the other, each from its place in `blk`."""
+        self.check_open()
+        for offset, part in disk_extents.parts(blk, extents):
+            offset, nbytes = self.check_range("cannot write", offset, part.nbytes)
+            with self.failing("cannot write", offset, nbytes):
+                self._pwrite(part, offset)
+
     # -- the target ----------------------------------------------------------------------------------------------------
 
     def write_zeroes(self, offset: SupportsIndex, nbytes: SupportsIndex) -> None:
@@ -88,6 +108,8 @@ class LocalBackend(gate.GatedBackend):
         cause = gate.CLOSED if self._closed else error
         if isinstance(error, _storing.LateError):
             doing, offset, nbytes, cause = "cannot write", error.offset, _core.BLOCK_SIZE, error
+        if isinstance(error, _core.ExtentError):
+            offset, nbytes = error.offset, error.nbytes
         return errors.DeviceError(doing, device=self.name, cause=cause, offset=offset, nbytes=nbytes)
 
     @contextlib.contextmanager

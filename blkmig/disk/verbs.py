@@ -15,6 +15,8 @@ from typing import Any
 from .. import errors
 
 DOING = {
+    "read_extents": "cannot read",
+    "write_extents": "cannot write",
     "write_zeroes": "cannot write zeros",
     "rest": "cannot write",
     "flush": "cannot flush",
@@ -51,6 +53,7 @@ def _guarded(function: Callable[..., Any], doing: str) -> Callable[..., Any]:
         try:
             return function(self, *args, **kwargs)
         except OSError as error:
-            raise errors.DeviceError(doing, device=self.name, cause=error) from error
+            place, nbytes = getattr(error, "offset", None), getattr(error, "nbytes", None)  # of an ExtentError
+            raise errors.DeviceError(doing, device=self.name, cause=error, offset=place, nbytes=nbytes) from error
 
     return call

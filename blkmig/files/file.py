@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from .. import _core, _storing, errors, units
+from ..disk import extents as disk_extents
 from ..disk import local
 from . import locks, rawfile
 
@@ -121,6 +122,14 @@ class FileBackend(local.LocalBackend):
         except OSError as error:
             raise self.failed("cannot read", error, offset, nbytes) from error
 
+    def read_extents(self, blk: _core.BlockBuffer, extents: disk_extents.Extents) -> None:
+        """Read extents, where the disk is one file in one call; drops the GIL."""
+        if self._base is not None:
+            super().read_extents(blk, extents)
+            return
+        with self.failing("cannot read"):
+            self._top.fill_extents(blk, extents)
+
     def _fill_from_layers(self, base: rawfile.RawFile, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
         start, stop = self._known_data
         if not (start <= offset and offset + nbytes <= stop):
@@ -190,6 +199,17 @@ class FileBackend(local.LocalBackend):
                 self._pwrite(blk.payload[:nbytes], offset)
         except OSError as error:
             raise self.failed("cannot write", error, offset, nbytes) from error
+
+    def write_extents(self, blk: _core.BlockBuffer, extents: disk_extents.Extents) -> None:
+        """Write extents, where the disk is one file in one call, after what waits to be stored. Drops the GIL."""
+        if self._base is not None:
+            super().write_extents(blk, extents)
+            return
+        self._check_writable()
+        for offset, nbytes in extents:
+            self.check_range("cannot write", offset, nbytes)
+        with self.failing("cannot write"):
+            self._top.store_extents(blk, extents)
 
     def _pwrite(self, view: memoryview, offset: int) -> None:
         self._check_writable()

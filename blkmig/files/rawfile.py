@@ -17,10 +17,9 @@ from pathlib import Path
 
 from .. import _core, errors
 from ..disk import backend, identity
+from ..disk import extents as disk_extents
 from . import blockdevice, folder, locks, probe, storing, writeback
-
-DIRECT_ALIGNMENT = 4096
-"""O_DIRECT needs offsets and lengths in whole logical blocks, of 512 or 4096 bytes; others go by the page cache."""
+from . import direct as direct_io
 
 CLUSTER = 1 << 16
 """Zeros inside a block of data become holes in steps of this size: smaller ones only fragment the file."""
@@ -73,7 +72,7 @@ class RawFile:
             if format is None:
                 probe.require_raw(self.fd, self.size, device=device)
             if direct:
-                self._direct_fd = self._open_direct()
+                self._direct_fd = direct_io.open_again(self.fd, writable=self.writable)
         except OSError as error:
             self._undo()
             kind = errors.DeviceBusy if error.errno == errno.EBUSY else errors.DeviceError
@@ -98,15 +97,6 @@ class RawFile:
         if stat.S_ISBLK(mode) and self.writable and blockdevice.is_read_only(self.fd):
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))  # Linux would say so at the first write only
         return stat.S_ISBLK(mode)
-
-    def _open_direct(self) -> int:
-        try:
-            flags = os.O_CLOEXEC | os.O_DIRECT | (os.O_RDWR if self.writable else os.O_RDONLY)
-            return os.open(f"/proc/self/fd/{self.fd}", flags)  # the same file, whatever its name leads to by now
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            raise OSError(errno.EINVAL, "its file system cannot do direct I/O; open it without") from error
 
     def _undo(self) -> None:
         """Close after a failed open, and remove what this open created."""
@@ -154,9 +144,15 @@ class RawFile:
         if self._mapping is not None and self._direct_fd < 0:
             is_zero = blk.fill_mapped(self._mapping, self.fd, offset, nbytes)
         else:
-            is_zero = blk.fill(self._fd_for(offset, nbytes), offset, nbytes)
+            is_zero = blk.fill(self._fd_for((offset, nbytes)), offset, nbytes)
         self.check_size()
         return is_zero
+
+    def fill_extents(self, blk: _core.BlockBuffer, extents: disk_extents.Extents) -> None:
+        """Fill `blk` from extents, one behind the other, zeros past the end."""
+        self._drain()
+        blk.fill_extents(self._fd_for(*extents), extents)
+        self.check_size()
 
     def pread_into(self, view: memoryview, offset: int) -> None:
         """Fill `view` from `offset`, zeros past the end."""
@@ -199,7 +195,7 @@ class RawFile:
         Punching what is a hole already costs little; on a device each punch would be a request that waits. A whole
         block whose payload may be taken is stored a little later, by a thread: see `storing.py`.
         """
-        fd = self._fd_for(offset, nbytes)
+        fd = self._fd_for((offset, nbytes))
         if blk.is_movable and nbytes == _core.BLOCK_SIZE and (stores := self._storing or self._start_storing()):
             stores.put(blk, fd, offset, allocate=self._has_holes)
         else:
@@ -209,6 +205,12 @@ class RawFile:
             else:
                 blk.store_sparse(fd, offset, nbytes, CLUSTER, True, self._has_holes, storing.PLACES)
         self._writeback.count(nbytes)
+
+    def store_extents(self, blk: _core.BlockBuffer, extents: disk_extents.Extents) -> None:
+        """Write extents from `blk`, after what waits to be stored there: no earlier block may come after them."""
+        self._drain(min(extents)[0], max(offset + nbytes for offset, nbytes in extents))
+        blk.store_extents(self._fd_for(*extents), extents)
+        self._writeback.count(sum(nbytes for _, nbytes in extents))
 
     def _start_storing(self) -> storing.StoringThread | None:
         if self.fd >= 0:
@@ -260,9 +262,9 @@ class RawFile:
             folder.sync_folder(Path(self.path).parent)
             self._new_name = False
 
-    def _fd_for(self, offset: int, nbytes: int) -> int:
+    def _fd_for(self, *extents: tuple[int, int]) -> int:
         """Return the descriptor to use: O_DIRECT only for what is aligned; the kernel keeps both coherent."""
-        return self.fd if self._direct_fd < 0 or (offset | nbytes) % DIRECT_ALIGNMENT else self._direct_fd
+        return self.fd if self._direct_fd < 0 or not direct_io.is_aligned(extents) else self._direct_fd
 
     def __del__(self) -> None:
         """Close a file that was forgotten: its locks would keep others, and this program, from using it."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from .. import _core, children, errors, units
 from ..disk import backend, dirty, local
+from ..disk import extents as disk_extents
 from . import dirtymap
 
 SCHEME = "dirtymap:"
@@ -70,6 +71,14 @@ class SharedMapBackend(backend.BlockBackend):
     def write_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
         """Write a block of the source; it is not marked in the map."""
         self._source.write_block(blk, offset, nbytes)
+
+    def read_extents(self, blk: _core.BlockBuffer, extents: disk_extents.Extents) -> None:
+        """Read extents of the source."""
+        self._source.read_extents(blk, extents)
+
+    def write_extents(self, blk: _core.BlockBuffer, extents: disk_extents.Extents) -> None:
+        """Write extents of the source; they are not marked in the map."""
+        self._source.write_extents(blk, extents)
 
     def write_zeroes(self, offset: int, nbytes: int) -> None:
         """Write zeros to the source; they are not marked in the map."""

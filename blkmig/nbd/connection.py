@@ -8,7 +8,6 @@ the server takes, and widened to its minimum block size where it has one.
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import errno
 import functools
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from .. import errors, units
 from ..disk import local
-from . import _libnbd, requests, status
+from . import _libnbd, reading, requests, status
 from . import connecting as nbd_connecting
 from . import handle as nbd_handle
 from . import tls as nbd_tls
@@ -37,8 +36,6 @@ MAX_PAYLOAD = 32 * units.MiB
 QEMU_READ_PIECE = 512 * units.KiB
 """Bytes of one read from a QEMU. 7.2 answers two of this size in 0.33 ms and one of 1 MiB in 0.65 to 0.8: for that it
 maps fresh memory each time, and the kernel clears it. A server with latency would answer a block in twice the time."""
-READS_AHEAD = 8
-"""Pieces of one read that are in flight together."""
 MAX_ZERO = 256 * units.MiB
 """Bytes of one WRITE_ZEROES, small enough that a server which has to write them answers in time."""
 MAX_STATUS = 4 * units.GiB - units.MiB
@@ -127,33 +124,31 @@ class NbdConnection:
 
     def pread_into(self, buffer: Buffer, offset: int) -> None:
         """Fill the writable `buffer`, of any length, from `offset` on. Blocks without the GIL; copies nothing."""
-        view = local.bytes_of(buffer)
-        if self._is_unaligned(offset, len(view)):
-            start, stop = self._widen(offset, len(view))
-            whole = bytearray(stop - start)
-            self.pread_into(whole, start)
-            view[:] = whole[offset - start : offset - start + len(view)]
-            return
-        in_flight: collections.deque[tuple[requests.Request, int, int]] = collections.deque()
-        try:
-            for done, count in _pieces(len(view), min(self.maximum, self._read_piece)):
-                if len(in_flight) == READS_AHEAD:
-                    self._finish_read(*in_flight.popleft())
-                memory = _libnbd.Memory(view[done : done + count], writable=True)
-                with self._errors("cannot read", offset + done, count):
-                    in_flight.append((self._start("nbd_aio_pread", memory, offset + done), offset + done, count))
-            while in_flight:
-                self._finish_read(*in_flight.popleft())
-        except (errors.DeviceError, errors.Cancelled):
-            for request, _, _ in in_flight:  # nothing may write into the buffer any more
-                with contextlib.suppress(OSError):
-                    self._handle.wait(request)
-            raise
-        except BaseException:  # KeyboardInterrupt: what was started may not even be in the list
-            self._handle.close()
-            raise
+        self.pread_each([(offset, local.bytes_of(buffer))])
 
-    def _finish_read(self, request: requests.Request, offset: int, nbytes: int) -> None:
+    def pread_each(self, parts: Iterable[tuple[int, memoryview]]) -> None:
+        """Fill several views, each from its offset on, with requests that are in flight together. Blocks."""
+        reading.read_each(self, self._read_pieces(parts))
+
+    def _read_pieces(self, parts: Iterable[tuple[int, memoryview]]) -> Iterator[tuple[int, memoryview]]:
+        """Yield what can be read by one request each; fill what must be widened first."""
+        for offset, view in parts:
+            if self._is_unaligned(offset, len(view)):
+                start, stop = self._widen(offset, len(view))
+                whole = bytearray(stop - start)
+                self.pread_into(whole, start)
+                view[:] = whole[offset - start : offset - start + len(view)]
+            else:
+                for done, count in _pieces(len(view), min(self.maximum, self._read_piece)):
+                    yield offset + done, view[done : done + count]
+
+    def start_read(self, view: memoryview, offset: int) -> requests.Request:
+        """Start reading into `view`, which belongs to the request until :meth:`finish_read`."""
+        with self._errors("cannot read", offset, len(view)):
+            return self._start("nbd_aio_pread", _libnbd.Memory(view, writable=True), offset)
+
+    def finish_read(self, request: requests.Request, offset: int, nbytes: int) -> None:
+        """Return when a read that was started is done, or raise its error. Blocks."""
         with self._errors("cannot read", offset, nbytes):
             self._handle.wait(request)
 
@@ -189,7 +184,7 @@ class NbdConnection:
             with self._errors("cannot write zeroes", offset + done, count):
                 self._handle.run("nbd_aio_zero", count, offset + done, _libnbd.NO_COMPLETION, 0)
 
-    def start_write(self, data: bytearray, offset: int) -> requests.Request | None:
+    def start_write(self, data: bytearray | memoryview, offset: int) -> requests.Request | None:
         """Start writing `data`, which stays untouched until :meth:`finish_write`; None: it is written already."""
         if len(data) > self.maximum or self._is_unaligned(offset, len(data)):
             self.pwrite(data, offset)

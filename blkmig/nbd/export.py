@@ -7,6 +7,8 @@ others are only where the disk does not read as zeros yet, because many servers 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from .. import _core
 from . import connection as nbd_connection
 from . import extents, inflight
@@ -32,6 +34,16 @@ class Export:
         """Fill `view` with what is at `offset`, which what is in flight there has reached before."""
         self._writes.finish_overlapping(offset, view.nbytes)
         self.connection.pread_into(view, offset)
+
+    def pread_each(self, parts: Iterable[tuple[int, memoryview]]) -> None:
+        """Fill several views, each from its offset on, behind what is in flight."""
+        self._writes.finish_all()
+        self.connection.pread_each(parts)
+
+    def pwrite_each(self, parts: Iterable[tuple[int, memoryview]]) -> None:
+        """Write several views, each at its offset, now."""
+        self.extents.forget()
+        self._writes.write_together(parts)
 
     def write_block(self, payload: memoryview, offset: int, nbytes: int) -> None:
         """Put the first `nbytes` of `payload` on their way; an error comes with this call or a later one."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from .. import _core, errors, units
 from ..disk import dirty, local
+from ..disk import extents as disk_extents
 from . import connection as nbd_connection
 from . import export
 
@@ -58,6 +59,12 @@ class ExportedDisk(local.LocalBackend):
         self._export.pread_into(blk.data[:count], offset)
         return blk.filled(count)
 
+    def read_extents(self, blk: _core.BlockBuffer, extents: disk_extents.Extents) -> None:
+        """Read extents, several at once."""
+        self.check_open()
+        self._export.pread_each(disk_extents.parts_inside(blk, extents, self.size))
+        blk.gathered()
+
     def _pread_into(self, view: memoryview, offset: int) -> None:
         self._export.pread_into(view, offset)
 
@@ -76,6 +83,13 @@ class ExportedDisk(local.LocalBackend):
         self._check_writable()
         offset, nbytes = self.check_range("cannot write", offset, nbytes)
         self._export.write_block(blk.payload, offset, nbytes)
+
+    def write_extents(self, blk: _core.BlockBuffer, extents: disk_extents.Extents) -> None:
+        """Write extents, several at once."""
+        self._check_writable()
+        for offset, nbytes in extents:
+            self.check_range("cannot write", offset, nbytes)
+        self._export.pwrite_each(disk_extents.parts(blk, extents))
 
     def _pwrite(self, view: memoryview, offset: int) -> None:
         self._check_writable()

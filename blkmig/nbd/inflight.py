@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 import threading
 import time
+from collections.abc import Iterable
 
 from .. import _core, errors
 from . import connection as nbd_connection
@@ -37,7 +38,7 @@ class WritesInFlight:
     def __init__(self, connection: nbd_connection.NbdConnection) -> None:
         self._connection = connection
         self._lock = threading.Lock()  # held while writes are started and finished
-        self._in_flight: collections.deque[tuple[requests.Request, int, bytearray]] = collections.deque()
+        self._in_flight: collections.deque[tuple[requests.Request, int, bytearray | memoryview]] = collections.deque()
         self._spare: list[bytearray] = []
         self._slow_left = 0  # so many more writes are started and not waited for
 
@@ -49,12 +50,14 @@ class WritesInFlight:
                 self._write_now(data, offset)
                 return
             self._slow_left -= 1
-            while len(self._in_flight) >= WRITES_IN_FLIGHT:
-                self._finish_oldest()
-            copy = self._copy_of(data)
-            request = self._connection.start_write(copy, offset)
-            if request is not None:
-                self._in_flight.append((request, offset, copy))
+            self._start(self._copy_of(data), offset)
+
+    def _start(self, data: bytearray | memoryview, offset: int) -> None:
+        while len(self._in_flight) >= WRITES_IN_FLIGHT:
+            self._finish_oldest()
+        request = self._connection.start_write(data, offset)
+        if request is not None:
+            self._in_flight.append((request, offset, data))
 
     def _write_now(self, data: memoryview, offset: int) -> None:
         self._finish_all()
@@ -62,6 +65,16 @@ class WritesInFlight:
         self._connection.pwrite(data, offset)
         if time.monotonic() - start > SLOW_WRITE:
             self._slow_left = SLOW_SPELL
+
+    def write_together(self, parts: Iterable[tuple[int, memoryview]]) -> None:
+        """Write several pieces, each at its offset, and return when all of them are written. Blocks."""
+        with self._locked():
+            try:
+                for offset, data in parts:
+                    self._finish_overlapping(offset, data.nbytes)
+                    self._start(data, offset)
+            finally:
+                self._finish_all()  # nothing may read `parts` any more
 
     def finish_overlapping(self, offset: int, nbytes: int) -> None:
         """Return when nothing in flight overlaps the range. Blocks."""
@@ -104,7 +117,7 @@ class WritesInFlight:
     def _finish_oldest(self) -> None:
         request, offset, data = self._in_flight.popleft()
         self._connection.finish_write(request, offset, len(data))
-        if len(data) == _core.BLOCK_SIZE:
+        if isinstance(data, bytearray) and len(data) == _core.BLOCK_SIZE:
             self._spare.append(data)
 
     def _copy_of(self, data: memoryview) -> bytearray:

@@ -9,6 +9,7 @@ from typing import Self
 
 from .. import _core, errors, units
 from ..disk import backend, dirty, identity
+from ..disk import extents as disk_extents
 from . import address, discover, imagefile, session
 
 
@@ -56,6 +57,14 @@ class QemuBackend(backend.BlockBackend):
         if count:
             self._connection.pread_into(blk.data[:count], offset)
         return blk.filled(count)
+
+    def read_extents(self, blk: _core.BlockBuffer, extents: disk_extents.Extents) -> None:
+        """Read extents, of the file in one call, else several requests at once."""
+        if self._file is not None:
+            self._file.fill_extents(blk, extents)
+            return
+        self._connection.pread_each(disk_extents.parts_inside(blk, extents, self.size))
+        blk.gathered()
 
     def next_data(self, offset: int) -> tuple[int, int] | None:
         """Return the next extent that may hold data, by the file system or by base:allocation."""

@@ -96,6 +96,8 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "read_block": lambda d: d.read_block(_core.BlockBuffer(), 0, MiB),
     "write_block": lambda d: d.write_block(blk(), 0, MiB),
     "write_block behind": lambda d: d.write_block(blk(movable=True), MiB, MiB),
+    "read_extents": lambda d: d.read_extents(_core.BlockBuffer(), [(0, 512), (MiB, 4096)]),
+    "write_extents": lambda d: d.write_extents(blk(), [(0, 512), (MiB, 4096)]),
     "write_zeroes": lambda d: d.write_zeroes(0, 2 * MiB),
     "next_data": lambda d: d.next_data(0),
     "next_allocated": lambda d: d.next_allocated(0, SIZE),

@@ -53,6 +53,28 @@ class Walk:
         self.disk.write_block(blk, offset, nbytes)
         self.model[offset : offset + nbytes] = data
 
+    def some_extents(self) -> list[tuple[int, int]]:
+        return [self.some_range(3000) for _ in range(self.rng.choice((1, 2, 12)))]
+
+    def write_extents(self) -> None:
+        """Behind a block that may still wait to be stored, as often as not."""
+        extents = [(offset, min(nbytes, 65536)) for offset, nbytes in self.some_extents()]
+        blk = self.rng.choice((self.movable, self.blk))
+        blk.data[:] = data = self.data(MiB)
+        blk.filled(MiB)
+        self.disk.write_extents(blk, extents)
+        done = 0
+        for offset, nbytes in extents:
+            self.model[offset : offset + nbytes] = data[done : done + nbytes]
+            done += nbytes
+
+    def read_extents(self) -> None:
+        extents = [(offset, min(nbytes, 65536)) for offset, nbytes in self.some_extents()]
+        extents.append((len(self.model) - 1, 700))  # past the end are zeros
+        self.disk.read_extents(self.blk, extents)
+        want = b"".join(self.model[offset : offset + nbytes].ljust(nbytes, b"\0") for offset, nbytes in extents)
+        assert self.blk.payload[: len(want)] == want
+
     def write_zeroes(self) -> None:
         offset, nbytes = self.some_range(len(self.model))
         self.disk.write_zeroes(offset, nbytes)
@@ -106,7 +128,7 @@ def test_random_walk(kind, size, tmp_path):
         walk = Walk(backend, shown, rng)
         steps = [walk.pwrite, walk.pwrite_zeroes, walk.write_block, walk.write_zeroes, walk.pread, walk.read_block]
         steps += [walk.pwrite, walk.pread, walk.read_block, walk.take, walk.next_data, walk.flush]
-        steps += [walk.zeroes_end]
+        steps += [walk.zeroes_end, walk.write_extents, walk.write_extents, walk.read_extents]
         history: list[str] = []
         try:
             walk.check()

@@ -15,7 +15,7 @@ from nbd_requests import KeepAll, answer_all, connect, contents_at, expect
 from nbd_servers import READ, WRITE, WRITE_ZEROES, Asked, FakeServer
 
 from blkmig import errors
-from blkmig.nbd import _libnbd
+from blkmig.nbd import _libnbd, reading
 from blkmig.nbd import connection as nbd_connection
 
 try:
@@ -72,7 +72,7 @@ def test_pieces_of_a_read_are_in_flight_together() -> None:
         connection.pread_into(buffer, 512)
         connection.close()
     assert buffer == contents_at(512, len(buffer))
-    buffer = bytearray((nbd_connection.READS_AHEAD + 2) * nbd_connection.QEMU_READ_PIECE)
+    buffer = bytearray((reading.READS_AHEAD + 2) * nbd_connection.QEMU_READ_PIECE)
     with FakeServer(answer_all) as server:
         connection = connect(server, read_piece=nbd_connection.QEMU_READ_PIECE)
         connection.pread_into(buffer, 0)
