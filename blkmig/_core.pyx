@@ -208,6 +208,14 @@ cdef class Bitmap:
         """Clear `count` bits from `start`, word by word, and tell whether any was set."""
         return over(bits_take, bits_of(self), start, checked_end(self, start, count)) != 0
 
+    def take_range_if(self, Py_ssize_t start, Py_ssize_t count, Py_ssize_t enough, /):
+        """Clear `count` bits from `start` if at least `enough` of them are set; tell whether that was so."""
+        cdef size_t end = checked_end(self, start, count)
+        if over(bits_count, bits_of(self), start, end) < enough:
+            return False
+        over(bits_clear, bits_of(self), start, end)
+        return True
+
     def count(self, Py_ssize_t start=0, stop=None):
         """Count the bits set in [start, stop)."""
         cdef size_t end = checked_stop(self, stop)

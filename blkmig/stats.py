@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from . import units
+
 Status = Literal["none", "setup", "active", "device", "completed", "failed", "cancelling", "cancelled"]
 """The states of a migration, in QEMU's words; "device" is the last pass, with the writers held."""
 
@@ -71,6 +73,15 @@ class OutgoingStatistics:
     """Blocks sent, each time one was sent, zero blocks included."""
 
     zero_blocks: int = 0
+    packs: int = 0
+    """Packs sent, with only what was dirty of blocks; the section `blkmig` has them."""
+
+    pack_bytes: int = 0
+    """Bytes of the disks in them."""
+
+    packed_blocks: int = 0
+    """Blocks of which packs were sent; each would have been sent whole."""
+
     rounds: list[RoundStatistics] = dataclasses.field(default_factory=list)
     """The bulk phase, the dirty rounds (of very many the last thousand) and the final pass."""
 
@@ -103,6 +114,11 @@ class OutgoingStatistics:
         return left_out + sum(entry.blocks > 0 for entry in self.rounds[1:-1])
 
     @property
+    def saved_by_packs(self) -> int:
+        """Return how many bytes less packs have sent than whole blocks would have."""
+        return self.packed_blocks * units.MiB - self.pack_bytes
+
+    @property
     def throughput(self) -> float:
         """Disk bytes per second over the whole migration, holes included."""
         return self.disk_bytes / self.total_time if self.total_time else 0.0
@@ -122,6 +138,10 @@ class DiskStatistics:
 
     zero_blocks: int = 0
     resent_blocks: int = 0
+    packs: int = 0
+    """Packs that came, with parts of blocks that had come before."""
+
+    pack_bytes: int = 0
     missing: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     """Ranges (first block, number of blocks) that never came; the first 1024 of them."""
 

@@ -86,6 +86,7 @@ def send_run(
     blk_mig.last_sent = bmds, block + count - 1
     blk_mig.transferred += count
     blk_mig.sent_bytes += count * _core.BLOCK_SIZE
+    bmds.sent_blocks += count
     bmds.completed_sectors += advance(bmds, count)
     return True
 

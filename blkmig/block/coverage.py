@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+import struct
 import sys
 import zlib
 
 from .. import _core, errors
+from ..disk.extents import Extents
 
 MAX_INFERRED_BYTES = 1 << 46
 """The disks of a stream are not believed to be larger than 64 TiB together unless their sizes were said: a damaged
@@ -17,6 +21,30 @@ FIRST_BITS = 1 << 15
 
 MAX_RANGES = 1024
 """So many ranges of missing blocks are listed; of more, the number of blocks is told."""
+
+
+@dataclasses.dataclass(slots=True)
+class PackTally:
+    """What both ends count of the packs of one disk, so that the receiver notices one that is not what was sent."""
+
+    packs: int = 0
+    nbytes: int = 0
+    chain: int = 0
+    """A CRC-32 that goes on from pack to pack; see `add`."""
+
+    end: int = 0
+    """Where the farthest extent ends."""
+
+    def add(self, extents: Extents, blocks: int) -> None:
+        """Count a pack before which so many blocks of the disk went, or came.
+
+        Its place among the blocks, and its place among the packs, are in the chain with its extents.
+        """
+        flat = itertools.chain.from_iterable(extents)
+        self.chain = zlib.crc32(struct.pack(f">Q{'QI' * len(extents)}", blocks, *flat), self.chain)
+        self.packs += 1
+        self.nbytes += sum(nbytes for _, nbytes in extents)
+        self.end = max(self.end, sum(extents[-1]))
 
 
 class CoverageRoom:
@@ -48,6 +76,9 @@ class BlockCoverage:
         self.resent_blocks = 0
         self.resent_sum = 0
         """How many blocks came that had come before, and the sum of what `resent_term` makes of them."""
+
+        self.packs = PackTally()
+        """The packs that came. They cover nothing: no block has come because a part of it has."""
 
         self._reach = min(limit, len(self.bits) * _core.BLOCK_SIZE)  # blocks that start before it have a bit
 
@@ -88,13 +119,27 @@ class BlockCoverage:
         self.end_sector = max(self.end_sector, start + _core.SECTORS_PER_BLOCK)
         return before
 
+    def check_pack(self, extents: Extents, position: int) -> None:
+        """Raise :class:`~blkmig.errors.OutOfRange` unless the pack, read at `position`, lies inside the disk."""
+        offset, nbytes = extents[-1]
+        if offset + nbytes > -(-self.limit // _core.SECTOR_SIZE) * _core.SECTOR_SIZE:
+            raise errors.OutOfRange(
+                f"disk {self.name!r}: {self._why_limited}, and a pack came that reaches to offset {offset + nbytes}: "
+                "give a target as large as the source's disk",
+                device=self.name,
+                sector=offset >> _core.SECTOR_BITS,
+                position=position,
+            )
+
     def inferred_size(self) -> int:
         """Return the size of a disk that ends where its farthest block ends."""
         return self.end_sector << _core.SECTOR_BITS
 
     def fits(self, size: int) -> bool:
-        """Return whether all blocks that came are blocks of a disk of `size` bytes."""
+        """Return whether all blocks and packs that came are those of a disk of `size` bytes."""
         nblocks = -(-size // _core.BLOCK_SIZE)
+        if self.packs.end > -(-size // _core.SECTOR_SIZE) * _core.SECTOR_SIZE:
+            return False
         if nblocks < len(self.bits) and self.bits.find_next_set(nblocks) >= 0:
             return False
         return self._tail_sector is None or self._tail_sector + _core.SECTORS_PER_BLOCK == -(-size // _core.SECTOR_SIZE)

@@ -7,6 +7,7 @@
                "digest": "...", "digest_algorithm": "...",               if digests were asked for: of all disks at once
                "disks": [{"name": "vda", "size": 5000192,                the exact size in bytes
                           "resent": [3, 17],                             blocks sent again, and `resent_term` of them
+                          "packs": [12, 305419896],                      packs, and `PackTally.chain`; if there were any
                           "sent": "0123abcd",                            incremental: CRC-32 of the bitmap of what came
                           "digest": "...", "digest_algorithm": "...",    of the blocks that were sent
                           "disk_digest": "..."}]}                        incremental: of all of the disk
@@ -54,6 +55,8 @@ def describe_disk(bmds: device.BlkMigDevState, form: DigestForm | None) -> dict[
     """Return the entry of one disk."""
     entry: dict[str, object] = {"name": wire_name(bmds.backend.name), "size": bmds.geometry.size}
     entry["resent"] = [bmds.resent_blocks, bmds.resent_sum]
+    if bmds.packs.packs:
+        entry["packs"] = [bmds.packs.packs, bmds.packs.chain]
     if bmds.sent is not None:
         entry["sent"] = coverage.checksum_of(bmds.sent)
     if form == "tree":

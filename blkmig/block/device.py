@@ -8,6 +8,7 @@ import dataclasses
 
 from .. import _core, disk
 from ..disk import geometry
+from .coverage import PackTally
 from .digests import DigestTree
 
 
@@ -56,6 +57,11 @@ class BlkMigDevState:
     resent_sum: int = 0
     """How many blocks were sent that had been sent before, and the sum of what `resent_term` makes of them."""
 
+    sent_blocks: int = 0
+    """Blocks sent, zero blocks included; packs are in `packs`."""
+
+    packs: PackTally = dataclasses.field(default_factory=PackTally)
+
     completed_sectors: int = 0
     """Sectors of the bulk phase that were sent, or skipped because only the base holds them."""
 
@@ -85,9 +91,26 @@ class BlkMigDevState:
         return self.backend.name
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Pack:
+    """Extents of one disk that go together; see `packs`."""
+
+    extents: disk.Extents
+    """Each (offset, nbytes); ascending, apart from each other, whole sectors."""
+
+    nbytes: int
+    """All of them together."""
+
+    nblocks: int
+    """How many blocks there are from the first one to the last one that it touches."""
+
+    dirty_blocks: int
+    """How many of these it has to do with."""
+
+
 @dataclasses.dataclass(slots=True, eq=False)
 class BlkMigBlock:
-    """One block on its way from a disk to the stream (`blk` in QEMU), with the buffer that carries it.
+    """One block, or one pack, on its way from a disk to the stream (`blk` in QEMU), with the buffer that carries it.
 
     It belongs to one thread at a time: the migration thread fills in what to read and submits it, a reading thread
     has it until it is completed, then the migration thread sends it and takes it back into the pool.
@@ -98,6 +121,12 @@ class BlkMigBlock:
     block: int = 0
     offset: int = 0
     nbytes: int = 0
+    pack: Pack | None = None
+    """What it is of several blocks; None for a whole block."""
+
+    nblocks: int = 1
+    """How many blocks, from `block` on, count as being read while it is."""
+
     bulk_sectors: int = 0
     """How far the bulk phase is when this block is sent; 0 for a dirty block."""
 

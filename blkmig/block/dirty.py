@@ -8,7 +8,7 @@ writer that keeps one block dirty costs one block a round, and no disk and no hi
 from __future__ import annotations
 
 from .. import _core, disk, errors
-from . import device, send, state
+from . import device, packs, send, state
 
 
 def begin_round(blk_mig: state.BlkMigState) -> None:
@@ -42,14 +42,19 @@ def blk_mig_save_dirty_block(blk_mig: state.BlkMigState) -> bool:
 
 
 def save_device_dirty(blk_mig: state.BlkMigState, bmds: device.BlkMigDevState, block: int) -> None:
-    """Submit one dirty block. An older read of the same block is waited for, so that its contents are sent first."""
+    """Submit one dirty block, or what is dirty of it, and of blocks behind it, as a pack.
+
+    An older read of the same block is waited for, so that its contents are sent first.
+    """
     while blk_mig.submitted and bmds.aio_bitmap.test(block):
         send.collect_one(blk_mig, wait=True)
-    bmds.dirty_bitmap.take_block(block)  # before the read: a write that races it marks the block again
-    bmds.cur_dirty = (block + 1) * _core.SECTORS_PER_BLOCK
     blk = blk_mig.reads.get()
     blk.bulk_sectors = 0
-    send.submit(blk_mig, bmds, block, blk)
+    # The marks go before the read: a write that races it marks the block again.
+    is_whole = bmds.dirty_bitmap.take_block_if(block, bmds.whole_from)
+    pack = None if is_whole else packs.take(bmds, block, blk_mig.reads.pack_extents)
+    bmds.cur_dirty = (block + (1 if pack is None else pack.nblocks)) * _core.SECTORS_PER_BLOCK
+    send.submit(blk_mig, bmds, block, blk, pack)
 
 
 def check_clean(blk_mig: state.BlkMigState) -> None:

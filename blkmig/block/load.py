@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from .. import _core, channel, errors, savevm
+from ..disk.extents import Extents
 from . import sizes, table, wire
 
 
@@ -19,6 +20,9 @@ class LoadDevice(Protocol):
 
     def load_block(self, f: channel.InputQEMUFile, sector: int, position: int) -> None:
         """Take the payload of one block out of `f`, 1 MiB."""
+
+    def load_pack(self, f: channel.InputQEMUFile, extents: Extents, position: int) -> None:
+        """Take the payload of a pack out of `f`, that of `extents`, one behind the other."""
 
     def load_zero_run(self, sector: int, count: int, position: int) -> None:
         """Take note of `count` zero blocks from `sector` on."""
@@ -110,6 +114,8 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
                 self._set_percent(min(sector, 100))
             elif self.table is not None and flags in (wire.FLAG_TABLE, wire.FLAG_FLUSH):
                 self._take_own(flags, sector, position)
+            elif self.table is not None and flags == wire.FLAG_PACK:
+                self._load_pack(f, sector, position)
             elif not flags & _core.FLAG_EOS:
                 raise errors.StreamError(f"unknown flags {flags:#x} in the section of the disks", position=position)
             if self.on_progress is not None:
@@ -142,6 +148,12 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
             raise errors.StreamError(f"FLUSH {number} where {self._flushes} is due", position=position)
         if self.on_flush is not None:
             self.on_flush(number)
+
+    def _load_pack(self, f: channel.InputQEMUFile, count: int, position: int) -> None:
+        """Take a pack of `count` extents, of a disk of the table."""
+        name, extents = f.get_pack_header(count)
+        device = self._devices.get(name) or self._new_device(name, position)
+        device.load_pack(f, extents, position)
 
     def _take_marks(self, f: channel.InputQEMUFile, marks: int, position: int) -> None:
         """Note what a blkmig says in the upper bits of an EOS, at which nobody else looks."""

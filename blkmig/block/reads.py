@@ -5,7 +5,7 @@ Which is faster is a matter of the disk. What stands in the page cache is read f
 through one buffer that stays in the cache of its core; a disk with latency wants many requests in flight.
 
 Both keep one promise: **a block has at most one read in flight**. Two reads of one block could complete in the wrong
-order, and the older contents would be sent last.
+order, and the older contents would be sent last. The read of a pack counts for every block from its first to its last.
 
 Who owns what: everything is called by the migration thread. A block belongs to a reading thread from `requests.put` to
 `completions.put`; the two queues are the only things shared. Nothing cuts a wait for a read short: whoever gives up has
@@ -21,6 +21,7 @@ import threading
 from typing import Literal
 
 from .. import _core
+from ..disk.extents import MAX_EXTENTS
 from . import device
 
 Payload = Literal["own", "mapped", "lent"]
@@ -29,6 +30,9 @@ Payload = Literal["own", "mapped", "lent"]
 
 class BlockReads(abc.ABC):
     """A pool of at most `max_buffers` blocks, whose buffers are of the kind `payload`, and the reads into them."""
+
+    pack_extents = MAX_EXTENTS
+    """A pack that has so many extents is large enough."""
 
     def __init__(self, max_buffers: int, *, payload: Payload) -> None:
         self._payload = payload
@@ -87,7 +91,13 @@ class InlineReads(BlockReads):
 
 
 class ParallelReads(BlockReads):
-    """Up to `max_parallel` reads in flight, each on a thread that is started when it is first needed."""
+    """Up to `max_parallel` reads in flight, each on a thread that is started when it is first needed.
+
+    One thread reads the extents of a pack one after the other, so a pack is to be small enough for all threads to have
+    one.
+    """
+
+    pack_extents = 16
 
     def __init__(self, *, max_parallel: int, max_buffers: int, payload: Payload = "mapped") -> None:
         super().__init__(max_buffers, payload=payload)
@@ -104,7 +114,7 @@ class ParallelReads(BlockReads):
     def submit(self, blk: device.BlkMigBlock) -> None:
         """Put the read of `blk` in flight."""
         assert blk.bmds is not None
-        blk.bmds.aio_bitmap.set(blk.block)
+        blk.bmds.aio_bitmap.set_range(blk.block, blk.nblocks)
         self._in_flight += 1
         if len(self._threads) < min(self._in_flight, self._max_parallel):
             thread = threading.Thread(target=self._run, name="blkmig-read", daemon=True)
@@ -119,7 +129,7 @@ class ParallelReads(BlockReads):
         except queue.Empty:
             return None
         assert blk.bmds is not None
-        blk.bmds.aio_bitmap.clear(blk.block)
+        blk.bmds.aio_bitmap.clear_range(blk.block, blk.nblocks)
         self._in_flight -= 1
         return blk
 
@@ -145,6 +155,9 @@ def read(blk: device.BlkMigBlock) -> None:
     assert blk.bmds is not None
     blk.error = None
     try:
-        blk.bmds.backend.read_block(blk.buf, blk.offset, blk.nbytes)
+        if blk.pack is None:
+            blk.bmds.backend.read_block(blk.buf, blk.offset, blk.nbytes)
+        else:
+            blk.bmds.backend.read_extents(blk.buf, blk.pack.extents)
     except BaseException as error:
         blk.error = error

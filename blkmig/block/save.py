@@ -117,7 +117,9 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         self._departure = passage.departure(disks, f, self._parameters, shared_base=self._shared_base)
         blk_mig = state.BlkMigState(reads=self._choose_reads(), zero_blocks=self._parameters.zero_blocks)
         try:
-            for bmds in setup.taken_into_use(disks, self._departure, self._parameters, shared_base=self._shared_base):
+            for bmds in setup.taken_into_use(
+                disks, self._departure, self._parameters, shared_base=self._shared_base, section=self.format
+            ):
                 blk_mig.bmds_list.append(bmds)
                 blk_mig.total_sector_sum += bmds.geometry.total_sectors
             blk_mig.dirty_disk = len(blk_mig.bmds_list)  # no dirty round is under way

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from .. import _core, _output, channel, errors
-from . import coverage, device, digests, state
+from . import coverage, device, digests, state, wire
 
 
 def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.BlkMigBlock) -> None:
@@ -27,8 +27,24 @@ def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.
         raise cannot_read(bmds, error, error.offset, _core.BLOCK_SIZE) from error
     blk_mig.transferred += 1
     blk_mig.sent_bytes += _core.BLOCK_SIZE
+    bmds.sent_blocks += 1
     if bmds.digests is not None:
         note_digests(bmds, blk.block, digests.digest_of(buf.payload))
+
+
+def send_pack(
+    blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState, blk: device.BlkMigBlock
+) -> None:
+    """Send the pack in `blk` as one record; its bytes are copied, whatever becomes of those of blocks. May block."""
+    pack = blk.pack
+    assert pack is not None
+    blk_mig.last_sent = bmds, blk.block
+    f.put_pack(wire.FLAG_PACK, bmds.name, pack.extents, blk.buf)
+    bmds.packs.add(pack.extents, bmds.sent_blocks)
+    blk_mig.packs += 1
+    blk_mig.pack_bytes += pack.nbytes
+    blk_mig.packed_blocks += pack.dirty_blocks
+    blk_mig.sent_bytes += pack.nbytes
 
 
 def send_zero_run(
@@ -46,6 +62,7 @@ def send_zero_run(
         f.put_zero_records(offset >> _core.SECTOR_BITS, count, bmds.name)
     blk_mig.transferred += count
     blk_mig.sent_bytes += count * _core.BLOCK_SIZE
+    bmds.sent_blocks += count
     blk_mig.zero_transferred += count
     if bmds.sent is not None:
         bmds.sent.set_range(block, count)
@@ -91,7 +108,10 @@ def flush_blks(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, *, wait: b
         assert bmds is not None
         if blk.error is not None:
             raise read_failure(blk)
-        blk_send(blk_mig, f, blk)
+        if blk.pack is None:
+            blk_send(blk_mig, f, blk)
+        else:
+            send_pack(blk_mig, f, bmds, blk)
         bmds.completed_sectors += blk.bulk_sectors
         blk_mig.in_flight_bytes -= blk.counted_bytes
         blk_mig.blk_list.popleft()
@@ -145,10 +165,21 @@ def send_progress(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile) -> None
         f.put_be64(percent << _core.SECTOR_BITS | _core.FLAG_PROGRESS)
 
 
-def submit(blk_mig: state.BlkMigState, bmds: device.BlkMigDevState, block: int, blk: device.BlkMigBlock) -> None:
-    """Start reading `block` of `bmds` into `blk`. The caller has cleared the block's dirty bits before."""
-    blk.bmds, blk.block = bmds, block
-    blk.offset, blk.nbytes = bmds.geometry.block_range(block)
+def submit(
+    blk_mig: state.BlkMigState,
+    bmds: device.BlkMigDevState,
+    block: int,
+    blk: device.BlkMigBlock,
+    pack: device.Pack | None = None,
+) -> None:
+    """Start reading `block` of `bmds`, or the `pack` that begins in it. The caller has cleared their dirty bits."""
+    blk.bmds, blk.block, blk.pack = bmds, block, pack
+    if pack is None:
+        blk.nblocks, blk.counted_bytes = 1, _core.BLOCK_SIZE
+        blk.offset, blk.nbytes = bmds.geometry.block_range(block)
+    else:
+        blk.nblocks, blk.counted_bytes = pack.nblocks, pack.nbytes
+        blk.offset, blk.nbytes = pack.extents[0][0], pack.nbytes
     blk_mig.submitted += 1
     blk_mig.in_flight_bytes += blk.counted_bytes
     blk_mig.reads.submit(blk)

@@ -45,6 +45,11 @@ class BlkMigState:
     zero_transferred: int = 0
     """Zero blocks among them."""
 
+    packs: int = 0
+    pack_bytes: int = 0
+    packed_blocks: int = 0
+    """Packs sent, the bytes of the disks in them, and how many blocks would have gone whole instead."""
+
     last_sent: tuple[device.BlkMigDevState, int] | None = None
     """The disk and the block that were sent last."""
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 
 from .. import _core, channel, disk, errors, passage, stats
+from ..disk.extents import Extents
 from . import buffers, coverage, digests
 
 GROWTH_BYTES = 64 << 20
@@ -70,6 +71,26 @@ class BlkLoadDevice:
             label = self.backend.name
             raise errors.DeviceError("cannot write", device=label, cause=error, offset=offset, nbytes=nbytes) from error
         self._came(block, 1)
+
+    def load_pack(self, f: channel.InputQEMUFile, extents: Extents, position: int) -> None:
+        """Write the extents of a pack when all of it has come; what lies past the disk's end is slack. Blocks.
+
+        No earlier block comes after it: `write_extents` writes behind what `write_block` has put off, see `disk`.
+        """
+        self.coverage.check_pack(extents, position)
+        if self._buf is None:
+            self._buf = self.buffers.lend(self)
+        f.get_pack_payload(self._buf, sum(nbytes for _, nbytes in extents))
+        start, (last, nbytes) = extents[0][0], extents[-1]
+        if self.backend.is_growable and last + nbytes > self.backend.size:
+            self._grow(min(last + nbytes, self.coverage.limit))
+        inside = [*extents[:-1], (last, min(nbytes, self.backend.size - last))]
+        if start < self._zeroes.stop and last + nbytes > self._zeroes.start:
+            self._zeroes = range(0)
+        self.backend.write_extents(self._buf, inside)
+        self.coverage.packs.add(extents, self.statistics.blocks)
+        self.statistics.packs += 1
+        self.statistics.pack_bytes += sum(nbytes for _, nbytes in extents)
 
     def load_zero_run(self, sector: int, count: int, position: int) -> None:
         """Make `count` blocks from `sector` on read as zeros. Blocks."""

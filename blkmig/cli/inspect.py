@@ -9,6 +9,7 @@ from typing import Any
 
 from .. import channel, errors, migration, params, savevm, units
 from ..block import TableDisk
+from ..disk import Extents
 from ..migration import displays
 from . import arguments, output, signals
 
@@ -126,6 +127,12 @@ class BlockListing(migration.RecordListener):
         """Print a block, or a run of zero blocks."""
         what = "ZERO_BLOCK" if is_zero else "DEVICE_BLOCK"
         print_record(position, f"  {what} {name!r} sector {sector}{f', {count} blocks' if count > 1 else ''}")
+
+    def pack(self, name: str, extents: Extents, position: int) -> None:
+        """Print a pack: how much it holds, and from where to where."""
+        nbytes = sum(length for _, length in extents)
+        first, stop = extents[0][0], sum(extents[-1])
+        print_record(position, f"  PACK {name!r} {len(extents)} extents, {nbytes} bytes, offset {first} to {stop}")
 
     def progress(self, percent: int) -> None:
         """Print the source's progress."""

@@ -94,6 +94,10 @@ class DirtyBitmap:
             block = units.index(block)
         return self.bits.take_range(block * self._bits_per_block, self._bits_per_block)
 
+    def take_block_if(self, block: int, enough: int) -> bool:
+        """Clear `block` if at least `enough` of its bits are marked, and return whether that was so."""
+        return self.bits.take_range_if(block * self._bits_per_block, self._bits_per_block, enough)
+
     @property
     def bits_per_block(self) -> int:
         """Return how many bits a block has; those of block *i* begin at *i* times as many."""

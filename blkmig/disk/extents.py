@@ -7,17 +7,26 @@ An extent is (offset, nbytes). Their bytes stand in a block buffer one behind th
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from .. import _core, errors
-
-if TYPE_CHECKING:
-    from .backend import BlockBackend
 
 Extents = list[tuple[int, int]]
 
 MAX_EXTENTS = 256
 """So many go together at most, 1 MiB in all."""
+
+
+class Disk(Protocol):
+    """What is asked of a disk that has no better way."""
+
+    name: str
+
+    def read_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
+        """Read a block."""
+
+    def write_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
+        """Write a block."""
 
 
 def parts(blk: _core.BlockBuffer, extents: Extents) -> Iterator[tuple[int, memoryview]]:
@@ -38,7 +47,7 @@ def parts_inside(blk: _core.BlockBuffer, extents: Extents, size: int) -> Iterato
             yield offset, part[:inside]
 
 
-def read_each(disk: BlockBackend, blk: _core.BlockBuffer, extents: Extents) -> None:
+def read_each(disk: Disk, blk: _core.BlockBuffer, extents: Extents) -> None:
     """Read each extent as if it were a block, and copy it to its place."""
     one = _core.BlockBuffer("own")
     for offset, part in parts(blk, extents):
@@ -48,7 +57,7 @@ def read_each(disk: BlockBackend, blk: _core.BlockBuffer, extents: Extents) -> N
     blk.gathered()
 
 
-def write_each(disk: BlockBackend, blk: _core.BlockBuffer, extents: Extents) -> None:
+def write_each(disk: Disk, blk: _core.BlockBuffer, extents: Extents) -> None:
     """Copy each extent, and write it as if it were a block."""
     one = _core.BlockBuffer("own")
     for offset, part in parts(blk, extents):

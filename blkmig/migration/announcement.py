@@ -24,6 +24,7 @@ class AnnouncedDisk:
     name: str
     size: int
     resent: tuple[int, int] | None = None
+    packs: tuple[int, int] = (0, 0)
     sent: str | None = None
     digest: str | None = None
     """Digest of all that the disk holds, in the flat form."""
@@ -84,6 +85,10 @@ def is_size(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(is_size, value))
+
+
 def _damaged(position: int) -> NoReturn:
     raise errors.StreamError(
         "the description at the end of the stream is damaged: what came cannot be checked; send it again",
@@ -120,15 +125,17 @@ def _parse_disk(entry: Any, position: int, *, incremental: bool) -> AnnouncedDis
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str) or not is_size(entry.get("size")):
         _damaged(position)
     texts = [entry.get(key) for key in ("digest", "disk_digest", "sent", "tree_digest")]
-    resent = entry.get("resent")
-    is_pair = isinstance(resent, list) and len(resent) == 2 and all(map(is_size, resent))
-    if not (resent is None or is_pair) or not all(isinstance(text, str | None) for text in texts):
+    resent, packs = entry.get("resent"), entry.get("packs", [0, 0])
+    if not (resent is None or _is_pair(resent)) or not _is_pair(packs):
+        _damaged(position)
+    if not all(isinstance(text, str | None) for text in texts):
         _damaged(position)
     digest, disk_digest, sent, tree = texts
     return AnnouncedDisk(
         name=entry["name"],
         size=entry["size"],
         resent=None if resent is None else (resent[0], resent[1]),
+        packs=(packs[0], packs[1]),
         sent=sent,
         digest=disk_digest if incremental else digest,
         tree=tree,

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from .. import _core, block, channel, errors, savevm, stats
 from ..block import TableDisk
+from ..disk import Extents
 from . import announcement, verdict
 
 Verdict = Literal["complete", "incremental", "lossy", "cancelled", "truncated", "error"]
@@ -34,6 +35,9 @@ class RecordListener:
 
     def block(self, name: str, sector: int, count: int, position: int, *, is_zero: bool) -> None:
         """Take note of a block, or of a run of zero blocks."""
+
+    def pack(self, name: str, extents: Extents, position: int) -> None:
+        """Take note of a pack, with each extent as (offset, nbytes)."""
 
     def progress(self, percent: int) -> None:
         """Take note of the progress that the source reports; it has changed."""
@@ -68,6 +72,20 @@ class InspectedDisk:
         self._came(number, 1)
         self.zero.clear(number)
         self._records.block(self.statistics.name, sector, 1, position, is_zero=False)
+
+    def load_pack(self, f: channel.InputQEMUFile, extents: Extents, position: int) -> None:
+        """Skip a pack's payload and count it."""
+        self.coverage.check_pack(extents, position)
+        nbytes = sum(length for _, length in extents)
+        f.skip(nbytes)
+        self.coverage.packs.add(extents, self.statistics.blocks)
+        self.statistics.packs += 1
+        self.statistics.pack_bytes += nbytes
+        for offset, length in extents:
+            first, stop = offset // _core.BLOCK_SIZE, -(-(offset + length) // _core.BLOCK_SIZE)
+            if first < len(self.resent):
+                self.resent.set_range(first, min(stop, len(self.resent)) - first)
+        self._records.pack(self.statistics.name, extents, position)
 
     def load_zero_run(self, sector: int, count: int, position: int) -> None:
         """Count zero blocks."""

@@ -108,6 +108,7 @@ def check_records(devices: Sequence[CoveredDisk], announced: Announcement) -> No
         if disk is None:
             continue
         is_all = disk.sent is None or disk.sent == coverage.checksum()
+        is_all &= disk.packs == (coverage.packs.packs, coverage.packs.chain)
         if not is_all or disk.resent not in (None, (coverage.resent_blocks, coverage.resent_sum)):
             raise errors.IncompleteMigration(
                 f"disk {disk.name!r}: the blocks that came are not those that were sent; records of the stream got "

@@ -7,6 +7,7 @@ are found in milliseconds: the negative controls at the end show that.
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 from typing import Any
@@ -21,7 +22,7 @@ MIB = sim.MIB
 SIZES = (512, 1000, MIB - 512, MIB, MIB + 512, 5 * MIB // 2, 4 * MIB, 5 * MIB + 1536)
 
 
-def play(seed: int, monkeypatch: pytest.MonkeyPatch) -> bool:
+def play(seed: int, monkeypatch: pytest.MonkeyPatch, *, packs: bool = False) -> bool:
     """Migrate random disks under random writes; return whether all targets are equal to their disks in the end."""
     rng = random.Random(seed)
     with_base = rng.random() < 0.4
@@ -50,6 +51,9 @@ def play(seed: int, monkeypatch: pytest.MonkeyPatch) -> bool:
         monkeypatch.setattr(handlers, "_choose_reads", lambda: shuffled)
     f: Any = wire
     handlers.save_setup(f)
+    if packs:
+        for bmds in handlers.blk_mig.bmds_list:
+            bmds.whole_from = rng.choice((2, 1 + bmds.dirty_bitmap.bits_per_block * 3 // 4))
     wire.step = step
     for disk in disks:
         disk.step = step
@@ -62,8 +66,27 @@ def play(seed: int, monkeypatch: pytest.MonkeyPatch) -> bool:
     assert handlers.blk_mig.submitted == handlers.blk_mig.read_done == 0
     assert handlers.blk_mig.bytes_remaining() == 0
     assert wire.progress()[:-1] == sorted(set(wire.progress()[:-1]))
+    assert handlers.blk_mig.pack_bytes == sum(nbytes for _, extents in wire.packs for _, nbytes in extents)
     handlers.save_cleanup()
+    check_packs(wire)
     return all(images[disk.name.encode()] == disk.image for disk in disks)
+
+
+def check_packs(wire: sim.Wire) -> None:
+    """Each pack is one that a receiver takes."""
+    for name, extents in wire.packs:
+        total = len(wire.images[name]) + 511 & -512
+        assert 1 <= len(extents) <= 256
+        assert sum(nbytes for _, nbytes in extents) <= MIB
+        assert all((offset | nbytes) % 512 == 0 and nbytes for offset, nbytes in extents)
+        assert all(sum(extent) < then[0] for extent, then in itertools.pairwise(extents)), "neighbours are one extent"
+        assert sum(extents[-1]) <= total
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_no_write_is_lost_in_packs(monkeypatch: pytest.MonkeyPatch, part: int) -> None:
+    for seed in range(part * 100, part * 100 + 100):
+        assert play(seed, monkeypatch, packs=True), f"seed {seed} lost a write"
 
 
 @pytest.fixture
@@ -83,7 +106,7 @@ def test_no_write_is_lost(monkeypatch: pytest.MonkeyPatch, part: int) -> None:
 @pytest.mark.usefixtures("short_sections")
 def test_no_write_is_lost_in_short_sections(monkeypatch: pytest.MonkeyPatch) -> None:
     for seed in range(1000, 1080):
-        assert play(seed, monkeypatch), f"seed {seed} lost a write"
+        assert play(seed, monkeypatch, packs=seed % 2 == 0), f"seed {seed} lost a write"
 
 
 # -- negative controls: each wrong order is noticed --------------------------------------------------------------------
@@ -97,10 +120,10 @@ def ask_then_clear(bmds: Any, block: int) -> int:
     return count
 
 
-def read_then_clear(blk_mig: Any, bmds: Any, block: int, blk: Any) -> None:
+def read_then_clear(blk_mig: Any, bmds: Any, block: int, blk: Any, pack: Any = None) -> None:
     """Clear the bits after the read, as QEMU did until 2.12."""
-    original_submit(blk_mig, bmds, block, blk)
-    bmds.dirty_bitmap.take_block(block)
+    original_submit(blk_mig, bmds, block, blk, pack)
+    bmds.dirty_bitmap.take_blocks(block, blk.nblocks)
 
 
 original_submit = send.submit
@@ -109,6 +132,9 @@ original_submit = send.submit
 @pytest.mark.parametrize(
     ("module", "name", "wrong"), [(bulk, "take_hole", ask_then_clear), (send, "submit", read_then_clear)]
 )
-def test_a_wrong_order_is_noticed(monkeypatch: pytest.MonkeyPatch, module: Any, name: str, wrong: Any) -> None:
+@pytest.mark.parametrize("packs", [False, True])
+def test_a_wrong_order_is_noticed(
+    monkeypatch: pytest.MonkeyPatch, module: Any, name: str, wrong: Any, packs: bool
+) -> None:
     monkeypatch.setattr(module, name, wrong)
-    assert not all(play(seed, monkeypatch) for seed in range(600))
+    assert not all(play(seed, monkeypatch, packs=packs) for seed in range(600))

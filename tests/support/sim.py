@@ -128,6 +128,7 @@ class Wire:
         self.images = images
         self.records: list[tuple[bytes, int, bool]] = []  # name, sector, is zero
         self.runs: list[int] = []
+        self.packs: list[tuple[bytes, list[tuple[int, int]]]] = []
         self.words: list[int] = []
         self.step: Callable[[], None] = lambda: None
 
@@ -135,6 +136,15 @@ class Wire:
         assert flags == _core.FLAG_DEVICE_BLOCK
         self.step()
         self._apply(sector, name, blk.payload)
+
+    def put_pack(self, flags: int, name: bytes, extents: list[tuple[int, int]], blk: _core.BlockBuffer) -> None:
+        self.step()
+        image, done = self.images[name], 0
+        for offset, nbytes in extents:
+            inside = min(nbytes, len(image) - offset)
+            image[offset : offset + inside] = blk.payload[done : done + inside]
+            done += nbytes
+        self.packs.append((name, extents))
 
     def put_zero_records(self, sector: int, count: int, name: bytes) -> None:
         assert count > 0
@@ -183,8 +193,9 @@ class ShuffledReads(reads.BlockReads):
 
     def submit(self, blk: device.BlkMigBlock) -> None:
         assert blk.bmds is not None
-        assert not blk.bmds.aio_bitmap.test(blk.block), "two reads of one block in flight"
-        blk.bmds.aio_bitmap.set(blk.block)
+        blocks = blk.block, blk.block + blk.nblocks
+        assert not blk.bmds.aio_bitmap.count(*blocks), "two reads of one block in flight"
+        blk.bmds.aio_bitmap.set_range(blk.block, blk.nblocks)
         self._waiting.append(blk)
         self.most = max(self.most, len(self._waiting) + len(self._done))
         self._read_some()
@@ -198,7 +209,7 @@ class ShuffledReads(reads.BlockReads):
             return None
         blk = self._done.pop(self._rng.randrange(len(self._done)))
         assert blk.bmds is not None
-        blk.bmds.aio_bitmap.clear(blk.block)
+        blk.bmds.aio_bitmap.clear_range(blk.block, blk.nblocks)
         return blk
 
     def _read_some(self) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -72,3 +73,14 @@ def test_groups_that_make_no_sense(group: int, enough: int, start: int, stop: in
         _core.Bitmap(64).count_rounded(group, enough, start, stop)
     with pytest.raises(IndexError):
         _core.Bitmap(64).count_rounded(4, 1, 0, 65)
+
+
+def test_a_range_is_taken_if_enough_of_it_is_set() -> None:
+    for enough, others in itertools.product(range(6), (False, True)):
+        bits = _core.Bitmap(200)
+        for bit in (60, 63, 64, 70, *((59, 71) if others else ())):
+            bits.set(bit)
+        assert bits.take_range_if(60, 11, enough) is (enough <= 4)
+        assert bits.count() == (0 if enough <= 4 else 4) + 2 * others
+    with pytest.raises(IndexError):
+        _core.Bitmap(10).take_range_if(5, 6, 1)

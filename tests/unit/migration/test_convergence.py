@@ -130,7 +130,7 @@ def test_auto_converge_computes_the_speed_that_the_link_carries(
     clock = Clock()
     disk = HotDisk(96, rate, clock, hot)
     chosen = blkmig.MigrationParameters(
-        downtime_limit=0.1, auto_converge=True, writers_after="refuse", zero_blocks=False
+        downtime_limit=0.1, auto_converge=True, writers_after="refuse", zero_blocks=False, format="block"
     )
     receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "t.raw"})
     with blkmig.migration.OutgoingMigration([disk], receiver.uri, chosen, clock=clock) as migration:
@@ -147,7 +147,7 @@ def test_who_does_not_converge_is_told_what_the_writers_write() -> None:
     """E11: 400 times a second 64 KiB, in a block somewhere."""
     clock = Clock()
     told: list[stats.NotConverging] = []
-    chosen = blkmig.MigrationParameters(downtime_limit=0.1, max_rounds=8, zero_blocks=False)
+    chosen = blkmig.MigrationParameters(downtime_limit=0.1, max_rounds=8, zero_blocks=False, format="block")
     migration = blkmig.OutgoingMigration(
         [HotDisk(96, 400, clock, 96)],
         "file:/dev/null",
