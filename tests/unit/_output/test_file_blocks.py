@@ -70,7 +70,7 @@ def expected(disk: Disk, blocks: range) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["own", "mapped", "lent"])
-@pytest.mark.parametrize("bits_per_block", [1, 16])
+@pytest.mark.parametrize("bits_per_block", [1, 16, 256])
 @pytest.mark.parametrize("zero_heads", [set(), {0}, {5}, {11}, {3, 4, 9}])
 def test_a_run(path: Path, tmp_path: Path, zero_heads: set[int], bits_per_block: int, kind: Any) -> None:
     """A block whose head is zero is read as a whole, and is data like any other if the rest is not zero."""
