@@ -45,6 +45,13 @@ class Connector:
         self.uri = str(self._address)
         self._link = link.Link(self.uri)
 
+    @property
+    def goes_both_ways(self) -> bool:
+        """Whether the other end can answer, as far as the address tells."""
+        if isinstance(self._address, uri.FdAddress):
+            return streams.is_socket(self._address.fd)
+        return isinstance(self._address, uri.TcpAddress | uri.UnixAddress)
+
     def connect(self, *, timeout: float, opened: int | None = None) -> qemufile.OutputQEMUFile:
         """Open the stream; call it once.
 

@@ -128,6 +128,14 @@ def _open_for_writing(connection: link.Link, path: str, timeout: float | None) -
         connection.wait(FIFO_RETRY_SECONDS)
 
 
+def is_socket(fd: int) -> bool:
+    """Return whether a descriptor is open and stands for a socket."""
+    try:
+        return stat.S_ISSOCK(os.fstat(fd).st_mode)
+    except OSError:
+        return False
+
+
 def _open_fd(connection: link.Link, given_fd: int, *, writing: bool) -> link.Transport:
     """Open what descriptor `given_fd` stands for once more."""
     _check_fd(connection, given_fd, writing=writing)

@@ -248,6 +248,13 @@ def describe_link(found: migration.Forecast, limit: int) -> str:
     return text
 
 
+def describe_section(found: migration.Forecast, args: argparse.Namespace) -> str:
+    """Say which section was assumed, and what it depends on."""
+    if found.format == "block" or args.format != "auto":
+        return found.format
+    return f"{found.format}, if the target is a blkmig like this one; see --format"
+
+
 def print_forecast(found: migration.Forecast, args: argparse.Namespace) -> None:
     """Print what a migration would take."""
     if args.json:
@@ -255,6 +262,7 @@ def print_forecast(found: migration.Forecast, args: argparse.Namespace) -> None:
         return
     rows = [
         ("disks", f"{units.format_size(found.disk_bytes)}, {units.format_size(found.data_bytes)} of data"),
+        ("section", describe_section(found, args)),
         ("bandwidth", describe_link(found, args.max_bandwidth)),
         ("writers", f"dirty {units.format_rate(found.dirty_rate)}"),
         ("would send", f"{units.format_size(found.total_bytes)} in {units.format_duration(found.total_time)}"),

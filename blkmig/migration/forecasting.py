@@ -29,6 +29,10 @@ BandwidthSource = Literal["measured", "said", "limit", "disks"]
 class Forecast:
     """A prediction; sizes in bytes, times in seconds, rates in bytes per second."""
 
+    format: block.Format
+    """The section that the migration is taken to use. What the receiver takes was not asked: where it can be asked, it
+    counts as a blkmig like this one, unless somebody has said that it is a QEMU."""
+
     disk_bytes: int
     data_bytes: int
     """What bulk would read: blocks that are not holes, or are sent all the same; whole ones, but for a disk's last."""
@@ -83,7 +87,7 @@ def forecast(
     bandwidth = None if bandwidth is None else units.number("bandwidth", bandwidth)
     disks = asked.disks_of(disks)
     _check_sending(disks, parameters, uri)
-    section: block.Format = "block"
+    section = _expected_format(disks, parameters, uri)
     sent = [backend for backend in disks if not backend.is_read_only and backend.size]
     with contextlib.ExitStack() as stack:
         watched = []
@@ -120,6 +124,7 @@ def forecast(
     played.run()
     dirtied = sum(known.written_bytes() for known in watched)
     return Forecast(
+        format=section,
         disk_bytes=sum(backend.size for backend in sent),
         data_bytes=sum(known.data_bytes() for known in watched),
         bandwidth=link.bandwidth,
@@ -134,6 +139,24 @@ def forecast(
         converges=played.converges,
         writers_fraction=played.writers_fraction,
     )
+
+
+def _expected_format(
+    disks: list[disk.BlockBackend], parameters: params.MigrationParameters, uri: str | None
+) -> block.Format:
+    """Return the section that a migration would use, if the receiver is a blkmig like this one."""
+    if parameters.format != "auto":
+        return parameters.format
+    if parameters.is_for_qemu or not parameters.return_path:
+        return "block"
+    handlers = block.BlockSaveHandlers(disks, parameters)
+    handlers.is_described = True  # as every stream is that is not for a QEMU
+    if not handlers.fits_table():
+        return "block"
+    if uri is None:
+        return "blkmig"
+    with contextlib.closing(channel.Connector(uri)) as connector:
+        return "blkmig" if connector.goes_both_ways else "block"
 
 
 def _check_sending(disks: list[disk.BlockBackend], parameters: params.MigrationParameters, uri: str | None) -> None:

@@ -324,9 +324,9 @@ def test_the_forecast_of_a_measured_link_is_what_happens(tmp_path: Path, monkeyp
             Writer(disk, seed),
             command.receiver("tcp:127.0.0.1:0", f"d={tmp_path}/copy{seed}.raw") as receiver,
         ):
-            parameters = blkmig.MigrationParameters(downtime_limit=0.6)
+            parameters = blkmig.MigrationParameters(downtime_limit=0.6, format="block")
             found = migration.forecast([disk], parameters, seconds=1, uri=receiver.uri)
-            sent = blkmig.send([disk], receiver.uri, downtime_limit=0.6)
+            sent = blkmig.send([disk], receiver.uri, downtime_limit=0.6, format="block")
             assert receiver.finish().exit_code == 0
         assert found.bandwidth_source == "measured"
         assert found.converges

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
+import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import blkmig
-from blkmig import _core
+from blkmig import _core, block
 from blkmig.migration.forecasting import forecast
 
 MIB = 1 << 20
@@ -47,7 +50,7 @@ def test_a_writer_of_one_hot_block_converges_at_once() -> None:
     clock = Clock()
     with blkmig.MemoryBackend(bytearray(64 * MIB), name="d") as disk:
         clock.on_sleep = lambda: disk.pwrite(b"hot", 5 * MIB)
-        params = blkmig.MigrationParameters(max_bandwidth="16M", downtime_limit=0.1)
+        params = blkmig.MigrationParameters(max_bandwidth="16M", downtime_limit=0.1, format="block")
         found = forecast([disk], params, seconds=2, clock=clock, sleep=clock.sleep)
     assert found.converges
     assert found.downtime == pytest.approx(1 / 16)
@@ -64,7 +67,7 @@ def test_a_writer_faster_than_the_link_does_not_converge() -> None:
                 state["next"] += 1
 
         clock.on_sleep = write
-        params = blkmig.MigrationParameters(max_bandwidth="8M", downtime_limit=0.1)
+        params = blkmig.MigrationParameters(max_bandwidth="8M", downtime_limit=0.1, format="block")
         found = forecast([disk], params, seconds=1, clock=clock, sleep=clock.sleep)
     assert not found.converges
     assert found.dirty_rate == pytest.approx(40 * MIB, rel=0.1)
@@ -104,7 +107,7 @@ class LoadedDisk(blkmig.MemoryBackend):
         self.clock = clock
         self.is_held = False
         self._nblocks = nblocks
-        self._writers: list[tuple[float, Callable[[], int]]] = []  # writes a second, and which block comes next
+        self._writers: list[tuple[float, Callable[[], float]]] = []  # writes a second, and which block comes next
         self._due: list[float] = []
 
     def add_hot(self, rng: random.Random, rate: float, first: int, count: int) -> None:
@@ -121,7 +124,11 @@ class LoadedDisk(blkmig.MemoryBackend):
 
         self._add(rate * 16, following)
 
-    def _add(self, rate: float, following: Callable[[], int]) -> None:
+    def add_pieces(self, rng: random.Random, rate: float, first: int, count: int) -> None:
+        """Write `rate` times a second to one of the pieces of 4 KiB of `count` blocks."""
+        self._add(rate, lambda: first + rng.randrange(count * 256) / 256)
+
+    def _add(self, rate: float, following: Callable[[], float]) -> None:
         self._writers.append((rate, following))
         self._due.append(0.0)
 
@@ -132,7 +139,7 @@ class LoadedDisk(blkmig.MemoryBackend):
             self._due[number] += 0 if self.is_held else rate * seconds
             while self._due[number] >= 1:
                 self._due[number] -= 1
-                self.pwrite(b"w", following() * MIB)
+                self.pwrite(b"w", int(following() * MIB))
 
     def sleep(self, seconds: float) -> None:
         """Let time pass in small steps."""
@@ -143,6 +150,10 @@ class LoadedDisk(blkmig.MemoryBackend):
         is_zero = super().read_block(blk, offset, nbytes)
         self.pass_by(READ_SECONDS)
         return is_zero
+
+    def read_extents(self, blk: _core.BlockBuffer, extents: list[tuple[int, int]]) -> None:
+        super().read_extents(blk, extents)
+        self.pass_by(READ_SECONDS * sum(nbytes for _, nbytes in extents) / MIB)
 
     def hold_writers(self) -> None:
         super().hold_writers()
@@ -176,12 +187,17 @@ def wide_spot(disk: LoadedDisk, rng: random.Random) -> None:
     disk.add_hot(rng, 800, 7, 50)
 
 
-@pytest.mark.parametrize(
-    ("load", "limit"),
-    [(hot_spot, 0.3), (mixed, 0.3), (scattered, 0.3), (sequential, 0.3), (two_regions, 1.0), (wide_spot, 1.0)],
-)
+def pieces(disk: LoadedDisk, rng: random.Random) -> None:
+    disk.add_pieces(rng, 3000, 40, 24)
+
+
+LOADS = [(hot_spot, 0.3), (mixed, 0.3), (scattered, 0.3), (sequential, 0.3), (two_regions, 1.0), (wide_spot, 1.0)]
+
+
+@pytest.mark.parametrize("section", ["block", "blkmig"])
+@pytest.mark.parametrize(("load", "limit"), [*LOADS, (pieces, 0.3)])
 def test_a_forecast_is_what_happens(
-    tmp_path: Path, load: Callable[[LoadedDisk, random.Random], None], limit: float
+    tmp_path: Path, load: Callable[[LoadedDisk, random.Random], None], limit: float, section: block.Format
 ) -> None:
     """E9: within 20 % of the downtime, or the two blocks that a writer may be in the middle of, and 15 % of the bytes.
     """
@@ -189,7 +205,9 @@ def test_a_forecast_is_what_happens(
     for seed in range(2):
         disk = LoadedDisk(256, Clock())
         load(disk, random.Random(seed))
-        parameters = blkmig.MigrationParameters(downtime_limit=limit, writers_after="refuse", zero_blocks=False)
+        parameters = blkmig.MigrationParameters(
+            downtime_limit=limit, writers_after="refuse", zero_blocks=False, format=section
+        )
         found = forecast(
             [disk], parameters, bandwidth=MIB / READ_SECONDS, clock=disk.clock, sleep=disk.sleep
         )
@@ -225,7 +243,7 @@ def test_a_forecast_knows_what_auto_converge_will_do(hot: int, rate: int) -> Non
     disk = SlowedDisk(256, Clock())
     disk.add_hot(random.Random(1), rate, 0, hot)
     parameters = blkmig.MigrationParameters(
-        downtime_limit=0.1, auto_converge=True, writers_after="refuse", zero_blocks=False
+        downtime_limit=0.1, auto_converge=True, writers_after="refuse", zero_blocks=False, format="block"
     )
     found = forecast([disk], parameters, bandwidth=MIB / READ_SECONDS, clock=disk.clock, sleep=disk.sleep)
     outgoing = blkmig.OutgoingMigration([disk], "file:/dev/null", parameters, clock=disk.clock)
@@ -237,10 +255,55 @@ def test_a_forecast_knows_what_auto_converge_will_do(hot: int, rate: int) -> Non
     assert found.downtime == pytest.approx(outgoing.stats.downtime, rel=0.2, abs=2 * READ_SECONDS)
 
 
+@pytest.mark.parametrize(
+    ("uri", "options", "expected"),
+    [
+        (None, {}, "blkmig"),
+        ("tcp:localhost:1", {}, "blkmig"),
+        ("unix:/nowhere", {}, "blkmig"),
+        ("file:/dev/null", {}, "block"),
+        ("exec:cat", {}, "block"),
+        ("fd:0", {"format": "blkmig"}, "blkmig"),
+        ("tcp:localhost:1", {"qemu": True}, "block"),
+        ("tcp:localhost:1", {"machine": "pc"}, "block"),
+        ("tcp:localhost:1", {"return_path": False}, "block"),
+        ("tcp:localhost:1", {"format": "block"}, "block"),
+    ],
+)
+def test_the_section_is_the_one_that_a_blkmig_would_take(
+    uri: str | None, options: dict[str, Any], expected: block.Format
+) -> None:
+    disk = blkmig.MemoryBackend(bytearray(4 * MIB), name="d")
+    parameters = blkmig.MigrationParameters(max_bandwidth="1G", connect_timeout=0.01, **options)
+    assert forecast([disk], parameters, seconds=0, uri=uri).format == expected
+
+
+def test_a_socket_that_was_given_goes_both_ways() -> None:
+    disk = blkmig.MemoryBackend(bytearray(4 * MIB), name="d")
+    parameters = blkmig.MigrationParameters(max_bandwidth="1G")
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        assert forecast([disk], parameters, seconds=0, uri=f"fd:{ours.fileno()}").format == "blkmig"
+
+
+def test_a_hot_piece_costs_a_piece() -> None:
+    clock = Clock()
+    with blkmig.MemoryBackend(bytearray(64 * MIB), name="d") as disk:
+        clock.on_sleep = lambda: disk.pwrite(b"hot", 5 * MIB)
+        params = blkmig.MigrationParameters(max_bandwidth="16M", downtime_limit=0.1)
+        found = forecast([disk], params, seconds=2, clock=clock, sleep=clock.sleep)
+        whole = forecast(
+            [disk], dataclasses.replace(params, digests=True), seconds=2, clock=clock, sleep=clock.sleep
+        )
+    assert 0 < found.downtime <= 1 / 16 / 256
+    assert found.dirty_rate == pytest.approx(2048)
+    assert whole.downtime == pytest.approx(1 / 16), "with digests blocks go whole"
+
+
 def test_a_forecast_hears_the_time_out() -> None:
     disk = LoadedDisk(256, Clock())
     disk.add_hot(random.Random(1), 90, 0, 256)
-    parameters = blkmig.MigrationParameters(downtime_limit=0.01, timeout=5, zero_blocks=False)
+    parameters = blkmig.MigrationParameters(downtime_limit=0.01, timeout=5, zero_blocks=False, format="block")
     found = forecast([disk], parameters, bandwidth=MIB / READ_SECONDS, clock=disk.clock, sleep=disk.sleep)
     assert not found.converges
     assert 5 <= found.total_time < 10
