@@ -42,7 +42,10 @@ class RoundStatistics:
     """Dirtied by the writers while the round ran."""
 
     blocks: int = 0
-    """Blocks sent, zero blocks included. None were, if the final pass began instead of the round."""
+    """Blocks sent, zero blocks included. No block and no pack was, if the final pass began instead of the round."""
+
+    packs: int = 0
+    """Packs sent."""
 
     @property
     def bandwidth(self) -> float:
@@ -111,7 +114,7 @@ class OutgoingStatistics:
     def dirty_rounds(self) -> int:
         """Return how many rounds between the bulk phase and the final pass sent anything."""
         left_out = self.rounds[-1].number + 1 - len(self.rounds) if self.rounds else 0
-        return left_out + sum(entry.blocks > 0 for entry in self.rounds[1:-1])
+        return left_out + sum(entry.blocks + entry.packs > 0 for entry in self.rounds[1:-1])
 
     @property
     def saved_by_packs(self) -> int:

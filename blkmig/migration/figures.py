@@ -36,14 +36,17 @@ class BandwidthMeter:
         self.bandwidth = 0.0
         self._seconds = 0.0
         self._nbytes = 0
+        self._least = 0
 
-    def add(self, nbytes: int, seconds: float) -> None:
-        """Account for `nbytes` that took `seconds`; a window that moved less than a block tells nothing."""
+    def add(self, nbytes: int, seconds: float, *, least: int) -> None:
+        """Account for `nbytes` that took `seconds`; a window that moved less than `least` tells nothing."""
+        if least != self._least:
+            self._least, self._nbytes, self._seconds = least, 0, 0.0
         self._nbytes += nbytes
         self._seconds += seconds
         if self._seconds < WINDOW_SECONDS:
             return
-        if self._nbytes >= _core.BLOCK_SIZE:
+        if self._nbytes >= least:
             self.bandwidth = self._nbytes / self._seconds
         self._nbytes, self._seconds = 0, 0.0
 
@@ -80,7 +83,7 @@ class Figures:
         # Where the migration, its section and its round began, and when the caller was told last.
         self._started = 0.0
         self._section_start = (0.0, 0, 0, 0, False)
-        self._round_start = (0.0, 0, 0, 0)
+        self._round_start = (0.0, 0, 0, 0, 0)
         self._fetched_at: float | None = None
         self._last_report = 0.0
 
@@ -125,10 +128,12 @@ class Figures:
         since, transferred, sent_bytes, round_number, counts_blocks = self._section_start
         has_round_ended = blk_mig.round_number != round_number
         self._fetched_at = now if has_round_ended else None
-        # In the bulk phase holes are as many blocks as one likes, so only wire bytes count there.
+        # In the bulk phase holes are as many blocks as one likes, so only wire bytes count there, from a block on. What
+        # is dirty is sent at once, and may be pieces that take long to read: all of it counts.
         wire_bytes = self._connection.f.transferred - transferred
         nbytes = blk_mig.sent_bytes - sent_bytes if counts_blocks else wire_bytes
-        self.meter.add(nbytes, now - since - (blk_mig.fetch_seconds if has_round_ended else 0.0))
+        seconds = now - since - (blk_mig.fetch_seconds if has_round_ended else 0.0)
+        self.meter.add(nbytes, seconds, least=1 if counts_blocks else _core.BLOCK_SIZE)
         self.update()
         return has_round_ended
 
@@ -154,7 +159,7 @@ class Figures:
         """Open a round that has `dirty_bytes` to send; the round that is under way is the last of the statistics."""
         rounds, blk_mig = self.stats.rounds, self._block.blk_mig
         position = self._connection.f.transferred
-        self._round_start = (self._clock(), position, blk_mig.transferred, blk_mig.sent_bytes)
+        self._round_start = (self._clock(), position, blk_mig.sent_bytes, blk_mig.transferred, blk_mig.packs)
         rounds.append(stats.RoundStatistics(rounds[-1].number + 1 if rounds else 0, dirty_bytes))
         del rounds[1 : len(rounds) - MAX_ROUNDS_KEPT]
         if self.stats.status == "device":
@@ -164,10 +169,11 @@ class Figures:
         """Close the round that is under way, with what the writers have dirtied meanwhile."""
         blk_mig, current = self._block.blk_mig, self.stats.rounds[-1]
         left = blk_mig.dirty_bytes() + blk_mig.in_flight_bytes
-        since, transferred, blocks, sent_bytes = self._round_start
+        since, transferred, sent_bytes, blocks, packs = self._round_start
         current.seconds = self._clock() - since
         current.transferred = self._connection.f.transferred - transferred
         current.blocks = blk_mig.transferred - blocks
+        current.packs = blk_mig.packs - packs
         sent = blk_mig.sent_bytes - sent_bytes if current.number else current.dirty_bytes
         current.redirtied_bytes = max(0, left + sent - current.dirty_bytes)
         self.stats.dirty_rate = current.dirty_rate
@@ -224,7 +230,7 @@ class Figures:
         """Return how much of what was dirty when the round began is sent; what was dirtied later may come on top."""
         if self._phase == "waiting":
             return 100.0
-        sent = self._block.blk_mig.sent_bytes - self._round_start[3]
+        sent = self._block.blk_mig.sent_bytes - self._round_start[2]
         dirty_bytes = self.stats.rounds[-1].dirty_bytes
         total = dirty_bytes if dirty_bytes > sent else sent + self._outlook.left
         return 100.0 * sent / total if total else 100.0

@@ -59,7 +59,9 @@ def migrate(tmp_path: Path, rate: float, **parameters: object) -> blkmig.stats.O
     """Migrate 64 MiB at 100 blocks a second, and return the statistics; the target is equal to the source."""
     clock = Clock()
     disk = BusyDisk(64, rate, clock)
-    chosen = blkmig.MigrationParameters(**{"downtime_limit": 5, "writers_after": "refuse", **parameters})
+    chosen = blkmig.MigrationParameters(
+        **{"downtime_limit": 5, "writers_after": "refuse", "format": "block", **parameters}  # its reads take time
+    )
     receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "t.raw"})
     with blkmig.migration.OutgoingMigration([disk], receiver.uri, chosen, clock=clock) as migration:
         migration.run()
