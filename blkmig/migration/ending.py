@@ -6,6 +6,8 @@
     a copy    last blocks ─ check ─ RELEASE ─ END ─ EOF ─ the target's word
     a move    last blocks ─ PING, check, PONG ─ END ─ EOF ─ the target's word ─ REFUSE
 
+Between two blkmigs, who speak the section ``blkmig``, FLUSH and READY are in the place of PING and PONG.
+
 The last blocks go as PART, as those of any round, so that the pause can be given up (`pause.py` says when, and why
 nothing is lost by it). What a copy holds is decided when the last block is in the channel and nobody has written
 meanwhile; so its writers wait for nothing that comes after. A move ends once only, so the target is asked for a sign

@@ -17,7 +17,7 @@ state      the bound passes                                     the link dies, a
 =========  ===================================================  ======================================================
 holding    given up                                             the link is reset, the writers go on
 held       given up, while the migration may still be blocked   the link is reset, the writers go on
-           in a send, a read or a wait for PONG
+           in a send, a read or a wait for PONG, or READY
 ending     the link is cut: nothing follows a torn END          has EOF left: in doubt; else as before
 left       nothing: now `idle_timeout` counts, and `timeout`    in doubt, but for a target that says that it failed
 over       nothing: the writers are not held                    the link is reset

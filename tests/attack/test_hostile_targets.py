@@ -20,6 +20,9 @@ import blkmig
 from blkmig import channel, errors
 
 IDLE = 0.1
+ASKED = 0.5
+"""Seconds that a target has to answer at first; none of these says which sections it takes."""
+
 PACE = 0.005
 """Seconds between two bytes of a peer that sends or takes one at a time: 20 in an idle time-out, of 4096."""
 
@@ -45,7 +48,7 @@ def send_to(act: Act, tmp_path: Path, *, kind: str = "tcp", size: int = 2 * MIB,
 
         pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor())
         stack.enter_context(acting(target))
-        sending = pool.submit(blkmig.send, [tmp_path / "d.raw"], uri, idle_timeout=idle)
+        sending = pool.submit(blkmig.send, [tmp_path / "d.raw"], uri, idle_timeout=idle, connect_timeout=ASKED)
         sending.result(HANGS)
 
 

@@ -139,7 +139,7 @@ def draining(listening: socket.socket) -> Iterator[None]:
         with contextlib.suppress(OSError):
             while piece := connection.recv(MIB):
                 value = int.from_bytes(piece[-4:], "big")
-                if BARRIER_PING < value < BARRIER_PING + 16:
+                if value == savevm.ASK or BARRIER_PING < value < BARRIER_PING + 16:
                     connection.sendall(struct.pack(">HHI", savevm.MIG_RP_MSG_PONG, 4, value))
 
     thread = threading.Thread(target=drain)
