@@ -177,7 +177,7 @@ def test_send_in_bulk(disk: Path, server: socket.socket, number: signal.Signals,
 
 
 def test_send_to_somebody_who_does_not_read(disk: Path, server: socket.socket) -> None:
-    with running("send", "--progress=json", disk, uri_of(server)) as sender:
+    with running("send", "--progress=json", "--connect-timeout=1", disk, uri_of(server)) as sender:
         connection, _ = server.accept()
         with connection:
             sender.wait_for_phase("active")

@@ -150,7 +150,7 @@ def test_signals_cancel_cleanly(tmp_path: Path, number: signal.Signals, exit_cod
     (tmp_path / "big.raw").write_bytes(os.urandom(MIB) * 64)
     with socket.create_server(("127.0.0.1", 0)) as server:
         uri = f"tcp:127.0.0.1:{server.getsockname()[1]}"
-        words = [*COMMAND, "send", "--progress=json", str(tmp_path / "big.raw"), uri]
+        words = [*COMMAND, "send", "--progress=json", "--connect-timeout=1", str(tmp_path / "big.raw"), uri]
         with subprocess.Popen(words, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
             assert process.stderr is not None
             while "active" not in process.stderr.readline():
@@ -198,6 +198,24 @@ def test_inspect(tmp_path: Path, disk: Path) -> None:
     assert "START 'block' instance 0 version 1 id 1" in listing
     assert "PROGRESS 100 %" in listing
     assert listing.count("_BLOCK 'vda'") >= 2
+    assert as_json["format"] == "block"
+
+
+def test_inspect_of_the_section_blkmig(tmp_path: Path, disk: Path) -> None:
+    blkmig_command("send", "--format=blkmig", disk, f"file:{tmp_path}/stream")
+    shown = blkmig_command("inspect", "--records", tmp_path / "stream")
+    assert shown.returncode == 0
+    listing = shown.stdout.decode()
+    assert "START 'blkmig' instance 0 version 1 id 1" in listing
+    assert "  TABLE of 1 disks\n" in listing
+    assert f"    'vda' {5 * MIB + 512} bytes, granule " in listing
+    assert "complete: every block of every disk came" in listing
+    found = json.loads(blkmig_command("inspect", "--json", tmp_path / "stream").stdout)
+    assert (found["format"], found["container"]["sections"][0]["idstr"]) == ("blkmig", "blkmig")
+    assert found["disks"][0]["size"] == 5 * MIB + 512
+    received = blkmig_command("receive", f"file:{tmp_path}/stream", f"vda={tmp_path}/copy.raw", "--json")
+    assert json.loads(received.stdout)["format"] == "blkmig"
+    assert (tmp_path / "copy.raw").read_bytes() == disk.read_bytes()
 
 
 def test_demo(tmp_path: Path) -> None:

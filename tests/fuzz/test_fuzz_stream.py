@@ -37,10 +37,10 @@ def content() -> bytes:
     return b"first" + bytes(MIB - 5) + b"x" * MIB + bytes(MIB) + b"tail" * 250
 
 
-@pytest.fixture(scope="module")
-def stream(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> bytes:
+@pytest.fixture(scope="module", params=["block", "blkmig"])
+def stream(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, content: bytes) -> bytes:
     disk = blkmig.MemoryBackend(bytearray(content), name="d")
-    return lab.record(tmp_path_factory.mktemp("stream"), [disk], digests=True)
+    return lab.record(tmp_path_factory.mktemp("stream"), [disk], digests=True, format=request.param)
 
 
 def load(path: Path, data: bytes) -> GuardedDisk:
