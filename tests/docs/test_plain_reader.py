@@ -103,6 +103,33 @@ def test_golden_streams_that_were_given_up(
         model.read(golden.stream)
 
 
+@pytest.mark.parametrize("granularity", [4096, 65536, model.MIB])
+@pytest.mark.parametrize("size", [3 * model.MIB + 1000, model.MIB - 100])
+def test_a_fresh_stream_of_the_section_blkmig(tmp_path: Path, size: int, granularity: int) -> None:
+    """What the reader makes of table, blocks and packs is what the disks hold."""
+    rng = random.Random(8)
+    contents = {"a": lab.random_disk(rng, size), "b": b"", "c": rng.randbytes(2 * model.MIB)}
+    disks = [blkmig.MemoryBackend(bytearray(content), name=name) for name, content in contents.items()]
+    parameters = blkmig.MigrationParameters(format="blkmig", granularity=granularity)
+    with blkmig.outgoing(disks, f"file:{tmp_path}/stream", parameters) as migration:
+        while not migration._block.blk_mig.bulk_completed:
+            migration.iterate()
+        for _ in range(3):
+            for disk in (disks[0], disks[2]):
+                disk.pwrite(rng.randbytes(700), rng.randrange(disk.size - 700))
+                disk.pwrite(b"the end", disk.size - 7)
+            migration.iterate()
+        migration.run()
+    stream = model.parse((tmp_path / "stream").read_bytes())
+    after = {disk.name: disk.pread(0, disk.size) for disk in disks}
+    assert {name: stream.disk(name, len(disk)) for name, disk in after.items()} == after
+    sizes = [("a", size, granularity, 0), ("c", 2 * model.MIB, granularity, 0), ("b", 0, model.MIB, 0)]
+    assert stream.table == sizes
+    assert any(record.extents for record in stream.records) == (granularity < model.MIB)
+    assert (stream.flushes, stream.said_sizes(), stream.marks & ~1) == ([], {}, 0)
+    assert stream.is_sealed
+
+
 @pytest.mark.parametrize("digests", [False, True])
 def test_a_fresh_stream(tmp_path: Path, capsys: pytest.CaptureFixture[str], digests: bool) -> None:
     rng = random.Random(7)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import struct
 import zlib
@@ -24,12 +25,13 @@ class CutShort(Exception):
 
 @dataclasses.dataclass
 class Record:
-    """One record of the block section; `payload` is None for a zero block."""
+    """One record of the disks' section; `payload` is None for a zero block, and a pack has `extents` instead."""
 
     section: str
     name: str
     sector: int
     payload: bytes | None
+    extents: list[tuple[int, bytes]] = dataclasses.field(default_factory=list)
 
     @property
     def block(self) -> int:
@@ -56,8 +58,12 @@ class Stream:
 
     records: list[Record] = dataclasses.field(default_factory=list)
     sections: list[str] = dataclasses.field(default_factory=list)
-    """The kinds of the records of the section `block`, in order."""
+    """The kinds of the records of the section of the disks, in order."""
 
+    table: list[tuple[str, int, int, int]] = dataclasses.field(default_factory=list)
+    """Of a section `blkmig`, each disk's name, size, granule and flags."""
+
+    flushes: list[int] = dataclasses.field(default_factory=list)
     progress: list[int] = dataclasses.field(default_factory=list)
     ends: list[int] = dataclasses.field(default_factory=list)
     """The upper bits of each EOS word of the block section."""
@@ -94,10 +100,9 @@ class Stream:
         image = bytearray(before.ljust(size, b"\0"))
         for record in self.records:
             if record.name == name:
-                start = record.sector * 512
-                assert start < size, f"block at {start} of a disk of {size} bytes"
-                data = record.payload or bytes(MIB)
-                image[start : start + MIB] = data[: min(MIB, size - start)]
+                for start, data in record.extents or [(record.sector * 512, record.payload or bytes(MIB))]:
+                    assert start < size, f"block at {start} of a disk of {size} bytes"
+                    image[start : start + len(data)] = data[: min(len(data), size - start)]
         assert len(image) == size
         return bytes(image)
 
@@ -110,7 +115,7 @@ def parse(data: bytes) -> Stream:
     """Read a stream that blkmig wrote with configuration section and footers, and nothing but its disks."""
     stream, position = read(data)
     assert position == len(data)
-    assert [section.idstr for section in stream.live] in ([], ["block"])
+    assert [section.idstr for section in stream.live] in ([], ["block"], ["blkmig"])
     assert stream.has_footers is not False
     return stream
 
@@ -131,7 +136,7 @@ def read_into(reader: Reader, stream: Stream) -> None:
     while (kind := reader.peek()) != 0:
         if kind == 8:
             read_command(reader, stream)
-        elif kind == 4 and not reader.data.startswith(b"\5block", reader.position + 5):
+        elif kind == 4 and not reader.data.startswith((b"\5block", b"\6blkmig"), reader.position + 5):
             read_device_state(reader, stream)
             return
         else:
@@ -171,9 +176,11 @@ def read_section(reader: Reader, stream: Stream) -> None:
         section = Section(reader.counted("name of the section"), *reader.two("instance", "version"), section_id)
         stream.live.append(section)
     section = next(section for section in stream.live if section.section_id == section_id)
-    if section.idstr == "block":
+    if section.idstr in ("block", "blkmig"):
         assert (section.instance_id, section.version_id) == (0, 1)
         stream.sections.append(kind)
+        if section.idstr == "blkmig" and kind == "START":
+            read_table(reader, stream)
         read_blocks(reader, kind, stream)
     elif section.idstr == "ram":
         skip_ram(reader, "x-ignore-shared" in stream.capabilities)
@@ -190,6 +197,31 @@ def read_section(reader: Reader, stream: Stream) -> None:
     section.nbytes += reader.position - start
 
 
+def read_table(reader: Reader, stream: Stream) -> None:
+    """Read the table with which a section `blkmig` begins."""
+    word, nbytes = reader.unpack(">Q", "TABLE"), reader.unpack(">I", "length")
+    assert word & 0x1FF == 0x20
+    body = reader.take(nbytes, "the disks")
+    assert reader.unpack(">I", "CRC-32") == zlib.crc32(body)
+    disks, stream.table = Reader(body), []
+    for _ in range(word >> 9):
+        stream.table.append((disks.counted(), *struct.unpack(">QIB", disks.take(13))))
+    assert disks.at_end()
+    assert 1 <= len(stream.table) <= 256
+    assert all(granule in [1 << shift for shift in range(12, 21)] for _, _, granule, _ in stream.table)
+
+
+def read_pack(reader: Reader, section: str, count: int) -> Record:
+    """Read the rest of a PACK of so many extents."""
+    name = reader.counted("disk")
+    places = [(reader.unpack(">Q", "offset"), reader.unpack(">I", "length")) for _ in range(count)]
+    assert 1 <= count <= 256
+    assert sum(length for _, length in places) <= MIB
+    assert all(one + length <= other for (one, length), (other, _) in itertools.pairwise(places))
+    extents = [(offset, reader.take(length, "contents")) for offset, length in places]
+    return Record(section, name, places[0][0] // 512, None, extents)
+
+
 def read_blocks(reader: Reader, section: str, stream: Stream) -> None:
     """Read the records of one section of the block handler."""
     while True:
@@ -200,6 +232,10 @@ def read_blocks(reader: Reader, section: str, stream: Stream) -> None:
             name = reader.counted("disk")
             payload = None if flags & 8 else reader.take(MIB, "the contents of the block")
             stream.records.append(Record(section, name, sector, payload))
+        elif flags == 0x10 and stream.table:
+            stream.records.append(read_pack(reader, section, sector))
+        elif flags == 0x40 and stream.table:
+            stream.flushes.append(sector)
         elif flags & 4:
             stream.progress.append(sector)
         else:
@@ -210,13 +246,15 @@ def read_blocks(reader: Reader, section: str, stream: Stream) -> None:
 
 
 def describe_word(value: bytes) -> str:
-    """Return what a word of the block section says."""
+    """Return what a word of the disks' section says."""
     word = int.from_bytes(value)
     sector, flags = word >> 9, word & 0x1FF
     if flags & 1:
         return f"{'ZERO_BLOCK' if flags & 8 else 'DEVICE_BLOCK'} at sector {sector}"
     if flags & 4:
         return f"PROGRESS {sector} %"
+    if flags in (0x10, 0x20, 0x40):
+        return {0x10: f"PACK of {sector} extents", 0x20: f"TABLE of {sector} disks", 0x40: f"FLUSH {sector}"}[flags]
     if sector >> 2 & 3 and not sector & 3:
         return "EOS, size of the disk with this CRC-32" if sector >> 2 & 3 == 1 else f"EOS, {sector >> 4} bytes"
     return f"EOS, marks {sector:#x}" if sector else "EOS"
