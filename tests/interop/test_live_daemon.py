@@ -116,7 +116,6 @@ def test_only_the_top_layer_moves_where_the_base_is_known(folder: Path) -> None:
 
 def test_a_writer_that_is_too_quick_is_slowed_down(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     image, target = make_image(folder, "raw", 6), folder / "target.raw"
-    limit = {"bandwidth": 8 * MiB}
     with StorageDaemon(folder, *image_options(image, throttled=True)) as daemon:
         with storage_daemon.writing([(daemon.uri("disk0"), SIZE)], seed=6), opened(daemon) as disks:
 
@@ -128,7 +127,9 @@ def test_a_writer_that_is_too_quick_is_slowed_down(folder: Path, caplog: pytest.
                 assert throttled["bps-write"] > 0
                 outgoing.complete()
 
-            common = {"auto_converge": True, "max_bandwidth": limit["bandwidth"], "downtime_limit": 0}
+            # By then more is dirty than the link carries in a second, the least bound of a pause: let it take longer.
+            pause = {"downtime_limit": 0.001, "downtime_factor": 60_000}
+            common = {"auto_converge": True, "max_bandwidth": 8 * MiB, **pause}
             lab.migrate(folder, "unix", disks, {"disk0": target}, drive=drive, writers_after="refuse", **common)
         assert daemon.ask("qom-get", path="/objects/disk0-limit", property="limits")["bps-write"] == 0
         daemon.quit()
