@@ -236,7 +236,7 @@ class FileBackend(local.LocalBackend):
         """Grow a new file by a hole, or cut it. No migration may be reading it, and nothing may track it."""
         self.check_open()
         size = units.place("size", size)
-        if not self.is_growable or self._trackers:
+        if not self.is_growable or self.trackers:
             super().resize(size)
         with self.failing("cannot be resized", 0, size):
             self._top.resize(size)

@@ -94,7 +94,7 @@ class ImageBackend(exported.ExportedDisk):
         """Give a new image another size. It grows by leaps and is cut to size by `flush`."""
         self.check_open()
         size = units.place("size", size)
-        if not self.is_growable or self._trackers:
+        if not self.is_growable or self.trackers:
             super().resize(size)
         if size > self._image_size:
             self._resize_image(max(size, 2 * self._image_size))

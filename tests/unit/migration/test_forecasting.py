@@ -102,7 +102,6 @@ class LoadedDisk(blkmig.MemoryBackend):
     def __init__(self, nblocks: int, clock: Clock) -> None:
         super().__init__(bytearray(b"x" * nblocks * MIB), name="d")
         self.clock = clock
-        self.is_held = False
         self._nblocks = nblocks
         self._writers: list[tuple[float, Callable[[], int]]] = []  # writes a second, and which block comes next
         self._due: list[float] = []
@@ -143,10 +142,6 @@ class LoadedDisk(blkmig.MemoryBackend):
         is_zero = super().read_block(blk, offset, nbytes)
         self.pass_by(READ_SECONDS)
         return is_zero
-
-    def hold_writers(self) -> None:
-        super().hold_writers()
-        self.is_held = True
 
 
 def hot_spot(disk: LoadedDisk, rng: random.Random) -> None:
