@@ -16,6 +16,7 @@ import lab
 import pytest
 import valve
 from pauses import MIB, NBLOCKS, Call, disk_of, until
+from return_paths import PONG, RESUME_ACK, SHUT, linked, message
 
 import blkmig
 from blkmig import errors, params, savevm
@@ -219,11 +220,12 @@ def test_a_word_before_the_end_is_no_success(tmp_path: Path, writers_after: str)
 
 def test_an_old_answer_is_not_taken_for_the_new_one() -> None:
     """A target that thaws answers the PINGs of all the pauses that were given up."""
-    link: Any = connection.Connection.__new__(connection.Connection)
-    link._barriers, link._uri = 2, "test:"
-    link._return_path = path = object()
-    values = iter([connection.BARRIER_PING + 1, None, connection.BARRIER_PING + 2])
-    link._read_before_end = lambda given: next(values) if given is path else None
-    link.end_barrier()
-    assert next(values, "all read") == "all read"
-    assert savevm.MIG_RP_MSG_PONG == 2
+    old, new = (message(PONG, connection.BARRIER_PING + number) for number in (1, 2))
+    for said, has_failed in ((old + message(RESUME_ACK, 0) + new, False), (old + message(SHUT, 1), True)):
+        with linked() as (link, target):
+            for _ in range(2):
+                link.begin_barrier(savevm.SaveState())
+            target.sendall(said)
+            with pytest.raises(errors.MigrationError) if has_failed else contextlib.nullcontext():
+                link.end_barrier()
+            assert link.has_target_failed is has_failed

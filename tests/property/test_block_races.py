@@ -15,7 +15,7 @@ import pytest
 import sim
 
 from blkmig import params
-from blkmig.block import BlockSaveHandlers, bulk, save, send
+from blkmig.block import BlockSaveHandlers, bulk, reads, save, send
 
 MIB = sim.MIB
 SIZES = (512, 1000, MIB - 512, MIB, MIB + 512, 5 * MIB // 2, 4 * MIB, 5 * MIB + 1536)
@@ -45,11 +45,12 @@ def play(seed: int, monkeypatch: pytest.MonkeyPatch) -> bool:
         shared_base=with_base, zero_blocks=rng.random() < 0.8, granularity=rng.choice((MIB, 1 << 18, 1 << 16))
     )
     wire, handlers = sim.Wire(images), BlockSaveHandlers(disks, parameters)
-    if rng.random() < 0.7:
-        shuffled = sim.ShuffledReads(rng, max_parallel=rng.choice((1, 2, 5)), max_buffers=rng.choice((1, 3, 8)))
-        monkeypatch.setattr(handlers, "_choose_reads", lambda: shuffled)
     f: Any = wire
-    handlers.save_setup(f)
+    with monkeypatch.context() as patch:
+        if rng.random() < 0.7:
+            shuffled = sim.ShuffledReads(rng, max_parallel=rng.choice((1, 2, 5)), max_buffers=rng.choice((1, 3, 8)))
+            patch.setattr(reads, "InlineReads", lambda *, payload: shuffled)
+        handlers.save_setup(f)
     wire.step = step
     for disk in disks:
         disk.step = step
