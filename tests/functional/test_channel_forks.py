@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import descriptors
 import pytest
 
 from blkmig import channel, errors
@@ -47,9 +48,7 @@ def test_a_sender_that_gives_up_is_no_end_although_a_process_has_the_socket(kind
         channel.connect(listener.uri, timeout=TIMEOUT) as f,
         listener.accept(timeout=TIMEOUT) as peer,
     ):
-        sock = f._transport.socket
-        assert sock is not None
-        with sock.dup():  # as a child of a C library's fork() has it
+        with descriptors.socket_to(f.uri):  # as a child of a C library's fork() has it
             f.put_be64(7)
             f.flush()
             back = peer.return_path()
@@ -114,15 +113,17 @@ def test_a_forked_child_cannot_use_or_cancel_the_channel_of_its_parent() -> None
         peer.abort()
 
 
-def test_descriptors_are_not_inherited(tmp_path: Path) -> None:
-    with channel.listen(f"unix:{tmp_path}/s") as listener:
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_descriptors_are_not_inherited(kind: str, tmp_path: Path) -> None:
+    before = descriptors.open_descriptors()
+    with channel.listen("tcp:127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path}/s") as listener:
         f, peer = channel.connect(listener.uri, timeout=TIMEOUT), listener.accept(timeout=TIMEOUT)
         back = f.return_path()
         to_command = channel.connect("exec:cat >/dev/null", timeout=TIMEOUT)
         assert back is not None
         files = [f, peer, back, to_command]
-        fds = [each._transport.fd for each in files] + [each._link.wake_fd for each in files]
-        assert listener._socket is not None
-        assert not any(os.get_inheritable(fd) for fd in [*fds, listener._socket.fileno()])
+        fds = descriptors.open_descriptors() - before
+        assert len(fds) > 2 * len(files), "one to wake each of them, and the listener's"
+        assert not any(map(os.get_inheritable, fds))
         for each in files:
             each.abort()

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -15,47 +14,12 @@ import command
 import peers
 import pytest
 import storage_daemon
+from processes import Watched, children_of
 from storage_daemon import MiB
 
 import blkmig
 from blkmig import children, errors, sources
 from blkmig.sources import serve
-
-SOON = 30.0
-
-
-class Watched:
-    """A process that need not be a child of ours."""
-
-    def __init__(self, pid: int) -> None:
-        self._fd = os.pidfd_open(pid)
-
-    def ends(self) -> bool:
-        """Return whether it ends soon."""
-        return bool(select.select([self._fd], [], [], SOON)[0])
-
-    def is_there(self) -> bool:
-        """Return whether it has not ended yet."""
-        return not select.select([self._fd], [], [], 0)[0]
-
-    def __del__(self) -> None:
-        os.close(self._fd)
-
-
-def children_of(pid: int, name: str) -> list[Watched]:
-    """Return the children of a process whose program is called `name`.
-
-    All processes are looked at: the kernel's own list of children leaves some out while another one ends.
-    """
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since it was listed
-                comm, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
-                if comm.startswith(name) and int(rest.split()[1]) == pid:
-                    found.append(Watched(int(entry.name)))
-    return found
-
 
 PARENT = """
 import os, subprocess, sys, threading, time

@@ -3,22 +3,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
-import select
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import disks
 import lab
 import peers
 import pytest
+from processes import child_called, children_of
 
 from blkmig import errors, sources
 from blkmig.nbd import image, qemuimg
@@ -176,17 +174,6 @@ def test_migration_to_a_new_image(tmp_path: Path, format: str, size: int, size_i
 # -- processes -------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def gone(pid: int) -> Iterator[None]:
-    """Wait, at the end, until the process, which runs at the beginning, has ended."""
-    process = os.pidfd_open(pid)
-    try:
-        yield
-        assert select.select([process], [], [], 20)[0], "it is still there"
-    finally:
-        os.close(process)
-
-
 @pytest.fixture
 def qcow2(tmp_path: Path) -> Path:
     return make(tmp_path / "disk.qcow2", b"x" * MiB, "qcow2")
@@ -213,8 +200,9 @@ def test_nothing_stays_behind(qcow2: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     disk = image.ImageBackend(qcow2, format="qcow2")
     assert not list(tmp_path.glob("blkmig-*")), "the socket's name is not needed any more"
-    with gone(disk._server._process.pid):
-        disk.close()
+    server = child_called("qemu-nbd")
+    disk.close()
+    assert server.ends()
     disk.close()
     with pytest.raises(errors.FormatError):
         image.ImageBackend(qcow2, format="vmdk")
@@ -226,18 +214,20 @@ def test_killed_user_leaves_no_server(qcow2: Path) -> None:
     code = (
         "import sys, signal; from blkmig.nbd import image\n"
         f"disk = image.ImageBackend({str(qcow2)!r}, format='qcow2')\n"
-        "print(disk._server._process.pid, flush=True); signal.pause()"
+        "print(flush=True); signal.pause()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as user:
         assert user.stdout is not None
-        with gone(int(user.stdout.readline())):
-            user.kill()
+        user.stdout.readline()
+        [server] = children_of(user.pid, "qemu-nbd")
+        user.kill()
+        assert server.ends()
     image.ImageBackend(qcow2, format="qcow2").close()
 
 
 def test_server_killed(qcow2: Path) -> None:
     disk = image.ImageBackend(qcow2, format="qcow2")
-    disk._server._process.kill()
+    child_called("qemu-nbd").kill()
     with pytest.raises(errors.DeviceError):
         disk.pread(0, MiB)
     with pytest.raises(errors.DeviceError, match=f"ended with status -{int(signal.SIGKILL)}"):
@@ -246,8 +236,8 @@ def test_server_killed(qcow2: Path) -> None:
 
 
 def test_interrupt_is_not_for_the_server(qcow2: Path) -> None:
-    with image.ImageBackend(qcow2, format="qcow2") as disk:
-        assert os.getsid(disk._server._process.pid) != os.getsid(0)
+    with image.ImageBackend(qcow2, format="qcow2"):
+        assert os.getsid(child_called("qemu-nbd").pid) != os.getsid(0)
 
 
 def test_missing_program_names_the_package(qcow2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
