@@ -82,11 +82,6 @@ class NbdHandle:
         self._poll = select.poll()
         self._poll.register(self._wake_fd, select.POLLIN)
 
-    @property
-    def in_flight(self) -> int:
-        """How many requests are in flight now."""
-        return len(self._requests)
-
     def ask(self, function: str, *args: Any) -> int:
         """Return what a libnbd `function` that does not block says about the export."""
         self.check_home()

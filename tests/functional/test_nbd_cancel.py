@@ -7,10 +7,8 @@ import contextlib
 import os
 import signal
 import socket
-import struct
 import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from pathlib import Path
@@ -19,11 +17,14 @@ import command
 import nbd_servers
 import peers
 import pytest
+from nbd_requests import await_requests
+from nbd_requests import in_flight as in_flight
 from nbd_servers import READ, Asked, FakeServer
+from processes import child_called
 
 import blkmig
 from blkmig import _core, errors
-from blkmig.nbd import _libnbd, exported, image, qemunbd
+from blkmig.nbd import _libnbd, image, qemunbd
 from blkmig.nbd import backend as nbd
 from blkmig.nbd import connection as nbd_connection
 from blkmig.nbd import uri as nbd_uri
@@ -59,12 +60,6 @@ def in_thread(call: Callable[[], object]) -> futures.Future[object]:
 
     threading.Thread(target=run, daemon=True).start()
     return future
-
-
-def await_request(disk: exported.ExportedDisk) -> None:
-    """Return when something of the disk is in flight."""
-    while not disk._export.connection._handle.in_flight:
-        time.sleep(0.001)
 
 
 def assert_cancelled(waiting: futures.Future[object]) -> None:
@@ -123,11 +118,11 @@ def test_a_cancel_with_nothing_in_flight_can_be_taken_back() -> None:
         connection.close()
 
 
-def test_a_disk_that_was_cancelled_can_be_sent_again() -> None:
+def test_a_disk_that_was_cancelled_can_be_sent_again(in_flight: threading.Semaphore) -> None:
     with nbd_servers.nbdkit("memory", "8M") as server, nbd.NbdBackend(server.uri) as disk:
         server.kill(signal.SIGSTOP)
         waiting = in_thread(lambda: disk.read_block(_core.BlockBuffer(), 0, MiB))
-        await_request(disk)
+        await_requests(in_flight)
         disk.cancel()
         assert_cancelled(waiting)
         server.kill(signal.SIGCONT)
@@ -136,7 +131,9 @@ def test_a_disk_that_was_cancelled_can_be_sent_again() -> None:
 
 
 @pytest.mark.parametrize("side", ["source", "target"])
-def test_a_migration_with_a_frozen_server_is_cancelled_at_once(tmp_path: Path, side: str) -> None:
+def test_a_migration_with_a_frozen_server_is_cancelled_at_once(
+    tmp_path: Path, side: str, in_flight: threading.Semaphore
+) -> None:
     with nbd_servers.nbdkit("memory", "64M") as server:
         if side == "source":
             started = threading.Event()
@@ -144,7 +141,7 @@ def test_a_migration_with_a_frozen_server_is_cancelled_at_once(tmp_path: Path, s
                 outgoing = blkmig.outgoing([source], f"file:{tmp_path}/s", on_progress=lambda _event: started.set())
                 server.kill(signal.SIGSTOP)
                 waiting = in_thread(lambda: enter_and_run(outgoing))
-                await_request(source)
+                await_requests(in_flight)
                 outgoing.cancel()
                 assert_cancelled(waiting)
             return
@@ -155,7 +152,7 @@ def test_a_migration_with_a_frozen_server_is_cancelled_at_once(tmp_path: Path, s
             incoming = blkmig.incoming(f"file:{tmp_path}/s", {"v": target})
             server.kill(signal.SIGSTOP)
             waiting = in_thread(lambda: enter_and_run(incoming))
-            await_request(target)
+            await_requests(in_flight)
             incoming.cancel()
             assert_cancelled(waiting)
 
@@ -165,21 +162,22 @@ def enter_and_run(migration: blkmig.OutgoingMigration | blkmig.IncomingMigration
         migration.run()
 
 
-def test_a_frozen_qemu_nbd_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_qemu_nbd_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_flight: threading.Semaphore
+) -> None:
     peers.require("qemu-nbd", "qemu-img")
     monkeypatch.setattr(qemunbd, "HURRY_TIMEOUT", 0.2)
     path = tmp_path / "v.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "8M"], check=True)
     with image.ImageBackend(path, format="qcow2") as disk:
-        assert disk._server is not None
-        process = disk._server._process
-        process.send_signal(signal.SIGSTOP)
+        server = child_called("qemu-nbd")
+        server.kill(signal.SIGSTOP)
         waiting = in_thread(lambda: disk.read_block(_core.BlockBuffer(), 0, MiB))
-        await_request(disk)
+        await_requests(in_flight)
         disk.cancel()
         assert_cancelled(waiting)
         in_thread(disk.close).result(SOON)
-        assert process.returncode is not None
+        assert not server.is_there()
 
 
 def test_listing_exports_has_a_bound_and_hears_a_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,9 +210,9 @@ def test_one_byte_now_and_then_is_no_answer() -> None:
     ended = threading.Event()
 
     def drip(asked: Asked) -> None:
-        asked._server.send(struct.pack(">IIQ", 0x67446698, 0, asked._cookie))
+        asked.reply()
         while not ended.wait(0.02):
-            asked._server.send(b"x")
+            server.send(b"x")
 
     with FakeServer(drip) as server:
         connection = nbd_connection.NbdConnection(server.uri, device="disk", request_timeout=0.1)

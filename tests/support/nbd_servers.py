@@ -217,5 +217,5 @@ class Asked:
         self.data = b""
 
     def reply(self, data: bytes = b"", *, error: int = 0) -> None:
-        """Answer it."""
+        """Answer it. Data that is missing may follow, by `send` of the server."""
         self._server.send(struct.pack(">IIQ", 0x67446698, error, self._cookie) + data)

@@ -16,12 +16,13 @@ from typing import Any
 import forks
 import nbd_servers
 import pytest
-from nbd_requests import KeepAll, answer_all, contents_at, expect
+from nbd_requests import KeepAll, answer_all, connect, contents_at, expect
 from nbd_servers import FLUSH, READ, TRIM, WRITE, WRITE_ZEROES, Asked, FakeServer
+from pauses import Call
 
 from blkmig import _core, errors
 from blkmig.disk import dirty
-from blkmig.nbd import _libnbd, inflight, requests
+from blkmig.nbd import _libnbd, extents, inflight, requests
 from blkmig.nbd import backend as nbd
 
 try:
@@ -126,22 +127,51 @@ def test_a_forked_child_leaves_the_connection_alone(monkeypatch: pytest.MonkeyPa
     with target(answer_all) as (_, disk):
         disk.write_block(block_of(6), 0, MiB)
         disk.write_block(block_of(7), 0, MiB)
-        handle = disk._export.connection._handle
-        calls = (lambda: disk.pread(0, 10), lambda: disk.write_block(block_of(7), 0, MiB),
-                 disk.rest, disk.flush, lambda: handle.wait(requests.Request(None)))  # fmt: skip
-        for lock in (disk._export._writes._lock, handle._lock):
-            with lock:  # as a thread of the parent may, when the fork comes
-                for call in calls:
-                    assert "the connection is the parent process's" in forks.in_a_child(call)
-                assert forks.in_a_child(disk.cancel) == ""
-                assert forks.in_a_child(disk.close) == ""
+        calls = (lambda: disk.pread(0, 10), lambda: disk.write_block(block_of(7), 0, MiB), disk.rest, disk.flush)
+        with starting(lambda: disk.write_block(block_of(8), 0, MiB), monkeypatch):
+            for call in calls:
+                assert "the connection is the parent process's" in forks.in_a_child(call)
+            assert forks.in_a_child(disk.cancel) == ""
+            assert forks.in_a_child(disk.close) == ""
         disk.write_block(block_of(7), 0, MiB)
         disk.flush()
 
 
+def test_a_forked_child_waits_for_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """C13: not to a request that its parent has started."""
+    with FakeServer(answer_all) as server, contextlib.closing(connect(server)) as connection:
+        request = connection.start_write(bytearray(512), 0)
+        assert request is not None
+        with starting(lambda: connection.pwrite(b"x", MiB), monkeypatch):
+            said = forks.in_a_child(lambda: connection.finish_write(request, 0, 512))
+        assert "the connection is the parent process's" in said
+        connection.finish_write(request, 0, 512)
+
+
+@contextlib.contextmanager
+def starting(write: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have a thread in the middle of starting the request of a write, with all the locks that this takes."""
+    is_inside, go_on, add = threading.Event(), threading.Event(), requests.Requests.add
+
+    def slow(those: requests.Requests, cookie: int, request: requests.Request) -> None:
+        is_inside.set()
+        assert go_on.wait(60)
+        add(those, cookie, request)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(requests.Requests, "add", slow)
+        writing = Call(write)
+        assert is_inside.wait(20)
+        try:
+            yield
+        finally:
+            go_on.set()
+        writing.result()
+
+
 def test_a_forked_child_does_not_keep_the_connection_open() -> None:
     """The server must see that its client has gone, although a child lives on."""
-    with target(answer_all) as (server, disk):
+    with target(lambda asked: server.send(b"nonsense" * 4)) as (server, disk):
         reader, writer = os.pipe()
         child = os.fork()
         if not child:
@@ -149,7 +179,8 @@ def test_a_forked_child_does_not_keep_the_connection_open() -> None:
             os.read(reader, 1)
             os._exit(0)
         os.close(reader)
-        disk._export.connection._handle._fail(OSError(errno.EIO, "an end without a good-bye"))
+        with pytest.raises(errors.DeviceError):
+            disk.pread(0, 512)  # an end without a good-bye
         assert server.has_ended(20)
         os.close(writer)
         assert os.waitpid(child, 0)[1] == 0
@@ -187,25 +218,24 @@ def test_writer_in_this_process_is_tracked() -> None:
     assert server.counted()[WRITE] == 1
 
 
-def test_new_tracker_and_marks_forget_what_was_asked() -> None:
+def test_new_tracker_and_marks_forget_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hole seen before a write must not be believed after the write's mark was cleared."""
+    forgotten = 0
 
-    class Forgetful:
-        forgotten = 0
+    def forget(_: extents.Extents) -> None:
+        nonlocal forgotten
+        forgotten += 1
+        assert not any(bitmap.is_dirty(0) for bitmap in bitmaps), "it was marked before it was forgotten"
 
-        def forget(self) -> None:
-            self.forgotten += 1
-            assert not any(bitmap.is_dirty(0) for bitmap in bitmaps), "it was marked before it was forgotten"
-
+    monkeypatch.setattr(extents.Extents, "forget", forget)
     bitmaps: list[dirty.DirtyBitmap] = []
     with target(answer_all) as (_, disk):
-        disk._export.extents = known = Forgetful()  # type: ignore[assignment]
         bitmaps.append(disk.create_dirty_bitmap(MiB))
-        assert known.forgotten == 1
+        assert forgotten == 1
         for write in (lambda: disk.pwrite(b"x", 5), lambda: disk.pwrite_zeroes(5, 1), lambda: disk.mark_dirty(5, 1)):
-            before = known.forgotten
+            before = forgotten
             write()
-            assert known.forgotten > before
+            assert forgotten > before
             assert bitmaps[0].take_block(0)
 
 
