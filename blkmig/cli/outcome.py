@@ -31,7 +31,7 @@ def run(words: Sequence[str], heard: signals.Signals) -> int:
         output.flush_results()
     except BaseException as error:
         if isinstance(error, errors.DisplayInUse) and error.display == displays.STDERR_LABEL:
-            standard.keep_messages_out(is_stdout_free="-" not in words)
+            standard.keep_messages_out(is_stdout_free=not any(map(displays.is_stdout, words)))
         exit_code = report(error, heard.number)
     finally:
         threading.excepthook = before

@@ -102,6 +102,7 @@ def add_live(parser: parsing.CommandParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     arguments.check_descriptor(args.uri)
+    displays.check_writing(args.uri)  # before anything is shown
     parameters = parameters_of(args)
     if args.bandwidth is not None and args.dry_run is None:
         raise errors.ParameterError("--bandwidth is for --dry-run; to send no faster than that, say --max-bandwidth")

@@ -87,14 +87,12 @@ def _is_same(path: str, messages: identity.KnownFile) -> bool:
 
 
 def keep_messages_out(*, is_stdout_free: bool) -> None:
-    """Have messages go to stdout, or nowhere, if they would be written into a file or a device.
+    """Have messages go to stdout, or nowhere, because they would be written into a disk or a stream.
 
-    For the end of a command that has found that to be one of its disks; `is_stdout_free`: no stream goes there.
+    For the end of a command that has found that; `is_stdout_free`: no stream goes there.
     """
     with contextlib.suppress(OSError):
-        if not holds_bytes(2):
-            return
-        if is_stdout_free and not holds_bytes(1):
+        if is_stdout_free and not holds_bytes(1) and not os.path.samestat(os.fstat(1), os.fstat(2)):
             os.dup2(1, 2)
             return
         null = os.open(os.devnull, os.O_WRONLY)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
@@ -207,6 +208,59 @@ def test_no_message_goes_into_the_stream(source: Path, stream: Path) -> None:
     done = run_with(f">{stream} 2>&1", ["send", f"a={source}", "-"])
     assert done.returncode == 2
     assert stream.read_bytes() == b""
+
+
+@pytest.mark.parametrize("progress", ["plain", "json"])
+@pytest.mark.parametrize(
+    ("kind", "uri"),
+    [(kind, uri) for kind in ("pipe", "socket") for uri in ("-", "fd:1", "fd:{fd}")]
+    + [("pipe", uri) for uri in ("file:/dev/stdout", "file:/dev/fd/{fd}", "file:{pipe}")],
+)
+def test_no_message_goes_between_the_bytes_of_the_stream(
+    source: Path, tmp_path: Path, kind: str, uri: str, progress: str
+) -> None:
+    """As with ``send DISK - 2>&1 | receive -``: not even the refusal is written there."""
+    os.mkfifo(tmp_path / "pipe")
+    ours, theirs = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK), os.open(tmp_path / "pipe", os.O_WRONLY)
+    if kind == "socket":
+        os.close(ours)
+        os.close(theirs)
+        ours, theirs = (end.detach() for end in socket.socketpair())
+    is_stdout = "{" not in uri
+    words = ["send", f"--progress={progress}", "--json", f"a={source}", uri.format(fd=theirs, pipe=tmp_path / "pipe")]
+    done = subprocess.run(
+        command.command(*words), stdout=theirs if is_stdout else subprocess.PIPE, stderr=theirs, pass_fds=(theirs,),
+        timeout=TIMEOUT, check=False,
+    )  # fmt: skip
+    os.close(theirs)
+    assert (done.returncode, os.read(ours, 4096)) == (2, b"")
+    assert is_stdout or b"standard error goes there, too" in done.stdout
+    os.close(ours)
+
+
+def test_no_message_goes_into_the_socket_of_the_source(source: Path, tmp_path: Path) -> None:
+    """As a receiver that inetd starts: the source takes what is there for the target's word."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            words = command.command("receive", "-", f"a={tmp_path}/b.raw")
+            done = subprocess.run(words, stdin=theirs, stdout=theirs, stderr=theirs, timeout=TIMEOUT, check=False)
+        assert (done.returncode, ours.recv(4096)) == (2, b"")
+
+
+def test_results_may_follow_in_the_socket_of_the_source(source: Path, stream: Path, tmp_path: Path) -> None:
+    """As a receiver that some sshd starts, whose standard input and output are one socket."""
+    blkmig.send([source], f"file:{stream}")
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            words = command.command("receive", "-", f"a={tmp_path}/b.raw")
+            receiver = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE)
+        ours.sendall(stream.read_bytes())
+        ours.shutdown(socket.SHUT_WR)
+        said = receiver.communicate(timeout=TIMEOUT)[1]
+        assert receiver.returncode == 0, said
+        assert b"4.8 MiB" in ours.recv(4096)
 
 
 def test_a_log_is_no_disk(source: Path, stream: Path, tmp_path: Path) -> None:
