@@ -11,6 +11,7 @@ import subprocess
 from pathlib import Path
 
 import command
+import peers
 import pytest
 
 import blkmig
@@ -20,6 +21,7 @@ from blkmig.migration import streamfile
 
 CONTENT = os.urandom(5_000_192)
 TIMEOUT = 60
+MIB = 1 << 20
 
 
 @pytest.fixture
@@ -101,6 +103,45 @@ def test_links_lead_to_the_file(source: Path, stream: Path, tmp_path: Path) -> N
     assert link.is_symlink()
     assert names(stream) == ["q"]
     assert_is_whole(stream, tmp_path)
+
+
+def run_mounted(file: Path, on: Path, words: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """Run the command while `file` is mounted on `on`, as in a container that is given one file."""
+    peers.require("unshare", "mount")
+    enter = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*enter, "true"], capture_output=True, check=False).returncode:
+        peers.lacking("no mounts of its own for a process")
+    line = [*enter, "sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"', file, on]
+    return subprocess.run([*line, *command.command(*words)], capture_output=True, timeout=TIMEOUT, check=False)
+
+
+@pytest.mark.parametrize("before", [b"", b"an older stream" * MIB])
+def test_a_mounted_file_is_written_in_place(source: Path, stream: Path, tmp_path: Path, before: bytes) -> None:
+    """It cannot be replaced: that was said when all had been written."""
+    (tmp_path / "file").write_bytes(before)
+    stream.touch()
+    words = ["send", f"a={source}", f"file:{stream}"]
+    done = run_mounted(tmp_path / "file", stream, [*words, "--max-bandwidth=256K", "--timeout=0.1"])
+    assert (done.returncode, (tmp_path / "file").read_bytes()) == (4, b""), done.stderr
+    (tmp_path / "file").write_bytes(before)
+    done = run_mounted(tmp_path / "file", stream, words)
+    assert done.returncode == 0, done.stderr
+    assert names(stream) == ["q"]
+    assert_is_whole(tmp_path / "file", tmp_path)
+
+
+def test_a_mounted_file_of_a_folder_is_not_emptied(source: Path, stream: Path, tmp_path: Path) -> None:
+    """It is said before anything is written, and its name by itself is a target."""
+    blkmig.send([source], f"file:{stream}")
+    (tmp_path / "d").mkdir()
+    target = tmp_path / "d" / "a.raw"
+    target.touch()
+    (tmp_path / "file").write_bytes(before := bytes(len(CONTENT)))
+    done = run_mounted(tmp_path / "file", target, ["receive", f"file:{stream}", f"--into={tmp_path}/d", "--overwrite"])
+    assert (done.returncode, (tmp_path / "file").read_bytes()) == (1, before)
+    assert b"something is mounted on it" in done.stderr
+    done = run_mounted(tmp_path / "file", target, ["receive", f"file:{stream}", f"a={target}"])
+    assert (done.returncode, (tmp_path / "file").read_bytes()) == (0, CONTENT), done.stderr
 
 
 def test_what_stands_before_the_offset_stays(source: Path, stream: Path) -> None:
