@@ -17,6 +17,7 @@ docs/architecture/way-of-a-block.md has every step.
 """
 
 from .buffers import LoadBuffers
+from .checks import why_left_out
 from .coverage import MAX_INFERRED_BYTES, BlockCoverage, CoverageRoom, grown
 from .digests import combine_digests, combine_disks, tree_of
 from .load import BlockLoadHandlers
@@ -38,4 +39,5 @@ __all__ = [
     "combine_disks",
     "grown",
     "tree_of",
+    "why_left_out",
 ]

@@ -144,6 +144,10 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
                 checks.check_device(backend, names, self._parameters)
                 names.add(checks.encode_name(backend))
 
+    def check_any_is_sent(self) -> None:
+        """Refuse a migration of none of the disks. For callers to whom an empty section is no success."""
+        checks.check_any_is_sent(self._disks, is_described=self.is_described)
+
     def save_live_iterate(self, f: channel.OutputQEMUFile) -> int:
         """Send blocks until the section is long enough, the rate limit is reached, or nothing is left in this round.
 
@@ -260,15 +264,13 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
 
     def _is_sent(self, backend: disk.BlockBackend) -> bool:
         """Return whether there is anything to send of a disk; take note of it if there is not."""
-        if not backend.is_read_only and backend.size:
-            return True
-        if not backend.is_read_only:
-            self._empty.append(backend.name)
-        if backend.is_read_only or not self.is_described:
+        why = checks.why_left_out(backend, is_described=self.is_described)
+        if why:
             self.skipped.append(backend.name)
-        why = "it is read-only" if backend.is_read_only else "it has no bytes"
-        logger.info("disk %r is not sent: %s", backend.name, why)
-        return False
+            logger.info("disk %r is not sent: %s", backend.name, why)
+        if not backend.is_read_only and not backend.size:
+            self._empty.append(backend.name)
+        return not backend.is_read_only and backend.size > 0
 
     def _begin_section(self) -> state.BlkMigState:
         """Return the state, unless a section before this one was ended by an exception."""

@@ -7,7 +7,7 @@ import argparse
 import contextlib
 from typing import Any
 
-from .. import disk, errors, migration, params, sources, stats, units
+from .. import block, disk, errors, migration, params, sources, stats, units
 from ..migration import displays
 from . import arguments, output, progress, signals
 from . import parser as parsing
@@ -140,16 +140,10 @@ def run(args: argparse.Namespace) -> int:
             outgoing.run()
     for backend in disks:
         if backend.name in outgoing.skipped:
-            output.print_note(f"disk {backend.name!r} was not sent: {why_skipped(backend)}")
+            why = block.why_left_out(backend, is_described=False)
+            output.print_note(f"disk {backend.name!r} was not sent: {why}")
     print_result(outgoing.stats, args, is_stdout_taken=is_stdout_taken)
     return 0
-
-
-def why_skipped(backend: disk.BlockBackend) -> str:
-    """Say why a disk was left out."""
-    if backend.is_read_only:
-        return "it is read-only"
-    return "it has no bytes, and what a QEMU of that age reads cannot say so: give the target a disk of 0 bytes"
 
 
 def watch_switchover(disks: list[disk.BlockBackend], outgoing: migration.OutgoingMigration) -> None:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from .. import _core, block, channel, disk, errors, params, units
+from .. import _core, block, channel, disk, errors, params, savevm, units
 from . import asked, endpoints, rates, reading, replay, watching
 
 BandwidthSource = Literal["measured", "said", "limit", "disks"]
@@ -133,7 +133,11 @@ def forecast(
 
 def _check_sending(disks: list[disk.BlockBackend], parameters: params.MigrationParameters, uri: str | None) -> None:
     """Raise what a migration of `disks` to `uri` would raise before it connects: a forecast of that is none."""
-    block.BlockSaveHandlers(disks, parameters).check_disks()
+    handlers = block.BlockSaveHandlers(disks, parameters)
+    described = savevm.ContainerFormat.for_machine_compat(parameters.machine_compat, machine=parameters.machine)
+    handlers.is_described = described.vmdescription
+    handlers.check_disks()
+    handlers.check_any_is_sent()
     if uri is not None:
         channel.Connector(uri).close()
         endpoints.Sources(uri, disks).check()

@@ -278,7 +278,9 @@ class OutgoingMigration:
     def _setup(self) -> None:
         """Connect and write everything before the first part."""
         self._bounds.begin()
-        self._block.check_disks()  # first: a QEMU at the other end takes a connection that ends for a failed migration
+        # First: a QEMU at the other end takes a connection that ends for a failed migration.
+        self._block.check_disks()
+        self._block.check_any_is_sent()
         self._sources.check()
         opened = self._sources.open_output()
         f = self._connection.connect(timeout=self._bounds.connect_timeout, opened=opened)
