@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 
 from .. import _core, channel, disk, errors, passage, stats
+from ..disk import geometry
 from . import buffers, coverage, digests
 
 GROWTH_BYTES = 64 << 20
@@ -154,13 +155,14 @@ class BlkLoadDevice:
         is part of the disk. It calls `check_cancelled`, which may raise, before each block.
         """
         assert self.statistics.size is not None
-        geometry = disk.BlockGeometry(self.statistics.size)
-        found = bytearray(geometry.nblocks * digests.DIGEST_SIZE)
+        shape = geometry.BlockGeometry(self.statistics.size)
+        with geometry.keeping_account(shape.size):
+            found = bytearray(shape.nblocks * digests.DIGEST_SIZE)
         buf = self._buf or self.buffers.lend(self)
-        for block in range(geometry.nblocks):
+        for block in range(shape.nblocks):
             check_cancelled()
-            offset, nbytes = geometry.block_range(block)
-            self.backend.read_block(buf, offset, geometry.clip(offset, nbytes))
+            offset, nbytes = shape.block_range(block)
+            self.backend.read_block(buf, offset, shape.clip(offset, nbytes))
             found[block * digests.DIGEST_SIZE : (block + 1) * digests.DIGEST_SIZE] = digests.digest_of(buf.payload)
         return combine(found)
 

@@ -57,7 +57,11 @@ class DirtyMap:
         try:
             self.known = identity.KnownFile.of(path, fd=self._file.fileno())
             self.granularity, self._count = self._read_header(size)
-            self._map = mmap.mmap(self._file.fileno(), MAP_OFFSET + self._count)
+            try:
+                with errors.failing("cannot map its dirty map", device=device):
+                    self._map = mmap.mmap(self._file.fileno(), MAP_OFFSET + self._count)
+            except ValueError as error:  # it was cut just now
+                raise self._wrong(f"it is too short for {self._count} chunks") from error
         except BaseException:
             self._file.close()
             raise

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal
 
 from .. import _core, block, channel, disk, errors, params, savevm, units
+from ..disk import geometry
 from . import asked, endpoints, rates, reading, replay, watching
 
 BandwidthSource = Literal["measured", "said", "limit", "disks"]
@@ -89,7 +90,8 @@ def forecast(
             stack.enter_context(backend.block_use("a forecast"))
             bitmap = backend.create_dirty_bitmap(int(parameters.granularity))
             stack.callback(backend.release_dirty_bitmap, bitmap)
-            watched.append(watching.WatchedDisk(backend, bitmap))
+            with geometry.keeping_account(backend.size):
+                watched.append(watching.WatchedDisk(backend, bitmap))
         interval, count = watching.watch(watched, seconds, clock, sleep)
         for known in watched:
             known.find_data(shared_base=parameters.shared_base, holes_are_data=not parameters.zero_blocks)
