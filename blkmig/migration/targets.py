@@ -154,19 +154,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
 
         Only their names, which come later, can tell which disk it is that nobody expects, or that is missing.
         """
-        wanted = [repr(key) if isinstance(key, str) else f"number {key}" for key in self._targets]
-        if disks + empty < max(len(wanted), 1):
-            raise errors.IncompleteMigration(
-                f"the stream holds {disks + empty or 'no'} disk{'s' * (disks + empty != 1)}, and targets were given "
-                f"for {len(wanted)}: {', '.join(wanted) or 'all'}",
-                missing={},
-            )
-        if disks > len(wanted) and self._into is None:
-            raise errors.StreamError(
-                f"the stream holds {disks} disks, and targets were given for {len(wanted)}: {', '.join(wanted)}; say "
-                "where the others go, by NAME=PATH or --into a folder",
-                position=position,
-            )
+        naming.check_counts(disks, empty, list(self._targets), takes_others=self._into is not None, position=position)
 
     def check_announced(self, announced: block.SaidSizes) -> None:
         """Refuse what must fail by the sizes that the stream says before anything is written; warn of little room."""
@@ -176,6 +164,11 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         absent = [key for key in self._names() if key not in known]
         if known or self._takes_unnamed:  # else the first disk that comes is unknown, and says its name
             naming.check_targets_come(absent, known, "disks of other names")
+        for name in known:
+            number = announced.number_of(name)
+            # Of an incremental stream's disks, those in which nothing has changed do not appear.
+            if number is not None and not self._parameters.incremental:
+                naming.check_is_said_once(name, number, self._targets)
         fitting.check_said_sizes(self._parameters, announced)
         unnamed = announced.total
         for key in self._names():
@@ -193,6 +186,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
     def _find(self, name: str, position: int) -> disk.BlockBackend | sources.TargetFile:
         """Return where the disk called `name` goes."""
         index = len(self.devices)
+        naming.check_is_said_once(name, index, self._targets)
         for key in (name, index):  # the name first: whoever says both means this disk
             if key in self._targets:
                 self._used.add(key)
