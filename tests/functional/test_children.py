@@ -90,10 +90,12 @@ def test_a_fork_of_the_parent_does_not_keep_the_child_alive() -> None:
 
 def test_a_child_that_has_ended_is_let_go() -> None:
     child, tie = children.start(["true"])
+    [watcher] = children_of(os.getpid(), "sh")
     child.wait()
     tie.undo()
     tie.undo()
-    assert tie._watcher.returncode == 0
+    assert not watcher.is_there()
+    assert not children_of(os.getpid(), "sh"), "it was waited for"
 
 
 def test_a_program_that_is_not_there_leaves_no_watcher() -> None:

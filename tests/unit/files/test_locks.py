@@ -110,7 +110,7 @@ class TestInProcess:
 
     def test_an_exclusive_lock_of_another_program(self, image):
         with descriptor(image) as other, descriptor(image) as fd:
-            fcntl.fcntl(other, 37, locks._FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+            fcntl.fcntl(other, 37, locks.FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
             with pytest.raises(errors.DeviceBusy, match="another program locks it exclusively"):
                 locks.acquire(fd, locks.READER, device="vda")
 
