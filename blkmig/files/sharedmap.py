@@ -66,6 +66,10 @@ class SharedMapBackend(backend.BlockBackend):
         """Return the next extent that the top layer holds."""
         return self._source.next_allocated(offset, nbytes)
 
+    def forget_extents(self) -> None:
+        """Have the source look again."""
+        self._source.forget_extents()
+
     def write_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
         """Write a block of the source; it is not marked in the map."""
         self._source.write_block(blk, offset, nbytes)

@@ -69,6 +69,10 @@ class ExportedDisk(local.LocalBackend):
         """Ask a QEMU server what the top image of a chain holds."""
         return self._export.extents.next_allocated(units.index(offset), units.index(nbytes))
 
+    def forget_extents(self) -> None:
+        """Have the server be asked again."""
+        self._export.extents.forget()
+
     # -- writing -----------------------------------------------------------------------------------------------------
 
     def write_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
