@@ -16,11 +16,12 @@ Whether a payload goes that way as bytes or as pages of a file is decided in `pa
 docs/architecture/way-of-a-block.md has every step.
 """
 
+from .basewords import BaseRun
 from .buffers import LoadBuffers
 from .checks import why_left_out
 from .coverage import MAX_INFERRED_BYTES, BlockCoverage, CoverageRoom, grown
 from .digests import combine_digests, combine_disks, tree_of
-from .load import BlockLoadHandlers
+from .load import BlockLoadHandlers, LoadDevice
 from .save import BlockSaveHandlers
 from .sizes import SaidSizes
 from .target import NAMELESS_TWICE, BlkLoadDevice
@@ -28,12 +29,14 @@ from .target import NAMELESS_TWICE, BlkLoadDevice
 __all__ = [
     "MAX_INFERRED_BYTES",
     "NAMELESS_TWICE",
+    "BaseRun",
     "BlkLoadDevice",
     "BlockCoverage",
     "BlockLoadHandlers",
     "BlockSaveHandlers",
     "CoverageRoom",
     "LoadBuffers",
+    "LoadDevice",
     "SaidSizes",
     "combine_digests",
     "combine_disks",

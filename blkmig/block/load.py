@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from .. import _core, channel, errors, savevm
-from . import sizes, wire
+from . import basewords, sizes, wire
 
 
 class LoadDevice(Protocol):
@@ -34,6 +34,7 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
     def __init__(self, open_device: OpenDevice) -> None:
         self._open_device = open_device
         self._devices: dict[bytes, LoadDevice] = {}
+        self._ahead: dict[bytes, LoadDevice] = {}  # opened for what the stream says of their bases
         self.percent = 0
         """The last progress record."""
 
@@ -51,6 +52,12 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
 
         self.on_sizes: Callable[[sizes.SaidSizes], None] | None = None
         """Called with them, before the first disk comes."""
+
+        self.base = basewords.SaidBase()
+        """What the stream says of what only the disks' bases hold, before their blocks come."""
+
+        self.on_base: Callable[[LoadDevice, str, list[basewords.BaseRun]], None] | None = None
+        """Called with each part of that: where the disk goes, its name, and the runs of blocks. May raise and block."""
 
         self.on_described: Callable[[int, int], None] | None = None
         """Called with the two numbers of `described_disks`, before the first disk comes."""
@@ -91,7 +98,9 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         """Note what a blkmig says in the upper bits of an EOS, at which nobody else looks."""
         if marks & wire.SHARES_PAGES:
             f.expect_pages()
-        if marks & wire.IS_DESCRIBED:
+        if marks & wire.IS_DESCRIBED and self.is_described:
+            self._take_base(f, marks, position)
+        elif marks & wire.IS_DESCRIBED:
             self.is_described = True
             self.described_disks = wire.described_disks(marks)
             if self.on_described is not None:
@@ -100,6 +109,22 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
             is_all = self.sizes.take(marks, most=sum(self.described_disks), position=position)
             if is_all and self.on_sizes is not None:
                 self.on_sizes(self.sizes)
+
+    def _take_base(self, f: channel.InputQEMUFile, marks: int, position: int) -> None:
+        """Note what an EOS says of the disks' bases: after their sizes, and before any block."""
+        is_now = len(self.sizes) == sum(self.described_disks) and not self._devices
+        if not is_now or wire.described_disks(marks) != self.described_disks:
+            raise basewords.damaged(position)
+        found = self.base.take(marks >> wire.BASE_SHIFT, self.sizes, position=position)
+        if found is None:
+            return
+        f.payload_came()  # it has come a little further: there are only so many blocks of which this can be said
+        if self.on_base is not None:
+            name, runs = found
+            key = name.encode("utf-8", "surrogateescape")
+            if key not in self._ahead:
+                self._ahead[key] = self._open_device(name, position)
+            self.on_base(self._ahead[key], name, runs)
 
     def _set_percent(self, percent: int) -> None:
         """Note the progress that the source reports."""
@@ -111,7 +136,9 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         """Return where a disk goes that appears for the first time."""
         if len(self._devices) >= wire.MAX_DISKS:
             raise errors.StreamError(f"the stream names more than {wire.MAX_DISKS} disks", position=position)
-        device = self._open_device(name.decode("utf-8", "surrogateescape"), position)
+        if not self.base.is_whole:
+            raise basewords.damaged(position)
+        device = self._ahead.get(name) or self._open_device(name.decode("utf-8", "surrogateescape"), position)
         self._devices[name] = device
         return device
 

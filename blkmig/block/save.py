@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import _core, channel, disk, errors, params, passage, savevm, units
-from . import checks, description, dirty, engine, reads, send, setup, sizes, state, wire
+from . import base, checks, description, dirty, engine, reads, send, setup, sizes, state, wire
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,9 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         self._blk_enable = True
         self._shared_base = parameters.shared_base
         self._blk_mig: state.BlkMigState | None = None
+        self.base = base.BasePhase()
+        """What goes before the bulk phase, from `setup_parts` on, for a target that understands what it says."""
+
         self._departure: passage.Departure  # from `save_setup` on
 
     # -- what to do --------------------------------------------------------------------------------------------------
@@ -130,8 +133,16 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         """Return what says the disks' sizes before their blocks come; nothing to a QEMU, which ignores it."""
         if not self.is_described or self._parameters.qemu:
             return []
-        sent = [(bmds.name, bmds.geometry.size) for bmds in self.blk_mig.bmds_list]
-        return sizes.say([*sent, *((name.encode("utf-8", "surrogateescape"), 0) for name in self._empty)])
+        blk_mig = self.blk_mig
+        sent = [(bmds.name, bmds.geometry.size) for bmds in blk_mig.bmds_list]
+        said = sizes.say([*sent, *((name.encode("utf-8", "surrogateescape"), 0) for name in self._empty)])
+        if said and self._shared_base and self._parameters.digests:
+            said += self.base.begin(blk_mig, self._description_marks(blk_mig))
+        return said
+
+    def iterate_parts(self) -> list[bytes]:
+        """Return what says which of the blocks that the last section has hashed only the base holds."""
+        return self.base.take_words()
 
     def check_disks(self) -> None:
         """Refuse disks that the stream, or a QEMU as its target, cannot carry. May read a disk of less than 1 MiB.
@@ -158,8 +169,12 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         for bmds in blk_mig.bmds_list:
             bmds.backend.check_source()
         deadline = self._clock() + SECTION_SECONDS
-        while not f.rate_limit_exceeded() and engine.send_some(blk_mig, f) and self._clock() < deadline:
-            pass
+        if not self.base.is_over:
+            f.flush()  # what was said last
+            self.base.hash_some(lambda: self._clock() >= deadline)
+        else:
+            while not f.rate_limit_exceeded() and engine.send_some(blk_mig, f) and self._clock() < deadline:
+                pass
         f.put_be64(_core.FLAG_EOS)
         for bmds in blk_mig.bmds_list:
             if bmds.tree is not None:
@@ -194,6 +209,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
     def begin_last_round(self) -> None:
         """Fetch what is dirty, with the writers held, and have sections send that and nothing beyond it."""
         self.blk_mig.is_last_round = True
+        self.base.give_up()  # blocks may come from here on, and all that is said of bases comes before them
         dirty.begin_round(self.blk_mig)
 
     def leave_last_round(self) -> None:
@@ -233,6 +249,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         """Wait for reads in flight, release the trackers, let the disks go, free the buffers. Twice does no harm."""
         if self._blk_mig is not None:
             blk_mig, self._blk_mig = self._blk_mig, None
+            self.base.give_up()
             blk_mig.release()
 
     def description(self, *, as_tree: bool = False) -> dict[str, Any]:

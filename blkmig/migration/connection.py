@@ -13,6 +13,7 @@ alone may be called by any thread and any signal handler, so it takes no lock.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 from .. import block, channel, errors, savevm
@@ -116,6 +117,20 @@ class Connection:
             while path is not None and self._read_before_end(path) != BARRIER_PING + self._barriers:
                 pass
 
+    def await_base_checked(self, state: savevm.SaveState) -> None:
+        """Wait until the target has compared what it was told of the disks' bases; a one-way channel does not tell.
+
+        Blocks. A target that takes its time says so in PONGs, and how far it is. Raises what it has to say.
+        """
+        path = self._return_path
+        if path is None:
+            return
+        self.begin_barrier(state)
+        patience = savevm.Patience(path, time.monotonic)
+        with self._losing("waiting for the target to compare the disks' bases"):
+            while (value := self._read_before_end(path)) != BARRIER_PING + self._barriers:
+                patience.heard(value)
+
     def _read_before_end(self, path: channel.InputQEMUFile) -> int | None:
         """Return the value of the next message if that is PONG, else None. Blocks."""
         kind, value = savevm.read_message(path)
@@ -147,7 +162,8 @@ class Connection:
     def _target_failed(self, status: int, what: str = "has ended the migration before the stream's end") -> Exception:
         """Return the error for what the target has said in its SHUT, and take note that it does not use what it has."""
         self.has_target_failed = True
-        return errors.MigrationError(f"the target {what}: {savevm.describe_status(status)}")
+        why = f"the target {what}: {savevm.describe_status(status)}"
+        return errors.WrongBase(why, device="") if status == savevm.WRONG_BASE else errors.MigrationError(why)
 
     @contextlib.contextmanager
     def _losing(self, doing: str) -> Iterator[None]:

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from .. import block, channel, errors, params, savevm, stats
-from . import announcement, connection, farewell, heartbeat, outlook, verdict
+from . import announcement, basecheck, connection, farewell, heartbeat, outlook, verdict
 from . import targets as load_targets
 from .announcement import Announcement
 
@@ -136,6 +136,9 @@ class IncomingMigration:
         loader = savevm.LoadVM(
             self.savevm, f, observer=self._observer, answers={connection.ASK_TREES: connection.KNOWS_TREES}
         )
+        if self.parameters.incremental:
+            check = basecheck.BaseCheck(self._block.sizes, loader.beat, self._check_cancelled).check
+            self._block.on_base = check if self.parameters.verify else lambda *_: None
         try:
             stream = loader.loadvm()
             announced = self._judge(stream)

@@ -186,6 +186,8 @@ class OutgoingMigration:
             self.savevm.state_iterate(f)
         self._connection.check_cancelled()
         self._connection.check_target()
+        if self._block.base.has_ended():
+            self._connection.await_base_checked(self.savevm)
         return self._figures.section_ended()
 
     def _round_ended(self) -> None:

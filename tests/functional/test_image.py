@@ -18,6 +18,7 @@ import peers
 import pytest
 from processes import child_called, children_of
 
+import blkmig
 from blkmig import errors, sources
 from blkmig.nbd import image, qemuimg
 
@@ -146,13 +147,34 @@ def test_incremental_migration(layers: tuple[Path, Path, bytearray], tmp_path: P
             new, format=target_format, name="vda", base=copy, base_format="qcow2", create_size=source.size
         ) as target,
     ):
+        receive = {"incremental": True, "verify": True}
         sent, _ = lab.migrate(
-            tmp_path, "unix", [source], {"vda": target}, shared_base=True, receive={"incremental": True}
+            tmp_path, "unix", [source], {"vda": target}, shared_base=True, digests=True, receive=receive
         )
     assert contents_of(new, target_format) == contents
     assert sent.blocks <= 2
     parts = json.loads(run("qemu-img", "map", "--output=json", "-f", "qcow2", new))
     assert sum(part["length"] for part in parts if part["depth"] == 0) <= 2 * MiB
+
+
+def test_a_new_image_on_another_base_is_not_made(layers: tuple[Path, Path, bytearray], tmp_path: Path) -> None:
+    """A13: what is below the target is looked at, too."""
+    base, top, _ = layers
+    with image.ImageBackend(base, format="qcow2", name="base") as other:
+        found = other.pread(2 * MiB, 1)
+        other.pwrite(bytes([found[0] ^ 1]), 2 * MiB)
+    copy = tmp_path / "copy"
+    copy.write_bytes(base.read_bytes())
+    with image.ImageBackend(base, format="qcow2", name="base") as again:
+        again.pwrite(found, 2 * MiB)
+    text = f"{tmp_path}/new.qcow2,format=qcow2,base={copy},base-format=qcow2"
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"vda": text}, incremental=True, verify=True)
+    with image.ImageBackend(top, format="qcow2", name="vda", writable=False) as source:
+        with pytest.raises(errors.WrongBase):
+            blkmig.send([source], receiver.uri, shared_base=True, digests=True)
+    with pytest.raises(errors.WrongBase, match="nothing was written"):
+        receiver.result()
+    assert not (tmp_path / "new.qcow2").exists()
 
 
 # -- migrations ------------------------------------------------------------------------------------------------------

@@ -111,6 +111,39 @@ def test_only_the_top_layer_moves_where_the_base_is_known(folder: Path) -> None:
     storage_daemon.compare(image, target)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_the_base_is_looked_at_while_somebody_writes(folder: Path, seed: int) -> None:
+    """A13: what the writer allocates meanwhile is no part of the base, so the right base is never taken for another."""
+    image, target = make_image(folder, "qcow2", seed), folder / "target.raw"
+    target.write_bytes((folder / "disk0.raw").read_bytes())
+    with StorageDaemon(folder, *image_options(image)) as daemon:
+        with storage_daemon.writing([(daemon.uri("disk0"), SIZE)], seed=seed), opened(daemon) as disks:
+            common = {"shared_base": True, "digests": True, "receive": {"incremental": True, "verify": True}}
+            drive = some_rounds(3)
+            _, received = lab.migrate(folder, "unix", disks, {"disk0": target}, drive=drive, **common)
+            assert received.disks["disk0"].verified
+        daemon.quit()
+
+
+def test_another_base_is_found_before_anything_is_written(folder: Path) -> None:
+    """A13: of an image that a QEMU has open, by its allocation depths."""
+    image, target = make_image(folder, "qcow2", 4), folder / "target.raw"
+    other = bytearray((folder / "disk0.raw").read_bytes())
+    other[11 * MiB] ^= 1
+    target.write_bytes(other)
+    with StorageDaemon(folder, *image_options(image)) as daemon:
+        client = storage_daemon.QemuIo(daemon.uri("disk0"))
+        assert client.run("write -P 5 5M 100k")
+        client.close()
+        receiver = lab.Receiver(f"unix:{folder}/s", {"disk0": target}, incremental=True, verify=True)
+        with opened(daemon) as disks, pytest.raises(errors.WrongBase):
+            blkmig.send(disks, receiver.uri, shared_base=True, digests=True)
+        with pytest.raises(errors.WrongBase, match=r"disk0.* nothing was written"):
+            receiver.result()
+        daemon.quit()
+    assert target.read_bytes() == other
+
+
 # -- convergence -----------------------------------------------------------------------------------------------------
 
 
