@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import command
@@ -207,3 +208,44 @@ def test_a_command_that_has_ended_is_left_alone() -> None:
     child.wait()
     children.end(child, 0.2)
     os.kill(left, signal.SIGKILL)  # it is there
+
+
+THREADED = """
+import subprocess, sys, threading
+def start():
+    subprocess.Popen(["sleep", sys.argv[1]])
+    print(flush=True)
+    threading.Event().wait()
+threading.Thread(target=start).start()
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [sys.executable, "-c", THREADED],
+        ["/bin/sh", "-c", 'echo; while :; do sleep "$0" & done'],
+        ["/bin/sh", "-c", 'sh -c "echo; while :; do sleep $0 & done" & wait'],
+    ],
+    ids=["a thread's", "more and more", "more and more below"],
+)
+def test_nothing_that_a_command_starts_is_missed(words: list[str]) -> None:
+    """What another thread of it has started is in no list of the main thread's; and it may start more at any moment."""
+    seconds = f"1000.{os.getpid()}"
+    child = subprocess.Popen([*words, seconds], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    children.end(child, 5)
+    child.stdout.close()
+    left = list(sleepers(seconds))
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert (child.returncode, left) == (-signal.SIGTERM, [])
+
+
+def sleepers(seconds: str) -> Iterator[int]:
+    """Yield the processes that sleep for so long."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and (entry / "cmdline").read_bytes() == f"sleep\0{seconds}\0".encode():
+                yield int(entry.name)
