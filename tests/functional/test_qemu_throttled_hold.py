@@ -47,7 +47,7 @@ def test_queued_writes_do_not_hold_the_pause_up(in_flight: threading.Semaphore) 
                 source.hold_writers()
                 source.sync_dirty()
                 assert bitmap.is_dirty(0)
-                assert source.session._qmp.execute("qom-get", {"path": GROUP, "property": "limits"}) == before
+                assert source.session.qmp.execute("qom-get", {"path": GROUP, "property": "limits"}) == before
                 source.release_writers()
                 for each in writers:
                     each.join(30)

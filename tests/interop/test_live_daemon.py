@@ -156,7 +156,7 @@ def test_a_writer_that_is_too_quick_is_slowed_down(folder: Path, caplog: pytest.
                 while "slowed" not in caplog.text:
                     outgoing.iterate()
                 group = {"path": "/objects/disk0-limit", "property": "limits"}
-                throttled = disks[0].session._qmp.execute("qom-get", group)  # type: ignore[attr-defined]
+                throttled = disks[0].session.qmp.execute("qom-get", group)  # type: ignore[attr-defined]
                 assert throttled["bps-write"] > 0
                 outgoing.complete()
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from forks import in_a_child
-from pauses import Call
+from pauses import inside
 
 import blkmig
 from blkmig import _core, _input, _output, _storing, errors, files
@@ -246,22 +246,10 @@ def test_a_child_opens_what_it_writes(tmp_path: pathlib.Path) -> None:
 
 def test_a_child_whose_parent_is_in_the_gate(tmp_path: pathlib.Path) -> None:
     """The lock of the gate may be held when the fork comes: nobody in the child will give it back."""
-    looks, go_on = threading.Event(), threading.Event()
-
-    class LookedAt(files.MemoryBackend):
-        def check_open(self) -> None:
-            if threading.current_thread() is not threading.main_thread():
-                looks.set()
-                assert go_on.wait(LONG)
-            super().check_open()
-
-    backend = LookedAt(bytearray(MiB), name="vda")
-    tracking = Call(lambda: backend.create_dirty_bitmap(MiB))  # which looks with the lock held
-    assert looks.wait(LONG)
-    assert "DeviceError" in in_a_child(lambda: backend.pwrite(b"x", 0))
-    assert in_a_child(backend.close) == ""
-    go_on.set()
-    tracking.result()
+    backend = files.MemoryBackend(bytearray(MiB), name="vda")
+    with inside(backend, "check_open", lambda: backend.create_dirty_bitmap(MiB)):
+        assert "DeviceError" in in_a_child(lambda: backend.pwrite(b"x", 0))
+        assert in_a_child(backend.close) == ""
 
 
 def test_what_waits_to_be_stored_is_the_parents(tmp_path: pathlib.Path) -> None:

@@ -18,7 +18,7 @@ import nbd_servers
 import pytest
 from nbd_requests import KeepAll, answer_all, connect, contents_at, expect
 from nbd_servers import FLUSH, READ, TRIM, WRITE, WRITE_ZEROES, Asked, FakeServer
-from pauses import Call
+from pauses import inside
 
 from blkmig import _core, errors
 from blkmig.disk import dirty
@@ -128,7 +128,7 @@ def test_a_forked_child_leaves_the_connection_alone(monkeypatch: pytest.MonkeyPa
         disk.write_block(block_of(6), 0, MiB)
         disk.write_block(block_of(7), 0, MiB)
         calls = (lambda: disk.pread(0, 10), lambda: disk.write_block(block_of(7), 0, MiB), disk.rest, disk.flush)
-        with starting(lambda: disk.write_block(block_of(8), 0, MiB), monkeypatch):
+        with inside(requests.Requests, "add", lambda: disk.write_block(block_of(8), 0, MiB)):
             for call in calls:
                 assert "the connection is the parent process's" in forks.in_a_child(call)
             assert forks.in_a_child(disk.cancel) == ""
@@ -137,36 +137,15 @@ def test_a_forked_child_leaves_the_connection_alone(monkeypatch: pytest.MonkeyPa
         disk.flush()
 
 
-def test_a_forked_child_waits_for_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forked_child_waits_for_no_answer() -> None:
     """C13: not to a request that its parent has started."""
     with FakeServer(answer_all) as server, contextlib.closing(connect(server)) as connection:
         request = connection.start_write(bytearray(512), 0)
         assert request is not None
-        with starting(lambda: connection.pwrite(b"x", MiB), monkeypatch):
+        with inside(requests.Requests, "add", lambda: connection.pwrite(b"x", MiB)):
             said = forks.in_a_child(lambda: connection.finish_write(request, 0, 512))
         assert "the connection is the parent process's" in said
         connection.finish_write(request, 0, 512)
-
-
-@contextlib.contextmanager
-def starting(write: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Have a thread in the middle of starting the request of a write, with all the locks that this takes."""
-    is_inside, go_on, add = threading.Event(), threading.Event(), requests.Requests.add
-
-    def slow(those: requests.Requests, cookie: int, request: requests.Request) -> None:
-        is_inside.set()
-        assert go_on.wait(60)
-        add(those, cookie, request)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(requests.Requests, "add", slow)
-        writing = Call(write)
-        assert is_inside.wait(20)
-        try:
-            yield
-        finally:
-            go_on.set()
-        writing.result()
 
 
 def test_a_forked_child_does_not_keep_the_connection_open() -> None:
