@@ -91,10 +91,10 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
                 self.on_progress()
             if flags & _core.FLAG_EOS:
                 if sector:
-                    self._take_marks(f, sector, position)
+                    self.take_marks(f, sector, position)
                 return
 
-    def _take_marks(self, f: channel.InputQEMUFile, marks: int, position: int) -> None:
+    def take_marks(self, f: channel.InputQEMUFile, marks: int, position: int) -> None:
         """Note what a blkmig says in the upper bits of an EOS, at which nobody else looks."""
         if marks & wire.SHARES_PAGES:
             f.expect_pages()

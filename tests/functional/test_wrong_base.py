@@ -220,7 +220,7 @@ def test_a_receiver_that_knows_no_statements_loads_the_stream(
             self.sizes.take(marks, most=1, position=position)
 
     blkmig.send([source], f"file:{tmp_path}/stream", **SENT)
-    monkeypatch.setattr(load.BlockLoadHandlers, "_take_marks", take_marks)
+    monkeypatch.setattr(load.BlockLoadHandlers, "take_marks", take_marks)
     (tmp_path / "t").write_bytes(base)
     received = blkmig.receive(f"file:{tmp_path}/stream", {"d": tmp_path / "t"}, **ONTO_BASE)
     assert received.disks["d"].verified
