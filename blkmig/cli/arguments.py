@@ -148,4 +148,7 @@ def _check_is_given(fd: int, uri: str) -> None:
 def named_size(text: str) -> tuple[str, int]:
     """Parse ``[NAME=]SIZE``; no name stands for every disk."""
     name, _, nbytes = text.rpartition("=")
-    return os.fsencode(name).decode("utf-8", "surrogateescape"), units.parse_size(nbytes)
+    try:
+        return os.fsencode(name).decode("utf-8", "surrogateescape"), units.parse_size(nbytes)
+    except errors.ParameterError as error:
+        raise errors.ParameterError(f"--size={text}: {error}") from None

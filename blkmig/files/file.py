@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 from typing import Literal, Self
 
-from .. import _core, _storing, errors, units
+from .. import _core, _storing, errors, paths, units
 from ..disk import local
 from . import locks, rawfile
 
@@ -54,15 +54,16 @@ class FileBackend(local.LocalBackend):
         locking: bool = True,
         opened: int | None = None,
     ) -> None:
-        path = os.fspath(path)
+        path = paths.check("the path of a disk", path)
+        below = None if base is None else paths.check("the path of a base", base)
         units.check_flags(writable=writable, direct=direct, locking=locking)
         create_size = None if create_size is None else units.place("create_size", create_size)
         super().__init__(Path(path).stem if name is None else name, 0, read_only=read_only)
         writable = writable and not read_only
         self._base: rawfile.RawFile | None = None
         try:
-            if base is not None:
-                self._base = self._open_base(os.fspath(base), direct=direct, locking=locking)
+            if below is not None:
+                self._base = self._open_base(below, direct=direct, locking=locking)
         except BaseException:
             if opened is not None:
                 os.close(opened)

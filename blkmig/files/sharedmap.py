@@ -9,7 +9,7 @@ import os
 import subprocess
 from collections.abc import Callable
 
-from .. import _core, children, errors, units
+from .. import _core, children, errors, paths, units
 from ..disk import backend, dirty, local
 from . import dirtymap
 
@@ -170,11 +170,15 @@ class MapAddress:
 
 def parse(text: str) -> MapAddress:
     """Parse ``dirtymap:...``; a comma in a value is written twice. Raises :class:`~blkmig.errors.ParameterError`."""
-    path, *options = (part.replace("\0", ",") for part in text.removeprefix(SCHEME).replace(",,", "\0").split(","))
-    pairs = [option.partition("=") for option in options]
-    values = {key: value for key, equals, value in pairs if equals and value}
-    if not path or len(values) != len(options) or not {"disk", "hold", "release"} <= values.keys():
-        raise errors.ParameterError(f"{text!r} must be dirtymap:MAP,disk=DISK,hold=COMMAND,release=COMMAND")
-    if unknown := values.keys() - {"disk", "hold", "release", "refuse"}:
-        raise errors.ParameterError(f"{', '.join(unknown)} in {text!r} is not known; it may also have refuse=COMMAND")
+    path, *options = paths.split(text.removeprefix(SCHEME))
+    form = f"{text!r} must be dirtymap:MAP,disk=DISK,hold=COMMAND,release=COMMAND[,refuse=COMMAND]"
+    values: dict[str, str] = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in ("disk", "hold", "release", "refuse") or not value or key in values:
+            why = f"{option!r} is not known, has no value or comes twice"
+            raise errors.ParameterError(f"{form}: {why}; {paths.COMMA_TWICE}")
+        values[key] = value
+    if not path or not {"disk", "hold", "release"} <= values.keys():
+        raise errors.ParameterError(form)
     return MapAddress(path=path, **values)

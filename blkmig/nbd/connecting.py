@@ -65,7 +65,7 @@ def configure_export(
     """Set up a handle for an export's data, meta `contexts`, and TLS. Raises OSError."""
     calls: list[tuple[str, bool | bytes]] = [("nbd_set_uri_allow_local_file", True)]  # for tls-certificates=
     calls += [("nbd_add_meta_context", name.encode()) for name in contexts]
-    calls += [(f"nbd_set_tls_{key}", value.encode()) for key, value in tls.items() if value is not None]
+    calls += [(f"nbd_set_tls_{key}", os.fsencode(value)) for key, value in tls.items() if value is not None]
     for function, value in calls:
         _libnbd.check(library, getattr(library, function)(handle, value))
 

@@ -16,7 +16,7 @@ import urllib.parse
 from collections.abc import Iterable
 from pathlib import Path
 
-from .. import errors
+from .. import errors, paths
 from . import uri as nbd_uri
 
 AUTHORITY, CERTIFICATE, KEY = "ca-cert.pem", "client-cert.pem", "client-key.pem"
@@ -33,6 +33,9 @@ def check(uri: str, *, certificates: str | None = None, psk_file: str | None = N
 
     `certificates` and `psk_file` stand in the place of what the URI says.
     """
+    for what, path in (("tls_certificates", certificates), ("tls_psk_file", psk_file)):
+        if path is not None:
+            paths.check(what, path)
     parts = nbd_uri.split(uri)
     if not parts.scheme.lower().startswith("nbds"):
         return
