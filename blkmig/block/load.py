@@ -34,7 +34,7 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
     def __init__(self, open_device: OpenDevice) -> None:
         self._open_device = open_device
         self._devices: dict[bytes, LoadDevice] = {}
-        self._ahead: dict[bytes, LoadDevice] = {}  # opened for what the stream says of their bases
+        self._has_block = False  # the first block has come
         self.percent = 0
         """The last progress record."""
 
@@ -78,6 +78,8 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
             position = f.position
             flags, name, sector, count = next_run(f)
             if flags & _core.FLAG_DEVICE_BLOCK:
+                if not self._has_block:
+                    self._begin_blocks(position)
                 device = self._devices.get(name) or self._new_device(name, position)
                 if flags & _core.FLAG_ZERO_BLOCK:
                     device.load_zero_run(sector, count, position)
@@ -112,7 +114,7 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
 
     def _take_base(self, f: channel.InputQEMUFile, marks: int, position: int) -> None:
         """Note what an EOS says of the disks' bases: after their sizes, and before any block."""
-        is_now = len(self.sizes) == sum(self.described_disks) and not self._devices
+        is_now = len(self.sizes) == sum(self.described_disks) and not self._has_block
         if not is_now or wire.described_disks(marks) != self.described_disks:
             raise basewords.damaged(position)
         found = self.base.take(marks >> wire.BASE_SHIFT, self.sizes, position=position)
@@ -122,9 +124,13 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         if self.on_base is not None:
             name, runs = found
             key = name.encode("utf-8", "surrogateescape")
-            if key not in self._ahead:
-                self._ahead[key] = self._open_device(name, position)
-            self.on_base(self._ahead[key], name, runs)
+            self.on_base(self._devices.get(key) or self._new_device(key, position), name, runs)
+
+    def _begin_blocks(self, position: int) -> None:
+        """Take note of the first block; what the stream says of the disks' bases must have come to its end."""
+        if not self.base.is_whole:
+            raise basewords.damaged(position)
+        self._has_block = True
 
     def _set_percent(self, percent: int) -> None:
         """Note the progress that the source reports."""
@@ -136,9 +142,7 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         """Return where a disk goes that appears for the first time."""
         if len(self._devices) >= wire.MAX_DISKS:
             raise errors.StreamError(f"the stream names more than {wire.MAX_DISKS} disks", position=position)
-        if not self.base.is_whole:
-            raise basewords.damaged(position)
-        device = self._ahead.get(name) or self._open_device(name.decode("utf-8", "surrogateescape"), position)
+        device = self._open_device(name.decode("utf-8", "surrogateescape"), position)
         self._devices[name] = device
         return device
 
@@ -146,7 +150,8 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
 def next_run(f: channel.InputQEMUFile) -> tuple[int, bytes, int, int]:
     """Return the next record, or say that the source could not read its disk.
 
-    A source that meets a read error closes the section without EOS: where a record is due, there is the footer.
+    A source that meets a read error closes the section without EOS: where a record is due, there is the footer. Behind
+    it, at the place of the flags, are the upper bytes of a section's id, which are zeros.
     """
     position = f.position
     try:
@@ -155,7 +160,8 @@ def next_run(f: channel.InputQEMUFile) -> tuple[int, bytes, int, int]:
         if is_footer_next(f):
             raise source_read_error(position) from None
         raise
-    if run[2] >> (56 - _core.SECTOR_BITS) == savevm.QEMU_VM_SECTION_FOOTER:
+    flags, _, sector, _ = run
+    if not flags & _core.FLAG_EOS and sector >> (56 - _core.SECTOR_BITS) == savevm.QEMU_VM_SECTION_FOOTER:
         raise source_read_error(position)
     return run
 
