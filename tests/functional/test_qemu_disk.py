@@ -15,6 +15,7 @@ from qemu_disks import folder as folder
 from storage_daemon import MiB, StorageDaemon, image_options
 
 from blkmig import _core, disk, errors, qemu
+from blkmig.nbd import backend as nbd
 from blkmig.qemu import throttle
 
 peers.require("qemu-storage-daemon", "qemu-img", "qemu-io")
@@ -133,6 +134,20 @@ def test_the_top_layer_is_told_from_the_base(daemon: StorageDaemon) -> None:
     with opened(daemon) as [disk]:
         assert disk.next_allocated(0, disk.size) == (MiB, MiB + 2 * 65536)
         assert disk.next_allocated(2 * MiB, MiB) is None
+
+
+def test_who_forgets_extents_gets_a_younger_answer(daemon: StorageDaemon) -> None:
+    """A13: also of a write that nobody has marked yet; an NBD disk does not hear of other clients' writes at all."""
+    assert write(daemon, "write -z -u 4M 512k")
+    with opened(daemon) as [disk], nbd.NbdBackend(daemon.uri("vol 1"), writable=False) as plain:
+        assert disk.next_allocated(3 * MiB, MiB) is None
+        assert plain.next_data(4 * MiB) != (4 * MiB, 4 * MiB + 65536)
+        assert write(daemon, "write -P 1 3M 64k")
+        assert write(daemon, "write -P 1 4M 64k")
+        disk.forget_extents()
+        plain.forget_extents()
+        assert disk.next_allocated(3 * MiB, MiB) == (3 * MiB, 3 * MiB + 65536)
+        assert plain.next_data(4 * MiB) == (4 * MiB, 4 * MiB + 65536)
 
 
 def test_reads_stop_at_the_end_of_the_disk(daemon: StorageDaemon) -> None:

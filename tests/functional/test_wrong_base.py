@@ -26,7 +26,7 @@ import blkmig
 from blkmig import errors
 from blkmig.block import bulk, load, save
 from blkmig.channel import receiving
-from blkmig.migration import heartbeat, inspection
+from blkmig.migration import basecheck, inspection
 
 MIB = lab.MIB
 SIZE = 6 * MIB + 700
@@ -281,7 +281,7 @@ def test_a_target_that_takes_its_time_says_so(
     tmp_path: Path, source: blkmig.FileBackend, base: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A13: the source waits for it, and is not told by the signs of life that all is compared."""
-    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.0)
+    monkeypatch.setattr(basecheck, "heartbeat", types.SimpleNamespace(BEAT_SECONDS=0.0))
     (tmp_path / "t").write_bytes(base)
     _, received = lab.migrate(tmp_path, "tcp", [source], {"d": tmp_path / "t"}, receive=ONTO_BASE, **SENT)
     assert received.disks["d"].verified
@@ -325,3 +325,17 @@ def test_statements_that_are_cut_or_come_late(tmp_path: Path, source: blkmig.Fil
         with pytest.raises(errors.StreamError, match="bases is damaged"):
             blkmig.receive(f"file:{stream}", {"d": target.path}, **ONTO_BASE)
         assert target.is_untouched() != is_late
+
+
+def test_a_receiver_that_compares_can_be_cancelled(tmp_path: Path, source: blkmig.FileBackend, base: bytes) -> None:
+    """A13: before each block; the target is as it was."""
+    blkmig.send([source], f"file:{tmp_path}/stream", **SENT)
+    target = sim.LayeredDisk(base)
+    with blkmig.IncomingMigration(
+        f"file:{tmp_path}/stream", {"d": target}, blkmig.IncomingParameters(**ONTO_BASE)
+    ) as migration:
+        target.step = migration.cancel
+        with pytest.raises(errors.Cancelled):
+            migration.run()
+    assert len(target.reads) == 1
+    assert target.image == base
