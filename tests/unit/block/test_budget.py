@@ -18,6 +18,7 @@ import pytest
 
 import blkmig
 from blkmig import _storing, channel
+from blkmig.block import buffers as block_buffers
 from blkmig.block import bulk, device, load, save, state, target
 from blkmig.block import send as block_send
 from blkmig.channel import buffers
@@ -171,8 +172,9 @@ def receive(tmp_path: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch, call
     monkeypatch.setattr(load.BlockLoadHandlers, "load_state", load_state)
     if calls is not None:
         count_buffers(monkeypatch, "open_input", calls)
-        queue = _storing.StoringQueue
+        queue, lend = _storing.StoringQueue, block_buffers.LoadBuffers.lend
         monkeypatch.setattr(_storing, "StoringQueue", lambda *args: Counted(queue(*args), calls))
+        monkeypatch.setattr(block_buffers.LoadBuffers, "lend", lambda *args: Counted(lend(*args), calls))
         monkeypatch.setattr(target, "BlkLoadDevice", counted_device(calls))
         monkeypatch.setattr(blkmig.block, "BlkLoadDevice", target.BlkLoadDevice)
     blkmig.receive(f"file:{tmp_path}/stream", {"d": tmp_path / "u.raw"})
@@ -186,11 +188,7 @@ def counted_device(calls: list[str]) -> type[target.BlkLoadDevice]:
     class CountedDevice(target.BlkLoadDevice):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
-            self._buf = Counted(self.buffers.lend(self), calls)  # type: ignore[assignment]
             self.coverage.bits = Counted(self.coverage.bits, calls)  # type: ignore[assignment]
-
-        def join(self, *args: Any) -> None:
-            """Keep the buffer that counts."""
 
     return CountedDevice
 
