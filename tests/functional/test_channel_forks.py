@@ -5,32 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import descriptors
+import forks
 import pytest
 
 from blkmig import channel, errors
 
 TIMEOUT = 30
-
-
-@contextlib.contextmanager
-def forked(until: int) -> Iterator[int]:
-    """A child of this process that has all its descriptors, and ends when nobody has the other end of a pipe."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(writing)
-        os.read(reading, 1)
-        os._exit(0)
-    try:
-        yield pid
-    finally:
-        os.close(reading)
-        os.close(writing)
-        os.waitpid(pid, 0)
 
 
 def say_twice(back: channel.OutputQEMUFile) -> None:
@@ -65,7 +48,7 @@ def test_a_sender_that_gives_up_is_no_end_although_a_process_has_the_socket(kind
 def test_a_forked_child_keeps_nobody_waiting(kind: str, tmp_path: Path) -> None:
     """B6: the peer sees the end, the command its end of file, although a child of ours lives on."""
     if kind == "exec":
-        with channel.connect(f"exec:cat >{tmp_path}/x", timeout=TIMEOUT) as f, forked(0):
+        with channel.connect(f"exec:cat >{tmp_path}/x", timeout=TIMEOUT) as f, forks.living_child():
             f.put_byte(1)
             f.close()
         assert (tmp_path / "x").read_bytes() == b"\1"
@@ -78,7 +61,7 @@ def test_a_forked_child_keeps_nobody_waiting(kind: str, tmp_path: Path) -> None:
         answers = f.return_path()
         assert back is not None
         assert answers is not None
-        with forked(0):
+        with forks.living_child():
             f.put_byte(1)
             f.close()
             assert peer.get_byte() == 1

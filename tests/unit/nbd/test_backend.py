@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import os
 import subprocess
 import sys
 import threading
@@ -25,10 +24,7 @@ from blkmig.disk import dirty
 from blkmig.nbd import _libnbd, extents, inflight, requests
 from blkmig.nbd import backend as nbd
 
-try:
-    _libnbd.load()
-except OSError as error:
-    nbd_servers.peers.lacking(str(error))
+nbd_servers.require_libnbd()
 
 
 MiB = 1 << 20
@@ -151,18 +147,10 @@ def test_a_forked_child_waits_for_no_answer() -> None:
 def test_a_forked_child_does_not_keep_the_connection_open() -> None:
     """The server must see that its client has gone, although a child lives on."""
     with target(lambda asked: server.send(b"nonsense" * 4)) as (server, disk):
-        reader, writer = os.pipe()
-        child = os.fork()
-        if not child:
-            os.close(writer)
-            os.read(reader, 1)
-            os._exit(0)
-        os.close(reader)
-        with pytest.raises(errors.DeviceError):
-            disk.pread(0, 512)  # an end without a good-bye
-        assert server.has_ended(20)
-        os.close(writer)
-        assert os.waitpid(child, 0)[1] == 0
+        with forks.living_child():
+            with pytest.raises(errors.DeviceError):
+                disk.pread(0, 512)  # an end without a good-bye
+            assert server.has_ended(20)
 
 
 def test_zeros_are_zeroed_and_never_trimmed() -> None:

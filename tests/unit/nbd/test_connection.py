@@ -14,13 +14,9 @@ from nbd_requests import KeepAll, answer_all, before_waiting, connect, contents_
 from nbd_servers import READ, WRITE, WRITE_ZEROES, Asked, FakeServer
 
 from blkmig import errors
-from blkmig.nbd import _libnbd
 from blkmig.nbd import connection as nbd_connection
 
-try:
-    _libnbd.load()
-except OSError as error:
-    nbd_servers.peers.lacking(str(error))
+nbd_servers.require_libnbd()
 
 
 MiB = 1 << 20

@@ -17,14 +17,10 @@ from nbd_requests import answer_all, before_waiting, connect, expect
 from nbd_servers import Asked, FakeServer
 
 from blkmig import errors
-from blkmig.nbd import _libnbd
 from blkmig.nbd import connection as nbd_connection
 from blkmig.nbd import uri as nbd_uri
 
-try:
-    _libnbd.load()
-except OSError as error:
-    nbd_servers.peers.lacking(str(error))
+nbd_servers.require_libnbd()
 
 
 def waiting_threads(connection: nbd_connection.NbdConnection, count: int) -> list[futures.Future[None]]:

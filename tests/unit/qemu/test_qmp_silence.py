@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import signal
 import socket
 import subprocess
@@ -219,16 +218,8 @@ def test_a_forked_child_is_refused_at_once(connect: Callable[[Answer], qmp.QmpCo
 
 def test_a_forked_child_does_not_keep_the_monitor_busy(tmp_path: Path) -> None:
     """A monitor serves one client at a time, and shall see that ours has gone although a child lives on."""
-    reader, writer = os.pipe()
     with contextlib.closing(Monitor(tmp_path / "qmp", echo)) as monitor:
         connection = qmp.QmpConnection(tmp_path / "qmp")
-        child = os.fork()
-        if not child:
-            os.close(writer)
-            os.read(reader, 1)
-            os._exit(0)
-        os.close(reader)
-        connection.close()
-        assert monitor.ended.wait(20)
-        os.close(writer)
-        assert os.waitpid(child, 0)[1] == 0
+        with forks.living_child():
+            connection.close()
+            assert monitor.ended.wait(20)
