@@ -56,8 +56,8 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         self.base = basewords.SaidBase()
         """What the stream says of what only the disks' bases hold, before their blocks come."""
 
-        self.on_base: Callable[[LoadDevice, str, list[basewords.BaseRun]], None] | None = None
-        """Called with each part of that: where the disk goes, its name, and the runs of blocks. May raise and block."""
+        self.on_base: Callable[[LoadDevice, int, list[basewords.BaseRun]], None] | None = None
+        """Called with each part of that: where the disk goes, its size, and the runs of blocks. May raise and block."""
 
         self.on_described: Callable[[int, int], None] | None = None
         """Called with the two numbers of `described_disks`, before the first disk comes."""
@@ -124,7 +124,9 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         if self.on_base is not None:
             name, runs = found
             key = name.encode("utf-8", "surrogateescape")
-            self.on_base(self._devices.get(key) or self._new_device(key, position), name, runs)
+            size = self.sizes.of(name)
+            assert size is not None
+            self.on_base(self._devices.get(key) or self._new_device(key, position), size, runs)
 
     def _begin_blocks(self, position: int) -> None:
         """Take note of the first block; what the stream says of the disks' bases must have come to its end."""

@@ -17,26 +17,23 @@ from . import heartbeat
 class BaseCheck:
     """Compares targets with what a stream says of their bases. For the thread that loads it.
 
-    `sizes` are those that the stream says. `beat` is called about every second, with a number that grows, `look` before
-    each block, and may raise.
+    `beat` is called about every second, with a number that grows, `look` before each block, and may raise.
     """
 
-    def __init__(self, sizes: block.SaidSizes, beat: Callable[[int], None], look: Callable[[], None]) -> None:
-        self._sizes = sizes
+    def __init__(self, beat: Callable[[int], None], look: Callable[[], None]) -> None:
         self._beat = beat
         self._look = look
         self._blocks = 0
         self._beaten = time.monotonic()
 
-    def check(self, device: block.LoadDevice, name: str, runs: Sequence[block.BaseRun]) -> None:
-        """Raise :class:`~blkmig.errors.WrongBase` unless the target of the disk `name` holds these runs. Blocks."""
-        size = self._sizes.of(name)
-        assert size is not None
+    def check(self, device: block.LoadDevice, size: int, runs: Sequence[block.BaseRun]) -> None:
+        """Raise :class:`~blkmig.errors.WrongBase` unless the target of a disk of `size` bytes holds these runs. Blocks.
+        """
         assert isinstance(device, block.BlkLoadDevice)
         geometry = disk.BlockGeometry(size)
         for run in runs:
             if device.digest_of_run(geometry, run.first, run.count, self._next_block) != run.digest:
-                raise _wrong_base(name, geometry, run)
+                raise _wrong_base(device.statistics.name, geometry, run)
 
     def _next_block(self) -> None:
         self._look()

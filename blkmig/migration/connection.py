@@ -31,6 +31,9 @@ ASK_TREES, KNOWS_TREES = 0x74726565, 0x54524545
 """The value of the PING that asks whether the target verifies digests in the form of a tree, and that of a PONG which
 says that it does. Whoever does not know the question answers a PING like any other."""
 
+BASE_PING = 0x62617365
+"""The value of the PING that asks whether the target has compared the disks' bases."""
+
 BARRIER_PING = 0x656E6400
 """PINGs that ask whether the target has taken everything have this value plus 1, 2, 3 ...: ``end`` and a number."""
 
@@ -125,10 +128,11 @@ class Connection:
         path = self._return_path
         if path is None:
             return
-        self.begin_barrier(state)
+        with self.explaining_errors():
+            state.send_ping(self.f, BASE_PING)
         patience = savevm.Patience(path, time.monotonic)
         with self._losing("waiting for the target to compare the disks' bases"):
-            while (value := self._read_before_end(path)) != BARRIER_PING + self._barriers:
+            while (value := self._read_before_end(path)) != BASE_PING:
                 patience.heard(value)
 
     def _read_before_end(self, path: channel.InputQEMUFile) -> int | None:
@@ -144,7 +148,8 @@ class Connection:
 
     def _is_answer(self, value: int | None) -> bool:
         """Return whether a PONG answers one of our PINGs."""
-        return value == ASK_TREES or (value is not None and BARRIER_PING < value <= BARRIER_PING + self._barriers)
+        is_barrier = value is not None and BARRIER_PING < value <= BARRIER_PING + self._barriers
+        return is_barrier or value in (ASK_TREES, BASE_PING)
 
     def await_target(self) -> None:
         """Close the stream; on a two-way channel, wait for the target's word first."""

@@ -137,7 +137,7 @@ class IncomingMigration:
             self.savevm, f, observer=self._observer, answers={connection.ASK_TREES: connection.KNOWS_TREES}
         )
         if self.parameters.incremental:
-            check = basecheck.BaseCheck(self._block.sizes, loader.beat, self._check_cancelled).check
+            check = basecheck.BaseCheck(loader.beat, self._check_cancelled).check
             self._block.on_base = check if self.parameters.verify else lambda *_: None
         try:
             stream = loader.loadvm()

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 MIG_RP_MSG_SHUT: Final = 1
 MIG_RP_MSG_PONG: Final = 2
 
-WRONG_BASE: Final = errno.ESTALE
-"""The status of a receiver that has found another base than the source's."""
+WRONG_BASE: Final = errno.EL2NSYNC
+"""The status of a receiver that has found another base than the source's; no disk and no file system answers that."""
 
 _LENGTHS: Final = {
     MIG_RP_MSG_SHUT: (0, 4),
