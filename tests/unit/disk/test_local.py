@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from pauses import Call
+from pauses import Call, until
 
 from blkmig import errors, files
 
@@ -64,8 +64,7 @@ class TestHold:
         with thread(backend.pwrite, b"abc", 2 * MiB):
             assert backend.entered.acquire(timeout=LONG)
             with thread(hold):
-                while not backend.is_held:
-                    pass
+                until(lambda: backend.is_held)
                 assert not held.is_set()
                 assert not bitmap.is_dirty(2)
                 backend.go_on.release()
