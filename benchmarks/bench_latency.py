@@ -99,7 +99,7 @@ def test_write(ratio, quick, delay):
 
     def write_one_by_one():
         for block in range(nblocks):
-            disk._export.connection.pwrite(blk.data, block * MiB)
+            disk.pwrite(blk.data, block * MiB)
         disk.flush()
 
     with server(nblocks, delay, "wdelay") as uri, nbd.NbdBackend(uri) as disk:

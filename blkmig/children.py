@@ -47,6 +47,13 @@ kill -KILL "$pid"
 """
 """The number of a process that has ended may be another one's by then, so the moment of its start is compared, too."""
 
+OBEY_SECONDS = 2.0
+"""How long processes may take to do what no process can refuse: to stop, and to end by SIGKILL. One that waits for a
+disk does neither, and is left alone after that."""
+
+_STILL = "TtZX"
+"""Their states then, in /proc/PID/stat: stopped, or ended."""
+
 _STARTED = 19
 """Where that moment stands in /proc/PID/stat, behind the name."""
 
@@ -99,37 +106,75 @@ def end(child: subprocess.Popen[bytes], grace: float) -> None:
     """Make `child` end, and whatever it has started: by SIGTERM, after `grace` seconds by SIGKILL; never raises.
 
     A shell hands no signal on to what it waits for. It has no process group of its own, or an ssh could not ask the
-    terminal for a password.
+    terminal for a password. All are stopped before they get the signal, so that none of them starts one that misses it.
     """
+    if child.returncode is not None:
+        return
+    family: dict[int, int] = {}
     with contextlib.ExitStack() as stack:
-        family = list(_descendants(child.pid, stack)) if child.returncode is None else []
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            deadline = time.monotonic() + grace
-            with contextlib.suppress(OSError):
-                child.send_signal(number)
-            for fd in family:
+        for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, max(grace, OBEY_SECONDS))):
+            _stop_family(child, family, stack)
+            deadline = time.monotonic() + patience
+            for each in (number, signal.SIGCONT):
                 with contextlib.suppress(OSError):
-                    signal.pidfd_send_signal(fd, number)
+                    child.send_signal(each)
+                for fd in family.values():
+                    with contextlib.suppress(OSError):
+                        signal.pidfd_send_signal(fd, each)
             with contextlib.suppress(OSError, subprocess.TimeoutExpired):
-                child.wait(grace)
-                if all(_has_ended(fd, deadline) for fd in family):
+                child.wait(patience)
+                if all(_has_ended(fd, deadline) for fd in family.values()):
                     return
 
 
-def _descendants(pid: int, stack: contextlib.ExitStack) -> Iterator[int]:
-    """Yield a pidfd, closed by `stack`, of each process that `pid` has started, or one of those, and that still runs.
+def _stop_family(child: subprocess.Popen[bytes], family: dict[int, int], stack: contextlib.ExitStack) -> None:
+    """Stop `child` and all that it has started, and add the latter to `family`, with pidfds that `stack` closes.
 
-    One whose parent has ended meanwhile is nobody's any more, and left alone.
+    The kernel has a list of each thread's children, which is only complete while none of them ends. So all processes of
+    the system are looked at, until nobody new is found after all known ones stand still. A process whose parent has
+    ended meanwhile is nobody's any more, and left alone.
     """
+    with contextlib.suppress(OSError):
+        child.send_signal(signal.SIGSTOP)
+    deadline, stood_still = time.monotonic() + OBEY_SECONDS, False
+    while time.monotonic() < deadline:
+        members = {pid for pid, fd in family.items() if not _has_ended(fd, 0.0)}  # no other process has these numbers
+        if child.returncode is None:
+            members.add(child.pid)
+        states = dict(_processes())
+        found = [pid for pid, (_, parent) in states.items() if parent in members and pid not in members]
+        is_new = [_stop(pid, members, family, stack) for pid in found]
+        stand_still = not any(is_new) and all(states[pid][0] in _STILL for pid in members & states.keys())
+        if stood_still and stand_still:
+            return
+        stood_still = stand_still
+
+
+def _stop(pid: int, parents: set[int], family: dict[int, int], stack: contextlib.ExitStack) -> bool:
+    """Stop a process that one of `parents` has started, and add it to `family`; return whether that could be done."""
     with contextlib.suppress(OSError, ValueError):
-        for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            with contextlib.suppress(OSError, ValueError, IndexError):
-                fd = os.pidfd_open(int(text))
-                stack.callback(os.close, fd)
-                about = Path(f"/proc/{text}/stat").read_text(errors="replace")
-                if int(about.rpartition(") ")[2].split()[1]) == pid:  # the number is not another one's by now
-                    yield fd
-                    yield from _descendants(int(text), stack)
+        fd = os.pidfd_open(pid)
+        stack.callback(os.close, fd)
+        if _state_and_parent(pid)[1] in parents:  # the number is not another one's by now
+            signal.pidfd_send_signal(fd, signal.SIGSTOP)
+            family[pid] = fd
+            return True
+    return False
+
+
+def _processes() -> Iterator[tuple[int, tuple[str, int]]]:
+    """Yield the number of each process, with its state and its parent's number."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/proc"):  # noqa: PTH208 - numbers are wanted, not paths
+            if name.isdigit():
+                with contextlib.suppress(OSError, ValueError):  # it has ended since it was listed
+                    yield int(name), _state_and_parent(int(name))
+
+
+def _state_and_parent(pid: int) -> tuple[str, int]:
+    """Return what /proc says of a process. Raises OSError, or ValueError."""
+    state, parent, *_ = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(") ")[2].split()
+    return state, int(parent)
 
 
 def _has_ended(pidfd: int, deadline: float) -> bool:

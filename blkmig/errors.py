@@ -23,6 +23,7 @@
     │   └── FormatError                 2   the image is not of the format that was said
     ├── IncompleteMigration             3   the stream ended well, but blocks never came
     ├── ContentMismatch                 3   the two disks differ
+    │   └── WrongBase                   3   ... before anything was written: the target does not hold the source's base
     ├── NotConverged                    4   the writers are faster than the link
     ├── InDoubt                         7   the target has everything, or may have, and one end does not know
     └── Cancelled                     130
@@ -217,6 +218,10 @@ class ContentMismatch(MigrationError):
     def __init__(self, message: str, *, device: str) -> None:
         super().__init__(message)
         self.device = device
+
+
+class WrongBase(ContentMismatch):
+    """The target does not hold what the source's base holds; nothing was written."""
 
 
 class NotConverged(MigrationError):

@@ -10,19 +10,19 @@ from typing import Literal
 from . import errors, units
 
 MAX_PARALLEL_IO = 16
-"""Reads in flight at most, over all disks: more starve the disk's own users (QEMU 2.12's figure)."""
+"""The most reads in flight, over all disks together: more would starve the disks' other users (QEMU 2.12's figure)."""
 
 MAX_IO_BUFFERS = 512
-"""Block buffers that may be asked for at most, in flight and waiting to be sent together."""
+"""The most block buffers that a caller may ask for; reads in flight and blocks that wait to be sent share them."""
 
 BDRV_SECTORS_PER_SEARCH = 65536
-"""Sectors asked about at a time when looking for what the top layer holds: 32 MiB."""
+"""A disk is asked about so many sectors at a time, which of them its top layer holds: 32 MiB."""
 
 GRANULARITIES = tuple(1 << shift for shift in range(12, 21))
 """What a bit of a dirty bitmap may stand for, in bytes."""
 
 MIN_DOWNTIME_BOUND = 1.0
-"""Seconds that every pause may take: a limit of a few milliseconds is missed by any busy machine now and then."""
+"""Seconds that every pause may take, because any busy machine misses a limit of a few milliseconds now and then."""
 
 Reading = Literal["auto", "inline", "parallel"]
 Switchover = Literal["auto", "manual"]
@@ -70,46 +70,49 @@ class MigrationParameters:
     """Give up after so many seconds without convergence."""
 
     auto_converge: bool = False
-    """Slow the writers down when they dirty blocks faster than half of what the link carries, to what it can carry."""
+    """Slow the writers down to what the link can carry, once they dirty blocks faster than half of that."""
 
     switchover: Switchover = "auto"
-    """``auto``: as soon as what is pending fits the downtime limit; ``manual``: when the caller says so."""
+    """When the last pass begins: ``auto`` as soon as what is pending fits the downtime limit, ``manual`` when the
+    caller says so."""
 
     writers_after: WritersAfter = "release"
-    """After success: ``release`` lets the source's writers go on, ``refuse`` turns them away (the disk has moved)."""
+    """After success: ``release`` lets the source's writers go on, ``refuse`` turns them away for good (the disk has
+    moved)."""
 
     reading: Reading = "auto"
     """``inline`` reads a block just before it is sent; ``parallel`` keeps `max_parallel_reads` reads in flight;
-    ``auto`` is parallel if any disk that is sent has reads with latency."""
+    ``auto`` is parallel if reads of any of the disks have latency."""
 
     max_parallel_reads: int = MAX_PARALLEL_IO
-    """Reads in flight at most, for disks that are read in parallel: 1 to 16."""
+    """The most reads in flight, for disks that are read in parallel: 1 to 16."""
 
     max_buffers: int = MAX_PARALLEL_IO
-    """1 MiB buffers at most, in flight and waiting to be sent together: 1 to 512."""
+    """The most buffers of 1 MiB, for reads in flight and blocks that wait to be sent: 1 to 512."""
 
     return_path: bool = True
-    """On two-way channels, ask the target for its word that everything is on its disks, and wait for it. Off, for
-    QEMUs before 2.5, which cannot give it: then a target that fails late is not noticed here."""
+    """On two-way channels, ask the target to confirm that everything is on its disks, and wait for that. QEMUs before
+    2.5 cannot confirm it: for them say False, and look at the target, because a late failure there is not noticed
+    here."""
 
     digests: bool = False
     """Put a digest of each disk into the stream, so that the receiver can verify what it wrote."""
 
     machine: str = ""
-    """Machine type written to the configuration section; "" suits every QEMU."""
+    """Machine type that is written into the configuration section; every QEMU accepts ""."""
 
     machine_compat: MachineCompat | None = None
     """Write the container of an old machine type: "2.3" without configuration section and footers, "2.2" also
     without a vmdescription."""
 
     qemu: bool = False
-    """The target is a QEMU: refuse up front what a QEMU cannot load."""
+    """The target is a QEMU: refuse at once what a QEMU cannot load."""
 
     connect_timeout: float = 30.0
     """Seconds to wait for the other end to answer."""
 
     idle_timeout: float = 60.0
-    """Seconds that the other end may go without taking or confirming anything that it owes; 0 waits for ever."""
+    """Seconds that the other end may be idle while it should take or confirm something; 0 waits for ever."""
 
     def __post_init__(self) -> None:
         """Turn texts into bytes and refuse what makes no sense."""
@@ -169,10 +172,10 @@ class IncomingParameters:
     """The parameters of an incoming migration."""
 
     sizes: Mapping[str, int | str] = dataclasses.field(default_factory=dict)
-    """Exact sizes of disks, by name, where the stream does not say them; "" stands for every other disk."""
+    """Exact sizes of disks, by name, for streams that do not tell them; "" stands for every other disk."""
 
     incremental: bool = False
-    """The targets hold the base already: write what comes, and do not ask for every block."""
+    """The targets hold the base already: write what comes, and do not expect every block."""
 
     verify: bool = False
     """Read everything back and compare it with the digests in the stream; a stream without digests is an error."""
@@ -184,7 +187,7 @@ class IncomingParameters:
     """Seconds to wait for the source to connect; None waits for ever."""
 
     idle_timeout: float = 60.0
-    """Seconds that the source may go without sending anything of its disks or of its VM; 0 waits for ever."""
+    """Seconds that the source may pass without sending anything of its disks or of its VM; 0 waits for ever."""
 
     overwrite: bool = False
     """Replace files that a target folder holds already."""
@@ -209,7 +212,7 @@ class IncomingParameters:
 
 
 def _set_flags(parameters: MigrationParameters | IncomingParameters) -> None:
-    """Make the fields that are bools plain ones; raise :class:`~blkmig.errors.WrongType` for what is none."""
+    """Make bools of any kind, numpy's too, plain ones; raise :class:`~blkmig.errors.WrongType` for other values."""
     for field in dataclasses.fields(parameters):
         if isinstance(field.default, bool):
             value = getattr(parameters, field.name)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What a migration tells about itself: statistics that can be read at any time, and the events of `on_progress`.
 
-Sizes are bytes, times are seconds, rates are bytes per second. Everything counts what was sent or written, never
-what was only submitted.
+Sizes are bytes, times are seconds, rates are bytes per second. All figures count what was sent or written, never what
+was only submitted.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ StreamFormat = Literal["block", "blkmig"]
 
 SizeSource = Literal["stream", "target", "option", "inferred"]
 Phase = Literal["setup", "bulk", "dirty", "switchover", "waiting"]
-"""What a migration does: "waiting" is for the target, which has everything and makes it durable."""
+"""What a migration does. In "waiting" it waits for the target, which brings everything to stable storage."""
 
 ReceivingPhase = Literal["bulk", "dirty", "storing"]
-"""What comes, as far as the stream says so; "storing" is after its end, until everything is durable and checked."""
+"""What the receiving end does, as far as the stream tells. "storing" is the time from the stream's end until everything
+is on stable storage and checked."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -32,17 +33,17 @@ class RoundStatistics:
 
     number: int
     dirty_bytes: int
-    """Dirty when the round began (for the bulk phase: the size of the disks)."""
+    """Bytes that were dirty when the round began; for the bulk phase, the size of the disks."""
 
     transferred: int = 0
     """Bytes on the wire."""
 
     seconds: float = 0.0
     redirtied_bytes: int = 0
-    """Dirtied by the writers while the round ran."""
+    """Bytes that the writers dirtied while the round ran."""
 
     blocks: int = 0
-    """Blocks sent, zero blocks included. No block and no pack was, if the final pass began instead of the round."""
+    """Blocks sent, zero blocks included. It is 0, as `packs` is, if the final pass began instead of the round."""
 
     packs: int = 0
     """Packs sent."""
@@ -73,7 +74,7 @@ class OutgoingStatistics:
     """Bytes that the channel took, container included."""
 
     blocks: int = 0
-    """Blocks sent, each time one was sent, zero blocks included."""
+    """Blocks sent, zero blocks included; a block that is sent again counts again."""
 
     zero_blocks: int = 0
     packs: int = 0
@@ -86,15 +87,15 @@ class OutgoingStatistics:
     """Blocks of which packs were sent; each would have been sent whole."""
 
     rounds: list[RoundStatistics] = dataclasses.field(default_factory=list)
-    """The bulk phase, the dirty rounds (of very many the last thousand) and the final pass."""
+    """The bulk phase, the dirty rounds (the last thousand of them) and the final pass."""
 
     setup_time: float = 0.0
     total_time: float = 0.0
     downtime: float | None = None
-    """From the moment the writers were held to their release, or to the target's word when the disk moved."""
+    """Seconds from the hold of the writers to their release; if the disk moved, to the target's word."""
 
     downtime_limit: float = 0.0
-    """The limit that was asked for; a longer downtime did not keep it."""
+    """The limit that the caller set; `downtime` may have been longer."""
 
     pauses_given_up: int = 0
     """Pauses that took longer than their bound: the writers went on, and the migration went back to rounds."""
@@ -103,12 +104,12 @@ class OutgoingStatistics:
     """Seconds that the writers were held in the pauses that were given up."""
 
     expected_downtime: float | None = None
-    """As in `Progressed`."""
+    """See :class:`Progressed`."""
 
     bandwidth: float = 0.0
     dirty_rate: float = 0.0
     notes: list[str] = dataclasses.field(default_factory=list)
-    """What a user should know although nothing failed: sources that other programs changed ..."""
+    """What a user should know although nothing failed, such as sources that other programs changed."""
 
     @property
     def dirty_rounds(self) -> int:
@@ -137,7 +138,7 @@ class DiskStatistics:
 
     size_source: SizeSource = "inferred"
     blocks: int = 0
-    """Blocks that came, each time one came, zero blocks included."""
+    """Blocks that came, zero blocks included; a block that comes again counts again."""
 
     zero_blocks: int = 0
     resent_blocks: int = 0
@@ -152,7 +153,7 @@ class DiskStatistics:
     """How many blocks never came."""
 
     verified: bool = False
-    """The digest of all that the disk holds equals the one that the stream carries."""
+    """Whether the digest of the whole disk was compared with the one in the stream, and is equal."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -170,7 +171,8 @@ class IncomingStatistics:
     percent: int = 0
     total_time: float = 0.0
     notes: list[str] = dataclasses.field(default_factory=list)
-    """What a user should know although nothing failed: sizes that were inferred, sections that were skipped ..."""
+    """What a user should know although nothing failed, such as sizes that were inferred or sections that were
+    skipped."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -193,38 +195,40 @@ class Progressed(Event):
 
     phase: Phase
     percent: float
-    """Of what the phase has to send: of the data, in the bulk phase; of what was dirty when the round began."""
+    """The part of the phase that is done: in the bulk phase of all data, in a round of what was dirty at its begin."""
 
     transferred: int
     """Bytes on the wire."""
 
     remaining: int
-    """Bytes of the disks that are left: data, not holes, and what is dirty. Where the disks have not been asked yet,
-    it is an estimate."""
+    """Bytes of the disks that are still to be sent: data without holes, and what is dirty. It is an estimate for those
+    parts of the disks that have not been asked yet."""
 
     total: int
     """Size of the disks, holes included."""
 
     bandwidth: float
-    """What the link carried of late; 0 while nobody knows."""
+    """What the link has carried of late; 0 while that is not known."""
 
     dirty_rate: float
     expected_downtime: float | None
-    """What the pause would take if it began now; None in the bulk phase. No pause begins there, and what the first one
-    will take is decided by the rounds that follow: of what is dirty by then, most is written once or again and again,
-    and only rounds tell which. Who wants to know beforehand has `forecast`."""
+    """Seconds that the pause would take if it began now; None in the bulk phase, where no pause begins. How long the
+    first pause takes depends on the rounds: only they tell which blocks are written once, and which again and again. A
+    prediction before the migration is what `forecast` is for."""
 
     round_number: int
     disk_rate: float = 0.0
-    """Bytes of the disks that the bulk phase passes in a second, zeros included, holes not."""
+    """Bytes of the disks that the bulk phase reads in a second: zeros count, holes do not."""
 
     time_left: float | None = None
-    """Seconds until the pause, if everything goes on as it does; None while that is not known, or as it never comes."""
+    """Seconds until the pause, at the present rates; None if that is not known, or if the pause would never come."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class NotConverging(Event):
-    """Rounds do not leave less than those before them; told after the third such round, and again after twice as many.
+    """The migration does not converge: the rounds leave as much as those before them.
+
+    It is told after the third such round, and then each time their number has doubled.
     """
 
     dirty_rate: float
@@ -237,10 +241,11 @@ class NotConverging(Event):
 
     round_number: int
     written_rate: float | None = None
-    """What the writers write, by their disks' own count; None where nobody counts. They dirty more: whole granules."""
+    """Bytes per second that the writers write, as the disks count them; None if they do not. The dirty rate is higher,
+    because it counts whole granules."""
 
     granule: int = 1 << 20
-    """Bytes that one write dirties at least."""
+    """The least number of bytes that one write dirties."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -260,10 +265,10 @@ class Received(Event):
     blocks: int
     zero_blocks: int
     percent: int
-    """How much of the disks has come, holes included, as the source says."""
+    """The part of the disks that has come, holes included, as the source says."""
 
     bandwidth: float = 0.0
-    """Bytes of the stream that came in a second, of late."""
+    """Bytes of the stream that have come in a second, of late."""
 
     time_left: float | None = None
     """Seconds until every block has come once; None while that is not known."""

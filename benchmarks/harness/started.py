@@ -16,7 +16,7 @@ import time
 
 import blkmig
 from blkmig import channel, qemu
-from blkmig.files import rawfile, writeback
+from blkmig.files import storing, writeback
 from blkmig.migration import figures
 
 
@@ -57,14 +57,17 @@ def take_out_early_writeback() -> None:
 
 def take_out_storing_behind() -> None:
     """Have each block stored before the next one is received."""
-    rawfile.RawFile._start_storing = lambda self: None  # type: ignore[method-assign]
+
+    def no_thread(cluster: int) -> storing.StoringThread:
+        raise RuntimeError("no thread is to be had")
+
+    storing.StoringThread = no_thread  # type: ignore[assignment,misc]
 
 
 def take_out_rate_limit_and_progress() -> None:
     """Have nobody look whether there is a rate limit, or somebody who wants to be told how far it is."""
     channel.OutputQEMUFile.rate_limit_exceeded = lambda self: False  # type: ignore[method-assign]
     channel.OutputQEMUFile.wait_rate_limit = lambda self: None  # type: ignore[method-assign]
-    channel.OutputQEMUFile._wait_rate_limit = lambda self: None  # type: ignore[method-assign]
     figures.Figures.report = lambda self, **options: None  # type: ignore[method-assign]
 
 

@@ -16,10 +16,12 @@ Whether a payload goes that way as bytes or as pages of a file is decided in `pa
 docs/architecture/way-of-a-block.md has every step.
 """
 
+from .basewords import BaseRun
 from .buffers import LoadBuffers
+from .checks import why_left_out
 from .coverage import MAX_INFERRED_BYTES, BlockCoverage, CoverageRoom, grown
 from .digests import combine_digests, combine_disks, tree_of
-from .load import BlockLoadHandlers
+from .load import BlockLoadHandlers, LoadDevice
 from .save import BlockSaveHandlers
 from .sizes import SaidSizes
 from .table import TableDisk, flush_records
@@ -30,6 +32,7 @@ __all__ = [
     "FORMATS",
     "MAX_INFERRED_BYTES",
     "NAMELESS_TWICE",
+    "BaseRun",
     "BlkLoadDevice",
     "BlockCoverage",
     "BlockLoadHandlers",
@@ -37,6 +40,7 @@ __all__ = [
     "CoverageRoom",
     "Format",
     "LoadBuffers",
+    "LoadDevice",
     "SaidSizes",
     "TableDisk",
     "combine_digests",
@@ -44,4 +48,5 @@ __all__ = [
     "flush_records",
     "grown",
     "tree_of",
+    "why_left_out",
 ]

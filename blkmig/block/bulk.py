@@ -143,17 +143,12 @@ def skip_unallocated(blk_mig: state.BlkMigState, bmds: device.BlkMigDevState) ->
     The bits of skipped blocks stay as they are: a write that allocates one of them marks it, and the dirty phase
     sends it, and takes note of its new digest.
     """
-    nblocks = bmds.geometry.nblocks
     while not bmds.bulk_completed:
         block = bmds.cur_sector // _core.SECTORS_PER_BLOCK
         offset, _ = bmds.geometry.block_range(block)
         if bmds.allocated_start <= offset < bmds.allocated_end:
             return True
-        extent = next_allocated(bmds, offset)
-        if extent is None:
-            count = min((offset + SEARCH_BYTES) // _core.BLOCK_SIZE, nblocks) - block
-        else:
-            count = max(block, min(extent[0] // _core.BLOCK_SIZE, nblocks - 1)) - block
+        count, extent = next_base_blocks(bmds, block)
         done = count if bmds.disk_digests is None else hash_base(blk_mig, bmds, block, count)
         bmds.completed_sectors += advance(bmds, done)
         if done < count:
@@ -164,15 +159,31 @@ def skip_unallocated(blk_mig: state.BlkMigState, bmds: device.BlkMigDevState) ->
     return True
 
 
+def next_base_blocks(bmds: device.BlkMigDevState, block: int) -> tuple[int, tuple[int, int] | None]:
+    """Return how many blocks from `block` on only the base holds, and the extent of the top layer that comes next.
+
+    None: none is near, and there may be more such blocks.
+    """
+    offset, _ = bmds.geometry.block_range(block)
+    nblocks, extent = bmds.geometry.nblocks, next_allocated(bmds, offset, SEARCH_BYTES)
+    if extent is None:
+        return min((offset + SEARCH_BYTES) // _core.BLOCK_SIZE, nblocks) - block, None
+    return max(block, min(extent[0] // _core.BLOCK_SIZE, nblocks - 1)) - block, extent
+
+
 def hash_base(blk_mig: state.BlkMigState, bmds: device.BlkMigDevState, block: int, count: int) -> int:
     """Take the digests of up to `count` blocks from `block` on, which are not sent; return of how many. Blocks.
 
-    It ends after `RUN_SECONDS`. The caller knows that there is room for a read.
+    It ends after `RUN_SECONDS`. The caller knows that there is room for a read. What the phase before bulk has hashed
+    is not hashed again.
     """
     deadline, done = time.monotonic() + RUN_SECONDS, 0
     blk = blk_mig.reads.get()
     try:
         while done < count and time.monotonic() < deadline:
+            if known := count_hashed(bmds, block + done, block + count):
+                done += known
+                continue
             holes = min(hole_blocks(bmds, block + done), count - done)
             found = digests.ZERO_DIGEST * holes or digest_of_block(bmds, block + done, blk.buf)
             send.note_disk_digests(bmds, block + done, found)
@@ -182,16 +193,24 @@ def hash_base(blk_mig: state.BlkMigState, bmds: device.BlkMigDevState, block: in
     return done
 
 
+def count_hashed(bmds: device.BlkMigDevState, block: int, stop: int) -> int:
+    """Return how many blocks from `block` on, and before `stop`, the phase before bulk has hashed: see `base`."""
+    if bmds.hashed is None:
+        return 0
+    end = bmds.hashed.find_next_clear(block, stop)
+    return (stop if end < 0 else end) - block
+
+
 def digest_of_block(bmds: device.BlkMigDevState, block: int, buf: _core.BlockBuffer) -> bytes:
     """Read a block and return its digest. Blocks."""
     is_zero = bmds.backend.read_block(buf, *bmds.geometry.block_range(block))
     return digests.ZERO_DIGEST if is_zero else digests.digest_of(buf.payload)
 
 
-def next_allocated(bmds: device.BlkMigDevState, offset: int) -> tuple[int, int] | None:
+def next_allocated(bmds: device.BlkMigDevState, offset: int, nbytes: int) -> tuple[int, int] | None:
     """Ask the disk what its top layer holds; a disk that fails to answer counts as holding everything."""
     try:
-        return bmds.backend.next_allocated(offset, SEARCH_BYTES)
+        return bmds.backend.next_allocated(offset, nbytes)
     except errors.DeviceError as error:
         logger.warning("%s; sending what it may hold", error)
-        return offset, offset + SEARCH_BYTES
+        return offset, offset + nbytes

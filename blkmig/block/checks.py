@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from .. import _core, disk, errors, params
 
 
@@ -25,6 +27,23 @@ def check_device(backend: disk.BlockBackend, names: set[bytes], parameters: para
             f"disk {backend.name!r} has {backend.size} bytes, and a QEMU from 2.10 on cannot load data for a disk "
             "under 1 MiB: make it 1 MiB at both ends"
         )
+
+
+def why_left_out(backend: disk.BlockBackend, *, is_described: bool) -> str:
+    """Say why no stream holds the disk; "" if one does. A disk without bytes is in the description, if there is one."""
+    if backend.is_read_only:
+        return "it is read-only"
+    if backend.size or is_described:
+        return ""
+    return "it has no bytes, and what a QEMU of that age reads cannot say so: give the target a disk of 0 bytes"
+
+
+def check_any_is_sent(disks: Iterable[disk.BlockBackend], *, is_described: bool) -> None:
+    """Raise :class:`~blkmig.errors.ParameterError` if the stream would hold none of the `disks`."""
+    left_out = [(backend.name, why_left_out(backend, is_described=is_described)) for backend in disks]
+    if all(why for _, why in left_out):
+        reasons = "; ".join(f"disk {name!r}: {why}" for name, why in left_out)
+        raise errors.ParameterError(f"there is nothing to send: {reasons}")
 
 
 def is_sent_as_zero(backend: disk.BlockBackend, parameters: params.MigrationParameters) -> bool:

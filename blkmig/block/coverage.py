@@ -182,7 +182,10 @@ class BlockCoverage:
                 why = f"so far out that the stream's disks would have more than {MAX_INFERRED_BYTES} bytes"
                 raise self._outside(sector, why, position)
             self.room.nblocks -= wanted - have
-        self.bits = grown(self.bits, wanted)
+        try:
+            self.bits = grown(self.bits, wanted)
+        except MemoryError as error:
+            raise self._outside(sector, "so far out that there is no memory for it", position) from error
         self._reach = min(self.limit, wanted * _core.BLOCK_SIZE)
 
     def _add_resent(self, block: int, count: int) -> None:

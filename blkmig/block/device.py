@@ -31,6 +31,10 @@ class BlkMigDevState:
     disk_digests: bytearray | None = dataclasses.field(default=None, kw_only=True)
     """The same for all blocks, sent or not; None where every block is sent, and where nobody asked for digests."""
 
+    hashed: _core.Bitmap | None = dataclasses.field(default=None, kw_only=True)
+    """The blocks of `disk_digests` that were hashed before bulk, while only the base held them; None without that
+    phase."""
+
     tree: DigestTree | None = dataclasses.field(default=None, kw_only=True)
     """The tree over the digests of all that the disk holds; None where nobody asked for digests."""
 

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from .. import _core, channel, errors, savevm
 from ..disk.extents import Extents
-from . import sizes, table, wire
+from . import basewords, sizes, table, wire
 
 
 class LoadDevice(Protocol):
@@ -58,6 +58,7 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         """Called with the number of each FLUSH, which counts them from 1."""
 
         self._flushes = 0
+        self._has_block = False  # the first block has come
         self.percent = 0
         """The last progress record."""
 
@@ -75,6 +76,12 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
 
         self.on_sizes: Callable[[sizes.SaidSizes], None] | None = None
         """Called with them, before the first disk comes."""
+
+        self.base = basewords.SaidBase()
+        """What the stream says of what only the disks' bases hold, before their blocks come."""
+
+        self.on_base: Callable[[LoadDevice, int, list[basewords.BaseRun]], None] | None = None
+        """Called with each part of that: where the disk goes, its size, and the runs of blocks. May raise and block."""
 
         self.on_described: Callable[[int, int], None] | None = None
         """Called with the two numbers of `described_disks`, before the first disk comes."""
@@ -105,6 +112,8 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
             position = f.position
             flags, name, sector, count = next_run(f)
             if flags & _core.FLAG_DEVICE_BLOCK:
+                if not self._has_block:
+                    self._begin_blocks(position)
                 device = self._devices.get(name) or self._new_device(name, position)
                 if flags & _core.FLAG_ZERO_BLOCK:
                     device.load_zero_run(sector, count, position)
@@ -122,7 +131,7 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
                 self.on_progress()
             if flags & _core.FLAG_EOS:
                 if sector:
-                    self._take_marks(f, sector, position)
+                    self.take_marks(f, sector, position)
                 return
 
     def _take_table(self, f: channel.InputQEMUFile) -> None:
@@ -152,16 +161,20 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
     def _load_pack(self, f: channel.InputQEMUFile, count: int, position: int) -> None:
         """Take a pack of `count` extents, of a disk of the table."""
         name, extents = f.get_pack_header(count)
+        if not self._has_block:
+            self._begin_blocks(position)
         device = self._devices.get(name) or self._new_device(name, position)
         device.load_pack(f, extents, position)
 
-    def _take_marks(self, f: channel.InputQEMUFile, marks: int, position: int) -> None:
+    def take_marks(self, f: channel.InputQEMUFile, marks: int, position: int) -> None:
         """Note what a blkmig says in the upper bits of an EOS, at which nobody else looks."""
         if marks & wire.SHARES_PAGES:
             f.expect_pages()
-        if self.table is not None:
+        if marks & wire.IS_DESCRIBED and self.is_described:
+            self._take_base(f, marks, position)
+        elif self.table is not None:
             return  # it has said the rest
-        if marks & wire.IS_DESCRIBED:
+        elif marks & wire.IS_DESCRIBED:
             self.is_described = True
             self.described_disks = wire.described_disks(marks)
             if self.on_described is not None:
@@ -170,6 +183,28 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
             is_all = self.sizes.take(marks, most=sum(self.described_disks), position=position)
             if is_all and self.on_sizes is not None:
                 self.on_sizes(self.sizes)
+
+    def _take_base(self, f: channel.InputQEMUFile, marks: int, position: int) -> None:
+        """Note what an EOS says of the disks' bases: after their sizes, and before any block."""
+        is_now = len(self.sizes) == sum(self.described_disks) and not self._has_block
+        if not is_now or wire.described_disks(marks) != self.described_disks:
+            raise basewords.damaged(position)
+        found = self.base.take(marks >> wire.BASE_SHIFT, self.sizes, position=position)
+        if found is None:
+            return
+        f.payload_came()  # it has come a little further: there are only so many blocks of which this can be said
+        if self.on_base is not None:
+            name, runs = found
+            key = name.encode("utf-8", "surrogateescape")
+            size = self.sizes.of(name)
+            assert size is not None
+            self.on_base(self._devices.get(key) or self._new_device(key, position), size, runs)
+
+    def _begin_blocks(self, position: int) -> None:
+        """Take note of the first block; what the stream says of the disks' bases must have come to its end."""
+        if not self.base.is_whole:
+            raise basewords.damaged(position)
+        self._has_block = True
 
     def _set_percent(self, percent: int) -> None:
         """Note the progress that the source reports."""
@@ -191,7 +226,8 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
 def next_run(f: channel.InputQEMUFile) -> tuple[int, bytes, int, int]:
     """Return the next record, or say that the source could not read its disk.
 
-    A source that meets a read error closes the section without EOS: where a record is due, there is the footer.
+    A source that meets a read error closes the section without EOS: where a record is due, there is the footer. Behind
+    it, at the place of the flags, are the upper bytes of a section's id, which are zeros.
     """
     position = f.position
     try:
@@ -200,7 +236,8 @@ def next_run(f: channel.InputQEMUFile) -> tuple[int, bytes, int, int]:
         if is_footer_next(f):
             raise source_read_error(position) from None
         raise
-    if run[2] >> (56 - _core.SECTOR_BITS) == savevm.QEMU_VM_SECTION_FOOTER:
+    flags, _, sector, _ = run
+    if not flags & _core.FLAG_EOS and sector >> (56 - _core.SECTOR_BITS) == savevm.QEMU_VM_SECTION_FOOTER:
         raise source_read_error(position)
     return run
 

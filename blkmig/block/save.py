@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import _core, channel, disk, errors, params, passage, savevm, units
-from . import checks, description, dirty, engine, reads, send, setup, sizes, state, table, wire
+from . import base, checks, description, dirty, engine, reads, send, setup, sizes, state, table, wire
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,9 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         self._blk_enable = True
         self._shared_base = parameters.shared_base
         self._blk_mig: state.BlkMigState | None = None
+        self.base = base.BasePhase()
+        """What goes before the bulk phase, from `setup_parts` on, for a target that understands what it says."""
+
         self._departure: passage.Departure  # from `save_setup` on
 
     # -- what to do --------------------------------------------------------------------------------------------------
@@ -137,11 +140,18 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         self._blk_mig = blk_mig
 
     def setup_parts(self) -> list[bytes]:
-        """Return what says the disks' sizes before their blocks come."""
-        if not self._tells_by_eos():
-            return []
-        sent = [(bmds.name, bmds.geometry.size) for bmds in self.blk_mig.bmds_list]
-        return sizes.say([*sent, *((name.encode("utf-8", "surrogateescape"), 0) for name in self._empty)])
+        """Return what says the disks' sizes before their blocks come, and announces what only their bases hold."""
+        blk_mig, said = self.blk_mig, []
+        if self._tells_by_eos():
+            sent = [(bmds.name, bmds.geometry.size) for bmds in blk_mig.bmds_list]
+            said = sizes.say([*sent, *((name.encode("utf-8", "surrogateescape"), 0) for name in self._empty)])
+        if (said or self.format == "blkmig") and self._shared_base and self._parameters.digests:
+            said += self.base.begin(blk_mig, wire.description_marks(len(blk_mig.bmds_list), len(self._empty)))
+        return said
+
+    def iterate_parts(self) -> list[bytes]:
+        """Return what says which of the blocks that the last section has hashed only the base holds."""
+        return self.base.take_words()
 
     def fits_table(self) -> bool:
         """Return whether a section ``blkmig`` can carry the disks, by their number."""
@@ -159,6 +169,10 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
                 checks.check_device(backend, names, self._parameters)
                 names.add(checks.encode_name(backend))
 
+    def check_any_is_sent(self) -> None:
+        """Refuse a migration of none of the disks. For callers to whom an empty section is no success."""
+        checks.check_any_is_sent(self._disks, is_described=self.is_described)
+
     def save_live_iterate(self, f: channel.OutputQEMUFile) -> int:
         """Send blocks until the section is long enough, the rate limit is reached, or nothing is left in this round.
 
@@ -169,8 +183,12 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         for bmds in blk_mig.bmds_list:
             bmds.backend.check_source()
         deadline = self._clock() + SECTION_SECONDS
-        while not f.rate_limit_exceeded() and engine.send_some(blk_mig, f) and self._clock() < deadline:
-            pass
+        if not self.base.is_over:
+            f.flush()  # what was said last
+            self.base.hash_some(lambda: self._clock() >= deadline)
+        else:
+            while not f.rate_limit_exceeded() and engine.send_some(blk_mig, f) and self._clock() < deadline:
+                pass
         f.put_be64(_core.FLAG_EOS)
         for bmds in blk_mig.bmds_list:
             if bmds.tree is not None:
@@ -204,6 +222,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
     def begin_last_round(self) -> None:
         """Fetch what is dirty, with the writers held, and have sections send that and nothing beyond it."""
         self.blk_mig.is_last_round = True
+        self.base.give_up()  # blocks may come from here on, and all that is said of bases comes before them
         dirty.begin_round(self.blk_mig)
 
     def leave_last_round(self) -> None:
@@ -243,6 +262,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         """Wait for reads in flight, release the trackers, let the disks go, free the buffers. Twice does no harm."""
         if self._blk_mig is not None:
             blk_mig, self._blk_mig = self._blk_mig, None
+            self.base.give_up()
             blk_mig.release()
 
     def description(self, *, as_tree: bool = False) -> dict[str, Any]:
@@ -278,15 +298,13 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
 
     def _is_sent(self, backend: disk.BlockBackend) -> bool:
         """Return whether there is anything to send of a disk; take note of it if there is not."""
-        if not backend.is_read_only and backend.size:
-            return True
-        if not backend.is_read_only:
-            self._empty.append(backend.name)
-        if backend.is_read_only or not self.is_described:
+        why = checks.why_left_out(backend, is_described=self.is_described)
+        if why:
             self.skipped.append(backend.name)
-        why = "it is read-only" if backend.is_read_only else "it has no bytes"
-        logger.info("disk %r is not sent: %s", backend.name, why)
-        return False
+            logger.info("disk %r is not sent: %s", backend.name, why)
+        if not backend.is_read_only and not backend.size:
+            self._empty.append(backend.name)
+        return not backend.is_read_only and backend.size > 0
 
     def _begin_section(self) -> state.BlkMigState:
         """Return the state, unless a section before this one was ended by an exception."""

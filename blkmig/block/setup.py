@@ -37,8 +37,8 @@ def take_into_use(
 ) -> device.BlkMigDevState:
     """Keep other migrations off a disk, track its writes from now on, and return its state. All or nothing."""
     shape = geometry.BlockGeometry(backend.size)
-    hashed = bytearray(shape.nblocks * digests.DIGEST_SIZE) if parameters.digests else None
-    with contextlib.ExitStack() as blocker:
+    with contextlib.ExitStack() as blocker, geometry.keeping_account(shape.size):
+        hashed = bytearray(shape.nblocks * digests.DIGEST_SIZE) if parameters.digests else None
         blocker.enter_context(backend.block_use("a migration that sends it"))
         bitmap = backend.create_dirty_bitmap(granularity)
         blocker.callback(backend.release_dirty_bitmap, bitmap)

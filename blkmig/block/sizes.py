@@ -96,6 +96,15 @@ class SaidSizes:
         """Return whether the stream has a disk called `name`."""
         return self.of(name) is not None
 
+    def number_of(self, name: str) -> int | None:
+        """Return as which disk, counted from 0, the one called `name` is to appear; None if it was not said.
+
+        A sender says its disks in the order in which it begins to read them. With many reads in flight a disk of a few
+        blocks may be overtaken by the next one, so this is good for refusing what could be meant, not for placing it.
+        """
+        crc = _crc_of(name)
+        return list(self._sizes).index(crc) if crc in self._sizes else None
+
     def besides(self, names: Iterable[str]) -> list[int]:
         """Return the sizes of the disks that are called by none of `names`, which the stream does not tell yet."""
         others = dict(self._sizes)

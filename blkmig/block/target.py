@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import errno
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from .. import _core, channel, disk, errors, passage, stats
+from ..disk import geometry
 from ..disk.extents import Extents
-from . import buffers, coverage, digests
+from . import basewords, buffers, coverage, digests
 
 GROWTH_BYTES = 64 << 20
 """A growing target grows in steps of this size, so that not every block changes the file's size."""
+
+ZEROS_AT_ONCE = 4096
+"""Blocks of zeros that are hashed in one piece of memory, whatever a stream says of its base."""
 
 NAMELESS_TWICE = (
     "a block of the disk without a name comes a second time: the stream holds two such disks, the second most likely "
@@ -175,15 +179,44 @@ class BlkLoadDevice:
         is part of the disk. It calls `check_cancelled`, which may raise, before each block.
         """
         assert self.statistics.size is not None
-        geometry = disk.BlockGeometry(self.statistics.size)
-        found = bytearray(geometry.nblocks * digests.DIGEST_SIZE)
+        shape = geometry.BlockGeometry(self.statistics.size)
+        with geometry.keeping_account(shape.size):
+            found = bytearray(shape.nblocks * digests.DIGEST_SIZE)
         buf = self._buf or self.buffers.lend(self)
-        for block in range(geometry.nblocks):
+        for block in range(shape.nblocks):
             check_cancelled()
-            offset, nbytes = geometry.block_range(block)
-            self.backend.read_block(buf, offset, geometry.clip(offset, nbytes))
-            found[block * digests.DIGEST_SIZE : (block + 1) * digests.DIGEST_SIZE] = digests.digest_of(buf.payload)
+            digest = self._digest_of_block(buf, shape, block)
+            found[block * digests.DIGEST_SIZE : (block + 1) * digests.DIGEST_SIZE] = digest
         return combine(found)
+
+    def digest_of_run(
+        self, shape: geometry.BlockGeometry, first: int, count: int, check_cancelled: Callable[[], None]
+    ) -> bytes:
+        """Return the digest of `count` blocks from `first` on of a disk of that geometry, as the sender computes it.
+
+        Blocks. It calls `check_cancelled`, which may raise, before each block that it reads; what the target knows to
+        be zeros is not read.
+        """
+        if self._buf is None:
+            self._buf = self.buffers.lend(self)
+        buf, stop = self._buf, first + count
+
+        def parts() -> Iterator[bytes]:
+            block = first
+            while block < stop:
+                check_cancelled()
+                known = self.backend.zeroes_end(block * _core.BLOCK_SIZE) // _core.BLOCK_SIZE
+                most = min(stop, shape.nblocks - 1, block + ZEROS_AT_ONCE)  # the last block may start early
+                zeros = max(0, min(known, most) - block)
+                yield digests.ZERO_DIGEST * zeros or self._digest_of_block(buf, shape, block)
+                block += max(zeros, 1)
+
+        return basewords.digest_of_run(parts())
+
+    def _digest_of_block(self, buf: _core.BlockBuffer, shape: geometry.BlockGeometry, block: int) -> bytes:
+        offset, nbytes = shape.block_range(block)
+        self.backend.read_block(buf, offset, shape.clip(offset, nbytes))
+        return digests.digest_of(buf.payload)
 
 
 def _why_limited(backend: disk.BlockBackend, limit: int) -> str:

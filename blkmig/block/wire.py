@@ -12,7 +12,8 @@ another blkmig may want to know at the start, in the EOS of the first section::
     bits 2-11                    how many disks that will name which have bytes
     bits 12-21                   how many disks that will name which have none
 
-Later EOS words, without the first two of these marks, say how large the disks are: see `sizes`.
+Later EOS words, without the first two of these marks, say how large the disks are: see `sizes`. Those with the second
+one, and what it stands for again, say from bit 22 on what only the disks' bases hold: see `basewords`.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ IS_DESCRIBED = 2
 COUNT_SHIFT = 2
 EMPTY_SHIFT = 12
 COUNT_MASK = 0x3FF
+BASE_SHIFT = 22
 
 MAX_DISKS = 256
 """Names of disks in one stream; a damaged stream must not make up any number of them."""

@@ -70,7 +70,7 @@ class Measurements:
     def hear(self, ready: set[int]) -> None:
         """Answer questions and count bytes, of what is ready."""
         if self._asked is not None and self._asked.fileno() in ready:
-            _answer(self._asked)
+            answer(self._asked)
         counted = self._counted
         if counted is None:
             return
@@ -142,7 +142,7 @@ def _open_beacon(listening: socket.socket) -> socket.socket | None:
     return None
 
 
-def _answer(sock: socket.socket) -> None:
+def answer(sock: socket.socket) -> None:
     """Answer a question; what is none has no answer, and no answer is longer than its question."""
     with contextlib.suppress(OSError):
         said, ancillary, _, who = sock.recvmsg(64, socket.CMSG_SPACE(_IN6_PKTINFO.size))

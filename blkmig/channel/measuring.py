@@ -164,10 +164,10 @@ class Asking:
         except OSError:  # an ICMP message: nobody has that port
             self.is_refused = True
             return False
-        return said == ANSWER + self._nonce and (self._owner is None or self._owner in _users(ancillary))
+        return said == ANSWER + self._nonce and (self._owner is None or self._owner in senders(ancillary))
 
 
-def _users(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
+def senders(ancillary: Sequence[tuple[int, int, bytes]]) -> list[int]:
     """Return who has sent a datagram, as the kernel says it."""
     return [
         _CREDENTIALS.unpack(data[: _CREDENTIALS.size])[1]

@@ -103,11 +103,11 @@ def tune_accepted(sock: socket.socket) -> None:
     """
     tune(sock)
     with contextlib.suppress(OSError):  # no descriptor left to find that out with
-        if sock.family != socket.AF_UNIX and link.is_local(sock) and _can_have_buffer(sock.family, LOCAL_BUFFER):
+        if sock.family != socket.AF_UNIX and link.is_local(sock) and can_have_buffer(sock.family, LOCAL_BUFFER):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LOCAL_BUFFER)
 
 
-def _can_have_buffer(family: int, nbytes: int) -> bool:
+def can_have_buffer(family: int, nbytes: int) -> bool:
     """Return whether the system lets a socket have `nbytes`; asking for more than that would leave it with less."""
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, nbytes)

@@ -21,7 +21,7 @@ import os
 import re
 from collections.abc import Callable
 
-from .. import errors, units
+from .. import errors, paths, units
 
 FORMS = "tcp:HOST:PORT, unix:PATH, exec:COMMAND, fd:N, file:PATH[,offset=N] or -"
 
@@ -112,8 +112,9 @@ def parse_uri(uri: str) -> Address:
     parse = _PARSERS.get(scheme)
     if parse is None or not colon:
         raise errors.ParameterError(f"{uri!r} is not an address of a stream: say {FORMS}")
-    if "\0" in rest:
-        raise _bad(uri, "it holds a NUL character")
+    why = paths.why_no_name(rest)
+    if why:
+        raise _bad(uri, f"it {why}")
     return parse(uri, rest)
 
 
@@ -153,7 +154,7 @@ def _parse_fd(uri: str, rest: str) -> FdAddress:
 
 
 def _parse_file(uri: str, rest: str) -> FileAddress:
-    path, *options = (part.replace("\0", ",") for part in rest.replace(",,", "\0").split(","))
+    path, *options = paths.split(rest)
     if not path:
         raise _bad(uri, "the path is missing")
     if not options:
@@ -161,7 +162,10 @@ def _parse_file(uri: str, rest: str) -> FileAddress:
     key, _, value = options[0].partition("=")
     if len(options) > 1 or key != "offset":
         raise _bad(uri, "the only option is offset=N, and a comma in the path is written ',,'")
-    return FileAddress(path, _parse_offset(value))
+    try:
+        return FileAddress(path, _parse_offset(value))
+    except errors.ParameterError as error:
+        raise _bad(uri, f"offset={value}: {error}") from error
 
 
 def _parse_offset(text: str) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What the commands share of the command line: options, and what texts turn into."""
+"""What the commands share of the command line: options, and how their texts are parsed."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def add_command(
     description: str = "",
     examples: Sequence[str] = (),
 ) -> parsing.CommandParser:
-    """Add one command and return its parser. `examples` are command lines, each with a word on it after a "#"."""
+    """Add one command and return its parser. `examples` are command lines, each with a remark after a "#"."""
     parser: parsing.CommandParser = commands.add_parser(
         name,
         help=summary,
@@ -40,7 +40,7 @@ def add_command(
 
 
 def add_progress(parser: argparse.ArgumentParser) -> None:
-    """Add the options about what is shown."""
+    """Add the options that say what is shown."""
     parser.add_argument(
         "--progress",
         choices=("auto", "bar", "plain", "json", "none"),
@@ -52,7 +52,8 @@ def add_progress(parser: argparse.ArgumentParser) -> None:
 
 
 def add_both_ends(parser: argparse.ArgumentParser, *, peer: str, incremental: str, verify: str, direct: str) -> None:
-    """Add the options that both ends of a migration have, each with what it means at this one; `peer` is the other."""
+    """Add the options that both ends of a migration have. Each text is the help at this end; `peer` is the other
+    end."""
     parser.add_argument("--incremental", action="store_true", help=incremental)
     parser.add_argument("--verify", action="store_true", help=verify)
     parser.add_argument("--direct", action="store_true", help=direct)
@@ -64,7 +65,7 @@ Parameters = TypeVar("Parameters")
 
 
 def parameters_of(args: argparse.Namespace, kind: type[Parameters], **others: Any) -> Parameters:
-    """Return the parameters of a migration: the options of a field's name say it, or `others` do."""
+    """Return the parameters of a migration: each field comes from `others`, or else from the option of its name."""
     names = [field.name for field in dataclasses.fields(cast(Any, kind))]
     said = {name: getattr(args, name) for name in names if hasattr(args, name)}
     return kind(**(said | others))
@@ -97,15 +98,15 @@ def seconds(text: str) -> float:
 
 
 def named(text: str) -> tuple[str | None, str]:
-    """Split ``[NAME=]DISK``. What stands before the first "=" is a name unless it has a "/" or a ":".
+    """Split ``[NAME=]DISK``. What stands before the first "=" is a name unless it has a "/", a ":" or a ",".
 
-    Raises :class:`~blkmig.errors.ParameterError` for a disk that is left out.
+    Raises :class:`~blkmig.errors.ParameterError` if the disk is missing.
     """
     name, equals, path = text.partition("=")
     is_named = equals and not any(mark in name for mark in "/:,")
     if not text or (is_named and not path):
         raise errors.ParameterError(f"{text!r} names no disk: say NAME=DISK")
-    # A name on the wire is UTF-8, whatever the words of this command line are.
+    # A name on the wire is UTF-8, whatever encoding this command line has.
     return (os.fsencode(name).decode("utf-8", "surrogateescape"), path) if is_named else (None, text)
 
 
@@ -114,7 +115,7 @@ Value = TypeVar("Value")
 
 
 def each_once(pairs: Iterable[tuple[Key, Value]], what: str) -> dict[Key, Value]:
-    """Return the pairs as a dictionary. Raises :class:`~blkmig.errors.ParameterError` if one key came twice."""
+    """Return the pairs as a dictionary. Raises :class:`~blkmig.errors.ParameterError` if a key comes twice."""
     found: dict[Key, Value] = {}
     for key, value in pairs:
         if key in found:
@@ -126,10 +127,10 @@ def each_once(pairs: Iterable[tuple[Key, Value]], what: str) -> dict[Key, Value]
 def check_descriptor(uri: str) -> None:
     """Refuse ``fd:N`` unless N was given to this command; call it before anything is opened.
 
-    What this program has opened itself would be taken for the stream otherwise. What was passed on is kept across
-    exec, and what Python opens is not.
+    Otherwise a file that this program has opened itself could be taken for the stream. An inherited descriptor has no
+    close-on-exec flag, and whatever Python opens has one.
     """
-    with contextlib.suppress(errors.ParameterError):  # whoever opens it says what is wrong
+    with contextlib.suppress(errors.ParameterError):  # opening the stream will say what is wrong with its address
         parsed = address.parse_uri(uri)
         if isinstance(parsed, address.FdAddress):
             _check_is_given(parsed.fd, uri)
@@ -146,6 +147,9 @@ def _check_is_given(fd: int, uri: str) -> None:
 
 
 def named_size(text: str) -> tuple[str, int]:
-    """Parse ``[NAME=]SIZE``; no name stands for every disk."""
+    """Parse ``[NAME=]SIZE``; without a name the size is for every disk."""
     name, _, nbytes = text.rpartition("=")
-    return os.fsencode(name).decode("utf-8", "surrogateescape"), units.parse_size(nbytes)
+    try:
+        return os.fsencode(name).decode("utf-8", "surrogateescape"), units.parse_size(nbytes)
+    except errors.ParameterError as error:
+        raise errors.ParameterError(f"--size={text}: {error}") from None

@@ -2,7 +2,7 @@
 """``blkmig demo``: watch a disk move while it is being written.
 
 A writer thread scribbles over a disk, a receiver waits in another process, and the disk migrates to it over loopback
-TCP. When the last pass is over the writer is turned away, and the two disks are compared byte for byte.
+TCP. After the last pass the writer is refused, and the two disks are compared byte for byte.
 """
 
 from __future__ import annotations
@@ -26,10 +26,11 @@ from .. import children, disk, errors, files, migration, params, stats, units
 from . import arguments, output, progress, signals
 
 DATA_SHARE = 0.4
-"""How much of the demo's disk holds data; the rest are holes."""
+"""The part of the demo's disk that holds data; the rest is holes."""
 
 HOT_BYTES = 4 << 20
-"""The writer works in this part of the disk most of the time, as real writers do; the rest it writes like a log."""
+"""Like most real writers, the demo's works in a small part of the disk most of the time. The rest it writes as a
+log."""
 
 HOT_SHARE = 0.8
 
@@ -58,7 +59,7 @@ def add_command(commands: Any) -> None:
         "--dir",
         type=arguments.word,
         metavar="DIR",
-        help="where the two disks are for a moment (default: the temporary folder)",
+        help="the folder of the two disks while the demo runs (default: the temporary folder)",
     )
     arguments.add_progress(parser)
 
@@ -103,7 +104,7 @@ def make_disk(path: pathlib.Path, size: int) -> None:
 
 
 def migrate(backend: disk.BlockBackend, uri: str, args: argparse.Namespace) -> stats.OutgoingStatistics:
-    """Move the disk; afterwards its writer is refused."""
+    """Move the disk. After that its writer is refused."""
     parameters = params.MigrationParameters(
         max_bandwidth=args.max_bandwidth, downtime_limit=args.downtime_limit, writers_after="refuse", timeout=60
     )
@@ -118,7 +119,8 @@ def migrate(backend: disk.BlockBackend, uri: str, args: argparse.Namespace) -> s
 def receiving(target: pathlib.Path) -> Iterator[str]:
     """Run ``blkmig receive`` in another process and yield the address that it listens on.
 
-    ``-m`` looks where the process stands first: beside this package, not in a source tree that has no extension.
+    Python's ``-m`` looks in the current folder first, and a source tree there may lack the compiled modules. So the
+    process starts in the folder that holds this package.
     """
     beside = pathlib.Path(__file__).parents[2]
     command = [sys.executable, "-m", "blkmig", "receive", "--progress=none", "--accept-timeout", str(RECEIVER_SECONDS),
@@ -130,7 +132,7 @@ def receiving(target: pathlib.Path) -> Iterator[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        process_group=0,  # Ctrl-C is for the demo, which ends its receiver itself
+        process_group=0,  # Ctrl-C reaches the demo alone, which then ends its receiver
     )
     with process:
         try:
@@ -155,7 +157,7 @@ def read_address(stderr: IO[str]) -> str:
 
 @dataclasses.dataclass(slots=True)
 class WriterFigures:
-    """What the writer did and noticed."""
+    """What the writer has done, and how long it had to wait."""
 
     writes: int = 0
     nbytes: int = 0
@@ -163,7 +165,7 @@ class WriterFigures:
 
 
 class Writer:
-    """A thread that writes 4 to 64 KiB here and there, at a steady rate, until its disk has moved."""
+    """A thread that writes 4 to 64 KiB at a time, at a steady rate, until its disk has moved."""
 
     def __init__(self, backend: disk.LocalBackend, rate: int) -> None:
         self.figures = WriterFigures()
@@ -184,7 +186,7 @@ class Writer:
         self._thread.join()
 
     def _run(self) -> None:
-        """Write, keeping to the rate, until stopped or turned away."""
+        """Write at the given rate, until stopped or refused."""
         rng, pool, started = random.Random(1), os.urandom(1 << 20), time.monotonic()
         while not self._stop.is_set():
             if self.figures.nbytes > self._rate * (time.monotonic() - started):
@@ -196,7 +198,7 @@ class Writer:
                 return  # the disk has moved
 
     def _next(self, rng: random.Random) -> tuple[int, int]:
-        """Return where to write next, and how much: in the hot part, or at the end of the log, which goes round."""
+        """Return where to write next, and how much: in the hot part, or at the end of the log, which wraps around."""
         hot, size = min(HOT_BYTES, self._backend.size), self._backend.size
         nbytes = min(rng.choice((4096, 16384, 65536)), hot)
         if rng.random() < HOT_SHARE:

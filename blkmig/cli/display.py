@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""stderr, which is for people, or with ``--progress=json`` for programs. It may be lost, full, or not be read any more,
-and none of that reaches the work: nothing here raises, and nothing blocks for longer than `PATIENCE_SECONDS`.
+"""Messages on stderr: for people, or with ``--progress=json`` for programs.
 
-Any thread may call. A line is written as a whole, unless stderr takes only its beginning: then its rest goes first when
-something is written again, so that two lines are never mixed.
+stderr may be closed or full, or nobody may read it. None of that disturbs the work: nothing here raises, and nothing
+blocks for longer than `PATIENCE_SECONDS`.
+
+Any thread may call. A line is written as a whole. If stderr takes only its beginning, the next write begins with the
+rest, so that two lines are never mixed.
 """
 
 from __future__ import annotations
@@ -22,24 +24,25 @@ PATIENCE_SECONDS = 2.0
 """How long an error waits for a reader of stderr; progress does not wait at all."""
 
 AT_ONCE = select.PIPE_BUF
-"""A pipe that can be written takes so many bytes without waiting."""
+"""A pipe that is ready for writing takes so many bytes without blocking."""
 
 CLEAR = "\r\x1b[K"
 
 
 class Display:
-    """What is shown on stderr: lines, and below them on a terminal a status, which is drawn over and over."""
+    """What stderr shows: lines, and on a terminal a status below them, which is drawn again and again."""
 
     def __init__(self) -> None:
         self.is_json = False
         self._lock = threading.RLock()
-        # Under `_lock`. The status that is drawn, what stderr has not taken yet, and whether it let us wait in vain.
+        # Under `_lock`: the status on the screen, bytes that stderr has not taken yet, whether the last wait was in
+        # vain.
         self._status = ""
         self._rest = b""
         self._is_stuck = False
 
     def line(self, text: str, *, patience: float = PATIENCE_SECONDS) -> None:
-        """Show one line; with JSON, as a message."""
+        """Show one line; with ``--progress=json`` as a message in JSON."""
         if self.is_json:
             self.record({"event": "Message", "message": text}, patience=patience)
             return
@@ -53,14 +56,14 @@ class Display:
             self._write(json.dumps(value, allow_nan=False, default=str) + "\n", patience)
 
     def status(self, text: str) -> None:
-        """Show `text` as the status, "" for none."""
+        """Show `text` as the status; "" removes the status."""
         with self._lock:
             if text or self._status:
                 self._status = text
                 self._write(CLEAR + text, 0.0)
 
     def columns(self) -> int | None:
-        """Return how wide a line may be; None for what is no terminal."""
+        """Return how wide a line may be; None if stderr is no terminal."""
         try:
             return max(os.get_terminal_size(sys.stderr.fileno()).columns, 1)
         except (OSError, ValueError, AttributeError):
@@ -74,13 +77,13 @@ class Display:
                 fd = sys.stderr.fileno()
             except (OSError, ValueError, AttributeError):
                 rest, self._rest = self._rest, b""
-                sys.stderr.write(rest.decode(encoding))  # no file at all, but something that stands for it
+                sys.stderr.write(rest.decode(encoding))  # an object without a descriptor, as in a test
                 sys.stderr.flush()
                 return
             self._flush(fd, patience)
 
     def _has_room(self, patience: float) -> bool:
-        """Return whether nothing is left of an earlier line, once it was tried to write that."""
+        """Try to write what is left of an earlier line, and return whether nothing is left."""
         if self._rest:
             with contextlib.suppress(OSError, ValueError, AttributeError):
                 self._flush(sys.stderr.fileno(), patience)
@@ -94,12 +97,12 @@ class Display:
                     return
                 self._rest = self._rest[os.write(fd, self._rest[:AT_ONCE]) :]
         except OSError:
-            self._rest = b""  # whoever cannot take it now will not want it later
+            self._rest = b""  # stderr is broken: there is no use in trying again
             raise
 
 
 def is_writable(fd: int, seconds: float) -> bool:
-    """Return whether a write would not wait, within `seconds`."""
+    """Wait up to `seconds` for `fd` to be ready for writing, and return whether it is."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     return bool(poll.poll(seconds * 1000))

@@ -14,7 +14,7 @@ from ..migration import displays
 from . import arguments, output, signals
 
 CELLS = 64
-"""Cells of a picture at most; each stands for the same number of blocks."""
+"""The most cells of a disk's picture; each cell stands for the same number of blocks."""
 
 EXIT_CODES = {"complete": 0, "incremental": 0, "lossy": 3, "cancelled": 5, "truncated": 5, "error": 1}
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     finally:
         f.abort()
     for name in sizes.keys() - {"", *(each.statistics.name for each in inspection.disks)}:
-        output.print_note(f"a size was said for disk {name!r}, and the stream holds no block of such a disk")
+        output.print_note(f"a size was said for disk {name!r}, but the stream holds no block of that disk")
     if args.json:
         output.print_json(migration.as_json(inspection))
     else:
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def stream_uri(text: str) -> str:
-    """Return the URI that `text` means: what looks like no URI is a path."""
+    """Return the URI that `text` means: a text that is no URI is the path of a file."""
     try:
         channel.parse_uri(text)
     except errors.ParameterError:
@@ -140,7 +140,7 @@ class BlockListing(migration.RecordListener):
 
 
 def print_record(position: int | str, text: str) -> None:
-    """Print one line of the listing; once nobody reads it, there is no use in going on."""
+    """Print one line of the listing. Raises if stdout does not take it: there is no use in going on."""
     output.put(f"{position:>14}  {text}")
     if output.results_error is not None:
         raise errors.MigrationError(f"the listing cannot be written: {output.results_error}")
@@ -197,7 +197,7 @@ def disk_rows(disk: migration.InspectedDisk) -> list[tuple[str, str]]:
 
 
 def print_picture(disk: migration.InspectedDisk) -> None:
-    """Print one cell per range of blocks: the most interesting thing that is true of one of its blocks."""
+    """Print one cell for each range of blocks. The cell shows the most interesting state of a block in its range."""
     nblocks = -(-(disk.statistics.size or 0) // (1 << 20))
     if not nblocks:
         return
@@ -209,7 +209,7 @@ def print_picture(disk: migration.InspectedDisk) -> None:
 def cell(disk: migration.InspectedDisk, start: int, stop: int) -> str:
     """Return the cell for blocks [start, stop)."""
     if stop > len(disk.coverage.bits) or disk.coverage.bits.count(start, stop) < stop - start:
-        return "?"  # behind the bitmaps' end nothing came
+        return "?"  # no block came behind the end of the bitmaps
     if disk.resent.count(start, stop):
         return "o"
     return "." if disk.zero.count(start, stop) == stop - start else "#"

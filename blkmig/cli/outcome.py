@@ -1,6 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From how a command ended to what the user is told and to the exit code. No traceback ever reaches a user who did not
-ask for one with ``-v``."""
+"""How a command ended: what the user is told, and the exit code. Only ``-v`` shows tracebacks."""
 
 from __future__ import annotations
 
@@ -15,7 +14,8 @@ from . import output, parser, signals, standard
 EXIT_FAILED = 1
 
 ENDED_BY_SIGNAL = (EXIT_FAILED, errors.ChannelError.exit_code, errors.Cancelled.exit_code)
-"""Exit codes that after a signal mean no more than "cancelled", as of a link that breaks then. Others are facts."""
+"""After a signal these exit codes mean only "cancelled": a link that breaks then, for instance, tells nothing more.
+Other exit codes are kept."""
 
 DEFECT = "this is a defect of blkmig; run it again with -v and report what it says"
 
@@ -31,7 +31,7 @@ def run(words: Sequence[str], heard: signals.Signals) -> int:
         output.flush_results()
     except BaseException as error:
         if isinstance(error, errors.DisplayInUse) and error.display == displays.STDERR_LABEL:
-            standard.keep_messages_out(is_stdout_free="-" not in words)
+            standard.keep_messages_out(is_stdout_free=not any(map(displays.is_stdout, words)))
         exit_code = report(error, heard.number)
     finally:
         threading.excepthook = before
@@ -63,7 +63,7 @@ def report(error: BaseException, signal_number: int | None) -> int:
 
 
 def _cancelled(error: BaseException, signal_number: int | None) -> int:
-    """Say that a signal ended the command, with what else there is to be said about its end."""
+    """Say that a signal ended the command, and what else went wrong; return the exit code."""
     number = error.number if isinstance(error, signals.Interrupted) else signal_number
     if not isinstance(error, errors.Cancelled | signals.Interrupted | KeyboardInterrupt):
         output.print_note(str(error))
@@ -74,14 +74,14 @@ def _cancelled(error: BaseException, signal_number: int | None) -> int:
 
 
 def describe_defect(error: BaseException) -> str:
-    """Return the kind, the text and the place of an error that nobody expected, in one line."""
+    """Return the kind, the text and the place of an unexpected error, in one line."""
     frames = traceback.extract_tb(error.__traceback__)
     where = f" at {frames[-1].filename.rpartition('blkmig/')[2]}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}: {error}{where}" if str(error) else f"{type(error).__name__}{where}"
 
 
 def _thread_failed(args: threading.ExceptHookArgs) -> None:
-    """Say that a thread ended with an error that it should have kept."""
+    """Report a thread that ended with an exception, which is a defect of blkmig."""
     if args.exc_value is not None and args.exc_type is not SystemExit:
         output.print_note(f"{describe_defect(args.exc_value)}: {DEFECT}")
         output.print_traceback(args.exc_value)

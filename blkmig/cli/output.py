@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What people and programs are told: results on stdout; errors, notes and the log on stderr.
 
-A result that cannot be written does not stop anything: `results_error` keeps why, and the command fails in the end.
+A result that cannot be written does not stop the work: `results_error` keeps the reason, and the command fails at its
+end.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from . import display, standard
 
 stderr = display.Display()
 results_error: str | None = None
-"""Why the results did not reach stdout, the first time that they did not."""
+"""The first reason why results did not reach stdout; None while all did."""
 
 _is_verbose = False
 
 
 def set_up(*, progress: str, is_verbose: bool) -> None:
-    """Begin a run of the command: what goes where, and how much of it."""
+    """Prepare the output of one run of the command."""
     global stderr, results_error, _is_verbose
     stderr, results_error, _is_verbose = display.Display(), None, is_verbose
     stderr.is_json = progress == "json"
@@ -53,9 +54,9 @@ class LogHandler(logging.Handler):
 
 
 def print_error(error: BaseException, exit_code: int, *, message: str | None = None) -> int:
-    """Say what went wrong, in one line, and each note to it in one more; return `exit_code`.
+    """Say what went wrong, in one line, and each note of the error in one more; return `exit_code`.
 
-    With a `message` instead of its own, the error is one that nobody expected: ``-v`` shows where it came from.
+    A `message` replaces the error's own text. It is for unexpected errors, whose traceback ``-v`` shows.
     """
     stderr.status("")
     notes = [str(note) for note in getattr(error, "__notes__", ())]
@@ -73,20 +74,20 @@ def print_error(error: BaseException, exit_code: int, *, message: str | None = N
 
 
 def fields_of(error: BaseException) -> dict[str, Any]:
-    """Return what an error knows besides its text."""
+    """Return the fields of an error, which say more than its text."""
     known = getattr(error, "__dict__", {})
     return {name: value for name, value in known.items() if not name.startswith("_") and name != "usage"}
 
 
 def print_traceback(error: BaseException) -> None:
-    """Show where an error came from, to those who asked for it."""
+    """Show the traceback of an error, if the user has said ``-v``."""
     if _is_verbose:
         for line in "".join(traceback.format_exception(error)).splitlines():
             stderr.line(line)
 
 
 def print_note(text: str) -> None:
-    """Say something that is no error."""
+    """Print a message that is no error."""
     if stderr.is_json:
         stderr.record({"event": "Note", "message": text})
     else:
@@ -105,7 +106,7 @@ def print_listening(uri: str) -> None:
 
 
 def put(text: str = "", *, flush: bool = False) -> None:
-    """Write lines to stdout, escaped as far as it cannot show them; what cannot be written is noted."""
+    """Write lines to stdout. Characters that it cannot show are escaped; a failure is kept in `results_error`."""
     global results_error
     if results_error is not None:
         return
@@ -118,7 +119,7 @@ def put(text: str = "", *, flush: bool = False) -> None:
 
 
 def flush_results() -> None:
-    """Have stdout take what was written so far."""
+    """Flush stdout; a failure is kept in `results_error`."""
     if results_error is None:
         try:
             sys.stdout.flush()
@@ -128,12 +129,12 @@ def flush_results() -> None:
 
 def _lose_results(error: OSError | ValueError) -> None:
     global results_error
-    results_error = getattr(error, "strerror", None) or str(error)  # its text alone: the error holds what runs
+    results_error = getattr(error, "strerror", None) or str(error)  # a text: the error would keep frames alive
     standard.discard_stdout()
 
 
 def to_json(value: Any) -> Any:
-    """Return statistics, events and the fields of errors as what JSON can hold, the kind of an event included."""
+    """Return statistics, events and the fields of errors as values that JSON can hold. An event gets its kind, too."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         record = {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
         if isinstance(value, stats.Event):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The words of a command line: a command, its words and its options, in any order.
 
-An option whose value may be left out takes it with "=" only, so that it never takes the next word for its value.
+An option whose value is optional takes a value only after a "=". So it never takes the next word for its value.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ ALL_MODULES = tuple(dict.fromkeys(COMMANDS.values()))
 EXAMPLES = "examples:\n"
 
 PLAIN = "\0"
-"""Stands before what is a word, whatever it looks like. No word of a command line holds it."""
+"""This mark stands before a word that is no option, although it may look like one. No word of a command line holds
+it."""
 
 
 class UsageError(errors.ParameterError):
-    """A command line that makes no sense; `usage` says how it should look."""
+    """A command line that makes no sense; `usage` shows its form."""
 
     def __init__(self, message: str, usage: str) -> None:
         super().__init__(message)
@@ -51,15 +52,15 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An argparse parser whose errors are raised, and whose words go through the one place for output."""
+    """An argparse parser that raises its errors, and prints through `output` as everything else does."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=HelpFormatter, **options)
         self.without_value: dict[str, str] = {}
-        """Options whose value may be left out, and what they mean then."""
+        """Options whose value is optional, each with the value that stands for none."""
 
         self.commands: dict[str, CommandParser] = {}
-        """The parsers of the commands, for the parser of what stands before them."""
+        """The parsers of the commands; only the parser of the whole command line has any."""
 
     def error(self, message: str) -> NoReturn:
         """Raise a UsageError."""
@@ -70,9 +71,9 @@ class CommandParser(argparse.ArgumentParser):
             output.put(message.rstrip("\n"))
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
-        """Return what `words` say; options may stand anywhere between them, but not behind a "--"."""
+        """Return what `words` say. Options may stand anywhere among them, but not behind a "--"."""
         end = words.index("--") if "--" in words else len(words)
-        # argparse forgets the "--" when it puts words from between options together.
+        # parse_intermixed_args() collects the words first, and drops the "--" when it does.
         given = [*map(self._with_value, words[:end]), *(f"{PLAIN}{word}" for word in words[end + 1 :])]
         args = self.parse_intermixed_args(given)
         for name, value in vars(args).items():
@@ -81,7 +82,7 @@ class CommandParser(argparse.ArgumentParser):
         return args
 
     def _with_value(self, word: str) -> str:
-        """Return `word`, with a value if it is an option that was given without one."""
+        """Return `word`; an option without its optional value gets one."""
         for option, value in self.without_value.items():
             if len(word) > len("--d") and option.startswith(word):
                 return f"{option}={value}"
@@ -89,16 +90,16 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def _without_mark(value: Any) -> Any:
-    """Return words without the mark that they are words."""
+    """Return a word, or a list of words, without the mark `PLAIN`."""
     if isinstance(value, list):
         return list(map(_without_mark, value))
     return value.removeprefix(PLAIN) if isinstance(value, str) else value
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Return what a command line says; `run` is the function that runs its command. Raises UsageError, SystemExit.
+    """Return what a command line says; its `run` is the function that runs the command. Raises UsageError, SystemExit.
 
-    Only the module of the command that is asked for is imported.
+    Only the module of that command is imported.
     """
     place = next((index for index, word in enumerate(words) if not word.startswith("-")), len(words))
     before, name, after = words[:place], "".join(words[place : place + 1]), words[place + 1 :]
@@ -112,7 +113,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def build_parser(modules: Sequence[str]) -> CommandParser:
-    """Return the parser of what stands before the command, for whose help all commands are there."""
+    """Return the parser of the whole command line, with the commands of `modules`."""
     top = CommandParser(
         prog="blkmig",
         description="Move disks while they are being written: QEMU's live block migration, without QEMU.",
@@ -134,18 +135,18 @@ def build_command(name: str) -> CommandParser:
 
 
 def version() -> str:
-    """Return the package's version, which is said on its top floor."""
+    """Return the package's version. This module must not import the package itself, so it looks it up."""
     text: str = sys.modules[__name__.partition(".")[0]].__version__
     return text
 
 
 def is_verbose(words: Sequence[str]) -> bool:
-    """Return whether a command line asks for more words, even if it makes no sense otherwise."""
+    """Return whether a command line has ``-v``, even if it cannot be parsed."""
     return "-v" in words or "--verbose" in words
 
 
 def progress_style(words: Sequence[str]) -> str:
-    """Return the progress that a command line asks for, even if it makes no sense otherwise."""
+    """Return the value of ``--progress`` in a command line, even if it cannot be parsed."""
     style = "auto"
     for index, word in enumerate(words):
         option, equals, value = word.partition("=")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Progress as a bar, as lines, or as JSON. It never waits for its reader: a line that nobody takes is left out."""
+"""Progress as a bar, as lines, or as JSON. It never waits for its reader: a line that does not fit is left out."""
 
 from __future__ import annotations
 
@@ -15,18 +15,21 @@ from .. import stats
 from . import output, wording
 
 LINE_SECONDS = 1.0
-"""Lines come this far apart; rounds that end in between share one."""
+"""The least time between two lines; rounds that end within it share one line."""
 
 BAR_COLUMNS = 24
 WIDE_COLUMNS = 100
-"""From so many columns on, there is room for a bar beside the figures."""
+"""A terminal with at least so many columns has room for a bar beside the figures."""
 
 Report = Callable[[stats.Event], None]
 
 
 @contextlib.contextmanager
 def reporter(kind: str) -> Iterator[Report | None]:
-    """Yield what shows progress on stderr: "bar", "plain", "json", "none", or "auto" (a bar on a terminal)."""
+    """Yield a function that shows progress on stderr; None for the kind "none".
+
+    The other kinds are "bar", "plain", "json", and "auto": a bar on a terminal, else plain lines.
+    """
     if kind == "auto":
         kind = "bar" if _is_terminal() else "plain"
     if kind == "none":
@@ -48,14 +51,14 @@ def _is_terminal() -> bool:
 
 
 class RoundLines:
-    """Lines about rounds: one for each that takes its time, one for many that do not."""
+    """Lines about rounds: one for each long round, and one for several short ones together."""
 
     def __init__(self) -> None:
         self._waiting: list[stats.RoundEnded] = []
         self._last = -LINE_SECONDS
 
     def show(self, event: stats.Event) -> None:
-        """Show what there is to be said about rounds and about their leading nowhere, if it is time."""
+        """Show the rounds that have ended, if a line is due, and whether the migration does not converge."""
         columns = output.stderr.columns()
         if isinstance(event, stats.RoundEnded):
             self._waiting.append(event)
@@ -75,7 +78,7 @@ class RoundLines:
 
 
 class PlainReporter:
-    """Prints a line a second, and one for each phase and for each round that takes its time."""
+    """Prints a line a second, and one for each long round and for each of the last phases."""
 
     def __init__(self) -> None:
         self._rounds = RoundLines()
@@ -95,20 +98,20 @@ class PlainReporter:
 
 
 def describe(event: stats.Progressed | stats.Received, columns: int | None, *, elapsed: float | None = None) -> str:
-    """Return a line about how far it is."""
+    """Return a line about how far the migration is, from either end."""
     if isinstance(event, stats.Progressed):
         return wording.sending(event, columns, elapsed=elapsed)
     return wording.receiving(event, columns, elapsed=elapsed)
 
 
 class BarReporter:
-    """A line that is redrawn in place, with the rounds above it. A thread redraws it while nothing is reported."""
+    """A line that is redrawn in place, with the rounds above it. A thread redraws it when no event comes."""
 
     def __init__(self) -> None:
         self._rounds = RoundLines()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._redraw, name="blkmig-progress", daemon=True)
-        # What was reported last, and when: set as a whole.
+        # The last event and when it came. One assignment sets both, so that the thread sees them together.
         self._last: tuple[stats.Progressed | stats.Received, float] | None = None
 
     def __enter__(self) -> Self:
@@ -119,7 +122,7 @@ class BarReporter:
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Stop drawing, and leave nothing of it."""
+        """Stop drawing, and clear the line."""
         self._ended.set()
         self._thread.join()
         output.stderr.status("")
@@ -140,7 +143,7 @@ class BarReporter:
                 self._draw(event, event.elapsed + time.monotonic() - since)
 
     def _draw(self, event: stats.Progressed | stats.Received, elapsed: float) -> None:
-        # The last column stays free: some terminals go on to the next line from there.
+        # The last column stays free, because some terminals begin a new line after it.
         columns = (output.stderr.columns() or WIDE_COLUMNS) - 1
         bar = ""
         if columns + 1 >= WIDE_COLUMNS:

@@ -25,29 +25,29 @@ def add_command(commands: Any) -> None:
         run,
         summary="take the disks of a migration, from blkmig or from a QEMU 2.2 to 9.0",
         description="Listens on tcp: and unix:, reads exec:, fd:, file: and - (stdin). A target that does not exist is "
-        "made under a hidden name beside it, for this user only, and gets its own when it is complete. A target is "
-        "complete only if the exit code is 0.",
+        "made under a hidden name in the same folder, for this user only, and gets its own name when it is complete. A "
+        "target is complete only if the exit code is 0.",
         examples=EXAMPLES,
     )
     parser.add_argument("uri", type=arguments.word, metavar="URI", help=arguments.URI_HELP)
-    parser.add_argument("disks", nargs="*", metavar="[NAME=]DISK", help="where the disk NAME goes; without a name, the "
-                        "disks of the stream in their order")  # fmt: skip
+    parser.add_argument("disks", nargs="*", metavar="[NAME=]DISK", help="where the disk NAME goes; targets without a "
+                        "name take the disks of the stream in their order")  # fmt: skip
     parser.add_argument(
         "--into", type=arguments.word, metavar="DIR", help="put every other disk into this folder, as NAME.raw"
     )
     parser.add_argument("--overwrite", action="store_true",
                         help="replace files that DIR holds already, when their disks are complete")  # fmt: skip
-    parser.add_argument("--keep-tail", action="store_true", help="let a file that is larger than its disk keep what it "
-                        "holds behind it; else it is refused")  # fmt: skip
+    parser.add_argument("--keep-tail", action="store_true", help="accept a target that is larger than its disk, and "
+                        "leave alone what it holds behind the disk's end; else it is refused")  # fmt: skip
     parser.add_argument("--map", action="append", default=[], metavar="INDEX=DISK",
-                        help="where the disk that appears as number INDEX, from 0, goes")  # fmt: skip
+                        help="where disk number INDEX of the stream goes; the first disk is number 0")  # fmt: skip
     parser.add_argument("--size", action="append", default=[], metavar="[NAME=]SIZE",
                         help="exact size of a disk, where the stream does not say it")  # fmt: skip
     parser.add_argument("--accept-timeout", type=float, metavar="SECONDS", help="how long to wait for the source")
     arguments.add_both_ends(
         parser,
         peer="source",
-        incremental="the targets hold the base already: write what comes",
+        incremental="the targets hold the base already: write only what comes",
         verify="read everything back and compare it with the digests",
         direct="write around the page cache",
     )
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         incoming = migration.IncomingMigration(
             args.uri, targets, parameters, into=args.into, by_index=by_index, on_progress=report
         )
-        # It opens targets first: until that is done, there is nothing that a cancel would reach.
+        # Entering it opens the targets. Until that is done, a signal is raised, because a cancel would reach nothing.
         with incoming, signals.current().cancelling(incoming.cancel):
             if args.uri.startswith(("tcp:", "unix:")):
                 output.print_listening(incoming.uri)
@@ -85,7 +85,7 @@ def parse_map(text: str) -> tuple[int, str]:
 
 
 def print_result(result: stats.IncomingStatistics, args: argparse.Namespace) -> None:
-    """Print what came."""
+    """Print what has come."""
     if args.json:
         output.print_json(result)
         return

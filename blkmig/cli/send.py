@@ -7,7 +7,7 @@ import argparse
 import contextlib
 from typing import Any
 
-from .. import disk, errors, migration, params, sources, stats, units
+from .. import block, disk, errors, migration, params, sources, stats, units
 from ..migration import displays
 from . import arguments, output, progress, signals
 from . import parser as parsing
@@ -18,7 +18,7 @@ EXAMPLES = (
     "blkmig send vda=vda.raw tcp:dest:4444                     # a raw file or a block device, called vda there",
     "blkmig send vda.raw vdb.raw 'exec:ssh dest blkmig receive - --into /srv/disks'",
     "blkmig send vda.qcow2,format=qcow2 file:vda.stream        # an image of another format, into a file",
-    "blkmig send --dry-run qemu:/run/vm.qmp tcp:dest:4444      # what it would take; send nothing",
+    "blkmig send --dry-run qemu:/run/vm.qmp tcp:dest:4444      # predict the migration; send nothing",
     "blkmig send --move qemu:/run/vm.qmp,device=vda tcp:dest:4444",
 )
 
@@ -42,18 +42,18 @@ def add_command(commands: Any) -> None:
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:
-    """Add the options about speed, downtime and giving up."""
+    """Add the options about speed, downtime and limits."""
     parser.add_argument("--max-bandwidth", type=arguments.size, default=0, metavar="SIZE",
                         help="bytes per second on the wire while the writers write; the pause is never limited "
-                        "(default: all there is)")  # fmt: skip
+                        "(default: no limit)")  # fmt: skip
     parser.add_argument("--downtime-limit", type=float, default=0.3, metavar="SECONDS",
                         help="how long the writers may be held at the end (default: 0.3)")  # fmt: skip
     parser.add_argument("--downtime-factor", type=float, default=4.0, metavar="FACTOR",
-                        help="let the writers go on when a pause takes FACTOR times the limit, and at least 1 s, and "
-                        "send on while they write; not once the end of a --move has left (default: 4)")  # fmt: skip
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up if it has not converged by then, "
-                        "whatever it waits for")  # fmt: skip
-    parser.add_argument("--max-rounds", type=int, metavar="N", help="give up if it has not converged in N dirty rounds")
+                        help="give a pause up when it takes FACTOR times the limit, and at least 1 s: the writers go "
+                        "on, and so do the rounds. The end of a --move is never taken back (default: 4)")  # fmt: skip
+    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up if the migration has not converged "
+                        "by then, whatever it is waiting for")  # fmt: skip
+    parser.add_argument("--max-rounds", type=int, metavar="N", help="give up if N dirty rounds do not converge")
     parser.add_argument("--granularity", default="auto", metavar="SIZE",
                         help="keep track of writes in pieces of 4K to 1M (default: auto, as fine as is cheap where "
                         "the target takes such pieces, else 1M)")  # fmt: skip
@@ -61,7 +61,7 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def add_stream(parser: argparse.ArgumentParser) -> None:
-    """Add the options about what is sent, and in which form."""
+    """Add the options about what is sent, and how."""
     parser.add_argument("--no-zero-blocks", dest="zero_blocks", action="store_false",
                         help="send zeros as data")  # fmt: skip
     parser.add_argument("--reading", choices=("auto", "inline", "parallel"), default="auto",
@@ -73,10 +73,10 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--machine", default="", metavar="TYPE", help="machine type of the target QEMU; "
                         "needed for types of 2.3 and older")  # fmt: skip
     parser.add_argument("--no-return-path", dest="return_path", action="store_false",
-                        help="do not ask the target for its word that it has everything, which QEMUs before 2.5 cannot "
-                        "give; then look at the target to see if it failed")  # fmt: skip
+                        help="do not ask the target to confirm that it has everything, which QEMUs before 2.5 cannot "
+                        "do; then only the target itself knows whether it failed")  # fmt: skip
     parser.add_argument("--connect-timeout", type=float, default=30.0, metavar="SECONDS",
-                        help="how long the target, and a server that has the disks, may take to answer at first "
+                        help="how long the target, and a server that has the disks, may take to answer the first time "
                         "(default: 30)")  # fmt: skip
     arguments.add_both_ends(
         parser,
@@ -89,16 +89,16 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
 
 def add_live(parser: parsing.CommandParser) -> None:
     """Add the options about the source's writers."""
-    parser.add_argument("--move", action="store_true", help="the disk moves: its writers stay held when all is there "
-                        "(default: they go on, the target is a copy)")  # fmt: skip
+    parser.add_argument("--move", action="store_true", help="move the disk: its writers here are refused once the "
+                        "target has everything (default: they go on, and the target is a copy)")  # fmt: skip
     parser.add_argument("--switchover", choices=("auto", "pause-before"), default="auto",
-                        help="pause-before: take part in the migration of a VM, whose RAM QEMU moves")  # fmt: skip
-    parser.add_argument("--force", action="store_true", help="use a QEMU's disk in an iothread, although a QEMU before "
-                        "9.0 aborts if blkmig is killed")  # fmt: skip
+                        help="pause-before: take part in a VM's migration by QEMU, which moves the RAM")  # fmt: skip
+    parser.add_argument("--force", action="store_true", help="use a QEMU's disk even if it is in an iothread; a QEMU "
+                        "before 9.0 aborts then if blkmig is killed")  # fmt: skip
     parser.add_argument("--dry-run", nargs="?", type=arguments.seconds, metavar="=SECONDS",
-                        help=f"send nothing: watch the writers (default: {DRY_RUN_SECONDS} s), measure the link "
-                        "with a blkmig receiver that waits at URI, which goes on waiting, and say what it would "
-                        "take")  # fmt: skip
+                        help=f"send nothing, but predict the migration: watch the writers for SECONDS (default: "
+                        f"{DRY_RUN_SECONDS}), and measure the link with a blkmig receiver that waits at URI and goes "
+                        "on waiting")  # fmt: skip
     parser.without_value["--dry-run"] = DRY_RUN_SECONDS
     parser.add_argument("--bandwidth", type=arguments.size, metavar="SIZE", help="for --dry-run: bytes per second that "
                         "the link carries (default: as measured, else --max-bandwidth, else as fast as the disks are "
@@ -108,6 +108,7 @@ def add_live(parser: parsing.CommandParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
     arguments.check_descriptor(args.uri)
+    displays.check_writing(args.uri)  # before anything is shown
     parameters = parameters_of(args)
     if args.bandwidth is not None and args.dry_run is None:
         raise errors.ParameterError("--bandwidth is for --dry-run; to send no faster than that, say --max-bandwidth")
@@ -145,16 +146,10 @@ def run(args: argparse.Namespace) -> int:
             outgoing.run()
     for backend in disks:
         if backend.name in outgoing.skipped:
-            output.print_note(f"disk {backend.name!r} was not sent: {why_skipped(backend)}")
+            why = block.why_left_out(backend, is_described=False)
+            output.print_note(f"disk {backend.name!r} was not sent: {why}")
     print_result(outgoing.stats, args, is_stdout_taken=is_stdout_taken)
     return 0
-
-
-def why_skipped(backend: disk.BlockBackend) -> str:
-    """Say why a disk was left out."""
-    if backend.is_read_only:
-        return "it is read-only"
-    return "it has no bytes, and what a QEMU of that age reads cannot say so: give the target a disk of 0 bytes"
 
 
 def watch_switchover(disks: list[disk.BlockBackend], outgoing: migration.OutgoingMigration) -> None:
@@ -164,7 +159,7 @@ def watch_switchover(disks: list[disk.BlockBackend], outgoing: migration.Outgoin
 
 
 def check_whole_vm(disks: list[disk.BlockBackend]) -> set[Any]:
-    """Return the sessions of the QEMUs that have the disks; raise if there is none, which could migrate."""
+    """Return the sessions of the QEMUs that have the disks; raise if none of the disks is a QEMU's."""
     from .. import qemu
 
     sessions = {backend.session for backend in disks if isinstance(backend, qemu.QemuBackend)}
@@ -174,7 +169,7 @@ def check_whole_vm(disks: list[disk.BlockBackend]) -> set[Any]:
 
 
 def parameters_of(args: argparse.Namespace) -> params.MigrationParameters:
-    """Return what the options say of the migration."""
+    """Return the parameters that the options ask for."""
     is_whole_vm = args.switchover == "pause-before"
     return arguments.parameters_of(
         args,
@@ -188,7 +183,7 @@ def parameters_of(args: argparse.Namespace) -> params.MigrationParameters:
 
 
 def machine_compat(machine: str) -> params.MachineCompat | None:
-    """Return what the container of a machine type as old as this one looks like."""
+    """Return the form of the stream's container for a machine type; None for the form of 2.4 and later."""
     version = machine.rpartition("-")[2]
     if version in ("2.3", "2.2"):
         return "2.3" if version == "2.3" else "2.2"
@@ -219,7 +214,7 @@ def print_result(result: stats.OutgoingStatistics, args: argparse.Namespace, *, 
 
 
 def describe_downtime(result: stats.OutgoingStatistics) -> str:
-    """Say for how long the writers were held, and what of that was not as it should be."""
+    """Say for how long the writers were held, and whether the limit was kept."""
     text = units.format_duration(result.downtime or 0.0)
     if (result.downtime or 0.0) > result.downtime_limit:
         text += f", which is over the limit of {units.format_duration(result.downtime_limit)}"
@@ -230,7 +225,7 @@ def describe_downtime(result: stats.OutgoingStatistics) -> str:
 
 
 def describe_link(found: migration.Forecast, limit: int) -> str:
-    """Say what the link was taken to carry, where that comes from, and what was measured."""
+    """Say which bandwidth the forecast assumes, where that figure comes from, and what was measured."""
     source = {
         "measured": "measured with the receiver",
         "said": "by --bandwidth",
@@ -256,7 +251,7 @@ def describe_section(found: migration.Forecast, args: argparse.Namespace) -> str
 
 
 def print_forecast(found: migration.Forecast, args: argparse.Namespace) -> None:
-    """Print what a migration would take."""
+    """Print a forecast."""
     if args.json:
         output.print_json(found)
         return
@@ -274,14 +269,14 @@ def print_forecast(found: migration.Forecast, args: argparse.Namespace) -> None:
 
 
 def expected_downtime(found: migration.Forecast, args: argparse.Namespace) -> str:
-    """Say how long the writers would be held, and what of that nobody knows beforehand."""
+    """Say how long the writers would be held, and which part of that cannot be predicted."""
     text = units.format_duration(found.downtime)
     is_moved = args.move or args.switchover == "pause-before"
-    return f"{text}, and as long as the target takes to bring all to stable storage" if is_moved else text
+    return f"{text}, plus the time that the target takes to bring all to stable storage" if is_moved else text
 
 
 def describe_convergence(found: migration.Forecast) -> str:
-    """Say whether the migration would converge, and what that takes."""
+    """Say whether the migration would converge, and what that requires."""
     slowed = f"with the writers slowed to {found.writers_fraction:.0%} of their speed"
     if found.converges:
         return "yes" if found.writers_fraction == 1 else f"yes, {slowed}"

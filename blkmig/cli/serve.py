@@ -46,12 +46,12 @@ def add_command(commands: Any) -> None:
         "cleanup",
         run_cleanup,
         summary="bring a QEMU back to work after a blkmig that was killed",
-        description="Removes exports, bitmaps and limits, cancels QEMU's own migration that waits for its disks, and "
-        "lets the writers go on that were held. What belongs to a blkmig that is running stays.",
+        description="Removes exports, bitmaps and limits, cancels a migration of QEMU's own that waits for its disks, "
+        "and lets held writers go on. What belongs to a blkmig that is running stays.",
         examples=CLEANUP_EXAMPLES,
     )
     cleanup.add_argument("qemu", type=arguments.word, metavar="qemu:PATH", help="the QMP socket of the QEMU")
-    cleanup.add_argument("--force", action="store_true", help="let the writers go on although the target may own the "
+    cleanup.add_argument("--force", action="store_true", help="let the writers go on even if the target may own the "
                          "disks, after a --move whose end had left; cancel a migration of unknown origin")  # fmt: skip
     cleanup.add_argument("--connect-timeout", type=arguments.seconds, default=5.0, metavar="SECONDS",
                          help="how long QEMU may take to greet us (default: 5)")  # fmt: skip
@@ -59,7 +59,7 @@ def add_command(commands: Any) -> None:
 
 def run_serve(args: argparse.Namespace) -> int:
     """Serve until Ctrl-C."""
-    from ..sources import serve  # what only some commands need is imported by them: the others start sooner
+    from ..sources import serve  # here, so that commands which do not need it start sooner
 
     served = []
     for text in args.images:

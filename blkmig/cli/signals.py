@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""INT, TERM and HUP, all three alike: the command ends in good order, and a user who insists is not locked in.
+"""INT, TERM and HUP, all three alike: the command cleans up and ends, and a user who insists can end it at once.
 
 ::
 
-    at first      a signal is raised where the main thread is, as Interrupted          (disks are being opened)
+    at first      a signal raises Interrupted in the main thread                       (disks are being opened)
     cancelling    it calls cancel(), which ends whatever is blocked, C code, too       (the migration runs)
     afterwards    it is remembered, and disturbs nothing                               (everything is closed)
 
-A thread hears the signals, because the main thread's own handlers wait until it runs Python again, which a call into a
-library may put off for long. The second signal is answered with a word and the third ends the process at once; those
-that come within a second count as one, for terminals and supervisors send several.
+A thread of its own hears the signals. Python runs handlers only when the main thread is back from a call into a
+library, which may take long. The second signal is answered with a message, and the third ends the process at once.
+Signals within a second count as one, because terminals and supervisors send several.
 
 A signal that the command inherited as ignored stays ignored: ``nohup blkmig ...`` outlives its terminal.
 """
@@ -29,14 +29,14 @@ from .. import portable
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 APART_SECONDS = 1.0
-"""Signals that come closer than this are one wish."""
+"""Signals that are closer than this count as one wish to end."""
 
 PATIENCE = 3
-"""The wish that ends the process at once."""
+"""So many wishes end the process at once."""
 
 
 class Interrupted(portable.Portable, BaseException):
-    """One of the signals, raised where the main thread is; everything is cleaned up on the way out."""
+    """One of the signals, raised in the main thread; everything is cleaned up on the way out."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"cancelled by {signal.Signals(number).name}")
@@ -44,10 +44,11 @@ class Interrupted(portable.Portable, BaseException):
 
 
 class Signals:
-    """What the signals of one run of the command have said, and what they do at present.
+    """The signals that one run of the command has heard, and what a signal does at present.
 
-    `number` is the first one's, None without one. Any thread may read and set the fields: each is set as a whole, and
-    whoever sets `number` looks at `_cancel` afterwards, whoever sets `_cancel` looks at `number` afterwards.
+    `number` is that of the first signal, None if none came. Any thread may read and set the fields, each in one step.
+    Whoever sets `number` looks at `_cancel` afterwards, and whoever sets `_cancel` looks at `number` afterwards: so one
+    of the two notices the other.
     """
 
     def __init__(self, say: Callable[[str], None], leave: Callable[[int], object] = os._exit) -> None:
@@ -62,7 +63,7 @@ class Signals:
 
     @contextlib.contextmanager
     def cancelling(self, cancel: Callable[[], None]) -> Iterator[None]:
-        """Have a signal call `cancel`, from any thread, for the body of a ``with``; afterwards none disturbs."""
+        """Have a signal call `cancel`, from any thread, in the body of a ``with``; afterwards it is only remembered."""
         self._raises = False
         self._cancel = cancel
         if self.number is not None:
@@ -74,7 +75,7 @@ class Signals:
 
     @contextlib.contextmanager
     def raising(self) -> Iterator[None]:
-        """Have a signal raised again, for the body of a ``with``; at once, if one came before."""
+        """Have a signal raise Interrupted again, in the body of a ``with``; at once, if one came before."""
         if self.number is not None:
             raise Interrupted(self.number)
         self._raises = True
@@ -116,19 +117,19 @@ class Signals:
 
 
 _current: list[Signals] = []
-"""The run of the command that is under way; the last one, for tests run one within the other."""
+"""The runs of the command that are under way. The last one counts: tests run one command within another."""
 
 
 def current() -> Signals:
-    """Return what belongs to the run of the command that is under way."""
+    """Return the signals of the run that is under way."""
     return _current[-1]
 
 
 @contextlib.contextmanager
 def handling(say: Callable[[str], None], *, is_own_process: bool) -> Iterator[Signals]:
-    """Handle the signals for the body of a ``with``; if the process is the command's own, until its end.
+    """Handle the signals in the body of a ``with``; if the process is the command's own, until the process ends.
 
-    In another thread than the main one there is nothing to handle: signals are for the main thread.
+    Only the main thread can handle signals. In any other one this changes nothing.
     """
     signals = Signals(say)
     _current.append(signals)
@@ -141,13 +142,14 @@ def handling(say: Callable[[str], None], *, is_own_process: bool) -> Iterator[Si
         finally:
             signals._raises = False
             if is_own_process:
-                undo.pop_all()  # a signal between here and the end of the process has nothing to say any more
+                undo.pop_all()  # a signal between here and the end of the process changes nothing any more
 
 
 def _install(signals: Signals, undo: contextlib.ExitStack) -> None:
     """Handle the signals in the main thread, and in a thread that watches the wake-up descriptor.
 
-    Without descriptors for that one, which nothing of a migration would get either, the main thread does its part.
+    If there are no descriptors for that thread, the main thread alone handles them. A migration would not get any,
+    either.
     """
     with contextlib.suppress(OSError):
         _watch(signals, undo)
@@ -173,5 +175,5 @@ def _watch(signals: Signals, undo: contextlib.ExitStack) -> None:
 
 
 def _close(fd: int) -> None:
-    with contextlib.suppress(OSError):  # it is closed all the same, and nothing was kept in it
+    with contextlib.suppress(OSError):  # even then it is closed, and it held no data
         os.close(fd)

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The standard streams of the command, whatever state they are handed over in.
+"""The standard streams of the command, in whatever state it gets them.
 
-A descriptor from 0 to 2 that is missing is filled before anything else is opened: else the next file, a disk perhaps,
-would be opened under its number, and what is meant for the terminal would be written into it.
+If a descriptor from 0 to 2 is missing, something is opened in its place before anything else. Otherwise the next file,
+a disk perhaps, would get that number, and messages for the terminal would be written into it.
 
 ::
 
-    0 missing   reading fails: a stream that is expected there is lost, not empty
-    1 missing   writing fails: a stream that goes there is lost; results, which nobody wants then, go nowhere
-    2 missing   writing goes nowhere, ours and that of the commands that inherit it
+    0 missing   reading fails: a stream that is expected there is an error, not an empty stream
+    1 missing   writing fails: a stream that goes there is an error; results go nowhere, because nobody wants them
+    2 missing   messages go nowhere, those of this command and of the commands that inherit the descriptor
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def fill_missing() -> None:
     for fd, mode in _MODES.items():
         if _is_open(fd):
             continue
-        with contextlib.suppress(OSError):  # no /dev/null, or no descriptor is left: what follows will say so
+        with contextlib.suppress(OSError):  # without /dev/null, or without descriptors: the next open says so
             null = os.open(os.devnull, mode)
             if null != fd:
                 os.dup2(null, fd)
@@ -56,7 +56,7 @@ def _is_open(fd: int) -> bool:
 def check_messages(words: Sequence[str]) -> None:
     """Raise :class:`~blkmig.errors.DisplayInUse` if a command line names the file that messages are written into.
 
-    By whatever name, and before anything is written: not even that something cannot be opened may be said there.
+    Call it before anything is written. The file is recognized under any of its names.
     """
     try:
         messages = identity.KnownFile.of(os.readlink("/proc/self/fd/2"), fd=2)  # noqa: PTH115 - it may be no path
@@ -72,7 +72,7 @@ def check_messages(words: Sequence[str]) -> None:
 
 
 def _values(word: str) -> Iterator[str]:
-    """Yield all that a word may name: itself, and what stands behind each of its "=", as in ``--map=0=vda.raw``."""
+    """Yield all that a word may name: the word itself, and what follows each "=", as in ``--map=0=vda.raw``."""
     yield word
     while "=" in word:
         word = word.partition("=")[2]
@@ -87,14 +87,12 @@ def _is_same(path: str, messages: identity.KnownFile) -> bool:
 
 
 def keep_messages_out(*, is_stdout_free: bool) -> None:
-    """Have messages go to stdout, or nowhere, if they would be written into a file or a device.
+    """Send messages to stdout, or nowhere, because stderr leads into a disk or a stream.
 
-    For the end of a command that has found that to be one of its disks; `is_stdout_free`: no stream goes there.
+    `is_stdout_free`: no stream goes to stdout.
     """
     with contextlib.suppress(OSError):
-        if not holds_bytes(2):
-            return
-        if is_stdout_free and not holds_bytes(1):
+        if is_stdout_free and not holds_bytes(1) and not os.path.samestat(os.fstat(1), os.fstat(2)):
             os.dup2(1, 2)
             return
         null = os.open(os.devnull, os.O_WRONLY)
@@ -109,7 +107,7 @@ def holds_bytes(fd: int) -> bool:
 
 
 def discard_stdout() -> None:
-    """Keep the interpreter from writing, at its end, what could not be written to stdout before."""
+    """Keep the interpreter from trying again, at its end, to write what stdout has not taken."""
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What is said of a migration's events, in one line that fits: at 40 columns the most important, at 100 all of it."""
+"""Lines about a migration's events, made to fit: all figures in 100 columns, the most important ones in 40."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ PHASES = {
 }
 
 Part = tuple[int, str]
-"""What a line may hold, and its rank: of what does not fit, the highest goes first."""
+"""A rank and a text. If a line is too long, the parts with the highest rank are left out first."""
 
 
 def fit(parts: Sequence[Part], columns: int | None) -> str:
-    """Return as many of `parts` as fit into `columns`, in their order; None: all of them."""
+    """Return a line with as many of `parts` as fit into `columns`, in their order; None takes all of them."""
     kept = [part for part in parts if part[1]]
     for gap in ("  ", " "):
         line = gap.join(text for _, text in kept)
@@ -44,7 +44,7 @@ def clock(seconds: float) -> str:
 
 
 def sending(event: stats.Progressed, columns: int | None, *, elapsed: float | None = None) -> str:
-    """Return a line about how far a migration is; `elapsed` seconds after it began, if not those of the event."""
+    """Return a line about how far the sending end is, `elapsed` seconds after it began (default: as the event says)."""
     is_waiting = event.phase == "waiting"
     phase = PHASES[event.phase] + (f" {event.round_number}" if event.phase == "dirty" else "")
     left = "" if event.time_left is None else f"{clock(event.time_left)} to go"
@@ -64,14 +64,15 @@ def sending(event: stats.Progressed, columns: int | None, *, elapsed: float | No
 
 
 def speed(event: stats.Progressed) -> str:
-    """Return how fast it goes: in the bulk phase that is how fast disks are read, for zeros are read and not sent."""
+    """Return the speed: in the bulk phase that of reading the disks, because zeros are read and not sent."""
     if event.phase != "bulk":
         return units.format_rate(event.bandwidth)
     return units.format_rate(event.disk_rate) if event.disk_rate else ""
 
 
 def receiving(event: stats.Received, columns: int | None, *, elapsed: float | None = None) -> str:
-    """Return a line about how far the receiving end is."""
+    """Return a line about how far the receiving end is, `elapsed` seconds after it began (default: as the event
+    says)."""
     phase = {"bulk": f"bulk {event.percent} %", "dirty": "rounds", "storing": "storing"}[event.phase]
     return fit(
         [
@@ -87,13 +88,13 @@ def receiving(event: stats.Received, columns: int | None, *, elapsed: float | No
 
 
 def rounds(ended: Sequence[stats.RoundEnded], columns: int | None) -> str:
-    """Return a line about one round, or about several that followed each other."""
+    """Return a line about one round, or about several in a row."""
     first, last = ended[0].round.number, ended[-1].round.number
     name = "bulk" if not first and first == last else f"round {last}" if first == last else f"rounds {first}-{last}"
     size = units.format_size(sum(each.round.transferred for each in ended))
     seconds = sum(each.round.seconds for each in ended)
     again = f"{units.format_size(ended[-1].pending)} dirty again"
-    # In the bulk phase nobody knows yet what would fit.
+    # After the bulk phase the threshold is not known yet.
     threshold = ended[-1].threshold_size
     fits = f", {units.format_size(threshold)} fit the downtime limit" if threshold else ""
     rate = units.format_rate(sum(each.round.transferred for each in ended) / seconds) if seconds else "-"
@@ -109,7 +110,7 @@ def rounds(ended: Sequence[stats.RoundEnded], columns: int | None) -> str:
 
 
 def not_converging(event: stats.NotConverging, columns: int | None) -> str:
-    """Return what is wrong, and what can be done about it."""
+    """Return a line that says why the migration does not converge, and what to do about it."""
     writers, link = units.format_rate(event.dirty_rate), units.format_rate(event.bandwidth)
     both, short = f"dirty {writers}", f"writers {writers}"
     if event.written_rate is not None:

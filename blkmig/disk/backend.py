@@ -5,7 +5,8 @@ A plain file, a numpy array, an NBD export and a running QEMU differ only behind
 
 Who calls what, and when::
 
-    source   block_use ─ create_dirty_bitmap ─ { check_source, sync_dirty, next_data, next_allocated, read_block }*
+    source   block_use ─ create_dirty_bitmap
+             ─ { check_source, sync_dirty, next_data, next_allocated, read_block, forget_extents }*
              ─ hold_writers ─ sync_dirty ─ read_block* ─ [about_to_move] ─ release_writers or leave_in_doubt
              ─ release_dirty_bitmap ─ unblock
     target   block_use ─ { write_block, write_zeroes }* ─ flush ─ unblock
@@ -163,6 +164,9 @@ class BlockBackend(abc.ABC):
         offset, nbytes = units.index(offset), units.index(nbytes)
         end = min(offset + nbytes, self.size)
         return (offset, end) if offset < end else None
+
+    def forget_extents(self) -> None:  # noqa: B027 - most disks look each time
+        """Have the next answers of `next_data` and `next_allocated` be no older than this call."""
 
     # -- dirty tracking ----------------------------------------------------------------------------------------------
 

@@ -25,7 +25,8 @@ class DirtyBitmap:
     """The marks of one tracker of a disk of `size` bytes, all clean at first.
 
     `granularity` is how many bytes one bit stands for: a power of two from 4 KiB to 1 MiB. Everything here may be
-    called from any thread at any time, without a lock: each word of bits changes atomically.
+    called from any thread at any time, without a lock: each word of bits changes atomically. Raises
+    :class:`~blkmig.errors.ParameterError` for a size that no disk has, or whose bits do not fit into memory.
     """
 
     __slots__ = ("_bits_per_block", "_shift", "bits", "geometry", "granularity")
@@ -38,7 +39,8 @@ class DirtyBitmap:
         self.granularity = granularity
         self._shift = granularity.bit_length() - 1
         self._bits_per_block = _core.BLOCK_SIZE >> self._shift
-        self.bits = _core.Bitmap(self.geometry.nblocks * self._bits_per_block)
+        with geometry.keeping_account(self.geometry.size):
+            self.bits = _core.Bitmap(self.geometry.nblocks * self._bits_per_block)
 
     @property
     def nblocks(self) -> int:

@@ -126,6 +126,16 @@ class GatedBackend(backend.BlockBackend):
 
     # -- the migration -------------------------------------------------------------------------------------------------
 
+    @property
+    def is_held(self) -> bool:
+        """Return whether the gate is closed: the writers are held, or `hold_writers` waits for the last of them."""
+        return self._held
+
+    @property
+    def trackers(self) -> tuple[dirty.DirtyBitmap, ...]:
+        """Return the bitmaps in which writes are marked now, the oldest first."""
+        return self._trackers
+
     def create_dirty_bitmap(self, granularity: int) -> dirty.DirtyBitmap:
         """Start tracking; writers may be at work."""
         self.check_home("cannot be migrated")

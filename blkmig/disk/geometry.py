@@ -14,9 +14,24 @@ of the last sector (a disk of 1000 bytes has 24 such bytes) everything reads as 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 
 from .. import _core, errors, units
+
+
+@contextlib.contextmanager
+def keeping_account(size: int) -> Iterator[None]:
+    """Turn a MemoryError of the body, which allocates for each block of a disk of `size` bytes, into a ParameterError.
+
+    Files of 2^62 bytes can be made anywhere: they are all hole, and only an account of their blocks takes memory.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        why = "there is not enough memory to keep account of its blocks"
+        raise errors.ParameterError(f"a disk of {size} bytes is too large: {why}") from error
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

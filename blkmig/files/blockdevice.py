@@ -17,7 +17,7 @@ _BLKGETSIZE64 = 0x80081272
 _BLKSSZGET = 0x1268
 _BLKROGET = 0x125E
 
-_ZERO_STEP = 1 << 30  # one request of the kernel cannot be interrupted
+ZERO_STEP = 1 << 30  # one request of the kernel cannot be interrupted
 _UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOTTY, errno.ENOSYS, errno.EINVAL})
 
 
@@ -41,8 +41,8 @@ def zero(fd: int, start: int, stop: int, *, is_device: bool) -> bool:
     """Zero whole logical blocks by the first way that works here, False if none does; a hole gives the space back."""
     for way in (_core.punch_hole, _core.zero_out if is_device else _core.zero_range):
         try:
-            for offset in range(start, stop, _ZERO_STEP):
-                way(fd, offset, min(_ZERO_STEP, stop - offset))
+            for offset in range(start, stop, ZERO_STEP):
+                way(fd, offset, min(ZERO_STEP, stop - offset))
         except OSError as error:
             if error.errno not in _UNSUPPORTED:
                 raise

@@ -33,7 +33,7 @@ import os
 import struct
 from collections.abc import Iterator
 
-from .. import errors, units
+from .. import errors, paths, units
 from ..disk import identity
 
 MAGIC = b"BLKDIRTY"
@@ -50,6 +50,7 @@ class DirtyMap:
     """The dirty map at `path`, of a disk of `size` bytes."""
 
     def __init__(self, path: str | os.PathLike[str], *, size: int, device: str) -> None:
+        paths.check("the path of a dirty map", path)
         self._device = device
         self._pid = os.getpid()
         with errors.failing("cannot open its dirty map", device=device):
@@ -57,7 +58,11 @@ class DirtyMap:
         try:
             self.known = identity.KnownFile.of(path, fd=self._file.fileno())
             self.granularity, self._count = self._read_header(size)
-            self._map = mmap.mmap(self._file.fileno(), MAP_OFFSET + self._count)
+            try:
+                with errors.failing("cannot map its dirty map", device=device):
+                    self._map = mmap.mmap(self._file.fileno(), MAP_OFFSET + self._count)
+            except ValueError as error:  # it was cut just now
+                raise self._wrong(f"it is too short for {self._count} chunks") from error
         except BaseException:
             self._file.close()
             raise
@@ -129,6 +134,7 @@ def create_map(path: str | os.PathLike[str], size: int, *, granularity: int = GR
     `granularity` is a power of two from 4 KiB to 1 MiB. Raises :class:`~blkmig.errors.ParameterError`, and
     :class:`~blkmig.errors.DeviceError` if the file cannot be written.
     """
+    paths.check("the path of a dirty map", path)
     size, granularity = units.parse_size(size), units.index(granularity)
     if not MIN_GRANULARITY <= granularity <= MAX_GRANULARITY or granularity & (granularity - 1):
         raise errors.ParameterError(f"granularity must be a power of two from 4K to 1M, not {granularity}")

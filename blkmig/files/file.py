@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 from typing import Literal, Self
 
-from .. import _core, _storing, errors, units
+from .. import _core, _storing, errors, paths, units
 from ..disk import extents as disk_extents
 from ..disk import local
 from . import locks, rawfile
@@ -55,15 +55,16 @@ class FileBackend(local.LocalBackend):
         locking: bool = True,
         opened: int | None = None,
     ) -> None:
-        path = os.fspath(path)
+        path = paths.check("the path of a disk", path)
+        below = None if base is None else paths.check("the path of a base", base)
         units.check_flags(writable=writable, direct=direct, locking=locking)
         create_size = None if create_size is None else units.place("create_size", create_size)
         super().__init__(Path(path).stem if name is None else name, 0, read_only=read_only)
         writable = writable and not read_only
         self._base: rawfile.RawFile | None = None
         try:
-            if base is not None:
-                self._base = self._open_base(os.fspath(base), direct=direct, locking=locking)
+            if below is not None:
+                self._base = self._open_base(below, direct=direct, locking=locking)
         except BaseException:
             if opened is not None:
                 os.close(opened)
@@ -256,7 +257,7 @@ class FileBackend(local.LocalBackend):
         """Grow a new file by a hole, or cut it. No migration may be reading it, and nothing may track it."""
         self.check_open()
         size = units.place("size", size)
-        if not self.is_growable or self._trackers:
+        if not self.is_growable or self.trackers:
             super().resize(size)
         with self.failing("cannot be resized", 0, size):
             self._top.resize(size)

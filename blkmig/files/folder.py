@@ -107,6 +107,26 @@ class Folder:
             os.close(fd)
 
 
+def is_mount_point(path: Path) -> bool:
+    """Return whether something is mounted on the file at `path`: it can be written then, but not replaced.
+
+    So are files that a container gets. Where the system does not tell, it counts as no mount point.
+    """
+    with contextlib.suppress(OSError, StopIteration):
+        return _mount_of(path) != _mount_of(path.parent)
+    return False
+
+
+def _mount_of(path: Path) -> str:
+    """Return the number of the mount through which `path` is reached. Raises OSError, or StopIteration."""
+    fd = os.open(path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        about = Path(f"/proc/self/fdinfo/{fd}").read_text()
+        return next(line for line in about.splitlines() if line.startswith("mnt_id:"))
+    finally:
+        os.close(fd)
+
+
 def sync_folder(path: str | os.PathLike[str], *, dir_fd: int | None = None) -> None:
     """Return when the names in the folder at `path` are on stable storage. Raises :class:`OSError`."""
     with contextlib.suppress(PermissionError):  # whoever may write in it, but not list it, cannot sync it either

@@ -37,7 +37,7 @@ _UNSHARED = 200
 _BEING_MADE = 300  # a byte of our own: held by who makes the file, before anybody else may use it
 _F_OFD_GETLK = 36  # not in the fcntl module; the same number on every Linux
 _F_OFD_SETLK = 37
-_FLOCK = struct.Struct("hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid (0 for these locks)
+FLOCK = struct.Struct("hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid (0 for these locks)
 _UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 
 _logger = logging.getLogger(__name__)
@@ -96,7 +96,7 @@ def release(fd: int, *, pid: int) -> None:
     if pid != os.getpid():
         return
     with contextlib.suppress(OSError):
-        fcntl.fcntl(fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
+        fcntl.fcntl(fd, _F_OFD_SETLK, FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
 
 
 def hold_being_made(fd: int) -> bool:
@@ -105,7 +105,7 @@ def hold_being_made(fd: int) -> bool:
     Where the file system has no locks, True. Raises :class:`OSError`.
     """
     try:
-        fcntl.fcntl(fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _BEING_MADE, 1, 0))
+        fcntl.fcntl(fd, _F_OFD_SETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, _BEING_MADE, 1, 0))
     except OSError as error:
         if error.errno in (errno.EAGAIN, errno.EACCES):
             return False
@@ -124,11 +124,11 @@ def _busy(fd: int, permissions: Permissions, device: str, does: str, permission:
 
 
 def _lock(fd: int, byte: int) -> None:
-    fcntl.fcntl(fd, _F_OFD_SETLK, _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0))
+    fcntl.fcntl(fd, _F_OFD_SETLK, FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0))
 
 
 def _is_locked(fd: int, byte: int) -> bool:
     """Return whether somebody else holds `byte`: would an exclusive lock of ours be refused?"""
-    answer = fcntl.fcntl(fd, _F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
-    lock_type: int = _FLOCK.unpack(answer)[0]
+    answer = fcntl.fcntl(fd, _F_OFD_GETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+    lock_type: int = FLOCK.unpack(answer)[0]
     return lock_type != fcntl.F_UNLCK

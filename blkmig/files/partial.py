@@ -57,7 +57,8 @@ class Partial:
     """The file `name` of `place` in the making, for the disk `device`. Its errors are :class:`OSError` and DeviceBusy.
 
     `fd` is open for reading and writing; `mark` is the name that it has now. What exists is replaced at the end with
-    `replace`; an empty file is made in its place. Whoever begins one ends it with `confirm` or `discard`.
+    `replace`. An empty file is made in its place, and so is a file on which something is mounted, as in a container: it
+    cannot be replaced, so it is emptied at once. Whoever begins one ends it with `confirm` or `discard`.
     """
 
     def __init__(self, place: folder.Folder, name: str, *, device: str, replace: bool = False) -> None:
@@ -96,12 +97,14 @@ class Partial:
                 raise FileExistsError(errno.EEXIST, "it is there, and no regular file")
             if there is not None and there.st_size and not replace:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
-            self._is_in_place = there is not None and not there.st_size
+            self._is_in_place = there is not None and (
+                not there.st_size or folder.is_mount_point(self._place.path / self.name)
+            )
             missing = None
             try:
                 if self._open() and self._is_mine():
-                    if there is not None and not self._is_in_place:
-                        self._hold_replaced()
+                    if there is not None and there.st_size:
+                        self._take_over()
                     self._state = "begun"
                     return
             except FileExistsError:
@@ -126,8 +129,12 @@ class Partial:
         """Return whether the file that was opened and locked still stands where it did."""
         return self._place.is_named(self.name if self._is_in_place else self.mark, self.fd)
 
-    def _hold_replaced(self) -> None:
-        """Keep others from using the file that is to be replaced; raise DeviceBusy if somebody does."""
+    def _take_over(self) -> None:
+        """Keep others from using the file that exists; raise DeviceBusy if somebody does."""
+        if self._is_in_place:
+            locks.acquire(self.fd, locks.WRITER, device=self._device)
+            os.ftruncate(self.fd, 0)
+            return
         self._replaced_fd = self._place.open(self.name, os.O_RDONLY)
         self._replaced = os.fstat(self._replaced_fd)
         locks.acquire(self._replaced_fd, locks.WRITER, device=self._device)

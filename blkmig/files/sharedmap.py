@@ -9,7 +9,7 @@ import os
 import subprocess
 from collections.abc import Callable
 
-from .. import _core, children, errors, units
+from .. import _core, children, errors, paths, units
 from ..disk import backend, dirty, local
 from ..disk import extents as disk_extents
 from . import dirtymap
@@ -67,6 +67,10 @@ class SharedMapBackend(backend.BlockBackend):
     def next_allocated(self, offset: int, nbytes: int) -> tuple[int, int] | None:
         """Return the next extent that the top layer holds."""
         return self._source.next_allocated(offset, nbytes)
+
+    def forget_extents(self) -> None:
+        """Have the source look again."""
+        self._source.forget_extents()
 
     def write_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
         """Write a block of the source; it is not marked in the map."""
@@ -176,11 +180,15 @@ class MapAddress:
 
 def parse(text: str) -> MapAddress:
     """Parse ``dirtymap:...``; a comma in a value is written twice. Raises :class:`~blkmig.errors.ParameterError`."""
-    path, *options = (part.replace("\0", ",") for part in text.removeprefix(SCHEME).replace(",,", "\0").split(","))
-    pairs = [option.partition("=") for option in options]
-    values = {key: value for key, equals, value in pairs if equals and value}
-    if not path or len(values) != len(options) or not {"disk", "hold", "release"} <= values.keys():
-        raise errors.ParameterError(f"{text!r} must be dirtymap:MAP,disk=DISK,hold=COMMAND,release=COMMAND")
-    if unknown := values.keys() - {"disk", "hold", "release", "refuse"}:
-        raise errors.ParameterError(f"{', '.join(unknown)} in {text!r} is not known; it may also have refuse=COMMAND")
+    path, *options = paths.split(text.removeprefix(SCHEME))
+    form = f"{text!r} must be dirtymap:MAP,disk=DISK,hold=COMMAND,release=COMMAND[,refuse=COMMAND]"
+    values: dict[str, str] = {}
+    for option in options:
+        key, _, value = option.partition("=")
+        if key not in ("disk", "hold", "release", "refuse") or not value or key in values:
+            why = f"{option!r} is not known, has no value or comes twice"
+            raise errors.ParameterError(f"{form}: {why}; {paths.COMMA_TWICE}")
+        values[key] = value
+    if not path or not {"disk", "hold", "release"} <= values.keys():
+        raise errors.ParameterError(form)
     return MapAddress(path=path, **values)

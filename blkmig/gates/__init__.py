@@ -2,10 +2,10 @@
 """Ratio gates: tests that fail when something that must be faster no longer is.
 
 Times on a shared machine are noise; the ratio of two times measured in turns is not. A gate runs both sides A B A B,
-in an order that changes from round to round, until the ratio of their medians is known well enough, and says one of
-three things: the promise is kept (**pass**), it is broken beyond doubt (**fail**), or the noise does not tell
-(**undecided**: a warning, not a failure). A wrong pass or fail comes in at most 5 % of runs that stand right at the
-threshold, and hardly ever a little away from it.
+in an order that changes from round to round, until it knows the ratio of their medians well enough. Its verdict is one
+of three: the promise is kept (**pass**), the promise is broken beyond doubt (**fail**), or the noise hides the answer
+(**undecided**: a warning, not a failure). If the true ratio is right at the threshold, at most 5 % of runs give a wrong
+pass or fail. If it is a little away from the threshold, hardly any run does.
 
 In your own project::
 
@@ -23,11 +23,12 @@ In your own project::
     def test_call(ratio):                                        # nanoseconds: timeit's own loop
         ratio({"ours": timeit.Timer("f(b)", globals=ours), "theirs": timeit.Timer("f(b)", globals=theirs)}, at_least=2)
 
-The first side is the contender, the others are its rivals; a ratio of 2 says that the contender needs half as much.
-All metrics are better when smaller: "wall" and "cpu" (seconds, children included), and whatever a callable returns:
-``return {"downtime": 0.03}`` makes ``at_least={"rival:downtime": 1}`` a gate. So several metrics judge one series.
+The first side is the contender, the others are its rivals; a ratio of 2 says that the contender needs half as much. All
+metrics are better when smaller: "wall" and "cpu" (seconds, children included), and whatever a callable returns:
+``return {"downtime": 0.03}`` makes ``at_least={"rival:downtime": 1}`` a gate. So several metrics can judge the same
+runs.
 
-Promises that are tuned may stand in a file ``gates.toml`` beside the tests instead of in the code::
+Promises that are adjusted now and then may stand in a file ``gates.toml`` beside the tests instead of in the code::
 
     ["test_scan"]                                                # the group: group=, pytest.mark.benchmark, or the test
     numpy = { at_least = 4.0, margin = 0.25, ci = true }         # key: "rival" or "rival:metric"
@@ -37,16 +38,16 @@ For a CI on shared machines::
 
     pytest -p blkmig.gates.plugin tests/test_speed.py --gates=ci --gates-json=gates.json
 
-judges only gates with ``ci = true`` (those in the code always are) and forgives their `margin`, or judges by their
-`ci_at_least`, which needs no ``ci = true``. ``--gates=off`` measures only; ``--gates-quick`` is a smoke test, one round
-and no verdict; ``--gates-max-time`` caps each comparison.
-With pytest-xdist all results stand in one table and one file, and gates are measured one at a time; other tests may run
-beside them, so gates are best run apart. Of a test that is run again (pytest-rerunfailures) the last run counts.
-To make undecided gates failures: ``-W error::blkmig.gates.plugin.UndecidedGate``.
+judges only gates with ``ci = true``, which those in the code always have, and forgives their `margin`. A gate with
+`ci_at_least` is judged by that number, and needs no ``ci = true``. ``--gates=off`` measures only; ``--gates-quick`` is
+a smoke test, one round and no verdict; ``--gates-max-time`` caps each comparison. With pytest-xdist all results stand
+in one table and one file, and the workers measure gates one at a time. Other tests may still run beside a gate and
+disturb it, so run the gates in a session of their own. If a test is run again (pytest-rerunfailures), its last run
+counts. To make undecided gates failures: ``-W error::blkmig.gates.plugin.UndecidedGate``.
 
-With pytest-benchmark: groups have the same names (``pytest.mark.benchmark(group=...)`` is heeded), and the JSON is
-readable by ``pytest-benchmark compare gates.json --group-by=group``; without it nothing is missing. The JSON also holds
-every figure of every round, machine, versions and commit.
+pytest-benchmark is not needed. If it is there, groups have the names that its marker gives
+(``pytest.mark.benchmark(group=...)``), and ``pytest-benchmark compare gates.json --group-by=group`` reads the JSON. The
+JSON also holds every figure of every round, the machine, versions and the commit.
 
 Files: `judge` (statistics, no clock), `stopwatch` (runs), `gate` (promises, when to stop), `report`, `plugin` (pytest).
 """

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Promises about ratios: where they are written down, and the comparison that keeps or breaks them.
+"""Promises about ratios: where they are written down, and the comparison that shows whether they are kept.
 
 A gate says: in this group, the contender is at least `at_least` times better than the rival, by this metric.
 It stands in the code (``at_least={"numpy": 4, "numpy:cpu": 3}``) or in the nearest ``gates.toml``::
 
     ["zero scan of 1 MiB"]                      # the group
     numpy       = { at_least = 4.0, margin = 0.2, ci = true }
-    memcmp      = { at_least = 2.0, ci_at_least = 1.1 }     # not reached yet: shared machines guard what is
+    memcmp      = { at_least = 2.0, ci_at_least = 1.1 }     # a goal; shared machines guard what is reached already
     "numpy:cpu" = { at_least = 3.0 }            # another metric than "wall"
 """
 
@@ -30,8 +30,8 @@ class GateError(ValueError):
 class Gate:
     """One promise: the contender is `at_least` so many times better than `rival`, by `metric`.
 
-    `ci`: stable enough to be judged on shared machines; there, `margin` (0.1 = 10 %) is forgiven, or, where the promise
-    is a goal that is not reached yet, `ci_at_least` stands in its place.
+    `ci`: stable enough to be judged on shared machines. There, `margin` (0.1 = 10 %) is forgiven. If the promise is a
+    goal that is not reached yet, shared machines judge by `ci_at_least` instead.
     """
 
     rival: str
@@ -117,8 +117,8 @@ class Judgement:
 class Limits:
     """When to stop: after `max_time` seconds or `max_rounds` at the latest, but never before `min_rounds`.
 
-    `precision`: half the width of a ratio's interval at which more rounds teach nothing (0.01 = 1 %).
-    `sample_time`: seconds that a sample of a fast callable takes at least, by looping.
+    `precision`: no more rounds are run once half the width of a ratio's interval is this small (0.01 = 1 %).
+    `sample_time`: the least seconds of a sample; a fast callable is called in a loop for that long.
     `warm_up`: run every side once before the first round.
     """
 
@@ -133,8 +133,8 @@ class Limits:
 class Comparison:
     """One contender, the first side, against its rivals, measured in turns.
 
-    `margins`: judge as on shared machines, less the gates' margins. `skipped`: rivals that are not here, with the
-    reason; their gates are not judged.
+    `margins`: judge as on shared machines, where the gates' margins are forgiven. `skipped`: rivals that cannot run
+    here, each with the reason; their gates are not judged.
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Comparison:
             raise GateError(f"{group!r}: gates against {sorted(unknown)}, but the rivals are {self.rivals}")
 
     def measure(self) -> None:
-        """Run rounds until every gate is decided or known to `precision` (none: every ratio), or time is up."""
+        """Run rounds until every gate is decided or known to `precision`, or time is up; without gates, every ratio."""
         limits, start = self.limits, time.monotonic()
         self.rounds = stopwatch.Rounds(
             self.sides, sample_time=limits.sample_time, seed=self.group, warm_up=limits.warm_up
@@ -173,7 +173,7 @@ class Comparison:
         self.seconds = time.monotonic() - start
 
     def _enough(self, seconds: float) -> bool:
-        """Look at the samples if it is time for a look; say whether they suffice. Only looks spend confidence."""
+        """Look at the samples if it is time for a look; return whether they suffice. Only looks spend confidence."""
         count, limits = len(self.rounds), self.limits
         if count == 0:
             return False
@@ -185,7 +185,7 @@ class Comparison:
         return last or self._settled()
 
     def _settled(self) -> bool:
-        """Return whether more rounds would teach nothing; rivals without a gate matter only if nobody has one."""
+        """Return whether more rounds would tell nothing new. Rivals without a gate count only if no rival has one."""
         if self.gates:
             open_gates = [item for item in self.judgements() if item.verdict is judge.Verdict.UNDECIDED]
             estimates = [item.estimate for item in open_gates]

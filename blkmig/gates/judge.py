@@ -3,11 +3,12 @@
 
 The ratio of two sides is ``median(rival) / median(contender)``: 2.0 says that the contender needs half as much,
 whatever the metric (all metrics are better when smaller). Its interval comes from order statistics of the ratios of the
-rounds: both runs of a round stand next to each other in time, so what slows the machine for both cancels out, and no
-shape of the noise is assumed. With too few rounds for the wanted confidence the interval is ``(0, inf)``.
+rounds: both runs of a round stand next to each other in time, so what slows the machine for both cancels out. Nothing
+is assumed about the distribution of the noise. The interval is ``(0, inf)`` if there are too few rounds for the wanted
+confidence.
 
-Invariant: a wrong verdict ("pass" for a loss, "fail" for a win) comes in at most ``1 - confidence`` of all runs,
-although the samples are looked at again and again while they grow: every look spends its share of that error
+Invariant: at most ``1 - confidence`` of all runs give a wrong verdict ("pass" for a loss, "fail" for a win), although
+the samples are looked at again and again while their number grows. Every look spends its share of that error
 (:func:`error_of_look`), and all shares together never exceed it.
 """
 
@@ -21,7 +22,7 @@ import math
 import statistics
 from collections.abc import Sequence
 
-#: The error that all looks together may make, on either side: a verdict holds in at least 95 % of all runs.
+#: A verdict is right in at least this share of all runs; what is left is the error that all looks share.
 CONFIDENCE = 0.95
 
 
@@ -35,7 +36,7 @@ class Verdict(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Estimate:
-    """A ratio of medians and the interval that holds it; `rounds` is how many pairs of samples say so."""
+    """A ratio of medians and the interval around it; `rounds` is how many pairs of samples it comes from."""
 
     ratio: float
     low: float
@@ -48,7 +49,7 @@ class Estimate:
         return (self.high - self.low) / 2 / self.ratio
 
     def verdict(self, threshold: float) -> Verdict:
-        """Judge "the ratio is at least `threshold`": only what the whole interval says is decided."""
+        """Judge "the ratio is at least `threshold`". It is decided only if the whole interval is on one side."""
         if self.low >= threshold:
             return Verdict.PASS
         return Verdict.FAIL if self.high < threshold else Verdict.UNDECIDED
@@ -62,7 +63,7 @@ class Estimate:
 def look_rounds(look: int, fewest: int = 0) -> int:
     """Return after how many rounds the samples are looked at for the `look`-th time (from 1): 5, 8, 12, 18, 27 ...
 
-    `fewest`: rounds before the first look, if more than five; each look waits for half as many rounds again.
+    `fewest`: rounds before the first look, if more than five. Each look comes after half as many rounds again.
     """
     rounds = max(5, fewest)
     for _ in range(look - 1):
@@ -88,7 +89,8 @@ def error_of_look(look: int, *, last: bool = False, confidence: float = CONFIDEN
 def order_rank(rounds: int, error: float) -> int:
     """Return the largest k such that the k-th smallest of `rounds` values exceeds the median with at most `error`.
 
-    0 when even the smallest one is too likely to. By symmetry the k-th largest bounds the median from above.
+    0 if even the smallest value is more likely than that to exceed it. By symmetry the k-th largest bounds the median
+    from above.
     """
     limit = fractions.Fraction(error) * (1 << rounds)
     rank, ways = 0, 0

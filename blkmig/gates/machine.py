@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""On what figures were measured: commit, machine, versions."""
+"""Describe what the figures were measured on: the commit, the machine, the versions."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def _git(folder: pathlib.Path, *arguments: str) -> str:
 
 
 def commit_info(folder: pathlib.Path) -> dict[str, Any]:
-    """Return the commit that `folder` stands at, with keys as pytest-benchmark has them; empty texts outside of git."""
+    """Return the commit checked out in `folder`, under pytest-benchmark's keys; outside of git the texts are empty."""
     return {
         "id": _git(folder, "rev-parse", "HEAD"),
         "time": _git(folder, "show", "-s", "--format=%cI", "HEAD"),

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The pytest side of the gates: options, the `ratio` fixture, the table at the end, the JSON.
 
-It is there where it is asked for: ``-p blkmig.gates.plugin``, or ``pytest_plugins = ["blkmig.gates.plugin"]`` in the
+pytest loads it only on request: ``-p blkmig.gates.plugin``, or ``pytest_plugins = ["blkmig.gates.plugin"]`` in the
 topmost conftest.py.
 
-What a test has measured travels on its report, as plain data, so that it is the same with pytest-xdist::
+What a test has measured travels on its report, as plain data. So pytest-xdist makes no difference::
 
     worker      ratio ─ measures, alone ─ item.stash ─ makereport: report.blkmig_gates ────┐
     controller  logreport: the last report of a test counts ─ table, JSON          ◄───────┘
 
-Of a test that is run again the last run counts. Workers measure one at a time: under a lock that the controller makes.
+If a test is run again, its last run counts. Workers measure one at a time, under a lock that the controller makes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class UndecidedGate(pytest.PytestWarning):
 
 @dataclasses.dataclass
 class Session:
-    """What one pytest run, or one worker of it, was asked for, and what the tests have measured, in order."""
+    """What one pytest run, or one of its workers, was asked for, and what its tests have measured, in order."""
 
     mode: str
     quick: bool
@@ -56,7 +56,7 @@ class Session:
     failure: str = ""
 
     def take(self, nodeid: str, results: list[dict[str, Any]], versions: Mapping[str, str]) -> None:
-        """Take note of what a test has measured; what it measured in an earlier run is replaced."""
+        """Take note of what a test has measured; that replaces what it measured in an earlier run."""
         self.runs[nodeid] = self.runs.get(nodeid, 0) + 1
         self.results[nodeid] = [{**result, "runs": self.runs[nodeid]} for result in results]
         self.versions.update(versions)
@@ -83,7 +83,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=("all", "ci", "off"),
         default="all",
         help="which gates to judge: all, as written (default); ci: for shared machines, only those marked "
-        "ci = true, less their margins, tests without one are skipped; off: measure only",
+        "ci = true, with their margins forgiven, and tests without such a gate are skipped; off: measure only",
     )
     group.addoption("--gates-quick", action="store_true", help="smoke run: one round of everything, nothing is judged")
     group.addoption("--gates-json", metavar="PATH", type=pathlib.Path, help="write all figures and verdicts to PATH")
@@ -153,16 +153,16 @@ class Ratio:
         """Time `sides` in turns; the first one, the contender, must be `at_least` so many times faster than the others.
 
         `sides`: name -> callable, command (list of texts), ``timeit.Timer`` or :class:`~blkmig.gates.Side`.
-        `at_least`: one number for every rival, or "rival" / "rival:metric" -> number or the table of a gates.toml; the
-        gates of this group in gates.toml hold as well, except where this says otherwise.
-        `group`: the name in the table, in gates.toml and in the JSON; without it the group of the test's
+        `at_least`: one number for every rival, or a mapping from "rival" or "rival:metric" to a number or to a table as
+        in gates.toml. The gates of this group in gates.toml hold as well, unless `at_least` has one of the same name.
+        `group`: the name in the table, in gates.toml and in the JSON; by default the group of the test's
         ``pytest.mark.benchmark``, or else the test's name.
         `skipped`: rivals that cannot run here, name -> reason.
         `max_time`, `precision`, ...: see :class:`blkmig.gates.Limits`; `max_time` is in seconds for all sides together.
 
-        Blocks until enough is known. Fails the test when a gate is lost beyond doubt; warns (:class:`UndecidedGate`)
-        when the samples do not tell; returns the :class:`~blkmig.gates.Comparison` with all figures. An exception of a
-        side goes through. Raises :class:`~blkmig.gates.GateError` for gates that fit no rival.
+        Blocks until enough is known, and returns the :class:`~blkmig.gates.Comparison` with all figures. Fails the test
+        when a gate is lost beyond doubt, and warns (:class:`UndecidedGate`) when the samples do not tell. An exception
+        of a side reaches the caller. Raises :class:`~blkmig.gates.GateError` for gates that fit no rival.
         """
         __tracebackhide__ = True
         group = group or self._default_group()
@@ -268,7 +268,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    """Write the JSON, also if nothing was measured: what an earlier run has left would be taken for this one's."""
+    """Write the JSON, even if nothing was measured: an earlier run's file would be taken for this one's."""
     gates = session.config.stash[_SESSION]
     if gates.json is None or hasattr(session.config, "workerinput"):
         return

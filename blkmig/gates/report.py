@@ -24,7 +24,7 @@ _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns"))
 
 
 def format_figure(value: float, metric: str) -> str:
-    """Return seconds or bytes ("rss") for a person; the unit of other metrics is not known."""
+    """Return a figure for a person: seconds, bytes ("rss"), or the bare number of a metric whose unit is not known."""
     if metric == "rss":
         return f"{value / (1 << 20):.1f} MiB"
     if metric not in ("wall", "cpu"):
@@ -34,7 +34,7 @@ def format_figure(value: float, metric: str) -> str:
 
 
 def format_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return rows of texts as columns; the first column stands left, the others right."""
+    """Return rows of texts as a table; the first column is aligned to the left, the others to the right."""
     lines = [head, *rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     texts = [
@@ -50,7 +50,7 @@ def _ratio_cells(estimate: judge.Estimate) -> tuple[str, str]:
 
 
 def comparison_rows(comparison: gate.Comparison) -> list[tuple[str, ...]]:
-    """Return the rows under :data:`TABLE_HEAD`, one per side and metric that somebody asked for."""
+    """Return the rows under :data:`TABLE_HEAD`: one for each side, and for each other metric that a gate names."""
     metrics = ["wall", *dict.fromkeys(item.metric for item in comparison.gates if item.metric != "wall")]
     rows: list[tuple[str, ...]] = []
     for metric in metrics:
@@ -76,12 +76,12 @@ TABLE_HEAD = ("group / side", "median", "+-", "ratio", "interval", "gate", "verd
 
 
 def format_comparisons(comparisons: Iterable[gate.Comparison]) -> str:
-    """Return one table of all comparisons; "ratio" is how many times better than this rival the first side is."""
+    """Return one table of all comparisons; "ratio" is how many times better the first side is than this rival."""
     return format_results([result_of(comparison, "") for comparison in comparisons])
 
 
 def format_results(results: Iterable[Mapping[str, Any]]) -> str:
-    """Return the table of what :func:`result_of` made, maybe in other processes."""
+    """Return the table of results that :func:`result_of` made, in this process or in others."""
     rows: list[Sequence[str]] = []
     for result in results:
         again = f", run {result['runs']} times" if result.get("runs", 1) > 1 else ""
@@ -92,7 +92,7 @@ def format_results(results: Iterable[Mapping[str, Any]]) -> str:
 def result_of(comparison: gate.Comparison, nodeid: str) -> dict[str, Any]:
     """Return everything that table and JSON say about a comparison, as plain data that can be sent elsewhere.
 
-    Never raises: what cannot be shown is said in its place, and does not take the other comparisons with it.
+    Never raises: if a comparison cannot be shown, the reason stands in its place, and the others are still shown.
     """
     title = f"{comparison.group} ({len(comparison.rounds)} rounds, {comparison.seconds:.1f} s"
     result: dict[str, Any] = {"test": nodeid, "title": title, "rows": [], "benchmarks": [], "comparison": {}}
@@ -215,7 +215,7 @@ def document(
 
 
 def check_path(path: pathlib.Path) -> None:
-    """Make the folder of `path` and raise :class:`OSError` unless a file can be written there, as far as is known."""
+    """Make the folder of `path`, and raise :class:`OSError` if it can be told now that no file can be written there."""
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
@@ -228,7 +228,7 @@ def check_path(path: pathlib.Path) -> None:
 def write_json(path: pathlib.Path, record: Mapping[str, Any]) -> None:
     """Write `record` so that `path` is never half written; seven digits of a figure are more than any clock has.
 
-    A link stays one: what it points to is written. What is no regular file (a pipe, a terminal) is written as it is.
+    A symlink stays: the file that it points to is written. A pipe or a terminal is written to directly.
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -31,9 +31,9 @@ class Side:
 
     `run`: a callable without arguments, a command as a list of texts, or a ``timeit.Timer``, whose statement is run in
     a loop of its own (for calls of a few nanoseconds). If a callable returns a mapping, its entries become figures of
-    this run and replace those measured here: so a run may say what it counts itself, "downtime" or "rss".
-    `setup`, `check`: called before and after each run, not timed; with one of them, a sample is exactly one run.
-    A run fails by raising, a command by an exit code that is not 0.
+    this run, and replace those measured here. So a run may report figures of its own, such as "downtime" or "rss".
+    `setup`, `check`: called before and after each run, not timed. With either of them, a sample is exactly one run.
+    A callable fails by raising, a command by an exit code that is not 0.
     """
 
     run: Callable[[], object] | Sequence[str] | timeit.Timer
@@ -69,7 +69,7 @@ def _cpu_seconds() -> float:
 def run_command(command: Sequence[str]) -> Figures:
     """Run `command` and return its wall and CPU seconds; raises CalledProcessError.
 
-    No peak RSS: what the kernel reports for a child is at least what this process had when it started the child.
+    It does not return the peak RSS, because the kernel starts a child's peak at the size of the process that forked it.
     """
     start = time.perf_counter()
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
@@ -95,7 +95,7 @@ def _run_callable(run: Callable[[], object], loops: int) -> Figures:
 
 
 def _checked(given: Mapping[object, object]) -> Figures:
-    """Return what a run says it cost as plain numbers; raise ValueError for what is none, where it is said."""
+    """Return the figures that a run reports, as plain numbers; raise ValueError for what is no figure."""
     figures = {}
     for metric, value in given.items():
         if not isinstance(metric, str):
@@ -115,7 +115,7 @@ def _run_timer(timer: timeit.Timer, loops: int) -> Figures:
 
 
 def sample(side: Side, loops: int = 1) -> Figures:
-    """Run `side` `loops` times and return the figures of one run, the mean; the garbage collector stands still."""
+    """Run `side` `loops` times, without garbage collection, and return the figures of one run, their mean."""
     if side.setup:
         side.setup()
     collecting = gc.isenabled()
@@ -136,7 +136,7 @@ def sample(side: Side, loops: int = 1) -> Figures:
 
 
 def calibrate(side: Side, sample_time: float) -> int:
-    """Return how many runs make a sample of at least `sample_time` seconds; it warms the side up, too."""
+    """Return how many runs make a sample of at least `sample_time` seconds. These runs warm the side up, too."""
     loops = 1
     while True:
         wall = sample(side, loops)["wall"] * loops
@@ -149,7 +149,7 @@ class Rounds:
     """The samples of several sides, round by round; `figures[side][i]` belongs to round i, on every side."""
 
     def __init__(self, sides: Mapping[str, Side], *, sample_time: float, seed: str, warm_up: bool = True) -> None:
-        """Warm every side up and find out how many runs make a sample, unless `warm_up` is False: then one does."""
+        """Warm every side up, and find out how many runs make a sample. Without `warm_up` a sample is one run."""
         self.sides = dict(sides)
         self.figures: dict[str, list[Figures]] = {name: [] for name in sides}
         self._order = random.Random(seed)
@@ -159,7 +159,7 @@ class Rounds:
         return min(len(figures) for figures in self.figures.values())
 
     def run(self) -> None:
-        """Run every side once more. If one fails, the round is gone as a whole."""
+        """Run every side once more. If one fails, nothing of the round is kept."""
         order = self._order.sample(sorted(self.sides), len(self.sides))
         results = {name: sample(self.sides[name], self.loops[name]) for name in order}
         for name, figures in results.items():

@@ -73,7 +73,7 @@ def read_announcement(stream: savevm.LoadedStream, handlers: block.BlockLoadHand
     empty = sum(not size for size in announced.sizes.values())
     if handlers.is_described and handlers.described_disks != (len(announced.disks) - empty, empty):
         _damaged(position)
-    if not handlers.sizes.agree_with(announced.sizes):
+    if not handlers.sizes.agree_with(announced.sizes) or not handlers.base.is_whole:
         _damaged(position)
     if any(entry.shared_base != announced.incremental for entry in handlers.table or ()):
         _damaged(position)

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from .. import disk, errors, units
+from .. import disk, errors, paths, units
 
 T = TypeVar("T")
 
@@ -25,15 +24,6 @@ def disks_of(disks: Iterable[T]) -> list[T]:
     return found
 
 
-def check_path(what: str, path: object) -> None:
-    """Raise :class:`~blkmig.errors.ParameterError` if `path` can be no path on any machine; `what` is its name."""
-    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
-    if not isinstance(text, str):
-        raise errors.WrongType(f"{what} must be a path, not {path!r}")
-    if "\0" in text:
-        raise errors.ParameterError(f"{what} must be a path, and {text!r} holds a NUL character")
-
-
 def check_targets(targets: object, by_index: object, into: object) -> None:
     """Raise :class:`~blkmig.errors.ParameterError` for targets of which one could not be meant."""
     for what, mapping in (("targets", targets), ("by_index", by_index)):
@@ -42,9 +32,9 @@ def check_targets(targets: object, by_index: object, into: object) -> None:
         for key, target in (mapping or {}).items():
             _check_key(what, key)
             if not isinstance(target, disk.BlockBackend):
-                check_path(f"{what}[{key!r}]", target)
+                paths.check(f"{what}[{key!r}]", target)
     if into is not None:
-        check_path("into", into)
+        paths.check("into", into)
 
 
 def _check_key(what: str, key: object) -> None:

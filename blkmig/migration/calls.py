@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from .. import disk, params, stats
+from .. import disk, params, paths, stats
 from ..sources import together
 from . import asked, figures
 from . import targets as load_targets
@@ -45,7 +45,7 @@ def send(
         sources = asked.disks_of(disks)
         for source in sources:
             if not isinstance(source, disk.BlockBackend):
-                asked.check_path("a disk", source)
+                paths.check("a disk", source)
         texts = [(None, source) for source in sources if not isinstance(source, disk.BlockBackend)]
         found = iter(together.open_sources(texts, writable=False, **timeouts))
         backends: list[disk.BlockBackend] = []

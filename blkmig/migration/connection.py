@@ -41,6 +41,8 @@ LEAST_MESSAGE_SECONDS = 1.0
 
 Message = tuple[int, "int | savevm.Word | None"]
 """What came on the return path: its type and its value."""
+BASE_PING = 0x62617365
+"""The value of the PING that asks whether the target has compared the disks' bases."""
 
 BARRIER_PING = 0x656E6400
 """PINGs that ask whether the target has taken everything have this value plus 1, 2, 3 ...: ``end`` and a number."""
@@ -183,6 +185,21 @@ class Connection:
                 if flushes and time.monotonic() < end:
                     path.payload_came()
 
+    def await_base_checked(self, state: savevm.SaveState) -> None:
+        """Wait until the target has compared what it was told of the disks' bases; a one-way channel does not tell.
+
+        Blocks. A target that takes its time says so in PONGs, and how far it is. Raises what it has to say.
+        """
+        path = self._return_path
+        if path is None:
+            return
+        with self.explaining_errors():
+            state.send_ping(self.f, BASE_PING)
+        patience = savevm.Patience(path, time.monotonic)
+        with self._losing("waiting for the target to compare the disks' bases"):
+            while (heard := self._read_before_end(path)) != (savevm.MIG_RP_MSG_PONG, BASE_PING):
+                patience.heard(heard[1])
+
     def _heard_within(self, seconds: float) -> Iterator[Message]:
         """Yield the messages that come within `seconds`, however many; a half one that stands still is an error."""
         path = self._return_path
@@ -215,7 +232,7 @@ class Connection:
     def _is_answer(self, value: object) -> bool:
         """Return whether a PONG answers one of our PINGs."""
         is_barrier = isinstance(value, int) and BARRIER_PING < value <= BARRIER_PING + self._barriers
-        return is_barrier or value in (ASK_TREES, savevm.ASK)
+        return is_barrier or value in (ASK_TREES, BASE_PING, savevm.ASK)
 
     def await_target(self) -> None:
         """Close the stream; on a two-way channel, wait for the target's word first."""
@@ -232,7 +249,7 @@ class Connection:
 
     def _target_failed(
         self, reason: savevm.Reason, what: str = "has ended the migration before the stream's end"
-    ) -> errors.TargetFailed:
+    ) -> errors.MigrationError:
         """Return the error for what the target has said of its end, and take note that it does not use what it has."""
         self.has_target_failed = True
         return reasons.failed(what, reason)

@@ -17,11 +17,16 @@ STDIN_LABEL = "standard input"
 STDOUT_LABEL, STDERR_LABEL = "standard output", "standard error"
 
 
-def known() -> list[tuple[str, identity.KnownFile]]:
-    """Return the files that results and messages go to, with what messages call them."""
+def _shown() -> list[tuple[str, int]]:
+    """Return what results and messages are written to: what messages call it, and its descriptor."""
     streams = ((STDOUT_LABEL, streamfile.STDOUT, sys.__stdout__), (STDERR_LABEL, streamfile.STDERR, sys.__stderr__))
     # Without a stream there is none of that number, or a file that was opened later.
-    found = [(label, streamfile.known_fd(fd)) for label, fd, stream in streams if stream is not None]
+    return [(label, fd) for label, fd, stream in streams if stream is not None]
+
+
+def known() -> list[tuple[str, identity.KnownFile]]:
+    """Return the files that results and messages go to, with what messages call them."""
+    found = [(label, streamfile.known_fd(fd)) for label, fd in _shown()]
     return [(label, file) for label, file in found if file is not None]
 
 
@@ -34,10 +39,52 @@ def check(label: str, files: Iterable[identity.KnownFile]) -> None:
                 raise errors.DisplayInUse(why, display=display)
 
 
+def check_writing(uri: str) -> None:
+    """Raise :class:`~blkmig.errors.DisplayInUse` if messages go where the stream to `uri` goes.
+
+    Results may be meant to go there: whoever prints them asks `is_stdout` first.
+    """
+    output = streamfile.known_file(uri, writing=True)
+    messages = [file for label, file in known() if label == STDERR_LABEL]
+    if output is not None and any(identity.is_same(output, file) for file in messages):
+        raise _mixed(f"goes to {output.path!r}")
+    if STDERR_LABEL in _in_same_place(uri, writing=True):
+        raise _mixed(f"goes to {uri!r}")
+
+
 def check_reading(uri: str) -> None:
-    """Raise :class:`~blkmig.errors.DisplayInUse` if results or messages go where the stream of `uri` comes from."""
+    """Raise :class:`~blkmig.errors.DisplayInUse` if results or messages go where the stream of `uri` comes from.
+
+    Results may go into a socket that the stream comes from: they follow when the stream has ended.
+    """
     source = streamfile.known_file(uri, writing=False)
     check("the stream", () if source is None else [source])
+    if STDERR_LABEL in _in_same_place(uri, writing=False):
+        raise _mixed(f"comes from {uri!r}")
+
+
+def _mixed(way: str) -> errors.DisplayInUse:
+    why = f"the stream {way}, and {STDERR_LABEL} goes there, too: lead it to another place, as with 2>FILE"
+    return errors.DisplayInUse(why, display=STDERR_LABEL)
+
+
+def _in_same_place(uri: str, *, writing: bool) -> list[str]:
+    """Return what is shown in the file, pipe or socket that the stream of `uri` goes to, or comes from."""
+    try:
+        match address.parse_uri(uri):
+            case address.StdioAddress():
+                about = os.fstat(streamfile.STDOUT if writing else streamfile.STDIN)
+            case address.FileAddress(path=path):
+                about = os.stat(path)  # noqa: PTH116 - as is fstat
+            case address.FdAddress(fd=fd):
+                about = os.fstat(fd)
+            case _:
+                return []
+        if stat.S_ISCHR(about.st_mode):  # /dev/null takes everything, and a terminal takes no stream
+            return []
+        return [label for label, shown in _shown() if os.path.samestat(about, os.fstat(shown))]
+    except (OSError, ValueError):
+        return []  # whoever opens it says why it cannot be
 
 
 def stdin() -> list[tuple[str, identity.KnownFile]]:
@@ -48,16 +95,4 @@ def stdin() -> list[tuple[str, identity.KnownFile]]:
 
 def is_stdout(uri: str) -> bool:
     """Return whether the stream of `uri` goes where standard output goes, which has no room for results then."""
-    try:
-        match address.parse_uri(uri):
-            case address.StdioAddress():
-                return True
-            case address.FileAddress(path=path):
-                about = os.stat(path)  # noqa: PTH116 - as is fstat
-            case address.FdAddress(fd=fd):
-                about = os.fstat(fd)
-            case _:
-                return False
-        return not stat.S_ISCHR(about.st_mode) and os.path.samestat(about, os.fstat(streamfile.STDOUT))
-    except (OSError, ValueError):
-        return False
+    return uri == "-" or STDOUT_LABEL in _in_same_place(uri, writing=True)

@@ -46,7 +46,7 @@ class Sources:
                     f"({self._uri}): send it to another file"
                 )
             displays.check(f"disk {name!r}", [file])
-        self._check_messages(output)
+        displays.check_writing(self._uri)
 
     def _check_mark(self) -> None:
         """Refuse a stream whose file is made under the name of something that is in use."""
@@ -55,13 +55,6 @@ class Sources:
             _check_is_not_mark(mark, "the stream", label, other)
         for label, other in (*displays.stdin(), *displays.known()):
             _check_is_not_mark(mark, "the stream", label, other)
-
-    def _check_messages(self, output: identity.KnownFile | None) -> None:
-        """Refuse a stream with our own messages in it; results keep out of its way, see `is_stdout`."""
-        for label, other in displays.known():
-            if label == displays.STDERR_LABEL and output is not None and identity.is_same(output, other):
-                why = f"the stream goes to {output.path!r}, and {label} goes there, too"
-                raise errors.DisplayInUse(why, display=label)
 
     def open_output(self) -> int | None:
         """Return the descriptor of the file that is made for the stream, None where the channel opens what there is.

@@ -32,6 +32,7 @@ _REASONS: list[tuple[type[errors.MigrationError], int]] = [
     (errors.UnsupportedStream, errno.EOPNOTSUPP),
     (errors.StreamError, errno.EBADMSG),
     (errors.IncompleteMigration, errno.ENODATA),
+    (errors.WrongBase, savevm.WRONG_BASE),
     (errors.ContentMismatch, errno.ENOKEY),  # before the word: a stream that cannot be verified
     (errors.DeviceBusy, errno.EBUSY),
 ]

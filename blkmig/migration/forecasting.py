@@ -18,8 +18,9 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Literal
 
-from .. import _core, block, channel, disk, errors, params, units
+from .. import _core, block, channel, disk, errors, params, savevm, units
 from ..block import granules
+from ..disk import geometry
 from . import asked, endpoints, rates, reading, replay, watching
 
 BandwidthSource = Literal["measured", "said", "limit", "disks"]
@@ -97,7 +98,8 @@ def forecast(
             bitmap = backend.create_dirty_bitmap(granularity)
             stack.callback(backend.release_dirty_bitmap, bitmap)
             whole = granules.whole_from(bitmap.bits_per_block, section, parameters) == 1
-            watched.append(watching.WatchedDisk(backend, bitmap, whole=whole))
+            with geometry.keeping_account(backend.size):
+                watched.append(watching.WatchedDisk(backend, bitmap, whole=whole))
         interval, count = watching.watch(watched, seconds, clock, sleep)
         for known in watched:
             known.find_data(shared_base=parameters.shared_base, holes_are_data=not parameters.zero_blocks)
@@ -161,7 +163,11 @@ def _expected_format(
 
 def _check_sending(disks: list[disk.BlockBackend], parameters: params.MigrationParameters, uri: str | None) -> None:
     """Raise what a migration of `disks` to `uri` would raise before it connects: a forecast of that is none."""
-    block.BlockSaveHandlers(disks, parameters).check_disks()
+    handlers = block.BlockSaveHandlers(disks, parameters)
+    described = savevm.ContainerFormat.for_machine_compat(parameters.machine_compat, machine=parameters.machine)
+    handlers.is_described = described.vmdescription
+    handlers.check_disks()
+    handlers.check_any_is_sent()
     if uri is not None:
         channel.Connector(uri).close()
         endpoints.Sources(uri, disks).check()

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from .. import block, channel, errors, params, savevm, stats
-from . import admission, announcement, connection, farewell, heartbeat, outlook, verdict
+from . import admission, announcement, basecheck, connection, farewell, heartbeat, outlook, verdict
 from . import targets as load_targets
 from .announcement import Announcement
 
@@ -139,6 +139,9 @@ class IncomingMigration:
         loader = savevm.LoadVM(self.savevm, f, observer=self._observer, answers=answers)
         self._block.on_table = lambda table, position: self._admit(table, position, loader)
         self._block.on_flush = lambda number: self._flush(number, loader)
+        if self.parameters.incremental:
+            check = basecheck.BaseCheck(loader.beat, self._check_cancelled).check
+            self._block.on_base = check if self.parameters.verify else lambda *_: None
         try:
             stream = loader.loadvm()
             announced = self._judge(stream)

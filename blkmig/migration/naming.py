@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 
 from .. import errors
 from ..files import folder
@@ -27,6 +27,42 @@ def unknown_device(name: str, index: int, known: list[str]) -> str:
     return f"{what}; say where it goes with --map {index}=PATH"
 
 
+def check_is_said_once(name: str, index: int, wanted: Container[str | int]) -> None:
+    """Raise :class:`~blkmig.errors.IncompleteMigration` if disk `name`, number `index`, has a target by each of them.
+
+    Nothing would come for one of the two.
+    """
+    if name in wanted and index in wanted:
+        raise errors.IncompleteMigration(
+            f"{label_of(name)} is number {index} of the stream, and a target was given for each: say where it goes "
+            "once, by NAME=PATH or by --map INDEX=PATH",
+            missing={},
+        )
+
+
+def check_counts(disks: int, empty: int, wanted: list[str | int], *, takes_others: bool, position: int) -> None:
+    """Raise if a stream of so many disks, and `empty` more, does not fit the `wanted` ones.
+
+    With `takes_others` there is a place for disks that nobody has named. Raises
+    :class:`~blkmig.errors.IncompleteMigration` for too few disks, :class:`~blkmig.errors.StreamError` for too many.
+    """
+    labels = ", ".join(repr(key) if isinstance(key, str) else f"number {key}" for key in wanted)
+    total = disks + empty
+    holds = f"the stream holds {total or 'no'} disk{'s' * (total != 1)}"
+    if total < max(len(wanted), 1):
+        why = f"{holds}, and targets were given for {len(wanted)}: {labels or 'all'}"
+        raise errors.IncompleteMigration(why, missing={})
+    for key in wanted:
+        if isinstance(key, int) and key >= total:
+            raise errors.IncompleteMigration(f"{holds}, numbered from 0, so there is no number {key}", missing={})
+    if disks > len(wanted) and not takes_others:
+        raise errors.StreamError(
+            f"the stream holds {disks} disks, and targets were given for {len(wanted)}: {labels}; say where the others "
+            "go, by NAME=PATH or --into a folder",
+            position=position,
+        )
+
+
 def file_name(name: str, index: int) -> str:
     """Return the name of a folder's file for the disk called `name`, number `index` of the stream.
 
@@ -41,28 +77,6 @@ def file_name(name: str, index: int) -> str:
             f"the stream's disk {name!r} has a name too long for a file in the folder: {advice}"
         )
     return found
-
-
-def check_counts(
-    wanted: Iterable[str | int], disks: int, empty: int, *, takes_others: bool, position: int
-) -> None:
-    """Raise as early as can be if a stream of so many disks, and `empty` more, does not fit the targets `wanted`.
-
-    Only the disks' names, which come later, can tell which one it is that nobody expects, or that is missing.
-    """
-    shown = [repr(key) if isinstance(key, str) else f"number {key}" for key in wanted]
-    if disks + empty < max(len(shown), 1):
-        raise errors.IncompleteMigration(
-            f"the stream holds {disks + empty or 'no'} disk{'s' * (disks + empty != 1)}, and targets were given "
-            f"for {len(shown)}: {', '.join(shown) or 'all'}",
-            missing={},
-        )
-    if disks > len(shown) and not takes_others:
-        raise errors.StreamError(
-            f"the stream holds {disks} disks, and targets were given for {len(shown)}: {', '.join(shown)}; say "
-            "where the others go, by NAME=PATH or --into a folder",
-            position=position,
-        )
 
 
 def check_can_come(sizes: Iterable[str], named: Iterable[str]) -> None:

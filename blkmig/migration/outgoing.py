@@ -186,6 +186,8 @@ class OutgoingMigration:
             self.savevm.state_iterate(f)
         self._connection.check_cancelled()
         self._connection.check_target()
+        if self._block.base.has_ended():
+            self._connection.await_base_checked(self.savevm)
         return self._figures.section_ended()
 
     def _round_ended(self) -> None:
@@ -278,7 +280,9 @@ class OutgoingMigration:
     def _setup(self) -> None:
         """Connect and write everything before the first part."""
         self._bounds.begin()
-        self._block.check_disks()  # first: a QEMU at the other end takes a connection that ends for a failed migration
+        # First: a QEMU at the other end takes a connection that ends for a failed migration.
+        self._block.check_disks()
+        self._block.check_any_is_sent()
         self._sources.check()
         opened = self._sources.open_output()
         f = self._connection.connect(timeout=self._bounds.connect_timeout, opened=opened)

@@ -8,11 +8,15 @@ from collections.abc import Sequence
 from .. import block, errors, savevm
 
 
-def failed(what: str, reason: savevm.Reason) -> errors.TargetFailed:
+def failed(what: str, reason: savevm.Reason) -> errors.MigrationError:
     """Return the error for a target that `what`, by the status of its SHUT or by its own words."""
     if isinstance(reason, int):
-        text = savevm.describe_status(reason)
-        return errors.TargetFailed(f"the target {what}: {text}", errno=reason if reason > 1 else None)
+        why = f"the target {what}: {savevm.describe_status(reason)}"
+        if reason == savevm.WRONG_BASE:
+            return errors.WrongBase(why, device="")
+        return errors.TargetFailed(why, errno=reason if reason > 1 else None)
+    if reason.errno == savevm.WRONG_BASE:
+        return errors.WrongBase(f"the target {what}: {reason.text}", device=reason.device)
     return errors.TargetFailed(
         f"the target {what}: {reason.text}",
         device=reason.device or None,

@@ -4,9 +4,12 @@
 So a stream that ends too early, whatever ended it, SIGKILL included, is never found under its name, and the same
 command begins again (see ``files/partial.py``). A file that exists is replaced when the new one is complete.
 
-Some things cannot be made so, and the channel writes them in place: a pipe or a device, a file before whose ``offset=``
-something stays, what somebody holds open (``/dev/stdout``, ``/dev/fd/3``), and a file of somebody else or in a folder
-that is not ours to write in.
+A file on which something is mounted, as on each that a container is given, cannot be replaced: it is written in place,
+and is empty after a failure.
+
+Other things cannot be made beside their name, either, and the channel writes them in place: a pipe or a device, a file
+before whose ``offset=`` something stays, what somebody holds open (``/dev/stdout``, ``/dev/fd/3``), and a file of
+somebody else or in a folder that is not ours to write in.
 """
 
 from __future__ import annotations

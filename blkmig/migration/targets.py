@@ -154,7 +154,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
 
     def check_counts(self, disks: int, empty: int, *, position: int) -> None:
         """Raise as early as can be if a stream of so many disks, and `empty` more, does not fit what was asked for."""
-        naming.check_counts(self._targets, disks, empty, takes_others=self._into is not None, position=position)
+        naming.check_counts(disks, empty, list(self._targets), takes_others=self._into is not None, position=position)
 
     def check_announced(self, announced: block.SaidSizes) -> None:
         """Refuse what must fail by the sizes that the stream says before anything is written; warn of little room."""
@@ -172,6 +172,12 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         absent = [key for key in self._names() if key not in known]
         if known or self._takes_unnamed:  # else the first disk that comes is unknown, and says its name
             naming.check_targets_come(absent, known, "disks of other names")
+        if self._parameters.incremental:
+            return  # those of its disks in which nothing has changed do not appear
+        for name in known:
+            number = self.announced.number_of(name)
+            if number is not None:
+                naming.check_is_said_once(name, number, self._targets)
 
     def want_room(self) -> None:
         """Warn if a file system has less room than the disks that are `announced` may take of it."""
@@ -190,6 +196,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
     def _find(self, name: str, position: int) -> disk.BlockBackend | sources.TargetFile:
         """Return where the disk called `name` goes."""
         index, self._appeared = self._appeared, self._appeared + 1
+        naming.check_is_said_once(name, index, self._targets)
         for key in (name, index):  # the name first: whoever says both means this disk
             if key in self._targets:
                 self._used.add(key)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A disk behind an NBD server that somebody runs."""
+"""A disk behind an NBD server that is already running."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .connection import NbdConnection as NbdConnection
 class NbdBackend(exported.ExportedDisk):
     """The disk at an NBD `uri`: nbd://, nbds://, nbd+unix:// or nbds+unix://.
 
-    `name` is what the wire calls it, by default the export's name. `read_only` is a disk whose guest cannot write it;
-    a migration skips it. With ``writable=False`` nobody writes it through this object; an export that the server offers
-    read-only can only be opened so. Other parameters are those of :class:`~.connection.NbdConnection`.
+    `name` is the disk's name on the wire, by default the export's name. `read_only` is a disk whose guest cannot write
+    it; a migration skips it. With ``writable=False`` nobody writes the disk through this object; an export that the
+    server offers read-only can only be opened so. Other parameters are those of :class:`~.connection.NbdConnection`.
 
-    Threads of this process that write through `pwrite` are tracked as with any local disk; what other clients of
-    the server write is not seen. The image behind it is locked, or not, by the server.
+    Writes of this process through `pwrite` are tracked, as with any local disk. Writes by other clients of the server
+    are not seen. Whether the image behind the export is locked is the server's matter.
     """
 
     def __init__(
@@ -33,6 +33,6 @@ class NbdBackend(exported.ExportedDisk):
 
 
 def default_name(uri: str) -> str:
-    """Return what the wire calls the disk at `uri`: the export's name, else where the server is."""
+    """Return the default name of the disk at `uri`: the last part of the export's name, or "nbd" if that is empty."""
     export = nbd_uri.export_of(uri)
     return export.rpartition("/")[2] or "nbd"

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Connecting libnbd's handle to a server, within a time, and with an ear for a cancel.
+"""Connecting libnbd's handle to a server: within a time limit, and until somebody cancels.
 
 ::
 
-    look the host's name up     aside (`aside.py`), because libnbd does that in the call that begins
-    connect, negotiate          bytes are moved when the socket is ready
+    look up the host's name     in a thread (`aside.py`), because libnbd's first call blocks while it does that
+    connect, negotiate          here, moving bytes whenever the socket is ready
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EVENTS = {0: 0, 1: select.POLLIN, 2: select.POLLOUT, 3: select.POLLIN | select.P
 """What to wait for at the socket, by libnbd's direction."""
 
 SLICE = 0.1
-"""Seconds after which somebody who connects looks whether that is still wanted."""
+"""Seconds between two looks whether somebody has cancelled."""
 
 
 Configure = Callable[[ctypes.CDLL, int], None]
@@ -35,7 +35,7 @@ Configure = Callable[[ctypes.CDLL, int], None]
 def open_ready(
     library: ctypes.CDLL, uri: str, configure: Configure, *, timeout: float, is_cancelled: Callable[[], bool]
 ) -> int:
-    """Return a handle that is connected to the export at `uri`, and ready for commands. As `open_handle`."""
+    """Return a handle that is connected to the export at `uri` and ready for commands; see `open_handle`."""
     handle = open_handle(library, uri, configure, timeout=timeout, is_cancelled=is_cancelled)
     with _closing_on_error(library, handle):
         if library.nbd_aio_is_ready(handle) != 1:
@@ -48,7 +48,7 @@ def open_handle(
 ) -> int:
     """Return a new handle, set up and connected to `uri` within `timeout` seconds.
 
-    Raises OSError: EHOSTUNREACH for a name that is not found out in time, ETIMEDOUT, ECANCELED, or what libnbd says.
+    Raises OSError: EHOSTUNREACH if the look-up of the name takes too long, ETIMEDOUT, ECANCELED, or libnbd's error.
     """
     handle: int | None = library.nbd_create()
     if handle is None:
@@ -65,15 +65,15 @@ def configure_export(
     """Set up a handle for an export's data, meta `contexts`, and TLS. Raises OSError."""
     calls: list[tuple[str, bool | bytes]] = [("nbd_set_uri_allow_local_file", True)]  # for tls-certificates=
     calls += [("nbd_add_meta_context", name.encode()) for name in contexts]
-    calls += [(f"nbd_set_tls_{key}", value.encode()) for key, value in tls.items() if value is not None]
+    calls += [(f"nbd_set_tls_{key}", os.fsencode(value)) for key, value in tls.items() if value is not None]
     for function, value in calls:
         _libnbd.check(library, getattr(library, function)(handle, value))
 
 
 def _connect(library: ctypes.CDLL, handle: int, uri: str, timeout: float, is_cancelled: Callable[[], bool]) -> None:
-    """Connect `handle`; on an error it is closed, or will be, and nobody may use it.
+    """Connect `handle`. After an error nobody may use the handle: it is closed, or will be.
 
-    A thread that looks a name up, and is left alone, closes it when the resolver returns.
+    If the look-up of the name is given up, its thread goes on alone, and closes the handle when the resolver returns.
     """
     deadline = time.monotonic() + timeout
 
@@ -100,7 +100,7 @@ def _begin_aside(
 ) -> None:
     """Call `begin`, which looks up `host`.
 
-    That look-up must be libnbd's own: it verifies a certificate by the name that it was given, not by an address.
+    libnbd must do this look-up itself, because it verifies a server's certificate by the name that it was given.
     """
     deadline = time.monotonic() + timeout
     with _closing_on_error(library, handle):
@@ -133,7 +133,7 @@ def _closing_on_error(library: ctypes.CDLL, handle: int) -> Iterator[None]:
 def finish(
     library: ctypes.CDLL, handle: int, deadline: float, is_cancelled: Callable[[], bool] = lambda: False
 ) -> None:
-    """Return when `handle` connects, or negotiates, no more. Raises OSError: ETIMEDOUT, ECANCELED, what libnbd says."""
+    """Return when connecting and negotiating are over. Raises OSError: ETIMEDOUT, ECANCELED, or libnbd's error."""
     while library.nbd_aio_is_connecting(handle) == 1:
         direction = library.nbd_aio_get_direction(handle)
         poll = select.poll()  # a new one each time: libnbd changes sockets when it tries the next address
@@ -148,7 +148,7 @@ def finish(
 
 
 def notify(library: ctypes.CDLL, handle: int | None, direction: int, events: int) -> int:
-    """Let libnbd move the bytes that can be moved; -1 if the connection died of it."""
+    """Let libnbd move the bytes that can be moved; return -1 if the connection broke."""
     if direction & _libnbd.DIRECTION_READ and events & ~select.POLLOUT:
         result: int = library.nbd_aio_notify_read(handle)
     else:
@@ -162,5 +162,5 @@ def is_over(library: ctypes.CDLL, handle: int | None) -> bool:
 
 
 def cancelled_error() -> OSError:
-    """Return the error of what was given up because somebody wanted that."""
+    """Return the error of a call that was cancelled."""
     return OSError(errno.ECANCELED, "it was cancelled")

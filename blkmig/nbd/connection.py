@@ -32,14 +32,14 @@ STATE_ZERO = 2
 """Flag of base:allocation: the extent reads as zeros."""
 
 MAX_PAYLOAD = 32 * units.MiB
-"""Bytes of one read or write: what every server takes that does not say otherwise."""
+"""The most bytes of one read or write: every server accepts so many, unless it tells another limit."""
 QEMU_READ_PIECE = 512 * units.KiB
-"""Bytes of one read from a QEMU. 7.2 answers two of this size in 0.33 ms and one of 1 MiB in 0.65 to 0.8: for that it
-maps fresh memory each time, and the kernel clears it. A server with latency would answer a block in twice the time."""
+"""The most bytes of one read from a QEMU. QEMU 7.2 answers two of these in 0.33 ms, and one of 1 MiB in 0.65 to 0.8 ms,
+for which it maps fresh memory that the kernel clears. With latency they would double the time of a block."""
 MAX_ZERO = 256 * units.MiB
-"""Bytes of one WRITE_ZEROES, small enough that a server which has to write them answers in time."""
+"""The most bytes of one WRITE_ZEROES, few enough that a server which has to write the zeros answers in time."""
 MAX_STATUS = 4 * units.GiB - units.MiB
-"""Bytes of one BLOCK_STATUS, whose length has 32 bits."""
+"""The most bytes of one BLOCK_STATUS, whose length field has 32 bits."""
 
 _ZEROS = bytes(units.MiB)
 
@@ -48,8 +48,7 @@ class NbdConnection:
     """An open NBD export of `size` bytes.
 
     Ranges must lie inside the export. A failure is a :class:`~blkmig.errors.DeviceError` with the range, the server's
-    errno and libnbd's text; after an error of the server everything else goes on, after one of the connection every
-    later call fails as well.
+    errno and libnbd's text. After a refused request, others go on; after a broken connection, every later call fails.
     """
 
     def __init__(
@@ -69,13 +68,13 @@ class NbdConnection:
     ) -> None:
         """Connect to `uri`, or to the `export` of that server.
 
-        `device` is the disk's name in errors. `contexts` are the meta contexts to ask for; those the server has are
-        in `self.contexts`. Of a TCP server's X.509 certificate the host name is verified; `tls_certificates` is a
-        directory with ca-cert.pem and, if the server wants to know its clients, client-cert.pem and client-key.pem.
-        Without an authority, :class:`~blkmig.errors.ParameterError` where libnbd would verify nothing; see `tls`.
-        `request_timeout` is how long, in seconds, the connection may stand still while requests are in flight; 0: as
-        long as it likes. Reads are cut into pieces of `read_piece` bytes, that are in flight together. `is_cancelled`
-        is asked, while this connects, whether to give up.
+        `device` is the disk's name in errors. `contexts` are the meta contexts to ask for; `self.contexts` has those
+        that the server offers. A TCP server's X.509 certificate must have its host name. `tls_certificates` is a folder
+        with ca-cert.pem and, if the server wants to know its clients, client-cert.pem and client-key.pem. Raises
+        :class:`~blkmig.errors.ParameterError` if libnbd would verify nothing for lack of an authority: see `tls`.
+        `request_timeout` is how many seconds the connection may stand still with requests in flight, 0 for ever. Reads
+        are cut into pieces of `read_piece` bytes, which are in flight together. Connecting is given up as soon as
+        `is_cancelled` returns True.
         """
         self.uri = nbd_uri.check_uri(
             uri if export is None else nbd_uri.with_export(uri, export), tls_certificates or tls_psk_file
@@ -156,7 +155,7 @@ class NbdConnection:
         """Write `buffer`, of any length, at `offset`. Blocks without the GIL; copies nothing."""
         view = local.bytes_of(buffer)
         if self._is_unaligned(offset, len(view)):
-            with self._edges:  # two writers must not put back each other's part of a block
+            with self._edges:  # else two writers of one block would undo each other's part
                 start, stop = self._widen(offset, len(view))
                 whole = bytearray(stop - start)
                 self.pread_into(whole, start)
@@ -169,7 +168,7 @@ class NbdConnection:
                 self._handle.wait(self._start("nbd_aio_pwrite", memory, offset + done))
 
     def zero(self, offset: int, nbytes: int) -> None:
-        """Make [offset, offset + nbytes), any length, read as zeros: as holes where the server can. Blocks."""
+        """Make [offset, offset + nbytes), of any length, read as zeros, as holes if the server can. Blocks."""
         if not self.can_zero:
             for done, count in _pieces(nbytes, len(_ZEROS)):
                 self.pwrite(_ZEROS[:count], offset + done)
@@ -185,7 +184,8 @@ class NbdConnection:
                 self._handle.run("nbd_aio_zero", count, offset + done, _libnbd.NO_COMPLETION, 0)
 
     def start_write(self, data: bytearray | memoryview, offset: int) -> requests.Request | None:
-        """Start writing `data`, which stays untouched until :meth:`finish_write`; None: it is written already."""
+        """Start writing `data`; return None if it is written already. Nobody may change `data` before
+        `finish_write`."""
         if len(data) > self.maximum or self._is_unaligned(offset, len(data)):
             self.pwrite(data, offset)
             return None
@@ -195,12 +195,12 @@ class NbdConnection:
         return request
 
     def finish_write(self, request: requests.Request, offset: int, nbytes: int) -> None:
-        """Return when a write that was started is done, or raise its error. Blocks."""
+        """Return when a write that `start_write` has started is done, or raise its error. Blocks."""
         with self._errors("cannot write", offset, nbytes):
             self._handle.wait(request)
 
     def flush(self) -> None:
-        """Return when everything written before is on stable storage, as far as the server can say. Blocks."""
+        """Return when everything written before is on stable storage, if the server can tell. Blocks."""
         if self.can_flush:
             with self._errors("cannot flush"):
                 self._handle.run("nbd_aio_flush", _libnbd.NO_COMPLETION, 0)
@@ -210,7 +210,7 @@ class NbdConnection:
     def block_status(self, context: str, offset: int, nbytes: int) -> Iterator[tuple[int, int]]:
         """Yield the (length, flags) of one extent after the other; together they cover the range exactly.
 
-        Neighbours have different flags. `context` must be one of `self.contexts`. Blocks before each reply's first.
+        Neighbours have different flags. `context` must be one of `self.contexts`. Blocks whenever it needs a new reply.
         """
         return status.joined(self._replies(context, offset, offset + nbytes))
 
@@ -221,9 +221,9 @@ class NbdConnection:
                 offset += extent[0]
 
     def one_block_status(self, context: str, offset: int, nbytes: int) -> list[tuple[int, int]]:
-        """Return the (length, flags) of the extents in one reply of the server: at least one byte, at most the range.
+        """Return the (length, flags) of the extents in one reply. They cover a part of the range, or all of it.
 
-        A reply has up to 131,072 extents from QEMU; neighbours may have equal flags. Blocks.
+        A reply of a QEMU has up to 131,072 extents; neighbours may have equal flags. Blocks.
         """
         start, stop = self._widen(offset, min(nbytes, MAX_STATUS - self.minimum))
         with self._errors(f"cannot get {context}", offset, nbytes):
@@ -237,22 +237,22 @@ class NbdConnection:
     # -- the rest ------------------------------------------------------------------------------------------------------
 
     def check_home(self) -> None:
-        """Raise :class:`~blkmig.errors.DeviceError` in a child of the process that has connected."""
+        """Raise :class:`~blkmig.errors.DeviceError` if this is a forked child of the process that has connected."""
         with self._errors("cannot be used"):
             self._handle.check_home()
 
     def cancel(self) -> None:
         """Make calls that wait, and later ones, raise Cancelled; from any thread and any signal handler.
 
-        What a server answers within half a second is still taken; then the connection is of use after `renew`. It is
-        not closed.
+        Replies are still taken for half a second. If all requests are answered by then, `renew` makes the connection
+        usable again. The connection is not closed.
         """
         self._handle.cancel()
 
     def renew(self) -> bool:
-        """Forget a cancel: the connection is used for something new.
+        """Forget a cancel, before the connection is used again.
 
-        False if requests were abandoned: then `close` it, and `reconnect` if it is wanted.
+        Return False if requests were abandoned: then the connection must be closed; `reconnect` makes a new one.
         """
         self.check_home()
         return self._handle.renew()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A disk whose bytes are those of an NBD export: what disks behind servers and images have in common.
 
-As a source it is read by as many threads as there are buffers, straight into them. How it is written as a target, and
-how zeros travel, is in `inflight.py` and `export.py`.
+As a source it is read by as many threads as there are buffers, directly into these. `inflight.py` and `export.py` say
+how a target is written, and how zeros travel.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ CONTEXTS = (nbd_connection.BASE_ALLOCATION, nbd_connection.ALLOCATION_DEPTH)
 
 
 class ExportedDisk(local.LocalBackend):
-    """A disk that has an export; a subclass says how that is opened.
+    """A disk that has an NBD export; a subclass says how to open it.
 
-    Threads of this process that write through `pwrite` are tracked as with any local disk; what other clients of
-    the server write is not seen.
+    Writes of this process through `pwrite` are tracked, as with any local disk. Writes by other clients of the server
+    are not seen.
     """
 
     reads_in_parallel = True
@@ -37,10 +37,11 @@ class ExportedDisk(local.LocalBackend):
 
     @abc.abstractmethod
     def _open(self) -> export.Export:
-        """Open the export, for the first time or again; what belongs to one that is closed goes before."""
+        """Open the export, for the first time or again; release first what belonged to one that is closed."""
 
     def _connect(self, uri: str, **options: Any) -> export.Export:
-        """Connect to the export at `uri`. Raises DeviceError also if it cannot be written and must be."""
+        """Connect to the export at `uri`. Raises DeviceError, also if the disk is to be written and the server forbids
+        it."""
         connection = nbd_connection.NbdConnection(
             uri, device=self.name, contexts=CONTEXTS, is_cancelled=lambda: self._cancelled, **options
         )
@@ -73,8 +74,12 @@ class ExportedDisk(local.LocalBackend):
         return self._export.extents.next_data(units.index(offset))
 
     def next_allocated(self, offset: int, nbytes: int) -> tuple[int, int] | None:
-        """Ask a QEMU server what the top image of a chain holds."""
+        """Ask a QEMU server what the top image of a chain holds itself."""
         return self._export.extents.next_allocated(units.index(offset), units.index(nbytes))
+
+    def forget_extents(self) -> None:
+        """Forget what the server has told, so that it is asked again."""
+        self._export.extents.forget()
 
     # -- writing -----------------------------------------------------------------------------------------------------
 
@@ -100,14 +105,14 @@ class ExportedDisk(local.LocalBackend):
         self._export.pwrite_zeroes(offset, nbytes)
 
     def create_dirty_bitmap(self, granularity: int) -> dirty.DirtyBitmap:
-        """Start tracking. Answers about where data lies are forgotten: before this, writes were not seen."""
+        """Start tracking, and forget what the server has told of its data: writes before this were not seen."""
         self._renew()
         bitmap = super().create_dirty_bitmap(granularity)
         self._export.extents.forget()
         return bitmap
 
     def _renew(self) -> None:
-        """Be of use again after a `cancel`."""
+        """Make the disk usable again after a `cancel`."""
         self._cancelled = False
         if not self._export.connection.renew():
             self.check_open()

@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""One NBD connection that any number of threads use at once, their requests in flight together.
+"""One NBD connection that any number of threads use at once, with their requests in flight together.
 
-libnbd's own blocking calls keep the connection to themselves while they wait. Here requests are only *started* by
-the thread that wants them, and one of the waiting threads, the leader, moves bytes for all (leader and followers)::
+libnbd's own blocking calls keep the connection to themselves while they wait. Here a thread only *starts* its requests,
+and one of the waiting threads, the leader, moves the bytes for all of them (leader and followers)::
 
     thread A   start ─ leads:  poll ─ notify_read ─ poll ─ notify_read ─ mine is done ─ hands the lead to B
     thread B       start ─ waits ───────────────────────────────────────────────────── leads: poll ─ ...
     thread C           start ─ waits ────────────── done
 
-A single thread is its own leader: no thread is switched to, nothing runs in the background. A thread may also start
-several requests and wait for them later. What always holds:
+A single thread is its own leader: there is no switch between threads, and nothing runs in the background. A thread may
+also start several requests and wait for them later. Invariants:
 
-* every use of libnbd's handle is under `_lock`, and nobody waits for the network under it;
-* while somebody waits for a request, somebody leads or has been told to;
-* a cancel is heard by whoever waits: what is in flight has CANCEL_SECONDS to finish, so that a server that answers
-  keeps its connection, and nothing new is started;
-* a buffer is referenced from its request until libnbd is done with it or its handle is closed: an interrupted call
-  closes the handle, so that no late reply is written into memory that is used for something else;
-* nothing is moved any more once the connection is abandoned, which a cancel does in the end: then every request is
-  over, and late replies stay in the socket. It is not closed by that, since a QEMU wants to close first.
+* Every use of libnbd's handle is under `_lock`, and nobody waits for the network under that lock.
+* While a thread waits for a request, some thread leads or has been told to lead.
+* A cancel reaches every thread that waits. Requests in flight have CANCEL_SECONDS to finish, so that a server that
+  answers keeps its connection. No new request is started.
+* A request keeps its buffer referenced until libnbd is done with it or the handle is closed. An interrupted call closes
+  the handle, so that no late reply is written into memory that is used for something else.
+* If requests are still in flight at the end of a cancel, the connection is abandoned: every request fails, no byte is
+  moved any more, and late replies stay in the socket. The connection stays open, because a QEMU wants to close it
+  first.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ from . import _libnbd, requests
 from . import connecting as nbd_connecting
 
 CANCEL_SECONDS = 0.5
-"""How long requests in flight may still take after a cancel."""
+"""Seconds that requests in flight may still take after a cancel."""
 
 PATIENCE = 10
-"""So many idle time-outs may pass without a request being answered, whatever bytes come: one a second is no answer."""
+"""So many idle time-outs may pass without an answered request, even if bytes come: a byte a second is no answer."""
 
 
 class NbdHandle:
@@ -82,21 +83,16 @@ class NbdHandle:
         self._poll = select.poll()
         self._poll.register(self._wake_fd, select.POLLIN)
 
-    @property
-    def in_flight(self) -> int:
-        """How many requests are in flight now."""
-        return len(self._requests)
-
     def ask(self, function: str, *args: Any) -> int:
-        """Return what a libnbd `function` that does not block says about the export."""
+        """Call a `function` of libnbd that asks about the export and does not block; return its result."""
         self.check_home()
         with self._lock:
             return _libnbd.check(self._library, getattr(self._library, function)(self._open_handle(), *args))
 
     def check_home(self) -> None:
-        """Keep a fork's child off the connection: its requests would stand in the middle of its parent's.
+        """Raise in a forked child: its requests would be mixed with those of its parent.
 
-        Before anything that takes a lock, since one may have been held when the fork came.
+        Call it before anything takes a lock, because another thread may have held the lock when the fork came.
         """
         if self._home.is_foreign:
             raise forks.not_here()
@@ -107,14 +103,15 @@ class NbdHandle:
             self.wait(self.start(function, *args, keep=keep))
         except Exception:
             raise
-        except BaseException:  # KeyboardInterrupt between the two: the command is in flight, and nobody waits for it
+        except BaseException:  # KeyboardInterrupt between the two calls: nobody waits for a command that is in flight
             self.close()
             raise
 
     def start(self, function: str, *args: Any, keep: object = None) -> requests.Request:
-        """Start one command, ``nbd_aio_...``; `keep` owns whatever memory it uses. Does not block.
+        """Start one command, ``nbd_aio_...``; `keep` owns the memory that it uses. Does not block.
 
-        Any number of threads may call it at once. Its bytes move while somebody is in :meth:`wait` or :meth:`push`.
+        Any number of threads may call this at once. Bytes move only while some thread is in :meth:`wait` or
+        :meth:`push`.
         """
         request = requests.Request(keep)
         self.check_home()
@@ -135,8 +132,8 @@ class NbdHandle:
     def wait(self, request: requests.Request) -> None:
         """Return when the server has answered `request`, or raise its error. Drops the GIL while it waits.
 
-        After an error of the server the connection goes on; after one of the connection everything else fails too, and
-        so it does after an exception, such as KeyboardInterrupt, in the waiting thread.
+        If the server refuses the request, the connection goes on. If the connection breaks, everything else fails, too;
+        an exception in the waiting thread, such as KeyboardInterrupt, closes the connection.
         """
         self.check_home()
         try:
@@ -148,7 +145,7 @@ class NbdHandle:
             raise request.error
 
     def push(self) -> None:
-        """Move the bytes that can be moved without waiting, for whatever was started."""
+        """Move the bytes that can be moved without waiting, for all requests that were started."""
         self.check_home()
         with self._lock:
             if self._handle is None or not self._take_lead():
@@ -159,7 +156,7 @@ class NbdHandle:
             self._hand_over_lead()
 
     def cancel(self) -> None:
-        """Let what is in flight finish if it does so soon, else fail with ECANCELED, and so does whatever comes later.
+        """Give requests in flight a moment to finish; those that do not, and all later ones, fail with ECANCELED.
 
         From any thread and any signal handler.
         """
@@ -171,7 +168,7 @@ class NbdHandle:
                 os.eventfd_write(self._wake_fd, 1)
 
     def renew(self) -> bool:
-        """Forget a cancel; False if requests were abandoned, or it is closed: then it is only good for closing."""
+        """Forget a cancel. Return False if the connection is closed, or was abandoned: then it can only be closed."""
         self.check_home()
         with self._lock:
             self._cancel_deadline = None
@@ -185,7 +182,7 @@ class NbdHandle:
     def close(self) -> None:
         """Close the connection, from any thread; requests in flight fail with ECANCELED. Twice does no harm.
 
-        It waits for nobody: what could not be sent yet is dropped. In a fork's child it does nothing.
+        It does not wait: bytes that could not be sent yet are dropped. In a forked child it does nothing.
         """
         if self._home.is_foreign:
             return

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import pathlib
 
-from .. import errors, units
+from .. import errors, paths, units
 from ..disk import identity
 from ..files import folder
 from . import connection as nbd_connection
@@ -48,7 +48,9 @@ class ImageBackend(exported.ExportedDisk):
     ) -> None:
         units.check_flags(read_only=read_only, writable=writable, direct=direct, locking=locking)
         create_size = None if create_size is None else units.place("create_size", create_size)
-        self._path = pathlib.Path(path)
+        self._path = pathlib.Path(paths.check("the path of an image", path))
+        if base is not None:
+            paths.check("the path of a base", base)
         self._format = format
         self._direct = direct
         name = self._path.stem if name is None else name
@@ -94,7 +96,7 @@ class ImageBackend(exported.ExportedDisk):
         """Give a new image another size. It grows by leaps and is cut to size by `flush`."""
         self.check_open()
         size = units.place("size", size)
-        if not self.is_growable or self._trackers:
+        if not self.is_growable or self.trackers:
             super().resize(size)
         if size > self._image_size:
             self._resize_image(max(size, 2 * self._image_size))

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Writes that are on their way to a server: none while it is quick, several at once while it is slow.
 
-A block is written from its buffer while the server is quick. For a slow one it is copied, and on its way when `write`
-returns; its error comes with a later call, at the latest with `finish_all`. Writes that overlap come one after the
-other, because a server may reorder what is in flight::
+While the server is quick, a block is written from its buffer. For a slow server the block is copied, and `write`
+returns while it is on its way; a later call raises its error, `finish_all` at the latest. Writes that overlap are sent
+one after the other, because a server may reorder requests that are in flight::
 
     write        copy ─ start ─┐                  at most WRITES_IN_FLIGHT blocks are on their way
                                ├─ in flight ──►   oldest finished first; overlapped ones before the next begins
@@ -23,10 +23,10 @@ from . import requests
 
 WRITES_IN_FLIGHT = 16
 SLOW_WRITE = 0.002
-"""Seconds from which on a write is worth a copy: of 1 MiB, a local server takes 0.5 to 1 ms, and copies cost a third of
-its throughput; at 5 ms several writes in flight are seven times as fast."""
+"""A write that takes more seconds than this is worth a copy. A local server takes 0.5 to 1 ms for 1 MiB, and copies
+would cost a third of its throughput; at 5 ms, several writes in flight are seven times as fast as one."""
 SLOW_SPELL = 256
-"""Writes after which a slow server is tried again."""
+"""After so many writes it is measured again whether a slow server is quick now."""
 
 
 class WritesInFlight:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Image files as QEMU's tools make and describe them: ``qemu-img``, and what its and ``qemu-nbd``'s errors mean."""
+"""Image files and QEMU's tools for them: how ``qemu-img`` is called, and what its and ``qemu-nbd``'s errors mean."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _WRONG_FORMAT = (
 def image_options(path: pathlib.Path, *, format: str, locking: bool) -> dict[str, str]:
     """Return QEMU's block options of an image."""
     is_device = False
-    with contextlib.suppress(OSError):  # QEMU says why it cannot be opened
+    with contextlib.suppress(OSError):  # QEMU will say why the image cannot be opened
         is_device = identity.KnownFile.of(path).is_device
     protocol = "host_device" if is_device else "file"
     options = {"driver": format, "file.driver": protocol, "file.filename": str(path.absolute())}
@@ -43,9 +43,9 @@ def create_image(
     base_format: str = "raw",
     is_placeholder: bool = False,
 ) -> None:
-    """Make an image of `size` bytes, rounded up to what the format counts in; on a base, 0 means its size.
+    """Make an image of `size` bytes, rounded up to the format's unit; with a base, 0 means the size of the base.
 
-    It is for this user only. Refuses an existing `path`, unless that is a placeholder for it.
+    Only this user can use it. An existing `path` is refused, unless it is an empty placeholder for the image.
     """
     if not is_placeholder and os.path.lexists(path):
         raise errors.DeviceError("cannot be made", device=device, cause=f"{path} exists")
@@ -57,7 +57,7 @@ def create_image(
 
 
 def resize_image(path: pathlib.Path, size: int, *, format: str, device: str) -> None:
-    """Make an image that nobody has open `size` bytes long, rounded up to a sector."""
+    """Change an image's size to `size` bytes, rounded up to a sector. Nobody may have the image open."""
     size = -(-size // SECTOR) * SECTOR
     run_qemu_img(
         "cannot be resized", "resize", "-q", "-f", format, "--shrink", str(path.absolute()), str(size), device=device
@@ -65,7 +65,7 @@ def resize_image(path: pathlib.Path, size: int, *, format: str, device: str) -> 
 
 
 def run_qemu_img(doing: str, *arguments: str, device: str) -> None:
-    """Run qemu-img, or raise what its words mean."""
+    """Run qemu-img. If it fails, raise the error that its message stands for."""
     command = [find_program("qemu-img", device=device), *arguments]
     with errors.failing(doing, device=device):
         result = subprocess.run(
@@ -80,14 +80,17 @@ def run_qemu_img(doing: str, *arguments: str, device: str) -> None:
 
 
 def refusal_of(text: str) -> type[errors.DeviceError]:
-    """Return the kind of error that QEMU's words mean."""
+    """Return the kind of error that a message of QEMU stands for."""
     if re.search(_BUSY, text):
         return errors.DeviceBusy
     return errors.FormatError if re.search(_WRONG_FORMAT, text, re.IGNORECASE) else errors.DeviceError
 
 
 def find_program(program: str, *, device: str) -> str:
-    """Return the path of one of QEMU's tools, or say which package has it, or that nobody could say how it ended."""
+    """Return the path of one of QEMU's tools.
+
+    Raises DeviceError if the tool is not installed, or if this process would not learn the tool's exit status.
+    """
     with errors.failing("cannot be opened", device=device):
         children.require_statuses()
     found = shutil.which(program)

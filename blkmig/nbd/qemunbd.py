@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A qemu-nbd of ours, which serves one image over one connection, and lives as long as that.
+"""A qemu-nbd that blkmig starts: it serves one image over one connection, and ends with that connection.
 
-The listening socket is handed to qemu-nbd, so there is nothing to wait for, and as soon as the one connection is made
-its name is removed::
+qemu-nbd inherits the listening socket, so blkmig can connect at once. The socket's name is removed as soon as the one
+connection is made::
 
     blkmig                                 qemu-nbd
       bind, listen ──── socket as fd 3 ────► opens the image (and locks it), accepts
@@ -35,13 +35,14 @@ CLOSE_TIMEOUT = 60.0
 """Seconds that a qemu-nbd may take to write out its image's tables."""
 
 HURRY_TIMEOUT = 5.0
-"""As many after a failure or a cancel: it may be frozen."""
+"""The same after a failure or a cancel, when qemu-nbd may be frozen."""
 
 MAX_FOLDER = 80
-"""Bytes of a folder's path that leave room for a socket's, which has 107."""
+"""The most bytes of the folder's path: that of the socket in it may have 107."""
 
 _SPAWN = 'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" 3<&0 </dev/null'
-"""Socket activation as systemd does it, which wants to know the process id before there is a process."""
+"""Starts a program with an inherited socket, as systemd does. A shell is needed, because LISTEN_PID must be the number
+of the process that the program gets."""
 
 
 class QemuNbd:

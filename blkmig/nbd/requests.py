@@ -25,13 +25,13 @@ class Request:
         self.signal: threading.Lock | None = None  # held while a thread sleeps on it
 
     def will_wait(self) -> threading.Lock:
-        """Return what the calling thread shall acquire, later and without the handle's lock, in order to sleep."""
+        """Return a lock that the calling thread acquires in order to sleep, once it has let the handle's lock go."""
         self.signal = threading.Lock()
         self.signal.acquire()
         return self.signal
 
     def wake(self) -> bool:
-        """Wake the thread that waits for this request, or is about to; False if there is none."""
+        """Wake the thread that waits for this request, or is about to wait; return False if there is none."""
         if self.signal is None:
             return False
         self.signal.release()
@@ -40,25 +40,25 @@ class Request:
 
 
 class Requests:
-    """Those that are in flight, by libnbd's cookie."""
+    """The requests that are in flight, by libnbd's cookie."""
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._library = library
         self._by_cookie: dict[int, Request] = {}
-        self._answered_at = 0.0  # when the last one was answered, or the first of those in flight was started
+        self._answered_at = 0.0  # when a request was answered last, or the first one in flight was started
 
     def __len__(self) -> int:
         """Return how many there are."""
         return len(self._by_cookie)
 
     def add(self, cookie: int, request: Request) -> None:
-        """Take note of one that was started."""
+        """Add a request that was started."""
         if not self._by_cookie:
             self._answered_at = time.monotonic()
         self._by_cookie[cookie] = request
 
     def collect_answered(self, handle: int | None) -> None:
-        """Take out those that the server has answered, and wake who waits for them."""
+        """Remove the requests that the server has answered, and wake the threads that wait for them."""
         now = time.monotonic()
         while (cookie := self._library.nbd_aio_peek_command_completed(handle)) > 0:
             request = self._by_cookie.pop(cookie)
@@ -69,12 +69,12 @@ class Requests:
             request.wake()
 
     def fail(self, error: OSError) -> None:
-        """Have all of them fail; libnbd has no use for their buffers any more."""
+        """Make all requests fail; libnbd does not use their buffers any more."""
         self.abandon(error)
         self._by_cookie.clear()
 
     def abandon(self, error: OSError) -> None:
-        """Have all of them fail, and keep their buffers, which libnbd may still use."""
+        """Make all requests fail, and keep their buffers, because libnbd may still use them."""
         for request in self._by_cookie.values():
             if not request.done:
                 request.done, request.error = True, copy(error)
@@ -85,10 +85,10 @@ class Requests:
         any(request.wake() for request in self._by_cookie.values())
 
     def are_overdue(self, seconds: float) -> bool:
-        """Return whether there are some, and none was answered for so long."""
+        """Return whether requests are in flight, and none was answered for so many seconds."""
         return bool(self._by_cookie) and time.monotonic() - self._answered_at > seconds
 
 
 def copy(error: OSError) -> OSError:
-    """Return an error of one's own for each thread, because raising changes it."""
+    """Return a copy of `error`. Each thread raises its own, because raising changes an exception."""
     return OSError(error.errno, error.strerror)

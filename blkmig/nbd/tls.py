@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whom a TLS connection to an NBD server would trust, looked at before it is made.
+"""What a TLS connection to an NBD server would trust, checked before the connection is made.
 
-libnbd takes a folder of certificates that is not there, or lacks the authority's, for "trust whom the system trusts",
-and before it mended CVE-2024-7383 it then takes any certificate at all. So what was named must be there, and such a
-libnbd is given an authority or not asked.
+If the folder of certificates is missing, or has no authority's certificate, libnbd silently trusts the authorities of
+the system. Before CVE-2024-7383 was fixed, it accepted any certificate in that case. So the files that were named must
+be there, and a libnbd without that fix is only used with an authority.
 """
 
 from __future__ import annotations
@@ -16,14 +16,13 @@ import urllib.parse
 from collections.abc import Iterable
 from pathlib import Path
 
-from .. import errors
+from .. import errors, paths
 from . import uri as nbd_uri
 
 AUTHORITY, CERTIFICATE, KEY = "ca-cert.pem", "client-cert.pem", "client-key.pem"
 
 MENDED = {(1, 18): 5, (1, 20): 2}
-"""The first release of a branch that verifies a server also where the system's authorities are trusted; later branches
-do, older ones do not."""
+"""For a branch of libnbd, the first release with the fix. All later branches have it, older ones do not."""
 
 GIVE = f"say ?tls-certificates=DIR, a folder with the {AUTHORITY} of the authority that signs the server's certificate"
 
@@ -31,8 +30,11 @@ GIVE = f"say ?tls-certificates=DIR, a folder with the {AUTHORITY} of the authori
 def check(uri: str, *, certificates: str | None = None, psk_file: str | None = None, version: tuple[int, ...]) -> None:
     """Raise :class:`~blkmig.errors.ParameterError` unless the server at `uri` would be verified by a libnbd `version`.
 
-    `certificates` and `psk_file` stand in the place of what the URI says.
+    `certificates` and `psk_file` replace what the URI says.
     """
+    for what, path in (("tls_certificates", certificates), ("tls_psk_file", psk_file)):
+        if path is not None:
+            paths.check(what, path)
     parts = nbd_uri.split(uri)
     if not parts.scheme.lower().startswith("nbds"):
         return

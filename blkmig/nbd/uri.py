@@ -6,9 +6,10 @@ As the NBD project writes them: https://github.com/NetworkBlockDevice/nbd/blob/m
 
 from __future__ import annotations
 
+import os
 import urllib.parse
 
-from .. import errors
+from .. import errors, paths
 
 SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock")
 
@@ -23,6 +24,11 @@ def split(uri: str) -> urllib.parse.SplitResult:
 
     A port without a host is refused, too: libnbd drops it, and connects to another server, on the usual port.
     """
+    if not isinstance(uri, str):
+        raise errors.WrongType(f"an NBD URI must be a text, not {uri!r}")
+    why = paths.why_no_name(uri)
+    if why:
+        raise errors.ParameterError(f"{uri!r} is not an NBD URI: it {why}")
     try:
         parts = urllib.parse.urlsplit(uri)
         _ = parts.port  # which is looked at now
@@ -35,7 +41,7 @@ def split(uri: str) -> urllib.parse.SplitResult:
 
 def unix_uri(socket_path: str, export: str = "") -> str:
     """Return the URI of an export behind a Unix socket."""
-    return f"nbd+unix:///{urllib.parse.quote(export, safe='')}?socket={urllib.parse.quote(socket_path)}"
+    return f"nbd+unix:///{urllib.parse.quote(export, safe='')}?socket={urllib.parse.quote(os.fsencode(socket_path))}"
 
 
 def export_of(uri: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .. import errors, units
+from .. import errors, paths, units
 from ..disk import backend
 from . import address, qmp, recovery
 from .address import QemuAddress, is_qemu_address
@@ -124,6 +124,7 @@ def cleanup(
     A guest whose disks may have moved stays stopped, which is :class:`~blkmig.errors.InDoubt`, but for `force`.
     """
     units.check_flags(force=force)
+    path = paths.check("the QMP socket", path)
     where = address.parse(path) if is_qemu_address(path) else QemuAddress(path=path)
     connection = qmp.QmpConnection(where.path, connect_timeout=connect_timeout, timeout=timeout)
     done: list[str] = []

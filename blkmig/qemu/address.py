@@ -11,7 +11,7 @@ import urllib.parse
 from collections.abc import Sequence
 from typing import Any
 
-from .. import errors
+from .. import errors, paths
 from ..nbd import uri as nbd_uri
 
 SCHEME = "qemu:"
@@ -60,7 +60,7 @@ def parse(text: str) -> QemuAddress:
     """
     if not is_qemu_address(text):
         raise errors.ParameterError(f"{text!r} does not start with {SCHEME!r}")
-    path, *options = (part.replace("\0", ",") for part in text.removeprefix(SCHEME).replace(",,", "\0").split(","))
+    path, *options = paths.split(text.removeprefix(SCHEME))
     if not path:
         raise errors.ParameterError(f"{text!r} names no QMP socket: write qemu:PATH")
     values: dict[str, list[str]] = {"device": [], "node": [], "nbd": [], "export": [], "read": []}
@@ -68,7 +68,8 @@ def parse(text: str) -> QemuAddress:
         key, equals, value = option.partition("=")
         if key not in values or not equals or not value:
             raise errors.ParameterError(
-                f"{option!r} in {text!r} is not known: say device=ID, node=NAME, nbd=URI, export=ID or read=nbd"
+                f"{option!r} in {text!r} is not known: say device=ID, node=NAME, nbd=URI, export=ID or read=nbd, and "
+                f"{paths.COMMA_TWICE}"
             )
         values[key].append(value)
     if len(values["nbd"]) > 1:

@@ -22,7 +22,7 @@ from ..disk import identity
 from ..files import rawfile
 from . import discover, graph
 
-_PROC = Path("/proc")
+PROC = Path("/proc")
 
 
 class ImageFile(rawfile.RawFile):
@@ -42,7 +42,7 @@ def open_files(
 ) -> Iterator[ImageFile | None]:
     """Open the file of each disk of the QEMU at `socket_path`; None unless it is sure to be that one, and readable."""
     names = [file_name(facts, disk.node) for disk in disks]
-    processes = [_Process(folder) for folder in _users_of(socket_path)] if any(names) else []
+    processes = [_Process(folder) for folder in users_of(socket_path)] if any(names) else []
     for disk, name in zip(disks, names, strict=True):
         yield None if name is None else _open_one(processes, name, disk)
 
@@ -68,7 +68,7 @@ def absolute_names(socket_path: str, names: list[str]) -> list[str]:
     if all(name.startswith("/") for name in names):
         return names
     folders: list[Path] = []
-    for process in _users_of(socket_path):
+    for process in users_of(socket_path):
         with contextlib.suppress(OSError):
             folders.append((process / "cwd").readlink())
     found = [name for name in names if name.startswith("/") or not folders]
@@ -85,14 +85,14 @@ def file_name(facts: graph.BlockGraph, node: str) -> str | None:
     return str(child["file"]) if is_plain and not child["cache"]["direct"] else None
 
 
-def _users_of(socket_path: str) -> Iterator[Path]:
+def users_of(socket_path: str) -> Iterator[Path]:
     """Yield the processes, as folders of /proc, that have a socket of that path: QEMU, maybe also who started it."""
     path, rows = Path(socket_path).resolve(), []
     with contextlib.suppress(OSError):
-        rows = [line.split(maxsplit=7) for line in (_PROC / "net" / "unix").read_text().splitlines()]
+        rows = [line.split(maxsplit=7) for line in (PROC / "net" / "unix").read_text().splitlines()]
     named = (row for row in rows if len(row) == 8 and row[7].endswith(path.name))
     wanted = {f"socket:[{row[6]}]" for row in named if Path(row[7]).resolve() == path}
-    for process in _PROC.iterdir():
+    for process in PROC.iterdir():
         if process.name.isdecimal():
             with contextlib.suppress(OSError):  # somebody else's, or gone
                 if any(str(descriptor.readlink()) in wanted for descriptor in (process / "fd").iterdir()):
@@ -126,11 +126,11 @@ class _Process:
 
     def _is_on_fuse(self, device: int) -> bool:
         if device not in self._is_fuse:
-            self._is_fuse[device] = _is_on_fuse(self._folder, device)
+            self._is_fuse[device] = is_on_fuse(self._folder, device)
         return self._is_fuse[device]
 
 
-def _is_on_fuse(process: Path, device: int) -> bool:
+def is_on_fuse(process: Path, device: int) -> bool:
     """Return whether a file system is FUSE, whose server may pass the page cache by for one of two openings."""
     for line in (process / "mountinfo").read_text().splitlines():
         mount, _, source = line.partition(" - ")

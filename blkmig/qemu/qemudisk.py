@@ -77,6 +77,10 @@ class QemuBackend(backend.BlockBackend):
         """Return the next extent that the top image holds, by qemu:allocation-depth."""
         return self._extents.next_allocated(offset, nbytes)
 
+    def forget_extents(self) -> None:
+        """Have QEMU be asked again."""
+        self._extents.forget()
+
     # -- dirty tracking ----------------------------------------------------------------------------------------------
 
     def create_dirty_bitmap(self, granularity: int) -> dirty.DirtyBitmap:

@@ -52,6 +52,7 @@ class QemuSession:
     the other. `force` uses iothread disks where that is dangerous. With `switchover` ``"pause-before"`` the writers are
     held by QEMU's own migration, for which holding waits `switchover_timeout` seconds; without `return_path` that does
     not wait for its target's word. QEMU has `connect_timeout` seconds to greet us, and `timeout` for each command.
+    Its monitor serves one client at a time, so whoever has commands of his own has `qmp` run them.
     """
 
     def __init__(
@@ -69,9 +70,9 @@ class QemuSession:
         self._lock = threading.RLock()
         self._open: set[int] = set()
         self.is_whole_vm = switchover == "pause-before"
-        self._qmp = qmp.QmpConnection(where.path, connect_timeout=connect_timeout, timeout=timeout)
-        self.own = objects.OwnObjects(self._qmp)
-        self._marks = marks.Marks(self._qmp, self.own.prefix)
+        self.qmp = qmp.QmpConnection(where.path, connect_timeout=connect_timeout, timeout=timeout)
+        self.own = objects.OwnObjects(self.qmp)
+        self._marks = marks.Marks(self.qmp, self.own.prefix)
         self._readers: readers.Readers | None = None
         self._writers: writers.Writers | None = None
         self._surveillance: surveillance.Surveillance | None = None
@@ -79,39 +80,37 @@ class QemuSession:
             self._set_up(where, force, switchover, {"wait": switchover_timeout, "return_path": return_path})
         except BaseException as error:
             if not isinstance(error, Exception):
-                self._qmp.cancel()  # somebody waits for the end
+                self.qmp.cancel()  # somebody waits for the end
             self._shut_down()
             raise
 
-    def _set_up(
-        self, where: address.QemuAddress, force: bool, switchover: PauseMode, whole_vm: dict[str, Any]
-    ) -> None:
-        self._commands = discover.check_version(self._qmp)
+    def _set_up(self, where: address.QemuAddress, force: bool, switchover: PauseMode, whole_vm: dict[str, Any]) -> None:
+        self._commands = discover.check_version(self.qmp)
         is_vm = "query-status" in self._commands
         if switchover == "pause-before" and not is_vm:
             cause = "only a VM migrates as a whole; this is a storage daemon"
-            raise errors.DeviceError("cannot pause before the switchover", device=self._qmp.device, cause=cause)
-        leftovers.refuse_unfinished(self._qmp, leftovers.remove(self._qmp), is_vm=is_vm)
-        self._guest = guest.Guest(self._qmp, is_vm=is_vm)
-        facts = graph.BlockGraph.ask(self._qmp, self._commands)()
-        self.disks = discover.find_disks(self._qmp, facts, where)
+            raise errors.DeviceError("cannot pause before the switchover", device=self.qmp.device, cause=cause)
+        leftovers.refuse_unfinished(self.qmp, leftovers.remove(self.qmp), is_vm=is_vm)
+        self._guest = guest.Guest(self.qmp, is_vm=is_vm)
+        facts = graph.BlockGraph.ask(self.qmp, self._commands)()
+        self.disks = discover.find_disks(self.qmp, facts, where)
         self.image_names = [imagefile.absolute_names(where.path, facts.image_names(disk.node)) for disk in self.disks]
-        discover.check_iothreads(self._qmp, facts, self.disks, force=force)
+        discover.check_iothreads(self.qmp, facts, self.disks, force=force)
         self._readers = through = readers.Readers(self.own, self.disks)
         through.open_files(where, facts)
-        self._watch = watch.GraphWatch(self._qmp, self._commands, self.disks, through.names, through.files)
+        self._watch = watch.GraphWatch(self.qmp, self._commands, self.disks, through.names, through.files)
         through.connect(where.nbd)
         self._tracking = [
             # QEMU's own migration may take bitmaps along, and none that is exported.
             tracking.Tracking(self.own, disk, number, through.extents[number], keeps_open=switchover == "auto")
             for number, disk in enumerate(self.disks)
         ]
-        self._throttles = throttling.Throttles(self._qmp, self.own, self.disks, facts)
-        self._sync = syncing.DirtySync(self._qmp, self.own, self._watch, self._tracking, self._throttles.each)
+        self._throttles = throttling.Throttles(self.qmp, self.own, self.disks, facts)
+        self._sync = syncing.DirtySync(self.qmp, self.own, self._watch, self._tracking, self._throttles.each)
         kind = preswitchover.PreSwitchover if self.is_whole_vm else writers.Writers
         options: dict[str, Any] = {"drop": self._drop, **whole_vm} if self.is_whole_vm else {}
         self._writers = kind(
-            self._qmp,
+            self.qmp,
             self.own,
             self.disks,
             read_graph=self._watch.read,
@@ -120,7 +119,7 @@ class QemuSession:
             marks=self._marks,
             **options,
         )
-        self._holding = holding.Holding(self._qmp, self._writers, self._sync, self._watch, self._throttles)
+        self._holding = holding.Holding(self.qmp, self._writers, self._sync, self._watch, self._throttles)
         self._writers.prepare()
         self._watch.remember()
         self._open = set(range(len(self.disks)))
@@ -134,7 +133,7 @@ class QemuSession:
 
     def _locked(self) -> threading.RLock:
         """Return the lock. Raises :class:`~blkmig.errors.DeviceError` in a fork's child: nobody there would free it."""
-        self._qmp.check_home("cannot be used")
+        self.qmp.check_home("cannot be used")
         return self._lock
 
     # -- dirty tracking ----------------------------------------------------------------------------------------------
@@ -156,19 +155,19 @@ class QemuSession:
 
     def _renew(self) -> None:
         """Be of use again after a cancel."""
-        self._qmp.renew()
+        self.qmp.renew()
         self.own.renew()
         self.readers.renew()
 
     def release_dirty_bitmap(self, number: int, bitmap: dirty.DirtyBitmap) -> None:
         """Stop tracking in `bitmap`; the last one ends the tracking in QEMU."""
-        if self._qmp.is_foreign:
+        if self.qmp.is_foreign:
             return
-        with self._lock, self._qmp.leaving():
+        with self._lock, self.qmp.leaving():
             mine = self._tracking[number]
             mine.trackers = tuple(tracker for tracker in mine.trackers if tracker is not bitmap)
             if not mine.trackers:
-                undoing.attempt(self._qmp, mine.remove_all, f"stop the tracking of {mine.disk.name}")
+                undoing.attempt(self.qmp, mine.remove_all, f"stop the tracking of {mine.disk.name}")
 
     def sync_dirty(self, numbers: Sequence[int]) -> None:
         """Fetch what was written to some disks. With the writers held, fetch it for all disks, and only once."""
@@ -184,7 +183,7 @@ class QemuSession:
 
     def release_writers(self, number: int, *, refuse: bool) -> None:
         """Release the writers of all disks at the last call, or keep them held if one call said `refuse`."""
-        if self._qmp.is_foreign:
+        if self.qmp.is_foreign:
             return
         with self._lock:
             self._holding.release(number, refuse=refuse)
@@ -196,7 +195,7 @@ class QemuSession:
 
     def leave_in_doubt(self, number: int) -> None:
         """Leave the writers of all disks held for good, and the marks that tell `cleanup` why."""
-        if self._qmp.is_foreign:
+        if self.qmp.is_foreign:
             return
         with self._lock:
             self._holding.leave_in_doubt(number)
@@ -224,7 +223,7 @@ class QemuSession:
         For ``pause-before`` only, once: ``session.when_pre_switchover(migration.switchover)``. Never called if QEMU's
         migration does not get there before the disks are closed.
         """
-        self._qmp.check_home("cannot be sent")
+        self.qmp.check_home("cannot be sent")
         watch = self._vm_migration().watch
         threading.Thread(target=watch, args=(call,), name="blkmig-switchover", daemon=True).start()
 
@@ -242,7 +241,7 @@ class QemuSession:
 
     def check_source(self) -> None:
         """Raise what is known to have happened to QEMU, to the guest, or to a disk. Asks nobody, takes no lock."""
-        self._qmp.check_home("cannot be sent")
+        self.qmp.check_home("cannot be sent")
         self._guest.check(self.disks)
         self._the_writers.check()
         if self._surveillance is not None and self._surveillance.error is not None:
@@ -259,14 +258,14 @@ class QemuSession:
 
     def cancel(self) -> None:
         """End every wait for QEMU. From any thread and any signal handler; takes no lock."""
-        self._qmp.cancel()
+        self.qmp.cancel()
         self.own.cancel()
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def close_disk(self, number: int) -> None:
         """Remove what belongs to a disk; the last one ends the session. Never raises for what is gone; safe twice."""
-        if self._qmp.is_foreign:
+        if self.qmp.is_foreign:
             return
         with self._lock:
             if number not in self._open:
@@ -279,17 +278,17 @@ class QemuSession:
         """Release the writers, lift throttles, remove everything of ours from QEMU, disconnect."""
         if self._surveillance is not None:
             self._surveillance.close()
-        with self._qmp.leaving(), contextlib.ExitStack() as stack:
-            stack.callback(self._qmp.close)
-            stack.callback(undoing.tell_of_silence, self._qmp, self.own, lambda: marks.HELD in self._marks)
+        with self.qmp.leaving(), contextlib.ExitStack() as stack:
+            stack.callback(self.qmp.close)
+            stack.callback(undoing.tell_of_silence, self.qmp, self.own, lambda: marks.HELD in self._marks)
             stack.callback(self._drop)
             remove_marks = self._marks.remove_all if self._writers is None else self._writers.remove_marks
-            stack.callback(undoing.attempt, self._qmp, remove_marks, "remove the marks")
+            stack.callback(undoing.attempt, self.qmp, remove_marks, "remove the marks")
             if self._writers is not None:
                 for limit in self._throttles.each:
-                    stack.callback(undoing.attempt, self._qmp, limit.lift, "lift the throttle")
-                stack.callback(undoing.attempt, self._qmp, self._writers.close, "undo the preparations")
-                stack.callback(undoing.attempt, self._qmp, self._holding.let_go, "release the writers")
+                    stack.callback(undoing.attempt, self.qmp, limit.lift, "lift the throttle")
+                stack.callback(undoing.attempt, self.qmp, self._writers.close, "undo the preparations")
+                stack.callback(undoing.attempt, self.qmp, self._holding.let_go, "release the writers")
 
     def _drop(self) -> None:
         """Remove our exports, bitmaps and NBD server: the server closes first, then our end."""

@@ -3,8 +3,8 @@
 
 The order of calls, both sides (a handler that is not active is left out of all of them but the cleanups)::
 
-    saving    save_setup ─ setup_parts ─ { save_live_pending, save_live_iterate }* ─ save_live_complete_precopy
-              ─ save_cleanup
+    saving    save_setup ─ setup_parts ─ { save_live_pending, save_live_iterate, iterate_parts }*
+              ─ save_live_complete_precopy ─ save_cleanup
     loading   load_setup ─ { load_start, load_state* } ─ load_cleanup
 
 Each call between the two ends writes or reads exactly one section's payload; the section's header and footer belong
@@ -37,6 +37,10 @@ class SaveVMHandlers:
     def save_live_iterate(self, f: OutputQEMUFile) -> int:
         """Write one PART payload; return 1 if nothing more is to send for now, 0 if there is, -errno on failure."""
         return 1
+
+    def iterate_parts(self) -> Iterable[bytes]:
+        """Return what is to follow the PART that was just written: the payload of a PART each."""
+        return ()
 
     def save_live_pending(self) -> int:
         """Return how many bytes would be left to send if the writers stopped now. Does not block."""

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 MIG_RP_MSG_SHUT: Final = 1
 MIG_RP_MSG_PONG: Final = 2
 
+WRONG_BASE: Final = errno.EL2NSYNC
+"""The status of a receiver that has found another base than the source's; no disk and no file system answers that."""
+
 _LENGTHS: Final = {
     MIG_RP_MSG_SHUT: (0, 4),
     MIG_RP_MSG_PONG: (4, 4),
@@ -49,6 +52,8 @@ _OWN_WORDS: Final = {
     errno.ENODEV: "it has no disk of that name",
     errno.EBADMSG: "what it got is no stream as it must be",
     errno.ENODATA: "blocks are missing there",
+    WRONG_BASE: "it does not hold the base of the disk that is sent, nothing was written there: make it a copy of that "
+    "base, or send without --incremental",
     errno.ENOKEY: "it was to verify, and the stream has no digests for that: send it with --verify",
 }
 """Statuses of a receiver of ours whose usual text says something else."""

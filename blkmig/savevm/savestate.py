@@ -141,14 +141,13 @@ class SaveState:
                 entry.started = True
                 self._put_section(f, entry, entry.start_header(), entry.handlers.save_setup)
         for entry in self._active():
-            for payload in entry.handlers.setup_parts():
-                self._put_part(f, entry, payload)
+            self._put_parts(f, entry, entry.handlers.setup_parts())
         f.flush()
 
     def state_part(self, f: OutputQEMUFile, idstr: str, payload: bytes) -> None:
         """Write `payload` as a PART of the section `idstr` (instance 0), outside of the rounds, and flush."""
         entry = self._entries[idstr, 0]
-        self._put_part(f, entry, payload)
+        self._put_parts(f, entry, [payload])
         f.flush()
 
     def state_iterate(self, f: OutputQEMUFile) -> bool:
@@ -163,6 +162,7 @@ class SaveState:
             )
             if ret < 0:
                 raise errors.MigrationError(f"section {entry.idstr!r} failed while iterating: {os.strerror(-ret)}")
+            self._put_parts(f, entry, entry.handlers.iterate_parts())
             finished = finished and ret != 0
         return finished
 
@@ -217,9 +217,11 @@ class SaveState:
         self._put_footer(f, entry)
         return result
 
-    def _put_part(self, f: OutputQEMUFile, entry: SaveStateEntry, payload: bytes) -> None:
-        f.put_buffer(entry.header(container.QEMU_VM_SECTION_PART) + payload)
-        self._put_footer(f, entry)
+    def _put_parts(self, f: OutputQEMUFile, entry: SaveStateEntry, payloads: Iterable[bytes]) -> None:
+        """Write a PART around each of `payloads`."""
+        for payload in payloads:
+            f.put_buffer(entry.header(container.QEMU_VM_SECTION_PART) + payload)
+            self._put_footer(f, entry)
 
     def _put_footer(self, f: OutputQEMUFile, entry: SaveStateEntry) -> None:
         """Close a section. A footer where the EOS word should be tells the loader of a read error, as from QEMU."""

@@ -19,7 +19,7 @@ import os
 import pathlib
 from typing import Any, TypeGuard
 
-from .. import errors, units
+from .. import errors, paths, units
 from ..disk import backend, local
 from ..files import file
 
@@ -128,15 +128,12 @@ def is_live(text: str | os.PathLike[str]) -> bool:
 
 def describe(text: str | os.PathLike[str], *, direct: bool = False) -> FileDescription:
     """Take apart ``PATH[,option=value]...``. Raises :class:`~blkmig.errors.ParameterError`."""
-    if not os.fspath(text) or "\0" in str(text):
-        raise errors.ParameterError(f"{str(text)!r} names no file")
-    try:
-        os.fsencode(text)
-    except UnicodeEncodeError as error:
-        raise errors.ParameterError(f"{text!r} cannot be a file's name here: {error.reason}") from error
+    path = paths.check("a disk", text)
+    if not path:
+        raise errors.ParameterError(f"{path!r} names no file")
     if not isinstance(text, str) or os.path.exists(text):  # noqa: PTH110 - that of pathlib raises for a long name
-        return FileDescription(path=os.fspath(text), direct=direct)
-    path, *options = (part.replace("\0", ",") for part in text.replace(",,", "\0").split(","))
+        return FileDescription(path=path, direct=direct)
+    path, *options = paths.split(text)
     if not path:
         raise errors.ParameterError(f"{text!r} names no file")
     values: dict[str, Any] = {"direct": direct}
@@ -148,8 +145,8 @@ def describe(text: str | os.PathLike[str], *, direct: bool = False) -> FileDescr
             values[key.replace("-", "_")] = value
         else:
             raise errors.ParameterError(
-                f"{option!r} in {text!r} is not known: say format=, base=, base-format=, direct=on or locking=off, "
-                "and write a comma in a path twice"
+                f"{option!r} in {text!r} is not known: say format=, base=, base-format=, direct=on or locking=off, and "
+                f"{paths.COMMA_TWICE}"
             )
     described = FileDescription(path=path, **values)
     if described.is_raw and described.base_format not in (None, "raw"):

@@ -26,7 +26,7 @@ from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from .. import children, errors
+from .. import children, errors, paths
 from ..files import file, lockholders
 from ..nbd import uri as nbd_uri
 from . import opening as open_disks
@@ -67,6 +67,10 @@ class StorageDaemon:
     def __init__(self, disks: Iterable[ServedDisk], nbd: str, *, qmp: str | None = None) -> None:
         self.disks = list(disks)
         self.nbd_uri = ""
+        if not isinstance(nbd, str) or paths.why_no_name(nbd):
+            raise _no_place(nbd)
+        if qmp is not None:
+            paths.check("qmp", qmp)
         self.qmp_path = str(pathlib.Path(qmp or _default_qmp(nbd)).absolute())
         for disk in self.disks:
             _check_image(disk)
@@ -216,6 +220,10 @@ def _default_qmp(nbd: str) -> str:
     return f"{nbd.removeprefix('unix:')}.qmp"
 
 
+def _no_place(address: object) -> errors.ParameterError:
+    return errors.ParameterError(f"{address!r} is no place to listen: say unix:PATH or tcp:HOST:PORT")
+
+
 def _listen(address: str) -> socket.socket:
     """Return a listening socket at ``unix:PATH`` or ``tcp:HOST:PORT``; a dead socket's file is replaced.
 
@@ -226,7 +234,7 @@ def _listen(address: str) -> socket.socket:
     host, _, port = rest.rpartition(":")
     is_port = port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 1 << 16
     if kind not in ("unix", "tcp") or not rest or (kind == "tcp" and not is_port):
-        raise errors.ParameterError(f"{address!r} is no place to listen: say unix:PATH or tcp:HOST:PORT")
+        raise _no_place(address)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with errors.failing("cannot listen", device=address):

@@ -136,7 +136,15 @@ class TargetFile:
             self._check_is_not_incremental(there)
             self._open_in_folder(into, name)
         else:
+            if self._overwrite:
+                self._check_can_be_replaced(there)
             self._begin(into, name, replace=self._overwrite)
+
+    def _check_can_be_replaced(self, there: identity.KnownFile) -> None:
+        """Refuse to empty a file that may hold something, before the new one is complete."""
+        if there.about is not None and there.about.st_size and folder.is_mount_point(Path(there.path)):
+            cause = "something is mounted on it, so it cannot be replaced: say NAME=PATH to have it written in place"
+            raise errors.DeviceError(f"cannot create {self.path!r}", device=self.label, cause=cause)
 
     def _open_in_folder(self, into: str | os.PathLike[str], name: str) -> None:
         """Open a file that holds the base already."""

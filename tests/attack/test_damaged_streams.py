@@ -158,7 +158,7 @@ class Attack:
         found: dict[str, bytes] = {}
         note = f"{note}, {verify=}, {new=}"
         try:
-            found = self._receive_new(verify) if new and self.case.bases is None else self._receive_existing(verify)
+            found = self.receive_new(verify) if new and self.case.bases is None else self.receive_existing(verify)
         except errors.MigrationError:
             return
         except Exception as error:
@@ -167,14 +167,14 @@ class Attack:
         self.successes += 1
         assert may_be_wrong or found == self.case.disks, f"a wrong disk, and success: {note}"
 
-    def _receive_new(self, verify: bool) -> dict[str, bytes]:
+    def receive_new(self, verify: bool) -> dict[str, bytes]:
         if self.into.exists():
             for path in self.into.iterdir():
                 path.unlink()
         blkmig.receive(f"file:{self.stream}", into=self.into, verify=verify)
         return {path.stem: path.read_bytes() for path in self.into.iterdir()}
 
-    def _receive_existing(self, verify: bool) -> dict[str, bytes]:
+    def receive_existing(self, verify: bool) -> dict[str, bytes]:
         case = self.case
         before = case.bases or {name: bytes([MARKER]) * len(content) for name, content in case.disks.items()}
         memory = {name: bytearray(content) for name, content in before.items()}
@@ -250,7 +250,7 @@ def test_a_stream_cut_before_its_description_is_truncated(attack: Attack) -> Non
     """A6: exit 5, as for any other link that broke off."""
     attack.stream.write_bytes(attack.case.data[: attack.case.pieces[-1][0]])
     with pytest.raises(errors.TruncatedStream, match="description") as caught:
-        attack._receive_existing(verify=False)
+        attack.receive_existing(verify=False)
     assert caught.value.exit_code == 5
 
 
@@ -299,4 +299,4 @@ def test_a_size_that_is_wrong_and_well_sealed(attack: Attack, said_before: bool)
         changed = vmdescription.seal(text.replace(size, f'"name":"{name}","size":{wrong}'.encode(), 1))
         attack.stream.write_bytes(before + struct.pack(">BI", 6, len(changed)) + changed)
         with pytest.raises((first, errors.DeviceError, errors.IncompleteMigration)):
-            attack._receive_new(verify=True) if case.bases is None else attack._receive_existing(verify=True)
+            attack.receive_new(verify=True) if case.bases is None else attack.receive_existing(verify=True)

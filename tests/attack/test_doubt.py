@@ -8,7 +8,6 @@ import signal
 import socket
 import struct
 import threading
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import lab
 import pytest
 import valve
 from pauses import MIB, NBLOCKS, Call, disk_of, until
+from return_paths import PONG, READY, RESUME_ACK, SHUT, linked, message
 
 import blkmig
 from blkmig import errors, params, savevm
@@ -218,16 +218,20 @@ def test_a_word_before_the_end_is_no_success(tmp_path: Path, writers_after: str)
     disk.pwrite(b"mine", 0)
 
 
-@pytest.mark.parametrize(
-    ("section", "kind", "first"), [("block", 2, connection.BARRIER_PING), ("blkmig", savevm.MIG_RP_MSG_READY, 0)]
-)
-def test_an_old_answer_is_not_taken_for_the_new_one(section: str, kind: int, first: int) -> None:
+@pytest.mark.parametrize("section", ["block", "blkmig"])
+def test_an_old_answer_is_not_taken_for_the_new_one(section: str) -> None:
     """A target that thaws answers the questions of all the pauses that were given up."""
-    link: Any = connection.Connection.__new__(connection.Connection)
-    link._barriers, link._uri, link._block = 2, "test:", types.SimpleNamespace(format=section)
-    link._return_path = path = types.SimpleNamespace(idle_timeout=60.0, payload_came=lambda: None)
-    values = iter([(kind, first + 1), (2, first + 2 + (kind == 2)), (kind, first + 2)])
-    link._read_before_end = lambda given: next(values) if given is path else None
-    link.end_barrier()
-    assert next(values, "all read") == "all read"
-    assert savevm.MIG_RP_MSG_PONG == 2
+    state: Any = savevm.SaveState()
+    state.register_savevm_live(section, 0, 1, savevm.SaveVMHandlers())
+    old, new = (
+        message(PONG, connection.BARRIER_PING + number) if section == "block" else message(READY, number)
+        for number in (1, 2)
+    )
+    for said, has_failed in ((old + message(RESUME_ACK, 0) + new, False), (old + message(SHUT, 1), True)):
+        with linked(section) as (link, target):
+            for _ in range(2):
+                link.begin_barrier(state)
+            target.sendall(said)
+            with pytest.raises(errors.MigrationError) if has_failed else contextlib.nullcontext():
+                link.end_barrier()
+            assert link.has_target_failed is has_failed

@@ -17,7 +17,7 @@ from hostile_peers import stream as stream
 from receivers import connected
 
 import blkmig
-from blkmig import channel, errors
+from blkmig import channel, errors, stats
 
 IDLE = 0.1
 ASKED = 0.5
@@ -165,6 +165,22 @@ def test_a_command_that_takes_everything_and_never_ends(tmp_path: Path) -> None:
     (tmp_path / "d.raw").write_bytes(bytes(1000))
     with pytest.raises(errors.ChannelTimeout, match="has not ended for 1 s"):
         blkmig.send([tmp_path / "d.raw"], "exec:cat >/dev/null; exec sleep 1000", idle_timeout=IDLE)
+
+
+@pytest.mark.parametrize("writers_after", ["release", "refuse"])
+@pytest.mark.parametrize("reads", ["cat >/dev/null; ", ""])
+def test_a_command_that_never_ends_and_may_be_idle_for_ever(reads: str, writers_after: str) -> None:
+    """As a QEMU whose guest runs when it has come: a cancel, which a time-out is, too, ends that wait."""
+
+    def tell(event: stats.Event) -> None:
+        if isinstance(event, stats.Progressed) and event.phase == "waiting":
+            migration.cancel()
+
+    parameters = blkmig.MigrationParameters(idle_timeout=0, writers_after=writers_after)  # type: ignore[arg-type]
+    disk = blkmig.MemoryBackend(bytearray(1000), name="d")
+    migration = blkmig.outgoing([disk], f"exec:{reads}sleep 1000", parameters, on_progress=tell)
+    with pytest.raises(errors.InDoubt if writers_after == "refuse" else errors.Cancelled), migration:
+        migration.run()
 
 
 def test_a_pipe_that_nobody_reads(tmp_path: Path) -> None:

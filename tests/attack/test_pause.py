@@ -17,8 +17,8 @@ import valve
 from pauses import LONG, MIB, NBLOCKS, Call, disk_of, until
 
 import blkmig
-from blkmig import errors, params
-from blkmig.migration import pause
+from blkmig import channel, errors, params
+from blkmig.migration import ending, pause
 
 TOO_MUCH = 16 * MIB
 """More than the buffers of a socket hold."""
@@ -41,9 +41,9 @@ class Frozen:
         chosen = blkmig.MigrationParameters(**{"downtime_limit": 0.0, **parameters})
         self.migration = blkmig.outgoing([disk], self.valve.uri, chosen)
         self.migration.__enter__()
-        while not self.migration._block.blk_mig.bulk_completed:
+        while len(self.migration.stats.rounds) == 1:
             self.migration.iterate()
-        until(lambda: self.valve.passed == self.migration._connection.f.transferred)
+        until(lambda: self.valve.passed == self.migration.stats.transferred)
         self.valve.shut()
         disk.pwrite(b"dirty" * (dirty // 5), 0)
 
@@ -63,7 +63,7 @@ def test_writers_go_on_while_the_target_is_frozen(tmp_path: Path, writers_after:
     """B1: blocked in a send with much to send; with little, in a move, in the wait for a sign of the target."""
     frozen = Frozen(tmp_path, disk_of(), dirty, writers_after=writers_after)
     completing = Call(frozen.migration.complete)
-    until(lambda: frozen.disk._held or frozen.migration.stats.downtime is not None)
+    until(lambda: frozen.disk.is_held or frozen.migration.stats.downtime is not None)
     Call(lambda: frozen.disk.pwrite(b"later", 20 * MIB)).result()  # the target is still frozen
     if (writers_after, dirty) == ("release", 5):  # what is to be sent fits the socket: the pause is over
         frozen.valve.open()
@@ -133,11 +133,11 @@ def test_three_pauses_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     frozen = Frozen(tmp_path, disk_of(), 0)
     frozen.valve.open()
 
-    def send_and_wait(held: pause.Pause) -> None:
-        until(lambda: held._state == "given up")
+    def send_and_wait(_: ending.Ending, held: pause.Pause) -> None:
+        until(lambda: held.is_given_up)
         held.check()
 
-    monkeypatch.setattr(frozen.migration._ending, "send", send_and_wait)
+    monkeypatch.setattr(ending.Ending, "send", send_and_wait)
     with pytest.raises(errors.NotConverged, match=r"in 3 pauses.*3 pauses were given up after 100 ms") as caught:
         frozen.migration.run()
     frozen.disk.pwrite(b"in use", 0)
@@ -168,7 +168,7 @@ def test_a_writer_that_hangs_inside_the_gate_does_not_hold_the_others_up(tmp_pat
     stuck = Call(lambda: disk.pwrite(b"stuck", 3 * MIB))
     assert disk.is_in.wait(LONG)
     completing = Call(frozen.migration.complete)
-    until(lambda: disk._held)
+    until(lambda: disk.is_held)
     Call(lambda: disk.pwrite(b"later", 0)).result()
     with pytest.raises(errors.NotConverged):
         completing.result()
@@ -219,15 +219,15 @@ def test_a_hold_that_is_answered_after_the_bound(tmp_path: Path) -> None:
 def test_a_bound_that_passes_while_end_is_being_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """B1: END cannot be taken back, so the link is cut, and then the writers go on: EOF has not left."""
     frozen = Frozen(tmp_path, disk_of(), 0, writers_after="refuse", return_path=False)
-    send_eof = frozen.migration._ending._send_eof
+    send_end = frozen.migration.savevm.state_complete_precopy
 
-    def fill_first() -> None:
-        frozen.migration._connection.f.put_buffer(b"\x08\x00\x02\x00\x04ping" * (TOO_MUCH // 9))
-        send_eof()
+    def send_much(f: channel.OutputQEMUFile) -> None:
+        send_end(f)
+        f.put_buffer(b"\x08\x00\x02\x00\x04ping" * (TOO_MUCH // 9))
 
-    monkeypatch.setattr(frozen.migration._ending, "_send_eof", fill_first)
+    monkeypatch.setattr(frozen.migration.savevm, "state_complete_precopy", send_much)
     completing = Call(frozen.migration.complete)
-    until(lambda: frozen.disk._held)
+    until(lambda: frozen.disk.is_held)
     Call(lambda: frozen.disk.pwrite(b"later", 0)).result()
     with pytest.raises(errors.NotConverged, match="before the bound of the pause") as caught:
         completing.result()

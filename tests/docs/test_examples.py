@@ -6,12 +6,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import nbd_servers
 import pages
 import peers
 import pytest
 import sandbox
-
-from blkmig.nbd import _libnbd
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -29,13 +28,6 @@ PROGRAMS = {
 NEED_LIBNBD = {"tutorial.md", "guides/move-a-disk.md"}
 
 
-def require_libnbd() -> None:
-    try:
-        _libnbd.load()
-    except OSError as error:
-        peers.lacking(str(error))
-
-
 def name_of(page: Path) -> str:
     return str(page.relative_to(DOCS))
 
@@ -51,7 +43,7 @@ def test_examples_run(tmp_path: Path, page: Path) -> None:
     sandbox.require()
     peers.require(*PROGRAMS.get(name_of(page), ()))
     if name_of(page) in NEED_LIBNBD:
-        require_libnbd()
+        nbd_servers.require_libnbd()
     place = sandbox.Sandbox(tmp_path / "box")
     (place.here / "vda.raw").write_bytes(os.urandom(2 * MIB) + bytes(MIB) + os.urandom(MIB))
     done = place.run(pages.script(page), timeout=TIMEOUT)

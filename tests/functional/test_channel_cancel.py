@@ -11,10 +11,12 @@ import os
 import pathlib
 import signal
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+from processes import started as started
 
 from blkmig import _core, channel, errors
 
@@ -117,10 +119,10 @@ def test_a_blocked_receive(pair: Pair, call: str) -> None:
 
 
 @pytest.mark.parametrize("pair", ["exec"], indirect=True)
-def test_a_close_that_waits_for_a_command(pair: Pair) -> None:
+def test_a_close_that_waits_for_a_command(started: list[subprocess.Popen[bytes]], pair: Pair) -> None:
     error = cancel_while_blocked(pair.output.close, pair.output.cancel)
     assert isinstance(error, errors.Cancelled)
-    assert pair.output._transport.child is None, "the command was ended"
+    assert started[0].returncode is not None, "the command was ended"
     pair.output.close()
 
 
@@ -356,7 +358,7 @@ def test_a_pipe_that_cannot_be_opened_again_is_used_as_it_is(monkeypatch: pytest
     with monkeypatch.context() as patch:
         patch.setattr(os, "open", refuse)
         f = channel.connect(f"fd:{write_fd}", timeout=TIMEOUT)
-    assert not fcntl.fcntl(f._transport.fd, fcntl.F_GETFL) & os.O_NONBLOCK
+    assert not fcntl.fcntl(write_fd, fcntl.F_GETFL) & os.O_NONBLOCK
     f.put_buffer(b"abc")
     f.close()
     assert os.read(read_fd, 10) == b"abc"

@@ -8,10 +8,14 @@ import os
 import pathlib
 import signal
 import socket
+import subprocess
 
+import golden_streams
 import pytest
 from fault_pairs import TIMEOUT, put_until_error, reset, tcp_pair
+from processes import started as started
 
+import blkmig
 from blkmig import _core, channel, errors
 from blkmig.channel import link, receiving
 
@@ -195,23 +199,40 @@ def test_a_command_ended_by_a_signal() -> None:
         f.close()
 
 
-def test_a_command_that_goes_on_after_its_stream_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_command_that_goes_on_after_its_stream_is_ended(
+    monkeypatch: pytest.MonkeyPatch, started: list[subprocess.Popen[bytes]]
+) -> None:
     monkeypatch.setattr(receiving, "COMMAND_SECONDS", 0.05)
     f = channel.listen("exec:echo; exec sleep 1000").accept(timeout=TIMEOUT)
     assert f.get_some(1) == b"\n"
-    child = f._transport.child
-    assert child is not None
     f.close()
+    [child] = started
     assert child.returncode == -signal.SIGTERM
 
 
-def test_aborting_ends_a_command_that_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("golden", [None, "zero-blocks", "devices"])
+def test_a_source_that_never_ends_does_not_matter(
+    tmp_path: pathlib.Path, golden: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It keeps the pipe open behind the end of the stream, of a blkmig or of a QEMU; nothing more is read."""
+    monkeypatch.setattr(receiving, "COMMAND_SECONDS", 0.05)
+    if golden is None:
+        (tmp_path / "a.raw").write_bytes(b"x" * 5000)
+        blkmig.send([tmp_path / "a.raw"], f"file:{tmp_path}/st")
+    else:
+        (tmp_path / "st").write_bytes(golden_streams.unpack(golden))
+    received = blkmig.receive(f"exec:cat {tmp_path}/st; sleep 1000", into=tmp_path / "d", idle_timeout=0)
+    assert received.status == "completed"
+
+
+def test_aborting_ends_a_command_that_goes_on(
+    monkeypatch: pytest.MonkeyPatch, started: list[subprocess.Popen[bytes]]
+) -> None:
     monkeypatch.setattr(link, "CHILD_GRACE_SECONDS", 0.05)
     # Its own trap makes the shell deaf to SIGTERM, so that it takes SIGKILL.
     with channel.listen("exec:trap '' TERM; echo; while :; do read x <&- 2>/dev/null; done") as listener:
         f = listener.accept(timeout=TIMEOUT)
         assert f.get_some(1) == b"\n"
-        child = f._transport.child
-        assert child is not None
         f.abort()
+        [child] = started
         assert child.returncode == -signal.SIGKILL

@@ -5,31 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
+import descriptors
+import forks
 import pytest
 
 from blkmig import channel, errors
 
 TIMEOUT = 30
-
-
-@contextlib.contextmanager
-def forked(until: int) -> Iterator[int]:
-    """A child of this process that has all its descriptors, and ends when nobody has the other end of a pipe."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        os.close(writing)
-        os.read(reading, 1)
-        os._exit(0)
-    try:
-        yield pid
-    finally:
-        os.close(reading)
-        os.close(writing)
-        os.waitpid(pid, 0)
 
 
 def say_twice(back: channel.OutputQEMUFile) -> None:
@@ -47,9 +31,7 @@ def test_a_sender_that_gives_up_is_no_end_although_a_process_has_the_socket(kind
         channel.connect(listener.uri, timeout=TIMEOUT) as f,
         listener.accept(timeout=TIMEOUT) as peer,
     ):
-        sock = f._transport.socket
-        assert sock is not None
-        with sock.dup():  # as a child of a C library's fork() has it
+        with descriptors.socket_to(f.uri):  # as a child of a C library's fork() has it
             f.put_be64(7)
             f.flush()
             back = peer.return_path()
@@ -66,7 +48,7 @@ def test_a_sender_that_gives_up_is_no_end_although_a_process_has_the_socket(kind
 def test_a_forked_child_keeps_nobody_waiting(kind: str, tmp_path: Path) -> None:
     """B6: the peer sees the end, the command its end of file, although a child of ours lives on."""
     if kind == "exec":
-        with channel.connect(f"exec:cat >{tmp_path}/x", timeout=TIMEOUT) as f, forked(0):
+        with channel.connect(f"exec:cat >{tmp_path}/x", timeout=TIMEOUT) as f, forks.living_child():
             f.put_byte(1)
             f.close()
         assert (tmp_path / "x").read_bytes() == b"\1"
@@ -79,7 +61,7 @@ def test_a_forked_child_keeps_nobody_waiting(kind: str, tmp_path: Path) -> None:
         answers = f.return_path()
         assert back is not None
         assert answers is not None
-        with forked(0):
+        with forks.living_child():
             f.put_byte(1)
             f.close()
             assert peer.get_byte() == 1
@@ -114,15 +96,17 @@ def test_a_forked_child_cannot_use_or_cancel_the_channel_of_its_parent() -> None
         peer.abort()
 
 
-def test_descriptors_are_not_inherited(tmp_path: Path) -> None:
-    with channel.listen(f"unix:{tmp_path}/s") as listener:
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+def test_descriptors_are_not_inherited(kind: str, tmp_path: Path) -> None:
+    before = descriptors.open_descriptors()
+    with channel.listen("tcp:127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path}/s") as listener:
         f, peer = channel.connect(listener.uri, timeout=TIMEOUT), listener.accept(timeout=TIMEOUT)
         back = f.return_path()
         to_command = channel.connect("exec:cat >/dev/null", timeout=TIMEOUT)
         assert back is not None
         files = [f, peer, back, to_command]
-        fds = [each._transport.fd for each in files] + [each._link.wake_fd for each in files]
-        assert listener._socket is not None
-        assert not any(os.get_inheritable(fd) for fd in [*fds, listener._socket.fileno()])
+        fds = descriptors.open_descriptors() - before
+        assert len(fds) > 2 * len(files), "one to wake each of them, and the listener's"
+        assert not any(map(os.get_inheritable, fds))
         for each in files:
             each.abort()

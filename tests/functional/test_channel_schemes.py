@@ -8,6 +8,7 @@ import os
 import pathlib
 import socket
 
+import descriptors
 import pytest
 from everything import TIMEOUT, check_everything, in_background, ipv6_or_skip, put_everything
 from everything import listener as listener
@@ -113,11 +114,9 @@ def test_tcp_options() -> None:
         listener.accept(timeout=TIMEOUT) as peer,
     ):
         for end in (f, peer):
-            sock = end._transport.socket
-            assert sock is not None
-            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
-            assert not os.get_inheritable(sock.fileno())
+            with descriptors.socket_to(end.uri) as sock:
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+                assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
 def test_a_connection_within_this_machine_begins_without_pacing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,15 +150,15 @@ def test_little_waits_in_a_socket_within_this_machine(monkeypatch: pytest.Monkey
             channel.connect(listener.uri, timeout=TIMEOUT),
             listener.accept(timeout=TIMEOUT) as peer,
         ):
-            assert peer._transport.socket is not None
-            return peer._transport.socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
+            with descriptors.socket_to(peer.uri) as sock:
+                return sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
 
     assert (receive_buffer() == wanted) == (most >= wanted)
     with monkeypatch.context() as patch:
         patch.setattr(sockets, "LOCAL_BUFFER", most)  # twice of what may be had
         assert receive_buffer() < most
     with monkeypatch.context() as patch:
-        patch.setattr(sockets, "_can_have_buffer", no_descriptor)
+        patch.setattr(sockets, "can_have_buffer", no_descriptor)
         assert receive_buffer() < wanted, "a connection is not lost for that"
     monkeypatch.setattr(link, "is_local", lambda sock: False)
     assert receive_buffer() < wanted, "the kernel's affair on other links"

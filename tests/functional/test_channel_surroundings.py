@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import command
+import descriptors
 import pytest
 
 import blkmig
@@ -126,9 +127,8 @@ def test_tools_are_not_started_where_nobody_knows_how_they_end(tmp_path: Path) -
 
 
 def user_timeout(f: channel.OutputQEMUFile | channel.InputQEMUFile) -> int:
-    sock = f._transport.socket
-    assert sock is not None
-    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
+    with descriptors.socket_to(f.uri) as sock:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT)
 
 
 def test_tcp_gives_up_after_two_minutes() -> None:

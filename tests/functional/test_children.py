@@ -5,57 +5,22 @@ from __future__ import annotations
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import command
 import peers
 import pytest
 import storage_daemon
+from processes import Watched, children_of
 from storage_daemon import MiB
 
 import blkmig
 from blkmig import children, errors, sources
 from blkmig.sources import serve
-
-SOON = 30.0
-
-
-class Watched:
-    """A process that need not be a child of ours."""
-
-    def __init__(self, pid: int) -> None:
-        self._fd = os.pidfd_open(pid)
-
-    def ends(self) -> bool:
-        """Return whether it ends soon."""
-        return bool(select.select([self._fd], [], [], SOON)[0])
-
-    def is_there(self) -> bool:
-        """Return whether it has not ended yet."""
-        return not select.select([self._fd], [], [], 0)[0]
-
-    def __del__(self) -> None:
-        os.close(self._fd)
-
-
-def children_of(pid: int, name: str) -> list[Watched]:
-    """Return the children of a process whose program is called `name`.
-
-    All processes are looked at: the kernel's own list of children leaves some out while another one ends.
-    """
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended since it was listed
-                comm, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
-                if comm.startswith(name) and int(rest.split()[1]) == pid:
-                    found.append(Watched(int(entry.name)))
-    return found
-
 
 PARENT = """
 import os, subprocess, sys, threading, time
@@ -126,10 +91,12 @@ def test_a_fork_of_the_parent_does_not_keep_the_child_alive() -> None:
 
 def test_a_child_that_has_ended_is_let_go() -> None:
     child, tie = children.start(["true"])
+    [watcher] = children_of(os.getpid(), "sh")
     child.wait()
     tie.undo()
     tie.undo()
-    assert tie._watcher.returncode == 0
+    assert not watcher.is_there()
+    assert not children_of(os.getpid(), "sh"), "it was waited for"
 
 
 def test_a_program_that_is_not_there_leaves_no_watcher() -> None:
@@ -241,3 +208,44 @@ def test_a_command_that_has_ended_is_left_alone() -> None:
     child.wait()
     children.end(child, 0.2)
     os.kill(left, signal.SIGKILL)  # it is there
+
+
+THREADED = """
+import subprocess, sys, threading
+def start():
+    subprocess.Popen(["sleep", sys.argv[1]])
+    print(flush=True)
+    threading.Event().wait()
+threading.Thread(target=start).start()
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        [sys.executable, "-c", THREADED],
+        ["/bin/sh", "-c", 'echo; while :; do sleep "$0" & done'],
+        ["/bin/sh", "-c", 'sh -c "echo; while :; do sleep $0 & done" & wait'],
+    ],
+    ids=["a thread's", "more and more", "more and more below"],
+)
+def test_nothing_that_a_command_starts_is_missed(words: list[str]) -> None:
+    """What another thread of it has started is in no list of the main thread's; and it may start more at any moment."""
+    seconds = f"1000.{os.getpid()}"
+    child = subprocess.Popen([*words, seconds], stdout=subprocess.PIPE)
+    assert child.stdout is not None
+    child.stdout.readline()
+    children.end(child, 5)
+    child.stdout.close()
+    left = list(sleepers(seconds))
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert (child.returncode, left) == (-signal.SIGTERM, [])
+
+
+def sleepers(seconds: str) -> Iterator[int]:
+    """Yield the processes that sleep for so long."""
+    for entry in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if entry.name.isdigit() and (entry / "cmdline").read_bytes() == f"sleep\0{seconds}\0".encode():
+                yield int(entry.name)

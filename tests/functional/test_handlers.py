@@ -60,7 +60,7 @@ def test_a_migration_by_hand(tmp_path: Path) -> None:
     stream = model.parse((tmp_path / "stream").read_bytes())
     assert stream.disk("d", disk.size) == disk.pread(0, disk.size)
     assert stream.sections == ["START", "PART", "PART", "END"]
-    assert not disk._trackers
+    assert not disk.trackers
 
 
 def test_iterate_says_0_while_there_is_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +93,7 @@ def test_a_negative_result_of_any_section_fails_the_migration(tmp_path: Path) ->
     with pytest.raises(errors.MigrationError, match="'broken' failed while iterating: Input/output error"), migration:
         migration.run()
     assert migration.status == "failed"
-    assert not disk._trackers
+    assert not disk.trackers
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_setup_is_all_or_nothing(tmp_path: Path, fails: str, which: int) -> None
     for disk in disks:
         with disk.block_use("a test"):
             disk.pwrite(b"x", 0)
-        assert disk._trackers == ((others,) if disk is disks[which] else ())
+        assert disk.trackers == ((others,) if disk is disks[which] else ())
     assert others.is_dirty(0)
     state.state_cleanup()
     handlers.save_cleanup()
@@ -176,7 +176,7 @@ def test_other_trackers_are_not_disturbed(tmp_path: Path) -> None:
     lab.record(tmp_path, [disk])
     disk.pwrite(b"y", 2 * MIB)
     assert [backup.is_dirty(block_number) for block_number in range(3)] == [False, True, True]
-    assert disk._trackers == (backup,)
+    assert disk.trackers == (backup,)
 
 
 class Counter(savevm.SaveVMHandlers):

@@ -3,23 +3,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
-import select
 import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import disks
 import lab
 import peers
 import pytest
+from processes import child_called, children_of
 
+import blkmig
 from blkmig import errors, sources
 from blkmig.nbd import image, qemuimg
 
@@ -148,13 +147,34 @@ def test_incremental_migration(layers: tuple[Path, Path, bytearray], tmp_path: P
             new, format=target_format, name="vda", base=copy, base_format="qcow2", create_size=source.size
         ) as target,
     ):
+        receive = {"incremental": True, "verify": True}
         sent, _ = lab.migrate(
-            tmp_path, "unix", [source], {"vda": target}, shared_base=True, receive={"incremental": True}
+            tmp_path, "unix", [source], {"vda": target}, shared_base=True, digests=True, receive=receive
         )
     assert contents_of(new, target_format) == contents
     assert sent.blocks <= 2
     parts = json.loads(run("qemu-img", "map", "--output=json", "-f", "qcow2", new))
     assert sum(part["length"] for part in parts if part["depth"] == 0) <= 2 * MiB
+
+
+def test_a_new_image_on_another_base_is_not_made(layers: tuple[Path, Path, bytearray], tmp_path: Path) -> None:
+    """A13: what is below the target is looked at, too."""
+    base, top, _ = layers
+    with image.ImageBackend(base, format="qcow2", name="base") as other:
+        found = other.pread(2 * MiB, 1)
+        other.pwrite(bytes([found[0] ^ 1]), 2 * MiB)
+    copy = tmp_path / "copy"
+    copy.write_bytes(base.read_bytes())
+    with image.ImageBackend(base, format="qcow2", name="base") as again:
+        again.pwrite(found, 2 * MiB)
+    text = f"{tmp_path}/new.qcow2,format=qcow2,base={copy},base-format=qcow2"
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"vda": text}, incremental=True, verify=True)
+    with image.ImageBackend(top, format="qcow2", name="vda", writable=False) as source:
+        with pytest.raises(errors.WrongBase):
+            blkmig.send([source], receiver.uri, shared_base=True, digests=True)
+    with pytest.raises(errors.WrongBase, match="nothing was written"):
+        receiver.result()
+    assert not (tmp_path / "new.qcow2").exists()
 
 
 # -- migrations ------------------------------------------------------------------------------------------------------
@@ -174,17 +194,6 @@ def test_migration_to_a_new_image(tmp_path: Path, format: str, size: int, size_i
 
 
 # -- processes -------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def gone(pid: int) -> Iterator[None]:
-    """Wait, at the end, until the process, which runs at the beginning, has ended."""
-    process = os.pidfd_open(pid)
-    try:
-        yield
-        assert select.select([process], [], [], 20)[0], "it is still there"
-    finally:
-        os.close(process)
 
 
 @pytest.fixture
@@ -213,8 +222,9 @@ def test_nothing_stays_behind(qcow2: Path, tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     disk = image.ImageBackend(qcow2, format="qcow2")
     assert not list(tmp_path.glob("blkmig-*")), "the socket's name is not needed any more"
-    with gone(disk._server._process.pid):
-        disk.close()
+    server = child_called("qemu-nbd")
+    disk.close()
+    assert server.ends()
     disk.close()
     with pytest.raises(errors.FormatError):
         image.ImageBackend(qcow2, format="vmdk")
@@ -226,18 +236,20 @@ def test_killed_user_leaves_no_server(qcow2: Path) -> None:
     code = (
         "import sys, signal; from blkmig.nbd import image\n"
         f"disk = image.ImageBackend({str(qcow2)!r}, format='qcow2')\n"
-        "print(disk._server._process.pid, flush=True); signal.pause()"
+        "print(flush=True); signal.pause()"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as user:
         assert user.stdout is not None
-        with gone(int(user.stdout.readline())):
-            user.kill()
+        user.stdout.readline()
+        [server] = children_of(user.pid, "qemu-nbd")
+        user.kill()
+        assert server.ends()
     image.ImageBackend(qcow2, format="qcow2").close()
 
 
 def test_server_killed(qcow2: Path) -> None:
     disk = image.ImageBackend(qcow2, format="qcow2")
-    disk._server._process.kill()
+    child_called("qemu-nbd").kill()
     with pytest.raises(errors.DeviceError):
         disk.pread(0, MiB)
     with pytest.raises(errors.DeviceError, match=f"ended with status -{int(signal.SIGKILL)}"):
@@ -246,8 +258,8 @@ def test_server_killed(qcow2: Path) -> None:
 
 
 def test_interrupt_is_not_for_the_server(qcow2: Path) -> None:
-    with image.ImageBackend(qcow2, format="qcow2") as disk:
-        assert os.getsid(disk._server._process.pid) != os.getsid(0)
+    with image.ImageBackend(qcow2, format="qcow2"):
+        assert os.getsid(child_called("qemu-nbd").pid) != os.getsid(0)
 
 
 def test_missing_program_names_the_package(qcow2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

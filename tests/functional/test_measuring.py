@@ -12,6 +12,7 @@ import threading
 from pathlib import Path
 
 import command
+import descriptors
 import forks
 import pytest
 from receivers import connected, receiving
@@ -86,7 +87,7 @@ def test_what_has_no_other_end_yet_is_not_measured(address: str) -> None:
 
 @pytest.mark.usefixtures("short")
 def test_another_user_at_the_abstract_name_is_not_believed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measuring, "_users", lambda ancillary: [os.getuid() + 1])
+    monkeypatch.setattr(measuring, "senders", lambda ancillary: [os.getuid() + 1])
     with (
         receiving(f"unix:{tmp_path}/s", tmp_path / "copy.raw") as (where, _),
         pytest.raises(channel.NotMeasured, match="no receiver that can be measured"),
@@ -129,14 +130,25 @@ def test_what_is_counted_has_bounds(name: str, value: float, tmp_path: Path, mon
 
 def test_a_forked_child_hears_no_question() -> None:
     """B6: else the next receiver at this port could not be asked while the child lives."""
-    with channel.listen("tcp:127.0.0.1:0") as listener:
+    before = descriptors.open_descriptors()
+    with channel.listen("tcp:127.0.0.1:0"):
+
+        def hears() -> bool:
+            return any(map(is_datagram_socket, descriptors.open_descriptors() - before))
 
         def look() -> None:
-            measurements = listener._measurements
-            assert measurements is not None
-            assert not any(stat.S_ISSOCK(os.fstat(fd).st_mode) for fd in measurements.fds())
+            assert not hears()
 
+        assert hears()
         assert forks.in_a_child(look) == ""
+
+
+def is_datagram_socket(fd: int) -> bool:
+    """Return whether a descriptor is one that questions come to."""
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return False
+    with socket.socket(fileno=os.dup(fd)) as sock:
+        return sock.type == socket.SOCK_DGRAM
 
 
 def test_a_question_has_one_answer_as_long_as_itself_and_nothing_else_has_any(tmp_path: Path) -> None:
@@ -201,7 +213,7 @@ class Stranger:
         self._listening.close()
 
     def _run(self) -> None:
-        measured._answer(self._asked)
+        measured.answer(self._asked)
         sock, _ = self._listening.accept()
         with sock, contextlib.suppress(OSError):
             sock.recv(MIB)

@@ -9,7 +9,6 @@ import random
 import signal
 import subprocess
 import threading
-import time
 from collections.abc import Iterator
 from concurrent import futures
 from pathlib import Path
@@ -20,6 +19,8 @@ import lab
 import nbd_servers
 import peers
 import pytest
+from nbd_requests import await_requests
+from nbd_requests import in_flight as in_flight
 
 from blkmig import _core, errors
 from blkmig.disk import geometry
@@ -177,10 +178,12 @@ def test_extents_over_several_replies(tmp_path: Path) -> None:
             file.write(b"x" * 131072)
     with nbd_servers.nbdkit("file", path) as server, nbd.NbdBackend(server.uri) as disk:
         context = nbd_connection.BASE_ALLOCATION
-        told = list(disk._export.connection.block_status(context, 0, disk.size))
+        connection = nbd_connection.NbdConnection(server.uri)
+        told = list(connection.block_status(context, 0, disk.size))
         assert sum(length for length, _ in told) == disk.size
         assert [flags & 2 for _, flags in told] == [0, 2, 0, 2, 0, 2]
-        inside = list(disk._export.connection.block_status(context, 100, 200000))
+        inside = list(connection.block_status(context, 100, 200000))
+        connection.close()
         assert sum(length for length, _ in inside) == 200000
         first = disk.next_data(MiB)  # it goes on in the next window, or ends with this one
         assert first is not None
@@ -270,14 +273,13 @@ def test_no_space(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_server_killed_in_the_middle(number: signal.Signals) -> None:
+def test_server_killed_in_the_middle(number: signal.Signals, in_flight: threading.Semaphore) -> None:
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(nbd_servers.nbdkit("--filter=delay", "pattern", "1G", "rdelay=600"))
         disk = stack.enter_context(nbd.NbdBackend(server.uri, name="vda", writable=False))
         pool = stack.enter_context(futures.ThreadPoolExecutor(4))
         waiting = [pool.submit(disk.read_block, _core.BlockBuffer(), n * MiB, MiB) for n in range(4)]
-        while disk._export.connection._handle.in_flight < 4:
-            time.sleep(0)
+        await_requests(in_flight, 4)
         server.kill(number)
         if number != signal.SIGKILL:  # nbdkit finishes its requests first; we need not wait for that
             disk.close()

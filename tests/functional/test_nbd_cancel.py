@@ -7,32 +7,30 @@ import contextlib
 import os
 import signal
 import socket
-import struct
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent import futures
+from collections.abc import Iterator
 from pathlib import Path
 
 import command
 import nbd_servers
 import peers
 import pytest
+from nbd_requests import await_requests
+from nbd_requests import in_flight as in_flight
 from nbd_servers import READ, Asked, FakeServer
+from pauses import Call
+from processes import child_called
 
 import blkmig
 from blkmig import _core, errors
-from blkmig.nbd import _libnbd, exported, image, qemunbd
 from blkmig.nbd import backend as nbd
 from blkmig.nbd import connection as nbd_connection
+from blkmig.nbd import image, qemunbd
 from blkmig.nbd import uri as nbd_uri
 from blkmig.qemu import exportnames
 
-try:
-    _libnbd.load()
-except OSError as error:
-    nbd_servers.peers.lacking(str(error))
+nbd_servers.require_libnbd()
 
 MiB = 1 << 20
 SOON = 20.0  # seconds: far below every bound that would end a wait by itself, and enough for a busy machine
@@ -47,38 +45,18 @@ def silent_server() -> Iterator[str]:
         yield nbd_uri.unix_uri(str(folder / "s"))
 
 
-def in_thread(call: Callable[[], object]) -> futures.Future[object]:
-    """Run `call` in a thread that the test does not wait for, should it hang."""
-    future: futures.Future[object] = futures.Future()
-
-    def run() -> None:
-        try:
-            future.set_result(call())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=run, daemon=True).start()
-    return future
-
-
-def await_request(disk: exported.ExportedDisk) -> None:
-    """Return when something of the disk is in flight."""
-    while not disk._export.connection._handle.in_flight:
-        time.sleep(0.001)
-
-
-def assert_cancelled(waiting: futures.Future[object]) -> None:
+def assert_cancelled(waiting: Call) -> None:
     """Expect a cancel to end what waits."""
     with pytest.raises(errors.Cancelled):
-        waiting.result(SOON)
+        waiting.result()
 
 
 def test_a_cancel_ends_all_that_waits_and_closing_does_not_block() -> None:
     asked = threading.Semaphore(0)
     with FakeServer(lambda _asked: asked.release()) as server:
         connection = nbd_connection.NbdConnection(server.uri, device="disk")
-        waiting = [in_thread(lambda: connection.pread_into(bytearray(512), 0)) for _ in range(3)]
-        waiting.append(in_thread(connection.flush))
+        waiting = [Call(lambda: connection.pread_into(bytearray(512), 0)) for _ in range(3)]
+        waiting.append(Call(connection.flush))
         for _ in waiting:
             assert asked.acquire(timeout=SOON)
         connection.cancel()
@@ -103,7 +81,7 @@ def test_a_late_answer_does_not_reach_a_buffer_that_was_given_up() -> None:
     with FakeServer(keep) as server:
         connection = nbd_connection.NbdConnection(server.uri, device="disk")
         buffer = bytearray(512)
-        waiting = in_thread(lambda: connection.pread_into(buffer, 0))
+        waiting = Call(lambda: connection.pread_into(buffer, 0))
         assert here.wait(SOON)
         connection.cancel()
         assert_cancelled(waiting)
@@ -123,11 +101,11 @@ def test_a_cancel_with_nothing_in_flight_can_be_taken_back() -> None:
         connection.close()
 
 
-def test_a_disk_that_was_cancelled_can_be_sent_again() -> None:
+def test_a_disk_that_was_cancelled_can_be_sent_again(in_flight: threading.Semaphore) -> None:
     with nbd_servers.nbdkit("memory", "8M") as server, nbd.NbdBackend(server.uri) as disk:
         server.kill(signal.SIGSTOP)
-        waiting = in_thread(lambda: disk.read_block(_core.BlockBuffer(), 0, MiB))
-        await_request(disk)
+        waiting = Call(lambda: disk.read_block(_core.BlockBuffer(), 0, MiB))
+        await_requests(in_flight)
         disk.cancel()
         assert_cancelled(waiting)
         server.kill(signal.SIGCONT)
@@ -136,15 +114,17 @@ def test_a_disk_that_was_cancelled_can_be_sent_again() -> None:
 
 
 @pytest.mark.parametrize("side", ["source", "target"])
-def test_a_migration_with_a_frozen_server_is_cancelled_at_once(tmp_path: Path, side: str) -> None:
+def test_a_migration_with_a_frozen_server_is_cancelled_at_once(
+    tmp_path: Path, side: str, in_flight: threading.Semaphore
+) -> None:
     with nbd_servers.nbdkit("memory", "64M") as server:
         if side == "source":
             started = threading.Event()
             with nbd.NbdBackend(server.uri, name="v") as source:
                 outgoing = blkmig.outgoing([source], f"file:{tmp_path}/s", on_progress=lambda _event: started.set())
                 server.kill(signal.SIGSTOP)
-                waiting = in_thread(lambda: enter_and_run(outgoing))
-                await_request(source)
+                waiting = Call(lambda: enter_and_run(outgoing))
+                await_requests(in_flight)
                 outgoing.cancel()
                 assert_cancelled(waiting)
             return
@@ -154,8 +134,8 @@ def test_a_migration_with_a_frozen_server_is_cancelled_at_once(tmp_path: Path, s
         with nbd.NbdBackend(server.uri, name="v") as target:
             incoming = blkmig.incoming(f"file:{tmp_path}/s", {"v": target})
             server.kill(signal.SIGSTOP)
-            waiting = in_thread(lambda: enter_and_run(incoming))
-            await_request(target)
+            waiting = Call(lambda: enter_and_run(incoming))
+            await_requests(in_flight)
             incoming.cancel()
             assert_cancelled(waiting)
 
@@ -165,32 +145,33 @@ def enter_and_run(migration: blkmig.OutgoingMigration | blkmig.IncomingMigration
         migration.run()
 
 
-def test_a_frozen_qemu_nbd_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_frozen_qemu_nbd_is_no_obstacle(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_flight: threading.Semaphore
+) -> None:
     peers.require("qemu-nbd", "qemu-img")
     monkeypatch.setattr(qemunbd, "HURRY_TIMEOUT", 0.2)
     path = tmp_path / "v.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "8M"], check=True)
     with image.ImageBackend(path, format="qcow2") as disk:
-        assert disk._server is not None
-        process = disk._server._process
-        process.send_signal(signal.SIGSTOP)
-        waiting = in_thread(lambda: disk.read_block(_core.BlockBuffer(), 0, MiB))
-        await_request(disk)
+        server = child_called("qemu-nbd")
+        server.kill(signal.SIGSTOP)
+        waiting = Call(lambda: disk.read_block(_core.BlockBuffer(), 0, MiB))
+        await_requests(in_flight)
         disk.cancel()
         assert_cancelled(waiting)
-        in_thread(disk.close).result(SOON)
-        assert process.returncode is not None
+        Call(disk.close).result()
+        assert not server.is_there()
 
 
 def test_listing_exports_has_a_bound_and_hears_a_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
     with silent_server() as uri:
         cancelled = threading.Event()
-        waiting = in_thread(lambda: exportnames.list_names(uri, device="q", is_cancelled=cancelled.is_set))
+        waiting = Call(lambda: exportnames.list_names(uri, device="q", is_cancelled=cancelled.is_set))
         cancelled.set()
         assert_cancelled(waiting)
         monkeypatch.setattr(exportnames, "TIMEOUT", 0.2)
         with pytest.raises(errors.DeviceError, match="did not answer in time"):
-            in_thread(lambda: exportnames.list_names(uri, device="q")).result(SOON)
+            Call(lambda: exportnames.list_names(uri, device="q")).result()
 
 
 def test_connect_timeout_bounds_the_handshake_of_a_source(tmp_path: Path) -> None:
@@ -212,15 +193,15 @@ def test_one_byte_now_and_then_is_no_answer() -> None:
     ended = threading.Event()
 
     def drip(asked: Asked) -> None:
-        asked._server.send(struct.pack(">IIQ", 0x67446698, 0, asked._cookie))
+        asked.reply()
         while not ended.wait(0.02):
-            asked._server.send(b"x")
+            server.send(b"x")
 
     with FakeServer(drip) as server:
         connection = nbd_connection.NbdConnection(server.uri, device="disk", request_timeout=0.1)
-        waiting = in_thread(lambda: connection.pread_into(bytearray(MiB), 0))
+        waiting = Call(lambda: connection.pread_into(bytearray(MiB), 0))
         with pytest.raises(errors.DeviceError, match="answered no request"):
-            waiting.result(SOON)
+            waiting.result()
         ended.set()
         connection.close()
 

@@ -20,10 +20,7 @@ from blkmig.nbd import backend as nbd
 from blkmig.nbd import connection as nbd_connection
 from blkmig.qemu import exportnames, objects
 
-try:
-    _libnbd.load()
-except OSError as error:
-    nbd_servers.peers.lacking(str(error))
+nbd_servers.require_libnbd()
 
 URI = "nbd://slow:1/"
 SOON = 20.0

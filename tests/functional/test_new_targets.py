@@ -13,6 +13,7 @@ import command
 import lab
 import peers
 import pytest
+from forks import in_a_child
 from target_streams import CONTENT, marks
 from target_streams import stream as stream
 
@@ -126,19 +127,20 @@ def test_two_receivers_of_one_new_target(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["half", "published", "empty"])
 def test_what_a_killed_receiver_left(tmp_path: Path, stream: Path, kind: str) -> None:
     """A12: known by its mark, and made again, also below --into."""
-    place = folder.Folder(tmp_path)
     if kind == "empty":
         (tmp_path / "v.raw").touch()
-    left = partial.Partial(place, "v.raw", device="v")
-    os.pwrite(left.fd, b"old" * MIB * 4, 0)
-    if kind == "published":
-        left.publish()
-    left._close()  # as a kill does
+
+    def begin() -> None:
+        left = partial.Partial(folder.Folder(tmp_path), "v.raw", device="v")
+        os.pwrite(left.fd, b"old" * MIB * 4, 0)
+        if kind == "published":
+            left.publish()
+
+    assert in_a_child(begin) == ""  # which ends as a kill ends it
     assert len(marks(tmp_path)) == 1
     blkmig.receive(f"file:{stream}", into=tmp_path)
     assert (tmp_path / "v.raw").read_bytes() == CONTENT
     assert marks(tmp_path) == []
-    place.close()
 
 
 def remove(path: Path) -> None:

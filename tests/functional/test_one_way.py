@@ -13,7 +13,7 @@ import fd_pairs
 import pytest
 
 import blkmig
-from blkmig import _core, _output, channel
+from blkmig import _core, channel
 
 MIB = 1 << 20
 HELD_BACK = 256 << 10
@@ -106,9 +106,8 @@ def test_what_stands_in_a_pipe_is_taken_as_pages() -> None:
 def test_pages_are_lent_only_where_a_word_comes_back(asked: bool) -> None:
     """A socket goes both ways, but somebody must listen for the word."""
     ours, theirs = socket.socketpair()
+    ours.setblocking(False)  # as those that connect() makes
     with ours, theirs, channel.connect(f"fd:{ours.fileno()}", timeout=TIMEOUT) as f:
-        os.set_blocking(f._transport.fd, False)  # as those that connect() makes
-        f._buffer = _output.OutputBuffer(f._transport.fd)
         if asked:
             assert f.return_path() is not None
         assert f.share_pages() is asked

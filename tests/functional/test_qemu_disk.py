@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import peers
@@ -13,7 +14,9 @@ from qemu_disks import daemon as daemon
 from qemu_disks import folder as folder
 from storage_daemon import MiB, StorageDaemon, image_options
 
-from blkmig import _core, errors, qemu
+from blkmig import _core, disk, errors, qemu
+from blkmig.nbd import backend as nbd
+from blkmig.qemu import throttle
 
 peers.require("qemu-storage-daemon", "qemu-img", "qemu-io")
 
@@ -133,6 +136,20 @@ def test_the_top_layer_is_told_from_the_base(daemon: StorageDaemon) -> None:
         assert disk.next_allocated(2 * MiB, MiB) is None
 
 
+def test_who_forgets_extents_gets_a_younger_answer(daemon: StorageDaemon) -> None:
+    """A13: also of a write that nobody has marked yet; an NBD disk does not hear of other clients' writes at all."""
+    assert write(daemon, "write -z -u 4M 512k")
+    with opened(daemon) as [disk], nbd.NbdBackend(daemon.uri("vol 1"), writable=False) as plain:
+        assert disk.next_allocated(3 * MiB, MiB) is None
+        assert plain.next_data(4 * MiB) != (4 * MiB, 4 * MiB + 65536)
+        assert write(daemon, "write -P 1 3M 64k")
+        assert write(daemon, "write -P 1 4M 64k")
+        disk.forget_extents()
+        plain.forget_extents()
+        assert disk.next_allocated(3 * MiB, MiB) == (3 * MiB, 3 * MiB + 65536)
+        assert plain.next_data(4 * MiB) == (4 * MiB, 4 * MiB + 65536)
+
+
 def test_reads_stop_at_the_end_of_the_disk(daemon: StorageDaemon) -> None:
     with opened(daemon) as [disk]:
         assert write(daemon, f"write -P 255 {disk.size - 512} 512")
@@ -208,7 +225,9 @@ def test_writers_are_throttled_and_get_their_own_limit_back(daemon: StorageDaemo
     assert limits(daemon) == own
 
 
-def test_disks_that_share_a_throttle_group_get_the_users_limits_back(folder: Path) -> None:
+def test_disks_that_share_a_throttle_group_get_the_users_limits_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = ["--object", "throttle-group,id=tg,limits.bps-write=900000000"]
     for name in ("one", "two"):
         image = make_image(folder, "raw", name)
@@ -218,17 +237,22 @@ def test_disks_that_share_a_throttle_group_get_the_users_limits_back(folder: Pat
 
     def limit(disk: qemu.QemuBackend) -> int:
         asked = {"path": "/objects/tg", "property": "limits"}
-        return int(disk.session._qmp.execute("qom-get", asked)["bps-write"])
+        return int(disk.session.qmp.execute("qom-get", asked)["bps-write"])
 
+    now, measured = 0.0, throttle.Throttle
+    monkeypatch.setattr(throttle, "Throttle", functools.partial(measured, clock=lambda: now))
     with StorageDaemon(folder, *options) as daemon, opened(daemon) as [one, two]:
-        for limited in one.session._throttles.each:
-            limited._speed = 10.0 * MiB
+        for name, each in (("one", one), ("two", two)):
+            each.create_dirty_bitmap(MiB)
+            assert write(daemon, "write 0 1M", name)
+        disk.sync_disks([one, two])
+        now = 0.125  # so each has written 8 MiB a second
         assert one.throttle_writers(0.5)
-        assert limit(one) == 5 * MiB
-        assert two.throttle_writers(0.1)
+        assert limit(one) == 4 * MiB
+        assert two.throttle_writers(0.125)
         assert limit(one) == MiB
         assert two.throttle_writers(1.0)
-        assert limit(one) == 5 * MiB
+        assert limit(one) == 4 * MiB
         assert one.throttle_writers(1.0)
         assert limit(one) == 900_000_000
 

@@ -177,5 +177,5 @@ def test_leftovers_of_a_killed_run_are_removed(folder: Path, nbd_server: bool, h
 def test_cleanup_leaves_a_run_that_is_alive_alone(daemon: StorageDaemon) -> None:
     with opened(daemon) as [disk]:
         disk.create_dirty_bitmap(MiB)
-        assert leftovers.remove(disk.session._qmp).removed == []
+        assert leftovers.remove(disk.session.qmp).removed == []
         disk.sync_dirty()

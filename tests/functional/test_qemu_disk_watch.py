@@ -28,7 +28,7 @@ def test_a_snapshot_in_mid_flight_is_noticed(folder: Path, daemon: StorageDaemon
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", overlay, str(SIZE)], check=True)
     with opened(daemon) as [disk]:
         disk.create_dirty_bitmap(MiB)
-        execute = disk.session._qmp.execute
+        execute = disk.session.qmp.execute
         file = {"driver": "file", "filename": str(overlay)}
         execute("blockdev-add", {"driver": "qcow2", "node-name": "overlay", "file": file})
         execute("blockdev-snapshot", {"node": "disk0-limit", "overlay": "overlay"})
@@ -40,13 +40,14 @@ def test_a_snapshot_in_mid_flight_is_noticed(folder: Path, daemon: StorageDaemon
     assert write(daemon, "write -P 1 1M 64k")
 
 
-def open_a_late_export(disk: qemu.QemuBackend) -> None:
-    """Hold the writers, fetch what they left, and let another one in."""
+def open_a_late_export(disk: qemu.QemuBackend, *, is_fetched: bool = True) -> None:
+    """Hold the writers, fetch what they left if that is to be, and let another one in."""
     disk.create_dirty_bitmap(MiB)
     disk.hold_writers()
-    disk.sync_dirty()
+    if is_fetched:
+        disk.sync_dirty()
     again = {"type": "nbd", "id": "late", "node-name": "disk0", "name": "late", "writable": True}
-    disk.session._qmp.execute("block-export-add", again)
+    disk.session.qmp.execute("block-export-add", again)
 
 
 def test_a_write_past_the_held_writers_is_noticed(daemon: StorageDaemon) -> None:
@@ -58,15 +59,19 @@ def test_a_write_past_the_held_writers_is_noticed(daemon: StorageDaemon) -> None
         assert write(daemon, "write 0 512")
 
 
-def test_a_write_after_the_question_was_read_is_noticed(daemon: StorageDaemon) -> None:
+def test_a_write_after_the_question_was_read_is_noticed(
+    daemon: StorageDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """QEMU has read the question whether anything was written, all but its end, before the write."""
+    gates: list[qmp.Gate] = []
+    withhold = qmp.QmpConnection.withhold
     with opened(daemon) as [disk]:
-        open_a_late_export(disk)
-        session = disk.session
-        gate = session._qmp.withhold()
-        session._sync._quiet = gate, session._watch.ask(exports=False)
+        open_a_late_export(disk, is_fetched=False)
+        with monkeypatch.context() as noted:
+            noted.setattr(qmp.QmpConnection, "withhold", lambda session: gates.append(withhold(session)) or gates[-1])
+            disk.sync_dirty()
         assert write(daemon, "write 0 512", "late")
-        assert gate.is_shut
+        assert gates[-1].is_shut
         with pytest.raises(errors.DeviceError, match="was written while its writers were held"):
             disk.sync_dirty()
 
@@ -101,7 +106,7 @@ def test_writers_that_cannot_be_held_go_on(daemon: StorageDaemon, monkeypatch: p
         assert bitmap.count_blocks() == 0
         disk.release_writers()
         disk.release_dirty_bitmap(bitmap)
-        nodes = disk.session._qmp.execute("query-named-block-nodes", {"flat": True})
+        nodes = disk.session.qmp.execute("query-named-block-nodes", {"flat": True})
         assert not any(node.get("dirty-bitmaps") for node in nodes)
 
 
@@ -112,7 +117,7 @@ def test_a_command_of_another_thread_while_the_writers_are_being_held(
     with opened(daemon) as [disk]:
         bitmap = disk.create_dirty_bitmap(MiB)
         assert write(daemon, "write -P 1 1M 64k")
-        connection, start = disk.session._qmp, objects.start_deleting_export
+        connection, start = disk.session.qmp, objects.start_deleting_export
 
         def start_with_a_write_in_flight(*arguments: Any, **options: Any) -> Callable[[], None]:
             def await_end() -> None:
@@ -137,8 +142,10 @@ def test_a_command_of_another_thread_while_the_writers_are_being_held(
 def test_a_bitmap_that_somebody_else_removed(daemon: StorageDaemon) -> None:
     with opened(daemon) as [disk]:
         disk.create_dirty_bitmap(MiB)
-        active = disk.session._tracking[0].active
-        disk.session._qmp.execute("block-dirty-bitmap-remove", {"node": "disk0", "name": active})
+        execute = disk.session.qmp.execute
+        [node] = (each for each in execute("query-named-block-nodes", {"flat": True}) if each["node-name"] == "disk0")
+        [active] = (bitmap["name"] for bitmap in node["dirty-bitmaps"] if bitmap["recording"])
+        execute("block-dirty-bitmap-remove", {"node": "disk0", "name": active})
         with pytest.raises(errors.DeviceError, match="lost its dirty tracking"):
             disk.sync_dirty()
 
@@ -208,7 +215,7 @@ def test_a_snapshot_right_before_the_writers_are_held_is_noticed(
     with opened(daemon) as [disk]:
         disk.create_dirty_bitmap(MiB)
         disk.sync_dirty()
-        execute = disk.session._qmp.execute
+        execute = disk.session.qmp.execute
         file = {"driver": "file", "filename": str(overlay)}
         execute("blockdev-add", {"driver": "qcow2", "node-name": "overlay", "file": file})
         execute("blockdev-snapshot", {"node": "disk0-limit", "overlay": "overlay"})

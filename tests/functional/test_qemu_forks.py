@@ -8,8 +8,10 @@ import os
 import forks
 import peers
 import storage_daemon
+from pauses import inside
 
 from blkmig import _core, disk, qemu
+from blkmig.qemu import holding
 
 peers.require("qemu-storage-daemon", "qemu-io")
 
@@ -23,20 +25,20 @@ def test_a_forked_child_is_refused_at_once_and_leaves_everything_alone() -> None
         with storage_daemon.StorageDaemon(folder, *storage_daemon.image_options(image)) as daemon:
             with qemu.open_qemu(f"{daemon.address},read=nbd")[0] as source:
                 bitmap = source.create_dirty_bitmap(MiB)
-                for call in (
-                    lambda: source.create_dirty_bitmap(MiB),
-                    source.sync_dirty,
-                    source.hold_writers,
-                    source.about_to_move,
-                    source.written_bytes,
-                    source.check_source,
-                    lambda: source.throttle_writers(0.5),
-                    lambda: source.read_block(_core.BlockBuffer(), 0, MiB),
-                    lambda: source.next_data(0),
-                ):
-                    with source.session._lock:  # as a thread of the parent may, when the fork comes
+                with inside(holding.Holding, "sync", source.sync_dirty):
+                    for call in (
+                        lambda: source.create_dirty_bitmap(MiB),
+                        source.sync_dirty,
+                        source.hold_writers,
+                        source.about_to_move,
+                        source.written_bytes,
+                        source.check_source,
+                        lambda: source.throttle_writers(0.5),
+                        lambda: source.read_block(_core.BlockBuffer(), 0, MiB),
+                        lambda: source.next_data(0),
+                    ):
                         said = forks.in_a_child(call)
-                    assert "the connection is the parent process's" in said, said
+                        assert "the connection is the parent process's" in said, said
                 source.hold_writers()
                 for leave in (
                     source.cancel,

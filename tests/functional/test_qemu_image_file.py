@@ -103,7 +103,7 @@ def test_what_is_read_by_qemu(folder: Path, file_options: str, raw_options: str,
 def test_a_process_that_cannot_be_looked_into(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(imagefile, "_PROC", tmp_path)
+    monkeypatch.setattr(imagefile, "PROC", tmp_path)
     with serving(folder) as daemon, opened(daemon.address) as disk:
         assert disk.mapping is None
         assert reads_as_expected(disk)
@@ -111,8 +111,8 @@ def test_a_process_that_cannot_be_looked_into(
 
 def test_who_started_the_daemon_may_have_its_socket(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """But not the image, and descriptors that come and go."""
-    users_of = imagefile._users_of
-    monkeypatch.setattr(imagefile, "_users_of", lambda path: [Path(f"/proc/{os.getpid()}"), *users_of(path)])
+    users_of = imagefile.users_of
+    monkeypatch.setattr(imagefile, "users_of", lambda path: [Path(f"/proc/{os.getpid()}"), *users_of(path)])
     with serving(folder) as daemon, opened(daemon.address) as disk:
         assert disk.mapping is not None
 
@@ -172,7 +172,7 @@ def test_a_node_that_is_opened_again_otherwise(folder: Path, reopen: Callable[[P
     with serving(folder) as daemon, opened(daemon.address) as disk:
         disk.create_dirty_bitmap(MiB)
         disk.sync_dirty()
-        options, execute = reopen(folder / "disk0.raw"), disk.session._qmp.execute
+        options, execute = reopen(folder / "disk0.raw"), disk.session.qmp.execute
         if options["driver"] == "raw":
             other = {"driver": "file", "node-name": "other", "filename": str(folder / "other.raw")}
             execute("blockdev-add", other)
@@ -204,5 +204,5 @@ def test_a_closed_disk_is_not_read(folder: Path) -> None:
 def test_a_file_system_whose_server_may_go_past_the_page_cache(tmp_path: Path, kind: str, expected: bool) -> None:
     mountinfo = f"22 1 254:0 / / rw - xfs /dev/vda rw\n36 22 98:7 / /mnt rw,noatime shared:1 - {kind} /dev/x rw\n"
     (tmp_path / "mountinfo").write_text(mountinfo)
-    assert imagefile._is_on_fuse(tmp_path, os.makedev(98, 7)) is expected
-    assert not imagefile._is_on_fuse(tmp_path, os.makedev(99, 7))
+    assert imagefile.is_on_fuse(tmp_path, os.makedev(98, 7)) is expected
+    assert not imagefile.is_on_fuse(tmp_path, os.makedev(99, 7))

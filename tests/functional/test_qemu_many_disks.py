@@ -101,7 +101,7 @@ def test_an_idle_disk_costs_no_command_in_the_pause(folder: Path, count: int) ->
 def test_writers_of_many_disks_go_on_without_a_question_for_each(folder: Path) -> None:
     """Each of them had its export closed."""
     with StorageDaemon(folder, *image_files(folder, 8)) as daemon, opened(daemon) as disks:
-        exports = {export["id"] for export in disks[0].session._qmp.execute("query-block-exports")}
+        exports = {export["id"] for export in disks[0].session.qmp.execute("query-block-exports")}
         for each in disks:
             each.create_dirty_bitmap(1 << 20)
         disk.sync_disks(disks)
@@ -111,7 +111,7 @@ def test_writers_of_many_disks_go_on_without_a_question_for_each(folder: Path) -
         with told() as commands:
             for each in disks:
                 each.release_writers()
-        assert {export["id"] for export in disks[0].session._qmp.execute("query-block-exports")} == exports
+        assert {export["id"] for export in disks[0].session.qmp.execute("query-block-exports")} == exports
     assert commands.count("query-named-block-nodes") <= 2, commands
     assert commands.count("block-export-add") == 8
 
@@ -279,7 +279,7 @@ def test_a_write_past_the_held_writers_of_many_is_noticed(folder: Path, written:
                 for each in disks:
                     each.hold_writers()
                 disk.sync_disks(disks)
-                connection = disks[0].session._qmp
+                connection = disks[0].session.qmp
                 node = "idle3" if written == "idle" else "busy"
                 export = {"type": "nbd", "id": "late", "node-name": node, "name": "late", "writable": True}
                 connection.execute("block-export-add", export)

@@ -8,6 +8,8 @@ import threading
 
 import peers
 import storage_daemon
+from nbd_requests import await_requests
+from nbd_requests import in_flight as in_flight
 
 from blkmig import errors, qemu
 from blkmig.nbd import connection as nbd_connection
@@ -19,7 +21,7 @@ GROUP = "/objects/disk0-limit"
 BYTE_A_SECOND = {"bps-write": 1}
 
 
-def test_queued_writes_do_not_hold_the_pause_up() -> None:
+def test_queued_writes_do_not_hold_the_pause_up(in_flight: threading.Semaphore) -> None:
     """Without that, they would take eleven days each."""
     with storage_daemon.private_folder() as folder:
         image = folder / "d.raw"
@@ -36,16 +38,16 @@ def test_queued_writes_do_not_hold_the_pause_up() -> None:
             with qemu.open_qemu(daemon.address, timeout=20)[0] as source:
                 bitmap = source.create_dirty_bitmap(MiB)
                 write(0)  # fills the bucket
+                await_requests(in_flight)
                 writers = [threading.Thread(target=write, args=(number * MiB,), daemon=True) for number in (1, 2, 3)]
                 for each in writers:
                     each.start()
-                while client._handle.in_flight < 3:
-                    pass
+                await_requests(in_flight, 3)
                 client.pread_into(bytearray(512), 0)  # answered after they were read off the socket
                 source.hold_writers()
                 source.sync_dirty()
                 assert bitmap.is_dirty(0)
-                assert source.session._qmp.execute("qom-get", {"path": GROUP, "property": "limits"}) == before
+                assert source.session.qmp.execute("qom-get", {"path": GROUP, "property": "limits"}) == before
                 source.release_writers()
                 for each in writers:
                     each.join(30)

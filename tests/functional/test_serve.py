@@ -14,6 +14,7 @@ import lab
 import peers
 import pytest
 import storage_daemon
+from processes import child_called
 from storage_daemon import MiB
 
 from blkmig import errors
@@ -148,7 +149,7 @@ def test_places_where_nobody_can_listen(folder: Path, where: str) -> None:
 
 def test_a_daemon_that_ends_is_an_error(folder: Path) -> None:
     with serve.StorageDaemon([served(raw_image(folder))], f"unix:{folder}/nbd") as daemon:
-        daemon._process.kill()
+        child_called("qemu-storage").kill()
         with pytest.raises(errors.DeviceError, match="ended with status -9"):
             daemon.wait()
     daemon.close()

@@ -243,9 +243,8 @@ def test_a_disk_moves_while_its_program_writes(program: Program, tmp_path: Path,
     thread.start()
     assert wrote.wait(30)
     try:
-        with program.open() as disk:
-            held: list[bytes] = []
-            disk._refuse = lambda: held.append(program.disk.read_bytes())
+        held: list[bytes] = []
+        with program.open(refuse=lambda: held.append(program.disk.read_bytes())) as disk:
             target = tmp_path / "target.raw"
             # Three rounds, whatever is pending: a writer this quick never falls below the downtime limit.
             lab.migrate(tmp_path, "socket", [disk], {"disk": target}, drive=three_rounds, writers_after="refuse")

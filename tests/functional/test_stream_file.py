@@ -6,10 +6,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 
 import command
+import peers
 import pytest
 
 import blkmig
@@ -19,6 +21,7 @@ from blkmig.migration import streamfile
 
 CONTENT = os.urandom(5_000_192)
 TIMEOUT = 60
+MIB = 1 << 20
 
 
 @pytest.fixture
@@ -100,6 +103,45 @@ def test_links_lead_to_the_file(source: Path, stream: Path, tmp_path: Path) -> N
     assert link.is_symlink()
     assert names(stream) == ["q"]
     assert_is_whole(stream, tmp_path)
+
+
+def run_mounted(file: Path, on: Path, words: list[str]) -> subprocess.CompletedProcess[bytes]:
+    """Run the command while `file` is mounted on `on`, as in a container that is given one file."""
+    peers.require("unshare", "mount")
+    enter = ["unshare", "--map-root-user", "--mount"]
+    if subprocess.run([*enter, "true"], capture_output=True, check=False).returncode:
+        peers.lacking("no mounts of its own for a process")
+    line = [*enter, "sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"', file, on]
+    return subprocess.run([*line, *command.command(*words)], capture_output=True, timeout=TIMEOUT, check=False)
+
+
+@pytest.mark.parametrize("before", [b"", b"an older stream" * MIB])
+def test_a_mounted_file_is_written_in_place(source: Path, stream: Path, tmp_path: Path, before: bytes) -> None:
+    """It cannot be replaced: that was said when all had been written."""
+    (tmp_path / "file").write_bytes(before)
+    stream.touch()
+    words = ["send", f"a={source}", f"file:{stream}"]
+    done = run_mounted(tmp_path / "file", stream, [*words, "--max-bandwidth=256K", "--timeout=0.1"])
+    assert (done.returncode, (tmp_path / "file").read_bytes()) == (4, b""), done.stderr
+    (tmp_path / "file").write_bytes(before)
+    done = run_mounted(tmp_path / "file", stream, words)
+    assert done.returncode == 0, done.stderr
+    assert names(stream) == ["q"]
+    assert_is_whole(tmp_path / "file", tmp_path)
+
+
+def test_a_mounted_file_of_a_folder_is_not_emptied(source: Path, stream: Path, tmp_path: Path) -> None:
+    """It is said before anything is written, and its name by itself is a target."""
+    blkmig.send([source], f"file:{stream}")
+    (tmp_path / "d").mkdir()
+    target = tmp_path / "d" / "a.raw"
+    target.touch()
+    (tmp_path / "file").write_bytes(before := bytes(len(CONTENT)))
+    done = run_mounted(tmp_path / "file", target, ["receive", f"file:{stream}", f"--into={tmp_path}/d", "--overwrite"])
+    assert (done.returncode, (tmp_path / "file").read_bytes()) == (1, before)
+    assert b"something is mounted on it" in done.stderr
+    done = run_mounted(tmp_path / "file", target, ["receive", f"file:{stream}", f"a={target}"])
+    assert (done.returncode, (tmp_path / "file").read_bytes()) == (0, CONTENT), done.stderr
 
 
 def test_what_stands_before_the_offset_stays(source: Path, stream: Path) -> None:
@@ -207,6 +249,59 @@ def test_no_message_goes_into_the_stream(source: Path, stream: Path) -> None:
     done = run_with(f">{stream} 2>&1", ["send", f"a={source}", "-"])
     assert done.returncode == 2
     assert stream.read_bytes() == b""
+
+
+@pytest.mark.parametrize("progress", ["plain", "json"])
+@pytest.mark.parametrize(
+    ("kind", "uri"),
+    [(kind, uri) for kind in ("pipe", "socket") for uri in ("-", "fd:1", "fd:{fd}")]
+    + [("pipe", uri) for uri in ("file:/dev/stdout", "file:/dev/fd/{fd}", "file:{pipe}")],
+)
+def test_no_message_goes_between_the_bytes_of_the_stream(
+    source: Path, tmp_path: Path, kind: str, uri: str, progress: str
+) -> None:
+    """As with ``send DISK - 2>&1 | receive -``: not even the refusal is written there."""
+    os.mkfifo(tmp_path / "pipe")
+    ours, theirs = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK), os.open(tmp_path / "pipe", os.O_WRONLY)
+    if kind == "socket":
+        os.close(ours)
+        os.close(theirs)
+        ours, theirs = (end.detach() for end in socket.socketpair())
+    is_stdout = "{" not in uri
+    words = ["send", f"--progress={progress}", "--json", f"a={source}", uri.format(fd=theirs, pipe=tmp_path / "pipe")]
+    done = subprocess.run(
+        command.command(*words), stdout=theirs if is_stdout else subprocess.PIPE, stderr=theirs, pass_fds=(theirs,),
+        timeout=TIMEOUT, check=False,
+    )  # fmt: skip
+    os.close(theirs)
+    assert (done.returncode, os.read(ours, 4096)) == (2, b"")
+    assert is_stdout or b"standard error goes there, too" in done.stdout
+    os.close(ours)
+
+
+def test_no_message_goes_into_the_socket_of_the_source(source: Path, tmp_path: Path) -> None:
+    """As a receiver that inetd starts: the source takes what is there for the target's word."""
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            words = command.command("receive", "-", f"a={tmp_path}/b.raw")
+            done = subprocess.run(words, stdin=theirs, stdout=theirs, stderr=theirs, timeout=TIMEOUT, check=False)
+        assert (done.returncode, ours.recv(4096)) == (2, b"")
+
+
+def test_results_may_follow_in_the_socket_of_the_source(source: Path, stream: Path, tmp_path: Path) -> None:
+    """As a receiver that some sshd starts, whose standard input and output are one socket."""
+    blkmig.send([source], f"file:{stream}")
+    ours, theirs = socket.socketpair()
+    with ours:
+        with theirs:
+            words = command.command("receive", "-", f"a={tmp_path}/b.raw")
+            receiver = subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE)
+        ours.sendall(stream.read_bytes())
+        ours.shutdown(socket.SHUT_WR)
+        said = receiver.communicate(timeout=TIMEOUT)[1]
+        assert receiver.returncode == 0, said
+        assert b"4.8 MiB" in ours.recv(4096)
 
 
 def test_a_log_is_no_disk(source: Path, stream: Path, tmp_path: Path) -> None:

@@ -240,6 +240,10 @@ def test_a_disk_that_is_left_out_is_told_with_the_reason(tmp_path: Path) -> None
     assert done.exit_code == 0
     assert "disk 'e' was not sent: it has no bytes, and " in done.stderr
     assert "0 B fit" not in done.stderr
+    (tmp_path / "s").unlink()
+    done = command.run(*words[:3], words[-1])
+    assert (done.exit_code, (tmp_path / "s").exists()) == (2, False)
+    assert "there is nothing to send: disk 'e': it has no bytes, and " in done.stderr
 
 
 def test_a_larger_device_is_taken_and_said(tmp_path: Path, stream: Path) -> None:

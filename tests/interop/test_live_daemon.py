@@ -111,12 +111,44 @@ def test_only_the_top_layer_moves_where_the_base_is_known(folder: Path) -> None:
     storage_daemon.compare(image, target)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_the_base_is_looked_at_while_somebody_writes(folder: Path, seed: int) -> None:
+    """A13: what the writer allocates meanwhile is no part of the base, so the right base is never taken for another."""
+    image, target = make_image(folder, "qcow2", seed), folder / "target.raw"
+    target.write_bytes((folder / "disk0.raw").read_bytes())
+    with StorageDaemon(folder, *image_options(image)) as daemon:
+        with storage_daemon.writing([(daemon.uri("disk0"), SIZE)], seed=seed), opened(daemon) as disks:
+            common = {"shared_base": True, "digests": True, "receive": {"incremental": True, "verify": True}}
+            drive = some_rounds(3)
+            _, received = lab.migrate(folder, "unix", disks, {"disk0": target}, drive=drive, **common)
+            assert received.disks["disk0"].verified
+        daemon.quit()
+
+
+def test_another_base_is_found_before_anything_is_written(folder: Path) -> None:
+    """A13: of an image that a QEMU has open, by its allocation depths."""
+    image, target = make_image(folder, "qcow2", 4), folder / "target.raw"
+    other = bytearray((folder / "disk0.raw").read_bytes())
+    other[11 * MiB] ^= 1
+    target.write_bytes(other)
+    with StorageDaemon(folder, *image_options(image)) as daemon:
+        client = storage_daemon.QemuIo(daemon.uri("disk0"))
+        assert client.run("write -P 5 5M 100k")
+        client.close()
+        receiver = lab.Receiver(f"unix:{folder}/s", {"disk0": target}, incremental=True, verify=True)
+        with opened(daemon) as disks, pytest.raises(errors.WrongBase):
+            blkmig.send(disks, receiver.uri, shared_base=True, digests=True)
+        with pytest.raises(errors.WrongBase, match=r"disk0.* nothing was written"):
+            receiver.result()
+        daemon.quit()
+    assert target.read_bytes() == other
+
+
 # -- convergence -----------------------------------------------------------------------------------------------------
 
 
 def test_a_writer_that_is_too_quick_is_slowed_down(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     image, target = make_image(folder, "raw", 6), folder / "target.raw"
-    limit = {"bandwidth": 8 * MiB}
     with StorageDaemon(folder, *image_options(image, throttled=True)) as daemon:
         with storage_daemon.writing([(daemon.uri("disk0"), SIZE)], seed=6), opened(daemon) as disks:
 
@@ -124,11 +156,13 @@ def test_a_writer_that_is_too_quick_is_slowed_down(folder: Path, caplog: pytest.
                 while "slowed" not in caplog.text:
                     outgoing.iterate()
                 group = {"path": "/objects/disk0-limit", "property": "limits"}
-                throttled = disks[0].session._qmp.execute("qom-get", group)  # type: ignore[attr-defined]
+                throttled = disks[0].session.qmp.execute("qom-get", group)  # type: ignore[attr-defined]
                 assert throttled["bps-write"] > 0
                 outgoing.complete()
 
-            common = {"auto_converge": True, "max_bandwidth": limit["bandwidth"], "downtime_limit": 0}
+            # By then more is dirty than the link carries in a second, the least bound of a pause: let it take longer.
+            pause = {"downtime_limit": 0.001, "downtime_factor": 60_000}
+            common = {"auto_converge": True, "max_bandwidth": 8 * MiB, **pause}
             lab.migrate(folder, "unix", disks, {"disk0": target}, drive=drive, writers_after="refuse", **common)
         assert daemon.ask("qom-get", path="/objects/disk0-limit", property="limits")["bps-write"] == 0
         daemon.quit()

@@ -257,7 +257,7 @@ def test_a_guest_is_throttled_and_gets_its_own_limits_back(folder: Path) -> None
             assert 0 < writes < 900 << 20
             kept = [entry["name"] for entry in vm.execute("qom-list", path="/objects") if "blkmig" in entry["name"]]
             assert len(kept) == 1
-            throttle.restore(disk.session._qmp, kept[0])  # what the run after a killed one does
+            throttle.restore(disk.session.qmp, kept[0])  # what the run after a killed one does
             assert limits() == [900 << 20, 0, 0, 0, 50_000]
             assert disk.throttle_writers(0.4)
         assert limits() == [900 << 20, 0, 0, 0, 50_000]

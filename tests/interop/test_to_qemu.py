@@ -279,8 +279,12 @@ def test_nobody_listens(tmp_path: Path) -> None:
     assert "nobody" in outcome.stderr
 
 
-def test_incremental_onto_a_copy_of_the_base(tmp_path: Path) -> None:
-    """A raw overlay over its base goes to a qcow2 overlay over a copy of the same base."""
+@pytest.mark.parametrize("digests", [False, True])
+def test_incremental_onto_a_copy_of_the_base(tmp_path: Path, digests: bool) -> None:
+    """A raw overlay over its base goes to a qcow2 overlay over a copy of the same base.
+
+    A13: with digests, the stream says first what the base holds, which a QEMU passes over.
+    """
     size = 5 * MiB
     base = real_qemu.create_raw(tmp_path / "base.raw", real_qemu.pattern(size, seed="base"))
     top = tmp_path / "top.raw"
@@ -291,7 +295,7 @@ def test_incremental_onto_a_copy_of_the_base(tmp_path: Path) -> None:
     image = real_qemu.create_qcow2(tmp_path / "top.qcow2", size, backing_file=base, backing_fmt="raw")
     target = Target("drive0", top, image)
     with incoming(tmp_path, target) as (vm, uri), blkmig.FileBackend(top, name="drive0", base=str(base)) as disk:
-        statistics = blkmig.send([disk], uri, shared_base=True)
+        statistics = blkmig.send([disk], uri, shared_base=True, digests=digests)
         assert vm.wait_migration() == "completed"
         vm.quit()
     assert statistics.blocks == 1

@@ -21,6 +21,7 @@ FLOORS = {
     "errors": 1,
     "portable": 1,
     "units": 1,
+    "paths": 1,
     "params": 1,
     "stats": 1,
     "texts": 1,

@@ -133,7 +133,7 @@ def stress(seed: int, folder: Path) -> str:
         if migration.status != "completed":
             receiver.join()
             for disk in disks:
-                assert not disk._trackers
+                assert not disk.trackers
                 with disk.block_use("a test"):
                     disk.pwrite(b"still in use", 0) if disk.size >= 12 else None
             return migration.status

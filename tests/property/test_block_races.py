@@ -16,7 +16,7 @@ import pytest
 import sim
 
 from blkmig import params
-from blkmig.block import BlockSaveHandlers, bulk, save, send
+from blkmig.block import BlockSaveHandlers, bulk, reads, save, send
 
 MIB = sim.MIB
 SIZES = (512, 1000, MIB - 512, MIB, MIB + 512, 5 * MIB // 2, 4 * MIB, 5 * MIB + 1536)
@@ -46,11 +46,12 @@ def play(seed: int, monkeypatch: pytest.MonkeyPatch, *, packs: bool = False) -> 
         shared_base=with_base, zero_blocks=rng.random() < 0.8, granularity=rng.choice((MIB, 1 << 16, 1 << 12))
     )
     wire, handlers = sim.Wire(images), BlockSaveHandlers(disks, parameters)
-    if rng.random() < 0.7:
-        shuffled = sim.ShuffledReads(rng, max_parallel=rng.choice((1, 2, 5)), max_buffers=rng.choice((1, 3, 8)))
-        monkeypatch.setattr(handlers, "_choose_reads", lambda: shuffled)
     f: Any = wire
-    handlers.save_setup(f)
+    with monkeypatch.context() as patch:
+        if rng.random() < 0.7:
+            shuffled = sim.ShuffledReads(rng, max_parallel=rng.choice((1, 2, 5)), max_buffers=rng.choice((1, 3, 8)))
+            patch.setattr(reads, "InlineReads", lambda *, payload: shuffled)
+        handlers.save_setup(f)
     if packs:
         for bmds in handlers.blk_mig.bmds_list:
             bmds.whole_from = rng.choice((2, 1 + bmds.dirty_bitmap.bits_per_block * 3 // 4))

@@ -47,9 +47,12 @@ class Writers:
         match rng.randrange(8):
             case 0:
                 self.disk.pwrite_zeroes(offset, nbytes)
-            case 1:  # a writer that uses its own way to write, here the disk's inner one
+            case 1:  # a writer that uses its own way to write, here the one of targets
+                blk = _core.BlockBuffer()
+                blk.data[:nbytes] = rng.randbytes(nbytes)
+                blk.filled(nbytes)
                 with self.disk.writing(offset, nbytes):
-                    self.disk._pwrite(memoryview(rng.randbytes(nbytes)), offset)
+                    self.disk.write_block(blk, offset, nbytes)
             case _:
                 self.disk.pwrite(rng.randbytes(nbytes), offset)
 

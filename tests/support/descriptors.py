@@ -5,8 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+
+from blkmig.channel import sockets
 
 
 def open_descriptors() -> set[int]:
@@ -25,3 +29,17 @@ def given_back() -> Iterator[set[int]]:
     before = open_descriptors()
     yield before
     assert open_descriptors() == before
+
+
+def descriptor_to(uri: str) -> int:
+    """Return a descriptor of this process: a connected socket whose other end is at `uri`, as a channel calls it."""
+    for fd in sorted(open_descriptors()):
+        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(fd)) as sock:
+            if uri == sockets.peer_uri(sock, f"unix:{sock.getpeername()}"):
+                return fd
+    raise AssertionError(f"nothing here is connected to {uri}")
+
+
+def socket_to(uri: str) -> socket.socket:
+    """Return that socket, with a descriptor of its own."""
+    return socket.socket(fileno=os.dup(descriptor_to(uri)))

@@ -8,6 +8,7 @@ import socket
 import struct
 from collections.abc import Iterator
 
+import descriptors
 import pytest
 
 from blkmig import _core, channel, errors
@@ -28,9 +29,8 @@ def tcp_pair() -> Iterator[tuple[channel.OutputQEMUFile, channel.InputQEMUFile]]
 
 def reset(peer: channel.InputQEMUFile) -> None:
     """Close as a crashing machine does."""
-    sock = peer._transport.socket
-    assert sock is not None
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    with descriptors.socket_to(peer.uri) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     peer.abort()
 
 

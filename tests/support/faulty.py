@@ -37,4 +37,4 @@ def is_free(disk: blkmig.MemoryBackend) -> bool:
     """Return whether nothing of a migration is left on the disk."""
     with disk.block_use("a test"):
         disk.pwrite(b"free", 0)
-    return not disk._trackers
+    return not disk.trackers

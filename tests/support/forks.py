@@ -3,12 +3,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 SECONDS = 30
 """A child that hangs is ended after that."""
+
+
+@contextlib.contextmanager
+def living_child() -> Iterator[None]:
+    """Have a child that has all descriptors of this process, and does nothing, for the length of a ``with``."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(writing)
+        os.read(reading, 1)
+        os._exit(0)
+    try:
+        yield
+    finally:
+        os.close(reading)
+        os.close(writing)
+        assert os.waitpid(pid, 0)[1] == 0
 
 
 def in_a_child(call: Callable[[], object]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import blkmig
-from blkmig import channel, stats
+from blkmig import block, channel, savevm, stats
 
 MIB = 1 << 20
 SIZES = (512, 1000, MIB - 512, MIB, MIB + 512, 2 * MIB + 1000, 3 * MIB, 5 * MIB + 1536)
@@ -143,6 +143,21 @@ def left_out() -> blkmig.BlockBackend:
     found = blkmig.MemoryBackend(bytearray(b"cd"), name="cd")
     found.is_read_only = True
     return found
+
+
+def record_without_disks(tmp_path: Path, **parameters: Any) -> bytes:
+    """Return a stream whose ``block`` section holds no disk: no migration of ours sends such a one."""
+    handlers = block.BlockSaveHandlers([left_out()], blkmig.MigrationParameters(**parameters))
+    handlers.is_described = True
+    state, path = savevm.SaveState(), tmp_path / "recorded"
+    state.register_savevm_live("block", 0, 1, handlers)
+    with channel.connect(f"file:{path}", timeout=1) as f:
+        state.state_header(f)
+        state.state_setup(f)
+        state.state_complete_precopy(f)
+        state.state_end(f, {"page_size": 4096, "devices": [], "blkmig": handlers.description()})
+    state.state_cleanup()
+    return path.read_bytes()
 
 
 def record(

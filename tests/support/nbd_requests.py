@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import select
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +14,7 @@ from nbd_servers import READ, Asked, FakeServer
 
 from blkmig import errors
 from blkmig.nbd import connection as nbd_connection
+from blkmig.nbd import requests
 
 
 def connect(server: FakeServer, **options: Any) -> nbd_connection.NbdConnection:
@@ -32,6 +35,43 @@ def contents_at(offset: int, nbytes: int) -> bytes:
 
 def answer_all(asked: Asked) -> None:
     asked.reply(contents_at(asked.offset, asked.nbytes) if asked.type == READ else b"")
+
+
+@pytest.fixture
+def in_flight(monkeypatch: pytest.MonkeyPatch) -> threading.Semaphore:
+    """Return what is released for each request that a client in this process has started."""
+    started, add = threading.Semaphore(0), requests.Requests.add
+
+    def noted(those: requests.Requests, cookie: int, request: requests.Request) -> None:
+        add(those, cookie, request)
+        started.release()
+
+    monkeypatch.setattr(requests.Requests, "add", noted)
+    return started
+
+
+def await_requests(in_flight: threading.Semaphore, count: int = 1) -> None:
+    """Return when so many more were started."""
+    for _ in range(count):
+        assert in_flight.acquire(timeout=20)
+
+
+def before_waiting(monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]) -> None:
+    """Have `call` called whenever somebody is about to wait for bytes, in what is opened from now on."""
+    real = select.poll
+
+    class Poll:
+        def __init__(self) -> None:
+            self._poll = real()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._poll, name)
+
+        def poll(self, timeout: float | None = None) -> list[tuple[int, int]]:
+            call()
+            return self._poll.poll(timeout)
+
+    monkeypatch.setattr(select, "poll", Poll)
 
 
 class KeepAll:

@@ -18,10 +18,19 @@ from pathlib import Path
 
 import peers
 
+from blkmig.nbd import _libnbd
 from blkmig.nbd import uri as nbd_uri
 
 READ, WRITE, DISCONNECT, FLUSH, TRIM, CACHE, WRITE_ZEROES = range(7)
 HAS_FLAGS, READ_ONLY, SEND_FLUSH, SEND_FUA, SEND_TRIM, SEND_WRITE_ZEROES = 1, 2, 4, 8, 32, 64
+
+
+def require_libnbd() -> None:
+    """Skip the calling test, or module, unless libnbd can be loaded."""
+    try:
+        _libnbd.load()
+    except OSError as error:
+        peers.lacking(str(error))
 
 
 class Server:
@@ -217,5 +226,5 @@ class Asked:
         self.data = b""
 
     def reply(self, data: bytes = b"", *, error: int = 0) -> None:
-        """Answer it."""
+        """Answer it. Data that is missing may follow, by `send` of the server."""
         self._server.send(struct.pack(">IIQ", 0x67446698, error, self._cookie) + data)

@@ -1,13 +1,15 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Disks, threads and targets for tests of the pause."""
+"""Disks and threads for tests of the pause, and of others whose threads stand still."""
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lab
+import pytest
 
 import blkmig
 
@@ -45,6 +47,30 @@ class Call:
         if self._error is not None:
             raise self._error
         return self._value
+
+
+@contextlib.contextmanager
+def inside(owner: Any, name: str, call: Callable[[], object]) -> Iterator[None]:
+    """Have a thread run `call`, and stand still in the function `name` of `owner` for the length of a ``with``.
+
+    With all the locks that are held there, as threads may when somebody forks.
+    """
+    is_inside, go_on, original = threading.Event(), threading.Event(), getattr(owner, name)
+
+    def slow(*args: Any, **options: Any) -> Any:
+        is_inside.set()
+        assert go_on.wait(2 * LONG)
+        return original(*args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, slow)
+        running = Call(call)
+        assert is_inside.wait(LONG)
+        try:
+            yield
+        finally:
+            go_on.set()
+        running.result()
 
 
 def until(condition: Callable[[], object]) -> None:

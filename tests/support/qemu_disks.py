@@ -152,11 +152,11 @@ def write(daemon: StorageDaemon, command: str, export: str = "vol 1") -> bool:
 
 
 def daemon_exports(disk: qemu.QemuBackend) -> list[str]:
-    exports = disk.session._qmp.execute("query-block-exports")
+    exports = disk.session.qmp.execute("query-block-exports")
     return [entry["id"] for entry in exports if not entry["id"].startswith("blkmig")]
 
 
 def limits(daemon: StorageDaemon, disk: qemu.QemuBackend | None = None) -> int:
-    ask = disk.session._qmp.execute if disk else lambda command, values: daemon.ask(command, **values)
+    ask = disk.session.qmp.execute if disk else lambda command, values: daemon.ask(command, **values)
     found: int = ask("qom-get", {"path": "/objects/disk0-limit", "property": "limits"})["bps-write"]
     return found

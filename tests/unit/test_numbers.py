@@ -23,6 +23,7 @@ from number_disks import backend as backend
 
 import blkmig
 from blkmig import _core, _gate, _input, _output, _storing, block, errors, files, migration, params, qemu, sources
+from blkmig.files import dirtymap
 from blkmig.nbd import backend as nbd
 from blkmig.nbd import image
 
@@ -337,6 +338,43 @@ def test_what_no_system_call_takes_is_refused(tmp_path):
             with pytest.raises(errors.ParameterError, match="create_size must be from 0"):
                 files.FileBackend.create(tmp_path / "new", value)
     assert not (tmp_path / "new").exists()
+
+
+class Endless(blkmig.MemoryBackend):
+    """A disk that says that it is as large as a number can be; what is read of it is there."""
+
+    def __init__(self) -> None:
+        super().__init__(bytearray(MiB), name="d")
+        self.size = (1 << 63) - 1
+
+
+def test_a_disk_that_no_memory_has_an_account_of(tmp_path):
+    """A sparse file of 2^62 bytes can be made anywhere. It was a MemoryError."""
+    for granularity in (1 << 16, 1 << 20):
+        with pytest.raises(errors.ParameterError, match="a disk of 4611686018427387904 bytes is too large"):
+            blkmig.DirtyBitmap(1 << 62, granularity)
+    parameters = params.MigrationParameters()
+    for digests in (False, True):
+        with Endless() as backend, pytest.raises(errors.ParameterError, match="is too large"):
+            blkmig.send([backend], f"file:{tmp_path}/st", digests=digests)
+    with Endless() as backend, pytest.raises(errors.ParameterError, match="is too large"):
+        migration.forecast([backend], parameters, seconds=0, bandwidth=1)
+    coverage = block.BlockCoverage("d", 1 << 62)
+    with pytest.raises(errors.OutOfRange, match="no memory for it"):
+        coverage.check(((1 << 62) - MiB) // 512, 1, 0)
+
+
+@pytest.mark.parametrize("why", [OSError(12, "Cannot allocate memory"), ValueError("longer than the file")], ids=str)
+def test_a_map_that_cannot_be_mapped(tmp_path, monkeypatch, why):
+    """Its chunks are as many as its disk's size says. It was an OSError."""
+
+    def fail(fd, length):
+        raise why
+
+    dirtymap.create_map(tmp_path / "map", MiB)
+    monkeypatch.setattr(dirtymap.mmap, "mmap", fail)
+    with pytest.raises(errors.DeviceError, match="dirty map"):
+        dirtymap.DirtyMap(tmp_path / "map", size=MiB, device="d")
 
 
 @pytest.mark.parametrize("value", [np.array(["auto", "manual"]), np.array([1, 2]), ["auto"], {}, 5], ids=repr)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from forks import in_a_child
+from pauses import inside
 
 import blkmig
 from blkmig import _core, _input, _output, _storing, errors, files
@@ -246,7 +247,7 @@ def test_a_child_opens_what_it_writes(tmp_path: pathlib.Path) -> None:
 def test_a_child_whose_parent_is_in_the_gate(tmp_path: pathlib.Path) -> None:
     """The lock of the gate may be held when the fork comes: nobody in the child will give it back."""
     backend = files.MemoryBackend(bytearray(MiB), name="vda")
-    with backend._lock:
+    with inside(backend, "check_open", lambda: backend.create_dirty_bitmap(MiB)):
         assert "DeviceError" in in_a_child(lambda: backend.pwrite(b"x", 0))
         assert in_a_child(backend.close) == ""
 

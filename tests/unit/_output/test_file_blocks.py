@@ -14,6 +14,7 @@ import pytest
 
 import blkmig
 from blkmig import _core, _output, channel, errors
+from blkmig.channel import buffers
 
 MIB = _core.BLOCK_SIZE
 NBLOCKS = 12
@@ -164,11 +165,11 @@ def test_a_read_error_in_a_run_is_the_disks(path: Path, tmp_path: Path, monkeypa
             error.offset = 3 * MIB
             raise error
 
+    open_output = buffers.open_output
+    monkeypatch.setattr(buffers, "open_output", lambda fd, **options: Unreadable(open_output(fd, **options)))
     with blkmig.FileBackend(path, name="vda", writable=False) as disk:
         migration = blkmig.outgoing([disk], f"file:{tmp_path}/s")
-        with pytest.raises(errors.DeviceError) as caught, migration:  # noqa: PT012 - the run follows the first block
-            f = migration._connection.f
-            f._buffer = Unreadable(f._buffer)  # type: ignore[assignment]
+        with pytest.raises(errors.DeviceError) as caught, migration:
             migration.iterate()
     assert (caught.value.device, caught.value.offset) == ("vda", 3 * MIB)
     assert "Input/output error" in str(caught.value)

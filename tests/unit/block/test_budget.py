@@ -8,6 +8,7 @@ Python functions on the way. Both are taken as the difference between a short an
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ import lab
 import pytest
 
 import blkmig
-from blkmig import channel
-from blkmig.block import bulk, device, load, save, target
+from blkmig import _storing, channel
+from blkmig.block import buffers as block_buffers
+from blkmig.block import bulk, device, load, save, state, target
 from blkmig.block import send as block_send
-from blkmig.files import storing
+from blkmig.channel import buffers
 
 MIB = lab.MIB
 COMPILED_CALLS = 4
@@ -63,32 +65,59 @@ def send(tmp_path: Path, nblocks: int, phase: str, calls: list[str] | None) -> t
         nonlocal frames
         frames += event == "call"
 
-    with blkmig.FileBackend(source, name="d") as disk:
+    def measured(f: channel.OutputQEMUFile) -> bool:
+        if calls is not None:
+            calls.clear()
+        sys.setprofile(profile if calls is None else None)
+        try:
+            return state_iterate(f)
+        finally:
+            sys.setprofile(None)
+            done.extend(calls or ())
+
+    done: list[str] = []
+    with blkmig.FileBackend(source, name="d") as disk, pytest.MonkeyPatch.context() as patch:
+        if calls is not None:
+            count_buffers(patch, "open_output", calls)
         receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": tmp_path / "t.raw"})
         with blkmig.outgoing([disk], receiver.uri, blkmig.MigrationParameters(reading="inline")) as migration:
             if phase == "single":
-                migration._block.blk_mig.bmds_list[0].mapping = None
+                blk_mig_of(migration).bmds_list[0].mapping = None
             if phase == "dirty":
                 migration.iterate()
                 disk.mark_dirty(0, disk.size)
             if calls is not None:
                 count_sending(migration, calls)
-            sys.setprofile(profile if calls is None else None)
-            try:
-                migration.savevm.state_iterate(migration._connection.f)
-            finally:
-                sys.setprofile(None)
-            assert migration._block.blk_mig.transferred == nblocks * (2 if phase == "dirty" else 1)
-            done = list(calls or [])
+            state_iterate = migration.savevm.state_iterate
+            with patch.context() as section:
+                section.setattr(migration.savevm, "state_iterate", measured)
+                migration.iterate()
+            assert migration.stats.blocks == nblocks * (2 if phase == "dirty" else 1)
             migration.run()
         receiver.result()
     return done, frames
 
 
+def blk_mig_of(migration: blkmig.OutgoingMigration) -> state.BlkMigState:
+    """Return the state of the section `block` of a migration that is set up."""
+    [handlers] = (entry.handlers for entry in migration.savevm if isinstance(entry.handlers, save.BlockSaveHandlers))
+    return handlers.blk_mig
+
+
+def count_buffers(monkeypatch: pytest.MonkeyPatch, opening: str, calls: list[str]) -> None:
+    """Put counters around the staging buffers of channels that this thread opens from now on."""
+    original, mine = getattr(buffers, opening), threading.get_ident()
+
+    def opened(*args: Any, **options: Any) -> Any:
+        buffer = original(*args, **options)
+        return Counted(buffer, calls) if threading.get_ident() == mine else buffer
+
+    monkeypatch.setattr(buffers, opening, opened)
+
+
 def count_sending(migration: blkmig.OutgoingMigration, calls: list[str]) -> None:
-    """Put counters around the objects of the sending side."""
-    f, blk_mig = migration._connection.f, migration._block.blk_mig
-    f._buffer = Counted(f._buffer, calls)  # type: ignore[assignment]
+    """Put counters around the other objects of the sending side."""
+    blk_mig = blk_mig_of(migration)
     for bmds in blk_mig.bmds_list:
         bmds.aio_bitmap = Counted(bmds.aio_bitmap, calls)  # type: ignore[assignment]
         bmds.dirty_bitmap.bits = Counted(bmds.dirty_bitmap.bits, calls)  # type: ignore[assignment]
@@ -134,12 +163,7 @@ def receive(tmp_path: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch, call
     original: Callable[..., None] = load.BlockLoadHandlers.load_state
 
     def load_state(self: load.BlockLoadHandlers, f: channel.InputQEMUFile, version_id: int) -> None:
-        if calls is not None:
-            f._buffer = Counted(f._buffer, calls)  # type: ignore[assignment]
-            original(self, f, version_id)
-            f._buffer = f._buffer.real  # type: ignore[attr-defined]
-            return
-        sys.setprofile(profile)
+        sys.setprofile(profile if calls is None else None)
         try:
             original(self, f, version_id)
         finally:
@@ -147,23 +171,15 @@ def receive(tmp_path: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch, call
 
     monkeypatch.setattr(load.BlockLoadHandlers, "load_state", load_state)
     if calls is not None:
-        monkeypatch.setattr(storing.StoringThread, "__init__", counting_queue(calls))
+        count_buffers(monkeypatch, "open_input", calls)
+        queue, lend = _storing.StoringQueue, block_buffers.LoadBuffers.lend
+        monkeypatch.setattr(_storing, "StoringQueue", lambda *args: Counted(queue(*args), calls))
+        monkeypatch.setattr(block_buffers.LoadBuffers, "lend", lambda *args: Counted(lend(*args), calls))
         monkeypatch.setattr(target, "BlkLoadDevice", counted_device(calls))
         monkeypatch.setattr(blkmig.block, "BlkLoadDevice", target.BlkLoadDevice)
     blkmig.receive(f"file:{tmp_path}/stream", {"d": tmp_path / "u.raw"})
     monkeypatch.undo()
     return frames
-
-
-def counting_queue(calls: list[str]) -> Callable[..., None]:
-    """Return what makes the queue of blocks that are stored behind, with counters in it."""
-    original = storing.StoringThread.__init__
-
-    def init(self: storing.StoringThread, cluster: int) -> None:
-        original(self, cluster)
-        self._queue = Counted(self._queue, calls)  # type: ignore[assignment]
-
-    return init
 
 
 def counted_device(calls: list[str]) -> type[target.BlkLoadDevice]:
@@ -172,11 +188,7 @@ def counted_device(calls: list[str]) -> type[target.BlkLoadDevice]:
     class CountedDevice(target.BlkLoadDevice):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
-            self._buf = Counted(self.buffers.lend(self), calls)  # type: ignore[assignment]
             self.coverage.bits = Counted(self.coverage.bits, calls)  # type: ignore[assignment]
-
-        def join(self, *args: Any) -> None:
-            """Keep the buffer that counts."""
 
     return CountedDevice
 
@@ -217,7 +229,8 @@ def test_no_block_is_copied_in_python(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "s.raw").write_bytes(b"x" * 24 * MIB)
     disk = blkmig.FileBackend(tmp_path / "s.raw", name="d")
     with disk, blkmig.outgoing([disk], f"file:{tmp_path}/stream") as migration:
-        migration._block.blk_mig.reads.put(migration._block.blk_mig.reads.get())  # its buffer is made here
+        reads = blk_mig_of(migration).reads
+        reads.put(reads.get())  # its buffer is made here
         tracemalloc.start()
         try:
             migration.run()

@@ -16,7 +16,8 @@ import lab
 import pytest
 
 import blkmig
-from blkmig import _core, channel
+from blkmig import _core
+from blkmig.channel import buffers
 
 MIB = lab.MIB
 FRAMES = {
@@ -88,43 +89,41 @@ def check(stacks: Stacks, verbs: set[str]) -> None:
         assert len(names) <= FRAMES[verb], " < ".join(names)
 
 
-def send(disk: blkmig.BlockBackend, tmp_path: Path, stacks: Stacks) -> None:
+def note_buffers(monkeypatch: pytest.MonkeyPatch, opening: str, stacks: Stacks) -> None:
+    """Have the staging buffers of channels note who calls them."""
+    original = getattr(buffers, opening)
+    monkeypatch.setattr(buffers, opening, lambda *args, **options: Noting(original(*args, **options), stacks))
+
+
+def send(disk: blkmig.BlockBackend, tmp_path: Path) -> None:
     parameters = blkmig.MigrationParameters(reading="inline")
     with blkmig.outgoing([disk], f"file:{tmp_path}/stream", parameters) as migration:
-        f = migration._connection.f
-        f._buffer = Noting(f._buffer, stacks)  # type: ignore[assignment]
         migration.iterate()
-        f._buffer = f._buffer.real  # type: ignore[attr-defined]
         migration.complete()
 
 
-def test_block_by_block(tmp_path: Path) -> None:
+def test_block_by_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk, stacks = NotingDisk(bytearray(b"x" * 4 * MIB), name="d"), Stacks("iterate")
     disk.stacks = stacks
-    send(disk, tmp_path, stacks)
+    note_buffers(monkeypatch, "open_output", stacks)
+    send(disk, tmp_path)
     check(stacks, {"read_block", "put_block"})
 
 
-def test_runs(tmp_path: Path) -> None:
+def test_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "s.raw").write_bytes(b"x" * 4 * MIB)
     stacks = Stacks("iterate")
+    note_buffers(monkeypatch, "open_output", stacks)
     with blkmig.FileBackend(tmp_path / "s.raw", name="d") as disk:
-        send(disk, tmp_path, stacks)
+        send(disk, tmp_path)
     check(stacks, {"put_file_blocks", "put_block"})
 
 
 def test_receiving(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     disk, stacks = NotingDisk(bytearray(4 * MIB), name="d"), Stacks("run")
     disk.stacks = stacks
-    send(blkmig.MemoryBackend(bytearray(b"x" * 4 * MIB), name="d"), tmp_path, Stacks("iterate"))
-    original = channel.Listener.accept
-
-    def accept(*args: Any, **options: Any) -> channel.InputQEMUFile:
-        f = original(*args, **options)
-        f._buffer = Noting(f._buffer, stacks)  # type: ignore[assignment]
-        return f
-
-    monkeypatch.setattr(channel.Listener, "accept", accept)
+    send(blkmig.MemoryBackend(bytearray(b"x" * 4 * MIB), name="d"), tmp_path)
+    note_buffers(monkeypatch, "open_input", stacks)
     blkmig.receive(f"file:{tmp_path}/stream", {"d": disk})
     check(stacks, {"next_run", "get_block", "write_block"})
 

@@ -66,6 +66,7 @@ EOS = record(2)
         (record(9, 4096) + record(9, 6144) + EOS, [("zero", 4096, 1), ("zero", 6144, 1)], 0),
         (record(9, 4096) + record(9, 0) + EOS, [("zero", 4096, 1), ("zero", 0, 1)], 0),
         (record(2, 12345) + b"rest", [], 4),
+        (record(2, 0x7E << 47) + EOS, [], 8),  # a size of 1.1 PB begins as a footer does
     ],
 )
 def test_flags_in_combination(tmp_path: Path, records: bytes, calls: list[object], left: int) -> None:

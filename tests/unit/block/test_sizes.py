@@ -23,7 +23,7 @@ def heard(words: list[bytes], most: int) -> block.SaidSizes:
     return said
 
 
-@pytest.mark.parametrize("size", [0, 1, 511, 512, MiB + 3, (1 << 51) - 1, 1 << 51, (1 << 63) - 1])
+@pytest.mark.parametrize("size", [0, 1, 511, 512, MiB + 3, 126 << 43, (1 << 51) - 1, 1 << 51, (1 << 63) - 1])
 def test_what_is_said_is_heard(size: int) -> None:
     disks = [(b"vda", size), ("ü".encode(), 5), (b"\xff" * 255, size)]
     words = sizes.say(disks)

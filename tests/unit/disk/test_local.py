@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from pauses import Call, until
 
 from blkmig import errors, files
 
@@ -43,6 +44,12 @@ def thread(function, *args) -> Iterator[threading.Thread]:
         assert not runner.is_alive()
 
 
+def waiting_at(condition: type[threading.Condition], monkeypatch: pytest.MonkeyPatch) -> files.MemoryBackend:
+    """Return a disk whose callers wait at a condition of this kind."""
+    with monkeypatch.context() as patch:
+        patch.setattr(threading, "Condition", condition)
+        return files.MemoryBackend(bytearray(MiB), name="m")
+
 
 class TestHold:
     def test_it_waits_for_writers_in_flight_and_finds_their_marks(self):
@@ -57,8 +64,7 @@ class TestHold:
         with thread(backend.pwrite, b"abc", 2 * MiB):
             assert backend.entered.acquire(timeout=LONG)
             with thread(hold):
-                while not backend._held:
-                    pass
+                until(lambda: backend.is_held)
                 assert not held.is_set()
                 assert not bitmap.is_dirty(2)
                 backend.go_on.release()
@@ -139,8 +145,8 @@ class TestHold:
                 while not cancelled.is_set():
                     backend.release_writers()
             backend.go_on.release()
-        assert not backend._held
-        assert backend._passages.writers == 0
+        assert not backend.is_held
+        Call(backend.hold_writers).result()  # nobody is inside
 
     def test_a_cancel_ends_a_hold_that_waits(self):
         """B5: a writer that hangs inside the gate does not keep a cancel from being heard."""
@@ -158,7 +164,7 @@ class TestHold:
                 while not cancelled.is_set():
                     backend.cancel()
             backend.go_on.release()
-        assert not backend._held
+        assert not backend.is_held
         backend.cancel()
         backend.hold_writers()  # which does not wait
         backend.release_writers()
@@ -171,12 +177,11 @@ class TestHold:
         assert backend.written_bytes() == 1103
 
     def test_an_interrupted_hold_lets_writers_go_on(self, monkeypatch):
-        backend = files.MemoryBackend(bytearray(MiB), name="m")
+        class Interrupted(threading.Condition):
+            def wait_for(self, predicate, timeout=None):
+                raise KeyboardInterrupt
 
-        def interrupt(predicate, timeout):
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(backend._gate, "wait_for", interrupt)
+        backend = waiting_at(Interrupted, monkeypatch)
         with pytest.raises(KeyboardInterrupt):
             backend.hold_writers()
         backend.pwrite(b"abc", 0)
@@ -310,17 +315,18 @@ class TestClose:
 
 class TestThrottle:
     def test_a_throttled_writer_enters_in_its_slice_only(self, monkeypatch):
-        backend = files.MemoryBackend(bytearray(MiB), name="m")
-        assert backend.throttle_writers(0.25)
         waited = []
         clock = [100.0 + 0.02]
+
+        class Noted(threading.Condition):
+            def wait(self, timeout=None):
+                waited.append(round(timeout, 6))
+                clock[0] += timeout
+                return False
+
+        backend = waiting_at(Noted, monkeypatch)
+        assert backend.throttle_writers(0.25)
         monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-
-        def wait(seconds):
-            waited.append(round(seconds, 6))
-            clock[0] += seconds
-
-        monkeypatch.setattr(backend._gate, "wait", wait)
         backend.pwrite(b"a", 0)  # too late in the first slice: waits for the second
         backend.pwrite(b"b", 1)
         clock[0] += 0.012

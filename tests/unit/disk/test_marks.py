@@ -12,9 +12,9 @@ from collections.abc import Callable
 import pytest
 from number_disks import MiB
 from number_disks import backend as backend
+from pauses import Call, until
 
-import blkmig
-from blkmig import files
+from blkmig import disk, errors, files
 from blkmig.disk import dirty
 from blkmig.files import dirtymap, sharedmap
 
@@ -57,12 +57,13 @@ def test_an_interrupt_never_leaves_a_write_unmarked(verb):
                     call()
             assert bitmap.count_blocks() or data[:3] == b"xxx" or (verb == "mark_dirty" and not marked)
             signal.setitimer(signal.ITIMER_REAL, 0)
-            assert backend._passages.writers == backend._passages.readers == 0
             backend.release_dirty_bitmap(bitmap)
+            Call(backend.hold_writers).result()  # which waits for nobody
+            backend.release_writers()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-    backend.hold_writers()  # waits for nobody
+    Call(backend.close).result()  # nor does that
 
 
 def test_a_mark_that_fails_for_good_marks_everything(monkeypatch):
@@ -72,7 +73,7 @@ def test_a_mark_that_fails_for_good_marks_everything(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         backend.pwrite(b"abc", 0)
     assert bitmap.count_blocks() == 4
-    assert backend._passages.writers == 0
+    Call(backend.hold_writers).result()  # which waits for nobody
 
 
 def test_marks_of_a_shared_map_outlive_an_interrupt(tmp_path, monkeypatch):
@@ -92,30 +93,33 @@ def test_marks_of_a_shared_map_outlive_an_interrupt(tmp_path, monkeypatch):
         assert bitmap.is_dirty(1)
 
 
-def test_a_close_waits_for_who_reads(tmp_path, monkeypatch):
+def test_a_close_waits_for_who_reads(tmp_path):
     """A descriptor that is closed under a reader may be another file's by the time it reads on."""
-    (tmp_path / "d").write_bytes(b"abc" * 1000)
-    backend = files.FileBackend(tmp_path / "d")
     entered, go_on = threading.Event(), threading.Event()
-    original = type(backend)._pread_into
 
-    def slow(self, view, offset):
-        entered.set()
-        assert go_on.wait(30)
-        original(self, view, offset)
+    class SlowDisk(files.FileBackend):
+        def _pread_into(self, view, offset):
+            entered.set()
+            assert go_on.wait(30)
+            super()._pread_into(view, offset)
 
-    monkeypatch.setattr(type(backend), "_pread_into", slow)
-    found = []
-    reader = threading.Thread(target=lambda: found.append(backend.pread(0, 3)))
-    reader.start()
+    (tmp_path / "d").write_bytes(b"abc" * 1000)
+    backend = SlowDisk(tmp_path / "d")
+    reading = Call(lambda: backend.pread(0, 3))
     assert entered.wait(30)
-    closer = threading.Thread(target=backend.close)
-    closer.start()
-    while not backend._closed:
-        pass
+    closing = Call(backend.close)
+    until(lambda: is_closed(backend))
     go_on.set()
-    closer.join(30)
-    reader.join(30)
-    assert found == [b"abc"]
-    with pytest.raises(blkmig.errors.DeviceError, match="closed"):
+    closing.result()
+    assert reading.result() == b"abc"
+    with pytest.raises(errors.DeviceError, match="closed"):
         backend.pread(0, 3)
+
+
+def is_closed(backend: disk.LocalBackend) -> bool:
+    """Return whether a disk takes no calls any more."""
+    try:
+        backend.check_open()
+    except errors.DeviceError:
+        return True
+    return False

@@ -107,7 +107,7 @@ def test_writes_behind_the_end_are_refused_whatever_their_type(backend):
             with pytest.raises(errors.DeviceError, match="outside the disk"):
                 write(offset)
     if isinstance(backend, files.FileBackend):
-        assert pathlib.Path(backend._top.path).stat().st_size == SIZE
+        assert pathlib.Path(backend.files[0].path).stat().st_size == SIZE
 
 
 def test_a_write_at_a_small_number_is_marked(backend):

@@ -59,7 +59,7 @@ def test_an_oserror_of_a_source(tmp_path: Path, verb: str, writers_after: str) -
     if caught is not None:
         assert (caught.value.device, caught.value.errno) == ("theirs", errno.EIO)
     assert migration.status == ("failed" if is_used else "completed")
-    assert not disk._trackers
+    assert not disk.trackers
 
 
 @pytest.mark.parametrize("verb", TARGET_VERBS)

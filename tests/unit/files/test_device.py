@@ -69,7 +69,7 @@ def test_zeroes(device, path, way, monkeypatch):
         monkeypatch.setattr(_core, "punch_hole", unsupported)
     if way == "none":
         monkeypatch.setattr(_core, "zero_out", unsupported)
-    monkeypatch.setattr(blockdevice, "_ZERO_STEP", MiB)
+    monkeypatch.setattr(blockdevice, "ZERO_STEP", MiB)
     contents = bytearray(b"\xaa" * SIZE)
     with files.FileBackend(device) as backend:
         for offset, nbytes in ((5, 3), (511, 2), (1000, 2 * MiB + 77), (SIZE - 10, 10), (2 * MiB + 4608, 512), (0, 0)):

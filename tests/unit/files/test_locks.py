@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import forks
 import peers
 import pytest
 
@@ -110,7 +111,7 @@ class TestInProcess:
 
     def test_an_exclusive_lock_of_another_program(self, image):
         with descriptor(image) as other, descriptor(image) as fd:
-            fcntl.fcntl(other, 37, locks._FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+            fcntl.fcntl(other, 37, locks.FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
             with pytest.raises(errors.DeviceBusy, match="another program locks it exclusively"):
                 locks.acquire(fd, locks.READER, device="vda")
 
@@ -266,21 +267,11 @@ class TestAgainstQemu:
 class TestOtherProcesses:
     def test_a_forked_child_does_not_keep_the_locks(self, image):
         """B6: closing is not enough, for the child has a duplicate."""
-        reader, writer = os.pipe()
         backend = files.FileBackend(image)
-        child = os.fork()
-        if not child:
-            os.close(writer)
-            os.read(reader, 1)  # until the parent is done with it
-            os._exit(0)
-        backend.close()
-        try:
+        with forks.living_child():
+            backend.close()
             with files.FileBackend(image):
                 pass
-        finally:
-            os.close(writer)
-            os.close(reader)
-            os.waitpid(child, 0)
 
     def test_a_childs_close_leaves_the_parents_locks(self, image):
         """They are locks of one open file description."""

@@ -35,7 +35,6 @@ class BusyDisk(blkmig.MemoryBackend):
     def __init__(self, nblocks: int, rate: float, clock: Clock) -> None:
         super().__init__(bytearray(b"x" * nblocks * MIB), name="d")
         self.rate, self.clock = rate, clock
-        self.is_held = False
         self._due = 0.0
         self._next = 0
 
@@ -49,10 +48,6 @@ class BusyDisk(blkmig.MemoryBackend):
             self._next = (self._next + MIB) % self.size
             self.pwrite(b"w", self._next)
         return is_zero
-
-    def hold_writers(self) -> None:
-        super().hold_writers()
-        self.is_held = True
 
 
 def migrate(tmp_path: Path, rate: float, **parameters: object) -> blkmig.stats.OutgoingStatistics:

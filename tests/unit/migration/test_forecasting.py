@@ -105,7 +105,6 @@ class LoadedDisk(blkmig.MemoryBackend):
     def __init__(self, nblocks: int, clock: Clock) -> None:
         super().__init__(bytearray(b"x" * nblocks * MIB), name="d")
         self.clock = clock
-        self.is_held = False
         self._nblocks = nblocks
         self._writers: list[tuple[float, Callable[[], float]]] = []  # writes a second, and which block comes next
         self._due: list[float] = []
@@ -154,10 +153,6 @@ class LoadedDisk(blkmig.MemoryBackend):
     def read_extents(self, blk: _core.BlockBuffer, extents: list[tuple[int, int]]) -> None:
         super().read_extents(blk, extents)
         self.pass_by(READ_SECONDS * sum(nbytes for _, nbytes in extents) / MIB)
-
-    def hold_writers(self) -> None:
-        super().hold_writers()
-        self.is_held = True
 
 
 def hot_spot(disk: LoadedDisk, rng: random.Random) -> None:

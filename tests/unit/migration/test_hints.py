@@ -5,36 +5,46 @@ from __future__ import annotations
 
 import itertools
 import re
+import socket
 from pathlib import Path
 
 import pytest
+import return_paths
 
 import blkmig
-from blkmig import errors, params
+from blkmig import errors, params, savevm
 from blkmig.migration import connection
 
 MIB = 1 << 20
 
 
-def hint(**options: bool | None) -> str:
-    return connection.Connection("tcp:a:1", None, **options)._hint()  # type: ignore[arg-type]
+def hint(link: connection.Connection) -> str:
+    """Return what is said of a link that breaks, behind where that was."""
+    with pytest.raises(errors.ChannelError) as caught, link.explaining_errors():
+        raise errors.ChannelError("sending", uri="tcp:a:1", cause="Broken pipe")
+    return str(caught.value).removeprefix("sending: Broken pipe [tcp:a:1]; ")
+
+
+def hint_of(**options: bool | None) -> str:
+    return hint(connection.Connection("tcp:a:1", return_paths.NO_BLOCKS, **options))
 
 
 def test_what_a_qemu_may_lack_is_told_of_what_may_be_a_qemu() -> None:
     """E13: with --qemu as a fact, else as a possibility, and not at all of a blkmig."""
-    assert "a QEMU that goes away has no drive of that id" in hint(is_qemu=True)
-    assert "if it is a QEMU, it has no drive of that id" in hint()
-    assert hint(is_qemu=False) == "look at the target's messages"
+    assert "a QEMU that goes away has no drive of that id" in hint_of(is_qemu=True)
+    assert "if it is a QEMU, it has no drive of that id" in hint_of()
+    assert hint_of(is_qemu=False) == "look at the target's messages"
 
 
 def test_who_says_pong_unasked_is_no_qemu() -> None:
     """E13: a blkmig that flushes gives signs of life; a QEMU answers PINGs alone."""
-    link = connection.Connection("tcp:a:1", None)  # type: ignore[arg-type]
-    link._barriers = 1
-    assert link._is_answer(connection.BARRIER_PING + 1)
-    assert not link._is_answer(7)
-    link._is_no_qemu()
-    assert "QEMU" not in link._hint()
+    for value, may_be_qemu in ((connection.BARRIER_PING + 1, True), (connection.ASK_TREES, True), (7, False)):
+        with return_paths.linked() as (link, target):
+            link.begin_barrier(savevm.SaveState())
+            target.sendall(return_paths.message(return_paths.PONG, value))
+            link.check_target()
+            target.shutdown(socket.SHUT_RDWR)
+            assert ("QEMU" in hint(link)) is may_be_qemu
 
 
 @pytest.mark.parametrize("content", [b"\0", b"x"])

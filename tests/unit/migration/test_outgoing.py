@@ -54,7 +54,7 @@ class Disk(blkmig.MemoryBackend):
         """Return whether nothing of a migration is left on the disk."""
         with self.block_use("a test"):
             self.pwrite(b"free", 0)
-        return not self._trackers
+        return not self.trackers
 
 
 def migration_of(
@@ -203,7 +203,7 @@ def test_a_disk_that_is_written_while_it_is_held(tmp_path: Path) -> None:
     disk = Disk()
 
     def write_past_the_gate() -> None:
-        for tracker in disk._trackers:
+        for tracker in disk.trackers:
             tracker.mark(0, 1)
 
     migration = migration_of([disk], tmp_path)

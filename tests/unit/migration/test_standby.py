@@ -40,17 +40,17 @@ class Wakeups:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._tokens: queue.SimpleQueue[None] = queue.SimpleQueue()
-        self.waits = 0
+        self._tokens: list[None] = []
 
     def put(self, token: None) -> None:
-        self._tokens.put(token)
+        self._tokens.append(token)
 
     def get(self, *, timeout: float) -> None:
-        self.waits += 1
-        if self._tokens.empty():
+        if not self._tokens:
             self._clock.pass_by(timeout)
-        self._tokens.get_nowait()
+        if not self._tokens:
+            raise queue.Empty
+        self._tokens.pop()
 
 
 class WrittenDisk(blkmig.MemoryBackend):
@@ -59,7 +59,6 @@ class WrittenDisk(blkmig.MemoryBackend):
     def __init__(self, clock: Clock, rate: float) -> None:
         super().__init__(bytearray(b"x" * 64 * MIB), name="d")
         self._clock, self._rate, self._due, self._next = clock, rate, 0.0, 0
-        self.is_held = False
         clock.tick = self.write
 
     def read_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
@@ -74,10 +73,6 @@ class WrittenDisk(blkmig.MemoryBackend):
             self._next = (self._next + 7 * MIB) % self.size
             self.pwrite(b"w", self._next)
 
-    def hold_writers(self) -> None:
-        super().hold_writers()
-        self.is_held = True
-
 
 def wait_for_switchover(tmp_path: Path, rate: float, seconds: float, **parameters: Any) -> tuple[Any, list[Any]]:
     """Migrate with a switchover that comes after `seconds`; return the statistics and the rounds that were told."""
@@ -90,10 +85,11 @@ def wait_for_switchover(tmp_path: Path, rate: float, seconds: float, **parameter
             told.append(event)
 
     receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "t.raw"})
-    outgoing = blkmig.migration.OutgoingMigration(
-        [disk], receiver.uri, chosen, on_progress=on_progress, clock=clock
-    )
-    outgoing._convergence._standby._wakeups = Wakeups(clock)  # type: ignore[assignment]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(queue, "SimpleQueue", lambda: Wakeups(clock))
+        outgoing = blkmig.migration.OutgoingMigration(
+            [disk], receiver.uri, chosen, on_progress=on_progress, clock=clock
+        )
     tick = clock.tick
 
     def tick_and_switch(passed: float) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
-import os
 import subprocess
 import sys
 import threading
@@ -16,18 +15,16 @@ from typing import Any
 import forks
 import nbd_servers
 import pytest
-from nbd_requests import KeepAll, answer_all, contents_at, expect
+from nbd_requests import KeepAll, answer_all, connect, contents_at, expect
 from nbd_servers import FLUSH, READ, TRIM, WRITE, WRITE_ZEROES, Asked, FakeServer
+from pauses import inside
 
 from blkmig import _core, errors
 from blkmig.disk import dirty
-from blkmig.nbd import _libnbd, inflight, requests
+from blkmig.nbd import _libnbd, extents, inflight, requests
 from blkmig.nbd import backend as nbd
 
-try:
-    _libnbd.load()
-except OSError as error:
-    nbd_servers.peers.lacking(str(error))
+nbd_servers.require_libnbd()
 
 
 MiB = 1 << 20
@@ -126,33 +123,34 @@ def test_a_forked_child_leaves_the_connection_alone(monkeypatch: pytest.MonkeyPa
     with target(answer_all) as (_, disk):
         disk.write_block(block_of(6), 0, MiB)
         disk.write_block(block_of(7), 0, MiB)
-        handle = disk._export.connection._handle
-        calls = (lambda: disk.pread(0, 10), lambda: disk.write_block(block_of(7), 0, MiB),
-                 disk.rest, disk.flush, lambda: handle.wait(requests.Request(None)))  # fmt: skip
-        for lock in (disk._export._writes._lock, handle._lock):
-            with lock:  # as a thread of the parent may, when the fork comes
-                for call in calls:
-                    assert "the connection is the parent process's" in forks.in_a_child(call)
-                assert forks.in_a_child(disk.cancel) == ""
-                assert forks.in_a_child(disk.close) == ""
+        calls = (lambda: disk.pread(0, 10), lambda: disk.write_block(block_of(7), 0, MiB), disk.rest, disk.flush)
+        with inside(requests.Requests, "add", lambda: disk.write_block(block_of(8), 0, MiB)):
+            for call in calls:
+                assert "the connection is the parent process's" in forks.in_a_child(call)
+            assert forks.in_a_child(disk.cancel) == ""
+            assert forks.in_a_child(disk.close) == ""
         disk.write_block(block_of(7), 0, MiB)
         disk.flush()
 
 
+def test_a_forked_child_waits_for_no_answer() -> None:
+    """C13: not to a request that its parent has started."""
+    with FakeServer(answer_all) as server, contextlib.closing(connect(server)) as connection:
+        request = connection.start_write(bytearray(512), 0)
+        assert request is not None
+        with inside(requests.Requests, "add", lambda: connection.pwrite(b"x", MiB)):
+            said = forks.in_a_child(lambda: connection.finish_write(request, 0, 512))
+        assert "the connection is the parent process's" in said
+        connection.finish_write(request, 0, 512)
+
+
 def test_a_forked_child_does_not_keep_the_connection_open() -> None:
     """The server must see that its client has gone, although a child lives on."""
-    with target(answer_all) as (server, disk):
-        reader, writer = os.pipe()
-        child = os.fork()
-        if not child:
-            os.close(writer)
-            os.read(reader, 1)
-            os._exit(0)
-        os.close(reader)
-        disk._export.connection._handle._fail(OSError(errno.EIO, "an end without a good-bye"))
-        assert server.has_ended(20)
-        os.close(writer)
-        assert os.waitpid(child, 0)[1] == 0
+    with target(lambda asked: server.send(b"nonsense" * 4)) as (server, disk):
+        with forks.living_child():
+            with pytest.raises(errors.DeviceError):
+                disk.pread(0, 512)  # an end without a good-bye
+            assert server.has_ended(20)
 
 
 def test_zeros_are_zeroed_and_never_trimmed() -> None:
@@ -188,25 +186,24 @@ def test_writer_in_this_process_is_tracked(granularity: int) -> None:
     assert server.counted()[WRITE] == 1
 
 
-def test_new_tracker_and_marks_forget_what_was_asked() -> None:
+def test_new_tracker_and_marks_forget_what_was_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     """A hole seen before a write must not be believed after the write's mark was cleared."""
+    forgotten = 0
 
-    class Forgetful:
-        forgotten = 0
+    def forget(_: extents.Extents) -> None:
+        nonlocal forgotten
+        forgotten += 1
+        assert not any(bitmap.is_dirty(0) for bitmap in bitmaps), "it was marked before it was forgotten"
 
-        def forget(self) -> None:
-            self.forgotten += 1
-            assert not any(bitmap.is_dirty(0) for bitmap in bitmaps), "it was marked before it was forgotten"
-
+    monkeypatch.setattr(extents.Extents, "forget", forget)
     bitmaps: list[dirty.DirtyBitmap] = []
     with target(answer_all) as (_, disk):
-        disk._export.extents = known = Forgetful()  # type: ignore[assignment]
         bitmaps.append(disk.create_dirty_bitmap(MiB))
-        assert known.forgotten == 1
+        assert forgotten == 1
         for write in (lambda: disk.pwrite(b"x", 5), lambda: disk.pwrite_zeroes(5, 1), lambda: disk.mark_dirty(5, 1)):
-            before = known.forgotten
+            before = forgotten
             write()
-            assert known.forgotten > before
+            assert forgotten > before
             assert bitmaps[0].take_block(0)
 
 

@@ -5,23 +5,19 @@ from __future__ import annotations
 
 import errno
 import threading
-import time
 from collections.abc import Callable
 from concurrent import futures
 
 import nbd_servers
 import pytest
-from nbd_requests import KeepAll, answer_all, connect, contents_at, expect
+from nbd_requests import KeepAll, answer_all, before_waiting, connect, contents_at, expect
 from nbd_servers import READ, WRITE, WRITE_ZEROES, Asked, FakeServer
 
 from blkmig import errors
-from blkmig.nbd import _libnbd, reading
+from blkmig.nbd import reading
 from blkmig.nbd import connection as nbd_connection
 
-try:
-    _libnbd.load()
-except OSError as error:
-    nbd_servers.peers.lacking(str(error))
+nbd_servers.require_libnbd()
 
 
 MiB = 1 << 20
@@ -170,7 +166,7 @@ def test_many_threads_and_errors_at_random() -> None:
     assert failures == 800
 
 
-def test_write_goes_on_while_another_thread_waits() -> None:
+def test_write_goes_on_while_another_thread_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A write fills the socket while the leader waits for a reply, which comes only after that write."""
     read_seen = threading.Event()
     reads: list[Asked] = []
@@ -183,13 +179,15 @@ def test_write_goes_on_while_another_thread_waits() -> None:
             asked.reply()
             reads.pop().reply(bytes(512))
 
+    waits = threading.Event()
+    before_waiting(monkeypatch, waits.set)
     with FakeServer(answer) as server:
         connection = connect(server, request_timeout=5)
+        waits.clear()
         with futures.ThreadPoolExecutor(1) as pool:
-            reading = pool.submit(connection.pread_into, bytearray(512), 0)
+            pending = pool.submit(connection.pread_into, bytearray(512), 0)
             assert read_seen.wait(10)
-            while not connection._handle._polling:  # it leads, and waits
-                time.sleep(0)
+            assert waits.wait(10), "it leads"
             connection.pwrite(bytes(32 * MiB), 0)
-            reading.result()
+            pending.result()
         connection.close()

@@ -8,24 +8,19 @@ import random
 import socket
 import struct
 import threading
-import time
 from collections.abc import Callable
 from concurrent import futures
 
 import nbd_servers
 import pytest
-from nbd_requests import answer_all, connect, expect
+from nbd_requests import answer_all, before_waiting, connect, expect
 from nbd_servers import Asked, FakeServer
 
 from blkmig import errors
-from blkmig.nbd import _libnbd
 from blkmig.nbd import connection as nbd_connection
 from blkmig.nbd import uri as nbd_uri
 
-try:
-    _libnbd.load()
-except OSError as error:
-    nbd_servers.peers.lacking(str(error))
+nbd_servers.require_libnbd()
 
 
 def waiting_threads(connection: nbd_connection.NbdConnection, count: int) -> list[futures.Future[None]]:
@@ -89,11 +84,11 @@ def test_server_silent() -> None:
 
 def test_a_cancel_ends_every_wait_for_a_silent_server() -> None:
     """B5: leader and followers, and whatever comes later."""
-    with FakeServer(lambda asked: None) as server:
+    answer, all_seen = when_seen(3)
+    with FakeServer(answer) as server:
         connection = connect(server, request_timeout=120)
         waiting = waiting_threads(connection, 3)
-        while connection._handle.in_flight < 3:
-            time.sleep(0)
+        assert all_seen.wait(10)
         connection.cancel()
         for one in waiting:
             with pytest.raises(errors.Cancelled):
@@ -148,13 +143,14 @@ def test_server_talks_nonsense() -> None:
         connection.close()
 
 
-def test_interrupted_reader_leaves_its_buffer_alone() -> None:
+def test_interrupted_reader_leaves_its_buffer_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an interrupted read left in flight must not be written into memory that is used for something else."""
     answered: list[Asked] = []
     with FakeServer(answered.append) as server:
+        is_due = threading.Event()
+        before_waiting(monkeypatch, lambda: interrupt() if is_due.is_set() else None)
         connection = connect(server)
-        handle = connection._handle
-        handle._move_bytes_once = interrupted  # type: ignore[method-assign]
+        is_due.set()
         buffer = bytearray(512)
         with pytest.raises(KeyboardInterrupt):
             connection.pread_into(buffer, 0)
@@ -166,7 +162,7 @@ def test_interrupted_reader_leaves_its_buffer_alone() -> None:
     buffer.clear()  # nothing holds on to it
 
 
-def interrupted(timeout: float) -> None:
+def interrupt() -> None:
     raise KeyboardInterrupt
 
 

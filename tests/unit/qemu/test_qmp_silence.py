@@ -3,21 +3,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
-import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import forks
 import pytest
+from pauses import inside
 from qmp_monitor import GREETING, Answer, Monitor, echo, event
 from qmp_monitor import connect as connect
 
@@ -155,23 +157,25 @@ def test_the_librarys_log_is_nobodys_business(connect: Callable[[Answer], qmp.Qm
     handler.emit = heard.append  # type: ignore[method-assign]
     logging.getLogger().addHandler(handler)
     try:
-        connection = connect(lambda request: [] if request["execute"] == "slow" else echo(request))
+        connection = connect(slow_or_late)
+        connection.listen(("STOP",), complain)
         with pytest.raises(qmp.QmpTimeout):
             connection.execute("slow", wait=0.05)
-        monitor_says_late(connection)
-        connection._loop.call_exception_handler({"message": "Task exception was never retrieved"})
+        connection.execute("quick")
         connection.close()
     finally:
         logging.getLogger().removeHandler(handler)
     assert [record.getMessage() for record in heard if record.levelno >= logging.WARNING] == []
 
 
-def monitor_says_late(connection: qmp.QmpConnection) -> None:
-    """Have an answer come that nobody waits for any more, which is what the library complains of."""
-    from qemu.qmp import Message
+def slow_or_late(request: dict[str, Any]) -> list[dict[str, Any] | None]:
+    """Say nothing, or an answer that nobody waits for any more, and an event, before the answer."""
+    return [] if request["execute"] == "slow" else [{"return": {}, "id": "nobody"}, event("STOP"), *echo(request)]
 
-    late = Message(b'{"return": {}, "id": "nobody"}', eager=True)
-    connection._submit(connection._client._on_message(late)).result(20)
+
+def complain(_: qmp.Event) -> None:
+    """Say to the loop what asyncio says of a task that nobody waits for any more."""
+    asyncio.get_running_loop().call_exception_handler({"message": "Task exception was never retrieved"})
 
 
 def test_a_socket_that_greets_and_says_nothing_more(tmp_path: Path) -> None:
@@ -195,18 +199,18 @@ def test_a_forked_child_is_refused_at_once(connect: Callable[[Answer], qmp.QmpCo
     """The thread that serves the connection is its parent's; nobody would wake who waits, or free a lock."""
     connection = connect(echo)
     command = connection.start("x")
-    for call in (
-        lambda: connection.execute("x"),
-        command.result,
-        lambda: connection.wait_event("E", bool),
-        lambda: connection.listen(("E",), print),
-        lambda: connection.drop_events("E"),
-        lambda: connection.is_gone,
-    ):
-        with connection._events._changed:
+    asked = types.SimpleNamespace(look=lambda: "it is there")
+    with inside(asked, "look", lambda: connection.wait_for(lambda: asked.look(), "something")):
+        for call in (
+            lambda: connection.execute("x"),
+            command.result,
+            lambda: connection.wait_event("E", bool),
+            lambda: connection.listen(("E",), print),
+            lambda: connection.drop_events("E"),
+            lambda: connection.is_gone,
+        ):
             said = forks.in_a_child(call)
             assert "the connection is the parent process's: open the disk after the fork" in said, said
-    with connection._events._changed:
         assert forks.in_a_child(connection.cancel) == ""
         assert forks.in_a_child(connection.close) == ""
     assert connection.execute("x", {"a": 1}) == {"a": 1}
@@ -214,16 +218,8 @@ def test_a_forked_child_is_refused_at_once(connect: Callable[[Answer], qmp.QmpCo
 
 def test_a_forked_child_does_not_keep_the_monitor_busy(tmp_path: Path) -> None:
     """A monitor serves one client at a time, and shall see that ours has gone although a child lives on."""
-    reader, writer = os.pipe()
     with contextlib.closing(Monitor(tmp_path / "qmp", echo)) as monitor:
         connection = qmp.QmpConnection(tmp_path / "qmp")
-        child = os.fork()
-        if not child:
-            os.close(writer)
-            os.read(reader, 1)
-            os._exit(0)
-        os.close(reader)
-        connection.close()
-        assert monitor.ended.wait(20)
-        os.close(writer)
-        assert os.waitpid(child, 0)[1] == 0
+        with forks.living_child():
+            connection.close()
+            assert monitor.ended.wait(20)
