@@ -35,13 +35,14 @@ class PackTally:
     end: int = 0
     """Where the farthest extent ends."""
 
-    def add(self, extents: Extents, blocks: int) -> None:
-        """Count a pack before which so many blocks of the disk went, or came.
+    def add(self, extents: Extents, *, number: int, blocks: int, resent: int, resent_sum: int) -> None:
+        """Count a pack before which so many blocks of the disk went, or came; of the others see `BlockCoverage`.
 
-        Its place among the blocks, and its place among the packs, are in the chain with its extents.
+        `number` is how many packs of all disks there were before. So its place among the packs, and its place among the
+        blocks, are in the chain with its extents.
         """
-        flat = itertools.chain.from_iterable(extents)
-        self.chain = zlib.crc32(struct.pack(f">Q{'QI' * len(extents)}", blocks, *flat), self.chain)
+        numbers = number, blocks, resent, resent_sum % (1 << 64), *itertools.chain.from_iterable(extents)
+        self.chain = zlib.crc32(struct.pack(f">QQQQ{'QI' * len(extents)}", *numbers), self.chain)
         self.packs += 1
         self.nbytes += sum(nbytes for _, nbytes in extents)
         self.end = max(self.end, sum(extents[-1]))
@@ -118,6 +119,10 @@ class BlockCoverage:
         start = self._tail_sector if is_tail and self._tail_sector else last * _core.SECTORS_PER_BLOCK
         self.end_sector = max(self.end_sector, start + _core.SECTORS_PER_BLOCK)
         return before
+
+    def add_pack(self, extents: Extents, *, number: int, blocks: int) -> None:
+        """Note that a pack has come, after `number` packs of all disks and so many blocks of this one."""
+        self.packs.add(extents, number=number, blocks=blocks, resent=self.resent_blocks, resent_sum=self.resent_sum)
 
     def check_pack(self, extents: Extents, position: int) -> None:
         """Raise :class:`~blkmig.errors.OutOfRange` unless the pack, read at `position`, lies inside the disk."""

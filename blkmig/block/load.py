@@ -21,8 +21,8 @@ class LoadDevice(Protocol):
     def load_block(self, f: channel.InputQEMUFile, sector: int, position: int) -> None:
         """Take the payload of one block out of `f`, 1 MiB."""
 
-    def load_pack(self, f: channel.InputQEMUFile, extents: Extents, position: int) -> None:
-        """Take the payload of a pack out of `f`, that of `extents`, one behind the other."""
+    def load_pack(self, f: channel.InputQEMUFile, extents: Extents, position: int, number: int) -> None:
+        """Take the payload of `extents` out of `f`, back to back; of all disks, `number` packs came before."""
 
     def load_zero_run(self, sector: int, count: int, position: int) -> None:
         """Take note of `count` zero blocks from `sector` on."""
@@ -57,7 +57,7 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         self.on_flush: Callable[[int], None] | None = None
         """Called with the number of each FLUSH, which counts them from 1."""
 
-        self._flushes = 0
+        self._flushes = self._packs = 0
         self._has_block = False  # the first block has come
         self.percent = 0
         """The last progress record."""
@@ -164,7 +164,8 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         if not self._has_block:
             self._begin_blocks(position)
         device = self._devices.get(name) or self._new_device(name, position)
-        device.load_pack(f, extents, position)
+        device.load_pack(f, extents, position, self._packs)
+        self._packs += 1
 
     def take_marks(self, f: channel.InputQEMUFile, marks: int, position: int) -> None:
         """Note what a blkmig says in the upper bits of an EOS, at which nobody else looks."""

@@ -40,7 +40,13 @@ def send_pack(
     assert pack is not None
     blk_mig.last_sent = bmds, blk.block
     f.put_pack(wire.FLAG_PACK, bmds.name, pack.extents, blk.buf)
-    bmds.packs.add(pack.extents, bmds.sent_blocks)
+    bmds.packs.add(
+        pack.extents,
+        number=blk_mig.packs,
+        blocks=bmds.sent_blocks,
+        resent=bmds.resent_blocks,
+        resent_sum=bmds.resent_sum,
+    )
     blk_mig.packs += 1
     blk_mig.pack_bytes += pack.nbytes
     blk_mig.packed_blocks += pack.dirty_blocks

@@ -76,7 +76,7 @@ class BlkLoadDevice:
             raise errors.DeviceError("cannot write", device=label, cause=error, offset=offset, nbytes=nbytes) from error
         self._came(block, 1)
 
-    def load_pack(self, f: channel.InputQEMUFile, extents: Extents, position: int) -> None:
+    def load_pack(self, f: channel.InputQEMUFile, extents: Extents, position: int, number: int) -> None:
         """Write the extents of a pack when all of it has come; what lies past the disk's end is slack. Blocks.
 
         No earlier block comes after it: `write_extents` writes behind what `write_block` has put off, see `disk`.
@@ -92,7 +92,7 @@ class BlkLoadDevice:
         if start < self._zeroes.stop and last + nbytes > self._zeroes.start:
             self._zeroes = range(0)
         self.backend.write_extents(self._buf, inside)
-        self.coverage.packs.add(extents, self.statistics.blocks)
+        self.coverage.add_pack(extents, number=number, blocks=self.statistics.blocks)
         self.statistics.packs += 1
         self.statistics.pack_bytes += sum(nbytes for _, nbytes in extents)
 

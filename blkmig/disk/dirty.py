@@ -15,6 +15,8 @@ The bits stand in block order and no two blocks share one: block *i* owns bits `
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from .. import _core, errors, units
 from . import geometry
 
@@ -73,6 +75,16 @@ class DirtyBitmap:
         if end > 0:
             first = max(start - self.geometry.last_offset, 0) >> self._shift
             self.bits.set_range(first_of_last + first, ((end - 1) >> self._shift) + 1 - first)
+
+    def mark_areas(self, areas: Iterable[tuple[int, int]]) -> None:
+        """Do what :meth:`mark` does for each (offset, nbytes), in less time than so many calls; they are plain ints."""
+        shift, set_range, last_offset = self._shift, self.bits.set_range, self.geometry.last_offset
+        for offset, nbytes in areas:
+            if offset >= 0 and 0 < nbytes <= last_offset - offset:  # as nearly all: nothing of the last block
+                first = offset >> shift
+                set_range(first, (offset + nbytes - 1 >> shift) + 1 - first)
+            else:
+                self.mark(offset, nbytes)
 
     def mark_block(self, block: int) -> None:
         """Mark one block alone, as when a block that was taken could not be read or sent."""

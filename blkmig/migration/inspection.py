@@ -73,12 +73,12 @@ class InspectedDisk:
         self.zero.clear(number)
         self._records.block(self.statistics.name, sector, 1, position, is_zero=False)
 
-    def load_pack(self, f: channel.InputQEMUFile, extents: Extents, position: int) -> None:
+    def load_pack(self, f: channel.InputQEMUFile, extents: Extents, position: int, number: int) -> None:
         """Skip a pack's payload and count it."""
         self.coverage.check_pack(extents, position)
         nbytes = sum(length for _, length in extents)
         f.skip(nbytes)
-        self.coverage.packs.add(extents, self.statistics.blocks)
+        self.coverage.add_pack(extents, number=number, blocks=self.statistics.blocks)
         self.statistics.packs += 1
         self.statistics.pack_bytes += nbytes
         for offset, length in extents:

@@ -216,9 +216,9 @@ class NbdConnection:
 
     def _replies(self, context: str, offset: int, end: int) -> Iterator[tuple[int, int]]:
         while offset < end:
-            for extent in self.one_block_status(context, offset, end - offset):
-                yield extent
-                offset += extent[0]
+            extents = self.one_block_status(context, offset, end - offset)
+            yield from extents
+            offset += sum(length for length, _ in extents)
 
     def one_block_status(self, context: str, offset: int, nbytes: int) -> list[tuple[int, int]]:
         """Return the (length, flags) of the extents in one reply. They cover a part of the range, or all of it.

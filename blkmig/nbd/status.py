@@ -31,10 +31,12 @@ def clip(pairs: Iterable[tuple[int, int]], position: int, start: int, stop: int)
     """Return the (length, flags) in `pairs`, which begin at `position`, that lie in [start, stop)."""
     clipped = []
     for length, flags in pairs:
-        inside = min(position + length, stop) - max(position, start)
+        end = position + length
+        is_inside = start <= position and end <= stop  # but for the first and the last one, each is
+        inside = length if is_inside else min(end, stop) - max(position, start)
         if inside > 0:
             clipped.append((inside, flags))
-        position += length
+        position = end
     return clipped
 
 

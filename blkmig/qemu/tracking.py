@@ -20,6 +20,7 @@ A bitmap that could not be listed stays in `older` and is listed with the next s
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -33,6 +34,9 @@ logger = logging.getLogger(__name__)
 
 GRANULARITY = 64 << 10
 """Bytes that a bit of QEMU's bitmaps stands for, at most: 2 MiB of memory for each TiB of disk."""
+
+AREAS_AT_A_TIME = 4096
+"""Dirty areas are marked in lists of so many, so that memory is bounded."""
 
 MAX_PEEK = 16 << 30
 """Up to this size of a disk, looking for a dirty area takes less time than a QMP command."""
@@ -190,10 +194,11 @@ class Tracking:
     def _mark(self, name: str, connection: nbd_connection.NbdConnection) -> int:
         total = 0
         self._extents.forget()  # before the marks: who clears a mark and then asks for holes gets a younger answer
-        for offset, nbytes in self._areas(name, connection):
-            total += nbytes
+        found = self._areas(name, connection)
+        while areas := list(itertools.islice(found, AREAS_AT_A_TIME)):
+            total += sum(nbytes for _, nbytes in areas)
             for tracker in self.trackers:
-                tracker.mark(offset, nbytes)
+                tracker.mark_areas(areas)
         return total
 
     def _start_opening(self) -> qmp.Command:

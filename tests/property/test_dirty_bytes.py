@@ -99,6 +99,15 @@ class Walk:
         if start < end:
             self.model.pieces |= self.model.of_write(start, end - start)
 
+    def mark_areas(self) -> None:
+        sectors = self.model.shape.total_sectors * 512
+        areas = [(self.rng.randrange(-5000, sectors + 5000), self.rng.randrange(-5, 20_000)) for _ in range(5)]
+        self.bitmap.mark_areas(iter(areas))
+        for offset, nbytes in areas:
+            start, end = max(offset, 0), min(offset + nbytes, sectors)
+            if start < end:
+                self.model.pieces |= self.model.of_write(start, end - start)
+
     def mark_block(self) -> None:
         block = self.block()
         self.bitmap.mark_block(block)
@@ -162,6 +171,7 @@ class Walk:
 VERBS = (
     [Walk.mark] * 10
     + [Walk.take_extents] * 4
+    + [Walk.mark_areas] * 3
     + [Walk.mark_block, Walk.mark_all, Walk.merge, Walk.take_block, Walk.take_blocks, Walk.take_areas]
 )
 

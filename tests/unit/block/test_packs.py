@@ -177,8 +177,8 @@ def test_writers_that_are_quicker_than_the_count() -> None:
 
 def tally_of(*added: tuple[list[tuple[int, int]], int]) -> tuple[int, int]:
     tally = coverage.PackTally()
-    for extents, blocks in added:
-        tally.add(extents, blocks)
+    for number, (extents, blocks) in enumerate(added):
+        tally.add(extents, number=number, blocks=blocks, resent=blocks - 4, resent_sum=0)
     return tally.packs, tally.chain
 
 
@@ -197,5 +197,9 @@ def test_what_happens_to_packs_shows_in_the_sums() -> None:
         "one extent less": tally_of((one, 4), (other[:1], 4), (third, 5)),
         "longer": tally_of(([(0, 1024)], 4), (other, 4), (third, 5)),
     }
+    for number, resent_sum in ((0, 7), (1, 0)):
+        tally = coverage.PackTally()
+        tally.add(one, number=number, blocks=4, resent=0, resent_sum=resent_sum)
+        changed[f"behind another block, or another disk's pack {number}"] = tally.packs, tally.chain
     assert sent not in changed.values()
     assert len({*changed.values()}) == len(changed)

@@ -26,7 +26,7 @@ def hint(link: connection.Connection) -> str:
 
 
 def hint_of(**options: bool | None) -> str:
-    return hint(connection.Connection("tcp:a:1", return_paths.NO_BLOCKS, **options))
+    return hint(connection.Connection("tcp:a:1", return_paths.no_blocks("block"), **options))
 
 
 def test_what_a_qemu_may_lack_is_told_of_what_may_be_a_qemu() -> None:

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A reader that knows docs/wire/blkmig.md and nothing of the package finds in each stream the disks that were sent."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import struct
+import zlib
+from pathlib import Path
+
+import lab
+import pytest
+import section_reader
+
+import blkmig
+from blkmig import _core, _output
+from blkmig.block import coverage, wire
+
+MIB = lab.MIB
+PAGE = Path(__file__).parents[2] / "docs" / "wire" / "blkmig.md"
+
+
+@pytest.mark.parametrize("reading", ["inline", "parallel"])
+@pytest.mark.parametrize("seed", range(8))
+def test_streams_of_the_sender(tmp_path: Path, seed: int, reading: str) -> None:
+    rng = random.Random(seed)
+    disks = [
+        blkmig.MemoryBackend(bytearray(lab.random_disk(rng, rng.choice(lab.SIZES))), name=f"d{number}")
+        for number in range(rng.choice((1, 2, 3)))
+    ]
+    disks.append(blkmig.MemoryBackend(bytearray(), name="empty"))
+
+    def drive(migration: blkmig.OutgoingMigration) -> None:
+        for _ in range(3):
+            migration.iterate()
+            for _ in range(rng.randrange(40)):
+                disk = rng.choice(disks[:-1])
+                data = rng.randbytes(min(disk.size, rng.choice((1, 512, 4096, 5000, 300_000, MIB))))
+                disk.pwrite(data, rng.randrange(disk.size - len(data) + 1))
+        migration.complete()
+
+    data = lab.record(tmp_path, [*disks], drive, format="blkmig", reading=reading)
+    stream = section_reader.SectionReader(data).read()
+    stream.check_description()
+    assert [*stream.disks] == [disk.name for disk in disks]
+    for disk in disks:
+        assert stream.disks[disk.name].image == disk.pread(0, disk.size), f"seed {seed}"
+    assert stream.percent == 100
+
+
+def test_the_example_of_a_pack() -> None:
+    """The bytes on the page are those that are put, and the number beside it is what the description would have."""
+    text = PAGE.read_text().partition("<!-- example: pack -->")[2].partition("```text\n")[2]
+    rows = text.partition("```")[0].splitlines()
+    wanted = b"".join(bytes.fromhex(row[:25]) for row in rows if not row.endswith("payload"))
+    blk, extents = _core.BlockBuffer(), [(4096, 4096), (2_621_440, 512)]
+    blk.data[:4608] = b"\x41" * 4096 + b"\x42" * 512
+    blk.gathered()
+    assert put(extents, blk) == wanted + b"\x41" * 4096 + b"\x42" * 512
+    tally = coverage.PackTally()
+    tally.add(extents, number=0, blocks=3, resent=0, resent_sum=0)
+    assert tally.chain == zlib.crc32(struct.pack(">QQQQ", 0, 3, 0, 0) + wanted[12:])
+    found = re.search(r"`\"packs\": \[1, (\d+)\]`", PAGE.read_text())
+    assert found is not None
+    assert int(found[1]) == tally.chain
+
+
+def put(extents: list[tuple[int, int]], blk: _core.BlockBuffer) -> bytes:
+    """Return what is put of a pack of the disk vda."""
+    readable, writable = os.pipe()
+    out = _output.OutputBuffer(writable)
+    out.put_pack(wire.FLAG_PACK, b"vda", extents, blk)
+    out.flush()
+    os.close(writable)
+    with os.fdopen(readable, "rb") as file:
+        return file.read()

@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A reader of the section ``blkmig``, written from docs/wire/blkmig.md alone: `struct` and slices, nothing shared.
+
+It takes nothing on trust: what the page does not allow is an AssertionError. What stands around the section is read by
+`model`, which knows the other pages.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+import zlib
+from typing import Any
+
+import model
+
+MIB = 1 << 20
+EOS, PROGRESS, DATA, ZERO, PACK, TABLE, FLUSH = 0x02, 0x04, 0x01, 0x09, 0x10, 0x20, 0x40
+
+
+@dataclasses.dataclass
+class Disk:
+    """One disk: what the table says, and what came."""
+
+    name: str
+    size: int
+    granule: int
+    top_only: bool
+    image: bytearray
+    came: set[int] = dataclasses.field(default_factory=set)
+    """Blocks that came whole."""
+
+    records: int = 0
+    """DATA and ZERO records."""
+
+    again: int = 0
+    again_sum: int = 0
+    """The two numbers of the key `resent`, so far."""
+
+    packs: int = 0
+    pack_bytes: int = 0
+    chain: int = 0
+
+    @property
+    def end(self) -> int:
+        """Return where the last sector ends."""
+        return -(-self.size // 512) * 512
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write what lies inside the disk."""
+        inside = data[: max(0, self.size - offset)]
+        self.image[offset : offset + len(inside)] = inside
+
+
+class SectionReader:
+    """Reads a stream; `disks` are those of its table, `trace` names the records in their order."""
+
+    def __init__(self, data: bytes) -> None:
+        self.reader = model.Reader(data)
+        self.disks: dict[str, Disk] = {}
+        self.trace: list[str] = []
+        self.flushes = self.packs = 0
+        self.percent = 0
+        self.description: dict[str, Any] = {}
+
+    def read(self) -> SectionReader:
+        """Read the stream to its end."""
+        reader, around = self.reader, model.Stream()
+        assert reader.take(8) == b"QEVM\0\0\0\3"
+        if reader.peek() == 7:
+            model.read_configuration(reader, around)
+        kinds = ""
+        while (kind := reader.peek()) != 0:
+            if kind == 8:
+                model.read_command(reader, around)
+                continue
+            kinds += self.read_part(reader.unpack(">B"))
+        assert kinds[0] == "S"
+        assert kinds[-1] == "E"
+        assert set(kinds[1:-1]) <= {"P"}
+        reader.take(1)
+        model.read_description(reader, around)
+        assert reader.at_end()
+        assert around.is_sealed, "a sealed description always ends the stream"
+        assert around.vmdescription is not None
+        self.description = around.vmdescription["blkmig"]
+        return self
+
+    def read_part(self, kind: int) -> str:
+        """Read a START, PART or END, its records and its footer."""
+        reader = self.reader
+        section_id = reader.unpack(">I")
+        if kind == 1:
+            assert reader.counted() == "blkmig"
+            assert reader.two("instance", "version") == (0, 1)
+            self.read_table()
+        while (word := reader.unpack(">Q")) & 0x1FF != EOS:
+            self.read_record(word & 0x1FF, word >> 9)
+        assert word >> 9 <= (1 if kind == 1 else 0), "bit 0 of the first EOS is all that is used"
+        assert reader.unpack(">B") == 0x7E
+        assert reader.unpack(">I") == section_id
+        return {1: "S", 2: "P", 3: "E"}[kind]
+
+    def read_table(self) -> None:
+        """Read the first record of START."""
+        reader = self.reader
+        word, nbytes = reader.unpack(">Q"), reader.unpack(">I")
+        assert word & 0x1FF == TABLE
+        assert 1 <= word >> 9 <= 256
+        body = reader.take(nbytes)
+        assert reader.unpack(">I") == zlib.crc32(body)
+        inner = model.Reader(body)
+        for _ in range(word >> 9):
+            name = inner.counted()
+            size, granule, flags = struct.unpack(">QIB", inner.take(13))
+            assert name not in self.disks
+            assert 4096 <= granule <= MIB
+            assert granule.bit_count() == 1
+            assert flags in (0, 1)
+            self.disks[name] = Disk(name, size, granule, bool(flags), bytearray(size))
+        assert inner.at_end()
+
+    def read_record(self, flags: int, number: int) -> None:
+        """Read the rest of a record."""
+        self.trace.append({DATA: "DATA", ZERO: "ZERO", PROGRESS: "PROGRESS", PACK: "PACK", FLUSH: "FLUSH"}[flags])
+        if flags == PROGRESS:
+            assert number <= 100
+            self.percent = number
+        elif flags == FLUSH:
+            self.flushes += 1
+            assert number == self.flushes
+        elif flags == PACK:
+            self.read_pack(number)
+        else:
+            disk = self.disks[self.reader.counted()]
+            data = bytes(MIB) if flags == ZERO else self.reader.take(MIB)
+            self.take_block(disk, number, data, is_zero=flags == ZERO)
+
+    def take_block(self, disk: Disk, sector: int, data: bytes, *, is_zero: bool) -> None:
+        """Take a block: it starts at a whole MiB, but the last one may end where the disk ends."""
+        is_last = sector * 512 == max(0, disk.end - MIB)
+        assert is_last or sector % 2048 == 0
+        assert sector * 512 < disk.end
+        block = -(-sector // 2048)
+        if block in disk.came:
+            disk.again += 1
+            disk.again_sum += 2 * block + 2 + is_zero
+        disk.records += 1
+        disk.came.add(block)
+        disk.write(sector * 512, data)
+
+    def read_pack(self, count: int) -> None:
+        """Read a pack: its disk, its list, and the payloads in that order."""
+        reader = self.reader
+        assert 1 <= count <= 256
+        disk = self.disks[reader.counted()]
+        listed = reader.take(12 * count)
+        extents = list(struct.iter_unpack(">QI", listed))
+        end = 0
+        for offset, nbytes in extents:
+            assert offset % 512 == nbytes % 512 == 0
+            assert nbytes
+            assert offset >= end
+            end = offset + nbytes
+        assert end <= disk.end
+        assert sum(nbytes for _, nbytes in extents) <= MIB
+        for offset, nbytes in extents:
+            disk.write(offset, reader.take(nbytes))
+        disk.packs += 1
+        disk.pack_bytes += sum(nbytes for _, nbytes in extents)
+        numbers = struct.pack(">QQQQ", self.packs, disk.records, disk.again, disk.again_sum)
+        self.packs += 1
+        disk.chain = zlib.crc32(numbers + listed, disk.chain)
+
+    def check_description(self) -> None:
+        """Hold the description against what came."""
+        entries = {entry["name"]: entry for entry in self.description["disks"]}
+        assert entries.keys() == self.disks.keys()
+        for disk in self.disks.values():
+            entry = entries[disk.name]
+            assert entry["size"] == disk.size
+            assert entry.get("packs", [0, 0]) == [disk.packs, disk.chain]
+            if not disk.top_only:
+                assert disk.came == set(range(-(-disk.size // MIB))), "packs cover nothing"
+            assert entry["resent"] == [disk.again, disk.again_sum]
