@@ -90,7 +90,7 @@ def test_a_wrong_base_is_found_before_anything_is_written(
         receiver = None if sends_first else lab.Receiver(listen_uri, {"d": target.path}, **ONTO_BASE)
         uri = send_uri or (receiver.uri if receiver else "")
         if kind in ("tcp", "unix"):
-            with pytest.raises(errors.WrongBase, match="nothing was written there") as told:
+            with pytest.raises(errors.WrongBase, match=r"does not hold .*base.*, nothing was written") as told:
                 blkmig.send([source], uri, **SENT)
             assert told.value.exit_code == 3
         else:
@@ -271,9 +271,8 @@ def test_the_commands_say_so(tmp_path: Path, source: blkmig.FileBackend, base: b
         sent = subprocess.run(sending, capture_output=True, text=True, timeout=60, check=False)
         told = receiver.stderr.read()
     assert (sent.returncode, receiver.returncode) == (3, 3), (sent.stderr, told)
-    assert "does not hold the base of the disk that is sent, nothing was written there: make it a copy" in sent.stderr
-    assert "the target does not hold the source's base, nothing was written" in told
-    assert "begin with a copy" in told
+    for said in (sent.stderr, told):
+        assert re.search(r"does not hold .*base.*, nothing was written.* a copy of .*base", said)
     assert target.is_untouched()
 
 
