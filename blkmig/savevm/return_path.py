@@ -174,10 +174,10 @@ class Patience:
         self._f = f
         self._clock = clock
         self._began = self._progressed = clock()
-        self._value: int | None = None
+        self._value: object = None
         self._messages = 0
 
-    def heard(self, value: int | None) -> None:
+    def heard(self, value: object) -> None:
         """Take note of a message with this value. Raises ChannelTimeout without progress, StreamError for chatter."""
         now = self._clock()
         self._messages += 1

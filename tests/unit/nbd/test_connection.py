@@ -14,8 +14,8 @@ from nbd_requests import KeepAll, answer_all, before_waiting, connect, contents_
 from nbd_servers import READ, WRITE, WRITE_ZEROES, Asked, FakeServer
 
 from blkmig import errors
-from blkmig.nbd import reading
 from blkmig.nbd import connection as nbd_connection
+from blkmig.nbd import reading
 
 nbd_servers.require_libnbd()
 
