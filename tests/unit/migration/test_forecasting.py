@@ -232,13 +232,16 @@ class SlowedDisk(LoadedDisk):
         super().pass_by(seconds * self.fraction)
 
 
-@pytest.mark.parametrize(("hot", "rate"), [(120, 400), (256, 150)])
-def test_a_forecast_knows_what_auto_converge_will_do(hot: int, rate: int) -> None:
-    """E9: that it converges, how far the writers are slowed, and what it takes."""
+@pytest.mark.parametrize(
+    ("section", "hot", "rate"),
+    [("block", 120, 400), ("block", 256, 150), ("blkmig", 120, 20_000), ("blkmig", 64, 40_000)],
+)
+def test_a_forecast_knows_what_auto_converge_will_do(section: block.Format, hot: int, rate: int) -> None:
+    """E9: that it converges, how far the writers are slowed, and what it takes; writes go to blocks, or to pieces."""
     disk = SlowedDisk(256, Clock())
-    disk.add_hot(random.Random(1), rate, 0, hot)
+    (disk.add_hot if section == "block" else disk.add_pieces)(random.Random(1), rate, 0, hot)
     parameters = blkmig.MigrationParameters(
-        downtime_limit=0.1, auto_converge=True, writers_after="refuse", zero_blocks=False, format="block"
+        downtime_limit=0.1, auto_converge=True, writers_after="refuse", zero_blocks=False, format=section
     )
     found = forecast([disk], parameters, bandwidth=MIB / READ_SECONDS, clock=disk.clock, sleep=disk.sleep)
     outgoing = blkmig.OutgoingMigration([disk], "file:/dev/null", parameters, clock=disk.clock)

@@ -12,7 +12,8 @@ import lab
 import pytest
 
 import blkmig
-from blkmig import disk, errors, stats
+from blkmig import _core, disk, errors, stats
+from blkmig.block import device
 from blkmig.migration import convergence, outlook
 
 MIB = lab.MIB
@@ -53,6 +54,32 @@ def asked(bmds: Bulk, *, holes_are_data: bool = False, times: int = 10**6) -> ou
         ahead.ask()
         times -= 1
     return ahead
+
+
+@pytest.mark.parametrize(("granularity", "whole_from"), [(MIB, 1), (4096, 1), (4096, 192)])
+def test_marks_ahead_of_the_bulk_phase_cost_nothing_more(granularity: int, whole_from: int) -> None:
+    backend = blkmig.MemoryBackend(bytearray(8 * MIB), name="d")
+    bmds = device.BlkMigDevState(
+        backend=backend,
+        name=b"d",
+        geometry=disk.geometry.BlockGeometry(backend.size),
+        shared_base=False,
+        dirty_bitmap=backend.create_dirty_bitmap(granularity),
+        mapping=None,
+        digests=None,
+        aio_bitmap=_core.Bitmap(8),
+        whole_from=whole_from,
+    )
+    piece = MIB if whole_from == 1 else granularity
+    for offset in (0, 3 * MIB - 1, 3 * MIB, 7 * MIB):
+        backend.pwrite(b"x", offset)
+    for cursor, expected in ((0, 0), (1, 1), (3, 2), (7, 3)):
+        bmds.cur_sector = cursor * _core.SECTORS_PER_BLOCK
+        assert outlook.dirty_bytes(bmds) == expected * piece
+    bmds.bulk_completed = True
+    assert outlook.dirty_bytes(bmds) == 4 * piece
+    backend.pwrite(b"x" * 900_000, 3 * MIB)
+    assert outlook.dirty_bytes(bmds) == 3 * piece + MIB
 
 
 @pytest.mark.parametrize("nblocks", [1, 7, 1000, 5000])
