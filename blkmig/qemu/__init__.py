@@ -13,7 +13,7 @@ from .qemudisk import QemuBackend
 from .session import PauseMode, QemuSession
 
 GREETING_SECONDS = 5.0
-"""A monitor that does not greet us by then has another client."""
+"""Seconds to wait for a monitor's greeting; a monitor that is silent for longer serves another client."""
 
 __all__ = ["QemuAddress", "QemuBackend", "QemuSession", "cleanup", "is_qemu_address", "open_qemu"]
 
@@ -31,18 +31,18 @@ def open_qemu(
 ) -> list[QemuBackend]:
     """Open the disks that ``qemu:PATH[,device=ID][,node=NAME][,nbd=URI][,export=ID]`` names, else all writable ones.
 
-    A raw image in the page cache of this machine is read from its file, the others by QEMU, over NBD; ``,read=nbd`` has
-    QEMU read all of them.
+    A raw image in the page cache of this machine is read from its file; other disks are read by QEMU, over NBD. With
+    ``,read=nbd`` QEMU reads all of them.
 
-    `name` is what the wire calls the disk, if it is one. `force` uses disks in iothreads also where QEMU aborts if
-    blkmig is killed. ``switchover="pause-before"`` takes part in a migration of the whole VM, which somebody starts
-    while the disks are being sent: then ``disks[0].session.when_pre_switchover`` tells when the last pass is due.
-    Without `return_path` that migration does not wait for its target's word that it has the VM, for a one-way channel.
-    `connect_timeout` is how many seconds QEMU may take to greet us, `timeout` how many for a command. Whoever opens
-    the disks closes all of them.
+    `name` is the disk's name on the wire, if `text` names one disk. `force` allows disks in iothreads even if their
+    QEMU aborts when blkmig is killed. ``switchover="pause-before"`` takes part in a migration of the whole VM, which
+    somebody starts while the disks are sent: ``disks[0].session.when_pre_switchover`` then tells when the last pass is
+    due. Without `return_path` that migration does not wait until its target confirms that it has the VM; a one-way
+    channel needs that. QEMU has `connect_timeout` seconds for its greeting, and `timeout` seconds for each command.
+    Whoever opens the disks closes all of them.
 
-    Raises :class:`~blkmig.errors.DeviceError`, and :class:`~blkmig.errors.ParameterError` for a wrong `text`; then
-    nothing stays open and nothing stays behind in QEMU.
+    Raises :class:`~blkmig.errors.DeviceError`, and :class:`~blkmig.errors.ParameterError` for a wrong `text`. After an
+    error nothing stays open, and nothing stays behind in QEMU.
     """
     [disks] = open_together(
         [(name, text)],
@@ -66,9 +66,9 @@ def open_together(
     connect_timeout: float = GREETING_SECONDS,
     timeout: float = 60.0,
 ) -> list[list[QemuBackend]]:
-    """Open what several (name, address) of one monitor mean, in one session; return the disks of each.
+    """Open the disks of several (name, address) pairs of one monitor, in one session; return the disks of each pair.
 
-    An address that names no disk means all writable ones that no other address names. Otherwise as :func:`open_qemu`.
+    An address that names no disk means all writable disks that no other address names. Else see :func:`open_qemu`.
     """
     addresses = [address.parse(text) for _, text in named]
     where = address.merge(addresses)
@@ -117,11 +117,12 @@ def cleanup(
 ) -> list[str]:
     """Bring the QEMU at the QMP socket `path` (also ``qemu:PATH``) back to work after a blkmig that was killed.
 
-    What it left is removed, QEMU's own migration that it took part in is cancelled, capabilities and limits are put
-    back, and writers that it held go on. Returns what was done, a line for each thing; `say` is told each at once. What
-    belongs to a blkmig that is running stays.
+    Whatever that blkmig has left is removed. A migration of QEMU's own in which it took part is cancelled, capabilities
+    and limits are restored, and writers that it held go on. What belongs to a blkmig that is running stays. Returns a
+    line for each thing that was done; `say` gets each line at once.
 
-    A guest whose disks may have moved stays stopped, which is :class:`~blkmig.errors.InDoubt`, but for `force`.
+    A guest whose disks may have moved stays stopped, and this raises :class:`~blkmig.errors.InDoubt`, unless `force` is
+    said.
     """
     units.check_flags(force=force)
     path = paths.check("the QMP socket", path)

@@ -19,7 +19,7 @@ SCHEME = "qemu:"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class QemuAddress:
-    """A QMP socket and what to use behind it."""
+    """A QMP socket, and which disks of its QEMU are meant."""
 
     path: str
     """The QMP socket."""
@@ -29,20 +29,20 @@ class QemuAddress:
     """Which disks, by the device's id or by the node's name; all writable ones if both are empty."""
 
     nbd: str | None = None
-    """URI of QEMU's NBD server, where one is running already, or is to be started."""
+    """The URI of QEMU's NBD server: one that is running already, or where blkmig is to start one."""
 
     exports: tuple[str, ...] = ()
-    """The exports through which others write; found by themselves if this is empty."""
+    """The exports through which others write; if this is empty, blkmig looks for them."""
 
     read: str = "auto"
-    """``auto`` reads a raw image's file where that is possible, ``nbd`` has QEMU read always."""
+    """``auto`` reads a raw image's file if that is possible, with ``nbd`` QEMU reads always."""
 
     and_others: bool = False
-    """Whether all other writable disks are meant, too, although some are named."""
+    """Whether all other writable disks are meant, besides those that are named."""
 
     @property
     def means_all(self) -> bool:
-        """Whether all writable disks are meant, besides those that are named."""
+        """Whether all writable disks are meant."""
         return self.and_others or not (self.devices or self.nodes)
 
 
@@ -54,9 +54,9 @@ def is_qemu_address(text: str) -> bool:
 def parse(text: str) -> QemuAddress:
     """Parse ``qemu:PATH,...``; a comma in a value is written twice, as for QEMU.
 
-    `device`, `node` and `export` may stand there more than once. `nbd` takes an NBD URI or ``unix:PATH``. ``read=nbd``
-    has QEMU read also what could be read from its image's file.
-    Raises :class:`~blkmig.errors.ParameterError`.
+    `device`, `node` and `export` may be given more than once. `nbd` takes an NBD URI or ``unix:PATH``. With
+    ``read=nbd`` QEMU reads its images always, even if blkmig could read their files. Raises
+    :class:`~blkmig.errors.ParameterError`.
     """
     if not is_qemu_address(text):
         raise errors.ParameterError(f"{text!r} does not start with {SCHEME!r}")
@@ -96,7 +96,7 @@ def _nbd_uri(text: str) -> str:
 
 
 def merge(addresses: Sequence[QemuAddress]) -> QemuAddress:
-    """Return what stands for several addresses of one monitor: the disks of all, read by QEMU if one says so.
+    """Merge several addresses of one monitor: all of their disks are meant, and QEMU reads them if one address says so.
 
     Raises :class:`~blkmig.errors.ParameterError` if they name different NBD servers.
     """
@@ -115,7 +115,7 @@ def merge(addresses: Sequence[QemuAddress]) -> QemuAddress:
 
 
 def socket_address(uri: str) -> dict[str, Any] | None:
-    """Return the NBD server's `uri` as QMP's SocketAddress, None if blkmig cannot start a server like that (TLS)."""
+    """Return the NBD server's `uri` as QMP's SocketAddress; None for a server that blkmig cannot start, as with TLS."""
     parts = nbd_uri.split(uri)
     if parts.scheme == "nbd+unix":
         socket_path = urllib.parse.parse_qs(parts.query).get("socket", [""])[0]

@@ -16,7 +16,8 @@ logger = logging.getLogger(__name__)
 Json = Mapping[str, Any]
 
 OLDEST = "block-export-add"
-"""The command that everything rests on: QEMU 5.2. What is older has ``migrate -b`` itself."""
+"""The command that everything needs. QEMU has it since 5.2; an older QEMU can send its disks itself, by ``migrate
+-b``."""
 
 SERVER_FIRST = (9, 0)
 """Before this version QEMU aborts when an NBD client goes away while the node runs in an iothread."""
@@ -27,7 +28,7 @@ class QemuDisk:
     """One disk, as QEMU names it."""
 
     name: str
-    """On the wire: the -drive's or the device's id, else the node's name."""
+    """Its name on the wire: the id of the -drive or of the device, else the node's name."""
 
     node: str
     """The block node that blkmig tracks and reads."""
@@ -55,10 +56,11 @@ def check_version(connection: qmp.QmpConnection) -> frozenset[str]:
 
 
 def find_disks(connection: qmp.QmpConnection, facts: graph.BlockGraph, where: address.QemuAddress) -> list[QemuDisk]:
-    """Return the disks that `where` names, read-only ones included, or all writable ones; the log has what is left out.
+    """Return the disks that `where` names, read-only ones included, or all writable ones; the log names those left out.
 
-    Of a VM these are the disks of ``query-block`` that have a medium; of a storage daemon the nodes that no other node
-    stands on. Raises :class:`~blkmig.errors.DeviceError` if one is not there, or if there is none.
+    The disks of a VM are those of ``query-block`` that have a medium. The disks of a storage daemon are the nodes that
+    no other node stands on. Raises :class:`~blkmig.errors.DeviceError` if a named disk does not exist, or if none is
+    left.
     """
     disks = [*_guest_disks(connection, facts)] or [_bare_disk(facts, node) for node in facts.tops()]
     chosen = [_by_device(connection, disks, name) for name in where.devices]
@@ -83,7 +85,7 @@ def _naming(disk: QemuDisk) -> str:
 
 
 def is_named(disk: QemuDisk, where: address.QemuAddress) -> bool:
-    """Return whether `where` names this disk, and does not only mean it with all others."""
+    """Return whether `where` names this disk itself, and not only all disks."""
     devices, nodes = {disk.device, disk.qdev, _short_name(disk.qdev)}, {disk.root, disk.node}
     return not devices.isdisjoint(where.devices) or not nodes.isdisjoint(where.nodes)
 
@@ -150,10 +152,10 @@ def _short_name(qdev: str) -> str:
 def check_iothreads(
     connection: qmp.QmpConnection, facts: graph.BlockGraph, disks: list[QemuDisk], *, force: bool
 ) -> None:
-    """Refuse disks in iothreads where that is dangerous, but for `force`.
+    """Refuse disks in iothreads if that is dangerous, unless `force` is said.
 
-    blkmig always lets the server close first. But if blkmig is killed, its end of the sockets closes first. And a QEMU
-    7.2.22 was seen to end at ``stop``, rarely, while an export of ours was open; why is not known.
+    blkmig always lets the server close first, but when it is killed, its own end of the sockets closes first. Besides,
+    a QEMU 7.2.22 was seen to crash at ``stop``, rarely, while an export of blkmig was open. The reason is not known.
     """
     if force or connection.version >= SERVER_FIRST:
         return
@@ -170,14 +172,15 @@ def check_iothreads(
 
 
 def _users(facts: graph.BlockGraph, disk: QemuDisk, devices: list[QemuDisk]) -> list[str]:
-    """Return the guest devices that stand on a disk's node: where they run, it does, too."""
+    """Return the guest devices that stand on a disk's node: the node runs in the same thread as they do."""
     above = facts.ancestors(disk.node)
     users = [device.qdev for device in devices if device.qdev and device.root in above]
     return [*users, disk.qdev] if disk.qdev and disk.qdev not in users else users
 
 
 def _is_exported(facts: graph.BlockGraph, disk: QemuDisk) -> bool:
-    """Return whether exports, or what QEMU does not tell of, stand on a disk's node: nobody says where those run."""
+    """Return whether exports, or users that QEMU does not tell of, stand on a disk's node: their thread is not
+    known."""
     return not facts.knows_parents or bool(facts.exports_of(disk.node, but=objects.PREFIX))
 
 
@@ -186,7 +189,7 @@ def _has_iothreads(connection: qmp.QmpConnection) -> bool:
 
 
 def _in_iothreads(connection: qmp.QmpConnection, qdevs: set[str]) -> set[str]:
-    """Return those of the guest devices that run in iothreads; QEMU is asked about all of them together."""
+    """Return those guest devices that run in iothreads; QEMU is asked about all devices together."""
     buses = _properties(connection, [(qdev, "parent_bus") for qdev in qdevs])
     owners = {qdev: _owners(qdev, bus) for (qdev, _), bus in buses.items()}
     paths = {path for found in owners.values() for path in found}
@@ -196,7 +199,7 @@ def _in_iothreads(connection: qmp.QmpConnection, qdevs: set[str]) -> set[str]:
 
 
 def _owners(qdev: str, bus: Any) -> list[str]:
-    """Return the QOM paths of a device, of what it is a part of, and of its controller."""
+    """Return the QOM paths of a device, of the devices that it is a part of, and of its controller."""
     paths = [qdev, qdev.removesuffix("/virtio-backend")]
     while isinstance(bus, str) and bus.count("/") > 2:
         bus = bus.rpartition("/")[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The events that QEMU sends: kept until somebody waits for them, or told to who listens."""
+"""The events that QEMU sends: they are kept until somebody waits for them, or told to a listener."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from . import patience, qmperrors
 
 KEPT = ("BLOCK_EXPORT_DELETED",)
-"""The events that are kept; the others are dropped unread, so that nothing grows."""
+"""The events that are kept. All others are dropped, so that memory does not grow."""
 
 MOST_KEPT = 1024
 
@@ -21,7 +21,7 @@ Event = Mapping[str, Any]
 
 
 class Events:
-    """Those of one connection to `device`. The loop's thread calls `hear` and `end`, any thread the others."""
+    """The events of one connection to `device`. The loop's thread calls `hear` and `end`, any thread the rest."""
 
     def __init__(self, device: str, limits: patience.Patience) -> None:
         self._device = device
@@ -44,7 +44,7 @@ class Events:
         return self.wait_for(look, name, wait)
 
     def wait_for(self, look: Callable[[], Found | None], what: str, wait: float | None) -> Found:
-        """Return what `look` returns, as soon as that is not None; it is asked again after each event."""
+        """Call `look` after each event until it returns something other than None, and return that."""
         wait = self._patience.bound(wait)
         deadline = time.monotonic() + wait
         doing = f"waiting for {what}"
@@ -60,7 +60,7 @@ class Events:
         return found
 
     def listen(self, names: Iterable[str], call: Callable[[Event], None]) -> None:
-        """Have `call` called with each event of these `names`, in the loop's thread."""
+        """Call `call` with each event of these `names`, in the loop's thread."""
         with self._changed:
             self._listeners.append((frozenset(names), call))
 
@@ -83,18 +83,18 @@ class Events:
             self._changed.notify_all()
 
     def end(self) -> None:
-        """Say that no more will come."""
+        """Note that no more events will come."""
         with self._changed:
             self._is_over = True
             self._changed.notify_all()
 
     @property
     def are_over(self) -> bool:
-        """Whether no more will come."""
+        """Whether no more events will come."""
         with self._changed:
             return self._is_over
 
     def wake(self) -> None:
-        """Have those who wait look whether they still may."""
-        with self._changed:  # its holders wait for nobody
+        """Make all waiting threads check whether they may go on waiting."""
+        with self._changed:  # whoever holds it does not wait
             self._changed.notify_all()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What QEMU's exports are called on NBD: QMP tells their ids only, the server their names only.
+"""The NBD names of QEMU's exports. QMP tells only their ids, and the NBD server only their names.
 
-Both tell them in the order of their making, QMP the latest first. blkmig's own exports, whose names are their ids,
-stand among them and prove the match.
+Both list them in the order in which they were made, QMP with the latest first. Among them are blkmig's own exports,
+whose ids are their names: these prove that the two lists match.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ _PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
 }
 
 TIMEOUT = 10.0
-"""Seconds that a server may take for all of it."""
+"""Seconds that a server may take for the whole list."""
 
 
 def list_names(uri: str, *, device: str, is_cancelled: Callable[[], bool] = lambda: False) -> list[str]:
-    """Return the names of the exports of the NBD server at `uri`, in its order; chooses no export.
+    """Return the names of the exports of the NBD server at `uri`, in its order, without opening an export.
 
     Blocks for `TIMEOUT` at most. Raises :class:`~blkmig.errors.DeviceError`, and Cancelled once it `is_cancelled`.
     """
@@ -65,7 +65,7 @@ def _prepare(library: ctypes.CDLL) -> ctypes.CDLL:
 
 
 def _configure(library: ctypes.CDLL, handle: int) -> None:
-    """Have the handle stop before it chooses an export."""
+    """Make the handle stop before it chooses an export."""
     for switch in (library.nbd_set_uri_allow_local_file, library.nbd_set_opt_mode):
         _libnbd.check(library, switch(handle, True))
 
@@ -86,7 +86,7 @@ def _list(library: ctypes.CDLL, uri: str, collect: Any, is_cancelled: Callable[[
 
 
 def match(facts: graph.BlockGraph, names: list[str], *, own: str) -> dict[str, str]:
-    """Return the NBD name of each export id, {} where the two lists do not fit; ids that start with `own` are names."""
+    """Return the NBD name of each export id; {} if the lists do not match. Ids that start with `own` are names, too."""
     ids = [name for name, export in facts.exports.items() if export["type"] == "nbd"][::-1]
     fits = len(ids) == len(names) and all(
         a == b for a, b in zip(ids, names, strict=True) if a.startswith(own) or b.startswith(own)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What QEMU says about its block nodes, at one moment: who stands on whom, and who may write.
+"""QEMU's block nodes at one moment: which node stands on which, and who may write.
 
 ::
 
@@ -12,7 +12,7 @@
               protocol node "file0"
 
 The marks in a bitmap of "fmt0" are complete as long as all writes come through "fmt0". A snapshot puts a new node
-above it, or moves the users of "t0" to one: both show as a change of the ancestors or of where an export stands.
+above it, or moves the users of "t0" to a new node. Both change the ancestors, or the node that an export stands on.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from . import qmp
 Json = Mapping[str, Any]
 
 PASS_THROUGH = frozenset({"throttle"})
-"""Filters that change neither contents nor positions: bitmaps stand below them, so that reads are not slowed."""
+"""Filters that change neither contents nor offsets. Bitmaps are put below them, so that blkmig's reads are not
+slowed."""
 
 
 class BlockGraph:
@@ -50,11 +51,10 @@ class BlockGraph:
     def ask(
         cls, connection: qmp.QmpConnection, commands: frozenset[str], *, exports: bool = True
     ) -> Callable[..., BlockGraph]:
-        """Ask QEMU; three commands, about 1 ms. Return a function that waits for the answers and returns them.
+        """Ask QEMU; three commands, about 1 ms. Return a function that waits for the answers and returns the graph.
 
-        It takes how many seconds it may wait for each of them.
-
-        Without `exports` it takes a third less; there are some all the same where nothing else tells of snapshots.
+        The function's argument is how many seconds it may wait for each answer. Without `exports` asking takes a third
+        less, but exports are asked about anyway if nothing else would tell of snapshots.
         """
         knows = "x-debug-query-block-graph" in commands
         nodes = connection.start("query-named-block-nodes", {"flat": True})
@@ -83,9 +83,9 @@ class BlockGraph:
         return frozenset(found)
 
     def tops(self) -> list[str]:
-        """Return the nodes that no other node stands on, the first made first; if that is not known, the exported ones.
+        """Return the nodes that no other node stands on; if that is not known, the exported nodes.
 
-        QEMU lists what was made last first.
+        The oldest node comes first. QEMU lists the newest one first.
         """
         if not self.knows_parents:
             return list(dict.fromkeys(export["node-name"] for export in reversed(self.exports.values())))
@@ -102,7 +102,7 @@ class BlockGraph:
         return [name for name, parents in self._parents.items() if node in parents]
 
     def image_names(self, node: str) -> list[str]:
-        """Return the names of the files and devices that `node` stands on; of all if QEMU does not say which."""
+        """Return the names of the files and devices that `node` stands on; if that is not known, of all nodes."""
         return [
             str(entry["file"])
             for name, entry in self.nodes.items()

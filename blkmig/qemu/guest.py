@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What happens to a VM while its disks are sent, as its QEMU tells it by events: without asking, and at once."""
+"""What happens to a VM while its disks are sent. QEMU tells it by events, at once and without being asked."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ OTHERS = ("SHUTDOWN", "DEVICE_DELETED")
 
 
 class Guest:
-    """Whether the guest runs, and what has become of it and its devices since this was made.
+    """Whether the guest runs, and what has happened to it and its devices since this object was made.
 
-    The fields are set by the connection's thread, with nothing but plain assignments; any thread may read them. A
-    storage daemon has no guest: it does not run, and nothing happens to it.
+    The connection's thread sets the fields, by plain assignments; any thread may read them. A storage daemon has no
+    guest: nothing runs, and nothing happens.
     """
 
     def __init__(self, connection: qmp.QmpConnection, *, is_vm: bool) -> None:
@@ -29,7 +29,7 @@ class Guest:
             self._look()
 
     def _look(self) -> None:
-        """Ask whether it runs, and believe an event that came meanwhile instead."""
+        """Ask whether the guest runs; an event that comes meanwhile counts more than the answer."""
         before = self._changes
         is_running = bool(self._qmp.execute("query-status")["running"])
         if self._changes == before:
@@ -55,12 +55,12 @@ class Guest:
                 raise errors.DeviceError("cannot be sent any more", device=disk.name, cause=cause)
 
     def gone_error(self, doing: str) -> qmp.QmpGone:
-        """Return the error for a QEMU that has ended; with the reason, if it has told one."""
+        """Return the error for a QEMU that has ended, with the reason if QEMU has told one."""
         if self._shutdown is None:
             return self._qmp.gone_error(doing)
         return qmp.QmpGone(doing, device=self._qmp.device, cause=f"QEMU has shut down ({self._shutdown})")
 
     def _is_unplugged(self, qdev: str) -> bool:
-        """Return whether the device `qdev`, an id or a QOM path, is one of those that went, or a part of one."""
+        """Return whether the device `qdev`, an id or a QOM path, was unplugged, or is a part of one that was."""
         path = qdev.split("/")
         return any("/".join(path[:end]) in self._unplugged for end in range(1, len(path) + 1))

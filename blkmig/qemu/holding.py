@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The disks of a session are one in all that concerns their writers.
+"""Holding the writers of a session's disks: QEMU can only hold those of all disks together.
 
-The first disk that holds its writers holds those of all, and the last one that releases them lets all of them go, or
-none of them if one disk said that it has moved.
+The first disk that holds its writers holds the writers of all disks. When the last disk releases them, all of them go
+on; if one disk has said that it has moved, none of them does.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ PauseMode = Literal["auto", "pause-before"]
 """Who pauses the guest: blkmig, or its QEMU, which moves the whole VM and has `pause-before-switchover`."""
 
 RELEASE_SECONDS = 10.0
-"""How long QEMU may take to let the writers go on, whatever has ended the migration: a guest must not stay stopped."""
+"""Seconds that QEMU may take to let the writers go on. After a cancel, too, it is waited for: a guest must not stay
+stopped."""
 
 
 class Holding:
-    """For which disks the writers are held, and whether all that they wrote is marked. Under the session's lock."""
+    """Which disks hold the writers, and whether everything that was written is marked. Under the session's lock."""
 
     def __init__(
         self,
@@ -48,7 +49,7 @@ class Holding:
         return bool(self._held)
 
     def hold(self, number: int) -> None:
-        """Hold the writers of all disks at the first call; the others change nothing."""
+        """Hold the writers of all disks at the first call; further calls change nothing."""
         if not self._held:
             self._is_synced = False
             self._refused = False
@@ -85,11 +86,11 @@ class Holding:
             elif self._refused:
                 self._writers.check_nobody_writes(self._watch.read())
         except errors.Cancelled:
-            if self._refused:  # else there is no copy that could be wrong
+            if self._refused:  # else no disk has moved, and there is no copy that could be wrong
                 self._refused = False
                 raise
         except BaseException:
-            self._refused = False  # the source is the only true copy: its writers go on here
+            self._refused = False  # the source is the only correct copy, so its writers go on here
             raise
         finally:
             self._held.discard(number)
@@ -104,7 +105,7 @@ class Holding:
             self._writers.release(refuse=True)
 
     def let_go(self) -> None:
-        """Let the writers of all disks go on, however many of them hold theirs."""
+        """Let the writers of all disks go on, no matter how many disks hold them."""
         self._held.clear()
         with self._qmp.leaving(RELEASE_SECONDS):
             self._writers.release(refuse=False)

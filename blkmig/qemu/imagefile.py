@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The file behind a raw disk of a QEMU on this machine: what QEMU would read for us, read without QEMU.
+"""The file behind a raw disk of a QEMU on this machine, read without QEMU.
 
-A raw image on a plain file, without ``cache.direct``, is what the page cache says it is, for QEMU and for everybody
-else. What QEMU's bitmaps have marked was written there before it was marked, so our reads need to come after the
-marks, as reads through QEMU do; nothing else changes.
+The contents of a raw image in a plain file, without ``cache.direct``, are what the page cache holds, for QEMU and for
+every other process. QEMU marks a write in its bitmaps after it has written it. So blkmig must read after it has taken
+the marks, exactly as if it read through QEMU.
 
-A QMP socket may lead anywhere: into a container, or through ssh to another machine, where a file of the same name is
-another one. So its name alone is not enough: a process that listens at that socket must have the file open.
+A QMP socket may lead anywhere: into a container, or through ssh to another machine, where the same name is another
+file. So the name is not enough: a process that listens at that socket must have the file open.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ PROC = Path("/proc")
 
 
 class ImageFile(rawfile.RawFile):
-    """The file that `disk` is, opened again through a descriptor of QEMU's; `name` is what QEMU calls it.
+    """The file of `disk`, opened again through a descriptor of QEMU; `name` is QEMU's name for it.
 
-    No lock is taken: QEMU holds its own, and knows of us.
+    No lock is taken, because QEMU holds its own, and knows of blkmig.
     """
 
     def __init__(self, name: str, descriptor: Path, *, disk: discover.QemuDisk) -> None:
@@ -40,7 +40,8 @@ class ImageFile(rawfile.RawFile):
 def open_files(
     socket_path: str, facts: graph.BlockGraph, disks: Sequence[discover.QemuDisk]
 ) -> Iterator[ImageFile | None]:
-    """Open the file of each disk of the QEMU at `socket_path`; None unless it is sure to be that one, and readable."""
+    """Open the file of each disk of the QEMU at `socket_path`; None if it is not certainly that file, or not
+    readable."""
     names = [file_name(facts, disk.node) for disk in disks]
     processes = [_Process(folder) for folder in users_of(socket_path)] if any(names) else []
     for disk, name in zip(disks, names, strict=True):
@@ -49,7 +50,7 @@ def open_files(
 
 def _open_one(processes: Sequence[_Process], name: str, disk: discover.QemuDisk) -> ImageFile | None:
     for process in processes:
-        with contextlib.suppress(OSError, errors.DeviceError):  # it may end, or be none of ours to look into
+        with contextlib.suppress(OSError, errors.DeviceError):  # the process may end, or belong to another user
             wanted = process.stat(name)
             descriptor = process.descriptor_of(wanted)
             if descriptor is not None:
@@ -61,9 +62,9 @@ def _open_one(processes: Sequence[_Process], name: str, disk: discover.QemuDisk)
 
 
 def absolute_names(socket_path: str, names: list[str]) -> list[str]:
-    """Return the names of files of the QEMU at `socket_path` with its own folder before those that need one.
+    """Return the names of files of the QEMU at `socket_path`, with its current folder before the relative ones.
 
-    A name stays as it is where nobody may look into the process.
+    A relative name stays as it is if this process may not look at that QEMU.
     """
     if all(name.startswith("/") for name in names):
         return names
@@ -76,7 +77,7 @@ def absolute_names(socket_path: str, names: list[str]) -> list[str]:
 
 
 def file_name(facts: graph.BlockGraph, node: str) -> str | None:
-    """Return the name of the file whose bytes are those of `node`; None if they are not, or not in the page cache."""
+    """Return the name of the file whose bytes are those of `node`; None if there is none, or not in the page cache."""
     entry, children = facts.nodes.get(node, {}), [facts.nodes.get(name, {}) for name in facts.children(node)]
     if [part.get("drv") for part in (entry, *children)] != ["raw", "file"]:
         return None
@@ -86,7 +87,7 @@ def file_name(facts: graph.BlockGraph, node: str) -> str | None:
 
 
 def users_of(socket_path: str) -> Iterator[Path]:
-    """Yield the processes, as folders of /proc, that have a socket of that path: QEMU, maybe also who started it."""
+    """Yield the processes, as folders of /proc, that have a socket of that path: QEMU, maybe its parent, too."""
     path, rows = Path(socket_path).resolve(), []
     with contextlib.suppress(OSError):
         rows = [line.split(maxsplit=7) for line in (PROC / "net" / "unix").read_text().splitlines()]
@@ -100,7 +101,7 @@ def users_of(socket_path: str) -> Iterator[Path]:
 
 
 class _Process:
-    """What a process, a folder of /proc, has open: looked at once, which for many disks takes a while."""
+    """The open files of a process, a folder of /proc. They are listed once, because that takes a while."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -113,11 +114,11 @@ class _Process:
                     self._open.setdefault((about.st_dev, about.st_ino), []).append(entry)
 
     def stat(self, name: str) -> os.stat_result:
-        """Return what the process would find of the file `name`. Raises OSError."""
+        """Return the stat of `name` as that process sees it. Raises OSError."""
         return (self._folder / "cwd" / name).stat()
 
     def descriptor_of(self, wanted: os.stat_result) -> Path | None:
-        """Return a descriptor of that file if it is a plain one; None if there is none, or one past the page cache."""
+        """Return a descriptor of that plain file; None if there is none, or one that bypasses the page cache."""
         if not stat.S_ISREG(wanted.st_mode) or self._is_on_fuse(wanted.st_dev):
             return None
         found = self._open.get((wanted.st_dev, wanted.st_ino), [])
@@ -131,7 +132,7 @@ class _Process:
 
 
 def is_on_fuse(process: Path, device: int) -> bool:
-    """Return whether a file system is FUSE, whose server may pass the page cache by for one of two openings."""
+    """Return whether a file system is FUSE. Its server may have some openings of a file bypass the page cache."""
     for line in (process / "mountinfo").read_text().splitlines():
         mount, _, source = line.partition(" - ")
         major, minor = map(int, mount.split()[2].split(":"))

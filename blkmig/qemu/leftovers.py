@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Removing from QEMU what a killed blkmig left there and nobody misses: exports, bitmaps, throttles, the NBD server.
+"""Removing what a killed blkmig left in QEMU and nobody needs: exports, bitmaps, throttles, the NBD server.
 
 A run that is alive holds a connection to its exports, and QEMU refuses to delete an export that is in use. So a run
-whose exports can be deleted is dead, and its bitmaps can go, too. What else it left, such as a guest that is stopped,
-is for `recovery.py`, which the user asks for.
+whose exports can be deleted is dead, and its bitmaps are removed, too. Other leftovers, such as a guest that is
+stopped, are repaired only if the user asks for it: see `recovery.py`.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(slots=True)
 class Leftovers:
-    """What `remove` has found."""
+    """The leftovers that `remove` has found."""
 
     removed: list[str]
     """What was removed, in words."""
 
     marks: dict[str, list[str]]
-    """What is left: the marks of dead runs, by run."""
+    """The marks of dead runs, by run. They are still there."""
 
     is_alive: bool
-    """Whether there is a run that is alive; what belongs to it stays."""
+    """Whether a run is alive; what belongs to it stays."""
 
 
 def remove(connection: qmp.QmpConnection) -> Leftovers:
-    """Remove what dead runs left, without touching the guest; return what that was, and their marks."""
+    """Remove what dead runs left, without touching the guest; return what was removed, and the marks of those runs."""
     removed, alive = [], set()
     for export in connection.execute("query-block-exports"):
         name = export["id"]
@@ -65,9 +65,9 @@ def remove(connection: qmp.QmpConnection) -> Leftovers:
 
 
 def refuse_unfinished(connection: qmp.QmpConnection, found: Leftovers, *, is_vm: bool) -> None:
-    """Raise :class:`~blkmig.errors.DeviceError` if QEMU is in the middle of something, or a dead run left it there.
+    """Raise :class:`~blkmig.errors.DeviceError` if QEMU is migrating, or if a dead run left it in an unusual state.
 
-    Marks that tell of nothing any more are removed: of a run that was killed while nobody was held.
+    The other marks of dead runs are removed: nobody was held when those runs were killed.
     """
     clean_up = f"first: blkmig cleanup {connection.device}"
     for run, left in found.marks.items():
@@ -112,7 +112,7 @@ def _bitmaps(connection: qmp.QmpConnection) -> Iterator[tuple[str, str]]:
 
 
 def _restore_limits(connection: qmp.QmpConnection, kept_in: str) -> list[str]:
-    """Give writers the user's limits back; a disk or a group that is gone needs none."""
+    """Restore the user's limits of writers, unless the disk or the throttle group is gone."""
     try:
         throttle.restore(connection, kept_in)
     except qmp.QmpError as error:
@@ -123,7 +123,7 @@ def _restore_limits(connection: qmp.QmpConnection, kept_in: str) -> list[str]:
 
 
 def _remove_server(connection: qmp.QmpConnection) -> list[str]:
-    """Stop an NBD server that blkmig started, which its socket beside the QMP socket tells, and remove dead sockets."""
+    """Stop an NBD server that blkmig started, and remove dead sockets. Its socket stands beside the QMP socket."""
     removed = []
     pattern = f"{glob.escape(str(pathlib.Path(connection.path).absolute()))}.{objects.PREFIX}*{server.SOCKET_SUFFIX}"
     for path in map(pathlib.Path, glob.glob(pattern)):  # noqa: PTH207 - the pattern is a whole path

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a run says of itself inside QEMU, for whoever cleans up after it if it is killed: objects that nobody uses.
+"""Marks that a run sets inside QEMU, so that others can clean up if it is killed. They are objects that nobody uses.
 
 ::
 
@@ -9,8 +9,8 @@
     blkmig-<random>-vm                the run takes part in QEMU's own migration
     blkmig-<random>-cap-<name>        a migration capability that the run has switched on
 
-A mark is there *before* what it tells of, and goes after it. So what it says may not have happened yet, and whoever
-reads it looks at QEMU, too. A guest that is stopped without a mark was stopped by somebody else.
+A mark is set *before* its event, and removed after the event is undone. So the event may not have happened yet, and a
+reader of a mark must look at QEMU, too. If a guest is stopped and there is no mark, somebody else has stopped it.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ class Marks:
         self._removals: list[qmp.Command] = []
 
     def __contains__(self, mark: str) -> bool:
-        """Return whether a mark is there, or on its way."""
+        """Return whether a mark is set, or is being set."""
         return mark in self._there
 
     def start_adding(self, mark: str) -> qmp.Command | None:
-        """Begin to add a mark; what QEMU is told later, it does later. None if it is there already."""
+        """Begin to add a mark; None if it is set already. QEMU runs later commands only after this one."""
         if mark in self._there:
             return None
         self._there[mark] = None
@@ -58,7 +58,7 @@ class Marks:
                 added.result()
 
     def start_removing(self, *marks: str) -> None:
-        """Begin to remove `marks`; `finish` waits for that."""
+        """Begin to remove `marks`; `finish` waits until they are gone."""
         for mark in marks:
             if mark in self._there:
                 del self._there[mark]
@@ -70,7 +70,7 @@ class Marks:
         self.finish()
 
     def finish(self) -> None:
-        """Wait for the removals that are under way: QEMU does not run what it has not read when we disconnect."""
+        """Wait for removals that are under way: QEMU drops commands that it has not read when blkmig disconnects."""
         removals, self._removals = self._removals, []
         for removal in removals:
             with qmp.ignoring_missing():
@@ -87,12 +87,12 @@ class WritingExport:
 
     @property
     def mark(self) -> str:
-        """Return the mark that tells of it."""
+        """Return the mark that describes this export."""
         return EXPORT + json.dumps([self.id, self.node, self.nbd_name]).encode().hex()
 
     @classmethod
     def from_mark(cls, mark: str) -> WritingExport | None:
-        """Return the export that a mark tells of; None if it tells of none."""
+        """Return the export that a mark describes; None for any other mark."""
         if not mark.startswith(EXPORT):
             return None
         try:
@@ -102,13 +102,13 @@ class WritingExport:
         return cls(str(name), str(node), str(nbd_name))
 
     def start_opening(self, connection: qmp.QmpConnection) -> qmp.Command:
-        """Begin to open it again, as it was."""
+        """Begin to open the export again, as it was."""
         arguments = {"type": "nbd", "id": self.id, "node-name": self.node, "name": self.nbd_name}
         return connection.start("block-export-add", {**arguments, "writable": True})
 
 
 def read(listed: list[dict[str, Any]]) -> dict[str, list[str]]:
-    """Return the marks among the `listed` objects, by the run that has set them."""
+    """Return the marks among the `listed` objects, grouped by the run that has set them."""
     found: dict[str, list[str]] = {}
     for entry in listed:
         mark = _MARK.fullmatch(entry["name"])

@@ -2,11 +2,11 @@
 """What blkmig creates inside QEMU: exports, bitmaps, the NBD server. Nothing of it outlives the run.
 
 All names start with one prefix, ``blkmig-<random>-``, so that a later run recognises what a killed one left behind.
-A name is noted *before* QEMU is told, and forgotten after QEMU has confirmed that it is gone: an interruption in
-between costs a vain removal, never a leftover.
+A name is noted *before* QEMU is told, and forgotten after QEMU has confirmed that the object is gone. After an
+interruption in between, blkmig may remove an object that does not exist, but it never leaves one behind.
 
-A connection to an export is always closed by the server first (delete the export, wait for the event, then close our
-end). QEMU before 9.0 aborts when a client closes first while the node runs in an iothread.
+The server always closes a connection to an export first: blkmig deletes the export, waits for the event, and closes its
+own end after that. QEMU before 9.0 aborts if a client closes first while the node runs in an iothread.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class OwnObjects:
     def __init__(self, connection: qmp.QmpConnection) -> None:
         self.prefix = f"{PREFIX}{secrets.token_hex(4)}-"
         self.uri = ""
-        """Of the NBD server, without an export; set by :meth:`start_server`."""
+        """The URI of the NBD server, without an export; :meth:`start_server` sets it."""
 
         self._qmp = connection
         self._exports: dict[str, None] = {}
@@ -46,7 +46,7 @@ class OwnObjects:
         self._objects: dict[str, None] = {}
         self._owns_server = False
         self.left: list[str] = []
-        """What `remove_all` left behind because QEMU did not answer, in words."""
+        """Descriptions of what `remove_all` could not remove because QEMU did not answer."""
 
         self._connections: weakref.WeakSet[nbd_connection.NbdConnection] = weakref.WeakSet()
 
@@ -57,7 +57,7 @@ class OwnObjects:
         self.uri = uri or nbd_uri.unix_uri(server.default_socket(self._qmp.path, self.prefix))
         where = address.socket_address(self.uri)
         if where is not None:
-            self._owns_server = True  # until QEMU says that it is not so
+            self._owns_server = True  # until QEMU has answered
             self._owns_server = server.start(self._qmp, where, is_named=uri is not None)
 
     # -- exports -----------------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ class OwnObjects:
             connection.renew()
 
     def remove_export(self, name: str) -> None:
-        """Drop the clients of an export, delete it, and wait until it is gone; nothing if it is gone already."""
+        """Disconnect the clients of an export, delete it, and wait until it is gone. It may be gone already."""
         if name in self._exports:
             self.start_removing_export(name)()
 
@@ -121,7 +121,7 @@ class OwnObjects:
     def exported(
         self, name: str, node: str, *, device: str, context: str, **options: object
     ) -> Iterator[nbd_connection.NbdConnection]:
-        """Export a node for a ``with`` and connect to it; the server closes first, also after an error."""
+        """Export a node for a ``with``, and connect to it. The server closes first, also after an error."""
         self.add_export(name, node, **options)
         connection = None
         try:
@@ -140,22 +140,22 @@ class OwnObjects:
     # -- bitmaps -----------------------------------------------------------------------------------------------------
 
     def start_adding_bitmaps(self, bitmaps: Iterable[tuple[str, str, int]]) -> qmp.Command:
-        """Begin to add a bitmap for each (node, name, granularity), all of them or none; none is stored in an image.
+        """Begin to add a bitmap for each (node, name, granularity), all of them or none. No image stores them.
 
-        They record from when the command has run.
+        They record from the moment when the command has run.
         """
         added = [{"node": node, "name": name, "granularity": granularity} for node, name, granularity in bitmaps]
         self._bitmaps |= {(str(bitmap["node"]), str(bitmap["name"])): None for bitmap in added}
-        if len(added) == 1:  # no drain, and fewer bytes for QEMU to read
+        if len(added) == 1:  # a single command drains nothing, and QEMU has fewer bytes to read
             return self._qmp.start(ADD_BITMAP, added[0])
         return self._qmp.start("transaction", {"actions": [{"type": ADD_BITMAP, "data": bitmap} for bitmap in added]})
 
     def freeze_bitmap(self, node: str, name: str) -> None:
-        """Have a bitmap record no more. Twice does no harm."""
+        """Make a bitmap stop recording. Twice does no harm."""
         self._qmp.execute("block-dirty-bitmap-disable", {"node": node, "name": name})
 
     def remove_bitmap(self, node: str, name: str) -> None:
-        """Remove a bitmap; nothing if it is gone already, or if its node is."""
+        """Remove a bitmap. It may be gone already, and so may its node."""
         if (node, name) in self._bitmaps:
             self.start_removing_bitmap(node, name)()
 
@@ -173,12 +173,12 @@ class OwnObjects:
     # -- objects -----------------------------------------------------------------------------------------------------
 
     def add_throttle_group(self, name: str, limits: Mapping[str, Any]) -> None:
-        """Add a throttle group that nobody uses: it keeps `limits` for whoever cleans up after this run."""
+        """Add a throttle group that nobody uses. It keeps `limits`, in case somebody must clean up after this run."""
         self._objects[name] = None
         self._qmp.execute("object-add", {"qom-type": "throttle-group", "id": name, "limits": limits})
 
     def remove_object(self, name: str) -> None:
-        """Remove an object; nothing if it is gone already."""
+        """Remove an object. It may be gone already."""
         if name in self._objects:
             self._start_removing_object(name)()
 
@@ -195,7 +195,7 @@ class OwnObjects:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def remove_all(self) -> None:
-        """Remove everything that is left, in order; what cannot be removed is logged. Never raises; safe twice."""
+        """Remove everything that is left, in order, and log what cannot be removed. Never raises; safe twice."""
         start: Callable[..., Callable[[], None]] = self.start_removing_export
         self._remove_together((functools.partial(start, name), f"export {name}") for name in list(self._exports))
         start = self.start_removing_bitmap
@@ -208,7 +208,7 @@ class OwnObjects:
                 server.stop_if_idle(self._qmp)
 
     def _remove_together(self, removals: Iterable[tuple[Callable[[], Callable[[], None]], str]]) -> None:
-        """Begin all `removals`, each with what is removed in words, then wait for each."""
+        """Begin all `removals`, each given with a description, then wait for each."""
         begun = []
         for start, what in removals:
             with self._telling(what):
@@ -219,7 +219,7 @@ class OwnObjects:
 
     @contextlib.contextmanager
     def _telling(self, what: str) -> Iterator[None]:
-        """Tell of `what` that it stays, if it could not be removed."""
+        """Log that `what` stays behind, if the body of the ``with`` could not remove it."""
         try:
             yield
         except qmp.QmpGone:
@@ -237,7 +237,7 @@ NO_ANSWER = (
 )
 
 def delete_export(connection: qmp.QmpConnection, name: str, *, mode: str = "hard") -> None:
-    """Delete an export and wait until QEMU says that its last request is over; nothing if there is none."""
+    """Delete an export, and wait until QEMU says that its last request is over. It may be gone already."""
     start_deleting_export(connection, name, mode=mode)()
 
 
@@ -254,7 +254,7 @@ def start_deleting_export(connection: qmp.QmpConnection, name: str, *, mode: str
 
 
 def list_objects(connection: qmp.QmpConnection) -> list[dict[str, Any]]:
-    """Return the objects that the user, or blkmig, has made; a storage daemon without any has no place for them."""
+    """Return the objects that the user or blkmig has made; a storage daemon without any does not have the folder."""
     with qmp.ignoring_missing():
         return list(connection.execute("qom-list", {"path": "/objects"}))
     return []

@@ -3,8 +3,8 @@
 
 ::
 
-    work       as long as the connection's time-out says, until somebody cancels
-    leaving    what cleans up: after a cancel, too, and shorter then; once QEMU has not answered, nobody waits again
+    work       up to the connection's time-out, or until somebody cancels
+    leaving    cleaning up: after a cancel it waits, too, but shorter; once QEMU did not answer, nobody waits any more
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from . import qmperrors
 
 LEAVING_SECONDS = 10.0
 HURRY_SECONDS = 2.0
-"""How long QEMU may take for a command that cleans up: while nobody waits, and after a cancel."""
+"""Seconds that QEMU may take for a command that cleans up: usually, and after a cancel, when somebody waits."""
 
 
 class Patience:
-    """That of all threads that use one connection to `device`; `timeout` is how many seconds a command may take."""
+    """The patience of all threads that use one connection to `device`; `timeout` is the seconds for a command."""
 
     def __init__(self, device: str, timeout: float) -> None:
         self._device = device
@@ -35,7 +35,7 @@ class Patience:
         self._leaving = threading.local()  # `bound`: seconds that a command may take, in a thread that cleans up
         # Threads that clean up only.
         self.is_silent = False
-        """Whether QEMU did not answer while we cleaned up: what we told it may be done late, or never."""
+        """Whether QEMU did not answer while blkmig cleaned up. It may run those commands late, or never."""
 
     def cancel(self) -> None:
         """End the waits for answers, and later ones; from any thread and any signal handler."""
@@ -49,7 +49,7 @@ class Patience:
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether somebody has cancelled, and the calling thread does not clean up."""
+        """Whether somebody has cancelled, and the calling thread is not cleaning up."""
         return self._cancelled and not self._is_leaving
 
     @property
@@ -80,12 +80,12 @@ class Patience:
         return 0.0 if self.is_silent else min(wait, self._leaving.bound)
 
     def missed(self) -> None:
-        """Take note of an answer that did not come."""
+        """Note that an answer did not come."""
         if self._is_leaving:
             self.is_silent = True
 
     def await_answer(self, future: concurrent.futures.Future[Any], wait: float | None, doing: str) -> Any:
-        """Return the result of what runs in the loop's thread; whatever ends the wait ends that, too."""
+        """Return the result of a coroutine in the loop's thread. If the wait ends early, the coroutine is cancelled."""
         wait = self.bound(wait)
         if not self._is_leaving:
             self._waiting.add(future)

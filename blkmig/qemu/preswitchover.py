@@ -4,15 +4,16 @@
 ::
 
     QEMU      migrate ── RAM ──► pre-switchover ............................. migrate-continue ──► completed
-                                 (guest stopped, the disks are still ours)    ▲
+                                 (guest stopped, the disks are still here)    ▲
     blkmig    bulk, rounds ────► hold: the last pass ─ the target's word ─────┘
 
-QEMU takes the target's word, too (``return-path``): one that cannot load the VM ends QEMU's migration, and the guest
-goes on here. A one-way channel, such as ``exec:cat >FILE``, has no such word, and must be told so.
+QEMU, too, waits until its target confirms (``return-path``): if the target cannot load the VM, QEMU's migration fails,
+and the guest goes on here. Over a one-way channel, such as ``exec:cat >FILE``, no target can confirm anything, so the
+user must say that.
 
-Until ``migrate-continue`` nothing at the target can run, whatever it has of the disks. So whatever ends the migration
-before that cancels QEMU's, and the guest goes on here. After it, what QEMU says counts; if it says nothing for
-HAND_OVER_SECONDS, nobody knows, and nobody touches either side.
+Until ``migrate-continue`` nothing can run at the target, whatever it has of the disks. So if blkmig's migration ends
+before that, QEMU's is cancelled, and the guest goes on here. After ``migrate-continue`` QEMU decides. If QEMU says
+nothing for HAND_OVER_SECONDS, the outcome is not known, and both sides are left alone.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ WAITING = "pre-switchover"
 OVER = ("completed", "failed", "cancelled")
 CANCEL_SECONDS = 10.0
 HAND_OVER_SECONDS = 60.0
-"""How long the target may take to load what is left of the VM; its disks and its memory are there."""
+"""Seconds that the target may take to load the rest of the VM; it has the disks and the memory already."""
 
 
 class PreSwitchover(writers.Writers):
-    """Somebody, here or at another monitor, says ``migrate``. Holding waits for ``pre-switchover``; releasing lets QEMU
-    hand over (`refuse`: the disks have moved) or cancels QEMU's migration, so that the guest goes on here.
+    """The writers of a VM that migrates as a whole. Somebody else, maybe at another monitor, starts QEMU's migration.
+
+    Holding waits for ``pre-switchover``. Releasing lets QEMU hand over (`refuse`: the disks have moved), or cancels
+    QEMU's migration, so that the guest goes on here.
     """
 
     def __init__(
@@ -49,18 +52,18 @@ class PreSwitchover(writers.Writers):
         self._drop = drop
         self._wait = wait
         self._changed: list[str] = []
-        """The capabilities that we have switched on."""
+        """The capabilities that this run has switched on."""
 
         self._is_prepared = False
         # Set by the connection's thread.
         self._status: str | None = None
-        """What QEMU said last of its migration since `prepare`; it keeps the status of an older one."""
+        """The last status of QEMU's migration since `prepare`. QEMU itself still tells that of an older migration."""
 
         self._was_running = False
-        """Whether the guest ran when QEMU's migration began: then it goes on when that is cancelled."""
+        """Whether the guest ran when QEMU's migration began; only then it goes on after a cancel."""
 
     def prepare(self) -> None:
-        """Have QEMU pause before the switchover."""
+        """Make QEMU pause before the switchover."""
         super().prepare()
         self._marks.add(marks.VM)
         self._is_prepared = True
@@ -78,7 +81,7 @@ class PreSwitchover(writers.Writers):
             self._was_running = self._guest.is_running
 
     def watch(self, call: Callable[[], None]) -> None:
-        """Call `call` when QEMU waits for the disks; return without it when that cannot be any more. Blocks."""
+        """Call `call` when QEMU waits for the disks. Return without that if QEMU's migration ends before. Blocks."""
         with contextlib.suppress(errors.MigrationError):
             if self._await_one_of(WAITING, *OVER) == WAITING:
                 call()
@@ -91,7 +94,7 @@ class PreSwitchover(writers.Writers):
     def hold(
         self, known: graph.BlockGraph | None = None, *, meanwhile: Callable[[graph.BlockGraph], Callable[[], None]]
     ) -> None:
-        """Wait for ``pre-switchover``, close the writable exports; what was known before the wait is of no use."""
+        """Wait for ``pre-switchover``, and close the writable exports. `known` is out of date after the wait."""
         super().hold(meanwhile=meanwhile)
 
     def _await_guest(self) -> None:
@@ -101,26 +104,26 @@ class PreSwitchover(writers.Writers):
         self._undo.append(lambda: self._cancel)
 
     def _stops_guest(self) -> bool:
-        return False  # QEMU has
+        return False  # QEMU has stopped it
 
     def check_nobody_writes(self, facts: graph.BlockGraph) -> None:
-        """Raise also if QEMU's migration is over: then the guest goes on here."""
+        """Raise also if QEMU's migration is over, because the guest goes on here then."""
         self.check()
         super().check_nobody_writes(facts)
 
     def about_to_move(self) -> bool:
-        """Say that there is no doubt: the target has no use for the disks until QEMU hands over."""
+        """Return False: the target cannot use the disks before QEMU hands over, so there is no doubt."""
         return False
 
     def release(self, *, refuse: bool) -> None:
         """Let QEMU hand over, and return when it has; or cancel its migration, so that the guest goes on here.
 
-        Raises :class:`~blkmig.errors.InDoubt` if QEMU was told to hand over, and went away.
+        Raises :class:`~blkmig.errors.InDoubt` if QEMU was told to hand over, and has not said how that ended.
         """
         is_waiting = bool(self._undo)
         super().release(refuse=refuse)
         if refuse and is_waiting:
-            self._drop()  # QEMU gives its disks away now, and could not with an export of ours on them
+            self._drop()  # QEMU gives its disks up now, and cannot do that while blkmig exports them
             self._hand_over()
 
     def _hand_over(self) -> None:
@@ -138,11 +141,11 @@ class PreSwitchover(writers.Writers):
                                    "is of no use any more")  # fmt: skip
 
     def migrate(self, uri: str) -> None:
-        """Have QEMU begin to migrate RAM and devices to its `uri`."""
+        """Make QEMU begin to migrate RAM and devices to `uri`, which is an address for QEMU."""
         self._qmp.execute("migrate", {"uri": uri})
 
     def close(self) -> None:
-        """Cancel a migration that would go on without its disks, and put the capabilities back."""
+        """Cancel a migration that would go on without its disks, and restore the capabilities."""
         if not self._is_prepared or self.is_in_doubt:
             return
         self._is_prepared = False
@@ -162,7 +165,7 @@ class PreSwitchover(writers.Writers):
             logger.warning("%s: QEMU's migration is %s; the guest goes on here", self._qmp.device, self._status)
 
     def _await_guest_running(self) -> None:
-        """Return when the guest goes on, if it ran before: QEMU sees to that, and we do where it has not."""
+        """Return when the guest goes on, if it ran before. QEMU continues it by itself; if not, this does."""
         if not self._was_running:
             return
         with contextlib.suppress(qmp.QmpTimeout):

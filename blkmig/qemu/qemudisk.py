@@ -16,9 +16,9 @@ from . import address, discover, imagefile, session
 class QemuBackend(backend.BlockBackend):
     """Disk `number` of a :class:`~blkmig.qemu.session.QemuSession`; the session ends with its last disk.
 
-    `name` is what the wire calls it, by default the device's id or the node's name. Its writers are the guest and
-    QEMU's other clients: holding one disk holds the writers of all disks of the session. It cannot be written through
-    this object: as a target, name QEMU's NBD export.
+    `name` is the disk's name on the wire, by default the device's id or the node's name. Its writers are the guest and
+    QEMU's other clients; holding those of one disk holds those of all disks of the session. The disk cannot be written
+    through this object: as a target, name an NBD export of QEMU.
 
     A raw image that stands in this machine's page cache is read from its file; see `imagefile.py`.
     """
@@ -28,7 +28,7 @@ class QemuBackend(backend.BlockBackend):
         self.session = shared
         self.name = name or disk.name
         self.size = shared.readers.connections[number].size
-        # One that nobody can write was named, or it would not be here: it is sent like any other.
+        # A disk that nobody can write is only here if the user has named it, and then it is sent like any other.
         self.is_read_only = False
         self._number = number
         self._connection = shared.readers.connections[number]
@@ -38,7 +38,7 @@ class QemuBackend(backend.BlockBackend):
         self.files = tuple(known_files(shared.image_names[number], self._file))
 
     def is_named_by(self, where: address.QemuAddress) -> bool:
-        """Return whether `where` names this disk, and does not only mean it with all others."""
+        """Return whether `where` names this disk itself, and not only all disks."""
         return discover.is_named(self.session.disks[self._number], where)
 
     @property
@@ -78,26 +78,26 @@ class QemuBackend(backend.BlockBackend):
         return self._extents.next_allocated(offset, nbytes)
 
     def forget_extents(self) -> None:
-        """Have QEMU be asked again."""
+        """Forget what QEMU has told, so that it is asked again."""
         self._extents.forget()
 
     # -- dirty tracking ----------------------------------------------------------------------------------------------
 
     def create_dirty_bitmap(self, granularity: int) -> dirty.DirtyBitmap:
-        """Have QEMU track the writes, from now on."""
+        """Make QEMU track the writes from now on."""
         return self.session.create_dirty_bitmap(self._number, granularity)
 
     def release_dirty_bitmap(self, bitmap: dirty.DirtyBitmap) -> None:
-        """Have QEMU stop tracking."""
+        """Make QEMU stop tracking."""
         self.session.release_dirty_bitmap(self._number, bitmap)
 
     def sync_dirty(self) -> None:
-        """Mark what QEMU saw being written. About 4 ms, 1 ms in the pause; less if nothing was written."""
+        """Mark what was written, as QEMU has tracked it. Takes 4 ms, in the pause 1 ms; less if nothing was written."""
         self.sync_together([self])
 
     @classmethod
     def sync_together(cls, disks: Sequence[Self]) -> None:
-        """Mark what QEMU saw being written to several disks, all disks of one QEMU at once."""
+        """Mark what was written to several disks, as QEMU has tracked it; QEMU is asked about all of them at once."""
         sessions: dict[session.QemuSession, list[Self]] = {}
         for disk in disks:
             sessions.setdefault(disk.session, []).append(disk)
@@ -121,7 +121,7 @@ class QemuBackend(backend.BlockBackend):
         self.session.hold_writers(self._number)
 
     def release_writers(self, *, refuse: bool = False) -> None:
-        """Undo that when the last disk asks, or with `refuse` leave the guest stopped: the disks have moved.
+        """Undo `hold_writers` when the last disk asks. With `refuse` the guest stays stopped: the disks have moved.
 
         Raises :class:`~blkmig.errors.DeviceError` if a disk was written meanwhile; then its writers go on.
         """
@@ -150,11 +150,11 @@ class QemuBackend(backend.BlockBackend):
         return self.session.is_whole_vm
 
     def written_bytes(self) -> int | None:
-        """Return what QEMU says that the guest wrote, or else how much its bitmaps had."""
+        """Return how many bytes the guest wrote, as QEMU counts them, or else as its bitmaps tell."""
         return self.session.written_bytes(self._number)
 
     def throttle_writers(self, fraction: float) -> bool:
-        """Limit the disk's write throughput to `fraction` of what it was; 1 gives the user's own limits back."""
+        """Limit the disk's write throughput to `fraction` of what it was; 1 restores the user's own limits."""
         fraction = units.share("fraction", fraction)
         return self.session.throttle_writers(self._number, fraction)
 
@@ -176,7 +176,7 @@ class QemuBackend(backend.BlockBackend):
         return errors.DeviceError("cannot be written", device=self.name, cause=cause)
 
     def close(self) -> None:
-        """Remove what was created inside QEMU for it; with the last disk, everything."""
+        """Remove what was created inside QEMU for this disk; with the last disk of the session, everything."""
         self.session.close_disk(self._number)
 
 

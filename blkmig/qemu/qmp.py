@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """A QMP connection for callers that block: the official ``qemu.qmp`` library behind a few verbs with time-outs.
 
-The library is asyncio. Its loop runs in a thread of its own, so that any thread may call, with or without a loop of
-its own, and events are collected while nobody waits::
+The library uses asyncio. Its loop runs in a thread of its own, so that any thread may call, with or without a loop, and
+events are collected while nobody waits::
 
     caller   execute ──► loop thread ──► QEMU        wait_event ◄── events ◄── loop thread ◄── QEMU
 
 Every wait has a bound, and `cancel` ends all of them. Commands that clean up run inside ``with leaving(...)``: there
-they work after a cancel, too, and a monitor that has not answered once in its time is not waited for again.
+they work after a cancel, too. Once a monitor has not answered in time, nobody waits for it again.
 
 ``qemu.qmp`` is imported when the first connection is made; it comes with ``pip install 'blkmig[qemu]'``.
 """
@@ -77,7 +77,7 @@ class QmpConnection:
         return self.start(command, arguments).result(wait)
 
     def start(self, command: str, arguments: Mapping[str, object] | None = None) -> Command:
-        """Have QEMU run `command` and do not wait for it; several that are started together save time.
+        """Make QEMU run `command`, and do not wait for the answer; starting several commands together saves time.
 
         QEMU runs commands in the order in which they are started, also after one that fails.
         """
@@ -86,17 +86,17 @@ class QmpConnection:
         return Command(self, command, self._submit(self._execute(command, arguments, gate)), gate)
 
     def withhold(self) -> Gate:
-        """Have QEMU read the next command now, and run it, and those behind it, when the result of one is asked for.
+        """Make QEMU read the next command now, and run it, and those after it, when the result of one is asked for.
 
-        QEMU takes a command off its socket byte by byte, 3 to 4 us for each: most of the time that a command takes.
-        The last byte of the next command, and what comes behind it, waits at the gate that is returned.
+        QEMU reads a command from its socket byte by byte, 3 to 4 us for each: most of the time that a command takes.
+        The last byte of the next command, and everything after it, waits at the gate that is returned.
         """
         if self._gate is None:
             self._gate = Gate()
         return self._gate
 
     def let_run(self) -> None:
-        """Have QEMU run what is withheld, if anything is."""
+        """Make QEMU run the commands that are withheld, if there are any."""
         gate, self._gate = self._gate, None
         if gate is not None:
             gate.is_shut = False
@@ -112,7 +112,7 @@ class QmpConnection:
         return self._events.wait(name, matches, wait)
 
     def wait_for(self, look: Callable[[], Found | None], what: str, *, wait: float | None = None) -> Found:
-        """Return what `look` returns, as soon as that is not None; it is asked again after each event.
+        """Call `look` after each event until it returns something other than None, and return that.
 
         Blocks at most `wait` seconds (default: the connection's time-out), then raises :class:`QmpTimeout`.
         """
@@ -120,7 +120,7 @@ class QmpConnection:
         return self._events.wait_for(look, what, wait)
 
     def listen(self, names: Iterable[str], call: Callable[[Event], None]) -> None:
-        """Have `call` called with each event of these `names`, in the loop's thread: it must not block."""
+        """Call `call` with each event of these `names`, in the loop's thread: it must not block."""
         self.check_home("listening")
         names = frozenset(names)
         self._events.listen(names, call)
@@ -129,7 +129,7 @@ class QmpConnection:
     # -- the end of waiting ------------------------------------------------------------------------------------------
 
     def cancel(self) -> None:
-        """Make every call that waits, and every later one, raise Cancelled; `leaving` is for what is still to be done.
+        """Make every call that waits, and every later one, raise Cancelled, except in `leaving`.
 
         From any thread and any signal handler.
         """
@@ -138,34 +138,34 @@ class QmpConnection:
             self._events.wake()
 
     def renew(self) -> None:
-        """Forget a cancel: the connection is used for something new."""
+        """Forget a cancel, before the connection is used for something new."""
         self._patience.renew()
 
     @property
     def is_cancelled(self) -> bool:
-        """Whether somebody has cancelled, and the calling thread does not clean up."""
+        """Whether somebody has cancelled, and the calling thread is not cleaning up."""
         return self._patience.is_cancelled
 
     def leaving(self, seconds: float | None = None) -> contextlib.AbstractContextManager[None]:
-        """Clean up in the body of a ``with``: what this thread asks for is done after a cancel, too.
+        """Clean up in the body of a ``with``: this thread's commands are run after a cancel, too.
 
         A command may take `seconds`, by default less after a cancel than without one. Once QEMU has not answered in
-        time, commands are sent, and nobody waits for them: they fail with :class:`QmpTimeout`.
+        time, later commands are sent without waiting for answers, and fail with :class:`QmpTimeout`.
         """
         return self._patience.leaving(seconds)
 
     @property
     def is_silent(self) -> bool:
-        """Whether QEMU did not answer while we cleaned up: what we told it may be done late, or never."""
+        """Whether QEMU did not answer while blkmig cleaned up. It may run those commands late, or never."""
         return self._patience.is_silent
 
     def await_answer(self, future: concurrent.futures.Future[Any], wait: float | None, doing: str) -> Any:
-        """Return the result of what runs in the loop's thread; whatever ends the wait ends that, too."""
+        """Return the result of a coroutine in the loop's thread. If the wait ends early, the coroutine is cancelled."""
         self.check_home(doing)
         return self._patience.await_answer(future, wait, doing)
 
     def drop_events(self, name: str) -> None:
-        """Forget the events `name` that came so far, before something is started that sends new ones."""
+        """Forget the events `name` that have come so far. Call it before a command that causes new ones."""
         self.check_home("waiting")
         self._events.drop(name)
 
@@ -176,14 +176,14 @@ class QmpConnection:
         return self._events.are_over
 
     def close(self) -> None:
-        """Disconnect and end the thread; whatever is wrong with the connection is no longer of interest. Safe twice.
+        """Disconnect, and end the thread. Errors of the connection are ignored. Safe twice.
 
-        In a fork's child it does nothing: thread and connection are the parent's.
+        In a forked child it does nothing, because thread and connection belong to the parent.
         """
         if self._home.is_foreign or not self._thread.is_alive():
             return
         atexit.unregister(self.close)
-        self.let_run()  # or the library would wait for what is on its way
+        self.let_run()  # else the library would wait for commands that are withheld
         self._events.end()
         with contextlib.suppress(Exception):
             self._submit(self._shut_down()).result(CLOSE_SECONDS)
@@ -197,11 +197,11 @@ class QmpConnection:
 
     @property
     def is_foreign(self) -> bool:
-        """Whether this is a child of the process that has connected: the thread that serves it is not here."""
+        """Whether this is a forked child of the process that has connected: the child does not have its thread."""
         return self._home.is_foreign
 
     def check_home(self, doing: str) -> None:
-        """Raise :class:`~blkmig.errors.DeviceError` in a fork's child; before anything that takes a lock."""
+        """Raise :class:`~blkmig.errors.DeviceError` in a forked child. Call it before anything takes a lock."""
         if self._home.is_foreign:
             raise errors.DeviceError(doing, device=self.device, cause=forks.not_here())
 
@@ -250,7 +250,8 @@ class QmpConnection:
         await self._client.disconnect()
 
     async def _end_tasks(self) -> None:
-        """End what is left of the library's tasks, as when a QEMU that does not run takes nothing off its socket."""
+        """End the library's remaining tasks. There are some if, for instance, a frozen QEMU does not read its
+        socket."""
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
@@ -292,5 +293,5 @@ class Command:
 
 
 def _log_quietly(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """Take what asyncio complains about, such as the error of a task that nobody waits for any more."""
+    """Ignore what asyncio reports, such as the error of a task that nobody waits for any more."""
     qmp_client.logger.debug("%s", context.get("message"))

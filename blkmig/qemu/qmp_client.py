@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The official ``qemu.qmp`` library as blkmig needs it: quieter, quicker, and with a gate for commands.
 
-It logs what it also raises, and what blkmig does on purpose, such as no longer waiting for an answer. So its log goes
-to a logger of our own that nobody hears unless he asks for it: ``blkmig.qemu.qmp_client``.
+The library logs errors that it also raises, and things that blkmig does on purpose, such as giving up a wait. So its
+log goes to a logger that is silent unless somebody adds a handler: ``blkmig.qemu.qmp_client``.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any
 from .. import errors
 
 logger = logging.getLogger(__name__)
-logger.addHandler(logging.NullHandler())  # without a handler somewhere Python would print to stderr
+logger.addHandler(logging.NullHandler())  # without any handler Python would print to stderr
 logger.propagate = False
 
 
 class Gate:
-    """What :meth:`QmpConnection.withhold` withholds commands at."""
+    """The gate at which :meth:`QmpConnection.withhold` withholds commands."""
 
     def __init__(self) -> None:
         self.is_shut = True
@@ -27,7 +27,7 @@ class Gate:
 
 
 def import_library(device: str) -> Any:
-    """Import it; raise :class:`~blkmig.errors.DeviceError`, with what to install, where it is missing."""
+    """Import the library. If it is missing, raise :class:`~blkmig.errors.DeviceError`, which says what to install."""
     try:
         import qemu.qmp
     except ImportError as error:
@@ -37,18 +37,17 @@ def import_library(device: str) -> Any:
 
 
 def client_class(library: Any) -> Any:
-    """Return the library's client without its log of every message, which is made up even if nobody wants it.
+    """Return the library's client class with these changes:
 
-    With shorter names of commands, since each byte takes time, and with the gate of `QmpConnection.withhold`.
-
-    And without its belief that the first message after qmp_capabilities is the answer: QEMU may have an event to tell
-    before, which belongs to nobody in the new session, and right after another client it may greet twice, or answer
-    that one: our first command has no id.
+    * It does not log every message, because formatting them takes time even if nobody reads the log.
+    * Its commands have short ids, because each byte takes time, and stop at the gate of `QmpConnection.withhold`.
+    * It does not take the first message after qmp_capabilities for the answer. QEMU may send an event before it. Right
+      after another client, QEMU may also greet twice, or answer that client: blkmig's first command has no id.
     """
 
     class Client(library.QMPClient):  # type: ignore[misc]
         gate: Gate | None = None
-        """What the next command is withheld at."""
+        """The gate at which the next command is withheld."""
 
         def __init__(self, name: str) -> None:
             super().__init__(name)
@@ -75,7 +74,7 @@ def client_class(library: Any) -> Any:
             return name
 
         async def _send(self, msg: Any) -> None:
-            gate = self._gate_of.pop(msg.get("id"), None)  # what the library sends by itself has no id
+            gate = self._gate_of.pop(msg.get("id"), None)  # messages that the library sends by itself have no id
             if gate is None:
                 await super()._send(msg)
                 return

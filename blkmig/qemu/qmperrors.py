@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What may go wrong on a QMP connection: QEMU says no, says nothing, or has gone."""
+"""What may go wrong on a QMP connection: QEMU answers with an error, does not answer, or has ended."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_ANSWER = "no answer{}; once it answers again, blkmig cleanup {} removes what 
 
 
 class QmpError(errors.DeviceError):
-    """QEMU answered a command with an error: `command`, `error_class` and `text` are what it was and what it said."""
+    """QEMU answered a `command` with an error, of the class `error_class` and with the message `text`."""
 
     def __init__(self, command: str, *, device: str, error_class: str, text: str) -> None:
         super().__init__(f"QMP {command}", device=device, cause=text)
@@ -41,7 +41,7 @@ def gone_error(doing: str, device: str) -> QmpGone:
 
 @contextlib.contextmanager
 def ignoring_missing() -> Iterator[None]:
-    """Swallow QEMU's word that what is to be removed is not there."""
+    """Ignore QEMU's error that an object which is to be removed does not exist."""
     try:
         yield
     except QmpError as error:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a session's disks are read through: a read-only export of each, our connection to it, and its image's file."""
+"""How a session's disks are read: through a read-only export of each and a connection to it, or from its image's
+file."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ CONTEXTS = (nbd_connection.BASE_ALLOCATION, nbd_connection.ALLOCATION_DEPTH)
 
 
 class Readers:
-    """Those of `disks`, by their numbers. Under the session's lock."""
+    """The readers of `disks`, by the disks' numbers. Under the session's lock."""
 
     def __init__(self, own: objects.OwnObjects, disks: Sequence[discover.QemuDisk]) -> None:
         self._own = own
@@ -25,10 +26,10 @@ class Readers:
         self.connections: list[nbd_connection.NbdConnection] = []
         self.extents: list[extents.Extents] = []
         self.files: list[imagefile.ImageFile | None] = []
-        """What the disks are read from; None where that is the export."""
+        """The files that disks are read from; None for a disk that is read through its export."""
 
     def open_files(self, where: address.QemuAddress, facts: graph.BlockGraph) -> None:
-        """Open the images' files that can be read without QEMU, unless it shall read all of them."""
+        """Open the images' files that can be read without QEMU, unless the user wants QEMU to read all of them."""
         if where.read != "auto":
             self.files = [None] * len(self._disks)
             return
@@ -50,7 +51,7 @@ class Readers:
         return [(name, disk.node) for name, disk in zip(self.names, self._disks, strict=True)]
 
     def renew(self) -> None:
-        """Be of use again after a cancel; the server closes first, as ever."""
+        """Make the readers usable again after a cancel. The server closes first, as always."""
         for (name, node), connection in zip(self._exports(), self.connections, strict=True):
             if not connection.renew():
                 self._own.remove_export(name)
@@ -59,7 +60,7 @@ class Readers:
                 connection.reconnect()
 
     def close(self) -> None:
-        """Close our ends, when QEMU has closed the exports."""
+        """Close blkmig's ends of the connections, after QEMU has closed the exports."""
         for connection in self.connections:
             connection.close()
         for file in self.files:
@@ -68,4 +69,4 @@ class Readers:
 
 
 OPTIONS: dict[str, Any] = {"allocation-depth": True}
-"""Of an export: whether a block stands in the top image shall be told."""
+"""An option of an export: the server also tells which blocks stand in the top image."""

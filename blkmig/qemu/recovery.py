@@ -28,11 +28,11 @@ GUEST_SECONDS = 10.0
 ASK_SECONDS = 0.02
 PAUSES = "pause-before-switchover"
 UNDER_WAY = ("setup", "wait-unplug", "active", "pre-switchover", "cancelling")
-"""Statuses of QEMU's migration in which the VM is still here for sure. Not ``device``: it is being handed over."""
+"""Statuses of QEMU's migration in which the VM is certainly still here. In ``device`` it is being handed over."""
 
 
 class Recovery:
-    """One clean-up over `connection`; every thing that is done is told to `say`, in words."""
+    """One clean-up over `connection`. `say` is called with a description of each thing that is done."""
 
     def __init__(self, connection: qmp.QmpConnection, say: Callable[[str], None], *, force: bool) -> None:
         self._qmp = connection
@@ -86,7 +86,7 @@ class Recovery:
             self._tell_of_pausing(status)
 
     def _tell_of_pausing(self, status: str) -> None:
-        """Say, or with `force` change, that QEMU waits for a blkmig, or will, of which nothing is known."""
+        """Report a QEMU that waits, or will wait, for a blkmig of which nothing is known; with `force` change that."""
         known = {entry["capability"]: entry["state"] for entry in self._qmp.execute("query-migrate-capabilities")}
         if not known.get(PAUSES):
             return
@@ -103,7 +103,7 @@ class Recovery:
         )
 
     def _await_guest(self) -> None:
-        """Return when the guest goes on after its migration was cancelled; QEMU sees to that."""
+        """Return when QEMU lets the guest go on, after its migration was cancelled."""
         with contextlib.suppress(qmp.QmpTimeout):
             self._await(self._is_running, "the guest to go on")
         if self._status() == "finish-migrate":
@@ -125,7 +125,7 @@ class Recovery:
     # -- writers -----------------------------------------------------------------------------------------------------
 
     def _release(self, run: str, left: list[str]) -> bool:
-        """Let the writers go on that a run held; False if that must not be."""
+        """Let the writers go on that a run held. Return False if they must not."""
         if marks.HELD in left or marks.MOVED in left:
             exports = filter(None, map(marks.WritingExport.from_mark, left))
             closed = [export for export in exports if self._is_closed(export)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""QEMU's NBD server, of which there is one in a process: ours, or one that somebody else has started."""
+"""QEMU's NBD server. A QEMU can have one: either blkmig starts it, or somebody else has started it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ SERVER_RUNS = (
 
 
 def start(connection: qmp.QmpConnection, where: dict[str, Any], *, is_named: bool) -> bool:
-    """Start the server at QMP's address `where`; False if one is running already, where the user has said (`is_named`).
+    """Start the server at QMP's address `where`, and return True.
 
-    Raises :class:`~blkmig.errors.DeviceError` if QEMU cannot, or if one is running and nobody has said where.
+    If a server is running already, and the user has said where (`is_named`), return False. If the user has not said
+    where, or if QEMU cannot start one, raise :class:`~blkmig.errors.DeviceError`.
     """
     try:
         connection.execute("nbd-server-start", {"addr": where, "max-connections": 0})
@@ -35,7 +36,7 @@ def start(connection: qmp.QmpConnection, where: dict[str, Any], *, is_named: boo
 
 
 def default_socket(qmp_path: str, prefix: str) -> str:
-    """Return where blkmig has QEMU listen: a socket beside the QMP socket, for the same users."""
+    """Return the default socket of the NBD server: beside the QMP socket, for the same users."""
     path = str(pathlib.Path(f"{qmp_path}.{prefix.rstrip('-')}{SOCKET_SUFFIX}").absolute())
     if len(path.encode()) > MAX_SOCKET_PATH:
         raise errors.ParameterError(f"{path} is too long for a socket: name a shorter one, with nbd=unix:PATH")
@@ -43,7 +44,7 @@ def default_socket(qmp_path: str, prefix: str) -> str:
 
 
 def stop_if_idle(connection: qmp.QmpConnection) -> None:
-    """Stop the NBD server unless somebody else has put an export on it meanwhile."""
+    """Stop the NBD server, unless somebody else has added an export to it meanwhile."""
     if not any(export["type"] == "nbd" for export in connection.execute("query-block-exports")):
         with qmp.ignoring_missing():
             connection.execute("nbd-server-stop")

@@ -6,10 +6,10 @@
     QemuBackend ─┐                     ┌─ QmpConnection    commands and events
     QemuBackend ─┼─► QemuSession ──────┼─ OwnObjects       what was created inside QEMU
     QemuBackend ─┘   (one lock)        ├─ Tracking, Throttles   one for each disk
-                                       ├─ DirtySync        fetches what was written, of all of them
-                                       ├─ Holding, Writers   for which disks; stop, or close the writable exports
+                                       ├─ DirtySync        fetches what was written to all of them
+                                       ├─ Holding, Writers   stop the guest, close the writable exports
                                        ├─ Guest, Surveillance   what happens to the VM meanwhile
-                                       └─ Marks            what a clean-up has to know if we are killed
+                                       └─ Marks            what a clean-up must know if blkmig is killed
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ from .holding import PauseMode as PauseMode
 class QemuSession:
     """A running QEMU, with one read-only export for each disk that is to be sent.
 
-    Made by :func:`~blkmig.qemu.open_qemu`. Any thread may call anything; calls that talk to QEMU come one after
-    the other. `force` uses iothread disks where that is dangerous. With `switchover` ``"pause-before"`` the writers are
-    held by QEMU's own migration, for which holding waits `switchover_timeout` seconds; without `return_path` that does
-    not wait for its target's word. QEMU has `connect_timeout` seconds to greet us, and `timeout` for each command.
-    Its monitor serves one client at a time, so whoever has commands of his own has `qmp` run them.
+    :func:`~blkmig.qemu.open_qemu` makes it. Any thread may call anything; calls that talk to QEMU run one after the
+    other. `force` allows disks in iothreads even if that is dangerous. With `switchover` ``"pause-before"`` QEMU's own
+    migration holds the writers, and `hold_writers` waits `switchover_timeout` seconds for it; without `return_path`
+    that migration does not wait for its target. QEMU has `connect_timeout` seconds for its greeting, and `timeout` for
+    each command. The monitor serves one client at a time: other commands can be run through `qmp`.
     """
 
     def __init__(
@@ -80,7 +80,7 @@ class QemuSession:
             self._set_up(where, force, switchover, {"wait": switchover_timeout, "return_path": return_path})
         except BaseException as error:
             if not isinstance(error, Exception):
-                self.qmp.cancel()  # somebody waits for the end
+                self.qmp.cancel()  # after an interruption, the clean-up must not take long
             self._shut_down()
             raise
 
@@ -101,7 +101,7 @@ class QemuSession:
         self._watch = watch.GraphWatch(self.qmp, self._commands, self.disks, through.names, through.files)
         through.connect(where.nbd)
         self._tracking = [
-            # QEMU's own migration may take bitmaps along, and none that is exported.
+            # QEMU's own migration may send bitmaps, and it refuses those that are exported.
             tracking.Tracking(self.own, disk, number, through.extents[number], keeps_open=switchover == "auto")
             for number, disk in enumerate(self.disks)
         ]
@@ -127,19 +127,19 @@ class QemuSession:
 
     @property
     def readers(self) -> readers.Readers:
-        """What the disks are read through."""
+        """The readers of the disks."""
         assert self._readers is not None, "a session that is set up"
         return self._readers
 
     def _locked(self) -> threading.RLock:
-        """Return the lock. Raises :class:`~blkmig.errors.DeviceError` in a fork's child: nobody there would free it."""
+        """Return the lock. Raises :class:`~blkmig.errors.DeviceError` in a forked child, where nobody would free it."""
         self.qmp.check_home("cannot be used")
         return self._lock
 
     # -- dirty tracking ----------------------------------------------------------------------------------------------
 
     def create_dirty_bitmap(self, number: int, granularity: int) -> dirty.DirtyBitmap:
-        """Track the writes of a disk in one more bitmap. The first one starts the tracking in QEMU."""
+        """Track the writes of a disk in one more bitmap. The first bitmap starts the tracking in QEMU."""
         with self._locked():
             if not any(other.active for other in self._tracking):
                 self._renew()
@@ -154,13 +154,13 @@ class QemuSession:
             return bitmap
 
     def _renew(self) -> None:
-        """Be of use again after a cancel."""
+        """Make the session usable again after a cancel."""
         self.qmp.renew()
         self.own.renew()
         self.readers.renew()
 
     def release_dirty_bitmap(self, number: int, bitmap: dirty.DirtyBitmap) -> None:
-        """Stop tracking in `bitmap`; the last one ends the tracking in QEMU."""
+        """Stop tracking in `bitmap`. The last bitmap ends the tracking in QEMU."""
         if self.qmp.is_foreign:
             return
         with self._lock, self.qmp.leaving():
@@ -177,7 +177,7 @@ class QemuSession:
     # -- writers -----------------------------------------------------------------------------------------------------
 
     def hold_writers(self, number: int) -> None:
-        """Hold the writers of all disks at the first call; the others change nothing."""
+        """Hold the writers of all disks at the first call; further calls change nothing."""
         with self._locked():
             self._holding.hold(number)
 
@@ -189,19 +189,19 @@ class QemuSession:
             self._holding.release(number, refuse=refuse)
 
     def about_to_move(self) -> bool:
-        """Mark that the target may own the disks soon; False if it cannot before the writers are released."""
+        """Mark that the target may own the disks soon; False if it can use them only after the writers are released."""
         with self._locked():
             return self._the_writers.about_to_move()
 
     def leave_in_doubt(self, number: int) -> None:
-        """Leave the writers of all disks held for good, and the marks that tell `cleanup` why."""
+        """Leave the writers of all disks held for good, with the marks that tell `cleanup` why."""
         if self.qmp.is_foreign:
             return
         with self._lock:
             self._holding.leave_in_doubt(number)
 
     def written_bytes(self, number: int) -> int | None:
-        """Return how many bytes the writers of a disk have written since some moment."""
+        """Return how many bytes the writers of a disk have written; only differences of two calls mean anything."""
         with self._locked():
             return self._throttles.each[number].written_bytes()
 
@@ -213,15 +213,15 @@ class QemuSession:
     def migrate(self, uri: str) -> None:
         """Start QEMU's own migration, of RAM and devices, to its `uri` (``pause-before`` only).
 
-        Whoever has a monitor may do it instead. If the disks are closed before they have moved, it is cancelled.
+        Anybody with a monitor of this QEMU may do it instead. Closing the disks before they have moved cancels it.
         """
         self._vm_migration().migrate(uri)
 
     def when_pre_switchover(self, call: Callable[[], None]) -> None:
-        """Call `call`, in a thread of ours, as soon as QEMU's own migration waits for the last pass.
+        """Call `call`, in a thread of its own, as soon as QEMU's own migration waits for the last pass.
 
-        For ``pause-before`` only, once: ``session.when_pre_switchover(migration.switchover)``. Never called if QEMU's
-        migration does not get there before the disks are closed.
+        For ``pause-before`` only, once: ``session.when_pre_switchover(migration.switchover)``. If QEMU's migration does
+        not get there before the disks are closed, `call` is not called.
         """
         self.qmp.check_home("cannot be sent")
         watch = self._vm_migration().watch
@@ -233,14 +233,14 @@ class QemuSession:
         return self._writers
 
     def throttle_writers(self, number: int, fraction: float) -> bool:
-        """Slow a disk's writers down to `fraction` of the speed they had; False if this disk cannot be."""
+        """Slow a disk's writers down to `fraction` of their speed; return False if this disk's cannot be slowed."""
         with self._locked():
             return self._throttles.each[number].set(fraction)
 
     # -- what may happen meanwhile -----------------------------------------------------------------------------------
 
     def check_source(self) -> None:
-        """Raise what is known to have happened to QEMU, to the guest, or to a disk. Asks nobody, takes no lock."""
+        """Raise what has happened to QEMU, the guest or a disk, as far as it is known. Asks nobody, takes no lock."""
         self.qmp.check_home("cannot be sent")
         self._guest.check(self.disks)
         self._the_writers.check()
@@ -248,7 +248,7 @@ class QemuSession:
             raise self._surveillance.error
 
     def _ask_unless_busy(self) -> Callable[..., graph.BlockGraph] | None:
-        """Ask for the graph, for the surveillance; None if the writers are held: then each command makes it longer."""
+        """Ask for the graph, for the surveillance; None if the writers are held: a command would prolong the pause."""
         if not self._lock.acquire(blocking=False):
             return None
         try:
@@ -264,7 +264,8 @@ class QemuSession:
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def close_disk(self, number: int) -> None:
-        """Remove what belongs to a disk; the last one ends the session. Never raises for what is gone; safe twice."""
+        """Remove what belongs to a disk; the last disk ends the session. What is gone already is no error; safe
+        twice."""
         if self.qmp.is_foreign:
             return
         with self._lock:
@@ -275,7 +276,7 @@ class QemuSession:
                 self._shut_down()
 
     def _shut_down(self) -> None:
-        """Release the writers, lift throttles, remove everything of ours from QEMU, disconnect."""
+        """Release the writers, lift throttles, remove everything that blkmig has made in QEMU, disconnect."""
         if self._surveillance is not None:
             self._surveillance.close()
         with self.qmp.leaving(), contextlib.ExitStack() as stack:
@@ -291,7 +292,7 @@ class QemuSession:
                 stack.callback(undoing.attempt, self.qmp, self._holding.let_go, "release the writers")
 
     def _drop(self) -> None:
-        """Remove our exports, bitmaps and NBD server: the server closes first, then our end."""
+        """Remove blkmig's exports, bitmaps and NBD server. The server closes connections first, then blkmig does."""
         self.own.remove_all()
         for mine in getattr(self, "_tracking", ()):
             mine.disconnect()

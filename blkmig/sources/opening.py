@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""From what a user calls a disk to the disk::
+"""From the text by which a user names a disk to the open disk::
 
     vda.raw   /dev/vg/vda            raw file or block device
     vda.raw,base=golden.raw          raw file on top of another one
@@ -9,7 +9,7 @@
     dirtymap:FILE,disk=vda.raw,...   disk of another program that keeps a dirty map: see sharedmap
 
 Options of files are also ``direct=on`` and ``locking=off``. A comma in a path is written twice, as for QEMU, except in
-the path of a file that exists. What a kind of disk needs is imported when the first such disk is opened.
+the path of a file that exists. The modules for a kind of disk are imported when the first such disk is opened.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ IDLE_SECONDS = 60.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class FileDescription:
-    """What a text says about a disk in a file."""
+    """A disk in a file, as a text describes it."""
 
     path: str
     format: str | None = None
@@ -45,12 +45,12 @@ class FileDescription:
     locking: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse a text for a yes or no."""
+        """Refuse options that are no bools."""
         units.check_flags(direct=self.direct, locking=self.locking)
 
     @property
     def is_raw(self) -> bool:
-        """Whether no other program is needed to read it."""
+        """Whether the disk is raw, so that no other program is needed to read it."""
         return self.format in (None, "raw")
 
 
@@ -64,14 +64,14 @@ def open_disks(
     idle_timeout: float = IDLE_SECONDS,
     **qemu: Any,
 ) -> list[backend.BlockBackend]:
-    """Open the disk that `text` calls so, or for a QEMU all of its disks. Whoever opens them closes them.
+    """Open the disk that `text` names; for a QEMU this may be several disks. Whoever opens them closes them.
 
-    `name` is what the wire calls it. With ``writable=False`` nobody writes it through these objects, which is what a
-    source that is not in use wants. `connect_timeout` and `idle_timeout` are how many seconds a server of NBD or QMP
-    may take until it is ready, and may be silent while requests are in flight (0: for ever). Options in `qemu` are
-    those of :func:`.qemu.open_qemu`.
+    `name` is the disk's name on the wire. With ``writable=False`` nobody writes the disk through these objects; that
+    suits a source that is not in use. `connect_timeout` is how many seconds an NBD or QMP server may take until it is
+    ready. `idle_timeout` is how many seconds it may be silent while requests are in flight, 0 for ever. Options in
+    `qemu` are those of :func:`.qemu.open_qemu`.
 
-    Raises :class:`~blkmig.errors.ParameterError` for a text that makes no sense, else as the disk's class does.
+    Raises :class:`~blkmig.errors.ParameterError` for a text that makes no sense, and the errors of the disk's class.
     """
     if is_qemu(text):
         from .. import qemu as qemu_disks
@@ -94,7 +94,7 @@ def open_disk(
     connect_timeout: float = CONNECT_SECONDS,
     idle_timeout: float = IDLE_SECONDS,
 ) -> backend.BlockBackend:
-    """Open the one disk that `text` calls so; see :func:`open_disks`, and FileBackend for `read_only`."""
+    """Open the one disk that `text` names; see :func:`open_disks`, and FileBackend for `read_only`."""
     if is_nbd(text):
         from ..nbd import backend as nbd
 
@@ -122,7 +122,7 @@ def is_nbd(text: str | os.PathLike[str]) -> bool:
 
 
 def is_live(text: str | os.PathLike[str]) -> bool:
-    """Tell whether `text` is a disk that another program has open: it can only be a source."""
+    """Tell whether `text` names a disk that another program has open, which can only be a source."""
     return isinstance(text, str) and text.startswith(_LIVE_SCHEMES)
 
 
@@ -185,9 +185,9 @@ def open_file(
     path: str = "",
     opened: int | None = None,
 ) -> backend.BlockBackend:
-    """Open what a text describes, or make it of `create_size` bytes; at `path` if that is said.
+    """Open the disk that `described` is, or make it with `create_size` bytes. `path` replaces the path in `described`.
 
-    With `opened`, a descriptor of it that this takes over, it is an empty file that becomes the disk.
+    `opened` is a descriptor of an empty file that becomes the disk; it belongs to this function from now on.
     """
     common: dict[str, Any] = {
         "name": name,
@@ -205,7 +205,7 @@ def open_file(
 
     assert described.format is not None
     if opened is not None:
-        os.close(opened)  # QEMU opens it by its name
+        os.close(opened)  # QEMU opens the file by its name
     return image.ImageBackend(
         path or described.path,
         format=described.format,
@@ -216,7 +216,8 @@ def open_file(
 
 
 def check_can_be_made(described: FileDescription) -> None:
-    """Raise :class:`~blkmig.errors.ParameterError` if nobody would expect what is made under that name."""
+    """Raise :class:`~blkmig.errors.ParameterError` for a new raw disk whose name looks like an image of another
+    format."""
     usual = _IMAGE_SUFFIXES.get(pathlib.Path(described.path).suffix.lower())
     if described.format is None and usual is not None:
         raise errors.ParameterError(
@@ -226,7 +227,7 @@ def check_can_be_made(described: FileDescription) -> None:
 
 
 def check_size_is_known(described: FileDescription, size: int | None) -> None:
-    """Raise :class:`~blkmig.errors.ParameterError` if an image of that format cannot be made without a `size`."""
+    """Raise :class:`~blkmig.errors.ParameterError` if an image of this format cannot be made without a `size`."""
     if size is None and described.format not in (None, "raw", "qcow2") and described.base is None:
         raise errors.ParameterError(f"{described.path!r}: to make a {described.format} image, its size must be said")
 

@@ -7,8 +7,8 @@
                                                                       ▲
     blkmig send qemu:QMP,nbd=URI ──── bitmap, read-only export ───────┘
 
-The export is what the user mounts and writes; its writes can be slowed (the filter) and held (the export is closed).
-The listening sockets are made here and handed over, so that they are there before the daemon is.
+The user mounts and writes the export. Its writes can be slowed down by the filter, and held by closing the export. The
+listening sockets are made here, and the daemon inherits them, so that they exist before it runs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from . import opening as open_disks
 
 PROGRAM = "qemu-storage-daemon"
 MAX_NAME = 24
-"""Letters of a served disk's name: with a suffix it has to fit into QEMU's 31."""
+"""The most letters of a served disk's name: QEMU allows 31, and the longest suffix must fit, too."""
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*", re.ASCII)
 STOP_SECONDS = 30.0
@@ -41,13 +41,13 @@ STOP_SECONDS = 30.0
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ServedDisk:
-    """One image and what it is called, by the NBD clients and on the wire."""
+    """One image, and its name for NBD clients and on the wire."""
 
     name: str
     image: open_disks.FileDescription
 
     def __post_init__(self) -> None:
-        """Refuse what QEMU would refuse less clearly."""
+        """Refuse what QEMU would refuse with a less clear message."""
         if not _NAME.fullmatch(self.name) or len(self.name) > MAX_NAME:
             raise errors.ParameterError(
                 f"{self.name!r} cannot be the name of a served disk: it must begin with a letter, then letters, "
@@ -61,7 +61,7 @@ class StorageDaemon:
     """A running qemu-storage-daemon that offers `disks` for writing at `nbd` (``unix:PATH`` or ``tcp:HOST:PORT``).
 
     `qmp` is the path of the socket for blkmig, by default that of `nbd` with ``.qmp`` appended. Use it in a ``with``:
-    leaving ends the daemon, which then has written everything out. Raises :class:`~blkmig.errors.DeviceError`.
+    leaving it ends the daemon, which writes everything out before. Raises :class:`~blkmig.errors.DeviceError`.
     """
 
     def __init__(self, disks: Iterable[ServedDisk], nbd: str, *, qmp: str | None = None) -> None:
@@ -99,7 +99,7 @@ class StorageDaemon:
             cause = f"{PROGRAM} is not installed; it comes with qemu-system-common or qemu-utils (Debian, Ubuntu)"
             raise errors.DeviceError("cannot be served", device=self._names(), cause=f"{cause} or qemu-img (Fedora)")
         command = [program, *arguments(self.disks, nbd_fd=nbd_fd, qmp_fd=qmp_fd)]
-        # Its own group: Ctrl-C is for us, and we end it in good order.
+        # In a process group of its own, Ctrl-C does not reach it: this process hears Ctrl-C, and ends it properly.
         process, self._tie = children.start(
             command,
             remove=self._sockets,
@@ -112,7 +112,7 @@ class StorageDaemon:
         return process
 
     def _check_running(self) -> None:
-        """Return when the daemon answers; its words if it ended instead."""
+        """Return when the daemon answers. If it has ended instead, raise an error with its message."""
         with socket.socket(socket.AF_UNIX) as probe_socket:
             probe_socket.settimeout(STOP_SECONDS)
             with contextlib.suppress(OSError):
@@ -122,7 +122,7 @@ class StorageDaemon:
         raise self._ended()
 
     def wait(self) -> None:
-        """Wait until the daemon ends, which it does not by itself: raise :class:`~blkmig.errors.DeviceError` if so."""
+        """Wait for ever; if the daemon ends by itself, raise :class:`~blkmig.errors.DeviceError`."""
         self._process.wait()
         raise self._ended()
 
@@ -132,7 +132,7 @@ class StorageDaemon:
         return shlex.join(["blkmig", "send", source, target])
 
     def export_uri(self, disk: ServedDisk) -> str:
-        """Return what an NBD client connects to."""
+        """Return the URI for NBD clients of the disk."""
         return nbd_uri.with_export(self.nbd_uri, disk.name)
 
     def close(self) -> None:
@@ -189,11 +189,11 @@ def arguments(disks: Sequence[ServedDisk], *, nbd_fd: int, qmp_fd: int) -> list[
         found += ["--blockdev", protocol]
         image = {"driver": disk.image.format or "raw", "node_name": name, "file": f"{name}-file", "discard": "unmap"}
         found += ["--blockdev", _options(**image)]
-        # Each node on the way must let discards through.
+        # Discards must pass through every node on the way.
         throttle = _options(driver="throttle", node_name=limit, throttle_group=limit, file=name, discard="unmap")
         found += ["--blockdev", throttle]
         found += ["--export", _options(type="nbd", id=name, node_name=limit, name=name, writable="on")]
-    # The last, because who is greeted by the monitor takes the rest for done.
+    # The monitor comes last, because a client that it greets expects everything else to be there.
     return [*found, "--chardev", f"socket,id=qmp,fd={qmp_fd},server=on,wait=off", "--monitor", "chardev=qmp"]
 
 
@@ -206,7 +206,7 @@ def _escape(text: str) -> str:
 
 
 def _check_image(disk: ServedDisk) -> None:
-    """Raise unless nobody else uses the image and, if it is served as raw without that being said, it looks raw.
+    """Raise if somebody else uses the image, or if it does not look raw although no other format was said.
 
     QEMU itself would let two daemons write one image, because both share it with their NBD clients.
     """
@@ -225,10 +225,10 @@ def _no_place(address: object) -> errors.ParameterError:
 
 
 def _listen(address: str) -> socket.socket:
-    """Return a listening socket at ``unix:PATH`` or ``tcp:HOST:PORT``; a dead socket's file is replaced.
+    """Return a listening socket at ``unix:PATH`` or ``tcp:HOST:PORT``; the file of a dead socket is replaced.
 
-    It does not block: QEMU's main loop and its monitor thread may both go and accept the same client, and the one
-    that comes late must not wait for the next.
+    The socket is non-blocking. QEMU's main loop and its monitor thread may both try to accept the same client, and the
+    later one must not wait for the next client.
     """
     kind, _, rest = address.partition(":")
     host, _, port = rest.rpartition(":")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Where the disk of a migration arrives: a file, a device or an export that exists, or a file that is made for it.
 
-What exists is opened, locked and looked at in `prepare`, before anybody connects; what does not is made under a name of
-its own (see `partial.py`), and gets its size when its disk comes. ::
+A target that exists is opened, locked and checked in `prepare`, before anybody connects. A target that does not exist
+is made under a hidden name (see `partial.py`), and gets its size when its disk comes. ::
 
     prepare ─ open ─ (the disk is written and flushed) ─ check ─ publish ─ sync ─ confirm ─ sync ─ discard
        └──────────────────────────── discard: at any moment, and after a failure ────────────────────┘
@@ -24,12 +24,12 @@ FOLDER_SUFFIX = ".raw"
 
 
 class TargetFile:
-    """The target that `text` calls so, for the disk that messages call `label`; in the folder `into`, a file's name.
+    """The target that `text` names, for the disk that messages call `label`.
 
-    A file of a folder is opened below it, never through a link, and one that exists only if `overwrite` is said: then
-    it is replaced when the new one is complete. An `incremental` migration writes what exists. Nothing is touched
-    before `prepare`. Raises :class:`~blkmig.errors.ParameterError` for what cannot be a target, later
-    :class:`~blkmig.errors.DeviceError`.
+    With a folder `into`, `text` is the name of a file in it. Such a file is never reached through a link. If it exists,
+    it is refused without `overwrite`, and with it replaced when the new file is complete; an `incremental` migration
+    writes into the existing file. Nothing is touched before `prepare`. Raises :class:`~blkmig.errors.ParameterError`
+    for a text that cannot be a target, later :class:`~blkmig.errors.DeviceError`.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class TargetFile:
         units.check_flags(overwrite=overwrite, incremental=incremental)
         self.label = label
         self.is_new = False
-        """The file is made for the disk, or an empty one becomes the disk."""
+        """Whether the file is made for the disk, or was an empty file before."""
 
         self._into = into
         self._overwrite = overwrite
@@ -65,22 +65,22 @@ class TargetFile:
 
     @property
     def path(self) -> str:
-        """Return where the disk is when it is complete, for messages."""
+        """Return the path of the complete disk, for messages."""
         return str(self._text) if self._is_nbd else str(Path(self._into or "", self._described.path))
 
     @property
     def size(self) -> int | None:
-        """Return the size of what exists, once it is prepared; None for what does not."""
+        """Return the size of a target that exists, once it is prepared; None for one that is made."""
         return None if self._backend is None else self._backend.size
 
     @property
     def is_image(self) -> bool:
-        """Whether it is an image of a format that counts in sectors."""
+        """Whether the target is an image, whose format counts in sectors."""
         return not self._described.is_raw
 
     @property
     def is_fixed_file(self) -> bool:
-        """Whether it is a file that exists and keeps its size."""
+        """Whether the target is a file that exists and keeps its size."""
         return self._backend is not None and bool(self._backend.files) and self._backend.files[0].is_regular
 
     def files(self) -> Iterator[identity.KnownFile]:
@@ -92,7 +92,8 @@ class TargetFile:
                     yield identity.KnownFile.of(self._described.base)
 
     def mark(self) -> identity.KnownFile | None:
-        """Return what has the hidden name of a file that is made, which `prepare` removes; None where none is made."""
+        """Return the file at the hidden name, which `prepare` would remove; None if no file is made under such a
+        name."""
         if self._is_nbd:
             return None
         with contextlib.suppress(OSError, ValueError):  # whoever opens it says why it cannot be
@@ -101,13 +102,13 @@ class TargetFile:
         return None
 
     def layers(self) -> Sequence[identity.KnownFile]:
-        """Return what a target that exists stands on, once it is prepared: its backing files, which are only read."""
+        """Return the backing files of a target that exists, once it is prepared. They are only read."""
         return () if self._backend is None else self._backend.files[1:]
 
     # -- before the disk comes ---------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """Open what exists; for what does not, make the file that becomes it."""
+        """Open a target that exists, or make the file that becomes the target."""
         if self._is_nbd:
             self._backend = opening.open_disk(
                 str(self._text), name=self.label, idle_timeout=self._idle_timeout
@@ -141,13 +142,13 @@ class TargetFile:
             self._begin(into, name, replace=self._overwrite)
 
     def _check_can_be_replaced(self, there: identity.KnownFile) -> None:
-        """Refuse to empty a file that may hold something, before the new one is complete."""
+        """Refuse a file that would have to be emptied before the new one is complete, because it cannot be replaced."""
         if there.about is not None and there.about.st_size and folder.is_mount_point(Path(there.path)):
             cause = "something is mounted on it, so it cannot be replaced: say NAME=PATH to have it written in place"
             raise errors.DeviceError(f"cannot create {self.path!r}", device=self.label, cause=cause)
 
     def _open_in_folder(self, into: str | os.PathLike[str], name: str) -> None:
-        """Open a file that holds the base already."""
+        """Open a file of the folder that holds the base already."""
         if not self._overwrite:
             raise self._exists()
         with self._failing("open"):
@@ -156,7 +157,7 @@ class TargetFile:
         self._backend = opening.open_file(self._described, name=self.label, path=self.path, opened=opened)
 
     def _has_mark(self) -> bool:
-        """Return whether a run before this one has not said that the file is complete."""
+        """Return whether an earlier run has left the file half made, or unconfirmed."""
         real = Path(os.path.realpath(self.path))
         try:
             return real.samefile(real.with_name(partial.partial_name(real.name)))
@@ -193,14 +194,14 @@ class TargetFile:
         return errors.DeviceError(f"cannot create {self.path!r}", device=self.label, cause=cause)
 
     def check_size_is_known(self, size: int | None) -> None:
-        """Raise :class:`~blkmig.errors.ParameterError` if it is to be made in a format that needs a `size`."""
+        """Raise :class:`~blkmig.errors.ParameterError` if the target is made in a format that needs a `size`."""
         if self.is_new:
             opening.check_size_is_known(self._described, size)
 
     # -- when it comes -----------------------------------------------------------------------------------------------
 
     def open(self, name: str, size: int | None) -> backend.BlockBackend:
-        """Return the disk, called `name`; a new one has `size` bytes, or grows where nobody knows that.
+        """Return the disk, called `name`. A new disk has `size` bytes; if that is None, it grows.
 
         Whoever opens it closes it.
         """
@@ -219,33 +220,33 @@ class TargetFile:
     # -- when it is complete, or not ---------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise :class:`~blkmig.errors.DeviceError` if what was made is not where it was."""
+        """Raise :class:`~blkmig.errors.DeviceError` if the new file was moved, removed or replaced meanwhile."""
         if self._partial is not None:
             with self._failing("complete"):
                 self._partial.check()
 
     def publish(self) -> None:
-        """Give a file that was made its name."""
+        """Give the new file its name."""
         if self._partial is not None:
             with self._failing("complete"):
                 self._partial.publish()
 
     def sync(self) -> None:
-        """Return when its name is on stable storage."""
+        """Return when the new file's name is on stable storage."""
         if self._partial is not None:
             with self._failing("complete"):
                 self._partial.sync()
 
     def confirm(self) -> None:
-        """Take note that the other end knows: the disk is its user's from now on. `discard` releases it."""
+        """Take note that the other end knows that the disk is complete: nothing takes it back any more."""
         if self._partial is not None:
             with self._failing("close"):
                 self._partial.confirm()
 
     def discard(self, *, withdraw: bool) -> bool:
-        """Release everything, and leave nothing of what was made; return whether something was made and is gone.
+        """Release everything, and remove a new file that is not complete; return whether a new file was removed.
 
-        What is published stays unless it is to be withdrawn. Safe after `confirm`, and twice.
+        A published file stays, unless `withdraw` takes it back. Safe after `confirm`, and twice.
         """
         taken, self._backend = self._backend, None
         made, self._partial = self._partial, None

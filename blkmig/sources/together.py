@@ -18,10 +18,10 @@ def open_sources(
     connect_timeout: float = opening.CONNECT_SECONDS,
     **options: Any,
 ) -> list[list[backend.BlockBackend]]:
-    """Open what each (name, text) calls so, or nothing: see :func:`.opening.open_disks`. Return the disks of each.
+    """Open what each (name, text) names, as :func:`.opening.open_disks` does; return the disks of each pair.
 
-    Addresses of one monitor share a session, so each of its disks can have a name of its own. `options` are those of
-    `open_disks`. Whoever opens the disks closes them.
+    If one of them fails, none stays open. Addresses of one monitor share a session, so each of its disks can have a
+    name of its own. `options` are those of `open_disks`. Whoever opens the disks closes them.
     """
     texts = list(named)
     found: dict[int, list[backend.BlockBackend]] = {}
@@ -41,7 +41,7 @@ def open_sources(
 
 
 def _by_monitor(texts: list[tuple[str | None, str | os.PathLike[str]]]) -> list[list[int]]:
-    """Return the positions of what is to be opened together."""
+    """Return groups of positions in `texts`: those of one group are opened together."""
     groups: dict[Hashable, list[int]] = {}
     for number, (_, text) in enumerate(texts):
         key = _monitor_of(text) if opening.is_qemu(text) else None
@@ -50,7 +50,7 @@ def _by_monitor(texts: list[tuple[str | None, str | os.PathLike[str]]]) -> list[
 
 
 def _monitor_of(text: str | os.PathLike[str]) -> Hashable:
-    """Return what tells the monitor of an address from others: paths may differ and lead to one socket."""
+    """Return what identifies the monitor of an address, because different paths may lead to one socket."""
     from .. import qemu
 
     path = qemu.address.parse(os.fspath(text)).path
