@@ -46,10 +46,10 @@ class WatchedDisk:
         bits, each, start = self._bitmap.bits, self._bitmap.bits_per_block // self.pieces, 0
         while areas := bits.take_areas(start):
             for bit, count in areas:
-                self._count(bit // each, (bit + count - 1) // each + 1, interval)
+                self.count(bit // each, (bit + count - 1) // each + 1, interval)
             start = sum(areas[-1])  # what is written behind the cursor meanwhile is for the next interval
 
-    def _count(self, first: int, stop: int, interval: int) -> None:
+    def count(self, first: int, stop: int, interval: int) -> None:
         hits, visits, last_hit = self.hits, self.visits, self._last_hit
         self.seen.set_range(first, stop - first)
         for piece in range(first, stop):

@@ -112,7 +112,7 @@ def test_a_fresh_stream_of_the_section_blkmig(tmp_path: Path, size: int, granula
     disks = [blkmig.MemoryBackend(bytearray(content), name=name) for name, content in contents.items()]
     parameters = blkmig.MigrationParameters(format="blkmig", granularity=granularity)
     with blkmig.outgoing(disks, f"file:{tmp_path}/stream", parameters) as migration:
-        while not migration._block.blk_mig.bulk_completed:
+        while not lab.sent(migration).bulk_completed:
             migration.iterate()
         for _ in range(3):
             for disk in (disks[0], disks[2]):

@@ -17,7 +17,7 @@ from faulty import FaultyDisk, is_free
 from pauses import Call, disk_of, until
 
 import blkmig
-from blkmig import errors
+from blkmig import channel, errors, savevm
 from blkmig.migration import heartbeat
 
 MIB = lab.MIB
@@ -240,13 +240,17 @@ def test_a_target_that_flushes_for_long_gives_signs_of_life(tmp_path: Path, monk
     receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": target})
     parameters = blkmig.MigrationParameters(writers_after="refuse", downtime_limit=30, idle_timeout=0.2)
     migration = blkmig.outgoing([disk_of(2)], receiver.uri, parameters)
-    answers: list[object] = []
+    answers: list[tuple[int, int | savevm.Word | None]] = []
+    read = savevm.read_message
+
+    def listen(path: channel.InputQEMUFile) -> tuple[int, int | savevm.Word | None]:
+        answers.append(read(path))
+        return answers[-1]
+
+    monkeypatch.setattr(savevm, "read_message", listen)
 
     def run() -> None:
         with migration:
-            link: Any = migration._connection
-            read = link._read_before_end
-            link._read_before_end = lambda path: answers.append(read(path)) or answers[-1]  # type: ignore[func-returns-value]
             migration.run()
 
     running = Call(run)
@@ -272,7 +276,7 @@ def test_a_pause_that_the_target_holds_up_is_given_up(tmp_path: Path, monkeypatc
             migration.run()
 
     running = Call(run)
-    until(lambda: source._held)
+    until(lambda: source.is_held)
     Call(lambda: source.pwrite(b"later", 5)).result()  # the target still flushes
     told.set()
     running.result()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import lab
 import pytest
 
 import blkmig
@@ -38,7 +39,7 @@ def test_what_is_pending_is_what_is_sent(
         disks, f"file:{tmp_path}/stream", blkmig.MigrationParameters(format=section, granularity=granularity)
     )
     with outgoing:
-        blk_mig = outgoing._block.blk_mig
+        blk_mig = lab.sent(outgoing)
         while not (blk_mig.bulk_completed and blk_mig.round_number):
             outgoing.iterate()
         for backend in disks:

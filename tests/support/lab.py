@@ -108,6 +108,12 @@ def connection(kind: str, tmp_path: Path) -> Iterator[tuple[str, str, bool]]:
         yield f"exec:cat {tmp_path}/stream", f"exec:cat > {tmp_path}/stream", True
 
 
+def sent(migration: blkmig.OutgoingMigration) -> Any:
+    """Return the state of a migration's blocks, between its setup and its end."""
+    handlers: Any = next(entry.handlers for entry in migration.savevm if entry.idstr in ("block", "blkmig"))
+    return handlers.blk_mig
+
+
 Drive = Callable[[blkmig.OutgoingMigration], None]
 
 

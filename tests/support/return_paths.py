@@ -17,7 +17,7 @@ SHUT, PONG, RESUME_ACK, READY = 1, 2, 6, 0x8003
 
 def no_blocks(section: str) -> Any:
     """Return handlers that have sent nothing yet."""
-    return types.SimpleNamespace(blk_mig=types.SimpleNamespace(last_sent=None), format=section)
+    return types.SimpleNamespace(state_if_set_up=lambda: None, format=section)
 
 
 def message(kind: int, value: int) -> bytes:

@@ -58,7 +58,7 @@ def _one_section(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reads.InlineReads, "pack_extents", EXTENTS)
 
 
-def send(folder: Path, npacks: int) -> tuple[Cost, bytes]:
+def send(folder: Path, npacks: int, monkeypatch: pytest.MonkeyPatch) -> tuple[Cost, bytes]:
     """Send a disk without data, then so many packs of its pages; return what the packs cost, and the stream."""
     path = folder / "s.raw"
     with path.open("wb") as file:
@@ -70,9 +70,16 @@ def send(folder: Path, npacks: int) -> tuple[Cost, bytes]:
             migration.iterate()
             for block in range(npacks * EXTENTS):
                 disk.pwrite(b"x" * 4096, block * MIB + 4096 * block)
-            with cost:
-                migration.savevm.state_iterate(migration._connection.f)
-            assert migration._block.blk_mig.packs == npacks
+            state_iterate = migration.savevm.state_iterate
+
+            def measured(f: channel.OutputQEMUFile) -> bool:
+                with cost:
+                    return state_iterate(f)
+
+            with monkeypatch.context() as patch:
+                patch.setattr(migration.savevm, "state_iterate", measured)
+                migration.iterate()
+            assert lab.sent(migration).packs == npacks
             migration.complete()
     return cost, (folder / "stream").read_bytes()
 
@@ -96,8 +103,8 @@ def receive(folder: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch) -> Cos
 
 def test_a_pack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A read for each extent and one write; then two reads and a write for each extent."""
-    few, short = send(tmp_path, 4)
-    many, long = send(tmp_path, 12)
+    few, short = send(tmp_path, 4, monkeypatch)
+    many, long = send(tmp_path, 12, monkeypatch)
     assert (many.reads - few.reads) / 8 == EXTENTS
     assert (many.writes - few.writes) / 8 == 1
     assert (many.frames - few.frames) / 8 <= PYTHON_CALLS["sending"] + EXTENTS * PYTHON_CALLS["sending a block"]

@@ -53,13 +53,13 @@ def test_what_is_written_behind_the_cursor_waits_for_the_next_interval() -> None
     backend = blkmig.MemoryBackend(bytearray(SIZE), name="d")
     bitmap = backend.create_dirty_bitmap(4096)
     known = watching.WatchedDisk(backend, bitmap, whole=False)
-    count = known._count
+    count = known.count
 
     def count_and_write(first: int, stop: int, interval: int) -> None:
         backend.pwrite(b"again", 0)
         count(first, stop, interval)
 
-    known._count = count_and_write  # type: ignore[method-assign]
+    known.count = count_and_write  # type: ignore[method-assign]
     backend.pwrite(b"once", 0)
     for interval in range(1, 4):
         known.take(interval)
