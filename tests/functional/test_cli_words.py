@@ -188,6 +188,8 @@ BAD = [
     "send v=DISK file:x --max-bandwidth=99999999999999999999",
     "send v=DISK file:x --machine=\udcff",
     "send v=DISK file:x --reading=any",
+    "send v=DISK file:x --granularity=5000",
+    "send v=DISK file:x --granularity=fine",
     "receive file:DISK v=copy",
     "receive file:STREAM --into /proc/1",
     "receive file:STREAM --into DISK",

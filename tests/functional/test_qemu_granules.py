@@ -6,12 +6,15 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
+import lab
 import peers
 import pytest
 import storage_daemon
 from qemu_disks import SIZE, Copy, make_image, opened
 from qemu_disks import folder as folder
 from storage_daemon import MiB, StorageDaemon, image_options
+
+import blkmig
 
 peers.require("qemu-storage-daemon", "qemu-img", "qemu-io")
 
@@ -98,3 +101,27 @@ def test_a_tracker_that_is_finer_than_what_qemu_records(folder: Path, first: int
             assert again.take_extents(3) == [(3 * MiB, 4096)]
         client.close()
         daemon.quit()
+
+
+@pytest.mark.parametrize(("kind", "options"), storage_daemon.WAYS_TO_READ)
+def test_a_migration_sends_the_pieces_that_were_written(folder: Path, kind: str, options: str) -> None:
+    image, target = make_image(folder, kind), folder / "target.raw"
+    rng, pieces = random.Random(kind), 60
+    with StorageDaemon(folder, *image_options(image)) as daemon:
+        client = storage_daemon.QemuIo(daemon.uri("disk0"))
+        with opened(daemon, options) as [disk]:
+
+            def drive(outgoing: blkmig.OutgoingMigration) -> None:
+                while not outgoing.stats.rounds[1:]:
+                    outgoing.iterate()
+                for number in rng.sample(range(4 * 256), pieces):  # before the last block, which overlaps its neighbour
+                    assert client.run(f"write -P 7 {number * 4096} 512")
+                outgoing.complete()
+
+            sent, _ = lab.migrate(folder, "unix", [disk], {"disk0": target}, drive=drive, writers_after="refuse")
+        client.close()
+        daemon.quit()
+    storage_daemon.compare(image, target)
+    assert sent.format == "blkmig"
+    assert sent.pack_bytes == pieces * 4096
+    assert sent.packs >= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import threading
 
 import pytest
 from bitmap_model import walk
@@ -84,3 +85,32 @@ def test_a_range_is_taken_if_enough_of_it_is_set() -> None:
         assert bits.count() == (0 if enough <= 4 else 4) + 2 * others
     with pytest.raises(IndexError):
         _core.Bitmap(10).take_range_if(5, 6, 1)
+
+
+def test_a_take_leaves_no_bit_behind_that_was_set_before() -> None:
+    """Setters and searches change the summary meanwhile; the words themselves tell what is left."""
+    nbits = 200 * GROUP_BITS  # so much is taken without the GIL
+    bitmap, rnd = _core.Bitmap(nbits), random.Random(1)
+    bits = [rnd.sample(range(nbits), 5000) for _ in range(2)]
+
+    def set_bits(mine: list[int]) -> None:
+        for bit in mine:
+            bitmap.set(bit)
+
+    def search() -> None:
+        while any(thread.is_alive() for thread in setters):
+            bitmap.find_next_set(rnd.randrange(nbits))
+
+    setters = [threading.Thread(target=set_bits, args=(mine,)) for mine in bits]
+    threads = [*setters, threading.Thread(target=search)]
+    for thread in threads:
+        thread.start()
+    taken = 0
+    while any(thread.is_alive() for thread in setters):
+        taken += bitmap.take_range(0, nbits)
+    for thread in threads:
+        thread.join()
+    taken += bitmap.take_range(0, nbits)
+    assert taken
+    assert not any(memoryview(bitmap).tobytes())
+    assert bitmap.count_rounded(256, 1) == 0
