@@ -79,10 +79,11 @@ class Target:
         return self.path.read_bytes() == self._content and self.path.stat().st_mtime_ns == 10**18
 
 
+@pytest.mark.parametrize("section", ["block", "blkmig"])
 @pytest.mark.parametrize("kind", ["tcp", "unix", "pipe", "file"])
 @pytest.mark.parametrize("wrong", [3, 3 * MIB, 5 * MIB + 1, SIZE - 1])
 def test_a_wrong_base_is_found_before_anything_is_written(
-    tmp_path: Path, source: blkmig.FileBackend, base: bytes, wrong: int, kind: str
+    tmp_path: Path, source: blkmig.FileBackend, base: bytes, wrong: int, kind: str, section: str
 ) -> None:
     """A13: also where the base has a hole, and in the last byte. The source hears it where there is a way back."""
     target = Target(tmp_path / "t", changed(base, wrong))
@@ -91,11 +92,11 @@ def test_a_wrong_base_is_found_before_anything_is_written(
         uri = send_uri or (receiver.uri if receiver else "")
         if kind in ("tcp", "unix"):
             with pytest.raises(errors.WrongBase, match=r"does not hold .*base.*, nothing was written") as told:
-                blkmig.send([source], uri, **SENT)
+                blkmig.send([source], uri, format=section, **SENT)
             assert told.value.exit_code == 3
         else:
             with contextlib.suppress(errors.ChannelError):
-                blkmig.send([source], uri, **SENT)
+                blkmig.send([source], uri, format=section, **SENT)
         receiver = receiver or lab.Receiver(listen_uri, {"d": target.path}, **ONTO_BASE)
         with pytest.raises(errors.WrongBase, match=r"'d'.* does not hold the source's base, nothing was w") as caught:
             receiver.result()

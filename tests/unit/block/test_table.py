@@ -207,7 +207,7 @@ def test_disks_in_two_sections_are_an_error(one: str, other: str) -> None:
 
 
 def test_other_marks_of_an_eos_say_nothing() -> None:
-    """The table has said it all; what `block` says in these bits is not read."""
-    marks = struct.pack(">Q", (2 | 3 << 2 | 1 << 40) << 9 | 2)
+    """The table has said the sizes, so what `block` says of them in these bits is not read."""
+    marks = struct.pack(">Q", (3 << 2 | 1 << 40) << 9 | 2)
     handlers = load(TABLE + marks, marks, struct.pack(">Q", 7 << 11 | 2))
     assert handlers.described_disks == (1, 0)

@@ -19,7 +19,6 @@ class SeekingDisk(blkmig.MemoryBackend):
     def __init__(self, hot: int) -> None:
         super().__init__(bytearray(b"x" * 64 * MIB), name="d")
         self.now = 0.0
-        self.is_held = False
         self._hot = [number * MIB // 2 for number in range(hot)]
 
     def clock(self) -> float:
@@ -40,10 +39,6 @@ class SeekingDisk(blkmig.MemoryBackend):
         if not self.is_held:
             for offset in self._hot:
                 self.pwrite(b"hot", offset)
-
-    def hold_writers(self) -> None:
-        super().hold_writers()
-        self.is_held = True
 
 
 def outgoing_of(disk: SeekingDisk, limit: float) -> blkmig.OutgoingMigration:
