@@ -102,4 +102,6 @@ def describe_disk(received: stats.DiskStatistics) -> str:
     text = f"{units.format_size(received.size or 0)}, {received.blocks} blocks, {received.zero_blocks} zero"
     if received.resent_blocks:
         text += f", {received.resent_blocks} sent again"
+    if received.packs:
+        text += f", {units.format_size(received.pack_bytes)} in {received.packs} packs"
     return text + (", verified" if received.verified else "")

@@ -202,7 +202,8 @@ def print_result(result: stats.OutgoingStatistics, args: argparse.Namespace, *, 
         ("disks", units.format_size(result.disk_bytes)),
         (
             "on the wire",
-            f"{units.format_size(result.transferred)} in {result.blocks} blocks, {result.zero_blocks} zero",
+            f"{units.format_size(result.transferred)} in {result.blocks} blocks, {result.zero_blocks} zero"
+            + (f", and {result.packs} packs" if result.packs else ""),
         ),
         ("dirty rounds", str(result.dirty_rounds)),
         ("time", f"{units.format_duration(result.total_time)}, {units.format_rate(result.throughput)}"),

@@ -41,6 +41,7 @@ class BandwidthMeter:
     def add(self, nbytes: int, seconds: float, *, least: int) -> None:
         """Account for `nbytes` that took `seconds`; a window that moved less than `least` tells nothing."""
         if least != self._least:
+            self.bandwidth = self.estimate()  # all that is known of a bulk phase that was shorter than a window
             self._least, self._nbytes, self._seconds = least, 0, 0.0
         self._nbytes += nbytes
         self._seconds += seconds

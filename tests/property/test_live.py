@@ -7,13 +7,14 @@ import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lab
 import pytest
 
 import blkmig
 from blkmig import _core, errors
-from blkmig.block import bulk, dirty, save, send
+from blkmig.block import save, send
 from blkmig.disk import LocalBackend
 
 MIB = lab.MIB
@@ -123,14 +124,21 @@ class RacingDisk(blkmig.MemoryBackend):
 
     def read_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
         is_zero = super().read_block(blk, offset, nbytes)
+        self._race(offset)
+        return is_zero
+
+    def read_extents(self, blk: _core.BlockBuffer, extents: list[tuple[int, int]]) -> None:
+        super().read_extents(blk, extents)
+        self._race(extents[0][0])
+
+    def _race(self, offset: int) -> None:
         if self.races and self.races[-1] == offset:
             self.races.pop()
             self.pwrite(self.rng.randbytes(512), offset + 1024)
-        return is_zero
 
 
-def race(tmp_path: Path, reading: str, phase: str) -> bool:
-    """Return whether both ends are equal after a write raced the read of block 2 in this phase."""
+def race(tmp_path: Path, reading: str, phase: str, section: str) -> bool:
+    """Return whether both ends are equal after a write raced the read of block 2, or of a pack, in this phase."""
     disk = RacingDisk(5 * MIB)
 
     def drive(migration: blkmig.OutgoingMigration) -> None:
@@ -142,29 +150,33 @@ def race(tmp_path: Path, reading: str, phase: str) -> bool:
             migration.iterate()
         migration.complete()
 
-    lab.migrate(tmp_path, "unix", [disk], {"d": tmp_path / "t.raw"}, drive=drive, reading=reading, zero_blocks=False)
+    options = {"reading": reading, "zero_blocks": False, "format": section}
+    sent, _ = lab.migrate(tmp_path, "unix", [disk], {"d": tmp_path / "t.raw"}, drive=drive, **options)
+    assert phase == "bulk" or bool(sent.packs) is (section == "blkmig")
     return (tmp_path / "t.raw").read_bytes() == disk.pread(0, disk.size)
 
 
 @pytest.mark.parametrize("reading", ["inline", "parallel"])
 @pytest.mark.parametrize("phase", ["bulk", "dirty"])
-def test_a_write_that_races_a_read_is_sent_again(tmp_path: Path, reading: str, phase: str) -> None:
-    assert race(tmp_path, reading, phase)
+@pytest.mark.parametrize("section", ["block", "blkmig"])
+def test_a_write_that_races_a_read_is_sent_again(tmp_path: Path, reading: str, phase: str, section: str) -> None:
+    assert race(tmp_path, reading, phase, section)
 
 
-@pytest.mark.parametrize(("phase", "module"), [("bulk", bulk), ("dirty", dirty)])
+@pytest.mark.parametrize("phase", ["bulk", "dirty"])
+@pytest.mark.parametrize("section", ["block", "blkmig"])
 def test_clearing_after_the_read_would_be_noticed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, module: object
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str, section: str
 ) -> None:
     """The negative control: QEMU's order until 2.12 loses the write, and `race` sees it."""
 
-    def read_then_clear(blk_mig: object, bmds: object, block: int, blk: object) -> None:
-        original(blk_mig, bmds, block, blk)
-        bmds.dirty_bitmap.take_block(block)
+    def read_then_clear(blk_mig: object, bmds: Any, block: int, blk: Any, pack: object = None) -> None:
+        original(blk_mig, bmds, block, blk, pack)
+        bmds.dirty_bitmap.take_blocks(block, blk.nblocks)
 
     original: Callable[..., None] = send.submit
     monkeypatch.setattr(send, "submit", read_then_clear)
-    assert not race(tmp_path, "inline", phase)
+    assert not race(tmp_path, "inline", phase, section)
 
 
 @pytest.mark.parametrize("reading", ["inline", "parallel"])

@@ -17,10 +17,18 @@ class FaultyDisk(blkmig.MemoryBackend):
         self.bad_read, self.bad_write, self.bad_flush = reads, writes, flushes
 
     def read_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
+        self._fail_to_read(offset, nbytes)
+        return super().read_block(blk, offset, nbytes)
+
+    def read_extents(self, blk: _core.BlockBuffer, extents: list[tuple[int, int]]) -> None:
+        for offset, nbytes in extents:
+            self._fail_to_read(offset, nbytes)
+        super().read_extents(blk, extents)
+
+    def _fail_to_read(self, offset: int, nbytes: int) -> None:
         if offset == self.bad_read:
             cause = OSError(errno.EIO, "Input/output error")
             raise errors.DeviceError("cannot read", device="d", cause=cause, offset=offset, nbytes=nbytes) from cause
-        return super().read_block(blk, offset, nbytes)
 
     def write_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
         if offset == self.bad_write:

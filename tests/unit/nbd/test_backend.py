@@ -289,3 +289,64 @@ def test_memory_of_any_buffer() -> None:
         _libnbd.Memory(b"read-only", writable=True)
     with pytest.raises(BufferError):
         _libnbd.Memory(memoryview(bytearray(8))[::2], writable=True)
+
+
+EXTENTS = [(number * 5 * KiB, 512 * (number % 3 + 1)) for number in range(40)]
+
+
+def test_extents_are_read_together() -> None:
+    """Eight requests are in flight before any is answered; what lies past the end is zeros."""
+    keep = KeepAll(8, lambda kept: kept[::-1])
+    with target(keep, size=199 * KiB) as (_, disk):
+        blk = block_of(0xEE)
+        disk.read_extents(blk, [*EXTENTS[:39], (199 * KiB - 512, 1024)])
+        wanted = b"".join(contents_at(offset, nbytes) for offset, nbytes in EXTENTS[:39])
+        wanted += contents_at(199 * KiB - 512, 512) + bytes(512)
+        assert blk.payload[: len(wanted)] == wanted
+        assert not blk.is_zero
+
+
+@pytest.mark.parametrize("speed", ["slow", "quick"])
+def test_extents_are_written_together(speed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen are in flight, however quick the server is, and all are done when the call returns."""
+    monkeypatch.setattr(inflight, "SLOW_WRITE", -1.0 if speed == "slow" else 1000.0)
+    keep = KeepAll(16, lambda kept: kept[::-1])
+    with target(keep) as (server, disk):
+        blk = block_of(7)
+        blk.data[:] = bytes(range(256)) * 4096
+        blk.gathered()
+        disk.write_extents(blk, EXTENTS[:32])
+        written = {asked.offset: asked.data for asked in server.seen if asked.type == WRITE}
+        done = 0
+        for offset, nbytes in EXTENTS[:32]:
+            assert written[offset] == blk.payload[done : done + nbytes]
+            done += nbytes
+
+
+def test_extents_come_behind_a_block_that_is_in_flight(slow: None) -> None:
+    """What overlaps a block that is on its way is written when that is done; so the order on the server is ours."""
+    with target(answer_all) as (server, disk):
+        for _ in range(3):
+            disk.write_block(block_of(1), 0, MiB)
+            disk.write_extents(block_of(2), [(4096, 512), (MiB - 512, 512)])
+        kinds = [(asked.offset, asked.nbytes) for asked in server.seen if asked.type == WRITE]
+        assert kinds == [(0, MiB), (4096, 512), (MiB - 512, 512)] * 3
+
+
+def test_an_extent_that_fails_is_named() -> None:
+    def fail_at(asked: Asked) -> None:
+        asked.reply(error=errno.EIO) if asked.offset == 5 * KiB else answer_all(asked)
+
+    with target(fail_at) as (_, disk):
+        for call in (disk.read_extents, disk.write_extents):
+            with expect(errno.EIO) as caught:
+                call(block_of(1), EXTENTS)
+            assert (caught.value.device, caught.value.offset, caught.value.nbytes) == ("disk", 5 * KiB, 1024)
+        disk.write_extents(block_of(1), EXTENTS[2:])
+
+
+def test_an_extent_outside_is_not_written() -> None:
+    with target(answer_all, size=MiB) as (server, disk):
+        with pytest.raises(errors.DeviceError, match="outside the disk"):
+            disk.write_extents(block_of(1), [(0, 512), (MiB - 512, 1024)])
+        assert not [asked for asked in server.seen if asked.type == WRITE]
