@@ -215,8 +215,8 @@ class BlkLoadDevice:
 
     def _digest_of_block(self, buf: _core.BlockBuffer, shape: geometry.BlockGeometry, block: int) -> bytes:
         offset, nbytes = shape.block_range(block)
-        self.backend.read_block(buf, offset, shape.clip(offset, nbytes))
-        return digests.digest_of(buf.payload)
+        is_zero = self.backend.read_block(buf, offset, shape.clip(offset, nbytes))
+        return digests.ZERO_DIGEST if is_zero else digests.digest_of(buf.payload)
 
 
 def _why_limited(backend: disk.BlockBackend, limit: int) -> str:

@@ -195,7 +195,9 @@ class ReceivingFile(base.QEMUFile):
         if isinstance(error, EOFError):
             self._link.check()
             why = self._command_words()
-            message = f"the stream from {self.uri} ends too early{why}"
+            is_empty = self.position + self._buffer.staged == 0
+            how = "is empty, so look at what its sender says" if is_empty else "ends too early"
+            message = f"the stream from {self.uri} {how}{why}"
             raise errors.TruncatedStream(message, position=self.position) from error
         super()._fail(error)
 

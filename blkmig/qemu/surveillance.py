@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Looking every second whether a disk still is what it was when it was opened, whatever the migration is doing.
+"""Checking every second whether a disk is still what it was when it was opened, whatever the migration is doing.
 
-A snapshot, a block job or a new size make the copy of a disk worthless, and bulk may take hours. So a thread asks QEMU
-for its block graph now and then: about 1 ms of QEMU's time in a second.
+A snapshot, a block job or a new size makes the copy of a disk worthless, and the bulk phase may take hours. So a thread
+asks QEMU for its block graph now and then, which takes about 1 ms of QEMU's time in a second.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from . import graph
 
 INTERVAL = 1.0
 ANSWER_SECONDS = 2.0
-"""A QEMU that takes longer is simply asked again. Those who need its answers decide what is too long."""
+"""Seconds to wait for the graph. A QEMU that takes longer is asked again later: this thread does not judge that."""
 
 
 class Surveillance:
-    """A thread that looks until it is closed, or has found something; what it has found is `error`.
+    """A thread that looks at the disks until it is closed, or until it has found something wrong: then `error` has it.
 
-    `ask` begins to ask QEMU, unless that would be in the way just now (then it returns None), and returns what waits
-    for the answer. `check` raises if something is wrong.
+    `ask` begins to ask QEMU, and returns a function that waits for the answer; None if QEMU must not be disturbed just
+    now. `check` raises if something is wrong.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class Surveillance:
         self._check = check
         self._interval = interval
         self._is_over = threading.Event()
-        # Set by the thread, and only once.
+        # The thread sets it, at most once.
         self.error: errors.MigrationError | None = None
         threading.Thread(target=self._watch, name="blkmig-qemu-watch", daemon=True).start()
 
     def close(self) -> None:
-        """Look no more. Does not wait for an answer that is under way; twice does no harm."""
+        """End the thread, without waiting for an answer that is under way. Twice does no harm."""
         self._is_over.set()
 
     def _watch(self) -> None:
@@ -58,5 +58,5 @@ class Surveillance:
         try:
             self._check(facts)
         except errors.DeviceError as error:
-            if not self._is_over.is_set():  # else it is our own exports that are gone
+            if not self._is_over.is_set():  # else blkmig has removed its own exports, and the graph has changed by that
                 self.error = error

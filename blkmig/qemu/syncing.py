@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What was written to a session's disks, fetched from QEMU's bitmaps: while the writers run, and when they are held.
+"""Fetching from QEMU's bitmaps what was written to a session's disks: while the writers run, and when they are held.
 
 ::
 
-    writers run     fetch            disks together, and the bitmaps of those that were written go on by one step
-    being held      start_the_last   from when they are held on, bitmaps record that must stay clean
+    writers run     fetch            several disks together; each disk that was written gets its next bitmap
+    being held      start_the_last   from the hold on, bitmaps record that must stay clean
     writers held    fetch_the_last   all disks at once
                     check_quiet      those bitmaps are clean
 
-Marks are worth something only while all writes come through the nodes that are tracked, into bitmaps that record. So
-each of the three compares the block graph with what it was at the start (`watch.py`), before anybody relies on them.
+Marks are complete only while all writes come through the tracked nodes, into bitmaps that record. So each of the three
+methods compares the block graph with that of the start (`watch.py`), before anybody relies on the marks.
 
-A disk that nobody writes costs no command: one answer of QEMU's has the counts of all bitmaps. Of a disk that was not
-written between its last fetch and the hold, the bitmap that records is still clean, and is the one that must stay so.
+A disk that nobody writes needs no command of its own: one answer of QEMU has the counts of all bitmaps. If a disk was
+not written between its last fetch and the hold, its recording bitmap is still clean, and must stay clean.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from .. import errors
 from . import graph, objects, qmp, throttle, tracking, watch
 
 FEW = 4
-"""Up to so many disks get a new bitmap while they are being held, whether they need one or not. That takes 0.4 ms each
-in the pause, where asking which of them need one takes 1 to 2 ms. Of more disks, only those that were written get one.
-"""
+"""If a session has no more disks than this, all of them get a new bitmap while they are being held. That takes 0.4 ms
+for each disk in the pause; asking which disks need one takes 1 to 2 ms. With more disks, only those that were written
+get one."""
 
 
 class DirtySync:
-    """Has the local bitmaps of all disks in `trackings` follow those in QEMU. Under the session's lock."""
+    """Makes the local bitmaps of all disks in `trackings` follow those in QEMU. Under the session's lock."""
 
     def __init__(
         self,
@@ -47,19 +47,20 @@ class DirtySync:
         self._are_few = len(trackings) <= FEW
         self._before_hold: graph.BlockGraph | None = None
         self._recorded: list[tuple[tracking.Tracking, str]] = []
-        """The bitmaps that recorded before the writers were held, of those that somebody may remove or stop."""
+        """The bitmaps that recorded before the hold and are not exported, so that others could remove or stop them."""
 
         self._idle: list[tracking.Tracking] = []
         """The disks that were given no new bitmap when the writers were held."""
 
         self._counts: Callable[[], graph.BlockGraph] | None = None
-        """Waits for what QEMU was asked about those, behind the hold."""
+        """Waits for QEMU's answer about these disks, which it was asked behind the hold."""
 
         self._quiet: tuple[qmp.Gate, Callable[[], graph.BlockGraph]] | None = None
-        """What the next `check_quiet` asks, which QEMU has read and does not answer before the gate is open."""
+        """The question of the next `check_quiet`: QEMU has read it already, and answers once the gate is open."""
 
     def fetch(self, numbers: Sequence[int]) -> None:
-        """Mark what was written to some disks until now; the graph that tells what marks are worth comes meanwhile."""
+        """Mark what was written to some disks until now. QEMU is asked meanwhile for the graph, which is checked
+        then."""
         mine = [self._tracking[number] for number in numbers]
         for each in mine:
             each.drop_unused()
@@ -78,12 +79,13 @@ class DirtySync:
         facts = answers()
         self._watch.check(facts, keep=all(each.is_open or each not in written for each, _ in tracked))
         for each, before in tracked:
-            tracking.dirty_count(facts, each.disk, before)  # raises if it recorded no more
+            tracking.dirty_count(facts, each.disk, before)  # raises if the bitmap does not record any more
 
     def start_the_last(self, before_hold: graph.BlockGraph) -> Callable[[], None]:
-        """Have QEMU read, while the writers are being held, that new bitmaps shall record: `QmpConnection.withhold`.
+        """Make QEMU read the command for new bitmaps while the writers are being held: see `QmpConnection.withhold`.
 
-        Call what is returned when they are held, and not before: what is in flight would be marked in them.
+        Call the returned function when the writers are held, not before: the new bitmaps must not get writes that were
+        still in flight.
         """
         tracked = [mine for mine in self._tracking if mine.active]
         ahead = [mine for mine in tracked if self._are_few or mine.is_open]
@@ -95,18 +97,18 @@ class DirtySync:
 
         def finish() -> None:
             again = await_bitmaps
-            if not gate.is_shut:  # another thread wanted an answer, and QEMU ran this before it was time
+            if not gate.is_shut:  # another thread waited for an answer, so QEMU has run this command too early
                 await_bitmaps()
                 again = self._start_ahead(ahead)
             self._qmp.let_run()
-            if not self._recorded and not self._idle:  # else commands follow, and the question would run too early
+            if not self._recorded and not self._idle:  # else more commands follow, and would let it run too early
                 self._ask_for_quiet()
             again()
 
         return finish
 
     def _start_ahead(self, ahead: Sequence[tracking.Tracking]) -> Callable[[], None]:
-        """Begin to give some disks new bitmaps, and to ask about the others; return what waits for the former."""
+        """Begin to give some disks new bitmaps and to ask about the others; return what waits for the new bitmaps."""
         await_bitmaps = tracking.start_adding(self._own, ahead)
         if self._idle:
             self._counts = self._watch.ask(exports=False)
@@ -118,12 +120,12 @@ class DirtySync:
     def fetch_the_last(self) -> None:
         """Mark what was written to all disks, whose writers are held.
 
-        The graph is that of before they were held: `check_quiet` looks again when all is read.
+        The graph here is older than the hold: `check_quiet` looks again when everything has been read.
         """
         assert self._before_hold is not None, "writers are held"
         self._watch.check(self._before_hold)
         for mine, name in self._recorded:
-            tracking.dirty_count(self._before_hold, mine.disk, name)  # raises if it records no more
+            tracking.dirty_count(self._before_hold, mine.disk, name)  # raises if the bitmap does not record any more
         if self._counts is not None:
             self._step_idle(self._counts())
         for mine in self._tracking:
@@ -133,19 +135,19 @@ class DirtySync:
             self._ask_for_quiet()
 
     def _step_idle(self, facts: graph.BlockGraph) -> None:
-        """Give new bitmaps to those disks that were idle once and are not any more; `facts` are of after the hold."""
+        """Give new bitmaps to those idle disks that were written meanwhile; `facts` is a graph from after the hold."""
         self._watch.check_nodes(facts)
         written = [mine for mine in self._idle if tracking.dirty_count(facts, mine.disk, mine.active)]
         tracking.prepare(written)  # while they record; what comes until the next ones do is listed
         tracking.start_adding(self._own, written)()
 
     def check_quiet(self) -> graph.BlockGraph:
-        """Raise if a disk was written although its writers are held: what was sent of it is not what it holds.
+        """Raise if a disk was written although its writers are held: what was sent of it differs from what it holds.
 
-        Returns the graph that tells so, without exports.
+        Returns the graph that was checked, without exports.
         """
         asked, self._quiet = self._quiet, None
-        # Once it has been let run, the answer may be older than what was read since.
+        # If QEMU was let run the question before, its answer may be older than the last reads.
         facts = asked[1]() if asked is not None and asked[0].is_shut else self._watch.ask(exports=False)()
         self._watch.check_nodes(facts)
         for mine in self._tracking:

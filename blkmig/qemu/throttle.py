@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Slowing the writers of a QEMU disk down, and giving them their own limits back.
+"""Slowing the writers of a QEMU disk down, and restoring the limits that the user has set.
 
 Only writes are limited, so that blkmig's reads are not. A guest's disk takes ``block_set_io_throttle``; a node with a
-throttle filter above it takes new limits for the filter's group. Any other disk cannot be throttled.
+throttle filter above it takes new limits for the filter's group. No other disk can be throttled.
 
-The speed that a fraction refers to is measured between the start of the tracking and the first throttling: what the
-guest wrote, or, where QEMU does not count that, what became dirty.
+A fraction refers to the speed between the start of the tracking and the first throttling. That is what the guest wrote,
+or, if QEMU does not count it, what became dirty.
 
-The user's limits are kept inside QEMU, in a throttle group that nobody uses, as long as they are changed. If blkmig is
-killed meanwhile, the next one finds them there and puts them back.
+While the limits are changed, the user's limits are kept inside QEMU, in a throttle group that nobody uses. If blkmig is
+killed meanwhile, the next blkmig finds them there, and restores them.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from typing import Any
 from . import discover, objects, qmp, vocabulary
 
 FLOOR = 64 << 10
-"""Bytes per second that are always left: a guest that cannot write at all breaks."""
+"""Bytes per second that a guest may always write: a guest that cannot write at all breaks."""
 
 FRESH_SECONDS = 0.05
-"""How long a device's counter is good enough: speeds are measured over seconds."""
+"""Seconds for which a device's counter is recent enough, because speeds are measured over seconds."""
 
 
 KEPT = "limits"
-"""In the name of the throttle group that keeps the user's limits; then what they are limits of, in hexadecimal."""
+"""Part of the name of the throttle group that keeps the user's limits; their owner follows, in hexadecimal."""
 
 
 class WriteCounters:
-    """How many bytes guests' devices have written; one answer of QEMU's serves all disks for a moment."""
+    """How many bytes the guest's devices have written. One answer of QEMU serves all disks for a moment."""
 
     def __init__(self, connection: qmp.QmpConnection, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._qmp = connection
@@ -82,7 +82,7 @@ class Throttle:
         self._limit: WriteLimit | None = None
 
     def count_dirty(self, nbytes: int) -> None:
-        """Take note that so many bytes became dirty since the last time."""
+        """Note that so many bytes became dirty since the last call."""
         self._dirtied += nbytes
 
     def start(self) -> None:
@@ -104,7 +104,7 @@ class Throttle:
         return True
 
     def lift(self) -> None:
-        """Give the user's own limits back. Nothing if there is no limit of ours."""
+        """Restore the user's own limits, if blkmig has changed them."""
         if self._limit is not None:
             self._limit.lift(self._disk.node)
 
@@ -124,7 +124,7 @@ class Throttle:
         return found
 
     def written_bytes(self) -> int:
-        """Return what the writers have written, where QEMU does not count that what its bitmaps had of it."""
+        """Return what the writers have written; if QEMU does not count that, what its bitmaps had."""
         written = self._written()
         return self._dirtied if written is None else written
 
@@ -138,7 +138,7 @@ class Throttle:
 
 
 class WriteLimit(abc.ABC):
-    """The limits of one throttle group, the user's own ones and what disks demand; the lowest demand counts.
+    """The limits of one throttle group: the user's own limits, and what disks demand; the lowest demand counts.
 
     `target` is what the limits are set on, `belongs_to` what they are limits of.
     """
@@ -154,7 +154,7 @@ class WriteLimit(abc.ABC):
         self._kept_in = f"{own.prefix}{KEPT}-{self.kind}{target.encode().hex()}"
         self._demands: dict[str, int] = {}
         self._users: dict[str, Any] = {}
-        """The user's own limits, when they were read last; what we have set does not count."""
+        """The user's own limits as they were read last, not those that blkmig has set."""
 
     def lower(self, node: str, limit: int) -> None:
         """Limit writes to `limit` bytes per second for the sake of `node`."""
@@ -165,12 +165,12 @@ class WriteLimit(abc.ABC):
         self.write(vocabulary.lower_write_limit(self._users, min(self._demands.values()), self.key))
 
     def lift(self, node: str) -> None:
-        """Drop the demand of `node`; without any, the user's own limits hold again."""
+        """Drop the demand of `node`. Without any demand the user's own limits apply again."""
         if self._demands.pop(node, None) is not None:
             self._hold_again()
 
     def _hold_again(self) -> None:
-        """Have what is demanded hold, or the user's own limits if nothing is."""
+        """Apply the lowest demand, or the user's own limits if there is no demand."""
         if self._demands:
             self.write(vocabulary.lower_write_limit(self._users, min(self._demands.values()), self.key))
         else:
@@ -198,12 +198,12 @@ class GroupLimit(WriteLimit):
         self._is_suspended = False
 
     def lift(self, node: str) -> None:
-        """As for any limit; limits that could not be resumed, because QEMU did not answer, hold again first."""
+        """Do as for any limit. Limits that could not be resumed, because QEMU did not answer, are resumed before."""
         self.resume()
         super().lift(node)
 
     def look(self) -> Callable[[], None]:
-        """Have QEMU say the user's limits; what is returned waits for the answer, and takes note of it."""
+        """Ask QEMU for the user's limits; return a function that waits for the answer, and keeps it."""
         if self._demands:
             return lambda: None  # they are known since the first demand
         asked = self._qmp.start("qom-get", self._property)
@@ -214,7 +214,7 @@ class GroupLimit(WriteLimit):
         return take
 
     def suspend(self) -> bool:
-        """Lift all limits for a moment, the user's own ones, too; False if there were none when `look` looked."""
+        """Lift all limits for a moment, the user's own limits, too; False if `look` has found none."""
         if not self._demands:
             if not vocabulary.is_limited(self._users):
                 return False
@@ -225,7 +225,7 @@ class GroupLimit(WriteLimit):
         return True
 
     def resume(self) -> None:
-        """Have the limits hold again that were lifted. Nothing if they do."""
+        """Apply limits again that were lifted."""
         if self._is_suspended:
             self._hold_again()
             self._is_suspended = False
@@ -244,7 +244,7 @@ class GroupLimit(WriteLimit):
 
 
 class GuestLimit(WriteLimit):
-    """The limits of a guest's disk, which it may share with others in a group of -drive's ``throttling.group``."""
+    """The limits of a guest's disk. It may share them with other disks, by -drive's ``throttling.group``."""
 
     kind = "q"
     key = "bps_wr"
@@ -284,7 +284,7 @@ def is_kept_in(name: str) -> bool:
 
 
 def restore(connection: qmp.QmpConnection, kept_in: str) -> None:
-    """Put back the limits that a killed run changed and kept in the throttle group `kept_in`."""
+    """Restore the limits that a killed run has changed, and has kept in the throttle group `kept_in`."""
     limits = connection.execute("qom-get", {"path": f"/objects/{kept_in}", "property": "limits"})
     found = _KEPT_NAME.fullmatch(kept_in)
     if found is None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The throttles of all disks of a session: to slow writers down, and to let go what a throttle has queued."""
+"""The throttles of all disks of a session: to slow writers down, and to release writes that a throttle has queued."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from . import discover, graph, objects, qmp, throttle
 
 
 class Throttles:
-    """One for each of `disks`; several may share a throttle group. Under the session's lock."""
+    """The throttles, one for each of `disks`; several disks may share a throttle group. Under the session's lock."""
 
     def __init__(
         self,
@@ -33,8 +33,9 @@ class Throttles:
     def look(self) -> None:
         """Ask for the limits of all throttle groups at once, unless that was done since the last `forget`.
 
-        Outside of the pause, which has no time for a question for each group. A limit that the user sets afterwards is
-        not seen there: if writes that it has queued hold that pause up, it is given up, and the next one knows it.
+        Call it outside of the pause, which has no time to ask about each group. A limit that the user sets after this
+        call is not known in the pause. If writes that such a limit has queued make the pause too long, the pause is
+        given up, and the next one knows the limit.
         """
         if self._is_stale:
             for take in [limit.look() for limit in self._groups.values()]:
@@ -42,15 +43,15 @@ class Throttles:
             self._is_stale = False
 
     def forget(self) -> None:
-        """Have the next `look` ask again: time has passed."""
+        """Make the next `look` ask again, because time has passed."""
         self._is_stale = True
 
     @contextlib.contextmanager
     def letting_go(self) -> Iterator[None]:
-        """Lift all limits of throttle groups for a ``with``: the user's, and ours. At its end they hold again.
+        """Lift all limits of throttle groups, the user's and blkmig's, in a ``with``; after it they apply again.
 
-        An export is closed when its last request is over. One that waits in a throttle's queue may wait for seconds,
-        and every other writer would with it. (A guest that is stopped has its queue emptied by QEMU.)
+        An export is closed when its last request is over. A request in a throttle's queue may wait for seconds, and
+        every other writer would wait with it. (QEMU itself empties the queues of a guest that is stopped.)
         """
         self.look()
         is_limited = False
@@ -60,7 +61,7 @@ class Throttles:
                     stack.callback(self._resume, limit)
                     is_limited = True
             if is_limited:
-                self._qmp.execute("transaction", {"actions": []})  # drains, which is what empties the queues
+                self._qmp.execute("transaction", {"actions": []})  # it drains all nodes, which empties the queues
             yield
 
     def _resume(self, limit: throttle.GroupLimit) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Dirty tracking by QEMU: a chain of bitmaps of which the newest records, and older ones are listed and removed.
+"""Dirty tracking by QEMU: a chain of bitmaps. The newest bitmap records, older ones are listed and removed.
 
 One step of a disk, from bitmap *i* to *i + 1*::
 
@@ -8,13 +8,13 @@ One step of a disk, from bitmap *i* to *i + 1*::
     open      export i + 1, connect to it      so that the next step, which may be that of the pause, lists at once;
                                                export i goes now, bitmap i with the next step
 
-QEMU marks a write when it *finishes*. So what the list of bitmap *i* has is on the disk before our read, and what our
-read missed is in bitmap *i + 1*, which recorded before the list was made. Listing after reading instead, or adding
-after listing, would lose writes.
+QEMU marks a write when it *finishes*. So all writes in the list of bitmap *i* are on the disk before blkmig reads it. A
+write that this read misses is in bitmap *i + 1*, which recorded before the list was made. Listing after reading, or
+adding after listing, would lose writes.
 
-A bitmap that records can be exported read-only since QEMU 7.1, by node and name. An exported bitmap can be neither
-stopped nor removed nor migrated. Where there is no such export, the older bitmap is frozen, exported and then listed.
-A bitmap that could not be listed stays in `older` and is listed with the next step; nothing is forgotten.
+Since QEMU 7.1 a bitmap that records can be exported read-only, by node and name. An exported bitmap can be neither
+stopped nor removed nor migrated. Without such an export, the older bitmap is frozen, exported and then listed. A bitmap
+that could not be listed stays in `older`, and is listed with the next step: nothing is lost.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from . import discover, graph, objects, qmp
 logger = logging.getLogger(__name__)
 
 GRANULARITY = 64 << 10
-"""Bytes that a bit of QEMU's bitmaps stands for, at most: 2 MiB of memory for each TiB of disk."""
+"""The most bytes that a bit of QEMU's bitmaps stands for; that takes 2 MiB of memory for each TiB of disk."""
 
 AREAS_AT_A_TIME = 4096
 """Dirty areas are marked in lists of so many, so that memory is bounded."""
 
 MAX_PEEK = 16 << 30
-"""Up to this size of a disk, looking for a dirty area takes less time than a QMP command."""
+"""For disks up to this size, searching a bitmap for a dirty area takes less time than a QMP command."""
 
 
 class Tracking:
@@ -60,20 +60,20 @@ class Tracking:
         self.disk = disk
         self.trackers: tuple[dirty.DirtyBitmap, ...] = ()
         self.active = ""
-        """The bitmap that records, "" while nobody tracks."""
+        """The bitmap that records; "" while nobody tracks."""
 
         self.granularity = GRANULARITY
         self.older: list[str] = []
         """Bitmaps before the active one that are not listed yet."""
 
         self._removals: list[Callable[[], None]] = []
-        """What waits for bitmaps to be gone that QEMU was told to remove."""
+        """Functions that wait until QEMU has removed a bitmap."""
 
         self._to_remove: list[str] = []
-        """Bitmaps that are listed, or about to be added: nobody may come to use those."""
+        """Bitmaps to remove: those that were listed, and those that are about to be added, until they are in use."""
 
         self._open: tuple[str, nbd_connection.NbdConnection] | None = None
-        """A bitmap that is exported while it records, and our connection to that export."""
+        """A bitmap that is exported while it records, and the connection to that export."""
 
         self._keeps_open = keeps_open
         self._own = own
@@ -88,14 +88,13 @@ class Tracking:
 
     @property
     def is_exported(self) -> bool:
-        """Whether one of the bitmaps is exported. Only a disk that was written has that: its next step shall be quick.
-
-        A disk that is never written costs no command in the pause, and no second connection.
+        """Whether one of the bitmaps is exported. Only a disk that was written has such an export, to make its next
+        step quick. A disk that is never written needs no command in the pause, and no second connection.
         """
         return self._open is not None
 
     def is_dirty(self, facts: Callable[[], graph.BlockGraph]) -> bool:
-        """Return whether the active bitmap has anything; of a large disk the graph tells that faster than a list."""
+        """Return whether the active bitmap has marks. For a large disk the graph tells that faster than a list."""
         if self._open is not None and self.is_open and self.disk.size <= MAX_PEEK:
             return any(True for _ in self._areas(*self._open))
         return dirty_count(facts(), self.disk, self.active) > 0
@@ -103,21 +102,21 @@ class Tracking:
     # -- one step ----------------------------------------------------------------------------------------------------
 
     def new_name(self) -> str:
-        """Return the name of a bitmap that is about to be added; nobody has come to use it yet."""
+        """Return the name of a bitmap that is about to be added. It is not in use yet."""
         self._count += 1
         name = f"{self._stem}{self._count}"
         self._to_remove.append(name)
         return name
 
     def use(self, name: str) -> None:
-        """Take note that the bitmap `name` records; the one that did so far is to be listed."""
+        """Note that the bitmap `name` records now; the one before it is to be listed."""
         self._to_remove.remove(name)
         if self.active:
             self.older.append(self.active)
         self.active = name
 
     def list_older(self) -> int:
-        """Mark what the older bitmaps have; return how many bytes they had."""
+        """Take the marks of the older bitmaps, and return how many bytes they had."""
         total = 0
         while self.older:
             total += self._list(self.older[0])
@@ -125,9 +124,9 @@ class Tracking:
         return total
 
     def start_preparing(self) -> Callable[[], None]:
-        """Begin to open the active bitmap in place of the one that is listed, so that the next step takes no time.
+        """Begin to open the active bitmap in place of the one that was listed, so that the next step is quick.
 
-        Returns a function that waits for that, and has to be called.
+        Returns a function that waits until it is open. It must be called.
         """
         with contextlib.ExitStack() as stack:
             if not self.is_open:
@@ -141,19 +140,19 @@ class Tracking:
         return rest.close
 
     def drop_unused(self) -> None:
-        """Begin to remove the bitmaps that are listed, or that nobody came to use.
+        """Begin to remove the bitmaps that were listed, or that never came into use.
 
-        Not at the end of the step itself: the pause may come right behind it, and would wait for QEMU to read this.
+        This is not a part of the step itself: the pause may follow at once, and would wait for QEMU to read this.
         """
         self._finish_removals()
         exported = [name for name in self._to_remove if self._open is not None and name == self._open[0]]
         for name in self._to_remove:
-            if name not in exported:  # not waited for: nothing depends on it
+            if name not in exported:  # nobody waits for its end, because nothing depends on it
                 self._removals.append(self._own.start_removing_bitmap(self.disk.node, name))
         self._to_remove = exported
 
     def remove_all(self) -> None:
-        """Remove the bitmaps; nobody tracks any more."""
+        """Remove the bitmaps, because nobody tracks any more."""
         names = [*self._to_remove, *self.older, *([self.active] if self.active else [])]
         self._to_remove, self.older, self.active = [], [], ""
         try:
@@ -170,7 +169,7 @@ class Tracking:
             self._removals.pop(0)()
 
     def disconnect(self) -> None:
-        """Close our end of an export that QEMU has closed already."""
+        """Close blkmig's end of an export that QEMU has closed already."""
         opened, self._open = self._open, None
         if opened is not None:
             opened[1].close()
@@ -193,7 +192,7 @@ class Tracking:
 
     def _mark(self, name: str, connection: nbd_connection.NbdConnection) -> int:
         total = 0
-        self._extents.forget()  # before the marks: who clears a mark and then asks for holes gets a younger answer
+        self._extents.forget()  # before marking: whoever clears a mark, and then asks for holes, gets a new answer
         found = self._areas(name, connection)
         while areas := list(itertools.islice(found, AREAS_AT_A_TIME)):
             total += sum(nbytes for _, nbytes in areas)
@@ -221,9 +220,9 @@ class Tracking:
 
 
 def start_adding(own: objects.OwnObjects, trackings: Sequence[Tracking]) -> Callable[[], None]:
-    """Begin to have a new bitmap record for each of `trackings`; return a function that waits until all do.
+    """Begin to add a recording bitmap for each of `trackings`; return a function that waits until all record.
 
-    One command for all: QEMU, and the QMP library, take half a millisecond for each.
+    It is one command for all, because QEMU and the QMP library take half a millisecond for each command.
     """
     if not trackings:
         return lambda: None
@@ -241,7 +240,7 @@ def start_adding(own: objects.OwnObjects, trackings: Sequence[Tracking]) -> Call
 
 
 def prepare(trackings: Iterable[Tracking]) -> None:
-    """Open the active bitmaps of `trackings` together; an error is raised when all of them have been waited for."""
+    """Open the active bitmaps of `trackings` together. If one fails, its error is raised when the others are done."""
     with contextlib.ExitStack() as stack:
         for mine in trackings:
             stack.callback(mine.start_preparing())
@@ -253,7 +252,7 @@ def context_of(name: str) -> str:
 
 
 def dirty_count(facts: graph.BlockGraph, disk: discover.QemuDisk, name: str) -> int:
-    """Return how many bytes a bitmap has marked; raise :class:`~blkmig.errors.DeviceError` if it records no more."""
+    """Return how many bytes a bitmap has marked. Raises :class:`~blkmig.errors.DeviceError` if it does not record."""
     bitmap = facts.bitmap(disk.node, name)
     if bitmap is None or not bitmap.get("recording", True) or bitmap.get("inconsistent"):
         cause = f"bitmap {name} was removed or disabled by somebody else; writes were missed, start again"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The end of a session: each thing is tried, whatever has become of the others, and what stays behind is told."""
+"""The end of a session: every step is tried even if others fail, and the log tells what stays behind."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ logger = logging.getLogger(__name__)
 
 
 def attempt(connection: qmp.QmpConnection, undo: Callable[[], None], what: str) -> None:
-    """Call `undo`, which is `what` in words; what goes wrong is logged, and nothing if QEMU has gone."""
+    """Call `undo`, and log an error with the description `what`; nothing is logged if QEMU has ended."""
     try:
         undo()
     except qmp.QmpGone:
         pass
-    except qmp.QmpTimeout as error:  # told at the end, once
+    except qmp.QmpTimeout as error:  # a silent QEMU is reported once, at the end
         logger.info("could not %s of %s: %s", what, connection.device, error)
     except errors.MigrationError as error:
         logger.warning("could not %s of %s: %s", what, connection.device, error)
 
 
 def tell_of_silence(connection: qmp.QmpConnection, own: objects.OwnObjects, is_held: Callable[[], bool]) -> None:
-    """Tell what may stay in a QEMU that did not answer; `is_held`: its guest may be stopped, too."""
+    """Log what may stay behind in a QEMU that did not answer; with `is_held` its guest may be stopped, too."""
     if connection.is_silent:
         left = ", ".join(own.left) or "limits of the writers"
         if is_held():

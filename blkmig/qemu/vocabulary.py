@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The limits of a throttle, in QEMU's two vocabularies: that of throttle groups, and that of a guest's disk."""
+"""The limits of a throttle under QEMU's two sets of names: those of throttle groups, and those of a guest's disk."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GUEST_GROUP = "group"
 
 
 def _group_name(guest: str) -> str:
-    """Return what ``bps_wr_max_length`` is called in a throttle group: ``bps-write-max-length``."""
+    """Return the name that a limit has in a throttle group: ``bps-write-max-length`` for ``bps_wr_max_length``."""
     unit, *rest = guest.split("_")
     words = {"rd": "read", "wr": "write"}
     which = [words[rest.pop(0)]] if rest and rest[0] in words else ["total"] if rest != ["size"] else []
@@ -43,8 +43,8 @@ def guest_limits(inserted: dict[str, Any]) -> dict[str, Any]:
 def lower_write_limit(limits: dict[str, Any], limit: int, key: str) -> dict[str, Any]:
     """Return `limits` with writes at most `limit` bytes per second; `key` is bps_wr or bps-write.
 
-    QEMU takes either one limit for reads and writes together or one for each, so a common one becomes one for each.
-    A burst allowance would let the writer outrun the new limit and goes.
+    QEMU takes either one common limit for reads and writes, or one for each; so a common limit becomes one for each. A
+    burst allowance is removed, because it would let the writer exceed the new limit.
     """
     common = {"bps_wr": "bps", "bps-write": "bps-total"}[key]
     reads = {"bps_wr": "bps_rd", "bps-write": "bps-read"}[key]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Whether all writes still come through the nodes that are tracked: the block graph, compared with that of the start.
+"""Checking that all writes still come through the tracked nodes: the block graph is compared with that of the start.
 
-If a snapshot moved the writers to another node, their writes are not in our bitmaps any more: that ends the migration
-with an explanation instead of a wrong copy.
+If a snapshot moves the writers to another node, blkmig's bitmaps do not get their writes any more. Then the migration
+ends with an error that says so, and not with a wrong copy.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from .. import errors
 from . import discover, graph, imagefile, qmp
 
 FRESH_SECONDS = 0.02
-"""Seconds for which a graph is good enough to find the writers by. Whether it changed is seen after the hold."""
+"""Seconds for which a graph is recent enough to find the writers in it. A change is noticed after the hold."""
 
 
 class GraphWatch:
-    """The graph around `disks`, with our exports of them, and the files that they are read from where that is so.
+    """The graph around `disks`, with blkmig's exports of them, and the files of those disks that are read from files.
 
     Under the session's lock.
     """
@@ -48,14 +48,14 @@ class GraphWatch:
         return self.ask()()
 
     def remember(self) -> None:
-        """Take the graph as it is now for how it should be."""
+        """Take the present graph as the one that later graphs must equal."""
         facts = self.read()
         self._homes = [facts.ancestors(disk.node) for disk in self._disks]
 
     def check(self, facts: graph.BlockGraph, *, keep: bool = False) -> None:
         """Raise :class:`~blkmig.errors.DeviceError` unless the disks stand where they stood, and can be read.
 
-        `keep` it for `fresh`.
+        With `keep` the graph is kept for `fresh`.
         """
         for disk, name in zip(self._disks, self._export_names, strict=True):
             if name not in facts.exports:
@@ -84,7 +84,7 @@ class GraphWatch:
                 raise errors.DeviceError("its image has changed", device=disk.name, cause=cause)
 
     def fresh(self) -> graph.BlockGraph | None:
-        """Return the graph that was kept last, if that was just now."""
+        """Return the graph that was kept last, if it is recent."""
         if self._last is None or time.monotonic() - self._last[0] > FRESH_SECONDS:
             return None
         return self._last[1]

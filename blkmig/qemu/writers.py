@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Holding those who write to QEMU's disks: the guest, and the clients of writable exports.
+"""Holding the writers of QEMU's disks: the guest, and the clients of writable exports.
 
-A guest is held by ``stop``, which also waits for its requests. That does not hold an NBD client, and a storage daemon
-has nothing to stop: there the writable exports are closed, hard, and QEMU says when the last request is over. What
-a client had in flight may or may not have landed, as after a crash.
+``stop`` holds a guest, and also waits for its requests. It does not hold an NBD client, and a storage daemon has no
+guest. So the writable exports are closed, hard, and QEMU says when the last request is over. Requests that a client had
+in flight may or may not have been written, as after a crash.
 
-Before anybody is held, a mark in QEMU says so (`marks.py`): a run that is killed meanwhile leaves a QEMU that ``blkmig
-cleanup`` brings back to work, and no other one that happens to be stopped.
+A mark in QEMU (`marks.py`) is set before anybody is held. So if the run is killed meanwhile, ``blkmig cleanup`` knows
+that this QEMU must be brought back to work, and leaves alone a guest that somebody else has stopped.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 Undo = Callable[[], Callable[[], object]]
-"""Begins to undo something in QEMU, and returns what waits for that."""
+"""Begins to undo something in QEMU, and returns a function that waits for the end of that."""
 
 
 class Writers:
@@ -50,11 +50,11 @@ class Writers:
         self._names: dict[str, str] = {}
         self._undo: list[Undo] = []
         self.is_in_doubt = False
-        """The target may own the disks, and nobody knows: nothing is undone, and the marks stay."""
+        """Whether the target may own the disks, and nobody knows. Then nothing is undone, and the marks stay."""
 
 
     def prepare(self) -> None:
-        """See now whether the writers can be held later. Raises :class:`~blkmig.errors.DeviceError` if they cannot."""
+        """Check whether the writers can be held later; if not, raise :class:`~blkmig.errors.DeviceError`."""
         exports = self._find_exports(self._read_graph())
         self._marks.add(*(export.mark for export in exports if export.nbd_name is not None))
         for export in exports:
@@ -70,12 +70,12 @@ class Writers:
     ) -> None:
         """Stop the guest and close the writable exports; all or nothing.
 
-        `meanwhile` is called, with the graph as it was just before that, when QEMU has been told, and what it returns
-        when it has been done.
+        When QEMU has been told to do that, `meanwhile` is called with the graph from just before. The function that it
+        returns is called when QEMU has done it.
 
-        On return nobody writes, unless somebody has come meanwhile: ask `check_nobody_writes` before trusting what was
-        read. What can be found out before is, so that the writers stand still for no longer than need be; nothing is
-        if the graph was `known` a moment ago.
+        On return nobody writes, unless a new writer has come meanwhile: call `check_nobody_writes` before trusting what
+        was read. Questions to QEMU come before the hold, so that the writers are held no longer than necessary. If the
+        graph was `known` a moment ago, QEMU is not asked again.
         """
         try:
             self._await_guest()
@@ -86,7 +86,7 @@ class Writers:
             for export in exports:
                 self._undo.append(functools.partial(self._start_opening_again, export))
                 ends.append(objects.start_deleting_export(self._qmp, export.id))
-            ends.append(meanwhile(facts))  # last: it counts on the others
+            ends.append(meanwhile(facts))  # last, because it relies on the other steps
             for await_end in ends:
                 await_end()
         except BaseException:
@@ -95,11 +95,11 @@ class Writers:
             raise
 
     def _mark_held(self, exports: list[marks.WritingExport]) -> None:
-        """Tell a clean-up what to undo, before it is done."""
+        """Set the marks that tell a clean-up what to undo, before anything is done."""
         if exports or self._stops_guest():
             for export in exports:
                 if export.nbd_name is not None:
-                    self._marks.start_adding(export.mark)  # of those that came late
+                    self._marks.start_adding(export.mark)  # of an export that was made after `prepare`
             self._marks.start_adding(marks.HELD)
 
     def check_nobody_writes(self, facts: graph.BlockGraph) -> None:
@@ -113,16 +113,16 @@ class Writers:
                 raise errors.DeviceError("cannot hold its writers", device=disk.name, cause=cause)
 
     def release(self, *, refuse: bool) -> None:
-        """Let the writers go on, or with `refuse` leave them where they are. Nothing if they are not held.
+        """Let the writers go on if they are held, or with `refuse` leave them held.
 
-        What can be undone is, before the first error is raised. What QEMU did not answer to is tried again by the next
-        call, and the mark that the writers are held stays for it.
+        All steps are tried before the first error is raised. The next call repeats steps that QEMU did not answer;
+        until then the mark that the writers are held stays.
         """
         undo, self._undo = self._undo[::-1], []
         if refuse or not undo:
             return
         failed: list[errors.DeviceError] = []
-        waits = [self._begin(start, failed) for start in undo]  # together: the writers stand still meanwhile
+        waits = [self._begin(start, failed) for start in undo]  # all together, because the writers wait
         for start, await_end in zip(undo, waits, strict=True):
             try:
                 await_end()
@@ -147,11 +147,11 @@ class Writers:
         """Return when the guest may be stopped."""
 
     def _stops_guest(self) -> bool:
-        """Return whether there is a guest to be stopped: one that is stopped already stays so when we are done."""
+        """Return whether there is a guest to be stopped. One that is stopped already stays stopped afterwards, too."""
         return self._guest.is_running
 
     def _start_stopping_guest(self) -> list[Callable[[], object]]:
-        """Have QEMU stop the guest; return what waits until it stands still."""
+        """Make QEMU stop the guest; return a function that waits until it is stopped."""
         if not self._stops_guest():
             return []
         self._undo.append(lambda: self._qmp.start("cont").result)
@@ -159,12 +159,12 @@ class Writers:
 
         def await_end() -> None:
             stopping.result()
-            self._guest.is_running = False  # the event may be on its way; what comes later is of somebody else
+            self._guest.is_running = False  # the event may still come; a later event has another cause
 
         return [await_end]
 
     def remove_marks(self) -> None:
-        """Remove what we say of ourselves, unless the writers stay held: in doubt, or because QEMU does not answer."""
+        """Remove the marks, unless the writers stay held: in doubt, or because QEMU does not answer."""
         if self.is_in_doubt or self._undo:
             self._marks.finish()
         else:
@@ -193,7 +193,7 @@ class Writers:
         return [self._describe(facts, name) for name in found]
 
     def _exports_of(self, facts: graph.BlockGraph, disk: discover.QemuDisk) -> list[str]:
-        """Return the exports through which `disk` is written, or may be where QEMU does not say."""
+        """Return the exports through which `disk` is written; if QEMU does not say, those through which it may be."""
         candidates = facts.exports_of(disk.node, but=self._own.prefix)
         writing = facts.writing_exports(disk.node)
         if writing is None or writing == len(candidates):
@@ -224,7 +224,7 @@ class Writers:
         return exportnames.match(facts, names, own=self._own.prefix)
 
     def _start_opening_again(self, export: marks.WritingExport) -> Callable[[], None]:
-        """Begin to open an export that was closed, if it was; nobody is asked before, as its writers wait."""
+        """Begin to open an export again if it was closed. It is not checked before, because its writers wait."""
         if export.nbd_name is None:
             return lambda: self._tell_of_closed(export)
         opening = export.start_opening(self._qmp)

@@ -123,20 +123,24 @@ def two_disks(folder: Path) -> Case:
 
 
 def incremental(folder: Path) -> Case:
-    """The top layer of one disk; a block that only the base holds is written while the migration runs."""
+    """The top layer of one disk, behind what only its base holds, which is said first (A13); a block that only the base
+    holds is written while the migration runs, and one that was sent is, too."""
     rng = random.Random(3)
     base = rng.randbytes(3 * MIB + 512)
     disk = sim.LayeredDisk(base, base=base, name="d")
     disk.write(bytes(MIB), MIB)
 
     def drive(migration: blkmig.OutgoingMigration) -> None:
-        migration.iterate()
+        while migration.pending():
+            migration.iterate()
         disk.write(b"late", 2 * MIB - 100)
         disk.write(b"late", 10)
         migration.complete()
 
     data = lab.record(folder, [disk], drive, digests=True, shared_base=True)
-    return Case(data, {"d": bytes(disk.image)}, {"d": base}, *walk(data))
+    case = Case(data, {"d": bytes(disk.image)}, {"d": base}, *walk(data))
+    assert any(says_a_base(data[slice(*place)]) for place in case.sections)
+    return case
 
 
 STREAMS: list[Callable[[Path], Case]] = [one_block, zeros, two_disks, incremental]
@@ -159,6 +163,9 @@ class Attack:
         note = f"{note}, {verify=}, {new=}"
         try:
             found = self.receive_new(verify) if new and self.case.bases is None else self.receive_existing(verify)
+        except errors.WrongBase as error:
+            error.add_note(f"damage is taken for another base: {note}")
+            raise
         except errors.MigrationError:
             return
         except Exception as error:
@@ -275,6 +282,11 @@ def test_records_lost_doubled_and_swapped(attack: Attack, size: str) -> None:
 def says_a_size(section: bytes) -> bool:
     """Whether a section of a stream is one that says a disk's size: it is empty but for the word EOS and its marks."""
     return len(section) == 18 and section[0] == 2 and int.from_bytes(section[5:13], "big") >> 9 != 0
+
+
+def says_a_base(section: bytes) -> bool:
+    """Whether a section of a stream is one that says a part of what only the base of a disk holds."""
+    return says_a_size(section) and bool(int.from_bytes(section[5:13], "big") >> 10 & 1)
 
 
 @pytest.mark.parametrize("said_before", [True, False])

@@ -193,6 +193,16 @@ def test_a_command_that_does_not_exist() -> None:
             f.close()
 
 
+@pytest.mark.parametrize(("said", "how"), [("", "is empty, so look at what its sender says"), ("QE", "ends too early")])
+def test_a_stream_without_a_byte_is_called_empty(said: str, how: str) -> None:
+    """The reason stands at the other end, as of a sender that may not say it between the bytes of the stream."""
+    with channel.listen(f"exec:printf '{said}'") as listener:
+        f = listener.accept(timeout=TIMEOUT)
+        with pytest.raises(errors.TruncatedStream, match=how):
+            f.get_be32()
+        f.close()
+
+
 def test_a_command_ended_by_a_signal() -> None:
     f = channel.connect("exec:kill -9 $$", timeout=TIMEOUT)
     with pytest.raises(errors.ChannelError, match="ended by signal 9"):
