@@ -13,8 +13,8 @@ import lab
 import pytest
 
 import blkmig
+from blkmig import block, errors
 from blkmig import disk as disk_room
-from blkmig import errors
 
 MIB = lab.MIB
 PAGE = 4096
@@ -71,6 +71,88 @@ def test_both_ends_are_equal(tmp_path: Path, kind: str, reading: str, seed: int)
     assert sent.packs == sum(disk.packs for disk in came.disks.values()) > 0
     assert sent.pack_bytes == sum(disk.pack_bytes for disk in came.disks.values())
     assert sent.saved_by_packs > 0
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+@pytest.mark.parametrize("names", [("d", "e"), ("short", "a-name-that-is-longer")])
+def test_among_blocks_that_travel_as_pages(tmp_path: Path, kind: str, names: tuple[str, str]) -> None:
+    """A move on one machine lends the pages of blocks; packs between them are copied, and neither spoils the other."""
+    rng = random.Random(12)
+    disks: list[disk_room.LocalBackend] = []
+    for name in names:
+        (tmp_path / f"s-{name}.raw").write_bytes(rng.randbytes(6 * MIB + 1536))
+        disks.append(blkmig.FileBackend(tmp_path / f"s-{name}.raw", name=name))
+
+    def drive(migration: blkmig.OutgoingMigration) -> None:
+        [handlers] = [
+            entry.handlers for entry in migration.savevm if isinstance(entry.handlers, block.BlockSaveHandlers)
+        ]
+        blk = handlers.blk_mig.reads.get()
+        assert blk.buf.kind == "lent"
+        handlers.blk_mig.reads.put(blk)
+        for _ in range(4):
+            migration.iterate()
+            for disk in disks:
+                write_pages(disk, rng, 5)
+                disk.pwrite(rng.randbytes(MIB), rng.randrange(5) * MIB)
+        migration.complete()
+
+    targets = {name: tmp_path / f"t-{name}.raw" for name in names}
+    sent, came = lab.migrate(
+        tmp_path, kind, [*disks], targets, drive=drive, format="blkmig", writers_after="refuse", reading="inline"
+    )
+    for disk in disks:
+        assert targets[disk.name].read_bytes() == (tmp_path / f"s-{disk.name}.raw").read_bytes()
+        assert came.disks[disk.name].packs
+        assert came.disks[disk.name].resent_blocks
+        disk.close()
+    assert sent.packs
+
+
+class BrokenDisk(blkmig.MemoryBackend):
+    """A disk on which a page cannot be read, nor written."""
+
+    bad = 2 * MIB + 8192
+
+    def _fails(self, view: memoryview, offset: int) -> bool:
+        return offset <= self.bad < offset + view.nbytes < offset + MIB
+
+    def _pread_into(self, view: memoryview, offset: int) -> None:
+        if self._fails(view, offset):
+            raise OSError(5, "Input/output error")
+        super()._pread_into(view, offset)
+
+    def _pwrite(self, view: memoryview, offset: int) -> None:
+        if self._fails(view, offset) and self.name == "t":
+            raise OSError(28, "No space left on device")
+        super()._pwrite(view, offset)
+
+
+@pytest.mark.parametrize("reading", ["inline", "parallel"])
+@pytest.mark.parametrize("end", ["source", "target"])
+def test_a_page_that_cannot_be_read_or_written_is_named(tmp_path: Path, reading: str, end: str) -> None:
+    kinds = (BrokenDisk, blkmig.MemoryBackend) if end == "source" else (blkmig.MemoryBackend, BrokenDisk)
+    source = kinds[0](bytearray(b"s" * 4 * MIB), name="d")
+    target = kinds[1](bytearray(4 * MIB), name="t")
+    receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": target})
+    parameters = blkmig.MigrationParameters(format="blkmig", reading="inline" if reading == "inline" else "parallel")
+    with blkmig.outgoing([source], receiver.uri, parameters) as migration:
+        migration.iterate()
+        for offset in (PAGE, BrokenDisk.bad, 3 * MIB):
+            source.pwrite(b"x" * PAGE, offset)
+        with pytest.raises(errors.MigrationError) as caught:
+            migration.complete()
+    if end == "source":
+        assert isinstance(caught.value, errors.DeviceError)
+        assert (caught.value.device, caught.value.errno, caught.value.offset) == ("d", 5, BrokenDisk.bad)
+        with pytest.raises(errors.MigrationError):
+            receiver.result()
+    else:
+        assert isinstance(caught.value, errors.TargetFailed)
+        with pytest.raises(errors.DeviceError) as told:
+            receiver.result()
+        assert (told.value.device, told.value.errno, told.value.offset) == ("t", 28, BrokenDisk.bad)
+        assert "No space left on device" in str(caught.value)
 
 
 def existing_file(folder: Path, size: int) -> Path:
