@@ -116,6 +116,8 @@ def arguments(world: types.SimpleNamespace, parameters: list[ast.arg]) -> list[A
             found.append(False)
         elif kind == "object":
             found.append(None)
+        elif kind == "list[tuple[int, int]]":
+            found.append([(0, 4096)])
         elif kind in ("Buffer", "bytes"):
             found.append(world.buffer if kind == "Buffer" else world.name)
         else:
@@ -182,6 +184,16 @@ def test_the_verbs_say_clearly_that_a_number_is_absurd(name, parameters, world):
             args = arguments(world, parameters)
             args[index] = value
             outcome(target(world, name), args)  # an error of the clear ones, or nothing that anybody must know of
+
+
+@pytest.mark.parametrize("value", [*NO_NUMBERS, -1, 1 << 64])
+def test_the_numbers_of_extents_are_numbers(value, world):
+    blk, fd = world.BlockBuffer, world.fd
+    error = OverflowError if isinstance(value, int) else TypeError
+    for call, *args in ((blk.fill_extents, fd), (blk.store_extents, fd), (world.OutputBuffer.put_pack_header, 1, b"d")):
+        for extent in ((value, 4096), (0, value)):
+            with pytest.raises(error):
+                call(*args, [extent])
 
 
 def test_bits_of_a_block_do_not_overflow(world):
