@@ -131,9 +131,10 @@ def test_a_section_that_no_qemu_takes(options: dict[str, Any]) -> None:
         blkmig.MigrationParameters(format="blkmig", **options)
 
 
-def test_no_disk_to_send_is_no_table(tmp_path: Path) -> None:
+def test_more_disks_than_a_table_takes(tmp_path: Path) -> None:
+    disks = [blkmig.MemoryBackend(bytearray(b"x"), name=str(number)) for number in range(257)]
     with pytest.raises(errors.ParameterError, match="1 to 256 disks that are not read-only"):
-        blkmig.send([lab.left_out()], f"file:{tmp_path}/stream", format="blkmig")
+        blkmig.send(disks, f"file:{tmp_path}/stream", format="blkmig")
 
 
 # -- ends of the waits -----------------------------------------------------------------------------------------------
