@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -269,3 +270,20 @@ def test_a_dry_run_refuses_what_send_refuses(tmp_path: Path, words: tuple[str, .
     assert told[0] == told[1]
     assert told[0][0] == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.raw", "b.raw"]
+
+
+def test_a_refusal_is_told_at_both_ends(tmp_path: Path, disk: Path) -> None:
+    """E13, C6: in the receiver's words, with exit codes of each end, and nothing for the terminal to obey."""
+    name = "vda\x1b[2J"
+    (tmp_path / f"{name}.raw").write_bytes(b"mine")
+    with command.receiver("tcp:127.0.0.1:0", f"{name}={tmp_path}/{name}.raw") as receiver:
+        sent = blkmig_command("send", "--progress=json", f"{name}={disk}", receiver.uri)
+        came = receiver.finish()
+    assert (sent.returncode, came.exit_code) == (1, 1)
+    error = json.loads(sent.stderr.splitlines()[-1])
+    assert error["kind"] == "TargetFailed"
+    assert error["fields"] == {"device": name, "errno": errno.EFBIG, "offset": None}
+    for said in (error["message"], came.stderr):
+        assert "is too small: it has 4 bytes, and the disk" in said
+        assert "\x1b" not in said
+    assert (tmp_path / f"{name}.raw").read_bytes() == b"mine"
