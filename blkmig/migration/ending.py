@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import block, errors, params, savevm
-from . import connection, endpoints, figures, pause
+from . import connection, endpoints, figures, pause, questions
 
 
 class Ending:
@@ -34,6 +34,7 @@ class Ending:
         handlers: block.BlockSaveHandlers,
         save_state: savevm.SaveState,
         link: connection.Connection,
+        asked: questions.Questions,
         measured: figures.Figures,
         sources: endpoints.Sources,
         send_section: Callable[[], object],
@@ -43,6 +44,7 @@ class Ending:
         self._block = handlers
         self._savevm = save_state
         self._connection = link
+        self._questions = asked
         self._figures = measured
         self._sources = sources
         self._send_section = send_section
@@ -89,9 +91,9 @@ class Ending:
         self._await_target()
 
     def _end_a_move(self, held: pause.Pause) -> None:
-        self._connection.begin_barrier(self._savevm)
+        self._questions.begin_barrier(self._savevm)
         self._check_last_round(held)
-        self._connection.end_barrier()
+        self._questions.end_barrier()
         held.begin_end(moves=True)
         self._send_end()
         self._send_eof()
@@ -118,7 +120,7 @@ class Ending:
     def _send_eof(self) -> None:
         """Send the end of the stream; a target that has given its word already has not waited for it."""
         f = self._connection.f
-        self._connection.check_target()
+        self._questions.check_target()
         self._figures.stats.notes += self._sources.changes(strict=self._parameters.digests)
         self._eof = f, f.position
         with self._connection.explaining_errors():
@@ -132,5 +134,5 @@ class Ending:
 
     def _vmdescription(self) -> dict[str, Any]:
         """Return what a reader of the stream should know; QEMU reads and ignores it."""
-        about = self._block.description(as_tree=self._connection.knows_trees)
+        about = self._block.description(as_tree=self._questions.knows_trees)
         return {"page_size": 4096, "devices": [], "blkmig": about}

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from .. import block, channel, errors, params, savevm, stats
-from . import admission, announcement, basecheck, connection, farewell, heartbeat, outlook, verdict
+from . import admission, announcement, basecheck, farewell, heartbeat, outlook, questions, verdict
 from . import targets as load_targets
 from .announcement import Announcement
 
@@ -134,7 +134,7 @@ class IncomingMigration:
         self._block.on_progress = self._report if self._on_progress is not None else None
         self._block.on_described = lambda *counts: self._targets.check_counts(*counts, position=f.position)
         self._block.on_sizes = self._targets.check_announced
-        answers: dict[int, int | savevm.Hello] = {connection.ASK_TREES: connection.KNOWS_TREES}
+        answers: dict[int, int | savevm.Hello] = {questions.ASK_TREES: questions.KNOWS_TREES}
         answers[savevm.ASK] = savevm.Hello()
         loader = savevm.LoadVM(self.savevm, f, observer=self._observer, answers=answers)
         self._block.on_table = lambda table, position: self._admit(table, position, loader)

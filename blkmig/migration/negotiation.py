@@ -13,7 +13,7 @@ they get ``block``. The receiver takes either section, so a HELLO that comes lat
 from __future__ import annotations
 
 from .. import block, errors, params, savevm
-from . import connection
+from . import questions
 
 ASK_SECONDS = 10.0
 """How long the target may take to say HELLO; no longer than it may take to answer at first."""
@@ -21,7 +21,7 @@ ASK_SECONDS = 10.0
 
 def agree(
     parameters: params.MigrationParameters,
-    link: connection.Connection,
+    asked: questions.Questions,
     handlers: block.BlockSaveHandlers,
     state: savevm.SaveState,
     *,
@@ -34,7 +34,7 @@ def agree(
     chosen: block.Format = "block"
     if parameters.format != "block" and not parameters.is_for_qemu:
         seconds = min(ASK_SECONDS, connect_timeout)
-        why_not = _why_not(parameters, link, handlers, state, seconds)
+        why_not = _why_not(parameters, asked, handlers, state, seconds)
         if why_not and parameters.format == "blkmig":
             raise errors.ParameterError(f"the section 'blkmig' cannot be sent: {why_not}; leave --format to 'auto'")
         chosen = "block" if why_not else "blkmig"
@@ -46,7 +46,7 @@ def agree(
 
 def _why_not(
     parameters: params.MigrationParameters,
-    link: connection.Connection,
+    asked: questions.Questions,
     handlers: block.BlockSaveHandlers,
     state: savevm.SaveState,
     seconds: float,
@@ -54,9 +54,9 @@ def _why_not(
     """Return why it is not ``blkmig``; "" if it is."""
     if not handlers.fits_table():
         return "its table takes 1 to 256 disks that are not read-only"
-    if not link.is_answered:
+    if not asked.is_answered:
         return "" if parameters.format == "blkmig" else "nobody can be asked"
-    hello = link.ask_for_blkmig(state, seconds)
+    hello = asked.ask_for_blkmig(state, seconds)
     if hello is None:
         return f"the target has not said within {seconds:g} s that it takes it: it is a QEMU, or an older blkmig"
     if not hello.is_understood:

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from .. import block, disk, errors, params, savevm, stats
-from . import asked, bounds, connection, convergence, ending, endpoints, figures, life, negotiation, pause
+from . import asked, bounds, connection, convergence, ending, endpoints, figures, life, negotiation, pause, questions
 
 
 class OutgoingMigration:
@@ -52,6 +52,7 @@ class OutgoingMigration:
         self._connection = connection.Connection(
             uri, self._block, is_qemu=True if self.parameters.qemu or self.parameters.machine else None
         )
+        self._questions = questions.Questions(self._connection, self._block)
         self._figures = figures.Figures(
             self._block, self.savevm, self._connection, on_progress=on_progress, clock=clock
         )
@@ -63,6 +64,7 @@ class OutgoingMigration:
             self._block,
             self.savevm,
             self._connection,
+            self._questions,
             self._figures,
             self._sources,
             self._send_section,
@@ -150,7 +152,7 @@ class OutgoingMigration:
     def _look(self) -> None:
         """For a migration that waits: raise if the caller cancels, or if the target has something to say."""
         self._connection.check_cancelled()
-        self._connection.check_target()
+        self._questions.check_target()
 
     def _send_the_round(self) -> None:
         """Send what this round has, and leave it to the pause to ask what the next one has.
@@ -185,9 +187,9 @@ class OutgoingMigration:
         with self._connection.explaining_errors():
             self.savevm.state_iterate(f)
         self._connection.check_cancelled()
-        self._connection.check_target()
+        self._questions.check_target()
         if self._block.base.has_ended():
-            self._connection.await_base_checked(self.savevm)
+            self._questions.await_base_checked(self.savevm)
         return self._figures.section_ended()
 
     def _round_ended(self) -> None:
@@ -293,11 +295,11 @@ class OutgoingMigration:
         if self.parameters.return_path and self._connection.open_return_path():
             self.savevm.send_open_return_path(f)
             if self.parameters.digests and self.parameters.writers_after == "refuse":
-                self._connection.ask_for_trees(self.savevm)
+                self._questions.ask_for_trees(self.savevm)
         self.stats.format = negotiation.agree(
-            self.parameters, self._connection, self._block, self.savevm, connect_timeout=self._bounds.connect_timeout
+            self.parameters, self._questions, self._block, self.savevm, connect_timeout=self._bounds.connect_timeout
         )
         self.savevm.state_setup(f)
-        self._connection.await_reply()
+        self._questions.await_reply()
         self.stats.disk_bytes = self._block.blk_mig.bytes_total()
         self._figures.begin_round(self.stats.disk_bytes)

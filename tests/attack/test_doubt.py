@@ -16,11 +16,11 @@ import lab
 import pytest
 import valve
 from pauses import MIB, NBLOCKS, Call, disk_of, until
-from return_paths import PONG, READY, RESUME_ACK, SHUT, linked, message
+from return_paths import PONG, READY, RESUME_ACK, SHUT, linked, message, no_blocks
 
 import blkmig
 from blkmig import errors, params, savevm
-from blkmig.migration import connection
+from blkmig.migration import questions
 
 
 @pytest.fixture(autouse=True)
@@ -224,14 +224,15 @@ def test_an_old_answer_is_not_taken_for_the_new_one(section: str) -> None:
     state: Any = savevm.SaveState()
     state.register_savevm_live(section, 0, 1, savevm.SaveVMHandlers())
     old, new = (
-        message(PONG, connection.BARRIER_PING + number) if section == "block" else message(READY, number)
+        message(PONG, questions.BARRIER_PING + number) if section == "block" else message(READY, number)
         for number in (1, 2)
     )
     for said, has_failed in ((old + message(RESUME_ACK, 0) + new, False), (old + message(SHUT, 1), True)):
         with linked(section) as (link, target):
+            asked = questions.Questions(link, no_blocks(section))
             for _ in range(2):
-                link.begin_barrier(state)
+                asked.begin_barrier(state)
             target.sendall(said)
             with pytest.raises(errors.MigrationError) if has_failed else contextlib.nullcontext():
-                link.end_barrier()
+                asked.end_barrier()
             assert link.has_target_failed is has_failed

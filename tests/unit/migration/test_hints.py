@@ -13,7 +13,7 @@ import return_paths
 
 import blkmig
 from blkmig import errors, params, savevm
-from blkmig.migration import connection
+from blkmig.migration import connection, questions
 
 MIB = 1 << 20
 
@@ -38,11 +38,12 @@ def test_what_a_qemu_may_lack_is_told_of_what_may_be_a_qemu() -> None:
 
 def test_who_says_pong_unasked_is_no_qemu() -> None:
     """E13: a blkmig that flushes gives signs of life; a QEMU answers PINGs alone."""
-    for value, may_be_qemu in ((connection.BARRIER_PING + 1, True), (connection.ASK_TREES, True), (7, False)):
+    for value, may_be_qemu in ((questions.BARRIER_PING + 1, True), (questions.ASK_TREES, True), (7, False)):
         with return_paths.linked() as (link, target):
-            link.begin_barrier(savevm.SaveState())
+            asked = questions.Questions(link, return_paths.no_blocks("block"))
+            asked.begin_barrier(savevm.SaveState())
             target.sendall(return_paths.message(return_paths.PONG, value))
-            link.check_target()
+            asked.check_target()
             target.shutdown(socket.SHUT_RDWR)
             assert ("QEMU" in hint(link)) is may_be_qemu
 
