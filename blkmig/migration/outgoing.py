@@ -2,8 +2,8 @@
 """The outgoing side of a migration: setup, iterate, switchover, complete, cleanup.
 
 Who owns what: the order of things is here, and nothing that changes. The life has the state, the connection has the
-channel, the figures have the statistics, the convergence has what it takes to decide when the rounds end, the pause has
-the held writers, and the ending what is sent while they are.
+channel, the questions have what the target was asked, the figures have the statistics, the convergence has what it
+takes to decide when the rounds end, the pause has the held writers, and the ending what is sent while they are.
 
 One thread, the migration thread, calls everything but `cancel` and `switchover`, which any thread and any signal
 handler may call; so these two take no lock. They set a flag that only ever goes from False to True, and then wake
@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 from .. import block, disk, errors, params, savevm, stats
-from . import asked, bounds, connection, convergence, ending, endpoints, figures, life, negotiation, pause, questions
+from . import asked, beginning, bounds, connection, convergence, ending, endpoints, figures, life, pause, questions
 
 
 class OutgoingMigration:
@@ -282,24 +282,15 @@ class OutgoingMigration:
     def _setup(self) -> None:
         """Connect and write everything before the first part."""
         self._bounds.begin()
-        # First: a QEMU at the other end takes a connection that ends for a failed migration.
-        self._block.check_disks()
-        self._block.check_any_is_sent()
-        self._sources.check()
-        opened = self._sources.open_output()
-        f = self._connection.connect(timeout=self._bounds.connect_timeout, opened=opened)
-        self._sources.output_is_open()
-        f.set_rate_limit(int(self.parameters.max_bandwidth))
-        f.set_idle_timeout(self.parameters.idle_timeout)
-        self.savevm.state_header(f)
-        if self.parameters.return_path and self._connection.open_return_path():
-            self.savevm.send_open_return_path(f)
-            if self.parameters.digests and self.parameters.writers_after == "refuse":
-                self._questions.ask_for_trees(self.savevm)
-        self.stats.format = negotiation.agree(
-            self.parameters, self._questions, self._block, self.savevm, connect_timeout=self._bounds.connect_timeout
+        beginning.begin(
+            self.parameters,
+            self._block,
+            self.savevm,
+            self._connection,
+            self._questions,
+            self._sources,
+            self.stats,
+            connect_timeout=self._bounds.connect_timeout,
         )
-        self.savevm.state_setup(f)
-        self._questions.await_reply()
         self.stats.disk_bytes = self._block.blk_mig.bytes_total()
         self._figures.begin_round(self.stats.disk_bytes)

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The beginning of an outgoing migration: everything before the first part.
+
+::
+
+    check ─ connect ─ header ─ OPEN_RETURN_PATH ─ which section? ─ START of every section ─ the target's REPLY
+
+Whatever can be refused without the target is refused before anybody connects. Migration thread only.
+"""
+
+from __future__ import annotations
+
+from .. import block, params, savevm, stats
+from . import connection, endpoints, negotiation, questions
+
+
+def begin(
+    parameters: params.MigrationParameters,
+    handlers: block.BlockSaveHandlers,
+    state: savevm.SaveState,
+    link: connection.Connection,
+    asked: questions.Questions,
+    sources: endpoints.Sources,
+    statistics: stats.OutgoingStatistics,
+    *,
+    connect_timeout: float,
+) -> None:
+    """Connect and write everything before the first part; take note of the section in `statistics`. Blocks."""
+    # First: a QEMU at the other end takes a connection that ends for a failed migration.
+    handlers.check_disks()
+    handlers.check_any_is_sent()
+    sources.check()
+    opened = sources.open_output()
+    f = link.connect(timeout=connect_timeout, opened=opened)
+    sources.output_is_open()
+    f.set_rate_limit(int(parameters.max_bandwidth))
+    f.set_idle_timeout(parameters.idle_timeout)
+    state.state_header(f)
+    if parameters.return_path and link.open_return_path():
+        state.send_open_return_path(f)
+        if parameters.digests and parameters.writers_after == "refuse":
+            asked.ask_for_trees(state)
+    statistics.format = negotiation.agree(parameters, asked, handlers, state, connect_timeout=connect_timeout)
+    state.state_setup(f)
+    asked.await_reply()
