@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from .. import block, disk, errors, params, sources, stats
-from . import asked, endpoints, fitting, naming, room
+from . import asked, endpoints, fitting, made, naming, room
 
 Target = disk.BlockBackend | str | os.PathLike[str]
 
@@ -55,11 +55,10 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         }
         self._into = None if into is None else pathlib.Path(into)
         self._takes_unnamed = into is not None or bool(by_index)
-        self._new_folders: list[pathlib.Path] = []
         self._endpoints: endpoints.Targets | None = None
         self._stack = contextlib.ExitStack()
         self._used: set[str | int] = set()
-        self._made: list[sources.TargetFile] = []  # all that were prepared, in the order in which they were
+        self._made = made.MadeTargets()
         self._came: list[sources.TargetFile | None] = []  # those of `devices`; None: opened by the caller
         self._appeared = 0  # disks that somebody has asked the target of
         self.announced = block.SaidSizes()
@@ -84,13 +83,13 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
                 self._endpoints.add(naming.label_of(key), files[:1], files[1:], mark=mark)
             for key, target in self._targets.items():
                 if isinstance(target, sources.TargetFile):
-                    self._prepare(target)
+                    self._made.prepare(target)
                     self._endpoints.add(naming.label_of(key), (), target.layers())
                     fitting.check_before(target, self._parameters, key)
             if not self._takes_unnamed:
                 naming.check_can_come(self._parameters.sizes, map(str, self._targets))
             if self._into is not None:
-                self._new_folders = fitting.check_folder(self._into)
+                self._made.folders = fitting.check_folder(self._into)
         except BaseException as error:
             self.__exit__(type(error), error, None)
             raise
@@ -107,10 +106,6 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             direct=self._parameters.direct,
             idle_timeout=self._parameters.idle_timeout,
         )
-
-    def _prepare(self, target: sources.TargetFile) -> None:
-        self._made.append(target)
-        target.prepare()
 
     # -- while the disks come ----------------------------------------------------------------------------------------
 
@@ -210,7 +205,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         target = self._target_file(naming.file_name(name, index), name, into=into)
         assert self._endpoints is not None
         self._endpoints.add(naming.label_of(name), list(target.files()), mark=target.mark())
-        self._prepare(target)
+        self._made.prepare(target)
         return target
 
     # -- when all have come ------------------------------------------------------------------------------------------
@@ -243,20 +238,11 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         """
         for device in self.devices:
             fitting.check_is_named(device.backend)
-        for target in self._made:
-            target.check()
-        for target in self._made:
-            target.publish()
-        for target in self._made:  # the first flush makes the others quick
-            target.sync()
+        self._made.publish()
 
     def confirm(self) -> None:
         """Take note that the source was told: whatever happens from now on, the targets stay."""
-        self._new_folders.clear()
-        for target in self._made:
-            target.confirm()
-        for target in self._made:
-            target.sync()
+        self._made.confirm()
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
@@ -266,30 +252,11 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         If the link refused the word, the source does not have it, and targets that got their names are taken back.
         After any other end, as by a signal, nobody knows whether the source has the word, and the targets stay.
         """
-        made, self._made = self._made, []
         with contextlib.ExitStack() as stack:
-            stack.callback(self._remove_new_folders)
-            for target in made:
-                stack.callback(self._discard, target, exc)
+            stack.callback(self._made.discard, exc, self._came)
             if isinstance(exc, Exception):
                 stack.callback(self._say_what_is_broken, exc)
             stack.push(self._stack)
-
-    def _remove_new_folders(self) -> None:
-        """Remove the folders that were made for nothing; one that holds something stays."""
-        while self._new_folders:
-            with contextlib.suppress(OSError):
-                self._new_folders.pop().rmdir()
-
-    def _discard(self, target: sources.TargetFile, exc: BaseException | None) -> None:
-        with errors.keeping(exc):
-            is_gone = target.discard(withdraw=isinstance(exc, errors.MigrationError))
-            if isinstance(exc, Exception) and target.is_new and target in self._came:
-                exc.add_note(
-                    f"{target.path!r} was not made: what had come of it is removed"
-                    if is_gone
-                    else f"{target.path!r} is complete, but the source may not know"
-                )
 
     def _say_what_is_broken(self, exc: BaseException) -> None:
         """Note what is left of targets that were there before: a part of a disk, or what they held."""

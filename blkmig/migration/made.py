@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a receiver makes for its disks, files and the folders around them, and what becomes of it.
+
+::
+
+    prepare ─┬─ publish ─ (the source is told) ─ confirm     it stays
+             └─ discard                                      it is removed, but for what the source may know of
+
+`TargetSet` says when.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Collection
+
+from .. import errors, sources
+
+
+class MadeTargets:
+    """The files that were prepared, in the order in which they were, and the folders that were made for them."""
+
+    def __init__(self) -> None:
+        self.folders: list[pathlib.Path] = []
+        """Those that were made, the outermost first."""
+
+        self._targets: list[sources.TargetFile] = []
+
+    def prepare(self, target: sources.TargetFile) -> None:
+        """Prepare a file; from now on it is one of these."""
+        self._targets.append(target)
+        target.prepare()
+
+    def publish(self) -> None:
+        """Give every file its name, once all were looked at; all of it is on stable storage when this returns."""
+        for target in self._targets:
+            target.check()
+        for target in self._targets:
+            target.publish()
+        self._sync()
+
+    def confirm(self) -> None:
+        """Take note that everything stays."""
+        self.folders.clear()
+        for target in self._targets:
+            target.confirm()
+        self._sync()
+
+    def discard(self, exc: BaseException | None, came: Collection[sources.TargetFile | None]) -> None:
+        """Remove what does not stay after a body that has raised `exc`, and note it there.
+
+        `came` are those that were opened for a disk. What fails is raised when all was tried.
+        """
+        targets, self._targets = self._targets, []
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._remove_folders)
+            for target in targets:
+                stack.callback(_discard, target, exc, has_come=target in came)
+
+    def _sync(self) -> None:
+        for target in self._targets:  # the first flush makes the others quick
+            target.sync()
+
+    def _remove_folders(self) -> None:
+        """Remove the folders that were made for nothing; one that holds something stays."""
+        while self.folders:
+            with contextlib.suppress(OSError):
+                self.folders.pop().rmdir()
+
+
+def _discard(target: sources.TargetFile, exc: BaseException | None, *, has_come: bool) -> None:
+    with errors.keeping(exc):
+        is_gone = target.discard(withdraw=isinstance(exc, errors.MigrationError))
+        if isinstance(exc, Exception) and target.is_new and has_come:
+            exc.add_note(
+                f"{target.path!r} was not made: what had come of it is removed"
+                if is_gone
+                else f"{target.path!r} is complete, but the source may not know"
+            )
