@@ -13,6 +13,15 @@ def encode_name(backend: disk.BlockBackend) -> bytes:
     return backend.name.encode("utf-8", "surrogateescape")
 
 
+def check_disks(disks: Iterable[disk.BlockBackend], parameters: params.MigrationParameters) -> None:
+    """Refuse disks that one stream cannot carry; those that are read-only are not sent."""
+    names: set[bytes] = set()
+    for backend in disks:
+        if not backend.is_read_only:
+            check_device(backend, names, parameters)
+            names.add(encode_name(backend))
+
+
 def check_device(backend: disk.BlockBackend, names: set[bytes], parameters: params.MigrationParameters) -> None:
     """Refuse a disk that the stream cannot carry beside those called `names`."""
     name = encode_name(backend)

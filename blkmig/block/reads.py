@@ -20,7 +20,7 @@ import queue
 import threading
 from typing import Literal
 
-from .. import _core
+from .. import _core, params, passage
 from ..disk.extents import MAX_EXTENTS
 from . import device
 
@@ -148,6 +148,15 @@ class ParallelReads(BlockReads):
         while (blk := self._requests.get()) is not None:
             read(blk)
             self._completions.put(blk)
+
+
+def chosen(departure: passage.Departure, parameters: params.MigrationParameters) -> BlockReads:
+    """Return the reading strategy that was decided."""
+    if departure.reading == "inline":
+        return InlineReads(payload=departure.payload)
+    return ParallelReads(
+        max_parallel=parameters.max_parallel_reads, max_buffers=parameters.max_buffers, payload=departure.payload
+    )
 
 
 def read(blk: device.BlkMigBlock) -> None:

@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import _core, channel, disk, errors, params, passage, savevm, units
-from . import base, checks, description, dirty, engine, reads, send, setup, sizes, state, table, wire
+from . import base, checks, description, dirty, engine, reads, send, setup, start, state, table, wire
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,9 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         self.check_disks()
         disks = [backend for backend in self._disks if self._is_sent(backend)]
         self._departure = passage.departure(disks, f, self._parameters, shared_base=self._shared_base)
-        blk_mig = state.BlkMigState(reads=self._choose_reads(), zero_blocks=self._parameters.zero_blocks)
+        blk_mig = state.BlkMigState(
+            reads=reads.chosen(self._departure, self._parameters), zero_blocks=self._parameters.zero_blocks
+        )
         try:
             for bmds in setup.taken_into_use(
                 disks, self._departure, self._parameters, shared_base=self._shared_base, section=self.format
@@ -128,10 +130,11 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             blk_mig.dirty_disk = len(blk_mig.bmds_list)  # no dirty round is under way
             if self._departure.payload == "lent":
                 f.share_pages()
-            marks = self._departure.told * wire.SHARES_PAGES | self._description_marks(blk_mig)
             if self.format == "blkmig":
-                self.table = setup.table_of(blk_mig.bmds_list, self._empty, shared_base=self._shared_base)
+                self.table = start.table_of(blk_mig.bmds_list, self._empty, shared_base=self._shared_base)
                 f.put_buffer(table.encode(self.table))
+            marks = start.marks_of(blk_mig.bmds_list, self._empty) if self._tells_by_eos() else 0
+            marks |= self._departure.told * wire.SHARES_PAGES
             f.put_be64(marks << _core.SECTOR_BITS | _core.FLAG_EOS)
         except BaseException as error:
             with errors.keeping(error):
@@ -141,12 +144,10 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
 
     def setup_parts(self) -> list[bytes]:
         """Return what says the disks' sizes before their blocks come, and announces what only their bases hold."""
-        blk_mig, said = self.blk_mig, []
-        if self._tells_by_eos():
-            sent = [(bmds.name, bmds.geometry.size) for bmds in blk_mig.bmds_list]
-            said = sizes.say([*sent, *((name.encode("utf-8", "surrogateescape"), 0) for name in self._empty)])
+        blk_mig = self.blk_mig
+        said = start.sizes_of(blk_mig.bmds_list, self._empty) if self._tells_by_eos() else []
         if (said or self.format == "blkmig") and self._shared_base and self._parameters.digests:
-            said += self.base.begin(blk_mig, wire.description_marks(len(blk_mig.bmds_list), len(self._empty)))
+            said += self.base.begin(blk_mig, start.marks_of(blk_mig.bmds_list, self._empty))
         return said
 
     def iterate_parts(self) -> list[bytes]:
@@ -163,11 +164,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
 
         `save_setup` calls it; callers that want to know before they connect do so earlier.
         """
-        names: set[bytes] = set()
-        for backend in self._disks:
-            if not backend.is_read_only:
-                checks.check_device(backend, names, self._parameters)
-                names.add(checks.encode_name(backend))
+        checks.check_disks(self._disks, self._parameters)
 
     def check_any_is_sent(self) -> None:
         """Refuse a migration of none of the disks. For callers to whom an empty section is no success."""
@@ -277,24 +274,9 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
 
     # -- details -----------------------------------------------------------------------------------------------------
 
-    def _description_marks(self, blk_mig: state.BlkMigState) -> int:
-        """Return what the first EOS says of the description that will come."""
-        if not self._tells_by_eos():
-            return 0
-        return wire.description_marks(len(blk_mig.bmds_list), len(self._empty))
-
     def _tells_by_eos(self) -> bool:
         """Whether EOS words say something of the disks: nothing to a QEMU, and nothing that a table says."""
         return self.is_described and not self._parameters.qemu and self.format == "block"
-
-    def _choose_reads(self) -> reads.BlockReads:
-        """Return the reading strategy that was decided."""
-        payload = self._departure.payload
-        if self._departure.reading == "inline":
-            return reads.InlineReads(payload=payload)
-        return reads.ParallelReads(
-            max_parallel=self._parameters.max_parallel_reads, max_buffers=self._parameters.max_buffers, payload=payload
-        )
 
     def _is_sent(self, backend: disk.BlockBackend) -> bool:
         """Return whether there is anything to send of a disk; take note of it if there is not."""

@@ -4,11 +4,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from .. import _core, disk, params, passage
 from ..disk import geometry
-from . import checks, device, digests, granules, table, wire
+from . import checks, device, digests, granules, wire
 
 
 def taken_into_use(
@@ -59,12 +59,3 @@ def take_into_use(
         bmds.tree = None if leaves is None else digests.DigestTree(leaves)
         bmds.blocker = blocker.pop_all()
     return bmds
-
-
-def table_of(
-    bmds_list: Iterable[device.BlkMigDevState], empty: Sequence[str], *, shared_base: bool
-) -> tuple[table.TableDisk, ...]:
-    """Return the table of the disks that were taken into use, and of those that are named because they are `empty`."""
-    sent = [(bmds.name, bmds.geometry.size, bmds.dirty_bitmap.granularity) for bmds in bmds_list]
-    named = [(name.encode("utf-8", "surrogateescape"), 0, _core.BLOCK_SIZE) for name in empty]
-    return tuple(table.TableDisk(*each, shared_base) for each in (*sent, *named))
