@@ -16,6 +16,7 @@ A signal that the command inherited as ignored stays ignored: ``nohup blkmig ...
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -137,12 +138,20 @@ def handling(say: Callable[[str], None], *, is_own_process: bool) -> Iterator[Si
         undo.callback(_current.remove, signals)
         if threading.current_thread() is threading.main_thread():
             _install(signals, undo)
+            if is_own_process:
+                atexit.register(_ignore)
         try:
             yield signals
         finally:
             signals._raises = False
             if is_own_process:
                 undo.pop_all()  # a signal between here and the end of the process changes nothing any more
+
+
+def _ignore() -> None:
+    """Ignore the signals: an interpreter that ends would give them back to the system, which kills the process."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _install(signals: Signals, undo: contextlib.ExitStack) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -101,3 +103,20 @@ def test_another_thread_has_nothing_to_handle() -> None:
     thread.start()
     thread.join()
     assert numbers == [None]
+
+
+def test_a_signal_while_the_interpreter_ends_changes_nothing() -> None:
+    program = """if True:
+        import os, signal, sys
+        from blkmig import cli
+        class Late:
+            def __del__(self, kill=os.kill, pid=os.getpid()):
+                for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                    kill(pid, number)
+        late = Late()
+        sys.argv = ["blkmig", "--version"]
+        sys.exit(cli.main())
+    """
+    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done
+    assert done.stdout.startswith("blkmig")
