@@ -26,7 +26,7 @@ import storage_daemon
 
 import blkmig
 from blkmig import savevm
-from blkmig.migration.connection import BARRIER_PING
+from blkmig.migration.questions import BARRIER_PING
 
 MIB = 1 << 20
 NUMBERS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
