@@ -6,7 +6,8 @@
     a copy    last blocks ─ check ─ RELEASE ─ END ─ EOF ─ the target's word
     a move    last blocks ─ PING, check, PONG ─ END ─ EOF ─ the target's word ─ REFUSE
 
-Between two blkmigs, who speak the section ``blkmig``, FLUSH and READY are in the place of PING and PONG.
+Between two blkmigs, who speak the section ``blkmig``, FLUSH and READY are in the place of PING and PONG. A
+move sends a FLUSH before its pause, too, so that the one in the pause finds little to do.
 
 The last blocks go as PART, as those of any round, so that the pause can be given up (`pause.py` says when, and why
 nothing is lost by it). What a copy holds is decided when the last block is in the channel and nobody has written
@@ -58,6 +59,15 @@ class Ending:
             self._end_a_move(held)
         else:
             self._end_a_copy(held)
+
+    def flush_ahead(self) -> None:
+        """Have a move's target flush what it has while the writers still run, so that the pause has little to flush.
+
+        Only a section ``blkmig`` can ask for that. Blocks.
+        """
+        if self._parameters.writers_after == "refuse" and self._block.format == "blkmig":
+            self._questions.begin_barrier(self._savevm)
+            self._questions.end_barrier()
 
     def may_be_complete(self) -> bool:
         """Return whether a target may have the whole stream, and has not said that it failed; a file uses no disks."""

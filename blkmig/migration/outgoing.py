@@ -131,6 +131,9 @@ class OutgoingMigration:
         self._figures.forget_fetch()  # nobody knows how long ago the caller iterated
         while True:
             self._iterate_until_ready()
+            with self._bounds.saying_why():
+                self._ending.flush_ahead()
+            self._iterate_until_ready()
             if not self._convergence.switchover_requested and 0 < self.pending() <= self.threshold_size() // 2:
                 self._send_the_round()
                 if self.pending() > self.threshold_size():

@@ -110,10 +110,11 @@ def test_a_migration_whose_pause_is_given_up_goes_back_to_rounds(tmp_path: Path,
     assert frozen.migration.status == "completed"
 
 
-@pytest.mark.parametrize("writers_after", ["release", "refuse"])
-def test_a_target_that_stays_frozen_ends_with_not_converged(tmp_path: Path, writers_after: str) -> None:
+@pytest.mark.parametrize(("writers_after", "section"), [("release", "blkmig"), ("refuse", "block")])
+def test_a_target_that_stays_frozen_ends_with_not_converged(tmp_path: Path, writers_after: str, section: str) -> None:
     """B1, B3: the time-out ends what waits in the channel; the source is in use, the target never complete."""
-    frozen = Frozen(tmp_path, disk_of(), TOO_MUCH, writers_after=writers_after, timeout=0.6, idle_timeout=0)
+    common = {"timeout": 0.6, "idle_timeout": 0, "format": section}
+    frozen = Frozen(tmp_path, disk_of(), TOO_MUCH, writers_after=writers_after, **common)
     frozen.migration.switchover()
     running = Call(frozen.migration.run)
     with pytest.raises(errors.NotConverged, match="within 600 ms") as caught:
@@ -124,6 +125,18 @@ def test_a_target_that_stays_frozen_ends_with_not_converged(tmp_path: Path, writ
     frozen.disk.pwrite(b"in use", 0)
     frozen.leave(caught.value)
     assert frozen.migration.status == "failed"
+
+
+def test_a_move_to_a_target_that_stays_frozen_holds_nobody(tmp_path: Path) -> None:
+    """B1: it is asked to flush before the pause, so its silence costs the writers nothing."""
+    frozen = Frozen(tmp_path, disk_of(), 0, writers_after="refuse", timeout=0.6, idle_timeout=0, format="blkmig")
+    frozen.migration.switchover()
+    running = Call(frozen.migration.run)
+    with pytest.raises(errors.NotConverged, match="within 600 ms") as caught:
+        running.result()
+    assert frozen.migration.stats.pauses_given_up == 0
+    assert not frozen.disk.is_held
+    frozen.leave(caught.value)
     with pytest.raises(errors.MigrationError):
         frozen.receiver.result()
 
