@@ -55,7 +55,7 @@ class Scene:
 def scene(job: jobs.Job, load: Load) -> Iterator[Scene]:
     """Start a daemon with a copy of the source, and the writer."""
     image = job.folder / "live.raw"
-    subprocess.run(["cp", "--sparse=never", job.source, image], check=True)
+    subprocess.run(["cp", "--sparse=auto", job.source, image], check=True)
     with storage_daemon.private_folder() as folder, _daemon(folder, image) as daemon:
         arguments = [daemon.uri(NODE), *map(str, (load.rate, load.chunk, load.area))]
         command = [*jobs.python(job, pathlib.Path(__file__).with_name("writer.py")), *arguments]
@@ -95,7 +95,7 @@ def run_mirror(job: jobs.Job, live: Scene, _downtime_limit: float) -> float:
         sock.connect(str(live.daemon.qmp_path))
         qmp = real_qemu.Qmp(sock)
         sock.settimeout(processes.TIMEOUT)
-        address = {"type": "unix", "path": link.address}
+        address = peers.socket_address(link)
         qmp.execute("blockdev-add", driver="nbd", node_name="target", server=address, export="")
         qmp.execute("blockdev-mirror", job_id="m", device=NODE, target="target", sync="full")
         qmp.wait_event(lambda event: event["event"] == "BLOCK_JOB_READY")

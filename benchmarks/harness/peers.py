@@ -85,6 +85,14 @@ def nbd_server(job: jobs.Job) -> Iterator[tuple[processes.Measured, processes.Li
             yield server, link, uri
 
 
+def socket_address(link: processes.Link) -> dict[str, str]:
+    """Return a link's address as QMP wants it."""
+    if link.kind == "unix":
+        return {"type": "unix", "path": link.address}
+    host, _, port = link.address.rpartition(":")
+    return {"type": "inet", "host": host, "port": port}
+
+
 def run_nbd_client(job: jobs.Job, command: Callable[[str], jobs.Command]) -> jobs.Figures:
     """Run a program that copies the source to an NBD URI."""
     with nbd_server(job) as (server, _link, uri):
@@ -111,11 +119,7 @@ def run_qemu_img(job: jobs.Job) -> jobs.Figures:
 def run_blockdev_mirror(job: jobs.Job) -> jobs.Figures:
     """``blockdev-mirror`` of a storage daemon to nbdkit, until the job is ready and ended."""
     with nbd_server(job) as (server, link, _uri), _qmp_pair() as (ours, theirs):
-        address = (
-            {"type": "unix", "path": link.address}
-            if job.link == "unix"
-            else {"type": "inet", "host": link.address.rpartition(":")[0], "port": link.address.rpartition(":")[2]}
-        )
+        address = socket_address(link)
         chardev = ["--chardev", f"socket,id=qmp,fd={theirs.fileno()}", "--monitor", "chardev=qmp"]
         source = ["--blockdev", f"driver=file,node-name=source,filename={job.source}"]
         with job.start("qemu-storage-daemon", *chardev, *source, fds=[theirs.fileno()]) as daemon:
