@@ -50,5 +50,5 @@ def measure(run, job, load, data):
     """Move the disk; return the time, the pause and what was sent for each byte that had to be."""
     before = network.carried()
     figures = live.measure(run, job, load, DOWNTIME_LIMIT)
-    sent, written = network.carried() - before, figures["rate"] * figures["total"]
-    return {"wall": figures["total"], "pause": figures["wall"], "sent": sent / (data + written)}
+    sent = network.carried() - before
+    return {"wall": figures["total"], "pause": figures["wall"], "sent": sent / (data + figures["written"])}

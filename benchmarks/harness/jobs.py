@@ -82,19 +82,21 @@ class Ends:
     receiving: processes.Measured
     to_sender: processes.Control
     to_receiver: processes.Control
-    received_at: float = 0.0  # time.monotonic()
+    # Of time.monotonic().
+    began_at: float = 0.0
+    received_at: float = 0.0
 
     def run(self) -> Figures:
         """Migrate; the clock runs until both ends are done, not until their processes have ended."""
         self.to_receiver.go()
         self.link.wait_listening(self.receiving)
-        start = time.monotonic()
+        self.began_at = time.monotonic()
         self.to_sender.go()
         cpu_sender, sent_at = self.to_sender.wait_done(self.sending)
         cpu_receiver, self.received_at = self.to_receiver.wait_done(self.receiving)
         sent = dataclasses.replace(self.sending.wait(), cpu=cpu_sender)
         received = dataclasses.replace(self.receiving.wait(), cpu=cpu_receiver)
-        return processes.figures(max(sent_at, self.received_at) - start, sent, received)
+        return processes.figures(max(sent_at, self.received_at) - self.began_at, sent, received)
 
 
 End: TypeAlias = tuple[str, Mapping[str, object]]  # a disk as started.py takes it, and the parameters of this end

@@ -43,6 +43,8 @@ class Scene:
     daemon: storage_daemon.StorageDaemon
     image: pathlib.Path
     writer: subprocess.Popen[str]
+    writes_since: float
+    """The moment of its first write, on the clock of time.monotonic()."""
 
     def writers_end(self) -> dict[str, float]:
         """Return what the writer says after its export has gone and it was told to end."""
@@ -65,8 +67,9 @@ def scene(job: jobs.Job, load: Load) -> Iterator[Scene]:
             try:
                 assert writer.stdout is not None
                 writer.stdout.readline()  # it writes
+                writes_since = time.monotonic()
                 time.sleep(SETTLE)
-                yield Scene(daemon, image, writer)
+                yield Scene(daemon, image, writer, writes_since)
                 daemon.quit()
             finally:
                 writer.kill()
@@ -78,24 +81,25 @@ def _daemon(folder: pathlib.Path, image: pathlib.Path) -> Iterator[storage_daemo
         yield daemon
 
 
-def run_blkmig(job: jobs.Job, live: Scene, downtime_limit: float) -> float:
-    """Migrate with blkmig, both ends in processes that are up; return when the target was usable."""
+def run_blkmig(job: jobs.Job, live: Scene, downtime_limit: float) -> tuple[float, float]:
+    """Migrate with blkmig, both ends in processes that are up; return when it began and the target was usable."""
     with jobs.started(
         job,
         (live.daemon.address, {"downtime_limit": downtime_limit, "writers_after": "refuse", "timeout": 60}),
         (f"{NODE}={job.target}", {}),
     ) as ends:
         ends.run()
-        return ends.received_at
+        return ends.began_at, ends.received_at
 
 
-def run_mirror(job: jobs.Job, live: Scene, _downtime_limit: float) -> float:
-    """Mirror to nbdkit until it is ready, take the writer's export away, end the job; return when that was done."""
+def run_mirror(job: jobs.Job, live: Scene, _downtime_limit: float) -> tuple[float, float]:
+    """Mirror to nbdkit until it is ready, take the writer's export away, end the job; return beginning and end."""
     with peers.nbd_server(job) as (_server, link, _uri), socket.socket(socket.AF_UNIX) as sock:
         sock.connect(str(live.daemon.qmp_path))
         qmp = real_qemu.Qmp(sock)
         sock.settimeout(processes.TIMEOUT)
         address = peers.socket_address(link)
+        start = time.monotonic()
         qmp.execute("blockdev-add", driver="nbd", node_name="target", server=address, export="")
         qmp.execute("blockdev-mirror", job_id="m", device=NODE, target="target", sync="full")
         qmp.wait_event(lambda event: event["event"] == "BLOCK_JOB_READY")
@@ -107,22 +111,23 @@ def run_mirror(job: jobs.Job, live: Scene, _downtime_limit: float) -> float:
         end = time.monotonic()
         qmp.execute("blockdev-del", node_name="target")
         qmp.close()
-        return end
+        return start, end
 
 
 def measure(
-    run: Callable[[jobs.Job, Scene, float], float], job: jobs.Job, load: Load, downtime_limit: float
+    run: Callable[[jobs.Job, Scene, float], tuple[float, float]], job: jobs.Job, load: Load, downtime_limit: float
 ) -> jobs.Figures:
     """Run one migration under `load` and return its downtime and total time; the source and the target are kept."""
     with scene(job, load) as live:
-        start = time.monotonic()
-        end = run(job, live, downtime_limit)
+        start, end = run(job, live, downtime_limit)
         writer = live.writers_end()
         total = end - start
+        rate = writer["writes"] * load.chunk / (writer["last"] - live.writes_since)
     return {
         "wall": max(end - writer["last"], 1e-6),
         "total": total - (SETTLE if run is run_mirror else 0),
-        "rate": writer["writes"] * load.chunk / (writer["last"] - start + SETTLE),
+        "rate": rate,
+        "written": rate * total,
     }
 
 
