@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A reader of the section ``blkmig``, written from docs/wire/blkmig.md alone: `struct` and slices, nothing shared.
+"""A reader of the section ``blkmig``, written from docs/wire/blkmig.md alone: nothing is shared with the package.
 
-It takes nothing on trust: what the page does not allow is an AssertionError. What stands around the section is read by
-`model`, which knows the other pages.
+It takes nothing on trust: what the page does not allow is an AssertionError. `model`, which knows all pages, reads what
+stands around the section, and takes its tables and packs apart.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import model
 
 MIB = 1 << 20
-EOS, PROGRESS, DATA, ZERO, PACK, TABLE, FLUSH = 0x02, 0x04, 0x01, 0x09, 0x10, 0x20, 0x40
+EOS, PROGRESS, DATA, ZERO, PACK, FLUSH = 0x02, 0x04, 0x01, 0x09, 0x10, 0x40
 
 
 @dataclasses.dataclass
@@ -103,22 +103,12 @@ class SectionReader:
 
     def read_table(self) -> None:
         """Read the first record of START."""
-        reader = self.reader
-        word, nbytes = reader.unpack(">Q"), reader.unpack(">I")
-        assert word & 0x1FF == TABLE
-        assert 1 <= word >> 9 <= 256
-        body = reader.take(nbytes)
-        assert reader.unpack(">I") == zlib.crc32(body)
-        inner = model.Reader(body)
-        for _ in range(word >> 9):
-            name = inner.counted()
-            size, granule, flags = struct.unpack(">QIB", inner.take(13))
+        start = model.Stream()
+        model.read_table(self.reader, start)
+        for name, size, granule, flags in start.table:
             assert name not in self.disks
-            assert 4096 <= granule <= MIB
-            assert granule.bit_count() == 1
             assert flags in (0, 1)
             self.disks[name] = Disk(name, size, granule, bool(flags), bytearray(size))
-        assert inner.at_end()
 
     def read_record(self, flags: int, number: int) -> None:
         """Read the rest of a record."""
@@ -151,23 +141,16 @@ class SectionReader:
 
     def read_pack(self, count: int) -> None:
         """Read a pack: its disk, its list, and the payloads in that order."""
-        reader = self.reader
-        assert 1 <= count <= 256
-        disk = self.disks[reader.counted()]
-        listed = reader.take(12 * count)
-        extents = list(struct.iter_unpack(">QI", listed))
-        end = 0
-        for offset, nbytes in extents:
-            assert offset % 512 == nbytes % 512 == 0
-            assert nbytes
-            assert offset >= end
-            end = offset + nbytes
-        assert end <= disk.end
-        assert sum(nbytes for _, nbytes in extents) <= MIB
-        for offset, nbytes in extents:
-            disk.write(offset, reader.take(nbytes))
+        pack = model.read_pack(self.reader, "", count)
+        disk = self.disks[pack.name]
+        assert all(offset % 512 == len(data) % 512 == 0 and data for offset, data in pack.extents)
+        last, data = pack.extents[-1]
+        assert last + len(data) <= disk.end
+        listed = b"".join(struct.pack(">QI", offset, len(data)) for offset, data in pack.extents)
+        for offset, data in pack.extents:
+            disk.write(offset, data)
         disk.packs += 1
-        disk.pack_bytes += sum(nbytes for _, nbytes in extents)
+        disk.pack_bytes += sum(len(data) for _, data in pack.extents)
         numbers = struct.pack(">QQQQ", self.packs, disk.records, disk.again, disk.again_sum)
         self.packs += 1
         disk.chain = zlib.crc32(numbers + listed, disk.chain)
