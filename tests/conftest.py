@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import signal
+from collections.abc import Iterator
 
 import pytest
 
@@ -20,6 +22,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def is_long(request: pytest.FixtureRequest) -> bool:
     """Whether attacks run in their long form."""
     return bool(request.config.getoption("--long"))
+
+
+@pytest.fixture
+def no_garbage() -> Iterator[None]:
+    """For tests that count frames or memory: nobody finalizes meanwhile what earlier tests have left."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def pytest_configure() -> None:

@@ -7,10 +7,9 @@ Python functions on the way. Both are taken as the difference between a short an
 
 from __future__ import annotations
 
-import gc
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ from blkmig.block import buffers as block_buffers
 from blkmig.block import bulk, device, load, save, state, target
 from blkmig.block import send as block_send
 from blkmig.channel import buffers
+
+pytestmark = pytest.mark.usefixtures("no_garbage")
 
 MIB = lab.MIB
 COMPILED_CALLS = 4
@@ -131,15 +132,6 @@ def count_sending(migration: blkmig.OutgoingMigration, calls: list[str]) -> None
 def _long_sections(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(save, "SECTION_SECONDS", 60.0)
     monkeypatch.setattr(bulk, "RUN_SECONDS", 60.0)
-
-
-@pytest.fixture(autouse=True)
-def _no_garbage() -> Iterator[None]:
-    """What earlier tests have left is finalized in Python, by frames that would be counted."""
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
 
 
 @pytest.mark.parametrize("phase", ["single", "dirty"])

@@ -18,6 +18,8 @@ import blkmig
 from blkmig import channel
 from blkmig.block import load, reads, save
 
+pytestmark = pytest.mark.usefixtures("no_garbage")
+
 MIB = lab.MIB
 EXTENTS = 8
 """Of each pack, every one in a block of its own."""

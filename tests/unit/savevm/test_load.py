@@ -278,6 +278,7 @@ def test_the_number_of_live_sections_is_bounded() -> None:
         load(BEGIN + records + EOF)
 
 
+@pytest.mark.usefixtures("no_garbage")
 def test_thousands_of_empty_sections_allocate_nothing() -> None:
     records = streams.start(1, "block") + streams.start(2, "ram", word(0x10), version=4)
     pair = streams.part(1) + streams.part(2, word(0x10))
