@@ -41,10 +41,35 @@ static inline size_t frame_head(uint8_t *p, uint64_t word, const char *name, siz
     return 9 + length;
 }
 
+/*
+ * Names of up to 31 bytes, which is most of them, are written and compared in pieces of a fixed size, some past the end
+ * of their record or from before its name. A memcpy or memcmp of a length that is known only here is a call, and takes
+ * longer than all the rest (zen 4, 6 bytes: 1.9 ns a record against 0.6).
+ */
+
+/* Write records up to `end` while `width` bytes fit behind the word; where the next one would stand. */
+static inline __attribute__((always_inline))
+uint8_t *frame_zero_records_fast(
+    uint8_t *p, const uint8_t *end, uint64_t *word, size_t step, const uint8_t *tail, size_t width)
+{
+    for (; (size_t)(end - p) >= 8 + width; p += step, *word += BLKMIG_BLOCK_SIZE) {
+        blkmig_store_be64(p, *word);
+        memcpy(p + 8, tail, width);
+    }
+    return p;
+}
+
 static void frame_zero_records(uint8_t *p, uint64_t word, size_t count, const char *name, size_t length)
 {
+    uint8_t tail[32] = {(uint8_t)length}, *end = p + count * (9 + length);
+
     word |= BLKMIG_DEVICE_BLOCK | BLKMIG_ZERO_BLOCK;
-    for (; count; count--, word += BLKMIG_BLOCK_SIZE)
+    memcpy(tail + 1, name, length < 32 ? length : 0);
+    if (length < 16)
+        p = frame_zero_records_fast(p, end, &word, 9 + length, tail, 16);
+    else if (length < 32)
+        p = frame_zero_records_fast(p, end, &word, 9 + length, tail, 32);
+    for (; p < end; word += BLKMIG_BLOCK_SIZE)
         p += frame_head(p, word, name, length);
 }
 
@@ -94,6 +119,43 @@ struct frame_run {
     size_t nbytes;                      /* of the run in the stream; 0: its first record is not complete */
 };
 
+static inline uint64_t frame_differ(const uint8_t *a, const uint8_t *b)
+{
+    return blkmig_load_be64(a) ^ blkmig_load_be64(b);
+}
+
+/* Whether two records of n bytes, the names of which are at most `most` long, are the same behind their words. */
+static inline __attribute__((always_inline))
+int frame_same_tail(const uint8_t *a, const uint8_t *b, size_t n, size_t most)
+{
+    if (most == 7)
+        return (frame_differ(a + n - 8, b + n - 8) & (~(uint64_t)0 >> 8 * (16 - n))) == 0;
+    if (most == 15)
+        return (frame_differ(a + 8, b + 8) | frame_differ(a + n - 8, b + n - 8)) == 0;
+    if (most == 31)
+        return (frame_differ(a + 8, b + 8) | frame_differ(a + 16, b + 16)
+                | frame_differ(a + n - 16, b + n - 16) | frame_differ(a + n - 8, b + n - 8)) == 0;
+    return memcmp(a + 8, b + 8, n - 8) == 0;
+}
+
+/* Of n bytes at p, which begin with a record of `step` bytes: how many records that one and those that continue it are. */
+static inline __attribute__((always_inline))
+size_t frame_count_run(const uint8_t *p, size_t n, size_t step, size_t most)
+{
+    uint64_t word = blkmig_load_be64(p);
+    const uint8_t *next = p;
+    size_t count = 0;
+
+    do {
+        count++;
+        next += step;
+        n -= step;
+        word += BLKMIG_BLOCK_SIZE;
+    } while (n >= step && word >= BLKMIG_BLOCK_SIZE && blkmig_load_be64(next) == word
+             && frame_same_tail(next, p, step, most));
+    return count;
+}
+
 /* Read the record at p, and the zero records behind it that continue it, of n bytes. */
 static struct frame_run frame_parse(const uint8_t *p, size_t n)
 {
@@ -115,15 +177,9 @@ static struct frame_run frame_parse(const uint8_t *p, size_t n)
     run.nbytes = step = 9 + run.length;
     if (!(word & BLKMIG_ZERO_BLOCK) || (word & BLKMIG_EOS))
         return run;                     /* a record that ends its section: what follows is not the section's */
-    /* Invariant: [0, nbytes) are `count` records that differ in nothing but the sector. */
-    while (n - run.nbytes >= step) {
-        const uint8_t *next = p + run.nbytes;
-        word += BLKMIG_BLOCK_SIZE;
-        if (word < (uint64_t)BLKMIG_BLOCK_SIZE || blkmig_load_be64(next) != word || memcmp(next + 8, p + 8, step - 8) != 0)
-            break;
-        run.nbytes += step;
-        run.count++;
-    }
+    run.count = run.length <= 7 ? frame_count_run(p, n, step, 7) : run.length <= 15 ? frame_count_run(p, n, step, 15)
+        : run.length <= 31 ? frame_count_run(p, n, step, 31) : frame_count_run(p, n, step, 255);
+    run.nbytes = run.count * step;
     return run;
 }
 

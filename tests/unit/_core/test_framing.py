@@ -96,6 +96,25 @@ def test_zero_records(name: bytes, count: int) -> None:
             _core.put_zero_records(buffer, 8, 77, count, name)
 
 
+@pytest.mark.parametrize("length", range(256))
+def test_names_of_every_length(length: int) -> None:
+    """Records are written and compared in pieces: each byte of a name counts, and no byte behind the records."""
+    name = bytes(range(1, 1 + length))
+    count = 12
+    expected = zero_records(0, count, name)
+    buffer = bytearray(b"\xaa" * (len(expected) + 40))
+    end = _core.put_zero_records(buffer, 0, 0, count, name)
+    assert bytes(buffer) == expected + b"\xaa" * 40
+    assert _core.parse_run(buffer, 0, end) == (ZERO, name, 0, count, end)
+    step = 9 + length
+    for byte in range(step):
+        other = bytearray(expected)
+        other[5 * step + byte] ^= 0x80
+        assert _core.parse_run(other, 0, end) == (ZERO, name, 0, 5, 5 * step), byte
+    for stop in range(end - step + 1, end):
+        assert _core.parse_run(expected, 0, stop) == (ZERO, name, 0, count - 1, end - step)
+
+
 def test_what_does_not_fit_a_record() -> None:
     buffer = bytearray(1000)
     for put in (_core.put_block_header, _core.put_zero_records):
