@@ -21,10 +21,11 @@ from .buffers import LoadBuffers
 from .checks import why_left_out
 from .coverage import MAX_INFERRED_BYTES, BlockCoverage, CoverageRoom, grown
 from .digests import combine_digests, combine_disks, tree_of
+from .extras import ExtraKind, OnExtra, extra
 from .load import BlockLoadHandlers, LoadDevice
 from .save import BlockSaveHandlers
 from .sizes import SaidSizes
-from .table import TableDisk, flush_records
+from .table import TableDisk, flush_records, records
 from .target import NAMELESS_TWICE, BlkLoadDevice
 from .wire import FORMATS, Format
 
@@ -38,15 +39,19 @@ __all__ = [
     "BlockLoadHandlers",
     "BlockSaveHandlers",
     "CoverageRoom",
+    "ExtraKind",
     "Format",
     "LoadBuffers",
     "LoadDevice",
+    "OnExtra",
     "SaidSizes",
     "TableDisk",
     "combine_digests",
     "combine_disks",
+    "extra",
     "flush_records",
     "grown",
+    "records",
     "tree_of",
     "why_left_out",
 ]

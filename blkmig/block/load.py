@@ -12,7 +12,7 @@ from typing import Protocol
 
 from .. import _core, channel, errors, savevm
 from ..disk.extents import Extents
-from . import basewords, sizes, table, wire
+from . import basewords, extras, sizes, table, wire
 
 
 class LoadDevice(Protocol):
@@ -56,6 +56,9 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
 
         self.on_flush: Callable[[int], None] | None = None
         """Called with the number of each FLUSH, which counts them from 1."""
+
+        self.on_extra: dict[int, extras.OnExtra] = {}
+        """What takes the body of an EXTRA, by its kind; a kind that is not here is refused."""
 
         self._flushes = self._packs = 0
         self._has_block = False  # the first block has come
@@ -125,6 +128,8 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
                 self._take_own(flags, sector, position)
             elif self.table is not None and flags == wire.FLAG_PACK:
                 self._load_pack(f, sector, position)
+            elif self.table is not None and flags == wire.FLAG_EXTRA:
+                self._take_extra(f, sector, position)
             elif not flags & _core.FLAG_EOS:
                 raise errors.StreamError(f"unknown flags {flags:#x} in the section of the disks", position=position)
             if self.on_progress is not None:
@@ -157,6 +162,15 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
             raise errors.StreamError(f"FLUSH {number} where {self._flushes} is due", position=position)
         if self.on_flush is not None:
             self.on_flush(number)
+
+    def _take_extra(self, f: channel.InputQEMUFile, kind: int, position: int) -> None:
+        """Take a record of this kind, of which the source may know that it is taken."""
+        take = self.on_extra.get(kind)
+        if take is None:
+            raise errors.StreamError(
+                f"{extras.name_of(kind)}, which this receiver has not offered to take", position=position
+            )
+        take(extras.get_body(f, kind, position), position)
 
     def _load_pack(self, f: channel.InputQEMUFile, count: int, position: int) -> None:
         """Take a pack of `count` extents, of a disk of the table."""

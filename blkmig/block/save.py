@@ -55,6 +55,9 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         self.format: wire.Format = "block"
         """The section that is written; ``blkmig`` needs `is_described`. Set it before `save_setup`."""
 
+        self.abilities = savevm.Ability(0)
+        """What the target of a section ``blkmig`` can do beyond the first edition, and this end, too."""
+
         self.table: tuple[table.TableDisk, ...] = ()
         """The disks as a section ``blkmig`` says them, from `save_setup` on."""
 

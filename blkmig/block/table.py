@@ -64,7 +64,12 @@ def encode(disks: Sequence[TableDisk]) -> bytes:
 
 def flush_records(number: int) -> bytes:
     """Return the payload of a PART that asks the receiver to bring everything to stable storage."""
-    return struct.pack(">QQ", number << _core.SECTOR_BITS | wire.FLAG_FLUSH, _core.FLAG_EOS)
+    return records(struct.pack(">Q", number << _core.SECTOR_BITS | wire.FLAG_FLUSH))
+
+
+def records(*each: bytes) -> bytes:
+    """Return the payload of a PART that has these records."""
+    return b"".join(each) + struct.pack(">Q", _core.FLAG_EOS)
 
 
 def get_table(f: channel.InputQEMUFile, count: int, position: int) -> tuple[TableDisk, ...]:

@@ -2,7 +2,7 @@
 """What both ends of a section of disks agree on beyond QEMU's own words, which are in `_core`.
 
 The section is called ``block``, as QEMU knows it, or ``blkmig``, between two blkmigs that have found each other. Both
-have the same records; ``blkmig`` has three more, with flags of their own.
+have the same records; ``blkmig`` has more, with flags of their own.
 
 A QEMU takes the word that ends a section, EOS, by its flag and ignores the number above it. There a blkmig says what
 another blkmig may want to know at the start, in the EOS of the first section::
@@ -35,6 +35,9 @@ FLAG_TABLE: Final = 0x20
 
 FLAG_FLUSH: Final = 0x40
 """Bring everything to stable storage, and answer READY with this number."""
+
+FLAG_EXTRA: Final = 0x100
+"""Something rare: the number is its kind, its body is behind. See `extras`."""
 
 SHARES_PAGES = 1
 IS_DESCRIBED = 2

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .. import channel, errors, migration, params, savevm, units
-from ..block import TableDisk
+from ..block import ExtraKind, TableDisk
 from ..disk import Extents
 from ..migration import displays
 from . import arguments, output, signals
@@ -122,6 +122,10 @@ class BlockListing(migration.RecordListener):
     def flush(self, number: int) -> None:
         """Print that the source asks for everything to be on stable storage."""
         print_record("", f"  FLUSH {number}")
+
+    def extra(self, kind: ExtraKind, nbytes: int, position: int) -> None:
+        """Print that a record of this kind came."""
+        print_record(position, f"  EXTRA {kind.name}, {nbytes} bytes")
 
     def block(self, name: str, sector: int, count: int, position: int, *, is_zero: bool) -> None:
         """Print a block, or a run of zero blocks."""

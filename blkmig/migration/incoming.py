@@ -135,7 +135,7 @@ class IncomingMigration:
         self._block.on_described = lambda *counts: self._targets.check_counts(*counts, position=f.position)
         self._block.on_sizes = self._targets.check_announced
         answers: dict[int, int | savevm.Hello] = {questions.ASK_TREES: questions.KNOWS_TREES}
-        answers[savevm.ASK] = savevm.Hello()
+        answers[savevm.ASK] = savevm.Hello(abilities=savevm.OURS)
         loader = savevm.LoadVM(self.savevm, f, observer=self._observer, answers=answers)
         self._block.on_table = lambda table, position: self._admit(table, position, loader)
         self._block.on_flush = lambda number: self._flush(number, loader)

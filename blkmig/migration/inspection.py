@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from .. import _core, block, channel, errors, savevm, stats
-from ..block import TableDisk
+from ..block import ExtraKind, TableDisk
 from ..disk import Extents
 from . import announcement, verdict
 
@@ -47,6 +47,9 @@ class RecordListener:
 
     def flush(self, number: int) -> None:
         """Take note that the source asks for everything to be on stable storage."""
+
+    def extra(self, kind: ExtraKind, nbytes: int, position: int) -> None:
+        """Take note of a record of this kind, with so many bytes of body."""
 
 
 class InspectedDisk:
@@ -170,6 +173,7 @@ def inspect(
     handlers.on_percent = listener.progress
     handlers.on_flush = listener.flush
     handlers.on_table = note_table
+    handlers.on_extra = {kind: _note_extra(listener, kind) for kind in ExtraKind}
     state = savevm.SaveState()
     for name in block.FORMATS:
         state.register_savevm_live(name, 0, 1, handlers)
@@ -190,6 +194,10 @@ def inspect(
     section = stream.section(handlers.format or "block")
     judged, reason = judge(stream, section, disks, announced, handlers.percent_before_section, failure)
     return Inspection(stream, disks, judged, reason, handlers.percent, handlers.format)
+
+
+def _note_extra(listener: RecordListener, kind: ExtraKind) -> block.OnExtra:
+    return lambda body, position: listener.extra(kind, len(body), position)
 
 
 def settle_sizes(disks: list[InspectedDisk], announced: announcement.Announcement, sizes: dict[str, int]) -> None:

@@ -61,4 +61,5 @@ def _why_not(
         return f"the target has not said within {seconds:g} s that it takes it: it is a QEMU, or an older blkmig"
     if not hello.is_understood:
         return f"the target takes versions {hello.lowest} to {hello.highest} of it, and here is version 1"
+    handlers.abilities = hello.common_abilities
     return ""

@@ -25,7 +25,7 @@ from .return_path import (
 )
 from .savestate import SaveState
 from .stream import LoadedStream, SectionInfo, StreamObserver
-from .words import ASK, MIG_RP_MSG_READY, Failure, Hello, Refusal, Reply, Word
+from .words import ASK, MIG_RP_MSG_READY, OURS, Ability, Failure, Hello, Refusal, Reply, Word
 
 __all__ = [
     "ASK",
@@ -33,10 +33,12 @@ __all__ = [
     "MIG_RP_MSG_PONG",
     "MIG_RP_MSG_READY",
     "MIG_RP_MSG_SHUT",
+    "OURS",
     "PATIENCE",
     "QEMU_VM_FILE_MAGIC",
     "QEMU_VM_SECTION_FOOTER",
     "WRONG_BASE",
+    "Ability",
     "Configuration",
     "ContainerFormat",
     "Failure",

@@ -15,6 +15,7 @@ the first. An errno of 0 is one that nobody knows. Texts come from another host,
 from __future__ import annotations
 
 import dataclasses
+import enum
 import struct
 from typing import Final
 
@@ -30,6 +31,24 @@ ASK: Final = 0x626C6B32
 
 VERSION: Final = 1
 """The version of the section that this blkmig speaks."""
+
+
+
+class Ability(enum.IntFlag, boundary=enum.KEEP):
+    """What a receiver can do beyond the first edition; a source uses it only if HELLO has its bit.
+
+    Unknown bits are those of later versions: they are kept, and nobody looks at them.
+    """
+
+    BARRIERS = 0x01
+    COMMIT = 0x02
+    DELTA = 0x04
+    PROOF = 0x08
+    CHECKS = 0x10
+
+
+OURS: Final = Ability(0)
+"""What this blkmig can do, at either end."""
 
 MAX_REFUSALS: Final = 256
 MAX_REFUSAL_TEXT: Final = 200
@@ -50,11 +69,16 @@ LENGTHS: Final = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Hello:
-    """Which versions of the section a receiver takes."""
+    """Which versions of the section a receiver takes, and what it can do beyond the first edition."""
 
     lowest: int = VERSION
     highest: int = VERSION
     abilities: int = 0
+
+    @property
+    def common_abilities(self) -> Ability:
+        """What both ends can do."""
+        return OURS & self.abilities
 
     @property
     def is_understood(self) -> bool:

@@ -15,6 +15,8 @@ import struct
 import zlib
 from typing import Any
 
+import model_skip
+
 MIB = 1 << 20
 SECTIONS = {1: "START", 2: "PART", 3: "END", 4: "FULL"}
 
@@ -64,6 +66,9 @@ class Stream:
     """Of a section `blkmig`, each disk's name, size, granule and flags."""
 
     flushes: list[int] = dataclasses.field(default_factory=list)
+    extras: list[tuple[int, bytes]] = dataclasses.field(default_factory=list)
+    """Kind and body of each EXTRA."""
+
     progress: list[int] = dataclasses.field(default_factory=list)
     ends: list[int] = dataclasses.field(default_factory=list)
     """The upper bits of each EOS word of the block section."""
@@ -183,10 +188,10 @@ def read_section(reader: Reader, stream: Stream) -> None:
             read_table(reader, stream)
         read_blocks(reader, kind, stream)
     elif section.idstr == "ram":
-        skip_ram(reader, "x-ignore-shared" in stream.capabilities)
+        model_skip.skip_ram(reader, "x-ignore-shared" in stream.capabilities)
     else:
         assert section.idstr == "dirty-bitmap"
-        skip_dirty_bitmap(reader)
+        model_skip.skip_dirty_bitmap(reader)
     if stream.has_footers is None:
         stream.has_footers = reader.peek() == 0x7E
     if stream.has_footers:
@@ -222,6 +227,13 @@ def read_pack(reader: Reader, section: str, count: int) -> Record:
     return Record(section, name, places[0][0] // 512, None, extents)
 
 
+def read_extra(reader: Reader) -> bytes:
+    """Read the body of an EXTRA."""
+    nbytes = reader.unpack(">I", "length")
+    assert nbytes <= MIB
+    return reader.take(nbytes, "body")
+
+
 def read_blocks(reader: Reader, section: str, stream: Stream) -> None:
     """Read the records of one section of the block handler."""
     while True:
@@ -236,6 +248,8 @@ def read_blocks(reader: Reader, section: str, stream: Stream) -> None:
             stream.records.append(read_pack(reader, section, sector))
         elif flags == 0x40 and stream.table:
             stream.flushes.append(sector)
+        elif flags == 0x100 and stream.table:
+            stream.extras.append((sector, read_extra(reader)))
         elif flags & 4:
             stream.progress.append(sector)
         else:
@@ -253,54 +267,12 @@ def describe_word(value: bytes) -> str:
         return f"{'ZERO_BLOCK' if flags & 8 else 'DEVICE_BLOCK'} at sector {sector}"
     if flags & 4:
         return f"PROGRESS {sector} %"
-    if flags in (0x10, 0x20, 0x40):
-        return {0x10: f"PACK of {sector} extents", 0x20: f"TABLE of {sector} disks", 0x40: f"FLUSH {sector}"}[flags]
+    own = {0x10: "PACK of %d extents", 0x20: "TABLE of %d disks", 0x40: "FLUSH %d", 0x100: "EXTRA of kind %d"}
+    if flags in own:
+        return own[flags] % sector
     if sector >> 2 & 3 and not sector & 3:
         return "EOS, size of the disk with this CRC-32" if sector >> 2 & 3 == 1 else f"EOS, {sector >> 4} bytes"
     return f"EOS, marks {sector:#x}" if sector else "EOS"
-
-
-def skip_ram(reader: Reader, ignore_shared: bool) -> None:
-    """Pass over one payload of the section `ram`, of pages of 4 KiB."""
-    while True:
-        word = reader.unpack(">Q")
-        left, flags = word & ~0xFFF, word & 0xFFF
-        if flags == 0x04:
-            while left:
-                reader.counted()
-                left -= reader.unpack(">Q")
-                reader.take(8 * ignore_shared)
-        elif flags == 0x10:
-            return
-        elif flags != 0x200:
-            if not flags & 0x20:
-                reader.counted()
-            reader.take(page_nbytes(reader, flags & ~0x20))
-
-
-def page_nbytes(reader: Reader, kind: int) -> int:
-    """Return how many bytes a page has in the stream, whose length may stand before it."""
-    if kind == 0x40:
-        assert reader.unpack(">B") == 1
-        return reader.unpack(">H")
-    return reader.unpack(">I") if kind == 0x100 else {0x02: 1, 0x08: 4096}[kind]
-
-
-def skip_dirty_bitmap(reader: Reader) -> None:
-    """Pass over one payload of the section `dirty-bitmap`."""
-    flags = 0
-    while not flags & 1:
-        flags = reader.unpack(">B")
-        assert not flags & 0x80
-        for named in (8, 4):
-            if flags & named:
-                reader.counted()
-        if flags & 0x10:
-            reader.take(5)
-        elif flags & 0x40:
-            reader.take(12)
-            if not flags & 2:
-                reader.take(reader.unpack(">Q"))
 
 
 def read_device_state(reader: Reader, stream: Stream) -> None:

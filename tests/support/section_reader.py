@@ -15,7 +15,8 @@ from typing import Any
 import model
 
 MIB = 1 << 20
-EOS, PROGRESS, DATA, ZERO, PACK, FLUSH = 0x02, 0x04, 0x01, 0x09, 0x10, 0x40
+EOS, PROGRESS, DATA, ZERO, PACK, FLUSH, EXTRA = 0x02, 0x04, 0x01, 0x09, 0x10, 0x40, 0x100
+NAMES = {DATA: "DATA", ZERO: "ZERO", PROGRESS: "PROGRESS", PACK: "PACK", FLUSH: "FLUSH", EXTRA: "EXTRA"}
 
 
 @dataclasses.dataclass
@@ -59,6 +60,7 @@ class SectionReader:
         self.reader = model.Reader(data)
         self.disks: dict[str, Disk] = {}
         self.trace: list[str] = []
+        self.extras: list[tuple[int, bytes]] = []
         self.flushes = self.packs = 0
         self.percent = 0
         self.description: dict[str, Any] = {}
@@ -112,13 +114,15 @@ class SectionReader:
 
     def read_record(self, flags: int, number: int) -> None:
         """Read the rest of a record."""
-        self.trace.append({DATA: "DATA", ZERO: "ZERO", PROGRESS: "PROGRESS", PACK: "PACK", FLUSH: "FLUSH"}[flags])
+        self.trace.append(NAMES[flags])
         if flags == PROGRESS:
             assert number <= 100
             self.percent = number
         elif flags == FLUSH:
             self.flushes += 1
             assert number == self.flushes
+        elif flags == EXTRA:
+            self.extras.append((number, model.read_extra(self.reader)))
         elif flags == PACK:
             self.read_pack(number)
         else:
