@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The root of the tree, what is wrong with a call, and how the first error stays the error."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import ClassVar
+
+from .. import portable
+
+
+class MigrationError(portable.Portable, Exception):
+    """Something that stops a migration. ``exit_code`` is what the command line returns for it."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ParameterError(MigrationError, ValueError):
+    """A parameter, a URI or a size that cannot be used; nothing was opened or changed."""
+
+    exit_code = 2
+
+
+class DisplayInUse(ParameterError):
+    """The `display`, standard output or standard error, goes into a file that a migration uses. Nothing was done."""
+
+    def __init__(self, message: str, *, display: str) -> None:
+        super().__init__(message)
+        self.display = display
+
+
+class WrongType(ParameterError, TypeError):
+    """A parameter of a type that cannot be meant: a text for a yes or no, objects for bytes. Nothing was done."""
+
+
+class StateError(MigrationError):
+    """A call that the present state does not allow; the state is unchanged."""
+
+    def __init__(self, message: str, *, state: str, required: str) -> None:
+        super().__init__(f"{message} (state is {state!r}, must be {required!r})")
+        self.state = state
+        self.required = required
+
+
+@contextlib.contextmanager
+def keeping(first: BaseException | None) -> Iterator[None]:
+    """Clean up after `first`, if that is an error, in the body of a ``with``: one of the body becomes a note to it."""
+    try:
+        yield
+    except Exception as error:
+        if first is None:
+            raise
+        first.add_note(f"and then: {error}")
