@@ -7,11 +7,6 @@
         │                                                                        ▲
         └────────────── a failure or a cancel, at any moment ───────────────────┘
 
-A migration that may have to leave its pause again sends the last blocks in sections, as in any round, and END is tiny::
-
-    begin_last_round ──► { save_live_iterate }* ──► check_last_round ──► save_live_complete_precopy
-           └────────────── leave_last_round ──────────────┘  back to rounds: no mark is lost
-
 All handlers are called by one thread, the migration thread. Two invariants hold everywhere: a block's dirty bits are
 cleared before it is read, and a block has at most one read in flight. An exception between setup and cleanup may leave
 a block taken and not sent: after it, nothing but `save_cleanup` is possible.
@@ -19,26 +14,21 @@ a block taken and not sent: after it, nothing but `save_cleanup` is possible.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from .. import _core, channel, disk, errors, params, passage, savevm, units
-from . import base, checks, description, dirty, engine, reads, send, setup, start, state, table, wire
-
-logger = logging.getLogger(__name__)
+from .. import _core, channel, disk, errors, params, passage, savevm
+from . import base, choice, description, dirty, engine, lastround, reads, setup, start, state, table, wire
 
 SECTION_SECONDS = 0.1
 """A section ends after this long, so that other handlers have their turn: QEMU's window."""
 
 
 class BlockSaveHandlers(savevm.SaveVMHandlers):
-    """Sends `disks` as the section that is said by `format`.
+    """Sends those of the `disks` that can be sent, as the section that is said by `format`.
 
-    Read-only disks are skipped and named in `skipped`. So are disks of no bytes, unless a description will name them,
-    which is all that can be sent of them. The disks are in use from `save_setup` to `save_cleanup`; they are not
-    closed.
+    The disks are in use from `save_setup` to `save_cleanup`; they are not closed.
     """
 
     def __init__(
@@ -48,12 +38,12 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.skipped: list[str] = []
-        self.is_described = False
-        """A sealed description with what `description` returns will end the stream. Set it before `save_setup`."""
+        self.disks = choice.DiskChoice(disks, parameters)
+        """Which of them are sent. With its `is_described`, a sealed description with what `description` returns will
+        end the stream."""
 
         self.format: wire.Format = "block"
-        """The section that is written; ``blkmig`` needs `is_described`. Set it before `save_setup`."""
+        """The section that is written; ``blkmig`` needs a description. Set it before `save_setup`."""
 
         self.abilities = savevm.Ability(0)
         """What the target of a section ``blkmig`` can do beyond the first edition, and this end, too."""
@@ -61,12 +51,8 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         self.table: tuple[table.TableDisk, ...] = ()
         """The disks as a section ``blkmig`` says them, from `save_setup` on."""
 
-        self._empty: list[str] = []
-        self._disks = list(disks)
         self._parameters = parameters
         self._clock = clock
-        self._blk_enable = True
-        self._shared_base = parameters.shared_base
         self._blk_mig: state.BlkMigState | None = None
         self.base = base.BasePhase()
         """What goes before the bulk phase, from `setup_parts` on, for a target that understands what it says."""
@@ -76,19 +62,17 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
     # -- what to do --------------------------------------------------------------------------------------------------
 
     def set_params(self, *, blk_enable: bool, shared_base: bool) -> None:
-        """Choose whether disks are sent, and whether only their top layers are; `shared_base` implies the former.
+        """Choose what is sent, as `DiskChoice.set_params` does.
 
         Raises :class:`~blkmig.errors.StateError` after `save_setup`.
         """
         if self._blk_mig is not None:
             raise errors.StateError("the parameters cannot be changed", state="active", required="none")
-        units.check_flags(blk_enable=blk_enable, shared_base=shared_base)
-        self._blk_enable = blk_enable or shared_base
-        self._shared_base = shared_base
+        self.disks.set_params(blk_enable=blk_enable, shared_base=shared_base)
 
     def is_active(self) -> bool:
         """Return whether disks are to be sent."""
-        return self._blk_enable
+        return self.disks.is_enabled
 
     @property
     def blk_mig(self) -> state.BlkMigState:
@@ -107,7 +91,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
 
     def cancel(self) -> None:
         """Make calls that wait in a disk raise Cancelled. From any thread and any signal handler: it takes no lock."""
-        for backend in self._disks:
+        for backend in self.disks.all:
             backend.cancel()
 
     # -- the life of the section -------------------------------------------------------------------------------------
@@ -116,17 +100,14 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         """Take every writable disk into use, start dirty tracking on all of them, write EOS. All or nothing."""
         if self._blk_mig is not None:
             raise errors.StateError("the block section is set up already", state="active", required="none")
-        self.skipped.clear()
-        self._empty.clear()
-        self.check_disks()
-        disks = [backend for backend in self._disks if self._is_sent(backend)]
-        self._departure = passage.departure(disks, f, self._parameters, shared_base=self._shared_base)
+        disks, shared_base = self.disks.sent(), self.disks.shared_base
+        self._departure = passage.departure(disks, f, self._parameters, shared_base=shared_base)
         blk_mig = state.BlkMigState(
             reads=reads.chosen(self._departure, self._parameters), zero_blocks=self._parameters.zero_blocks
         )
         try:
             for bmds in setup.taken_into_use(
-                disks, self._departure, self._parameters, shared_base=self._shared_base, section=self.format
+                disks, self._departure, self._parameters, shared_base=shared_base, section=self.format
             ):
                 blk_mig.bmds_list.append(bmds)
                 blk_mig.total_sector_sum += bmds.geometry.total_sectors
@@ -134,9 +115,9 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             if self._departure.payload == "lent":
                 f.share_pages()
             if self.format == "blkmig":
-                self.table = start.table_of(blk_mig.bmds_list, self._empty, shared_base=self._shared_base)
+                self.table = start.table_of(blk_mig.bmds_list, self.disks.empty, shared_base=shared_base)
                 f.put_buffer(table.encode(self.table))
-            marks = start.marks_of(blk_mig.bmds_list, self._empty) if self._tells_by_eos() else 0
+            marks = start.marks_of(blk_mig.bmds_list, self.disks.empty) if self._tells_by_eos() else 0
             marks |= self._departure.told * wire.SHARES_PAGES
             f.put_be64(marks << _core.SECTOR_BITS | _core.FLAG_EOS)
         except BaseException as error:
@@ -148,30 +129,14 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
     def setup_parts(self) -> list[bytes]:
         """Return what says the disks' sizes before their blocks come, and announces what only their bases hold."""
         blk_mig = self.blk_mig
-        said = start.sizes_of(blk_mig.bmds_list, self._empty) if self._tells_by_eos() else []
-        if (said or self.format == "blkmig") and self._shared_base and self._parameters.digests:
-            said += self.base.begin(blk_mig, start.marks_of(blk_mig.bmds_list, self._empty))
+        said = start.sizes_of(blk_mig.bmds_list, self.disks.empty) if self._tells_by_eos() else []
+        if (said or self.format == "blkmig") and self.disks.shared_base and self._parameters.digests:
+            said += self.base.begin(blk_mig, start.marks_of(blk_mig.bmds_list, self.disks.empty))
         return said
 
     def iterate_parts(self) -> list[bytes]:
         """Return what says which of the blocks that the last section has hashed only the base holds."""
         return self.base.take_words()
-
-    def fits_table(self) -> bool:
-        """Return whether a section ``blkmig`` can carry the disks, by their number."""
-        named = sum(not backend.is_read_only for backend in self._disks)
-        return self._blk_enable and self.is_described and 1 <= named <= wire.MAX_DISKS
-
-    def check_disks(self) -> None:
-        """Refuse disks that the stream, or a QEMU as its target, cannot carry. May read a disk of less than 1 MiB.
-
-        `save_setup` calls it; callers that want to know before they connect do so earlier.
-        """
-        checks.check_disks(self._disks, self._parameters)
-
-    def check_any_is_sent(self) -> None:
-        """Refuse a migration of none of the disks. For callers to whom an empty section is no success."""
-        checks.check_any_is_sent(self._disks, is_described=self.is_described)
 
     def save_live_iterate(self, f: channel.OutputQEMUFile) -> int:
         """Send blocks until the section is long enough, the rate limit is reached, or nothing is left in this round.
@@ -219,44 +184,23 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             bmds, block = blk_mig.last_sent or (blk_mig.bmds_list[0], 0)
             bmds.dirty_bitmap.mark_block(block)
 
-    def begin_last_round(self) -> None:
-        """Fetch what is dirty, with the writers held, and have sections send that and nothing beyond it."""
-        self.blk_mig.is_last_round = True
-        self.base.give_up()  # blocks may come from here on, and all that is said of bases comes before them
-        dirty.begin_round(self.blk_mig)
-
-    def leave_last_round(self) -> None:
-        """Make the last round one like any other: the writers go on."""
-        self.blk_mig.is_last_round = self.blk_mig.is_fixed = False
-
-    def check_last_round(self) -> None:
-        """Take note that what was sent is the image of the disks; the last round is over, the writers are held.
-
-        Raises :class:`~blkmig.errors.DeviceError` if a disk was written meanwhile: what was sent would be torn.
-        """
-        dirty.check_clean(self.blk_mig)
-        self.blk_mig.is_fixed = True
+    @property
+    def last_round(self) -> lastround.LastRound:
+        """Return the last round, which may begin now."""
+        return lastround.LastRound(self.blk_mig, self.base)
 
     def save_live_complete_precopy(self, f: channel.OutputQEMUFile) -> None:
         """Send everything that is left, with the writers held by the caller; nothing is in flight on return.
 
         Blocks that bulk has not sent yet are sent, too: an early end costs time, never contents. After
-        `check_last_round` nothing is left, and the writers need not be held any more. Raises what that raises.
+        `LastRound.check` nothing is left, and the writers need not be held any more. Raises what that raises.
         """
         blk_mig = self._begin_section()
         if not blk_mig.is_fixed:
-            self._send_the_rest(blk_mig, f)
+            self.last_round.send_all(f)
         blk_mig.is_interrupted = False
         f.put_be64(100 << _core.SECTOR_BITS | _core.FLAG_PROGRESS)
         f.put_be64(_core.FLAG_EOS)
-
-    def _send_the_rest(self, blk_mig: state.BlkMigState, f: channel.OutputQEMUFile) -> None:
-        while blk_mig.submitted or blk_mig.read_done:
-            send.flush_blks(blk_mig, f, wait=True)
-        self.begin_last_round()
-        while engine.send_some(blk_mig, f):
-            pass
-        self.check_last_round()
 
     def save_cleanup(self) -> None:
         """Wait for reads in flight, release the trackers, let the disks go, free the buffers. Twice does no harm."""
@@ -273,23 +217,14 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         form: description.DigestForm | None = None
         if self._parameters.digests:
             form = "tree" if as_tree else "flat"
-        return description.describe(self.blk_mig.bmds_list, self._empty, incremental=self._shared_base, form=form)
+        disks = self.disks
+        return description.describe(self.blk_mig.bmds_list, disks.empty, incremental=disks.shared_base, form=form)
 
     # -- details -----------------------------------------------------------------------------------------------------
 
     def _tells_by_eos(self) -> bool:
         """Whether EOS words say something of the disks: nothing to a QEMU, and nothing that a table says."""
-        return self.is_described and not self._parameters.qemu and self.format == "block"
-
-    def _is_sent(self, backend: disk.BlockBackend) -> bool:
-        """Return whether there is anything to send of a disk; take note of it if there is not."""
-        why = checks.why_left_out(backend, is_described=self.is_described)
-        if why:
-            self.skipped.append(backend.name)
-            logger.info("disk %r is not sent: %s", backend.name, why)
-        if not backend.is_read_only and not backend.size:
-            self._empty.append(backend.name)
-        return not backend.is_read_only and backend.size > 0
+        return self.disks.is_described and not self._parameters.qemu and self.format == "block"
 
     def _begin_section(self) -> state.BlkMigState:
         """Return the state, unless a section before this one was ended by an exception."""

@@ -27,8 +27,8 @@ def begin(
 ) -> None:
     """Connect and write everything before the first part; take note of the section in `statistics`. Blocks."""
     # First: a QEMU at the other end takes a connection that ends for a failed migration.
-    handlers.check_disks()
-    handlers.check_any_is_sent()
+    handlers.disks.check()
+    handlers.disks.check_any_is_sent()
     sources.check()
     opened = sources.open_output()
     f = link.connect(timeout=connect_timeout, opened=opened)

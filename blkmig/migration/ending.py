@@ -78,7 +78,7 @@ class Ending:
 
     def _send_last_round(self, held: pause.Pause) -> None:
         self._connection.f.set_rate_limit(0)
-        self._block.begin_last_round()
+        self._block.last_round.begin()
         self._figures.close_round()
         self._figures.begin_round(self._figures.pending())
         while not self._block.is_round_over():
@@ -113,7 +113,7 @@ class Ending:
 
     def _check_last_round(self, held: pause.Pause) -> None:
         try:
-            self._block.check_last_round()
+            self._block.last_round.check()
         except errors.DeviceError:
             held.check()  # writers that go on do write
             raise

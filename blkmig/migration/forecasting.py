@@ -152,8 +152,8 @@ def _expected_format(
     if parameters.is_for_qemu or not parameters.return_path:
         return "block"
     handlers = block.BlockSaveHandlers(disks, parameters)
-    handlers.is_described = True  # as every stream is that is not for a QEMU
-    if not handlers.fits_table():
+    handlers.disks.is_described = True  # as every stream is that is not for a QEMU
+    if not handlers.disks.fits_table():
         return "block"
     if uri is None:
         return "blkmig"
@@ -165,9 +165,9 @@ def _check_sending(disks: list[disk.BlockBackend], parameters: params.MigrationP
     """Raise what a migration of `disks` to `uri` would raise before it connects: a forecast of that is none."""
     handlers = block.BlockSaveHandlers(disks, parameters)
     described = savevm.ContainerFormat.for_machine_compat(parameters.machine_compat, machine=parameters.machine)
-    handlers.is_described = described.vmdescription
-    handlers.check_disks()
-    handlers.check_any_is_sent()
+    handlers.disks.is_described = described.vmdescription
+    handlers.disks.check()
+    handlers.disks.check_any_is_sent()
     if uri is not None:
         channel.Connector(uri).close()
         endpoints.Sources(uri, disks).check()

@@ -52,7 +52,7 @@ def _why_not(
     seconds: float,
 ) -> str:
     """Return why it is not ``blkmig``; "" if it is."""
-    if not handlers.fits_table():
+    if not handlers.disks.fits_table():
         return "its table takes 1 to 256 disks that are not read-only"
     if not asked.is_answered:
         return "" if parameters.format == "blkmig" else "nobody can be asked"

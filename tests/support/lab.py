@@ -154,7 +154,7 @@ def left_out() -> blkmig.BlockBackend:
 def record_without_disks(tmp_path: Path, **parameters: Any) -> bytes:
     """Return a stream whose ``block`` section holds no disk: no migration of ours sends such a one."""
     handlers = block.BlockSaveHandlers([left_out()], blkmig.MigrationParameters(**parameters))
-    handlers.is_described = True
+    handlers.disks.is_described = True
     state, path = savevm.SaveState(), tmp_path / "recorded"
     state.register_savevm_live("block", 0, 1, handlers)
     with channel.connect(f"file:{path}", timeout=1) as f:

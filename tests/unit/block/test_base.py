@@ -23,7 +23,7 @@ Said = list[tuple[str, basewords.BaseRun]]
 
 def handlers_of(disks: list[sim.LayeredDisk], wire: Any) -> BlockSaveHandlers:
     handlers = BlockSaveHandlers(disks, params.MigrationParameters(shared_base=True, digests=True))
-    handlers.is_described = True
+    handlers.disks.is_described = True
     handlers.save_setup(wire)
     return handlers
 
@@ -190,7 +190,7 @@ def test_who_cannot_be_told_is_not(left_out: str) -> None:
         shared_base=left_out != "shared_base", digests=left_out != "digests", qemu=left_out == "qemu"
     )
     handlers = BlockSaveHandlers([sim.LayeredDisk(b"b" * MIB, base=b"b" * MIB)], about)
-    handlers.is_described = left_out != "described"
+    handlers.disks.is_described = left_out != "described"
     f: Any = sim.Wire({b"d": bytearray(MIB)})
     handlers.save_setup(f)
     words = [int.from_bytes(word, "big") >> 9 for word in handlers.setup_parts()]
