@@ -15,21 +15,14 @@ is not parsed but drained to its end (:mod:`.vmdescription`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
-from . import commands, configuration, container, drain, header, savestate, sections, skip, stream, vmdescription, words
+from . import commands, configuration, container, drain, header, records, savestate, stream, vmdescription, words
 
 if TYPE_CHECKING:
     from ..channel import InputQEMUFile
-
-_KINDS: Final[dict[int, stream.SectionKind]] = {
-    container.QEMU_VM_SECTION_START: "START",
-    container.QEMU_VM_SECTION_PART: "PART",
-    container.QEMU_VM_SECTION_END: "END",
-    container.QEMU_VM_SECTION_FULL: "FULL",
-}
 
 _NOBODY: Final = stream.StreamObserver()
 
@@ -57,15 +50,12 @@ class LoadVM:
         self._f = f
         self._observer = observer or _NOBODY
         self._version = 0
-        self._configuration = configuration.Configuration()
-        self._has_footers: bool | None = None
         self._commands = commands.Commands(f, self._observer, answers or {})
-        self._sections = sections.SectionTable(state)
+        self._records = records.SectionRecords(state, f, self._observer)
         self._reached_eof = False
         self._vmdescription: dict[str, Any] | None = None
         self._vmdescription_state: vmdescription.State = "none"
         self._drained_bytes = 0
-        self._is_between_records = False
 
     def loadvm(self) -> stream.LoadedStream:
         """Read the whole stream. Blocks; every handler's `load_cleanup` runs, whatever happens.
@@ -114,16 +104,16 @@ class LoadVM:
         """Return what the stream has held so far."""
         return stream.LoadedStream(
             version=self._version,
-            configuration=self._configuration,
-            has_footers=self._has_footers,
+            configuration=self._records.configuration,
+            has_footers=self._records.has_footers,
             commands=self._commands.by_name(),
-            sections=tuple(entry.info() for entry in self._sections),
+            sections=tuple(entry.info() for entry in self._records.sections),
             reached_eof=self._reached_eof,
             vmdescription=self._vmdescription,
             vmdescription_state=self._vmdescription_state,
             drained_bytes=self._drained_bytes,
             nbytes=self._f.position,
-            is_between_records=self._is_between_records,
+            is_between_records=self._records.is_between_records,
             return_path_open=self.is_awaited,
         )
 
@@ -135,8 +125,8 @@ class LoadVM:
         if f.peek_byte() == container.QEMU_VM_CONFIGURATION:
             position = f.position
             f.skip(1)
-            self._configuration = configuration.get_configuration(f)
-            self._observer.configuration(self._configuration, position)
+            self._records.configuration = configuration.get_configuration(f)
+            self._observer.configuration(self._records.configuration, position)
 
     # -- records -----------------------------------------------------------------------------------------------------
 
@@ -144,7 +134,7 @@ class LoadVM:
         """Read records to the end of the stream, which lies behind device state or a description."""
         while True:
             position = self._f.position
-            kind = self._between_records(self._f.get_byte)
+            kind = self._records.between_records(self._f.get_byte)
             if kind == container.QEMU_VM_EOF:
                 self._reached_eof = True
                 self._observer.eof(position)
@@ -170,98 +160,20 @@ class LoadVM:
             raise errors.StreamError("the last record of a package is longer than the package", position=end)
         f.skip(end - f.position)
 
-    def _between_records(self, read: Callable[[], int]) -> int:
-        """Return what `read` does of a record's or footer's first byte; a source that gives up ends the stream there.
-
-        A QEMU that is told to cancel stops between a section's payload and its footer.
-        """
-        self._is_between_records = True
-        try:
-            kind = read()
-        except errors.TruncatedStream as error:
-            raise errors.TruncatedStream(
-                "the stream stops between two records: the source cancelled or failed, or the link broke",
-                position=error.position,
-            ) from error
-        self._is_between_records = False
-        return kind
-
     def _get_record(self, kind: int, position: int, *, in_package: bool = False) -> bool:
         """Read the rest of one record; return False if it, or what follows, is device state without lengths."""
+        live = self._records
         if kind in (container.QEMU_VM_SECTION_PART, container.QEMU_VM_SECTION_END):
-            return self._get_payload(self._get_part(kind, position), kind, position)
+            return live.get_payload(live.get_part(kind, position), kind, position)
         if kind in (container.QEMU_VM_SECTION_START, container.QEMU_VM_SECTION_FULL):
-            entry = self._get_start(kind, position)
-            return entry is not None and self._get_payload(entry, kind, position)
+            entry = live.get_start(kind, position)
+            return entry is not None and live.get_payload(entry, kind, position)
         if kind == container.QEMU_VM_COMMAND:
             package = self._commands.get(position, in_package=in_package)
             if package is not None:
                 self._get_package(package)
             return True
         raise errors.StreamError(f"unknown record type {kind:#04x}", position=position)
-
-    def _get_start(self, kind: int, position: int) -> sections.LoadStateEntry | None:
-        """Read the header of a section that starts, and return the section; None for device state."""
-        f = self._f
-        section_id = f.get_be32()
-        idstr = configuration.get_counted_string(f)
-        instance_id = f.get_be32()
-        version_id = f.get_be32()
-        self._observer.section_start(_KINDS[kind], idstr, instance_id, version_id, section_id, position)
-        entry = self._sections.find_registered(idstr, instance_id, version_id, position)
-        if entry is None:
-            if kind == container.QEMU_VM_SECTION_FULL:
-                return None
-            entry = self._sections.find_skipped(idstr, instance_id, version_id, self._configuration, position)
-        self._sections.start(entry, section_id, version_id, position)
-        entry.handlers.load_start(idstr, position)
-        return entry
-
-    def _get_part(self, kind: int, position: int) -> sections.LoadStateEntry:
-        """Read the header of a section that goes on, and return the section."""
-        section_id = self._f.get_be32()
-        entry = self._sections.find(section_id, position)
-        self._observer.section_start(
-            _KINDS[kind], entry.idstr, entry.instance_id, entry.version_id, section_id, position
-        )
-        return entry
-
-    def _get_payload(self, entry: sections.LoadStateEntry, kind: int, position: int) -> bool:
-        """Let the handlers read the payload, check the footer, count."""
-        try:
-            entry.handlers.load_state(self._f, entry.version_id)
-        except skip.NotSkippable:
-            if not (kind == container.QEMU_VM_SECTION_END and self._sections.registered_ended()):
-                raise
-            return False
-        self._get_footer(entry)
-        end = self._f.position
-        entry.nbytes += end - position
-        if kind == container.QEMU_VM_SECTION_PART:
-            entry.parts += 1
-        elif kind != container.QEMU_VM_SECTION_START:
-            entry.ended = True
-        self._observer.section_end(entry.section_id, end)
-        return True
-
-    def _get_footer(self, entry: sections.LoadStateEntry) -> None:
-        """Check the footer; whether the stream has any shows behind the first section."""
-        f = self._f
-        if self._has_footers is None:
-            self._has_footers = self._between_records(f.peek_byte) == container.QEMU_VM_SECTION_FOOTER
-        if not self._has_footers:
-            return
-        position = f.position
-        mark = self._between_records(f.get_byte)
-        if mark != container.QEMU_VM_SECTION_FOOTER:
-            raise errors.StreamError(
-                f"section {entry.idstr!r} is not followed by its footer, but by {mark:#04x}", position=position
-            )
-        section_id = f.get_be32()
-        if section_id != entry.section_id:
-            raise errors.StreamError(
-                f"the footer of section {entry.idstr!r} has id {section_id}, not {entry.section_id}", position=position
-            )
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
@@ -272,7 +184,7 @@ class LoadVM:
             self._f,
             drained_from - position,
             is_kept_open=self.is_awaited,
-            has_footers=self._expects_footers(),
+            has_footers=self._records.expects_footers(),
         )
         eof_position = drained_from + end.eof_offset
         self._reached_eof = True
@@ -283,10 +195,6 @@ class LoadVM:
             self._vmdescription_state = "sealed" if end.is_sealed else "read"
             self._observer.vmdescription(end.description, end.description_nbytes, eof_position + 1)
 
-    def _expects_footers(self) -> bool:
-        """Tell whether sections have footers; where none has come yet, those with a configuration section have."""
-        return self._configuration.machine is not None if self._has_footers is None else self._has_footers
-
     def _drained_device_state(self, nbytes: int, position: int) -> None:
         self._drained_bytes += nbytes
         self._observer.device_state(nbytes, position)
@@ -294,7 +202,7 @@ class LoadVM:
     def _get_vmdescription(self) -> None:
         position = self._f.position
         is_kept_open = self.is_awaited
-        found = drain.get_vmdescription(self._f, is_kept_open=is_kept_open, has_footers=self._expects_footers())
+        found = drain.get_vmdescription(self._f, is_kept_open=is_kept_open, has_footers=self._records.expects_footers())
         if found is not None:
             self._vmdescription_state, self._vmdescription, nbytes = found
             self._observer.vmdescription(self._vmdescription, nbytes, position)
