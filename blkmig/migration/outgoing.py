@@ -2,8 +2,9 @@
 """The outgoing side of a migration: setup, iterate, switchover, complete, cleanup.
 
 Who owns what: the order of things is here, and nothing that changes. The life has the state, the connection has the
-channel, the questions have what the target was asked, the figures have the statistics, the convergence has what it
-takes to decide when the rounds end, the pause has the held writers, and the ending what is sent while they are.
+channel, the questions have what the target was asked, the figures have the statistics, the rounds send sections, the
+convergence has what it takes to decide when they end, the pause has the held writers, and the ending what is sent while
+they are.
 
 One thread, the migration thread, calls everything but `cancel` and `switchover`, which any thread and any signal
 handler may call; so these two take no lock. They set a flag that only ever goes from False to True, and then wake
@@ -19,7 +20,20 @@ from types import TracebackType
 from typing import Self
 
 from .. import block, disk, errors, params, savevm, stats
-from . import asked, beginning, bounds, connection, convergence, ending, endpoints, figures, life, pause, questions
+from . import (
+    asked,
+    beginning,
+    bounds,
+    completing,
+    connection,
+    convergence,
+    ending,
+    endpoints,
+    figures,
+    life,
+    questions,
+    rounds,
+)
 
 
 class OutgoingMigration:
@@ -47,7 +61,7 @@ class OutgoingMigration:
         disks = asked.disks_of(disks)
         self._sources = endpoints.Sources(uri, disks)
         self._block = block.BlockSaveHandlers(disks, self.parameters, clock=clock)
-        self._block.is_described = self.savevm.format.vmdescription
+        self._block.disks.is_described = self.savevm.format.vmdescription
         self.savevm.register_savevm_live("block", 0, 1, self._block)
         self._connection = connection.Connection(
             uri, self._block, is_qemu=True if self.parameters.qemu or self.parameters.machine else None
@@ -58,17 +72,7 @@ class OutgoingMigration:
         )
         self.stats = self._figures.stats
         self.stats.downtime_limit = self.parameters.downtime_limit
-        self._convergence = convergence.Convergence(self.parameters, self._block, self._figures, self._look)
-        self._ending = ending.Ending(
-            self.parameters,
-            self._block,
-            self.savevm,
-            self._connection,
-            self._questions,
-            self._figures,
-            self._sources,
-            self._send_section,
-        )
+        self._convergence = convergence.Convergence(self.parameters, self._block, self._figures, self._questions.look)
         self._bounds = bounds.Bounds(self.parameters, self._convergence, self.cancel)
         self._life = life.Life(
             self._figures,
@@ -80,7 +84,37 @@ class OutgoingMigration:
                 self._sources.close,
             ),
         )
-        self._clock = clock
+        self._rounds = rounds.Rounds(
+            self._block,
+            self.savevm,
+            self._connection,
+            self._questions,
+            self._figures,
+            self._convergence,
+            self._bounds,
+            self._life,
+        )
+        self._ending = ending.Ending(
+            self.parameters,
+            self._block,
+            self.savevm,
+            self._connection,
+            self._questions,
+            self._figures,
+            self._sources,
+            self._rounds.send_section,
+        )
+        self._completing = completing.Completing(
+            self.parameters,
+            self._block,
+            self._connection,
+            self._figures,
+            self._convergence,
+            self._bounds,
+            self._ending,
+            self._life,
+            clock=clock,
+        )
 
     # -- life --------------------------------------------------------------------------------------------------------
 
@@ -92,7 +126,7 @@ class OutgoingMigration:
     @property
     def skipped(self) -> list[str]:
         """Return the names of the disks that are not sent because they are read-only or have no bytes."""
-        return self._block.skipped
+        return self._block.disks.skipped
 
     def __enter__(self) -> Self:
         """Connect, take the disks into use, start dirty tracking: QEMU's setup."""
@@ -130,79 +164,19 @@ class OutgoingMigration:
         self._life.require("active")
         self._figures.forget_fetch()  # nobody knows how long ago the caller iterated
         while True:
-            self._iterate_until_ready()
+            self._rounds.until_ready()
             with self._bounds.saying_why():
                 self._ending.flush_ahead()
-            self._iterate_until_ready()
-            if not self._convergence.switchover_requested and 0 < self.pending() <= self.threshold_size() // 2:
-                self._send_the_round()
-                if self.pending() > self.threshold_size():
-                    self._iterate_until_ready()
-            if self._complete():
+            self._rounds.until_ready()
+            self._rounds.shorten_the_pause()
+            if self._completing.attempt():
                 return
             self._convergence.check_pauses()
-            self._finish_the_round()
-
-    def _iterate_until_ready(self) -> None:
-        while not self._is_ready():
-            self.iterate()
-
-    def _is_ready(self) -> bool:
-        with self._bounds.saying_why():
-            self._connection.check_cancelled()
-            return self._convergence.is_ready()
-
-    def _look(self) -> None:
-        """For a migration that waits: raise if the caller cancels, or if the target has something to say."""
-        self._connection.check_cancelled()
-        self._questions.check_target()
-
-    def _send_the_round(self) -> None:
-        """Send what this round has, and leave it to the pause to ask what the next one has.
-
-        Else the pause would send this round, too, and what is dirtied while that is fetched. Now it sends the latter
-        only. As rounds do not get shorter any more, that is as much as this round has: at most half of the limit.
-        """
-        self._block.blk_mig.is_last_round = True
-        while not self._block.is_round_over():
-            self.iterate()
-        self._block.blk_mig.is_last_round = False
-
-    def _finish_the_round(self) -> None:
-        """Send the part of the last round that the pause, which was given up, has left."""
-        number = self._block.blk_mig.round_number
-        while self._block.blk_mig.round_number == number:
-            self.iterate()
+            self._rounds.finish_this_one()
 
     def iterate(self) -> None:
         """Send one section, of about 100 ms. Blocks for the channel, the disks and the rate limit."""
-        self._life.require("active")
-        with self._bounds.saying_why():
-            if self._send_section():
-                self._round_ended()
-        self._figures.report()
-
-    def _send_section(self) -> bool:
-        """Send one section; return whether a round has ended with it."""
-        self._figures.section_begins()
-        f = self._connection.f
-        f.wait_rate_limit()
-        with self._connection.explaining_errors():
-            self.savevm.state_iterate(f)
-        self._connection.check_cancelled()
-        self._questions.check_target()
-        if self._block.base.has_ended():
-            self._questions.await_base_checked(self.savevm)
-        return self._figures.section_ended()
-
-    def _round_ended(self) -> None:
-        """Close the round in the statistics, tell the caller, and begin the next one."""
-        ended = self._figures.close_round()
-        is_worth_telling = self._convergence.round_ended(ended)
-        if is_worth_telling:
-            elapsed = self._figures.elapsed()
-            self._figures.notify(stats.RoundEnded(elapsed, ended, self.pending(), self.threshold_size()))
-        self._figures.begin_round(self._block.blk_mig.round_dirty_bytes)
+        self._rounds.iterate()
 
     def pending(self) -> int:
         """Return the bytes that the last pass would have to send if it began now."""
@@ -229,47 +203,8 @@ class OutgoingMigration:
         A pause that takes longer than `downtime_bound` is given up: the writers go on, and this raises
         :class:`~blkmig.errors.NotConverged`. Then the migration is still active, and may be completed later.
         """
-        if not self._complete():
+        if not self._completing.attempt():
             raise self._convergence.not_converged("in the pause")
-
-    def _complete(self) -> bool:
-        """Do what `complete` does; return whether it is done, or else the pause was given up."""
-        self._life.require("active")
-        self._figures.enter("device")
-        self._convergence.release_throttle()
-        held = self._make_pause()
-        self._bounds.watch(held)
-        try:
-            with pause.pausing(held), self._bounds.saying_why(), self._figures.postponing():
-                self._ending.send(held)
-        except pause.GivenUp:
-            self._go_back_to_rounds()
-            self._figures.raise_postponed()
-            return False
-        try:
-            self._figures.report(at_once=True)
-            self._figures.raise_postponed()  # not before: it is done, whatever the caller's function says
-        finally:
-            self._life.end(None)
-        return True
-
-    def _make_pause(self) -> pause.Pause:
-        return pause.Pause(
-            self._block.sent_disks(),
-            self._bounds.watchdog,
-            clock=self._clock,
-            bound=self.parameters.downtime_bound,
-            cut=self._bounds.reach_in_pause,
-            reset=self._connection.abort,
-            may_be_complete=self._ending.may_be_complete,
-        )
-
-    def _go_back_to_rounds(self) -> None:
-        """Go on after a pause that was given up."""
-        self._block.leave_last_round()
-        self._connection.f.set_rate_limit(int(self.parameters.max_bandwidth))
-        self._bounds.count_given_up()
-        self._figures.enter("active")
 
     def cancel(self) -> None:
         """End the migration as soon as possible: whatever it does next raises :class:`~blkmig.errors.Cancelled`.

@@ -65,6 +65,11 @@ class Questions:
         if self._connection.return_path is not None:
             state.send_ping(self._connection.f, ASK_TREES)
 
+    def look(self) -> None:
+        """Raise if the caller cancels, or if the target has ended the migration. Does not wait."""
+        self._connection.check_cancelled()
+        self.check_target()
+
     def check_target(self) -> None:
         """Raise if the target has ended the migration: before the stream's end, its word is never one of success.
 

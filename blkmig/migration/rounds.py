@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The rounds of an outgoing migration: sections of about 100 ms, until it is time for the pause.
+
+::
+
+    until_ready ─ flush ahead ─ until_ready ─ send_this_one ─► the pause ─ given up ─► finish_this_one ─┐
+        ▲                                                                                               │
+        └───────────────────────────────────────────────────────────────────────────────────────────────┘
+
+`convergence` decides when it is time; here sections are sent and rounds are counted. Migration thread only.
+"""
+
+from __future__ import annotations
+
+from .. import block, savevm, stats
+from . import bounds, connection, convergence, figures, life, questions
+
+
+class Rounds:
+    """Sends the sections of one migration, of the bulk phase and of each round."""
+
+    def __init__(
+        self,
+        handlers: block.BlockSaveHandlers,
+        save_state: savevm.SaveState,
+        link: connection.Connection,
+        asked: questions.Questions,
+        measured: figures.Figures,
+        judge: convergence.Convergence,
+        limits: bounds.Bounds,
+        states: life.Life,
+    ) -> None:
+        # Set here, then read-only.
+        self._block = handlers
+        self._savevm = save_state
+        self._connection = link
+        self._questions = asked
+        self._figures = measured
+        self._convergence = judge
+        self._bounds = limits
+        self._life = states
+
+    def until_ready(self) -> None:
+        """Send sections until it is time for the pause. Raises what `Convergence.is_ready` raises. Blocks."""
+        while not self._is_ready():
+            self.iterate()
+
+    def _is_ready(self) -> bool:
+        with self._bounds.saying_why():
+            self._connection.check_cancelled()
+            return self._convergence.is_ready()
+
+    def iterate(self) -> None:
+        """Send one section, and close the round that ends with it. Blocks for channel, disks and rate limit."""
+        self._life.require("active")
+        with self._bounds.saying_why():
+            if self.send_section():
+                self._round_ended()
+        self._figures.report()
+
+    def send_section(self) -> bool:
+        """Send one section; return whether a round has ended with it."""
+        self._figures.section_begins()
+        f = self._connection.f
+        f.wait_rate_limit()
+        with self._connection.explaining_errors():
+            self._savevm.state_iterate(f)
+        self._questions.look()
+        if self._block.base.has_ended():
+            self._questions.await_base_checked(self._savevm)
+        return self._figures.section_ended()
+
+    def _round_ended(self) -> None:
+        """Close the round in the statistics, tell the caller, and begin the next one."""
+        ended = self._figures.close_round()
+        is_worth_telling = self._convergence.round_ended(ended)
+        if is_worth_telling:
+            pending, threshold = self._figures.pending(), self._convergence.threshold_size()
+            self._figures.notify(stats.RoundEnded(self._figures.elapsed(), ended, pending, threshold))
+        self._figures.begin_round(self._block.blk_mig.round_dirty_bytes)
+
+    def shorten_the_pause(self) -> None:
+        """Send what this round has while the writers run, if little is left; the pause then sends the next one only.
+
+        Else the pause would send this round, too, and what is dirtied while that is fetched. As rounds do not get
+        shorter any more, the next one has as much as this one: at most half of the limit.
+        """
+        if self._convergence.switchover_requested:
+            return
+        if not 0 < self._figures.pending() <= self._convergence.threshold_size() // 2:
+            return
+        self._send_this_one()
+        if self._figures.pending() > self._convergence.threshold_size():
+            self.until_ready()
+
+    def _send_this_one(self) -> None:
+        """Send what this round has, and leave it to the pause to ask what the next one has."""
+        self._block.blk_mig.is_last_round = True
+        while not self._block.is_round_over():
+            self.iterate()
+        self._block.blk_mig.is_last_round = False
+
+    def finish_this_one(self) -> None:
+        """Send the part of the last round that the pause, which was given up, has left."""
+        number = self._block.blk_mig.round_number
+        while self._block.blk_mig.round_number == number:
+            self.iterate()
