@@ -12,7 +12,7 @@ from .. import disk, params, paths, stats
 from ..sources import together
 from . import asked, figures
 from . import targets as load_targets
-from .incoming import IncomingMigration, OnProgress
+from .incoming import IncomingMigration
 from .outgoing import OutgoingMigration
 
 
@@ -67,7 +67,7 @@ def incoming(
     *,
     into: str | os.PathLike[str] | None = None,
     by_index: Mapping[int, load_targets.Target] | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: figures.OnProgress | None = None,
 ) -> IncomingMigration:
     """Return a migration that comes in on `uri`, to be run in a ``with``; see :class:`IncomingMigration`."""
     targets = {} if targets is None else targets
@@ -80,7 +80,7 @@ def receive(
     *,
     into: str | os.PathLike[str] | None = None,
     by_index: Mapping[int, load_targets.Target] | None = None,
-    on_progress: OnProgress | None = None,
+    on_progress: figures.OnProgress | None = None,
     **parameters: Any,
 ) -> stats.IncomingStatistics:
     """Receive the disks of one migration and return the statistics. Blocks until everything is on stable storage.

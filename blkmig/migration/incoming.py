@@ -11,12 +11,9 @@ from types import TracebackType
 from typing import Self
 
 from .. import block, channel, errors, params, savevm, stats
-from . import admission, announcement, basecheck, farewell, heartbeat, outlook, questions, verdict
+from . import admission, announcement, basecheck, farewell, figures, questions, received, safekeeping, verdict
 from . import targets as load_targets
 from .announcement import Announcement
-
-OnProgress = Callable[[stats.Event], None]
-PROGRESS_SECONDS = 0.1
 
 
 class IncomingMigration:
@@ -34,26 +31,21 @@ class IncomingMigration:
         *,
         into: str | os.PathLike[str] | None = None,
         by_index: Mapping[int, load_targets.Target] | None = None,
-        on_progress: OnProgress | None = None,
+        on_progress: figures.OnProgress | None = None,
         observer: savevm.StreamObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.parameters = parameters or params.IncomingParameters()
-        self.stats = stats.IncomingStatistics()
         self.savevm = savevm.SaveState()
+        self._block = block.BlockLoadHandlers(self._open)
+        self._figures = received.IncomingFigures(self._block, on_progress, clock)
+        self.stats = self._figures.stats
         self._targets = load_targets.TargetSet(targets, self.parameters, self.stats, into=into, by_index=by_index)
         self._buffers, self._room = block.LoadBuffers(), block.CoverageRoom()
-        self._block = block.BlockLoadHandlers(self._open)
         for name in block.FORMATS:
             self.savevm.register_savevm_live(name, 0, 1, self._block)
         self._requested_uri = uri
-        self._on_progress = on_progress
         self._observer = observer
-        self._clock = clock
-        self._started = 0.0
-        self._last_report = 0.0
-        self._rate = outlook.Rate()
-        self._phase: stats.ReceivingPhase = "bulk"
         self._stack = contextlib.ExitStack()
         self._listener: channel.Listener | None = None
         self._f: channel.InputQEMUFile | None = None
@@ -88,22 +80,22 @@ class IncomingMigration:
         assert self._listener is not None
         if self.stats.status != "none":
             raise errors.StateError("a migration comes in once", state=self.stats.status, required="none")
-        self._set_status("setup")
+        self._figures.set_status("setup")
         try:
             self._check_cancelled()
             self._f = f = self._accept(self._listener)
             self._stack.callback(f.abort)
-            self._started = self._clock()
-            self._set_status("active")
+            self._figures.begin(f)
+            self._figures.set_status("active")
             self._check_cancelled()
             with self._targets:
                 self._load(f)
         except BaseException as error:
             cancelled = isinstance(error, errors.Cancelled) or not isinstance(error, Exception)
             with errors.keeping(error):
-                self._set_status("cancelled" if cancelled else "failed")
+                self._figures.set_status("cancelled" if cancelled else "failed")
             raise
-        self._set_status("completed")
+        self._figures.set_status("completed")
         return self.stats
 
     def cancel(self) -> None:
@@ -131,7 +123,6 @@ class IncomingMigration:
         The source's guest may stand still until our word comes. So nothing that grows with the disks is done before
         that but to bring to stable storage what is not there yet: what was written is read back afterwards.
         """
-        self._block.on_progress = self._report if self._on_progress is not None else None
         self._block.on_described = lambda *counts: self._targets.check_counts(*counts, position=f.position)
         self._block.on_sizes = self._targets.check_announced
         answers: dict[int, int | savevm.Hello] = {questions.ASK_TREES: questions.KNOWS_TREES}
@@ -145,12 +136,12 @@ class IncomingMigration:
         try:
             stream = loader.loadvm()
             announced = self._judge(stream)
-            self._make_durable(loader)
+            safekeeping.make_durable(self._targets, loader, self._check_cancelled)
             self._check_cancelled()
-            self._set_totals(f)
+            self._figures.set_totals()
             verifies_later = self.parameters.verify and loader.is_awaited
             if self.parameters.verify and not verifies_later:
-                self._verify(announced, is_told=False)
+                safekeeping.verify(self._targets, announced, self._check_cancelled, is_told=False)
             if not verifies_later:
                 self._targets.close()  # whoever waits for our word may open the disks the moment it comes
             self._targets.publish()
@@ -166,7 +157,7 @@ class IncomingMigration:
             raise
         self._targets.confirm()
         if verifies_later:
-            self._verify(announced, is_told=True)
+            safekeeping.verify(self._targets, announced, self._check_cancelled, is_told=True)
         f.close()
 
     def _open(self, name: str, position: int) -> block.BlkLoadDevice:
@@ -185,13 +176,12 @@ class IncomingMigration:
     def _flush(self, number: int, loader: savevm.LoadVM) -> None:
         """Bring everything to stable storage, because the source wants to know before it ends its stream."""
         if loader.is_awaited:
-            self._make_durable(loader)
+            safekeeping.make_durable(self._targets, loader, self._check_cancelled)
             loader.way_back.ready(number)
 
     def _judge(self, stream: savevm.LoadedStream) -> Announcement:
         """Check that everything came, and give the disks their sizes; return what the stream says of them."""
-        self._phase = "storing"
-        self._report(at_once=True)
+        self._figures.all_has_come()
         section = stream.section(self._block.format or "block")
         if section is None:
             raise errors.IncompleteMigration(
@@ -226,65 +216,7 @@ class IncomingMigration:
                 self._open(name, position)
         return self._targets.devices
 
-    def _make_durable(self, loader: savevm.LoadVM) -> None:
-        """Flush all disks, with signs of life to a source that waits for our word."""
-        with heartbeat.Heartbeat(loader.beat) if loader.is_awaited else contextlib.nullcontext() as beats:
-            for device in self._targets.devices:
-                self._check_cancelled()
-                device.backend.flush()
-                if beats is not None:
-                    beats.done += 1
-
-    def _verify(self, announced: Announcement, *, is_told: bool) -> None:
-        """Read everything back. The source may have had our word, which is that all is on stable storage, no more."""
-        try:
-            verdict.verify_digests(self._targets.devices, announced, self._check_cancelled)
-            self._targets.close()
-        except errors.MigrationError as error:
-            if is_told:
-                error.add_note(
-                    "the source was told before that everything is on stable storage; if the disk has moved, look at "
-                    "the source's copy before anything else writes either"
-                )
-            raise
-
-    # -- figures -----------------------------------------------------------------------------------------------------
-
-    def _set_totals(self, f: channel.InputQEMUFile) -> None:
-        """Copy the counters to where others read them."""
-        self.stats.transferred, self.stats.format = f.position, self._block.format
-        self.stats.percent = self._block.percent
-        self.stats.total_time = self._clock() - self._started
-
-    def _report(self, *, at_once: bool = False) -> None:
-        """Tell the caller how far it is: at once, or at most ten times a second."""
-        now = self._clock()
-        if self._on_progress is None or self._f is None or (now - self._last_report < PROGRESS_SECONDS and not at_once):
-            return
-        self._last_report = now
-        self._set_totals(self._f)
-        self._rate.add(now, self.stats.transferred)
-        disks, percent, elapsed = self.stats.disks.values(), self.stats.percent, now - self._started
-        self._on_progress(
-            stats.Received(
-                elapsed=elapsed,
-                transferred=self.stats.transferred,
-                blocks=sum(disk.blocks for disk in disks),
-                zero_blocks=sum(disk.zero_blocks for disk in disks),
-                percent=percent,
-                bandwidth=self._rate.per_second,
-                time_left=outlook.time_to_come(elapsed, percent),
-                phase="dirty" if self._phase == "bulk" and percent == 100 else self._phase,
-            )
-        )
-
     def _check_cancelled(self) -> None:
         """Raise if somebody has cancelled."""
         if self._cancel_requested:
             raise errors.Cancelled("the migration was cancelled; its targets are incomplete")
-
-    def _set_status(self, status: stats.Status) -> None:
-        """Enter a state and tell the caller."""
-        self.stats.status, self.stats.format = status, self._block.format
-        if self._on_progress is not None:
-            self._on_progress(stats.StatusChanged(self._clock() - self._started if self._started else 0.0, status))

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The figures of an incoming migration: its statistics, and what the caller is told of them while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .. import block, channel, stats
+from . import figures, outlook
+
+PROGRESS_SECONDS = 0.1
+
+
+class IncomingFigures:
+    """The figures of what `handlers` load. All of it belongs to the thread that loads."""
+
+    def __init__(
+        self, handlers: block.BlockLoadHandlers, on_progress: figures.OnProgress | None, clock: Callable[[], float]
+    ) -> None:
+        # Set here, then read-only.
+        self.stats = stats.IncomingStatistics()
+        self._block = handlers
+        self._on_progress = on_progress
+        self._clock = clock
+        self._f: channel.InputQEMUFile | None = None
+        self._started = 0.0
+        self._last_report = 0.0
+        self._rate = outlook.Rate()
+        self._phase: stats.ReceivingPhase = "bulk"
+
+    def begin(self, f: channel.InputQEMUFile) -> None:
+        """Count from now on what comes in `f`."""
+        self._f, self._started = f, self._clock()
+        self._block.on_progress = self._report if self._on_progress is not None else None
+
+    def all_has_come(self) -> None:
+        """Tell the caller that the stream is at its end; what follows is to bring it to stable storage."""
+        self._phase = "storing"
+        self._report(at_once=True)
+
+    def set_totals(self) -> None:
+        """Copy the counters to where others read them."""
+        assert self._f is not None
+        self.stats.transferred, self.stats.format = self._f.position, self._block.format
+        self.stats.percent = self._block.percent
+        self.stats.total_time = self._clock() - self._started
+
+    def _report(self, *, at_once: bool = False) -> None:
+        """Tell the caller how far it is: at once, or at most ten times a second."""
+        now = self._clock()
+        if self._on_progress is None or (now - self._last_report < PROGRESS_SECONDS and not at_once):
+            return
+        self._last_report = now
+        self.set_totals()
+        self._rate.add(now, self.stats.transferred)
+        disks, percent, elapsed = self.stats.disks.values(), self.stats.percent, now - self._started
+        self._on_progress(
+            stats.Received(
+                elapsed=elapsed,
+                transferred=self.stats.transferred,
+                blocks=sum(disk.blocks for disk in disks),
+                zero_blocks=sum(disk.zero_blocks for disk in disks),
+                percent=percent,
+                bandwidth=self._rate.per_second,
+                time_left=outlook.time_to_come(elapsed, percent),
+                phase="dirty" if self._phase == "bulk" and percent == 100 else self._phase,
+            )
+        )
+
+    def set_status(self, status: stats.Status) -> None:
+        """Enter a state and tell the caller."""
+        self.stats.status, self.stats.format = status, self._block.format
+        if self._on_progress is not None:
+            self._on_progress(stats.StatusChanged(self._clock() - self._started if self._started else 0.0, status))

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Everything that came is brought to stable storage, and read back from there where that is asked for."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+from .. import errors, savevm
+from . import heartbeat, targets, verdict
+from .announcement import Announcement
+
+
+def make_durable(came: targets.TargetSet, loader: savevm.LoadVM, check_cancelled: Callable[[], None]) -> None:
+    """Flush all disks, with signs of life to a source that waits for our word. Blocks."""
+    with heartbeat.Heartbeat(loader.beat) if loader.is_awaited else contextlib.nullcontext() as beats:
+        for device in came.devices:
+            check_cancelled()
+            device.backend.flush()
+            if beats is not None:
+                beats.done += 1
+
+
+def verify(
+    came: targets.TargetSet, announced: Announcement, check_cancelled: Callable[[], None], *, is_told: bool
+) -> None:
+    """Read everything back, and close the targets. The source may have had our word (`is_told`), which is that all is
+    on stable storage, no more. Blocks."""
+    try:
+        verdict.verify_digests(came.devices, announced, check_cancelled)
+        came.close()
+    except errors.MigrationError as error:
+        if is_told:
+            error.add_note(
+                "the source was told before that everything is on stable storage; if the disk has moved, look at "
+                "the source's copy before anything else writes either"
+            )
+        raise
