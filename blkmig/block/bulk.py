@@ -11,7 +11,7 @@ import logging
 import time
 
 from .. import _core, _output, channel, errors, params
-from . import device, digests, send, state
+from . import device, digests, holes, send, state
 
 logger = logging.getLogger(__name__)
 MAX_RUN_BLOCKS = 64
@@ -33,8 +33,9 @@ def find_bulk_device(blk_mig: state.BlkMigState) -> device.BlkMigDevState | None
 def save_device_bulk(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState) -> bool:
     """Do one step of a disk's bulk phase: pass over what is not sent, then send holes, then data as was decided.
 
-    Data is a run of blocks that leaves at once, or one block that is submitted. The caller knows that there is room for
-    a read. False: blocks have left, or the time is over, so nothing more should be submitted now.
+    Data is a run of blocks that leaves at once, or one block that is submitted, maybe without its holes. The caller
+    knows that there is room for a read. False: blocks have left, or the time is over, so nothing more should be
+    submitted now.
     """
     if bmds.shared_base:
         if not skip_unallocated(blk_mig, bmds):
@@ -52,9 +53,9 @@ def save_device_bulk(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds
         return False
     block = bmds.cur_sector // _core.SECTORS_PER_BLOCK
     blk = blk_mig.reads.get()
-    bmds.dirty_bitmap.take_block(block)  # before the read: a write that races it marks the block again
+    pack = holes.take(blk_mig, bmds, block)  # before the read: a write that races it marks the block again
     blk.bulk_sectors = advance(bmds, 1)
-    send.submit(blk_mig, bmds, block, blk)
+    send.submit(blk_mig, bmds, block, blk, pack)
     return True
 
 

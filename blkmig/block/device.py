@@ -81,9 +81,14 @@ class BlkMigDevState:
     """The extent that the top layer holds, as the disk named it last: inside it nobody asks again."""
 
     @property
+    def goes_whole(self) -> bool:
+        """Whether blocks only go as a whole, however little of one is dirty, or is data."""
+        return self.whole_from == 1
+
+    @property
     def granule(self) -> int:
         """Return how many bytes one write makes dirty at least."""
-        return _core.BLOCK_SIZE if self.whole_from == 1 else self.dirty_bitmap.granularity
+        return _core.BLOCK_SIZE if self.goes_whole else self.dirty_bitmap.granularity
 
     def dirty_bytes(self, *, stop_block: int | None = None) -> int:
         """Return the bytes that the marks of all blocks, or of those below `stop_block`, would have to be sent."""
@@ -126,7 +131,7 @@ class BlkMigBlock:
     offset: int = 0
     nbytes: int = 0
     pack: Pack | None = None
-    """What it is of several blocks; None for a whole block."""
+    """What it is of one or several blocks; None for a whole block."""
 
     nblocks: int = 1
     """How many blocks, from `block` on, count as being read while it is."""

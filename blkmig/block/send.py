@@ -35,9 +35,16 @@ def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.
 def send_pack(
     blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState, blk: device.BlkMigBlock
 ) -> None:
-    """Send the pack in `blk` as one record; its bytes are copied, whatever becomes of those of blocks. May block."""
+    """Send the pack in `blk` as one record; its bytes are copied, whatever becomes of those of blocks. May block.
+
+    In the bulk phase it holds the data of a block, whose holes are said before.
+    """
     pack = blk.pack
     assert pack is not None
+    if blk.bulk_sectors:
+        send_zero_run(blk_mig, f, bmds, blk.block, 1)
+        if _core.buffer_is_zero(blk.buf.data[: pack.nbytes]):
+            return
     blk_mig.last_sent = bmds, blk.block
     f.put_pack(wire.FLAG_PACK, bmds.name, pack.extents, blk.buf)
     bmds.packs.add(

@@ -16,7 +16,7 @@ import pytest
 import sim
 
 from blkmig import params
-from blkmig.block import BlockSaveHandlers, bulk, reads, save, send
+from blkmig.block import BlockSaveHandlers, bulk, holes, reads, save, send
 
 MIB = sim.MIB
 SIZES = (512, 1000, MIB - 512, MIB, MIB + 512, 5 * MIB // 2, 4 * MIB, 5 * MIB + 1536)
@@ -127,13 +127,27 @@ def read_then_clear(blk_mig: Any, bmds: Any, block: int, blk: Any, pack: Any = N
     bmds.dirty_bitmap.take_blocks(block, blk.nblocks)
 
 
-original_submit = send.submit
+def ask_in_a_block_then_clear(blk_mig: Any, bmds: Any, block: int) -> Any:
+    """Look for holes within a block the wrong way round."""
+    pack = original_take(blk_mig, bmds, block)
+    bmds.backend.step()
+    bmds.dirty_bitmap.take_block(block)
+    return pack
+
+
+original_submit, original_take = send.submit, holes.take
 
 
 @pytest.mark.parametrize(
-    ("module", "name", "wrong"), [(bulk, "take_hole", ask_then_clear), (send, "submit", read_then_clear)]
+    ("module", "name", "wrong", "packs"),
+    [
+        (bulk, "take_hole", ask_then_clear, False),
+        (bulk, "take_hole", ask_then_clear, True),
+        (send, "submit", read_then_clear, False),
+        (send, "submit", read_then_clear, True),
+        (holes, "take", ask_in_a_block_then_clear, True),
+    ],
 )
-@pytest.mark.parametrize("packs", [False, True])
 def test_a_wrong_order_is_noticed(
     monkeypatch: pytest.MonkeyPatch, module: Any, name: str, wrong: Any, packs: bool
 ) -> None:
