@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from .. import block, errors, savevm
-from . import farewell
+from . import farewell, heartbeat
 from . import targets as load_targets
 
 Open = Callable[[str, int], block.BlkLoadDevice]
@@ -21,27 +21,30 @@ def admit(
     position: int,
     targets: load_targets.TargetSet,
     open_device: Open,
-    reply: Callable[[Sequence[savevm.Refusal]], None],
+    loader: savevm.LoadVM,
 ) -> dict[bytes, block.BlkLoadDevice]:
-    """Open the target of each disk of the table at `position`, `reply`, and return the targets by name. Blocks.
+    """Open the target of each disk of the table at `position`, reply, and return the targets by name. Blocks.
 
     A disk of no bytes needs no target. Raises the error of the first disk that is refused, with notes for the others.
     """
     admitted: dict[bytes, block.BlkLoadDevice] = {}
     refused: list[tuple[int, errors.MigrationError]] = []
-    for index, entry in enumerate(table):
-        if not entry.size and not targets.is_wanted(entry.label):
-            continue
-        try:
-            admitted[entry.name] = open_device(entry.label, position)
-        except errors.Cancelled:
-            raise
-        except errors.MigrationError as error:
-            refused.append((index, error))
+    with heartbeat.Heartbeat(loader.beat) as beats:
+        for index, entry in enumerate(table):
+            if not entry.size and not targets.is_wanted(entry.label):
+                continue
+            beats.done = index
+            beats.text = f"the target of disk {entry.label!r} is opened ({index + 1} of {len(table)})"
+            try:
+                admitted[entry.name] = open_device(entry.label, position)
+            except errors.Cancelled:
+                raise
+            except errors.MigrationError as error:
+                refused.append((index, error))
     if not refused:
         targets.check_names()
         targets.want_room()
-    reply([_refusal(index, error, table[index].label) for index, error in refused])
+    loader.way_back.reply([_refusal(index, error, table[index].label) for index, error in refused])
     if refused:
         raise _as_one([error for _, error in refused])
     return admitted

@@ -17,10 +17,10 @@ from . import heartbeat
 class BaseCheck:
     """Compares targets with what a stream says of their bases. For the thread that loads it.
 
-    `beat` is called about every second, with a number that grows, `look` before each block, and may raise.
+    `beat` is called about every second, with a number that grows and a text, `look` before each block, and may raise.
     """
 
-    def __init__(self, beat: Callable[[int], None], look: Callable[[], None]) -> None:
+    def __init__(self, beat: Callable[[int, str], None], look: Callable[[], None]) -> None:
         self._beat = beat
         self._look = look
         self._blocks = 0
@@ -41,7 +41,7 @@ class BaseCheck:
         now = time.monotonic()
         if now - self._beaten >= heartbeat.BEAT_SECONDS:
             self._beaten = now
-            self._beat(self._blocks)
+            self._beat(self._blocks, f"the base is compared, {self._blocks} blocks so far")
 
 
 def _wrong_base(name: str, geometry: disk.BlockGeometry, run: block.BaseRun) -> errors.WrongBase:

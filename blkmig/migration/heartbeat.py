@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Signs of life for a source that waits for the word: PONGs on the return path while the disks are flushed.
+"""Signs of life for a source that waits: on the return path, while targets are opened or flushed.
 
 ::
 
-    loading thread   EOF ─ with Heartbeat: flush all disks ─────────── the word (SHUT) or the reason
-    heartbeat thread       PONG n   PONG n   PONG n+1  ...  (joined)
+    loading thread   TABLE ─ with Heartbeat: open all disks ─ REPLY ─ ... EOF ─ with Heartbeat: flush them ─ the word
+    heartbeat thread         ALIVE   ALIVE   ALIVE  (joined)                    ALIVE   ALIVE  (joined)
+
+Who has not asked for ALIVE gets PONG, with a number.
 
 The two never use the return path at once: it is the heartbeat's from entering the ``with`` to leaving it. A beat never
 waits: where the link does not take it, it is left out. So the thread ends within a moment of being told to.
@@ -25,17 +27,19 @@ BEAT_SECONDS = 1.0
 
 
 class Heartbeat:
-    """Calls `beat` with `done` every second for the length of a ``with``, on a thread of its own.
+    """Calls `beat` with `done` and `text` every second for the length of a ``with``, on a thread of its own.
 
-    The loading thread counts in `done` what it has done, for a source that wants to see progress. `beat` must not
-    block. An error of `beat` ends the beats without a word: whoever uses the link next meets it.
+    The loading thread counts in `done` what it has done, and says in `text` what it is at, for a source that wants to
+    see progress. `beat` must not block. An error of `beat` ends the beats without a word: whoever uses the link next
+    meets it.
     """
 
-    def __init__(self, beat: Callable[[int], None]) -> None:
+    def __init__(self, beat: Callable[[int, str], None]) -> None:
         self._beat = beat
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
         self.done = 0
+        self.text = ""
 
     def __enter__(self) -> Self:
         """Start the thread; without one to be had there are no signs of life."""
@@ -56,4 +60,4 @@ class Heartbeat:
     def _run(self) -> None:
         with contextlib.suppress(errors.MigrationError):
             while not self._ended.wait(BEAT_SECONDS):
-                self._beat(self.done)
+                self._beat(self.done, self.text)

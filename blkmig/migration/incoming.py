@@ -125,8 +125,8 @@ class IncomingMigration:
         """
         self._block.on_described = lambda *counts: self._targets.check_counts(*counts, position=f.position)
         self._block.on_sizes = self._targets.check_announced
-        answers: dict[int, int | savevm.Hello] = {questions.ASK_TREES: questions.KNOWS_TREES}
-        answers[savevm.ASK] = savevm.Hello(abilities=savevm.OURS)
+        answers: dict[int, savevm.Answer] = {questions.ASK_TREES: questions.KNOWS_TREES}
+        answers |= {savevm.ASK: savevm.Hello(abilities=savevm.OURS), savevm.ASK_ALIVE: savevm.Alive()}
         loader = savevm.LoadVM(self.savevm, f, observer=self._observer, answers=answers)
         self._block.on_table = lambda table, position: self._admit(table, position, loader)
         self._block.on_flush = lambda number: self._flush(number, loader)
@@ -171,7 +171,7 @@ class IncomingMigration:
     ) -> Mapping[bytes, block.BlkLoadDevice]:
         """Open the targets of all disks of a section ``blkmig``, and tell the source."""
         self._targets.announced = self._block.sizes
-        return admission.admit(table, position, self._targets, self._open, loader.way_back.reply)
+        return admission.admit(table, position, self._targets, self._open, loader)
 
     def _flush(self, number: int, loader: savevm.LoadVM) -> None:
         """Bring everything to stable storage, because the source wants to know before it ends its stream."""

@@ -5,6 +5,7 @@
 
     which section?           PING                      HELLO, or PONG
     digests as a tree?       PING                      PONG, at any time before the pause
+    are you alive?           PING                      ALIVE, again and again while something takes long
     do you take the disks?   TABLE                     REPLY
     is it the same base?     PING                      PONG
     have you everything?     PING, in blkmig FLUSH     PONG, in blkmig READY
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from .. import block, channel, errors, savevm
 from . import connection, reasons
@@ -45,8 +46,15 @@ BARRIER_PING = 0x656E6400
 class Questions:
     """The questions to the target of `link`, which gets what `handlers` send."""
 
-    def __init__(self, link: connection.Connection, handlers: block.BlockSaveHandlers) -> None:
+    def __init__(
+        self,
+        link: connection.Connection,
+        handlers: block.BlockSaveHandlers,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         # Set here, then read-only.
+        self._clock = clock
         self._connection = link
         self._block = handlers
         # Migration thread only.
@@ -92,17 +100,26 @@ class Questions:
                     return None
         return None
 
+    def ask_for_signs_of_life(self, state: savevm.SaveState) -> None:
+        """Ask a target that has said HELLO to say ALIVE while something takes long; an older one does not know it."""
+        with self._connection.explaining_errors():
+            state.send_ping(self._connection.f, savevm.ASK_ALIVE)
+
     def await_reply(self) -> None:
         """Wait for the target to take the disks of a section ``blkmig``; a one-way channel has no answer. Blocks.
 
-        Raises :class:`~blkmig.errors.TargetFailed` if it refuses some. It has changed nothing then.
+        A target that takes its time says so, and then has ten times as long. Raises
+        :class:`~blkmig.errors.TargetFailed` if it refuses some. It has changed nothing then.
         """
         path = self._connection.return_path
         if path is None or self._block.format != "blkmig":
             return
         doing, idle, self._is_reply_due = "waiting for the target to take the disks", path.idle_timeout, True
+        longest, alive = idle * savevm.PATIENCE, None
         with self._connection.losing(doing):
-            for _, value in self._heard_within(idle or math.inf):
+            for _, value in self._heard_within(idle or math.inf, longest=longest):
+                if isinstance(value, savevm.Alive):
+                    alive = value
                 if isinstance(value, savevm.Reply):
                     self._is_reply_due = False
                     if not value.refusals:
@@ -110,6 +127,8 @@ class Questions:
                     self._connection.has_target_failed = True
                     raise reasons.refused(value.refusals, self._block.table, path.position)
             why = f"it has not said within {idle:g} s whether it does (--idle-timeout)"
+            if alive is not None:
+                why += f", or within {longest:g} s with signs of life; the last one: {alive.text}"
             raise errors.ChannelTimeout(doing, uri=self._connection.uri, cause=why)
 
     def begin_barrier(self, state: savevm.SaveState) -> None:
@@ -158,16 +177,23 @@ class Questions:
             while (heard := self._read_before_end(path)) != (savevm.MIG_RP_MSG_PONG, BASE_PING):
                 patience.heard(heard[1])
 
-    def _heard_within(self, seconds: float) -> Iterator[Message]:
-        """Yield the messages that come within `seconds`, however many; a half one that stands still is an error."""
+    def _heard_within(self, seconds: float, *, longest: float = 0.0) -> Iterator[Message]:
+        """Yield the messages that come within `seconds`, however many; a half one that stands still is an error.
+
+        After an ALIVE it is `seconds` anew, but `longest` at most together.
+        """
         path = self._connection.return_path
         assert path is not None
-        idle, end = path.idle_timeout, time.monotonic() + seconds
+        idle, begun = path.idle_timeout, self._clock()
+        end = begun + seconds
         try:
-            while (left := min(end - time.monotonic(), LONGEST_WAIT)) > 0:
+            while (left := min(end - self._clock(), LONGEST_WAIT)) > 0:
                 if path.wait_readable(left):
                     path.set_idle_timeout(max(left, LEAST_MESSAGE_SECONDS), first=left)
-                    yield self._read_before_end(path)
+                    message = self._read_before_end(path)
+                    if longest and isinstance(message[1], savevm.Alive):
+                        end = min(self._clock() + seconds, begun + longest)
+                    yield message
         finally:
             path.set_idle_timeout(idle, first=idle)
 

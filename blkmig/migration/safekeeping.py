@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 
 from .. import errors, savevm
@@ -13,12 +12,12 @@ from .announcement import Announcement
 
 def make_durable(came: targets.TargetSet, loader: savevm.LoadVM, check_cancelled: Callable[[], None]) -> None:
     """Flush all disks, with signs of life to a source that waits for our word. Blocks."""
-    with heartbeat.Heartbeat(loader.beat) if loader.is_awaited else contextlib.nullcontext() as beats:
-        for device in came.devices:
+    with heartbeat.Heartbeat(loader.beat) as beats:
+        for number, device in enumerate(came.devices, 1):
             check_cancelled()
+            beats.text = f"the target of disk {device.statistics.name!r} is flushed ({number} of {len(came.devices)})"
             device.backend.flush()
-            if beats is not None:
-                beats.done += 1
+            beats.done = number
 
 
 def verify(

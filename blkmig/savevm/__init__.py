@@ -6,6 +6,7 @@ Knows neither disks nor policy: what a section's payload holds is its handlers' 
 
 from __future__ import annotations
 
+from .commands import Answer
 from .configuration import Configuration
 from .container import QEMU_VM_FILE_MAGIC, QEMU_VM_SECTION_FOOTER, ContainerFormat, looks_like_footer
 from .handlers import SaveVMHandlers
@@ -25,10 +26,11 @@ from .return_path import (
 )
 from .savestate import SaveState
 from .stream import LoadedStream, SectionInfo, StreamObserver
-from .words import ASK, MIG_RP_MSG_READY, OURS, Ability, Failure, Hello, Refusal, Reply, Word
+from .words import ASK, ASK_ALIVE, MIG_RP_MSG_READY, OURS, Ability, Alive, Failure, Hello, Refusal, Reply, Word
 
 __all__ = [
     "ASK",
+    "ASK_ALIVE",
     "HEADER_NBYTES",
     "MIG_RP_MSG_PONG",
     "MIG_RP_MSG_READY",
@@ -39,6 +41,8 @@ __all__ = [
     "QEMU_VM_SECTION_FOOTER",
     "WRONG_BASE",
     "Ability",
+    "Alive",
+    "Answer",
     "Configuration",
     "ContainerFormat",
     "Failure",

@@ -16,6 +16,9 @@ from . import container, return_path, stream, words
 if TYPE_CHECKING:
     from ..channel import InputQEMUFile, OutputQEMUFile
 
+Answer = int | words.Hello | words.Alive
+"""What a PING is answered with: a PONG of this value, or a word."""
+
 MAX_COMMANDS: Final = 64
 """Commands that are counted one by one; QEMU knows a dozen."""
 
@@ -27,7 +30,7 @@ class Commands:
     """
 
     def __init__(
-        self, f: InputQEMUFile, observer: stream.StreamObserver, answers: Mapping[int, int | words.Hello]
+        self, f: InputQEMUFile, observer: stream.StreamObserver, answers: Mapping[int, Answer]
     ) -> None:
         self._f = f
         self._answers = answers
@@ -36,6 +39,7 @@ class Commands:
         self._return_path: OutputQEMUFile | None = None  # while the source waits for `finish`
         self._told: OutputQEMUFile | None = None  # the same, afterwards
         self._has_said_hello = False
+        self._has_said_alive = False
 
     def get(self, position: int, *, in_package: bool) -> int | None:
         """Read the rest of the command at `position`; return how long the package is that follows, if it is one."""
@@ -58,10 +62,13 @@ class Commands:
             f.skip(nbytes, is_payload=False)
         return None
 
-    def _answer(self, f: OutputQEMUFile, answer: int | words.Hello) -> None:
+    def _answer(self, f: OutputQEMUFile, answer: Answer) -> None:
         if isinstance(answer, words.Hello):
             self._has_said_hello = True
             return_path.send_message(f, words.MIG_RP_MSG_HELLO, answer.encode())
+        elif isinstance(answer, words.Alive):
+            self._has_said_alive = True
+            return_path.send_message(f, words.MIG_RP_MSG_ALIVE, answer.encode())
         else:
             return_path.send_pong(f, answer)
 
@@ -83,10 +90,14 @@ class Commands:
         """Whether the source waits for `finish`."""
         return self._return_path is not None
 
-    def beat(self, value: int) -> None:
-        """Send a sign of life, unless the link is full."""
+    def beat(self, value: int, text: str = "") -> None:
+        """Send a sign of life, unless the link is full: ALIVE with `text` to who has asked for it, else PONG."""
         f = self._return_path
-        if f is not None and f.is_writable():
+        if f is None or not f.is_writable():
+            return
+        if self._has_said_alive:
+            return_path.send_message(f, words.MIG_RP_MSG_ALIVE, words.Alive(text).encode())
+        else:
             return_path.send_pong(f, value % (1 << 32))
 
     def reply(self, refusals: Sequence[words.Refusal]) -> None:

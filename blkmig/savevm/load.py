@@ -40,7 +40,7 @@ class LoadVM:
         f: InputQEMUFile,
         *,
         observer: stream.StreamObserver | None = None,
-        answers: Mapping[int, int | words.Hello] | None = None,
+        answers: Mapping[int, commands.Answer] | None = None,
     ) -> None:
         """Load from `f` into the sections that are registered in `state`.
 
@@ -81,12 +81,13 @@ class LoadVM:
         """Whether the source waits for `finish`."""
         return self._commands.is_awaited
 
-    def beat(self, value: int) -> None:
-        """Send a sign of life to a source that waits for `finish`: PONG with `value`, unless the link is full.
+    def beat(self, value: int, text: str = "") -> None:
+        """Send a sign of life to a source that waits for `finish`, unless the link is full: what this end is at, in
+        words if the source takes them, else PONG with `value`.
 
         Does not block. Another thread may call it, as long as nobody else uses this object.
         """
-        self._commands.beat(value)
+        self._commands.beat(value, text)
 
     @property
     def way_back(self) -> commands.Commands:

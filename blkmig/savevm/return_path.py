@@ -101,6 +101,9 @@ def read_message(f: InputQEMUFile) -> tuple[int, int | words.Word | None]:
         return kind, words.parse_reply(f.get_buffer(length), position)
     if kind == words.MIG_RP_MSG_ERROR:
         return kind, words.parse_error(f.get_buffer(length), position)
+    if kind == words.MIG_RP_MSG_ALIVE:
+        # Byte by byte, as numbers: what is got in one piece would count as progress, and this must not by itself.
+        return kind, words.parse_alive(bytes(f.get_byte() for _ in range(length)))
     if length == 4:
         return kind, f.get_be32()
     f.skip(length, is_payload=False)
@@ -126,7 +129,7 @@ def await_shut(
             return reason
         if kind == MIG_RP_MSG_PONG and on_pong is not None:
             on_pong()
-        patience.heard(value if isinstance(value, int) else None)
+        patience.heard(value if isinstance(value, int | words.Alive) else None)
 
 
 def find_reason(f: InputQEMUFile, seconds: float, *, clock: Callable[[], float] = time.monotonic) -> Reason | None:
@@ -190,6 +193,7 @@ class Patience:
             self._value, self._progressed = value, now
         longest = self._f.idle_timeout * PATIENCE
         if longest and now - self._progressed > longest:
-            why = f"it says that it is alive, and has got no further for {longest:g} s (10 times --idle-timeout)"
+            at = f" ({value.text})" if isinstance(value, words.Alive) and value.text else ""
+            why = f"it says that it is alive, and has got no further for {longest:g} s (10 times --idle-timeout){at}"
             raise errors.ChannelTimeout("waiting for the target's word", uri=self._f.uri, cause=why)
         self._f.payload_came()

@@ -7,9 +7,11 @@
     REPLY 0x8002   u16 count, { u16 index in the table, u32 errno, u16 n, n bytes of text } of each refusal
     READY 0x8003   u32 the number of the FLUSH
     ERROR 0x8004   u32 errno, u64 offset, u8 n, n bytes of the disk's name, u16 n, n bytes of text
+    ALIVE 0x8008   text: what the receiver is at
 
 A receiver says the first when the source asks for it, by a PING of the value `ASK`, and the others only if it has said
-the first. An errno of 0 is one that nobody knows. Texts come from another host, and are made printable here.
+the first; ALIVE only if the source has asked for that, too, by a PING of the value `ASK_ALIVE`. An errno of 0 is one
+that nobody knows. Texts come from another host, and are made printable here.
 """
 
 from __future__ import annotations
@@ -25,9 +27,13 @@ MIG_RP_MSG_HELLO: Final = 0x8001
 MIG_RP_MSG_REPLY: Final = 0x8002
 MIG_RP_MSG_READY: Final = 0x8003
 MIG_RP_MSG_ERROR: Final = 0x8004
+MIG_RP_MSG_ALIVE: Final = 0x8008
 
 ASK: Final = 0x626C6B32
 """The value of the PING that asks which versions of the section ``blkmig`` the receiver takes; others answer PONG."""
+
+ASK_ALIVE: Final = 0x616C6976
+"""The value of the PING that asks for signs of life in words; who knows none of them answers PONG."""
 
 VERSION: Final = 1
 """The version of the section that this blkmig speaks."""
@@ -53,6 +59,7 @@ OURS: Final = Ability(0)
 MAX_REFUSALS: Final = 256
 MAX_REFUSAL_TEXT: Final = 200
 MAX_ERROR_TEXT: Final = 1000
+MAX_ALIVE_TEXT: Final = 200
 
 _REFUSAL: Final = struct.Struct(">HIH")
 _ERROR: Final = struct.Struct(">IQB")
@@ -63,6 +70,7 @@ LENGTHS: Final = {
     MIG_RP_MSG_REPLY: (2, 2 + MAX_REFUSALS * (_REFUSAL.size + MAX_REFUSAL_TEXT)),
     MIG_RP_MSG_READY: (4, 4),
     MIG_RP_MSG_ERROR: (_ERROR.size + 2, _ERROR.size + 255 + 2 + MAX_ERROR_TEXT),
+    MIG_RP_MSG_ALIVE: (0, MAX_ALIVE_TEXT),
 }
 """Bytes of each message, at least and at most."""
 
@@ -127,7 +135,23 @@ class Failure:
         return _ERROR.pack(self.errno, offset, len(name)) + name + struct.pack(">H", len(text)) + text
 
 
-Word = Hello | Reply | Failure
+@dataclasses.dataclass(frozen=True, slots=True)
+class Alive:
+    """A sign of life of a receiver that takes its time: what it is at, "" if there is nothing to say."""
+
+    text: str = ""
+
+    def encode(self) -> bytes:
+        """Return the message's data; of a text that is too long, the beginning."""
+        return texts.cut(self.text, MAX_ALIVE_TEXT)
+
+
+Word = Hello | Reply | Failure | Alive
+
+
+def parse_alive(data: bytes) -> Alive:
+    """Return what an ALIVE says."""
+    return Alive(_text(data))
 
 
 def parse_reply(data: bytes, position: int) -> Reply:

@@ -32,6 +32,7 @@ MIB = lab.MIB
 
 PONG = [scripted.message(2, 7)]
 PONGS = [scripted.message(2, value) for value in range(1000)]
+ALIVE = [scripted.message(words.MIG_RP_MSG_ALIVE, words.Alive(text).encode()) for text in ("", "a", "b")]
 HELLO = [scripted.message(words.MIG_RP_MSG_HELLO, words.Hello(5, 6).encode())]
 TAKEN = scripted.message(words.MIG_RP_MSG_REPLY, words.Reply().encode())
 REFUSED = words.Reply((words.Refusal(1, 0, "no"),))
@@ -100,7 +101,7 @@ def test_chatter_instead_of_hello(tmp_path: Path, messages: list[bytes]) -> None
 
 
 @pytest.mark.parametrize("floods", [False, True])
-@pytest.mark.parametrize("messages", [PONG, PONGS, HELLO, NOT_READY])
+@pytest.mark.parametrize("messages", [PONG, PONGS, HELLO, NOT_READY, ALIVE])
 def test_chatter_instead_of_a_reply(tmp_path: Path, messages: list[bytes], floods: bool) -> None:
     begin: list[Callable[[], None]] = []
 
@@ -116,7 +117,7 @@ def test_chatter_instead_of_a_reply(tmp_path: Path, messages: list[bytes], flood
 
 
 @pytest.mark.parametrize("floods", [False, True])
-@pytest.mark.parametrize("messages", [PONG, PONGS, HELLO, NOT_READY])
+@pytest.mark.parametrize("messages", [PONG, PONGS, HELLO, NOT_READY, ALIVE])
 def test_chatter_instead_of_ready(tmp_path: Path, messages: list[bytes], floods: bool) -> None:
     """Signs of life do count here, ten times as long."""
     target = scripted.Target(tmp_path, scripted.hello(), on_start=TAKEN)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -100,6 +101,19 @@ REFUSALS: dict[str, tuple[Any, type[errors.MigrationError], int | None, str]] = 
 }
 
 
+def listened(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | savevm.Word | None]]:
+    """Return what a source will hear from now on."""
+    heard: list[tuple[int, int | savevm.Word | None]] = []
+    read = savevm.read_message
+
+    def listen(path: channel.InputQEMUFile) -> tuple[int, int | savevm.Word | None]:
+        heard.append(read(path))
+        return heard[-1]
+
+    monkeypatch.setattr(savevm, "read_message", listen)
+    return heard
+
+
 def files_in(folder: Path) -> dict[str, bytes | None]:
     """Return everything below `folder` but sockets, hidden files, too."""
     found = (path for path in folder.rglob("*") if not stat.S_ISSOCK(path.stat().st_mode))
@@ -192,6 +206,32 @@ def test_a_folder_that_takes_no_files(tmp_path: Path) -> None:
         lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "shut" / "d.raw"})
 
 
+class SlowToOpen(blkmig.MemoryBackend):
+    """A disk that is taken into use when the test says so."""
+
+    def __init__(self, nbytes: int, until_told: threading.Event) -> None:
+        super().__init__(bytearray(nbytes), name="d")
+        self._until_told = until_told
+
+    def block_use(self, reason: str) -> contextlib.AbstractContextManager[None]:
+        assert self._until_told.wait(30)
+        return super().block_use(reason)
+
+
+def test_a_target_that_is_opened_for_long_gives_signs_of_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For longer than the idle time-out, from a thread that the disk does not block."""
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.02)
+    told = threading.Event()
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": SlowToOpen(2 * MIB, told)})
+    answers = listened(monkeypatch)
+    running = Call(lambda: blkmig.send([disk_of(2)], receiver.uri, idle_timeout=1.0))
+    until(lambda: len(answers) > 75 or running.is_over())
+    told.set()
+    running.result()
+    receiver.result()
+    assert savevm.Alive("the target of disk 'd' is opened (1 of 1)") in [value for _, value in answers]
+
+
 # -- later failures --------------------------------------------------------------------------------------------------
 
 
@@ -240,14 +280,7 @@ def test_a_target_that_flushes_for_long_gives_signs_of_life(tmp_path: Path, monk
     receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": target})
     parameters = blkmig.MigrationParameters(writers_after="refuse", downtime_limit=30, idle_timeout=0.2)
     migration = blkmig.outgoing([disk_of(2)], receiver.uri, parameters)
-    answers: list[tuple[int, int | savevm.Word | None]] = []
-    read = savevm.read_message
-
-    def listen(path: channel.InputQEMUFile) -> tuple[int, int | savevm.Word | None]:
-        answers.append(read(path))
-        return answers[-1]
-
-    monkeypatch.setattr(savevm, "read_message", listen)
+    answers = listened(monkeypatch)
 
     def run() -> None:
         with migration:

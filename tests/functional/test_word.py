@@ -169,7 +169,7 @@ def test_a_heartbeat_waits_for_nobody() -> None:
     """A source that reads nothing keeps no thread: beats are left out, and errors end them."""
     beats: list[int] = []
 
-    def beat(value: int) -> None:
+    def beat(value: int, text: str) -> None:
         beats.append(value)
         raise errors.MigrationError("the link broke")
 

@@ -154,8 +154,19 @@ def block_state() -> savevm.SaveState:
     return state
 
 
+def test_alive_is_a_text() -> None:
+    kind = words.MIG_RP_MSG_ALIVE
+    assert list(read(message(kind, b"") + message(kind, b"a\xffc\x1b"))) == [
+        (kind, words.Alive("")),
+        (kind, words.Alive("a\\xffc\\x1b")),
+    ]
+    assert words.Alive("é" * 200).encode() == "é".encode() * 100
+    with pytest.raises(errors.StreamError, match="no message"):
+        list(read(message(kind, b"x" * 201)))
+
+
 def loaded(f: channel.InputQEMUFile) -> savevm.LoadVM:
-    loader = savevm.LoadVM(block_state(), f, answers={words.ASK: words.Hello(), 3: 4})
+    loader = savevm.LoadVM(block_state(), f, answers={words.ASK: words.Hello(), words.ASK_ALIVE: words.Alive(), 3: 4})
     loader.loadvm()
     return loader
 
@@ -193,6 +204,22 @@ def test_a_source_that_asks_gets_words() -> None:
         (words.MIG_RP_MSG_ERROR, words.Failure("it broke", 5, 4096, "vda")),
         (savevm.MIG_RP_MSG_SHUT, 5),
     ]
+
+
+def beaten(*values: int) -> list[tuple[int, object]]:
+    """Return what comes of a sign of life, to a source that sends PINGs of these values before."""
+    with streams.conversation() as (f, far):
+        far.sendall(commands(*values))
+        loader = loaded(f)
+        loader.beat(3, "what it is at")
+        far.settimeout(20)
+        return list(read(far.recv(4096)))[len(values) :]
+
+
+def test_a_sign_of_life_is_in_words_for_who_has_asked_for_that() -> None:
+    """A first edition takes ALIVE for no message at all, and ends: it gets PONG."""
+    assert beaten(words.ASK, words.ASK_ALIVE) == [(words.MIG_RP_MSG_ALIVE, words.Alive("what it is at"))]
+    assert beaten(words.ASK) == [(savevm.MIG_RP_MSG_PONG, 3)]
 
 
 def test_a_source_that_does_not_ask_gets_qemus_messages_alone() -> None:
