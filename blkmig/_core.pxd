@@ -165,12 +165,15 @@ cdef enum payload_kind:             # what may become of a payload: see BlockBuf
     PAYLOAD_OWN
     PAYLOAD_MAPPED
     PAYLOAD_LENT
+    PAYLOAD_GIVEN
     PAYLOAD_MOVED
     PAYLOAD_PIPED
 
 
 cdef class BlockBuffer:
     cdef uint8_t* own               # BLOCK_SIZE bytes
+    cdef uint8_t* gifts             # of a given payload: `own` is one half of it; else NULL
+    cdef bint gave                  # the pages of `own` stand in a pipe, too: nobody may write them any more
     cdef bint zero                  # all of the payload is zero, as far as a scan has told
     cdef Mapping mapping            # None: the payload is `own`
     cdef int64_t offset             # of a mapped payload

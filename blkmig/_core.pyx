@@ -35,7 +35,9 @@ from .c.fail cimport io_fail
 from .c.frame cimport (
     FRAME_EXTENTS_MAX, frame_get_number, frame_head, frame_parse, frame_put_number, frame_run, frame_zero_records,
 )
-from .c.mapping cimport io_alloc_pages, io_map, io_populate, io_unmap
+from .c.mapping cimport (
+    io_alloc_gifts, io_alloc_pages, io_free_gifts, io_map, io_populate, io_renew_gifts, io_unmap,
+)
 from .c.pipes cimport pipes_close, pipes_free, pipes_held, pipes_new, pipes_read
 from .c.sparse cimport io_store_sparse, pipes_store
 from .c.zero cimport (
@@ -659,7 +661,7 @@ class ExtentError(OSError):
     """Of several extents, the one at `offset`, of `nbytes`, cannot be read or written."""
 
 
-cdef tuple KINDS = ("own", "mapped", "lent", "moved", "piped")
+cdef tuple KINDS = ("own", "mapped", "lent", "given", "moved", "piped")
 
 
 @cython.final
@@ -674,6 +676,7 @@ cdef class BlockBuffer:
         own       it is read into the own bytes: for whoever looks at it
         mapped    fill_mapped may show the mapping, whose pages it makes present: for sending copies
         lent      fill_mapped may show the mapping: for sending the pages themselves, see share_pages and PayloadError
+        given     sending into a pipe may take it away: for whoever does not look at it again
         moved     storing may take it away: for whoever does not look at it again
         piped     it may also come as pages that nobody has looked at: for whoever only stores it
     """
@@ -682,17 +685,23 @@ cdef class BlockBuffer:
         if kind not in KINDS:
             raise ValueError(f"a block buffer is one of {', '.join(KINDS)}, not {kind!r}")
         self.which = <payload_kind>KINDS.index(kind)
-        self.own = io_alloc_pages(BLOCK_SIZE)
+        if self.which == PAYLOAD_GIVEN:
+            self.own = self.gifts = io_alloc_gifts()
+        else:
+            self.own = io_alloc_pages(BLOCK_SIZE)
         self.pipes = pipes_new()
         self.zero = True
 
     def __dealloc__(self):
         pipes_free(self.pipes)
-        free(self.own)
+        if self.gifts == NULL:
+            free(self.own)
+        io_free_gifts(self.gifts)
 
     def __getbuffer__(self, Py_buffer* view, int flags):
-        if self.busy and not self.sending:
+        if self.busy and not (self.sending and self.gifts == NULL):
             raise BufferError("the block is in use in another thread: one at a time")
+        renew(self)
         if pipes_held(self.pipes):
             pipes_read(self.pipes, self.own)
         PyBuffer_FillInfo(view, self, self.own, BLOCK_SIZE, 0, flags)
@@ -893,11 +902,23 @@ cdef int begin_block(BlockBuffer blk) except -1:
     return 0
 
 
+cdef int renew(BlockBuffer blk) except -1:
+    # Have own bytes that nobody else sees, for whoever may write them: the other half, or new pages for both.
+    cdef uint8_t* half = blk.gifts + BLOCK_SIZE
+    if blk.gave:
+        if blk.own == half:
+            io_renew_gifts(blk.gifts)
+        blk.own = blk.gifts if blk.own == half else half
+        blk.gave = False
+    return 0
+
+
 cdef int forget_block(BlockBuffer blk, Py_ssize_t nbytes) except -1:
     # Drop the payload, wherever it is, for so many bytes to come.
     check_nbytes(nbytes)
     begin_block(blk)
     blk.busy = False                # nobody comes in between: the GIL is held until the caller says busy
+    renew(blk)
     blk.mapping = None
     if pipes_held(blk.pipes):
         pipes_close(blk.pipes)

@@ -26,7 +26,7 @@ from .c.frame cimport (
     frame_zero_records,
 )
 from .c.stream cimport io_seconds, stream, stream_break, stream_check, stream_init
-from .c.stream_send cimport stream_send, stream_staged
+from .c.stream_send cimport STREAM_COPIES, STREAM_GIVES, stream_send, stream_staged
 
 
 cdef extern from "c/index.h":
@@ -199,6 +199,11 @@ cdef class OutputBuffer:
         return i
 
     @property
+    def keeps_pages(self):
+        """Whether the pages of given payloads may stand in `fd` until they are read: it is a pipe."""
+        return self.s.is_fifo != 0
+
+    @property
     def takes_pages(self):
         """Whether a file's pages may stand in `fd`: it is a pipe or a socket, and does not block."""
         return self.s.takes_pages != 0
@@ -257,9 +262,12 @@ cdef class OutputBuffer:
         cdef bint mapped
         while True:
             mapped = blk is not None and blk.mapping is not None
-            file = blk.mapping.fd if mapped and self.shares else -1
+            file = blk.mapping.fd if mapped and self.shares else STREAM_COPIES
             if blk is not None:
                 p = (blk.mapping.base + blk.offset if mapped else blk.own) + offset
+                if blk.gifts != NULL and not blk.exports and self.s.is_fifo:
+                    file = STREAM_GIVES
+                    blk.gave = True
             with nogil:
                 error = stream_send(&self.s, p + n, &left, file, 0 if file < 0 else blk.offset + offset + n, mapped)
             if error == 0:

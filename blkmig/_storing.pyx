@@ -72,6 +72,8 @@ cdef class StoringQueue:
         Blocks while as many wait as may. `blk` may be used again at once, and has no payload until then; a view of it
         that is alive is a BufferError. `allocate` as in BlockBuffer.store_sparse.
         """
+        if blk.gifts != NULL:
+            raise ValueError("a payload that may be given to a pipe is for sending")
         if blk.exports:
             raise BufferError("the payload cannot be taken while a view of it is alive")
         self.begin()

@@ -24,7 +24,7 @@ from .. import _core, params, passage
 from ..disk.extents import MAX_EXTENTS
 from . import device
 
-Payload = Literal["own", "mapped", "lent"]
+Payload = Literal["own", "mapped", "lent", "given"]
 """Kinds of buffers that are sent; see `passage`."""
 
 

@@ -37,7 +37,7 @@ enum stream_kind { STREAM_SOCKET, STREAM_PIPE, STREAM_FILE };
 struct stream {
     int busy;                           /* a thread is in it without the GIL; under the GIL */
     unsigned born;                      /* in which process: see fork.h */
-    int fd, wake_fd, kind, takes_pages;
+    int fd, wake_fd, kind, takes_pages, is_fifo;
     uint8_t *staging;
     size_t capacity, head, tail;
     uint64_t position, flushed;
@@ -83,6 +83,7 @@ static int stream_init(struct stream *s, int fd, Py_ssize_t capacity, int wake_f
     if (S_ISSOCK(st.st_mode))
         s->kind = STREAM_SOCKET;
     /* sendfile() and splice() have no flag that keeps them from blocking, so the fd must be a non-blocking one. */
+    s->is_fifo = S_ISFIFO(st.st_mode);
     s->takes_pages = s->kind != STREAM_FILE && fcntl(fd, F_GETFL) & O_NONBLOCK;
     if (s->staging == NULL)
         PyErr_NoMemory();

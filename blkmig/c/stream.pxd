@@ -15,7 +15,7 @@ cdef extern from "c/stream.h":
         size_t ahead
         size_t read_ahead, most_lowat, linger_nbytes
         timespec linger
-        bint takes_pages, peeks, naps
+        bint takes_pages, is_fifo, peeks, naps
         double idle, first
         uint64_t useful, least_useful, most_chatter
     int stream_init(stream*, int fd, Py_ssize_t capacity, int wake_fd) except -1

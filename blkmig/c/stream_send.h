@@ -29,10 +29,16 @@ static ssize_t stream_writev(const struct stream *s, struct iovec *iov, int n, i
     return writev(s->fd, iov, n);
 }
 
-static ssize_t stream_send_pages(const struct stream *s, int file, int64_t offset, size_t n)
+/* How a payload leaves: the pages of a file (its descriptor), or ... */
+enum { STREAM_COPIES = -1, STREAM_GIVES = -2 };         /* ... a copy of it, or the pages that it stands in */
+
+static ssize_t stream_send_pages(const struct stream *s, const uint8_t *p, int file, int64_t offset, size_t n)
 {
+    struct iovec iov = {(void *)p, n};
     off_t from = offset;
 
+    if (file == STREAM_GIVES)
+        return vmsplice(s->fd, &iov, 1, SPLICE_F_NONBLOCK);
     if (s->kind == STREAM_SOCKET)
         return sendfile(s->fd, file, &from, n);
     return splice(file, &from, s->fd, NULL, n, SPLICE_F_NONBLOCK);
@@ -71,16 +77,16 @@ static void stream_release_sigpipe(const struct stream_quiet *quiet, int raised)
     errno = error;
 }
 
-/* Send once: what is staged and the last `left` bytes before `end`, or, with a `file`, first what is staged and then
- * pages of the file up to `until`. */
+/* Send once: what is staged and the last `left` bytes before `end`, or, where these are not copied, first what is staged
+ * and then pages: theirs, or those of a file up to `until`. */
 static ssize_t stream_send_once(const struct stream *s, const uint8_t *end, size_t left, int file, int64_t until)
 {
     size_t staged = s->tail - s->head;
     struct iovec iov[2] = {{s->staging + s->head, staged}, {(void *)(end - left), left}};
 
-    if (file >= 0 && !staged)
-        return stream_send_pages(s, file, until - left, left);
-    return stream_writev(s, iov, left && file < 0 ? 2 : 1, file >= 0);
+    if (file != STREAM_COPIES && !staged)
+        return stream_send_pages(s, end - left, file, until - left, left);
+    return stream_writev(s, iov, left && file == STREAM_COPIES ? 2 : 1, file != STREAM_COPIES);
 }
 
 /* Send what is staged and then the last *left bytes before `end`, or before `until` of the file. 0 when all is gone;
@@ -123,7 +129,7 @@ static int stream_send(struct stream *s, const uint8_t *end, size_t *left, int f
     error = stream_send_quietly(s, end, left, file, until);
     if (loud)
         stream_release_sigpipe(&quiet, error < 0);
-    if (!error && mapped && file < 0)
+    if (!error && mapped && file == STREAM_COPIES)
         io_drop(end - n, n);
     return error;
 }

@@ -14,7 +14,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from .. import _core, errors
-from . import base, buffers, link, pacing, rate, sockets
+from . import base, buffers, hugepages, link, pacing, rate, sockets
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -195,6 +195,11 @@ class SendingFile(pacing.PacedFile):
         refuses. What else must hold is decided, and said, in `passage`: ask there, and not here.
         """
         return self.is_answered and self._buffer.share_pages()
+
+    @property
+    def keeps_pages(self) -> bool:
+        """Return whether pages may be given to it for good: it is a pipe, and new pages cost less than copies do."""
+        return self._buffer.keeps_pages and hugepages.are_had()
 
     @property
     def takes_pages(self) -> bool:

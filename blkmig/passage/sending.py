@@ -3,10 +3,11 @@
 
 ::
 
-    payload   hashed  files  steady  pages  word
-    own       yes     -      -       -      -
-    lent      no      yes    yes     yes    yes
-    mapped    no      -      -       -      -
+    payload   hashed  files  steady  pages  word  kept
+    own       yes     -      -       -      -     -
+    lent      no      yes    yes     yes    yes   -
+    given     no      -      -       -      -     yes
+    mapped    no      -      -       -      -     -
 
     reading   asked     latency
     inline    inline    -
@@ -30,6 +31,7 @@
               turned away when they are let go
     pages     the channel takes a file's pages
     word      a word comes back on it when the target has everything
+    kept      pages may be given to the channel for good
     asked     the parameter `reading`
     latency   the reads of a disk that is sent have latency
     layers    only the top layer of each disk is sent
@@ -45,6 +47,8 @@ Invariants:
   before the writers go on (`SendingFile.abort`). Without the second, a pipe whose reader is slow would hand on bytes
   that some program wrote long after the sender had ended well. Without the third, a target would call an image complete
   that the disk never showed. That a pipe is empty proves nothing: its reader may hold the pages in a pipe of its own.
+* **Given bytes.** Pages that were given to a pipe stand in it until somebody has read them, and whoever takes them out
+  may keep them. They are not a file's, and nobody writes them any more: the buffer has other ones from then on.
 * **What is hashed is what is sent.** A digest is of bytes in our own memory, which nobody else writes.
 * **Nobody touches a mapping but the kernel.** Where a file was cut, a system call says EFAULT and the block is read; a
   program that touched the page would be killed. Pages that are copied are made present first, so that a read error is
@@ -72,6 +76,10 @@ class Channel(Protocol):
         """Return whether a file's pages may stand in it instead of copies."""
 
     @property
+    def keeps_pages(self) -> bool:
+        """Return whether pages may be given to it for good."""
+
+    @property
     def is_answered(self) -> bool:
         """Return whether a word comes back when the peer has everything."""
 
@@ -84,7 +92,7 @@ class Channel(Protocol):
 class Departure:
     """How the blocks of one outgoing stream travel."""
 
-    payload: Literal["own", "mapped", "lent"]
+    payload: Literal["own", "mapped", "lent", "given"]
     """The kind of the buffers."""
 
     reading: Literal["inline", "parallel"]
@@ -117,11 +125,13 @@ def departure(
 
 def _payload(
     disks: Sequence[disk.BlockBackend], f: Channel, parameters: params.MigrationParameters
-) -> Literal["own", "mapped", "lent"]:
+) -> Literal["own", "mapped", "lent", "given"]:
     if parameters.digests:
         return "own"
     may_lend = all(backend.mapping is not None and _is_steady(backend, parameters) for backend in disks)
-    return "lent" if may_lend and f.takes_pages and f.is_answered else "mapped"
+    if may_lend and f.takes_pages and f.is_answered:
+        return "lent"
+    return "given" if f.keeps_pages else "mapped"
 
 
 def _is_steady(backend: disk.BlockBackend, parameters: params.MigrationParameters) -> bool:

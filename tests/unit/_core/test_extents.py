@@ -29,7 +29,7 @@ def test_reading_against_slices(seed: int, tmp_path: Path) -> None:
     rng = random.Random(seed)
     contents = rng.randbytes(SIZE)
     (tmp_path / "f").write_bytes(contents)
-    blk = _core.BlockBuffer(rng.choice(("own", "mapped", "lent")))
+    blk = _core.BlockBuffer(rng.choice(("own", "mapped", "lent", "given")))
     fd = os.open(tmp_path / "f", os.O_RDONLY)
     mapping = _core.Mapping(fd, SIZE)
     blk.fill_mapped(mapping, fd, 0, MIB)  # then the payload is the mapping, and must not stay that

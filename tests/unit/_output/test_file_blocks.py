@@ -48,7 +48,7 @@ def put(
     *,
     bits_per_block: int = 1,
     seconds: float = HOUR,
-    kind: Literal["own", "mapped", "lent"] = "mapped",
+    kind: Literal["own", "mapped", "lent", "given"] = "mapped",
 ) -> tuple[int, bytes, _core.Bitmap]:
     """Return what put_file_blocks returned, what it wrote, and the bitmap, which was full."""
     dirty, blk = _core.Bitmap(NBLOCKS * bits_per_block), _core.BlockBuffer(kind)
@@ -70,7 +70,7 @@ def expected(disk: Disk, blocks: range) -> bytes:
     return b"".join(pieces)
 
 
-@pytest.mark.parametrize("kind", ["own", "mapped", "lent"])
+@pytest.mark.parametrize("kind", ["own", "mapped", "lent", "given"])
 @pytest.mark.parametrize("bits_per_block", [1, 16, 256])
 @pytest.mark.parametrize("zero_heads", [set(), {0}, {5}, {11}, {3, 4, 9}])
 def test_a_run(path: Path, tmp_path: Path, zero_heads: set[int], bits_per_block: int, kind: Any) -> None:

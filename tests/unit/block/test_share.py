@@ -23,6 +23,7 @@ class Channel:
     """What `save_setup` uses of a channel."""
 
     takes_pages: bool = True
+    keeps_pages: bool = False
     is_answered: bool = True
     is_local: bool = True
     is_shared: bool = False

@@ -33,6 +33,7 @@ class Channel:
     """What a channel says of itself."""
 
     takes_pages: bool = True
+    keeps_pages: bool = False
     is_answered: bool = True
     is_local: bool = True
 
@@ -84,7 +85,7 @@ def mapping() -> _core.Mapping:
 def test_every_departure(mapping: _core.Mapping, count: int) -> None:
     known, seen = tables(sending), set()
     assert known.keys() == {"payload", "reading", "runs", "told"}
-    channels = [Channel(*facts) for facts in itertools.product(FLAGS, repeat=3)]
+    channels = [Channel(*facts) for facts in itertools.product(FLAGS, repeat=4)]
     for (parameters, layers), f in itertools.product(every_choice(), channels):
         for disks in itertools.product(every_disk(mapping), repeat=count):
             facts = {
@@ -92,6 +93,7 @@ def test_every_departure(mapping: _core.Mapping, count: int) -> None:
                 "files": word(all(disk.mapping is not None for disk in disks)),
                 "steady": word(parameters.writers_after == "refuse" or not any(disk.is_written for disk in disks)),
                 "pages": word(f.takes_pages),
+                "kept": word(f.keeps_pages),
                 "word": word(f.is_answered),
                 "asked": parameters.reading,
                 "latency": word(any(disk.reads_in_parallel for disk in disks)),
@@ -111,7 +113,7 @@ def test_every_departure(mapping: _core.Mapping, count: int) -> None:
             }, facts
             check_borrowed_bytes(decided, disks, f, parameters)
             seen.add((decided.payload, decided.reading, decided.runs, decided.told))
-    assert len(seen) == 11, "some decision is never made"
+    assert len(seen) == 14, "some decision is never made"
 
 
 def check_borrowed_bytes(
@@ -147,7 +149,7 @@ def test_decisions_are_frozen() -> None:
 
 
 def test_a_buffer_is_of_one_kind() -> None:
-    for kind in ("own", "mapped", "lent", "moved", "piped"):
+    for kind in ("own", "mapped", "lent", "given", "moved", "piped"):
         blk = _core.BlockBuffer(kind)
         assert blk.kind == kind
         assert blk.is_movable == (kind in ("moved", "piped"))
