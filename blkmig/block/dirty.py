@@ -7,8 +7,35 @@ writer that keeps one block dirty costs one block a round, and no disk and no hi
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .. import _core, disk, errors
 from . import device, packs, send, state
+
+FETCH_SECONDS = 0.25
+FETCH_SHARE = 50
+"""In the bulk phase, marks are fetched every so many seconds, and not more often than takes a fiftieth of the time."""
+
+
+class BulkFetch:
+    """Fetches now and then, in the bulk phase, what remote trackers know.
+
+    What is written before bulk has come to it goes with bulk. If its mark came only when bulk is over, it would go a
+    second time: of random writes to a whole disk, that is half of all that are made in the bulk phase. The marks of a
+    disk that is written in this process are here at once, and such a fetch costs nothing.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._due = clock() + FETCH_SECONDS
+
+    def look(self, blk_mig: state.BlkMigState) -> None:
+        """Fetch what is known, if it is time for that. Between two blocks; blocks as `sync_disks` does."""
+        began = self._clock()
+        if began >= self._due and not blk_mig.bulk_completed:
+            disk.sync_disks(bmds.backend for bmds in blk_mig.bmds_list)
+            ended = self._clock()
+            self._due = ended + max(FETCH_SECONDS, FETCH_SHARE * (ended - began))
 
 
 def begin_round(blk_mig: state.BlkMigState) -> None:

@@ -57,7 +57,9 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         self.base = base.BasePhase()
         """What goes before the bulk phase, from `setup_parts` on, for a target that understands what it says."""
 
-        self._departure: passage.Departure  # from `save_setup` on
+        # From `save_setup` on.
+        self._departure: passage.Departure
+        self._bulk_fetch: dirty.BulkFetch
 
     # -- what to do --------------------------------------------------------------------------------------------------
 
@@ -124,7 +126,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             with errors.keeping(error):
                 blk_mig.release()
             raise
-        self._blk_mig = blk_mig
+        self._blk_mig, self._bulk_fetch = blk_mig, dirty.BulkFetch(self._clock)
 
     def setup_parts(self) -> list[bytes]:
         """Return what says the disks' sizes before their blocks come, and announces what only their bases hold."""
@@ -152,6 +154,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             f.flush()  # what was said last
             self.base.hash_some(lambda: self._clock() >= deadline)
         else:
+            self._bulk_fetch.look(blk_mig)
             while not f.rate_limit_exceeded() and engine.send_some(blk_mig, f) and self._clock() < deadline:
                 pass
         f.put_be64(_core.FLAG_EOS)

@@ -6,8 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import lab
+import pytest
 
 import blkmig
+from blkmig import migration
+from blkmig.block import save
 
 
 class RemoteDisk(blkmig.MemoryBackend):
@@ -46,4 +49,40 @@ def test_the_last_pass_begins_with_what_is_known_now(tmp_path: Path) -> None:
 
     with disk, blkmig.MemoryBackend(target, name="d") as destination:
         lab.migrate(tmp_path, "unix", [disk], {"d": destination}, drive=drive, downtime_limit=100)
+    assert target == disk.content
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_what_bulk_has_not_come_to_is_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marks are fetched in the bulk phase, too, so that a write ahead of it does not count as one behind it."""
+    size, clock = 32 * lab.MIB, Clock()
+    monkeypatch.setattr(save, "SECTION_SECONDS", -1.0)  # a section ends after its first step
+    disk = RemoteDisk(bytearray(b"early" * (size // 5) + b"ok"), name="d")
+    target = bytearray(size)
+    with disk, blkmig.MemoryBackend(target, name="d") as destination:
+        receiver = lab.Receiver(f"unix:{tmp_path}/socket", {"d": destination})
+        parameters = blkmig.MigrationParameters(reading="inline")
+        with migration.OutgoingMigration([disk], receiver.uri, parameters, clock=clock) as outgoing:
+            outgoing.iterate()
+            bmds = lab.sent(outgoing).bmds_list[0]
+            behind, ahead = 0, 31 * lab.MIB
+            assert behind < bmds.cur_sector * 512 < ahead
+            for offset in (behind, ahead):
+                disk.write_elsewhere(offset)
+            clock.now += 1.0
+            while not bmds.bulk_completed:
+                outgoing.iterate()
+            assert not disk.unfetched
+            assert [block for block in range(32) if bmds.dirty_bitmap.is_dirty(block)] == [0]
+            outgoing.complete()
+        receiver.result()
     assert target == disk.content
