@@ -103,9 +103,9 @@ class Convergence:
     def _is_time_for_the_pause(self) -> bool:
         """Return whether what is pending now fits the downtime limit, and one more round would not make it less.
 
-        A round that is under way is brought to its end first: if the writers are slower than the link, that leaves
-        less. If they were faster, and the round left too much, the pause begins the next time that what is pending
-        fits.
+        One that takes less time than to learn what is dirty cannot: the next one has as much. A round that is under way
+        is brought to its end first: if the writers are slower than the link, that leaves less. If they were faster, and
+        the round left too much, the pause begins the next time that what is pending fits.
         """
         if self._figures.seconds_since_fetch() > FRESH_SECONDS:
             # Towards its end, a round knows only what was dirty when it began.
@@ -117,7 +117,8 @@ class Convergence:
             return True
         if self._figures.is_round_fresh():
             self._fitting_round = None
-            return self._descent.has_ended(pending)
+            is_quick = pending <= self._figures.meter.bandwidth * self._block.blk_mig.fetch_seconds
+            return is_quick or self._descent.has_ended(pending)
         if self._fitting_round not in (None, rounds):
             return True
         self._fitting_round = rounds

@@ -45,18 +45,24 @@ class BusyDisk(blkmig.MemoryBackend):
             self._due += self.rate * READ_SECONDS
         while self._due >= 1:
             self._due -= 1
-            self._next = (self._next + MIB) % self.size
+            self._next = self.next_place(self._next)
             self.pwrite(b"w", self._next)
         return is_zero
 
+    def next_place(self, place: int) -> int:
+        return (place + MIB) % self.size
 
-def migrate(tmp_path: Path, rate: float, **parameters: object) -> blkmig.stats.OutgoingStatistics:
+
+def migrate(
+    tmp_path: Path, rate: float, *, kind: type[BusyDisk] = BusyDisk, **parameters: object
+) -> blkmig.stats.OutgoingStatistics:
     """Migrate 64 MiB at 100 blocks a second, and return the statistics; the target is equal to the source."""
     clock = Clock()
-    disk = BusyDisk(64, rate, clock)
+    disk = kind(64, rate, clock)
     chosen = blkmig.MigrationParameters(
         **{"downtime_limit": 5, "writers_after": "refuse", "format": "block", **parameters}  # its reads take time
     )
+    tmp_path.mkdir(exist_ok=True)
     receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "t.raw"})
     with blkmig.migration.OutgoingMigration([disk], receiver.uri, chosen, clock=clock) as migration:
         migration.run()
@@ -71,6 +77,28 @@ def test_rounds_go_on_below_the_limit_while_they_get_shorter(tmp_path: Path) -> 
     assert stats.downtime is not None
     assert stats.downtime <= 2.5 * READ_SECONDS
     assert len(stats.rounds) <= 10
+
+
+class FarDisk(BusyDisk):
+    """A disk that takes `seconds` to tell what is dirty, and is written meanwhile."""
+
+    seconds = 0.0
+
+    def sync_dirty(self) -> None:
+        super().sync_dirty()
+        self.clock.now += self.seconds
+
+    def next_place(self, place: int) -> int:
+        return (place + 37 * MIB) % self.size
+
+
+def test_no_round_more_where_asking_takes_longer_than_sending(tmp_path: Path) -> None:
+    """The second round leaves what is read more quickly than the next one is fetched, which will have as much."""
+    counts = []
+    for FarDisk.seconds in (0.0, 0.05):
+        stats = migrate(tmp_path / str(FarDisk.seconds), 50, kind=FarDisk)
+        counts.append(len(stats.rounds))
+    assert counts == [6, 4]
 
 
 @pytest.mark.parametrize("rate", [80, 100, 400])
