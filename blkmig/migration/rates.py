@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from . import replay, watching
+from . import filling, replay, watching
 
 MAX_CELLS = 256
 """The disks are cut into so many cells at most. When the blocks of one cell are sent is not told apart."""
@@ -38,7 +38,7 @@ def make_cells(disks: list[watching.WatchedDisk], interval: float, count: int) -
     visits = true_visits(sum((visits_of(found, count) for found in kinds), Counter()))
     cells = []
     for (known, span), found in zip(spans, kinds, strict=True):
-        cell = replay.Cell(float(known.data[span].count(1)), [])
+        cell = replay.Cell(float(known.data[span].count(1)), [], filling=filling_of(known, span, found))
         for (hits, seen), number in found.items():
             if hits:
                 is_rare = not is_hot(hits, count)
@@ -59,6 +59,13 @@ def kinds_of(known: watching.WatchedDisk, first: int, stop: int) -> Counter[tupl
         found.update(zip(known.hits[run], known.visits[run], strict=True))
     found[0, 0] = stop - first - found.total()
     return found
+
+
+def filling_of(known: watching.WatchedDisk, span: slice, found: Counter[tuple[int, int]]) -> filling.Filling:
+    """Return how the blocks of `span` fill with dirty pieces, of which `found` says how often they were hit."""
+    touched = known.touched[span]
+    pieces = sum(hits * number for (hits, _), number in found.items())
+    return filling.Filling(len(touched) - touched.count(0), pieces / (sum(touched) * known.pieces) if pieces else 1.0)
 
 
 def is_hot(hits: int, count: int) -> bool:

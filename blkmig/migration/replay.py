@@ -6,8 +6,9 @@ of its marks is when it was passed last; from then on each of its pieces becomes
 
     dirty blocks of a cell at t  =  sum over classes of  count * (1 - exp(-rate * (t - passed at)))
 
-A piece is a block, or the part of it that a write makes dirty. Rates are writes a second to one piece, numbers are
-blocks all the same, with fractions. When the rounds end is not modelled, but asked: `convergence.Descent`.
+A piece is a block, or the part of it that a write makes dirty; a block of which most is dirty goes whole (`filling`).
+Rates are writes a second to one piece, numbers are blocks all the same, with fractions. When the rounds end is not
+modelled, but asked: `convergence.Descent`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import math
 from collections.abc import Sequence
 
 from .. import _core, params, stats
-from . import autoconverge, convergence
+from . import autoconverge, convergence, filling
 
 MAX_ROUNDS = 100
 STEADY_ROUNDS = 3
@@ -40,10 +41,13 @@ class Cell:
     zero_blocks: float = 0.0
     """Blocks that bulk reads, and does not send: they hold nothing but zeros."""
 
+    filling: filling.Filling = filling.UNKNOWN
+
     def dirty(self, now: float) -> float:
-        """Return the dirty blocks at `now`, in the writers' time."""
+        """Return the blocks to be sent at `now`, in the writers' time: dirty pieces, and what goes along with them."""
         passed = now - self.passed_at
-        return sum(-count * math.expm1(-rate * passed) for count, rate in self.classes)
+        dirty = sum(-count * math.expm1(-rate * passed) for count, rate in self.classes)
+        return dirty + self.filling.going_along(dirty, sum(count for count, _ in self.classes))
 
 
 def split_zeros(cells: Sequence[Cell], share: float) -> None:

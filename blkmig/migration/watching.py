@@ -37,7 +37,11 @@ class WatchedDisk:
         self.visits = bytearray(self.nblocks * self.pieces)
         """The same, but intervals in a row count as one: a writer that passes slowly visits each piece once."""
 
+        self.touched = bytearray(self.nblocks)
+        """Intervals in which any piece of a block was written."""
+
         self._last_hit = bytearray(self.nblocks * self.pieces)
+        self._last_touched = bytearray(self.nblocks)
         self.data = bytearray(self.nblocks)
         """1 for a block that bulk reads."""
 
@@ -50,6 +54,10 @@ class WatchedDisk:
             start = sum(areas[-1])  # what is written behind the cursor meanwhile is for the next interval
 
     def count(self, first: int, stop: int, interval: int) -> None:
+        """Count that the pieces [first, stop) were written in interval number `interval`."""
+        for block in range(first // self.pieces, (stop - 1) // self.pieces + 1):
+            self.touched[block] += self._last_touched[block] != interval
+            self._last_touched[block] = interval
         hits, visits, last_hit = self.hits, self.visits, self._last_hit
         self.seen.set_range(first, stop - first)
         for piece in range(first, stop):

@@ -14,6 +14,7 @@ import pytest
 
 import blkmig
 from blkmig import _core, block
+from blkmig.migration import filling
 from blkmig.migration.forecasting import forecast
 
 MIB = 1 << 20
@@ -296,6 +297,39 @@ def test_a_hot_piece_costs_a_piece() -> None:
     assert 0 < found.downtime <= 1 / 16 / 256
     assert found.dirty_rate == pytest.approx(2048)
     assert whole.downtime == pytest.approx(1 / 16), "with digests blocks go whole"
+
+
+@pytest.mark.parametrize(("hot", "rate", "limit"), [(100, 30_000, 1.0), (60, 35_000, 0.5)])
+def test_blocks_of_which_most_is_dirty_go_whole(hot: int, rate: int, limit: float) -> None:
+    disk = LoadedDisk(256, Clock())
+    disk.add_pieces(random.Random(1), rate, 40, hot)
+    parameters = blkmig.MigrationParameters(downtime_limit=limit, zero_blocks=False, format="blkmig")
+    found = forecast([disk], parameters, bandwidth=MIB / READ_SECONDS, clock=disk.clock, sleep=disk.sleep)
+    outgoing = blkmig.OutgoingMigration([disk], "file:/dev/null", parameters, clock=disk.clock)
+    with outgoing:
+        outgoing.run()
+    assert found.total_bytes == pytest.approx(outgoing.stats.transferred, rel=0.015)
+    assert found.downtime == pytest.approx(outgoing.stats.downtime, rel=0.05)
+
+
+def test_what_goes_along_is_what_bursts_at_random_leave() -> None:
+    rng = random.Random(3)
+    for pieces_of_a_burst in (1, 7, 40, 120):
+        for bursts in (100_000 // pieces_of_a_burst, 200_000 // pieces_of_a_burst):
+            blocks = [0] * 350
+            for _ in range(bursts):
+                block = rng.randrange(350)
+                blocks[block] |= sum(1 << piece for piece in rng.sample(range(256), pieces_of_a_burst))
+            marks = [block.bit_count() for block in blocks]
+            sent = sum(256 if count >= 192 else count for count in marks) / 256
+            dirty = sum(marks) / 256
+            found = filling.Filling(350, pieces_of_a_burst / 256).going_along(dirty, 350)
+            assert dirty + found == pytest.approx(sent, rel=0.02)
+    assert filling.Filling(10, 1.0).going_along(7, 10) == 0
+    assert filling.Filling(10, 1 / 256).going_along(0, 10) == 0
+    assert filling.Filling(10, 1 / 256).going_along(7, 7) == 0, "blocks of which a part is written never go whole"
+    assert filling.Filling(10, 1 / 256).going_along(9, 9) == pytest.approx(1)
+    assert filling.Filling(10, 1 / 256).going_along(10, 10) == pytest.approx(0, abs=1e-6)
 
 
 def test_a_forecast_hears_the_time_out() -> None:
