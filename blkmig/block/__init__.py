@@ -19,6 +19,7 @@ docs/architecture/way-of-a-block.md has every step.
 from .basewords import BaseRun
 from .buffers import LoadBuffers
 from .checks import why_left_out
+from .choice import DiskChoice
 from .coverage import MAX_INFERRED_BYTES, BlockCoverage, CoverageRoom, grown
 from .digests import combine_digests, combine_disks, tree_of
 from .extras import ExtraKind, OnExtra, extra
@@ -39,6 +40,7 @@ __all__ = [
     "BlockLoadHandlers",
     "BlockSaveHandlers",
     "CoverageRoom",
+    "DiskChoice",
     "ExtraKind",
     "Format",
     "LoadBuffers",

@@ -87,8 +87,8 @@ def forecast(
     seconds = units.number("seconds", seconds)
     bandwidth = None if bandwidth is None else units.number("bandwidth", bandwidth)
     disks = asked.disks_of(disks)
-    _check_sending(disks, parameters, uri)
-    section = _expected_format(disks, parameters, uri)
+    choice = _checked(disks, parameters, uri)
+    section = _expected_format(choice, parameters, uri)
     sent = [backend for backend in disks if not backend.is_read_only and backend.size]
     with contextlib.ExitStack() as stack:
         watched = []
@@ -143,17 +143,13 @@ def forecast(
     )
 
 
-def _expected_format(
-    disks: list[disk.BlockBackend], parameters: params.MigrationParameters, uri: str | None
-) -> block.Format:
+def _expected_format(choice: block.DiskChoice, parameters: params.MigrationParameters, uri: str | None) -> block.Format:
     """Return the section that a migration would use, if the receiver is a blkmig like this one."""
     if parameters.format != "auto":
         return parameters.format
     if parameters.is_for_qemu or not parameters.return_path:
         return "block"
-    handlers = block.BlockSaveHandlers(disks, parameters)
-    handlers.disks.is_described = True  # as every stream is that is not for a QEMU
-    if not handlers.disks.fits_table():
+    if not choice.fits_table():
         return "block"
     if uri is None:
         return "blkmig"
@@ -161,16 +157,22 @@ def _expected_format(
         return "blkmig" if connector.goes_both_ways else "block"
 
 
-def _check_sending(disks: list[disk.BlockBackend], parameters: params.MigrationParameters, uri: str | None) -> None:
-    """Raise what a migration of `disks` to `uri` would raise before it connects: a forecast of that is none."""
-    handlers = block.BlockSaveHandlers(disks, parameters)
+def _checked(
+    disks: list[disk.BlockBackend], parameters: params.MigrationParameters, uri: str | None
+) -> block.DiskChoice:
+    """Return the disks of which some are sent.
+
+    Raises what a migration of them to `uri` would raise before it connects: a forecast of that is none.
+    """
+    choice = block.DiskChoice(disks, parameters)
     described = savevm.ContainerFormat.for_machine_compat(parameters.machine_compat, machine=parameters.machine)
-    handlers.disks.is_described = described.vmdescription
-    handlers.disks.check()
-    handlers.disks.check_any_is_sent()
+    choice.is_described = described.vmdescription
+    choice.check()
+    choice.check_any_is_sent()
     if uri is not None:
         channel.Connector(uri).close()
         endpoints.Sources(uri, disks).check()
+    return choice
 
 
 class LinkGuess:
