@@ -4,7 +4,9 @@
 A disk of 1 GiB with 512 MiB of data; the writer changes 4 KiB or 64 KiB at random places of its first 256 MiB. The wall
 time is that of the whole move. The pause counts from the writer's last acknowledged write until the target is usable.
 "sent" is what the link carried, both directions and all headers, for each byte that had to be: the data, and what the
-writer wrote.
+writer wrote. The side *data alone* is no program: the time of the data at the speed of the line, each byte sent once.
+
+Over the loopback the side *what is promised* is none either, but the promise itself.
 """
 
 import functools
@@ -23,6 +25,9 @@ LOADS = [
     (64 << 10, 20_000_000),
     (64 << 10, 50_000_000),
 ]
+# The same over the loopback, and the longest pause in seconds, which is the downtime limit, too.
+QUICK_LOADS = [(64 << 10, 100_000_000, 0.05), (4 << 10, 20_000_000, 0.02)]
+QUICK_SECONDS = 3.0
 
 
 @pytest.mark.skipif(live.missing() is not None, reason=str(live.missing()))
@@ -42,8 +47,35 @@ def test_convergence(ratio, arena, chunk, rate):
             )
             for name, run in {"blkmig": live.run_blkmig, "blockdev-mirror": live.run_mirror}.items()
         }
+        line = {"wall": size // 2 * 8 / network.GIGABIT_SPEED, "sent": 1.0}
+        sides["data alone"] = gates.Side(lambda: line)
         group = f"1 Gbit/s, writing {rate // 1_000_000} MB/s of {chunk >> 10} KiB"
         ratio(sides, group=group, min_rounds=7, max_rounds=7, max_time=600.0)
+
+
+@pytest.mark.skipif(live.missing() is not None, reason=str(live.missing()))
+@pytest.mark.parametrize(("chunk", "rate", "pause"), QUICK_LOADS)
+def test_loopback(ratio, arena, chunk, rate, pause):
+    """A link that is much quicker than the writer: 1 GiB is there soon, and the writer hardly stands still."""
+    size = 64 * images.MiB if arena.quick else images.GiB
+    job = arena.job(arena.random_image(size), link="tcp", fresh=True)
+    limit = 1.0 if arena.quick else pause
+    same, image = arena.tools.program("same"), arena.folder / "live.raw"
+
+    def run():
+        figures = live.measure(live.run_blkmig, job, live.Load(rate, chunk, size), limit)
+        return {"wall": figures["total"], "pause": figures["wall"]}
+
+    promised = {"wall": QUICK_SECONDS, "pause": pause}
+    sides = {
+        "blkmig": gates.Side(
+            run,
+            setup=functools.partial(arena.prepare, job),
+            check=lambda: images.require_same(same, image, job.target),
+        ),
+        "what is promised": gates.Side(lambda: promised),
+    }
+    ratio(sides, group=f"loopback, writing {rate // 1_000_000} MB/s of {chunk >> 10} KiB", min_rounds=7, max_rounds=7)
 
 
 def measure(run, job, load, data):

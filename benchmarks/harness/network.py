@@ -21,6 +21,9 @@ from . import images
 GIGABIT = ("tbf", "rate", "1gbit", "burst", "512k", "latency", "50ms")
 """A link of 1 Gbit/s with some room for what waits."""
 
+GIGABIT_SPEED = 10**9
+"""Its bits per second."""
+
 CLONE_NEWNET = 0x40000000
 
 _numbers = itertools.count()
