@@ -96,8 +96,15 @@ def users_of(socket_path: str) -> Iterator[Path]:
     for process in PROC.iterdir():
         if process.name.isdecimal():
             with contextlib.suppress(OSError):  # somebody else's, or gone
-                if any(str(descriptor.readlink()) in wanted for descriptor in (process / "fd").iterdir()):
+                if any(target in wanted for target in _descriptors(process)):
                     yield process
+
+
+def _descriptors(process: Path) -> Iterator[str]:
+    """Yield what the descriptors of a process lead to. A machine has thousands: no object is made for each."""
+    folder = f"{process}/fd/"
+    for number in os.listdir(folder):  # noqa: PTH208
+        yield os.readlink(folder + number)  # noqa: PTH115
 
 
 class _Process:
