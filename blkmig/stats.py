@@ -60,6 +60,25 @@ class RoundStatistics:
 
 
 @dataclasses.dataclass(slots=True)
+class SentDiskStatistics:
+    """The figures of one disk at the sending end; with `on_progress` kept up to date, else there at the end."""
+
+    name: str
+    size: int
+    passed_bytes: int = 0
+    """How far the bulk phase has come, holes included."""
+
+    dirty_bytes: int = 0
+    """Bytes that were written since they were sent."""
+
+    blocks: int = 0
+    """Blocks sent, as those of all disks are counted."""
+
+    resent_blocks: int = 0
+    packs: int = 0
+
+
+@dataclasses.dataclass(slots=True)
 class OutgoingStatistics:
     """The figures of an outgoing migration. The migration thread writes them; readers see each figure whole."""
 
@@ -69,6 +88,9 @@ class OutgoingStatistics:
 
     disk_bytes: int = 0
     """Size of all disks of the migration."""
+
+    disks: dict[str, SentDiskStatistics] = dataclasses.field(default_factory=dict)
+    """The same, and what was sent, of each of them."""
 
     transferred: int = 0
     """Bytes that the channel took, container included."""

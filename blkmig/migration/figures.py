@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from .. import _core, block, savevm, stats
-from . import connection, outlook
+from . import connection, outlook, sentdisks
 
 OnProgress = Callable[[stats.Event], None]
 PROGRESS_SECONDS = 0.1
@@ -154,6 +154,12 @@ class Figures:
             self._has_told_waiting = True
             self.report(at_once=True)
 
+    def count_disks(self) -> None:
+        """Copy what was counted of each disk, before the disks are let go."""
+        blk_mig = self._block.state_if_set_up()
+        if blk_mig is not None:
+            sentdisks.update(self.stats, blk_mig)
+
     # -- rounds ------------------------------------------------------------------------------------------------------
 
     def begin_round(self, dirty_bytes: int) -> None:
@@ -195,6 +201,8 @@ class Figures:
     def finish(self, status: stats.Status) -> None:
         """Enter the last state."""
         self.stats.total_time = self.elapsed()
+        if status == "completed":
+            sentdisks.all_is_sent(self.stats)
         self.enter(status)
 
     def report(self, *, at_once: bool = False) -> None:
@@ -209,6 +217,7 @@ class Figures:
         """Return a report of how far the migration is."""
         blk_mig, look = self._block.blk_mig, self._outlook
         look.look()
+        sentdisks.update(self.stats, blk_mig, look.disks_dirty_bytes)
         phase = "dirty" if self._phase == "bulk" and blk_mig.bulk_completed else self._phase
         dirty_rate = look.dirty_rate_in_bulk() if phase == "bulk" else self.stats.dirty_rate
         is_over = phase == "waiting"

@@ -79,6 +79,7 @@ class OutgoingMigration:
             (
                 self._bounds.close,
                 self._convergence.release_throttle,
+                self._figures.count_disks,
                 self.savevm.state_cleanup,
                 self._connection.abort,
                 self._sources.close,

@@ -140,6 +140,7 @@ class Outlook:
         self.passed = 0
         self.ahead = 0
         self.dirty_bytes = 0
+        self.disks_dirty_bytes: list[int] = []
 
     def begin_bulk(self) -> None:
         """Count the bulk phase's seconds from now on."""
@@ -158,7 +159,8 @@ class Outlook:
         found = [ahead.passed_and_left() for ahead in self._ahead]
         self.passed = max(self.passed, sum(passed for passed, _ in found))
         self.ahead = sum(left for _, left in found)
-        self.dirty_bytes = sum(map(dirty_bytes, blk_mig.bmds_list)) + blk_mig.in_flight_bytes
+        self.disks_dirty_bytes = list(map(dirty_bytes, blk_mig.bmds_list))
+        self.dirty_bytes = sum(self.disks_dirty_bytes) + blk_mig.in_flight_bytes
         self._disk_rate.add(now, self.passed * _core.BLOCK_SIZE)
 
     def _ask(self, deadline: float) -> None:
