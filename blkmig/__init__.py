@@ -63,6 +63,7 @@ _ROOMS = {
     "sources": ("open_disk", "open_disks"),
     "block": (),
     "channel": (),
+    "metrics": (),
     "nbd": (),
     "qemu": (),
     "units": (),

@@ -7,7 +7,7 @@ import argparse
 from typing import Any
 
 from .. import errors, migration, params, stats, units
-from . import arguments, output, progress, signals
+from . import arguments, output, progress, signals, watching
 
 EXAMPLES = (
     "blkmig receive tcp::4444 vda=copy.raw                     # the disk called vda goes to copy.raw",
@@ -52,6 +52,7 @@ def add_command(commands: Any) -> None:
         direct="write around the page cache",
     )
     arguments.add_progress(parser)
+    watching.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -63,14 +64,15 @@ def run(args: argparse.Namespace) -> int:
     by_index = arguments.each_once([*in_order, *map(parse_map, args.map)], "disk number")
     sizes = arguments.each_once(map(arguments.named_size, args.size), "the size of disk")
     parameters = arguments.parameters_of(args, params.IncomingParameters, sizes=sizes)
-    with progress.reporter(args.progress) as report:
+    with watching.watching(args, "incoming") as watch, progress.reporter(args.progress) as report:
         incoming = migration.IncomingMigration(
-            args.uri, targets, parameters, into=args.into, by_index=by_index, on_progress=report
+            args.uri, targets, parameters, into=args.into, by_index=by_index, on_progress=watch.joined(report)
         )
         # Entering it opens the targets. Until that is done, a signal is raised, because a cancel would reach nothing.
         with incoming, signals.current().cancelling(incoming.cancel):
             if args.uri.startswith(("tcp:", "unix:")):
                 output.print_listening(incoming.uri)
+            watch.begin(incoming.stats)
             result = incoming.run()
     print_result(result, args)
     return 0

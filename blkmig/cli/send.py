@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import block, disk, errors, migration, params, sources, stats, units
 from ..migration import displays
-from . import arguments, output, progress, signals
+from . import arguments, output, progress, signals, watching
 from . import parser as parsing
 
 DRY_RUN_SECONDS = "3"
@@ -39,6 +39,7 @@ def add_command(commands: Any) -> None:
     add_stream(parser)
     add_live(parser)
     arguments.add_progress(parser)
+    watching.add_options(parser)
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:
@@ -112,7 +113,9 @@ def run(args: argparse.Namespace) -> int:
     parameters = parameters_of(args)
     if args.bandwidth is not None and args.dry_run is None:
         raise errors.ParameterError("--bandwidth is for --dry-run; to send no faster than that, say --max-bandwidth")
+    watching.check(args, is_dry_run=args.dry_run is not None)
     with contextlib.ExitStack() as stack:
+        watch = stack.enter_context(watching.watching(args, "outgoing"))
         disks = [
             stack.enter_context(backend)
             for opened in sources.open_sources(
@@ -138,8 +141,9 @@ def run(args: argparse.Namespace) -> int:
             print_forecast(found, args)
             return 0
         is_stdout_taken = displays.is_stdout(args.uri)
-        report = stack.enter_context(progress.reporter(args.progress))
+        report = watch.joined(stack.enter_context(progress.reporter(args.progress)))
         outgoing = migration.OutgoingMigration(disks, args.uri, parameters, on_progress=report)
+        watch.begin(outgoing.stats)
         with signals.current().cancelling(outgoing.cancel), outgoing:
             if args.switchover == "pause-before":
                 watch_switchover(disks, outgoing)

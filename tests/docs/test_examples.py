@@ -26,6 +26,7 @@ PROGRAMS = {
 """What the examples of a page take besides blkmig."""
 
 NEED_LIBNBD = {"tutorial.md", "guides/move-a-disk.md"}
+NEED_LIBRARY = {"guides/watch.md": "prometheus_client"}
 
 
 def name_of(page: Path) -> str:
@@ -44,6 +45,8 @@ def test_examples_run(tmp_path: Path, page: Path) -> None:
     peers.require(*PROGRAMS.get(name_of(page), ()))
     if name_of(page) in NEED_LIBNBD:
         nbd_servers.require_libnbd()
+    if name_of(page) in NEED_LIBRARY:
+        pytest.importorskip(NEED_LIBRARY[name_of(page)])
     place = sandbox.Sandbox(tmp_path / "box")
     (place.here / "vda.raw").write_bytes(os.urandom(2 * MIB) + bytes(MIB) + os.urandom(MIB))
     done = place.run(pages.script(page), timeout=TIMEOUT)
