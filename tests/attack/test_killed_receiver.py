@@ -27,7 +27,7 @@ import pytest
 import blkmig
 from blkmig import block, errors
 from blkmig.files import partial
-from blkmig.migration import connection, targets
+from blkmig.migration import completing, connection, rounds, targets
 from blkmig.nbd import image
 
 MIB = lab.MIB
@@ -49,8 +49,8 @@ RECEIVER = {
 }
 SENDER = {
     "setup": (blkmig.OutgoingMigration, "run", 1),
-    "bulk": (blkmig.OutgoingMigration, "iterate", 1),
-    "last pass": (blkmig.OutgoingMigration, "_complete", 1),
+    "bulk": (rounds.Rounds, "iterate", 1),
+    "last pass": (completing.Completing, "attempt", 1),
     "word": (connection.Connection, "await_target", 1),
 }
 QUICK = {
@@ -64,11 +64,11 @@ QUICK = {
 
 
 def disk_content() -> bytes:
-    """Return a disk of seven blocks of data, the last one at its very end."""
+    """Return a disk of seven blocks of data, the last one at its very end; with holes they would go in pieces."""
     content = bytearray(SIZE)
     rng = random.Random(12)
-    for start in (0, 3 * MIB, 20 * MIB, 40 * MIB, 63 * MIB, 64 * MIB, SIZE - 1000):
-        content[start : start + 1000] = rng.randbytes(1000)
+    for start in (0, 3 * MIB, 20 * MIB, 40 * MIB, 62 * MIB, 63 * MIB, SIZE - MIB):
+        content[start : start + MIB] = rng.randbytes(MIB)
     return bytes(content)
 
 

@@ -106,14 +106,16 @@ def test_a_tracker_that_is_finer_than_what_qemu_records(folder: Path, first: int
 @pytest.mark.parametrize(("kind", "options"), storage_daemon.WAYS_TO_READ)
 def test_a_migration_sends_the_pieces_that_were_written(folder: Path, kind: str, options: str) -> None:
     image, target = make_image(folder, kind), folder / "target.raw"
-    rng, pieces = random.Random(kind), 60
+    rng, pieces, before = random.Random(kind), 60, 0
     with StorageDaemon(folder, *image_options(image)) as daemon:
         client = storage_daemon.QemuIo(daemon.uri("disk0"))
         with opened(daemon, options) as [disk]:
 
             def drive(outgoing: blkmig.OutgoingMigration) -> None:
+                nonlocal before
                 while not outgoing.stats.rounds[1:]:
                     outgoing.iterate()
+                before = outgoing.stats.pack_bytes  # of blocks with holes
                 for number in rng.sample(range(4 * 256), pieces):  # before the last block, which overlaps its neighbour
                     assert client.run(f"write -P 7 {number * 4096} 512")
                 outgoing.complete()
@@ -123,5 +125,5 @@ def test_a_migration_sends_the_pieces_that_were_written(folder: Path, kind: str,
         daemon.quit()
     storage_daemon.compare(image, target)
     assert sent.format == "blkmig"
-    assert sent.pack_bytes == pieces * 4096
+    assert sent.pack_bytes - before == pieces * 4096
     assert sent.packs >= 1
