@@ -66,6 +66,9 @@ class InspectedDisk:
         """Times that the sender went over the disk: a block that comes again in a round begins the next one."""
 
         self._round = _core.Bitmap(len(self.coverage.bits))
+        self._last_zero: tuple[int, int] | None = None
+        """Number and offset of the block that came last, if it came as zero: a pack of its data may follow."""
+
         self._records = records
 
     def load_block(self, f: channel.InputQEMUFile, sector: int, position: int) -> None:
@@ -74,6 +77,7 @@ class InspectedDisk:
         f.skip(_core.BLOCK_SIZE)
         self._came(number, 1)
         self.zero.clear(number)
+        self._last_zero = None
         self._records.block(self.statistics.name, sector, 1, position, is_zero=False)
 
     def load_pack(self, f: channel.InputQEMUFile, extents: Extents, position: int, number: int) -> None:
@@ -82,19 +86,24 @@ class InspectedDisk:
         nbytes = sum(length for _, length in extents)
         f.skip(nbytes)
         self.coverage.add_pack(extents, number=number, blocks=self.statistics.blocks)
+        self._records.pack(self.statistics.name, extents, position)
         self.statistics.packs += 1
         self.statistics.pack_bytes += nbytes
+        zero, self._last_zero = self._last_zero, None
+        if zero is not None and zero[1] <= extents[0][0] and sum(extents[-1]) <= zero[1] + _core.BLOCK_SIZE:
+            self.zero.clear(zero[0])  # a block with holes: it has come once
+            extents = []
         for offset, length in extents:
             first, stop = offset // _core.BLOCK_SIZE, -(-(offset + length) // _core.BLOCK_SIZE)
             if first < len(self.resent):
                 self.resent.set_range(first, min(stop, len(self.resent)) - first)
-        self._records.pack(self.statistics.name, extents, position)
 
     def load_zero_run(self, sector: int, count: int, position: int) -> None:
         """Count zero blocks."""
         number = self.coverage.check(sector, count, position)
         self._came(number, count, is_zero=True)
         self.zero.set_range(number, count)
+        self._last_zero = number + count - 1, sector + (count - 1) * _core.SECTORS_PER_BLOCK << _core.SECTOR_BITS
         self.statistics.zero_blocks += count
         self._records.block(self.statistics.name, sector, count, position, is_zero=True)
 

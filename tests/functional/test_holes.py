@@ -16,7 +16,7 @@ import peers
 import pytest
 
 import blkmig
-from blkmig import errors
+from blkmig import errors, migration
 from blkmig.disk import LocalBackend
 from blkmig.nbd import backend as nbd
 
@@ -96,6 +96,18 @@ def test_verified_blocks_go_whole(tmp_path: Path) -> None:
     assert target.read_bytes() == content
 
 
+def test_inspect_takes_them_for_blocks_that_came_once(tmp_path: Path) -> None:
+    content = islands(random.Random(4))
+    with opened("file", lab.sparse_file(tmp_path / "s.raw", content)) as disk:
+        data = lab.record(tmp_path, [disk], format="blkmig")
+    found = migration.inspect(lab.input_file(tmp_path, data))
+    [disk] = found.disks
+    assert found.verdict == "complete"
+    assert disk.resent.find_next_set(0) < 0
+    for block in range(32):
+        assert disk.zero.test(block) == (not any(content[block * MIB : (block + 1) * MIB]))
+
+
 class HoleWriter:
     """A thread that writes around `place`, where the bulk phase is, until it is stopped."""
 
@@ -133,12 +145,12 @@ def test_a_writer_into_holes(tmp_path: Path, reading: str, kind: str, seed: int)
     path = lab.sparse_file(tmp_path / "s.raw", content)
     with opened(kind, path) as disk, HoleWriter(disk, seed) as writer:
 
-        def drive(migration: blkmig.OutgoingMigration) -> None:
-            bmds = lab.sent(migration).bmds_list[0]
+        def drive(outgoing: blkmig.OutgoingMigration) -> None:
+            bmds = lab.sent(outgoing).bmds_list[0]
             while not bmds.bulk_completed:
                 writer.place = max(0, bmds.cur_sector * 512 - MIB)
-                migration.iterate()
-            migration.complete()
+                outgoing.iterate()
+            outgoing.complete()
 
         sent, _ = lab.migrate(
             tmp_path,
