@@ -14,15 +14,15 @@ from . import device, packs, send, state
 
 FETCH_SECONDS = 0.1
 FETCH_SHARE = 33
-"""In the bulk phase, marks are fetched every so many seconds, and so seldom that it takes a thirtieth of the time."""
+"""While a round lasts, marks are fetched every so many seconds, and so seldom that it takes a thirtieth of the time."""
 
 
-class BulkFetch:
-    """Fetches now and then, in the bulk phase, what remote trackers know.
+class FetchAhead:
+    """Fetches now and then what remote trackers know, in the bulk phase and in rounds that last longer.
 
-    What is written before bulk has come to it goes with bulk. If its mark came only when bulk is over, it would go a
-    second time: of random writes to a whole disk, that is half of all that are made in the bulk phase. The marks of a
-    disk that is written in this process are here at once, and such a fetch costs nothing.
+    What is written before the round has come to it goes with the round. If its mark came only with the next round, it
+    would go a second time: of random writes to a whole disk, that is half of all that are made in the bulk phase. The
+    marks of a disk that is written in this process are here at once, and such a fetch costs nothing.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -32,10 +32,20 @@ class BulkFetch:
     def look(self, blk_mig: state.BlkMigState) -> None:
         """Fetch what is known, if it is time for that. Between two blocks; blocks as `sync_disks` does."""
         began = self._clock()
-        if began >= self._due and not blk_mig.bulk_completed:
+        if began >= self._due and not blk_mig.is_last_round:
             disk.sync_disks(bmds.backend for bmds in blk_mig.bmds_list)
-            ended = self._clock()
-            self._due = ended + max(FETCH_SECONDS, FETCH_SHARE * (ended - began))
+            self._took(began)
+
+    def begin_round(self, blk_mig: state.BlkMigState) -> None:
+        """Begin a round, which fetches, too, and note how long that took."""
+        began = self._clock()
+        begin_round(blk_mig)
+        blk_mig.fetch_seconds = self._took(began)
+
+    def _took(self, began: float) -> float:
+        ended = self._clock()
+        self._due = ended + max(FETCH_SECONDS, FETCH_SHARE * (ended - began))
+        return ended - began
 
 
 def begin_round(blk_mig: state.BlkMigState) -> None:

@@ -59,7 +59,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
 
         # From `save_setup` on.
         self._departure: passage.Departure
-        self._bulk_fetch: dirty.BulkFetch
+        self._fetches: dirty.FetchAhead
 
     # -- what to do --------------------------------------------------------------------------------------------------
 
@@ -126,7 +126,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             with errors.keeping(error):
                 blk_mig.release()
             raise
-        self._blk_mig, self._bulk_fetch = blk_mig, dirty.BulkFetch(self._clock)
+        self._blk_mig, self._fetches = blk_mig, dirty.FetchAhead(self._clock)
 
     def setup_parts(self) -> list[bytes]:
         """Return what says the disks' sizes before their blocks come, and announces what only their bases hold."""
@@ -154,7 +154,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             f.flush()  # what was said last
             self.base.hash_some(lambda: self._clock() >= deadline)
         else:
-            self._bulk_fetch.look(blk_mig)
+            self._fetches.look(blk_mig)
             while not f.rate_limit_exceeded() and engine.send_some(blk_mig, f) and self._clock() < deadline:
                 pass
         f.put_be64(_core.FLAG_EOS)
@@ -162,9 +162,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             if bmds.tree is not None:
                 bmds.tree.settle()
         if self.is_round_over() and not blk_mig.is_last_round:
-            started = self._clock()
-            dirty.begin_round(blk_mig)
-            blk_mig.fetch_seconds = self._clock() - started
+            self._fetches.begin_round(blk_mig)
         blk_mig.is_interrupted = False
         return int(self.save_live_pending() == 0)
 

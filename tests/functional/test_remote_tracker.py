@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lab
 import pytest
@@ -62,15 +63,19 @@ class Clock:
         return self.now
 
 
-def test_what_bulk_has_not_come_to_is_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Marks are fetched in the bulk phase, too, so that a write ahead of it does not count as one behind it."""
+def dirty_blocks(bmds: Any) -> list[int]:
+    return [block for block in range(bmds.geometry.nblocks) if bmds.dirty_bitmap.is_dirty(block)]
+
+
+def test_what_a_round_has_not_come_to_is_sent_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Marks are fetched while it lasts, too, so that a write ahead of it does not count as one behind it."""
     size, clock = 32 * lab.MIB, Clock()
     monkeypatch.setattr(save, "SECTION_SECONDS", -1.0)  # a section ends after its first step
     disk = RemoteDisk(bytearray(b"early" * (size // 5) + b"ok"), name="d")
     target = bytearray(size)
     with disk, blkmig.MemoryBackend(target, name="d") as destination:
         receiver = lab.Receiver(f"unix:{tmp_path}/socket", {"d": destination})
-        parameters = blkmig.MigrationParameters(reading="inline")
+        parameters = blkmig.MigrationParameters(reading="inline", granularity=lab.MIB)
         with migration.OutgoingMigration([disk], receiver.uri, parameters, clock=clock) as outgoing:
             outgoing.iterate()
             bmds = lab.sent(outgoing).bmds_list[0]
@@ -82,7 +87,18 @@ def test_what_bulk_has_not_come_to_is_sent_once(tmp_path: Path, monkeypatch: pyt
             while not bmds.bulk_completed:
                 outgoing.iterate()
             assert not disk.unfetched
-            assert [block for block in range(32) if bmds.dirty_bitmap.is_dirty(block)] == [0]
+            assert dirty_blocks(bmds) == [0]
+            for block in range(32):
+                disk.write_elsewhere(block * lab.MIB)
+            outgoing.iterate()  # block 0, and the next round begins with all of them
+            outgoing.iterate()
+            assert dirty_blocks(bmds) == list(range(1, 32))
+            for offset in (behind, ahead):
+                disk.write_elsewhere(offset)
+            clock.now += 1.0
+            while bmds.cur_dirty:
+                outgoing.iterate()
+            assert dirty_blocks(bmds) == [0]
             outgoing.complete()
         receiver.result()
     assert target == disk.content
