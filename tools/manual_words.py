@@ -29,14 +29,16 @@ AFTER: list[Section] = [
                     "without a HOST listens on every address; port 0 takes any free port, which is then announced.",
                 ),
                 ("`unix:PATH`", "A Unix stream socket."),
-                ("`exec:COMMAND`", "The standard input or output of a shell command. It is one-way: see below."),
+                ("`exec:COMMAND`", "The standard input or output of a shell command, as a pipe. "
+                 "A command that runs a blkmig at the other end, as in `ssh HOST blkmig receive - ...` or "
+                 "`ssh HOST blkmig send DISK -`, has one socket as both, and answers."),
                 ("`fd:N`", "A descriptor that the command was given: a socket, a pipe or a file."),
                 ("`file:PATH[,offset=N]`", "A file, from its byte N on. A comma in PATH is written twice."),
                 ("`-`", "Standard output of a sender, standard input of a receiver."),
             ],
             "Over TCP, a Unix socket and a socket that was passed on, the target gives its word when everything is on "
-            "stable storage, and the sender waits for it. A pipe, a command and a file carry nothing back: there the "
-            "sender is done when the channel has taken everything.",
+            "stable storage, and the sender waits for it. A pipe, most commands and a file carry nothing back: there "
+            "the sender is done when the channel has taken everything.",
         ],
     ),
     (

@@ -151,6 +151,14 @@ class QEMUFile:
             return error
         return OSError(error.errno, f"{error.strerror}; {link.describe_status(status)}")
 
+    def command_words(self) -> str:
+        """Return how the command at the other end has ended, if it did and went wrong; "" else."""
+        try:
+            status = self._transport.child_status(link.CHILD_GRACE_SECONDS)
+        except ChildProcessError as unknown:
+            return f"; {unknown.strerror}"
+        return f"; {link.describe_status(status)}" if status else ""
+
     def _wait_for_command(self, seconds: float | None = None, *, allowed: tuple[int, ...] = ()) -> None:
         """Wait up to `seconds` for an exec: command to end; raises ChannelError for a bad exit status, or none."""
         try:

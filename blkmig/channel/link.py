@@ -153,7 +153,7 @@ class Transport:
 
     def is_local(self) -> bool:
         """Return whether this is a pipe or a connection within this machine; not one to a command."""
-        return self.child is None if self.socket is None else is_local(self.socket)
+        return self.child is None and (self.socket is None or is_local(self.socket))
 
     @property
     def is_tcp(self) -> bool:

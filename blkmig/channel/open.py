@@ -48,8 +48,13 @@ class Connector:
     @property
     def goes_both_ways(self) -> bool:
         """Whether the other end can answer, as far as the address tells."""
-        if isinstance(self._address, uri.FdAddress):
-            return streams.is_socket(self._address.fd)
+        match self._address:
+            case uri.FdAddress(fd=fd):
+                return streams.is_socket(fd)
+            case uri.StdioAddress():
+                return streams.is_socket(1)
+            case uri.ExecAddress():
+                return self._address.is_answered(writing=True)
         return isinstance(self._address, uri.TcpAddress | uri.UnixAddress)
 
     def connect(self, *, timeout: float, opened: int | None = None) -> qemufile.OutputQEMUFile:

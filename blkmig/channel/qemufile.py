@@ -20,6 +20,7 @@ class OutputQEMUFile(sending.SendingFile):
     def __init__(self, transport: link.Transport, *, limiter: rate.RateLimiter | None = None) -> None:
         super().__init__(transport, limiter=limiter)
         self._return_path: InputQEMUFile | None = None
+        self._is_one_way = False
 
     def return_path(self) -> InputQEMUFile | None:
         """Return what the other side says, always the same file; None for a channel that goes one way.
@@ -33,10 +34,20 @@ class OutputQEMUFile(sending.SendingFile):
                 self._return_path.set_idle_timeout(self._idle_timeout, first=self._idle_timeout)
         return self._return_path
 
+    def go_one_way(self) -> None:
+        """Take what comes back for no answers from now on: nobody at the other end speaks."""
+        self._is_one_way = True
+
+    def printed(self) -> bytes:
+        """Return what has come instead of answers, 64 KiB at most. Does not wait."""
+        if self._return_path is None or not self._return_path.wait_readable(0):
+            return b""
+        return self._return_path.get_some(1 << 16)
+
     @property
     def is_answered(self) -> bool:
         """Return whether the way back was opened, on which the peer says that it has everything."""
-        return self._return_path is not None
+        return self._return_path is not None and not self._is_one_way
 
     def abort(self) -> None:
         """Close without flushing, and the return path as well; never raises, twice does no harm."""

@@ -194,17 +194,9 @@ class ReceivingFile(base.QEMUFile):
     def _fail(self, error: BaseException) -> None:
         if isinstance(error, EOFError):
             self._link.check()
-            why = self._command_words()
+            why = self.command_words()
             is_empty = self.position + self._buffer.staged == 0
             how = "is empty, so look at what its sender says" if is_empty else "ends too early"
             message = f"the stream from {self.uri} {how}{why}"
             raise errors.TruncatedStream(message, position=self.position) from error
         super()._fail(error)
-
-    def _command_words(self) -> str:
-        """Return how the command whose output ended has ended, if it went wrong."""
-        try:
-            status = self._transport.child_status(link.CHILD_GRACE_SECONDS)
-        except ChildProcessError as unknown:
-            return f"; {unknown.strerror}"
-        return f"; {link.describe_status(status)}" if status else ""

@@ -231,6 +231,16 @@ class SendingFile(pacing.PacedFile):
             raise
         super().abort()  # this direction alone: the return path outlives it
 
+    @property
+    def leads_to_command(self) -> bool:
+        """Return whether a command of ours is at the other end."""
+        return self._transport.child is not None
+
+    def finish(self) -> None:
+        """Flush, and tell the peer that this is the end; `close` is still to come."""
+        self.flush()
+        self._finish_sending()
+
     def abort(self) -> None:
         """Drop this direction and what is still on its way, so that the peer sees no end of the stream; never raises.
 

@@ -43,7 +43,9 @@ def open_stream(
     timeout: float | None = None,
     opened: int | None = None,
 ) -> link.Transport:
-    """Return the transport of a one-way address (a socket behind ``fd:`` goes both ways). Raises ChannelError.
+    """Return the transport of an address that is opened, not connected to. Raises ChannelError.
+
+    Most go one way. Both ways go a socket behind ``fd:`` or ``-``, and a command that says that a blkmig answers.
 
     Only writing to a named pipe waits, up to `timeout` seconds, for somebody who reads it. A file that somebody has
     opened already, `opened`, is written instead of what has its name, and stays theirs to close.
@@ -51,6 +53,8 @@ def open_stream(
     try:
         match address:
             case uri.ExecAddress():
+                if address.is_answered(writing=writing):
+                    return _open_two_way_command(connection, address.command)
                 return _open_command(connection, address.command, writing=writing)
             case uri.FileAddress():
                 return _open_file(connection, address, writing=writing, timeout=timeout, opened=opened)
@@ -82,6 +86,21 @@ def _open_command(connection: link.Link, command: str, *, writing: bool) -> link
         os.close(theirs)
     os.set_blocking(ours, False)
     _enlarge_pipe(ours)
+    return link.Transport(connection, ours, child=child)
+
+
+def _open_two_way_command(connection: link.Link, command: str) -> link.Transport:
+    """Start `command` with one socket as its standard input and output."""
+    children.require_statuses()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        try:
+            child, _ = children.start(["/bin/sh", "-c", command], stdin=theirs, stdout=theirs)
+        except BaseException:
+            ours.close()
+            raise
+    ours.setblocking(False)
+    sockets.tune(ours)
     return link.Transport(connection, ours, child=child)
 
 

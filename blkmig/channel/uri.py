@@ -6,7 +6,7 @@
     tcp:HOST:PORT            a name, an IPv4 address or an [IPv6 address]; an empty HOST listens on every address,
                              and connects to this machine; port 0 listens on any free port
     unix:PATH                a stream socket
-    exec:COMMAND             the standard input or output of a shell command
+    exec:COMMAND             the standard input or output of a shell command; both, if it runs a blkmig at the other end
     fd:N                     an open descriptor: socket, pipe or file
     file:PATH[,offset=N]     a file from its byte N on; a comma in PATH is written ",,"
     -                        the standard output or input
@@ -28,6 +28,7 @@ FORMS = "tcp:HOST:PORT, unix:PATH, exec:COMMAND, fd:N, file:PATH[,offset=N] or -
 SUN_PATH_MAX = 107
 """Bytes of the longest path that a Unix socket can have on Linux."""
 
+_RECEIVES, _SENDS = (re.compile(rf"\bblkmig\b[^|;&<>\n]*\s{verb}\s") for verb in ("receive", "send"))
 _TCP = re.compile(r"(?P<host>\[[^\[\]]+\]|[^:\[\]]*):(?P<port>\d{1,5})", re.ASCII)
 
 
@@ -60,6 +61,14 @@ class ExecAddress:
     """A command for /bin/sh."""
 
     command: str
+
+    def is_answered(self, *, writing: bool) -> bool:
+        """Return whether the command says that the other end is a blkmig, which answers: ``ssh HOST blkmig receive``.
+
+        Others get a pipe, as ever. What they print is no answer, and nobody waits for one; a pipe also is what
+        /dev/stdin can be opened again for, and what pages can be given to.
+        """
+        return re.search(_RECEIVES if writing else _SENDS, self.command) is not None
 
     def __str__(self) -> str:
         """Return the URI."""

@@ -7,6 +7,7 @@ import argparse
 from typing import Any
 
 from .. import errors, migration, params, stats, units
+from ..migration import displays
 from . import arguments, output, progress, signals, watching
 
 EXAMPLES = (
@@ -74,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
                 output.print_listening(incoming.uri)
             watch.begin(incoming.stats)
             result = incoming.run()
-    print_result(result, args)
+    print_result(result, args, is_stdout_taken=incoming.is_awaited and displays.answers_on_stdout(args.uri))
     return 0
 
 
@@ -86,17 +87,18 @@ def parse_map(text: str) -> tuple[int, str]:
     return int(index), path
 
 
-def print_result(result: stats.IncomingStatistics, args: argparse.Namespace) -> None:
-    """Print what has come."""
-    if args.json:
-        output.print_json(result)
+def print_result(result: stats.IncomingStatistics, args: argparse.Namespace, *, is_stdout_taken: bool) -> None:
+    """Print what has come: on stdout, or on stderr if the source's end of the stream is there."""
+    if args.json or (is_stdout_taken and output.stderr.is_json):
+        output.print_json(result, is_stdout_taken=is_stdout_taken)
         return
     for note in result.notes:
         output.print_note(note)
     rows = [(received.name or "(no name)", describe_disk(received)) for received in result.disks.values()]
     speed = units.format_rate(result.transferred / result.total_time) if result.total_time else "-"
+    rows.append(("section", result.format or "-"))
     rows.append(("time", f"{units.format_duration(result.total_time)}, {speed} on the wire"))
-    output.print_table(rows)
+    output.print_table(rows, is_stdout_taken=is_stdout_taken)
 
 
 def describe_disk(received: stats.DiskStatistics) -> str:

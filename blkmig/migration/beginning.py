@@ -41,5 +41,7 @@ def begin(
         if parameters.digests and parameters.writers_after == "refuse":
             asked.ask_for_trees(state)
     statistics.format = negotiation.agree(parameters, asked, handlers, state, connect_timeout=connect_timeout)
+    if not asked.has_heard:
+        link.take_silence_for_one_way()  # nobody was asked, either
     state.state_setup(f)
     asked.await_reply()

@@ -55,6 +55,7 @@ class Completing:
             self._figures.raise_postponed()
             return False
         try:
+            self._connection.see_off_command()
             self._figures.report(at_once=True)
             self._figures.raise_postponed()  # not before: it is done, whatever the caller's function says
         finally:

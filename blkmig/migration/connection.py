@@ -13,10 +13,13 @@ alone may be called by any thread and any signal handler, so it takes no lock.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator
 
-from .. import block, channel, errors, savevm
+from .. import block, channel, errors, savevm, texts
 from . import reasons
+
+logger = logging.getLogger(__name__)
 
 HINT = "look at the target's messages"
 QEMU_HINT = (
@@ -66,6 +69,12 @@ class Connection:
         self.return_path = self.f.return_path()
         return self.return_path is not None
 
+    def take_silence_for_one_way(self) -> None:
+        """Expect no word of a command that has said nothing: it has no blkmig at its end, or one that cannot answer."""
+        if self.f.leads_to_command:
+            self.return_path = None
+            self.f.go_one_way()
+
     def cancel(self) -> None:
         """Make every call that is blocked in the channel, and every later one, raise Cancelled."""
         self._cancel_requested = True
@@ -80,12 +89,34 @@ class Connection:
 
     def await_target(self) -> None:
         """Close the stream; on a two-way channel, wait for the target's word first."""
-        if self.return_path is not None:
-            with self.losing("waiting for the target's word that it has everything"):
-                reason = savevm.await_shut(self.return_path, on_pong=self.is_no_qemu)
-            if reason:
-                raise self.target_failed(reason, "received everything, but failed")
-        self.f.close()
+        if self.return_path is None:
+            self.f.close()
+            self._pass_on_what_was_printed()
+            return
+        with self.losing("waiting for the target's word that it has everything"):
+            reason = savevm.await_shut(self.return_path, on_pong=self.is_no_qemu)
+        if reason:
+            raise self.target_failed(reason, "received everything, but failed")
+        if self.f.leads_to_command:
+            self.f.finish()  # it may have more to do, as to verify: nobody is held for that
+        else:
+            self.f.close()
+
+    def see_off_command(self) -> None:
+        """Wait for a command that has given the target's word to end: whatever becomes of it, the target is complete.
+
+        Never raises an error of the tree.
+        """
+        if self._f is not None and self._f.leads_to_command:
+            try:
+                self._f.close()
+            except errors.MigrationError as error:
+                logger.warning("the target has said that it has everything; and then: %s", error)
+
+    def _pass_on_what_was_printed(self) -> None:
+        """Show what a command has said that was taken for one which answers, and did not."""
+        for line in self.f.printed().decode("utf-8", "backslashreplace").splitlines():
+            logger.warning("%s", texts.printable(line))
 
     def is_no_qemu(self) -> None:
         """Take note that the target is a blkmig, by what it says."""
@@ -137,17 +168,18 @@ class Connection:
             self._look_for_the_reason(error)
             if isinstance(error, errors.ChannelTimeout):
                 raise
-            cause = error.why if error.errno is None else OSError(error.errno, error.why)
-            raise self._broken(error.doing, error.uri, cause) from error
+            raise self._broken(error.doing, error.uri, error.why, error.errno) from error
 
-    def _broken(self, doing: str, uri: str, cause: OSError | str) -> errors.ChannelError:
-        """Return the error of a link that broke, with the block that was sent last."""
+    def _broken(self, doing: str, uri: str, why: str, code: int | None = None) -> errors.ChannelError:
+        """Return the error of a link that broke, with the block that was sent last, and how a command has ended."""
+        if self._f is not None and "the command ended" not in why:
+            why += self._f.command_words()
         blk_mig = self._block.state_if_set_up()  # None: nothing but questions was sent
         sent = None if blk_mig is None else blk_mig.last_sent
         return errors.ChannelError(
             doing,
             uri=uri,
-            cause=cause,
+            cause=why if code is None else OSError(code, why),
             device=sent and sent[0].label,
             offset=sent and sent[0].geometry.block_range(sent[1])[0],
             hint=self._hint(),

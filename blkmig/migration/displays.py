@@ -55,7 +55,8 @@ def check_writing(uri: str) -> None:
 def check_reading(uri: str) -> None:
     """Raise :class:`~blkmig.errors.DisplayInUse` if results or messages go where the stream of `uri` comes from.
 
-    Results may go into a socket that the stream comes from: they follow when the stream has ended.
+    Results may go into a socket that the stream comes from, if its source waits for no word there: they follow when the
+    stream has ended.
     """
     source = streamfile.known_file(uri, writing=False)
     check("the stream", () if source is None else [source])
@@ -96,3 +97,8 @@ def stdin() -> list[tuple[str, identity.KnownFile]]:
 def is_stdout(uri: str) -> bool:
     """Return whether the stream of `uri` goes where standard output goes, which has no room for results then."""
     return uri == "-" or STDOUT_LABEL in _in_same_place(uri, writing=True)
+
+
+def answers_on_stdout(uri: str) -> bool:
+    """Return whether what the source of `uri` is told goes where standard output goes: they are one socket."""
+    return STDOUT_LABEL in _in_same_place(uri, writing=False)

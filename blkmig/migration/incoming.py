@@ -49,6 +49,9 @@ class IncomingMigration:
         self._stack = contextlib.ExitStack()
         self._listener: channel.Listener | None = None
         self._f: channel.InputQEMUFile | None = None
+        self.is_awaited = False
+        """The source waits, or has waited, for the word that all is on stable storage."""
+
         self._cancel_requested = False
 
     def __enter__(self) -> Self:
@@ -135,6 +138,7 @@ class IncomingMigration:
             self._block.on_base = check if self.parameters.verify else lambda *_: None
         try:
             stream = loader.loadvm()
+            self.is_awaited = loader.is_awaited
             announced = self._judge(stream)
             safekeeping.make_durable(self._targets, loader, self._check_cancelled)
             self._check_cancelled()

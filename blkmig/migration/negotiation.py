@@ -54,9 +54,9 @@ def _why_not(
     """Return why it is not ``blkmig``; "" if it is."""
     if not handlers.disks.fits_table():
         return "its table takes 1 to 256 disks that are not read-only"
-    if not asked.is_answered:
+    hello = asked.ask_for_blkmig(state, seconds) if asked.is_answered else None
+    if not asked.is_answered:  # or not any more
         return "" if parameters.format == "blkmig" else "nobody can be asked"
-    hello = asked.ask_for_blkmig(state, seconds)
     if hello is None:
         return f"the target has not said within {seconds:g} s that it takes it: it is a QEMU, or an older blkmig"
     if not hello.is_understood:

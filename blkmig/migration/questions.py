@@ -60,6 +60,9 @@ class Questions:
         # Migration thread only.
         self._barriers = 0
         self._is_reply_due = False
+        self.has_heard = False
+        """Anything has come."""
+
         self.knows_trees = False
         """The target has said that it verifies digests in the form of a tree."""
 
@@ -98,6 +101,8 @@ class Questions:
                     return value
                 if kind == savevm.MIG_RP_MSG_PONG and value == savevm.ASK:
                     return None
+        if not self.has_heard:
+            self._connection.take_silence_for_one_way()
         return None
 
     def ask_for_signs_of_life(self, state: savevm.SaveState) -> None:
@@ -201,6 +206,7 @@ class Questions:
         """Return the next message; raise if it is one that ends the migration. Blocks."""
         position = path.position
         kind, value = savevm.read_message(path)
+        self.has_heard = True
         if kind == savevm.MIG_RP_MSG_SHUT:
             raise self._connection.target_failed(value if isinstance(value, int) else 0)
         if isinstance(value, savevm.Failure):
