@@ -209,6 +209,7 @@ def print_result(result: stats.OutgoingStatistics, args: argparse.Namespace, *, 
             f"{units.format_size(result.transferred)} in {result.blocks} blocks, {result.zero_blocks} zero"
             + (f", and {result.packs} packs" if result.packs else ""),
         ),
+        ("section", result.format or "-"),
         ("dirty rounds", str(result.dirty_rounds)),
         ("time", f"{units.format_duration(result.total_time)}, {units.format_rate(result.throughput)}"),
         ("downtime", describe_downtime(result)),

@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -62,6 +63,8 @@ def test_send_and_receive(tmp_path: Path, disk: Path) -> None:
     assert (tmp_path / "copy.raw").read_bytes() == disk.read_bytes()
     assert b"downtime" in sent.stdout
     assert "verified" in out
+    assert re.search(rb"^section +blkmig$", sent.stdout, re.MULTILINE)
+    assert re.search("^section +blkmig$", out, re.MULTILINE)
 
 
 def test_json_and_progress_for_machines(tmp_path: Path, disk: Path) -> None:
