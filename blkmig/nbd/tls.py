@@ -9,17 +9,16 @@ be there, and a libnbd without that fix is only used with an authority.
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import re
 import urllib.parse
 from collections.abc import Iterable
 from pathlib import Path
 
-from .. import errors, paths
+from .. import credentials, errors, paths
 from . import uri as nbd_uri
 
-AUTHORITY, CERTIFICATE, KEY = "ca-cert.pem", "client-cert.pem", "client-key.pem"
+AUTHORITY = credentials.AUTHORITY
 
 MENDED = {(1, 18): 5, (1, 20): 2}
 """For a branch of libnbd, the first release with the fix. All later branches have it, older ones do not."""
@@ -41,7 +40,7 @@ def check(uri: str, *, certificates: str | None = None, psk_file: str | None = N
     said = dict(urllib.parse.parse_qsl(parts.query))
     folder, keys = certificates or said.get("tls-certificates"), psk_file or said.get("tls-psk-file")
     if keys is not None:
-        _require_readable(Path(keys), uri)
+        credentials.require_readable(Path(keys), about=repr(uri))
     if folder is not None:
         _check_folder(Path(folder), uri, needs_authority=not is_mended(version))
     elif keys is None and not is_mended(version) and not _has_usual_authority():
@@ -50,27 +49,9 @@ def check(uri: str, *, certificates: str | None = None, psk_file: str | None = N
 
 
 def _check_folder(folder: Path, uri: str, *, needs_authority: bool) -> None:
-    if not folder.is_dir():
-        raise errors.ParameterError(f"{uri!r}: {str(folder)!r} is no folder with certificates: {GIVE}")
-    _require_readable(folder, uri, mode=os.R_OK | os.X_OK)
-    there = [name for name in (AUTHORITY, CERTIFICATE, KEY) if (folder / name).exists()]
-    for name in there:
-        _require_readable(folder / name, uri)
+    there = credentials.found_in(folder, "client", about=repr(uri), advice=GIVE)
     if AUTHORITY not in there and (needs_authority or not there):
         raise errors.ParameterError(f"{uri!r}: there is no {AUTHORITY} in {str(folder)!r}: {GIVE}")
-    if (CERTIFICATE in there) != (KEY in there):
-        lacking = KEY if CERTIFICATE in there else CERTIFICATE
-        raise errors.ParameterError(f"{uri!r}: there is no {lacking} in {str(folder)!r}; both or neither are needed")
-
-
-def _require_readable(path: Path, uri: str, *, mode: int = os.R_OK) -> None:
-    try:
-        if not os.access(path, mode):
-            path.stat()
-            raise PermissionError(errno.EACCES, "this user may not read it")
-    except (OSError, ValueError) as error:
-        why = getattr(error, "strerror", None) or str(error)
-        raise errors.ParameterError(f"{uri!r}: cannot read {str(path)!r}: {why}") from error
 
 
 def _has_usual_authority() -> bool:

@@ -27,6 +27,7 @@ FLOORS = {
     "texts": 1,
     "aside": 1,
     "children": 1,
+    "credentials": 1,
     "forks": 1,
     "gates": 1,
     "ownfile": 1,
