@@ -58,14 +58,19 @@ cdef class OutputBuffer:
 
     A wait for the other side ends with OSError(ECANCELED) when `wake_fd` becomes readable; to be woken in a pipe, `fd`
     must be non-blocking. A broken peer is EPIPE, never SIGPIPE. After an error the stream is dead. A peer that takes
-    less than `least_useful` bytes in an idle time is idle: see set_idle_timeout.
+    less than `least_useful` bytes in an idle time is idle: see set_idle_timeout. What it takes shows at `queue_fd`, the
+    socket that leads to it, if others move the bytes from `fd` to there.
     """
 
     cdef stream s
     cdef bint shares
 
-    def __cinit__(self, int fd, Py_ssize_t capacity=65536, /, *, int wake_fd=-1, uint32_t least_useful=1):
+    def __cinit__(
+        self, int fd, Py_ssize_t capacity=65536, /, *, int wake_fd=-1, int queue_fd=-1, uint32_t least_useful=1
+    ):
         stream_init(&self.s, fd, capacity, wake_fd)
+        if queue_fd >= 0:
+            self.s.queue_fd = queue_fd
         self.s.least_useful = least_useful
 
     def __dealloc__(self):

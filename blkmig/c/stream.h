@@ -38,6 +38,7 @@ struct stream {
     int busy;                           /* a thread is in it without the GIL; under the GIL */
     unsigned born;                      /* in which process: see fork.h */
     int fd, wake_fd, kind, takes_pages, is_fifo;
+    int queue_fd;                       /* what leads to the peer: fd, or a socket that others fill from fd */
     uint8_t *staging;
     size_t capacity, head, tail;
     uint64_t position, flushed;
@@ -77,8 +78,8 @@ static int stream_init(struct stream *s, int fd, Py_ssize_t capacity, int wake_f
                      STREAM_CAPACITY_MIN, capacity);
         return -1;
     }
-    *s = (struct stream){.fd = fd, .wake_fd = wake_fd, .capacity = capacity, .born = fork_count, .staging = malloc(capacity),
-                         .lowat = 1, .least_useful = 1, .queued = -1};
+    *s = (struct stream){.fd = fd, .wake_fd = wake_fd, .queue_fd = fd, .capacity = capacity, .born = fork_count,
+                         .staging = malloc(capacity), .lowat = 1, .least_useful = 1, .queued = -1};
     s->kind = S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) ? STREAM_FILE : STREAM_PIPE;
     if (S_ISSOCK(st.st_mode))
         s->kind = STREAM_SOCKET;
@@ -113,14 +114,15 @@ static int stream_renew(struct stream *s)
     return 1;
 }
 
-/* The same for what a socket has of ours: a large buffer takes nothing for minutes while a slow link empties it. */
+/* The same for what a socket has of ours: a large buffer takes nothing for minutes while a slow link empties it. Where
+ * others fill it, it grows, too, when the peer has made room. */
 static void stream_look_at_queue(struct stream *s)
 {
     int queued = 0;
 
-    if (s->kind != STREAM_SOCKET || ioctl(s->fd, SIOCOUTQ, &queued) < 0)
+    if (s->kind != STREAM_SOCKET || ioctl(s->queue_fd, SIOCOUTQ, &queued) < 0)
         return;
-    if (s->queued >= 0 && s->queued - queued >= (int)s->least_useful)
+    if (s->queued >= 0 && abs(s->queued - queued) >= (int)s->least_useful)
         s->waited = 0;
     if (s->queued < 0 || s->waited == 0)
         s->queued = queued;
