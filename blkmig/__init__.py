@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False  # `typing` alone would take longer to import than all of this
 if TYPE_CHECKING:
     from . import errors
+    from .credentials import TlsParameters
     from .disk import BlockBackend, DirtyBitmap
     from .errors import MigrationError
     from .files import FileBackend, MemoryBackend
@@ -43,6 +44,7 @@ __all__ = [
     "OutgoingMigration",
     "OutgoingStatistics",
     "SaveVMHandlers",
+    "TlsParameters",
     "errors",
     "incoming",
     "open_disk",
@@ -53,6 +55,7 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "credentials": ("TlsParameters",),
     "disk": ("BlockBackend", "DirtyBitmap"),
     "errors": ("MigrationError",),
     "migration": ("IncomingMigration", "OutgoingMigration", "incoming", "outgoing", "receive", "send"),

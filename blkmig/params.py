@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from . import errors, units
+from . import credentials, errors, units
 
 MAX_PARALLEL_IO = 16
 """The most reads in flight, over all disks together: more would starve the disks' other users (QEMU 2.12's figure)."""
@@ -114,6 +114,9 @@ class MigrationParameters:
     idle_timeout: float = 60.0
     """Seconds that the other end may be idle while it should take or confirm something; 0 waits for ever."""
 
+    tls: credentials.TlsParameters | None = None
+    """Certificates, for a target at ``tls:``."""
+
     def __post_init__(self) -> None:
         """Turn texts into bytes and refuse what makes no sense."""
         _set_flags(self)
@@ -132,6 +135,7 @@ class MigrationParameters:
             raise errors.WrongType(f"machine must be a text, not {self.machine!r}")
         if any("\ud800" <= char <= "\udfff" for char in self.machine):
             raise errors.ParameterError(f"machine must be a text, not {self.machine!r}")
+        _check_tls(self)
         self._set_granularity()
         for name, allowed in (
             ("switchover", ("auto", "manual")),
@@ -195,6 +199,9 @@ class IncomingParameters:
     keep_tail: bool = False
     """Leave what an existing file holds behind the end of the disk; without it, a larger file is refused."""
 
+    tls: credentials.TlsParameters | None = None
+    """Certificates, for listening at ``tls:``."""
+
     def __post_init__(self) -> None:
         """Turn texts into bytes and refuse what makes no sense."""
         _set_flags(self)
@@ -203,6 +210,7 @@ class IncomingParameters:
         object.__setattr__(self, "sizes", {name: units.parse_size(size) for name, size in self.sizes.items()})
         if self.accept_timeout is not None:
             _set_number(self, "accept_timeout", 0, 1e9)
+        _check_tls(self)
         _set_number(self, "idle_timeout", 0, 86400)
 
     def size_of(self, name: str) -> int | None:
@@ -218,6 +226,12 @@ def _set_flags(parameters: MigrationParameters | IncomingParameters) -> None:
             value = getattr(parameters, field.name)
             units.check_flags(**{field.name: value})
             object.__setattr__(parameters, field.name, bool(value))
+
+
+def _check_tls(parameters: MigrationParameters | IncomingParameters) -> None:
+    """Raise :class:`~blkmig.errors.WrongType` for what does not say whom to trust."""
+    if not isinstance(parameters.tls, credentials.TlsParameters | None):
+        raise errors.WrongType(f"tls must be TlsParameters, not {parameters.tls!r}")
 
 
 def _set_number(parameters: object, name: str, low: float, high: float) -> None:

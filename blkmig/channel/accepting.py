@@ -6,7 +6,8 @@
     listening ──► candidates, at most 16 beside each other ──► the first whose stream has begun as it must
                     │
                     ├─ who says that it measures the link: its bytes are counted (see `measured`)
-                    └─ closed: the wrong first bytes, an end, nothing within 10 s, or a 17th came
+                    └─ closed: the wrong first bytes, no TLS where it must be, an end, nothing within 10 s,
+                       or a 17th came, or the 5th of one address
 
 So port scans, other protocols and connections that say nothing cost a receiver nothing, and hold nobody up: a real
 sender says its first bytes in the moment in which it is accepted. One thread; waits hear the link's cancel.
@@ -18,17 +19,19 @@ import errno
 import logging
 import socket
 import time
+from collections.abc import Callable, Iterable
 
 from .. import errors
-from . import link, measured, measuring, sockets
+from . import candidates, link, measured, measuring
 
 logger = logging.getLogger(__name__)
 
-OPENING_SECONDS = 10.0
-"""How long a connection may take to say how its stream begins."""
-
 MAX_CANDIDATES = 16
-"""Connections that have not begun yet, at most; the one that has been silent for longest makes room."""
+MAX_PER_ADDRESS = 4
+"""Connections that have not begun yet, at most, in all and of one address. For another one, of those that have shown
+least of what they are, the one makes room that is there for longest."""
+
+TLS_BEGINS = b"\x16\x03"
 
 GONE = (
     *(errno.ECONNABORTED, errno.EAGAIN, errno.ENETDOWN, errno.EPROTO, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.ENONET),
@@ -37,32 +40,6 @@ GONE = (
 """What Linux says of a connection that was lost before it was accepted, or that a firewall refuses."""
 
 OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-
-
-class Candidate:
-    """A connection that has to show what it is, until `deadline`."""
-
-    def __init__(self, sock: socket.socket, listening: str) -> None:
-        self.socket = sock
-        self.begun = b""
-        self.deadline = time.monotonic() + OPENING_SECONDS
-        self.name = sockets.peer_uri(sock, listening)
-
-    def read(self, nbytes: int) -> bool:
-        """Read what has come of the first `nbytes`; False at the end of the connection, or when it broke."""
-        try:
-            got = self.socket.recv(nbytes - len(self.begun))
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        self.begun += got
-        return bool(got)
-
-    def drop(self, why: str) -> None:
-        """Close the connection, which was none of ours."""
-        logger.info("a connection from %s was closed: %s", self.name, why)
-        sockets.shut_and_close(self.socket)
 
 
 class Reception:
@@ -74,6 +51,7 @@ class Reception:
         listening: socket.socket,
         measurements: measured.Measurements,
         *,
+        make: Callable[[socket.socket], candidates.Candidate],
         magic: bytes,
         nbytes: int,
     ) -> None:
@@ -81,10 +59,11 @@ class Reception:
         self._listening = listening
         self._magic = magic
         self._nbytes = nbytes
-        self._candidates: dict[int, Candidate] = {}
+        self._make = make
+        self._candidates: dict[int, candidates.Candidate] = {}
         self._measurements = measurements
 
-    def first(self, timeout: float | None) -> Candidate:
+    def first(self, timeout: float | None) -> candidates.Candidate:
         """Return the first that begins; the others are closed. Raises ChannelTimeout, Cancelled and ChannelError."""
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
@@ -116,48 +95,72 @@ class Reception:
         return self._link.wait_any(seconds, [self._listening.fileno(), *self._candidates, *self._measurements.fds()])
 
     def _accept(self) -> None:
-        """Take one more connection; without room or descriptors, in place of the one that has waited longest."""
-        if len(self._candidates) >= MAX_CANDIDATES:
-            self._drop_the_oldest("others have come, and it has said nothing yet")
+        """Take one more connection; without room or descriptors, in place of another one."""
         try:
             sock = self._listening.accept()[0]
         except OSError as error:
             if error.errno in GONE:
                 return
             if error.errno in OUT_OF_DESCRIPTORS and self._candidates:
-                self._drop_the_oldest("descriptors or memory have run out")
+                self._drop_the_least(self._candidates, "descriptors or memory have run out")
                 return
             raise errors.ChannelError("accepting a connection", uri=self._link.uri, cause=error) from error
         sock.setblocking(False)
-        self._candidates[sock.fileno()] = Candidate(sock, self._link.uri)
+        candidate = self._make(sock)
+        self._make_room(candidate.host)
+        self._candidates[sock.fileno()] = candidate
 
-    def _hear(self, fd: int) -> Candidate | None:
+    def _make_room(self, host: str) -> None:
+        """Have room for one more connection, from `host`."""
+        why = "others have come, and it has not begun yet"
+        same = [fd for fd, candidate in self._candidates.items() if host and candidate.host == host]
+        if len(same) >= MAX_PER_ADDRESS:
+            self._drop_the_least(same, why)
+        elif len(self._candidates) >= MAX_CANDIDATES:
+            self._drop_the_least(self._candidates, why)
+
+    def _hear(self, fd: int) -> candidates.Candidate | None:
         """Read of one connection, and return it if its stream has begun."""
         candidate = self._candidates[fd]
-        alive = candidate.read(self._nbytes)
-        seen = candidate.begun[: len(self._magic)]
-        if alive and measuring.HEADER.startswith(candidate.begun):
+        if candidate.is_refused:
+            if not candidate.read_on():
+                self._drop(fd, "it was refused")
+            return None
+        try:
+            alive = candidate.read(self._nbytes)
+        except candidates.Refused as error:
+            candidate.refuse(str(error))
+            return None
+        if alive and candidate.is_plain and measuring.HEADER.startswith(candidate.begun):
             if candidate.begun == measuring.HEADER:
                 self._measurements.take(self._candidates.pop(fd).socket)
-        elif not self._magic.startswith(seen):
-            self._drop(fd, f"this is no migration, it starts with {candidate.begun.hex(' ')}", said=True)
+        elif not self._magic.startswith(candidate.begun[: len(self._magic)]):
+            self._drop(fd, _no_migration(candidate.begun[: self._nbytes]), said=True)
         elif not alive:
             self._drop(fd, "it ended before its stream began")
-        elif len(candidate.begun) == self._nbytes:
+        elif candidate.is_ready and len(candidate.begun) >= self._nbytes:
             return self._candidates.pop(fd)
         return None
 
     def _drop_the_silent(self) -> None:
-        now = time.monotonic()
+        now, seconds = time.monotonic(), candidates.OPENING_SECONDS
         for fd, candidate in list(self._candidates.items()):
             if now >= candidate.deadline:
-                self._drop(fd, f"its stream did not begin within {OPENING_SECONDS:g} s", said=True)
+                self._drop(fd, f"its stream did not begin within {seconds:g} s", said=not candidate.is_refused)
 
-    def _drop_the_oldest(self, why: str) -> None:
-        self._drop(min(self._candidates, key=lambda fd: self._candidates[fd].deadline), why)
+    def _drop_the_least(self, among: Iterable[int], why: str) -> None:
+        """Drop the one that has shown least of what it is, and of several the one that came first."""
+        seen = self._candidates
+        self._drop(min(among, key=lambda fd: (seen[fd].progress, seen[fd].deadline)), why)
 
     def _drop(self, fd: int, why: str, *, said: bool = False) -> None:
         candidate = self._candidates.pop(fd)
         if said:  # who meant to send should find out why nothing comes
             logger.warning("a connection from %s was closed: %s", candidate.name, why)
         candidate.drop(why)
+
+
+def _no_migration(begun: bytes) -> str:
+    if begun.startswith(TLS_BEGINS):
+        return "it begins TLS, and this receiver listens for a plain stream: say tls: here, or tcp: there"
+    return f"this is no migration, it starts with {begun.hex(' ')}"

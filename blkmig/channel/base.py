@@ -120,6 +120,7 @@ class QEMUFile:
 
     def _meaning(self, error: OSError) -> errors.ChannelError:
         """Return what `error` of the descriptor means."""
+        error = self._transport.why_broken() or error
         if error.errno == errno.ETIME:
             return errors.ChannelTimeout(self._where(), uri=self.uri, cause=self._idle_words())
         if error.errno == errno.EPROTO:

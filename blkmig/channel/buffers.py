@@ -34,9 +34,9 @@ TCP_LINGER_SECONDS = 0.0002
 lost once a block."""
 
 
-def open_output(fd: int, *, wake_fd: int = -1) -> _output.OutputBuffer:
-    """Return the staging buffer of what is sent to `fd`."""
-    return _output.OutputBuffer(fd, STAGING_NBYTES, wake_fd=wake_fd, least_useful=LEAST_USEFUL)
+def open_output(fd: int, *, wake_fd: int = -1, queue_fd: int = -1) -> _output.OutputBuffer:
+    """Return the staging buffer of what is sent to `fd`, and leaves by way of `queue_fd` if that is another one."""
+    return _output.OutputBuffer(fd, STAGING_NBYTES, wake_fd=wake_fd, queue_fd=queue_fd, least_useful=LEAST_USEFUL)
 
 
 def open_input(

@@ -21,10 +21,12 @@ import select
 import socket
 import struct
 import subprocess
+import sys
 import termios
 import threading
 import time
 import weakref
+from typing import Any
 
 from .. import _output, children, errors
 
@@ -59,7 +61,7 @@ class Link:
             self.wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         except OSError as error:
             raise errors.ChannelError("opening", uri=uri, cause=error) from error
-        _alive.add(self)
+        keep_from_forks(self)
 
     def __del__(self) -> None:
         """Give the descriptor back."""
@@ -112,8 +114,13 @@ class Link:
         return {fd for fd, _ in ready if fd != self.wake_fd}
 
 
-_alive: weakref.WeakSet[Link | Transport] = weakref.WeakSet()
+_alive: weakref.WeakSet[Any] = weakref.WeakSet()
 """What a forked child must close: as long as it has a pipe's end or a socket, whoever reads there sees no end."""
+
+
+def keep_from_forks(owner: Any) -> None:
+    """Have forked children call ``owner.forget()``, as long as it lives."""
+    _alive.add(owner)
 
 
 class Transport:
@@ -143,7 +150,7 @@ class Transport:
         self.local_file = local_file
         """The path of a file or device of this machine, at which no peer can be; else ""."""
 
-        _alive.add(self)
+        keep_from_forks(self)
 
     def other_direction(self) -> Transport | None:
         """Return the same socket for the other direction, None for what is not a socket. Raises OSError."""
@@ -153,11 +160,14 @@ class Transport:
 
     def is_local(self) -> bool:
         """Return whether this is a pipe or a connection within this machine; not one to a command."""
-        return self.child is None and (self.socket is None or is_local(self.socket))
+        return self.child is None and (self.peer_socket is None or is_local(self.peer_socket))
+
+    takes_pages = True
+    """Whether pages may pass through the descriptor instead of copies, where it is one that can."""
 
     @property
     def is_tcp(self) -> bool:
-        """Return whether this is a TCP connection."""
+        """Return whether the descriptor is a TCP connection."""
         return self.socket is not None and self.socket.family in (socket.AF_INET, socket.AF_INET6)
 
     def finish_sending(self) -> None:
@@ -205,7 +215,23 @@ class Transport:
             return True
         if code := self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             raise OSError(code, os.strerror(code))
-        return not any(fcntl.ioctl(self.fd, termios.TIOCOUTQ, bytes(4)))
+        return not unsent_nbytes(self.fd)
+
+    def why_broken(self) -> OSError | None:
+        """Return why the link broke, where the descriptor itself does not tell."""
+        return None
+
+    def end_words(self) -> str:
+        """Return what is to be said of an end that came too early."""
+        return ""
+
+    @property
+    def peer_socket(self) -> socket.socket | None:
+        """Return the socket that leads to the peer, None where there is none."""
+        return self.socket
+
+    def await_sent(self, patience: float) -> None:
+        """After `finish_sending`, wait until the system has everything, as it has where nobody is in between."""
 
     def forget(self) -> None:
         """Give up what this process has of the channel, because it is a forked child and not the channel's owner."""
@@ -246,6 +272,11 @@ def _forget_all() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_all)
+
+
+def unsent_nbytes(fd: int) -> int:
+    """Return the bytes in a socket that the peer's machine does not have yet. Raises OSError."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 def is_local(sock: socket.socket) -> bool:

@@ -7,7 +7,9 @@ Errors leave here as ChannelError with a word on what to do next.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
+import ipaddress
 import os
 import pathlib
 import socket
@@ -126,4 +128,12 @@ def bound_address(sock: socket.socket, asked: sockets.SocketAddress) -> sockets.
     """Return where `sock` listens: `asked` with the port that the system chose, if it had to."""
     if isinstance(asked, uri.UnixAddress):
         return asked
-    return uri.TcpAddress(asked.host, sock.getsockname()[1])
+    return dataclasses.replace(asked, port=sock.getsockname()[1])
+
+
+def is_exposed(sock: socket.socket) -> bool:
+    """Return whether other machines may reach a listening socket."""
+    if sock.family == socket.AF_UNIX:
+        return False
+    where = ipaddress.ip_address(sock.getsockname()[0].partition("%")[0])
+    return not (getattr(where, "ipv4_mapped", None) or where).is_loopback

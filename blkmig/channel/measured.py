@@ -39,11 +39,12 @@ class Measurements:
     """What a receiver does for those who measure, while it waits at `listening` for its migration.
 
     Who asks before it waits has his answer then. It belongs to the thread that waits, and never blocks. Where the
-    question cannot be heard (no descriptor, the port is another one's), nobody measures.
+    question cannot be heard (no descriptor, the port is another one's), nobody measures; nor where there is no
+    `listening`, because strangers are to learn nothing.
     """
 
-    def __init__(self, listening: socket.socket) -> None:
-        self._asked = _open_beacon(listening)
+    def __init__(self, listening: socket.socket | None) -> None:
+        self._asked = None if listening is None else _open_beacon(listening)
         if self._asked is not None:
             forks.leave_to_parent(self, self._asked.fileno())
         self._counted: Counted | None = None

@@ -82,7 +82,7 @@ def measure(address: str, *, timeout: float) -> LinkSpeed:
     Raises :class:`NotMeasured` where nobody answers that can be measured without harm.
     """
     parsed = uri.parse_uri(address)
-    if not isinstance(parsed, uri.TcpAddress | uri.UnixAddress):
+    if isinstance(parsed, uri.TlsAddress) or not isinstance(parsed, uri.TcpAddress | uri.UnixAddress):
         raise NotMeasured(f"what {address} leads to cannot be measured beforehand")
     with contextlib.closing(link.Link(str(parsed))) as connection:
         try:

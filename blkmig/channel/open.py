@@ -9,25 +9,37 @@ import pathlib
 import socket
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from .. import errors
-from . import accepting, link, listening, measured, qemufile, sockets, streams, uri
+from .. import credentials, errors
+from . import accepting, candidates, link, listening, measured, qemufile, sockets, streams, uri
+
+if TYPE_CHECKING:
+    import ssl
+
+    from . import tls
 
 
-def connect(address: str, *, timeout: float) -> qemufile.OutputQEMUFile:
+def connect(
+    address: str, *, timeout: float, tls: credentials.TlsParameters | None = None
+) -> qemufile.OutputQEMUFile:
     """Open the sending side of the URI `address`; see :class:`Connector` for one that can be cancelled meanwhile."""
-    return Connector(address).connect(timeout=timeout)
+    return Connector(address, tls=tls).connect(timeout=timeout)
 
 
-def listen(address: str) -> Listener:
-    """Open the receiving side of the URI `address`: tcp: and unix: listen from now on, the others open in accept()."""
+def listen(address: str, *, tls: credentials.TlsParameters | None = None) -> Listener:
+    """Open the receiving side of the URI `address`: sockets listen from now on, the others open in accept().
+
+    `tls` is for tls:, and must be said there. Raises ParameterError and ChannelError.
+    """
     parsed = uri.parse_uri(address)
+    _check_tls(parsed, tls)
+    security = None if tls is None else _receiver_security(tls)
     if not isinstance(parsed, uri.TcpAddress | uri.UnixAddress):
         return Listener(parsed, None)
     sock = listening.listen(parsed)
     try:
-        return Listener(listening.bound_address(sock, parsed), sock)
+        return Listener(listening.bound_address(sock, parsed), sock, security)
     except (OSError, errors.ChannelError) as error:
         listening.stop_listening(sock, parsed)
         if isinstance(error, errors.ChannelError):
@@ -36,10 +48,16 @@ def listen(address: str) -> Listener:
 
 
 class Connector:
-    """The sending side of an address, before the stream. Raises ParameterError for a bad URI."""
+    """The sending side of an address, before the stream. `tls` is for tls:, and must be said there.
 
-    def __init__(self, address: str) -> None:
+    Raises ParameterError for a bad URI, and for certificates that cannot be used.
+    """
+
+    def __init__(self, address: str, *, tls: credentials.TlsParameters | None = None) -> None:
         self._address = uri.parse_uri(address)
+        _check_tls(self._address, tls)
+        self._tls = tls
+        self._context = None if tls is None else _sender_context(tls)
         if isinstance(self._address, uri.TcpAddress) and self._address.port == 0:
             raise errors.ParameterError(f"bad address {address!r}: say the port that the receiver listens on")
         self.uri = str(self._address)
@@ -67,10 +85,20 @@ class Connector:
         """
         self._link.check()
         if isinstance(self._address, uri.TcpAddress | uri.UnixAddress):
+            deadline = time.monotonic() + timeout
             sock = sockets.connect(self._link, self._address, timeout=timeout)
-            return qemufile.OutputQEMUFile(link.Transport(self._link, sock))
+            return qemufile.OutputQEMUFile(self._transport(sock, deadline))
         transport = streams.open_stream(self._link, self._address, writing=True, timeout=timeout, opened=opened)
         return qemufile.OutputQEMUFile(transport)
+
+    def _transport(self, sock: socket.socket, deadline: float) -> link.Transport:
+        if self._tls is None or self._context is None:
+            return link.Transport(self._link, sock)
+        from . import secured
+
+        assert isinstance(self._address, uri.TlsAddress)
+        hostname = self._tls.hostname or self._address.host or "localhost"
+        return secured.connect(self._link, sock, self._context, hostname=hostname, deadline=deadline)
 
     def cancel(self) -> None:
         """Make connect(), and every call of the stream that came out of it, raise Cancelled.
@@ -87,14 +115,22 @@ class Connector:
 class Listener:
     """The receiving side of an address, before the stream. `uri` is where to connect to, its port never 0."""
 
-    def __init__(self, address: uri.Address, sock: socket.socket | None) -> None:
+    def __init__(
+        self, address: uri.Address, sock: socket.socket | None, security: tls.Security | None = None
+    ) -> None:
         self.uri = str(address)
         self._address = address
         self._socket = sock
         self._link = link.Link(self.uri)
         self._is_closed = False
         self._socket_file = os.lstat(address.path) if isinstance(address, uri.UnixAddress) else None
-        self._measurements = None if sock is None else measured.Measurements(sock)
+        self._security = security
+        self._measurements = None if sock is None else measured.Measurements(sock if security is None else None)
+
+    @property
+    def is_exposed(self) -> bool:
+        """Return whether other machines may reach it, so that whoever does can send to it."""
+        return self._security is None and self._socket is not None and listening.is_exposed(self._socket)
 
     def accept(self, *, timeout: float | None, magic: bytes = b"", nbytes: int = 0) -> qemufile.InputQEMUFile:
         """Wait for the source and return its stream; None waits as long as it takes.
@@ -118,25 +154,29 @@ class Listener:
     def _accept_socket(self, timeout: float | None, magic: bytes, nbytes: int) -> qemufile.InputQEMUFile:
         assert self._socket is not None
         assert self._measurements is not None
-        begun = b""
-        if magic:
-            reception = accepting.Reception(
-                self._link, self._socket, self._measurements, magic=magic, nbytes=nbytes
-            )
-            first = reception.first(timeout)
-            sock, begun = first.socket, first.begun
+        if magic or self._security is not None:
+            first = accepting.Reception(
+                self._link, self._socket, self._measurements, make=self._candidate, magic=magic, nbytes=nbytes
+            ).first(timeout)
         else:
-            sock = self._accepted(timeout)
+            first = self._candidate(self._accepted(timeout))
         try:
-            sock.setblocking(False)  # or splice() would wait, and not hear of a cancel
-            sockets.tune_accepted(sock)
-            transport = link.Transport(link.Link(sockets.peer_uri(sock, self.uri)), sock)
-            return qemufile.InputQEMUFile(transport, begun=begun)
+            first.socket.setblocking(False)  # or splice() would wait, and not hear of a cancel
+            sockets.tune_accepted(first.socket)
+            transport = first.transport(link.Link(first.name))
+            return qemufile.InputQEMUFile(transport, begun=first.begun)
         except (OSError, errors.ChannelError) as error:
-            sockets.shut_and_close(sock)
+            sockets.shut_and_close(first.socket)
             if isinstance(error, errors.ChannelError):
                 raise
             raise errors.ChannelError("accepting a connection", uri=self.uri, cause=error) from error
+
+    def _candidate(self, sock: socket.socket) -> candidates.Candidate:
+        if self._security is None:
+            return candidates.Candidate(sock, self.uri)
+        from . import handshakes
+
+        return handshakes.SecuredCandidate(sock, self.uri, self._security)
 
     def _accepted(self, timeout: float | None) -> socket.socket:
         assert self._socket is not None
@@ -184,3 +224,24 @@ class Listener:
     ) -> None:
         """Stop listening."""
         self.close()
+
+
+def _check_tls(address: uri.Address, parameters: credentials.TlsParameters | None) -> None:
+    """Refuse TLS that would be left out, and an address of TLS without certificates."""
+    if parameters is not None and not isinstance(address, uri.TlsAddress):
+        raise errors.ParameterError(f"{address} has no TLS, and certificates were said: say tls:HOST:PORT, or leave "
+                                    "them out")  # fmt: skip
+    if parameters is None and isinstance(address, uri.TlsAddress):
+        raise errors.ParameterError(f"{address}: {credentials.ADVICE} (--tls-certificates)")
+
+
+def _sender_context(parameters: credentials.TlsParameters) -> ssl.SSLContext:
+    from . import tls  # only now, because a plain stream needs nothing of it
+
+    return tls.sender_context(parameters)
+
+
+def _receiver_security(parameters: credentials.TlsParameters) -> tls.Security:
+    from . import tls
+
+    return tls.receiver_security(parameters)

@@ -68,7 +68,10 @@ class ReceivingFile(base.QEMUFile):
     @base.transfer
     def get_some(self, nbytes: int) -> bytes:
         """Get 1 to `nbytes` bytes: what has arrived, else what the next read brings; b"" at the end of the stream."""
-        return self._buffer.get_some(nbytes)
+        piece = self._buffer.get_some(nbytes)
+        if not piece and (why := self._transport.why_broken()) is not None:
+            raise why
+        return piece
 
     @base.transfer
     def peek_byte(self) -> int:
@@ -103,7 +106,8 @@ class ReceivingFile(base.QEMUFile):
 
     def expect_pages(self) -> None:
         """Say that the sender lends pages of this machine, so that payloads need not be copied on their way."""
-        buffers.expect_pages(self._buffer, is_tcp=self._transport.is_tcp)
+        if self._transport.takes_pages:
+            buffers.expect_pages(self._buffer, is_tcp=self._transport.is_tcp)
 
     def get_block(self, blk: _core.BlockBuffer) -> None:
         """Get a payload of 1 MiB into `blk`; after an error `blk` holds part of it."""
@@ -194,7 +198,9 @@ class ReceivingFile(base.QEMUFile):
     def _fail(self, error: BaseException) -> None:
         if isinstance(error, EOFError):
             self._link.check()
-            why = self.command_words()
+            if (broken := self._transport.why_broken()) is not None:
+                self._keep(self._meaning(broken), error)
+            why = self.command_words() or self._transport.end_words()
             is_empty = self.position + self._buffer.staged == 0
             how = "is empty, so look at what its sender says" if is_empty else "ends too early"
             message = f"the stream from {self.uri} {how}{why}"

@@ -34,7 +34,9 @@ class SendingFile(pacing.PacedFile):
 
     def __init__(self, transport: link.Transport, *, limiter: rate.RateLimiter | None = None) -> None:
         super().__init__(transport, limiter=limiter)
-        self._buffer = buffers.open_output(transport.fd, wake_fd=transport.link.wake_fd)
+        peer = transport.peer_socket
+        queue_fd = -1 if peer is None else peer.fileno()
+        self._buffer = buffers.open_output(transport.fd, wake_fd=transport.link.wake_fd, queue_fd=queue_fd)
 
     @property
     def position(self) -> int:
@@ -172,8 +174,8 @@ class SendingFile(pacing.PacedFile):
         """
         self._idle_timeout = seconds
         self._buffer.set_idle_timeout(seconds)
-        if self._transport.socket is not None:
-            sockets.set_user_timeout(self._transport.socket, seconds)
+        if self._transport.peer_socket is not None:
+            sockets.set_user_timeout(self._transport.peer_socket, seconds)
 
     def _idle_words(self) -> str:
         return f"the other end took nothing for {self._idle_timeout:g} s (--idle-timeout)"
@@ -194,7 +196,7 @@ class SendingFile(pacing.PacedFile):
         Until the peer has taken them, such pages show what is written to the file, so a channel without a way back
         refuses. What else must hold is decided, and said, in `passage`: ask there, and not here.
         """
-        return self.is_answered and self._buffer.share_pages()
+        return self.is_answered and self.takes_pages and self._buffer.share_pages()
 
     @property
     def keeps_pages(self) -> bool:
@@ -203,8 +205,11 @@ class SendingFile(pacing.PacedFile):
 
     @property
     def takes_pages(self) -> bool:
-        """Return whether a file's pages may stand in it instead of copies: in a socket or pipe that does not block."""
-        return self._buffer.takes_pages
+        """Return whether a file's pages may stand in it instead of copies: in a socket or pipe that does not block.
+
+        Not under TLS, which encrypts them into memory of its own.
+        """
+        return self._transport.takes_pages and self._buffer.takes_pages
 
     @property
     def is_answered(self) -> bool:
@@ -224,6 +229,7 @@ class SendingFile(pacing.PacedFile):
         try:
             self.flush()
             self._finish_sending()
+            self._await_sent()
             self._close_transport()
             self._wait_for_the_end()
         except BaseException:
@@ -265,6 +271,10 @@ class SendingFile(pacing.PacedFile):
         except OSError as error:
             kind = errors.LocalFileError if self._transport.local_file else errors.ChannelError
             raise kind("bringing the stream to the disk", uri=self.uri, cause=error) from error
+
+    @base.transfer
+    def _await_sent(self) -> None:
+        self._transport.await_sent(self._idle_timeout)
 
     def _where(self) -> str:
         return f"{self.doing} at byte {self.transferred}"

@@ -200,7 +200,7 @@ def _connect_error(
     return refused
 
 
-def peer_uri(sock: socket.socket, listening: str) -> str:
+def peer_uri(sock: socket.socket, listening: str, *, kind: type[uri.TcpAddress] = uri.TcpAddress) -> str:
     """Return who is at the other end of an accepted `sock`."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return listening
@@ -208,5 +208,10 @@ def peer_uri(sock: socket.socket, listening: str) -> str:
         host, port = sock.getpeername()[:2]
     except OSError:  # gone by now, which reading will tell
         return listening
-    return str(uri.TcpAddress(host.removeprefix("::ffff:"), port))
+    return str(kind(normalised(host), port))
+
+
+def normalised(host: str) -> str:
+    """Return a peer's address, an IPv4 address as such also where an IPv6 socket has accepted it."""
+    return host.removeprefix("::ffff:")
 

@@ -5,6 +5,7 @@
 
     tcp:HOST:PORT            a name, an IPv4 address or an [IPv6 address]; an empty HOST listens on every address,
                              and connects to this machine; port 0 listens on any free port
+    tls:HOST:PORT            the same, with TLS from the first byte on
     unix:PATH                a stream socket
     exec:COMMAND             the standard input or output of a shell command; both, if it runs a blkmig at the other end
     fd:N                     an open descriptor: socket, pipe or file
@@ -20,10 +21,11 @@ import dataclasses
 import os
 import re
 from collections.abc import Callable
+from typing import ClassVar
 
 from .. import errors, paths, units
 
-FORMS = "tcp:HOST:PORT, unix:PATH, exec:COMMAND, fd:N, file:PATH[,offset=N] or -"
+FORMS = "tcp:HOST:PORT, tls:HOST:PORT, unix:PATH, exec:COMMAND, fd:N, file:PATH[,offset=N] or -"
 
 SUN_PATH_MAX = 107
 """Bytes of the longest path that a Unix socket can have on Linux."""
@@ -39,10 +41,19 @@ class TcpAddress:
     host: str
     port: int
 
+    scheme: ClassVar[str] = "tcp"
+
     def __str__(self) -> str:
         """Return the URI, an IPv6 address in brackets."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"tcp:{host}:{self.port}"
+        return f"{self.scheme}:{host}:{self.port}"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class TlsAddress(TcpAddress):
+    """A host, "" for none, and a port, at which TLS is spoken."""
+
+    scheme: ClassVar[str] = "tls"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -131,15 +142,20 @@ def _bad(uri: str, why: str) -> errors.ParameterError:
     return errors.ParameterError(f"bad address {uri!r}: {why} (the forms are {FORMS})")
 
 
-def _parse_tcp(uri: str, rest: str) -> TcpAddress:
+def _parse_tcp(uri: str, rest: str, kind: type[TcpAddress] = TcpAddress) -> TcpAddress:
     match = _TCP.fullmatch(rest)
     if match is None:
         ipv6 = rest.count(":") > 1 and "[" not in rest
-        raise _bad(uri, "an IPv6 address goes into brackets, as in tcp:[::1]:4444" if ipv6 else "say tcp:HOST:PORT")
+        raise _bad(uri, f"an IPv6 address goes into brackets, as in {kind.scheme}:[::1]:4444" if ipv6
+                   else f"say {kind.scheme}:HOST:PORT")  # fmt: skip
     port = int(match["port"])
     if port > 65535:
         raise _bad(uri, "a port is from 0 to 65535")
-    return TcpAddress(match["host"].strip("[]"), port)
+    return kind(match["host"].strip("[]"), port)
+
+
+def _parse_tls(uri: str, rest: str) -> TcpAddress:
+    return _parse_tcp(uri, rest, TlsAddress)
 
 
 def _parse_unix(uri: str, rest: str) -> UnixAddress:
@@ -183,6 +199,7 @@ def _parse_offset(text: str) -> int:
 
 _PARSERS: dict[str, Callable[[str, str], Address]] = {
     "tcp": _parse_tcp,
+    "tls": _parse_tls,
     "unix": _parse_unix,
     "exec": _parse_exec,
     "fd": _parse_fd,

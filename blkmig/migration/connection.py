@@ -16,7 +16,7 @@ import contextlib
 import logging
 from collections.abc import Iterator
 
-from .. import block, channel, errors, savevm, texts
+from .. import block, channel, credentials, errors, savevm, texts
 from . import reasons
 
 logger = logging.getLogger(__name__)
@@ -33,13 +33,20 @@ REASON_SECONDS = 1.0
 class Connection:
     """The way to `uri`, which carries what `handlers` send. Raises ParameterError for a bad URI.
 
-    `is_qemu` is whether there is a QEMU at its end; None where nobody said so, and it may be one.
+    `is_qemu` is whether there is a QEMU at its end; None where nobody said so, and it may be one. `tls` is for tls:.
     """
 
-    def __init__(self, uri: str, handlers: block.BlockSaveHandlers, *, is_qemu: bool | None = None) -> None:
+    def __init__(
+        self,
+        uri: str,
+        handlers: block.BlockSaveHandlers,
+        *,
+        is_qemu: bool | None = None,
+        tls: credentials.TlsParameters | None = None,
+    ) -> None:
         # Set here, then read-only.
         self.uri = uri
-        self._connector = channel.Connector(uri)
+        self._connector = channel.Connector(uri, tls=tls)
         self._block = handlers
         # Migration thread only.
         self._f: channel.OutputQEMUFile | None = None

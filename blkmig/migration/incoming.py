@@ -59,7 +59,7 @@ class IncomingMigration:
         self._targets.prepare(self._requested_uri)
         with contextlib.ExitStack() as stack:
             stack.push(self._targets)
-            self._listener = stack.enter_context(channel.listen(self._requested_uri))
+            self._listener = stack.enter_context(channel.listen(self._requested_uri, tls=self.parameters.tls))
             self._stack.push(stack.pop_all())
         return self
 
@@ -73,6 +73,11 @@ class IncomingMigration:
     def uri(self) -> str:
         """Return the address to send to, with the port that was chosen where none was said."""
         return self._requested_uri if self._listener is None else self._listener.uri
+
+    @property
+    def is_exposed(self) -> bool:
+        """Return whether another machine may reach the address, where whoever does can write the targets."""
+        return self._listener is not None and self._listener.is_exposed
 
     def run(self) -> stats.IncomingStatistics:
         """Wait for the source, load all disks, check and flush them, tell the source, and return the statistics.

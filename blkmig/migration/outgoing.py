@@ -64,7 +64,10 @@ class OutgoingMigration:
         self._block.disks.is_described = self.savevm.format.vmdescription
         self.savevm.register_savevm_live("block", 0, 1, self._block)
         self._connection = connection.Connection(
-            uri, self._block, is_qemu=True if self.parameters.qemu or self.parameters.machine else None
+            uri,
+            self._block,
+            is_qemu=True if self.parameters.qemu or self.parameters.machine else None,
+            tls=self.parameters.tls,
         )
         self._questions = questions.Questions(self._connection, self._block)
         self._figures = figures.Figures(

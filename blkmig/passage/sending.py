@@ -29,7 +29,7 @@
     files     each disk that is sent is one file with a mapping
     steady    each of them is as it was in the pause until the target has it: nobody writes it here, or its writers are
               turned away when they are let go
-    pages     the channel takes a file's pages
+    pages     the channel takes a file's pages; TLS does not, and the kernel copies from the mapping
     word      a word comes back on it when the target has everything
     kept      pages may be given to the channel for good
     asked     the parameter `reading`

@@ -43,6 +43,9 @@ _LENGTHS: Final = {
 }
 """Bytes of each message that a loader may send; of QEMU's, blkmig asks for none but the first two."""
 
+TLS_ALERT: Final = 0x1503, 3
+"""How the refusal of a receiver begins that speaks TLS, to who does not."""
+
 Reason = int | words.Failure
 """Why a loader has failed: the status of its SHUT, or better, what it has said in ERROR before."""
 
@@ -88,6 +91,8 @@ def read_message(f: InputQEMUFile) -> tuple[int, int | words.Word | None]:
     """
     position = f.position
     kind, length = f.get_be16(), f.get_be16()
+    if (kind, length >> 8) == TLS_ALERT:
+        raise errors.StreamError("the target speaks TLS: say tls:HOST:PORT", position=position)
     low, high = _LENGTHS.get(kind, (1, 0))
     if not low <= length <= high:
         raise errors.StreamError(

@@ -16,7 +16,7 @@ from receivers import connected, receiving
 
 import blkmig
 from blkmig import channel, errors
-from blkmig.channel import accepting
+from blkmig.channel import accepting, candidates
 
 MIB = 1 << 20
 TIMEOUT = 30
@@ -81,7 +81,7 @@ def test_a_header_may_come_byte_by_byte(uri: str) -> None:
 def test_who_says_nothing_has_its_time(
     uri: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(accepting, "OPENING_SECONDS", 0.05)
+    monkeypatch.setattr(candidates, "OPENING_SECONDS", 0.05)
     with (
         caplog.at_level(logging.WARNING),
         channel.listen(uri) as listener,
