@@ -15,7 +15,10 @@ from .. import errors, units
 from ..channel import uri as address
 from . import parser as parsing
 
-URI_HELP = "tcp:HOST:PORT, unix:PATH, exec:COMMAND, fd:N, file:PATH[,offset=N] or - (a stream on stdin or stdout)"
+URI_HELP = (
+    "tcp:HOST:PORT, tls:HOST:PORT, unix:PATH, exec:COMMAND, fd:N, file:PATH[,offset=N] or - (a stream on stdin or "
+    "stdout)"
+)
 
 
 def add_command(

@@ -8,13 +8,14 @@ from typing import Any
 
 from .. import errors, migration, params, stats, units
 from ..migration import displays
-from . import arguments, output, progress, signals, watching
+from . import arguments, output, progress, security, signals, watching
 
 EXAMPLES = (
     "blkmig receive tcp::4444 vda=copy.raw                     # the disk called vda goes to copy.raw",
     "blkmig receive tcp::4444 --into /srv/disks                # every disk of the stream",
     "blkmig receive file:vda.stream vda=vda.qcow2,format=qcow2",
     "blkmig receive tcp::4444 --incremental vda=x.raw          # x.raw holds the base already",
+    "blkmig receive tls::4444 --tls-certificates /etc/pki/blkmig --into /srv/disks",
 )
 
 
@@ -25,9 +26,9 @@ def add_command(commands: Any) -> None:
         "receive",
         run,
         summary="take the disks of a migration, from blkmig or from a QEMU 2.2 to 9.0",
-        description="Listens on tcp: and unix:, reads exec:, fd:, file: and - (stdin). A target that does not exist is "
-        "made under a hidden name in the same folder, for this user only, and gets its own name when it is complete. A "
-        "target is complete only if the exit code is 0.",
+        description="Listens on tcp:, tls: and unix:, reads exec:, fd:, file: and - (stdin). A target that does not "
+        "exist is made under a hidden name in the same folder, for this user only, and gets its own name when it is "
+        "complete. A target is complete only if the exit code is 0.",
         examples=EXAMPLES,
     )
     parser.add_argument("uri", type=arguments.word, metavar="URI", help=arguments.URI_HELP)
@@ -52,6 +53,7 @@ def add_command(commands: Any) -> None:
         verify="read everything back and compare it with the digests",
         direct="write around the page cache",
     )
+    security.add_options(parser, "server")
     arguments.add_progress(parser)
     watching.add_options(parser)
 
@@ -64,15 +66,17 @@ def run(args: argparse.Namespace) -> int:
     in_order = enumerate(path for name, path in named if name is None)
     by_index = arguments.each_once([*in_order, *map(parse_map, args.map)], "disk number")
     sizes = arguments.each_once(map(arguments.named_size, args.size), "the size of disk")
-    parameters = arguments.parameters_of(args, params.IncomingParameters, sizes=sizes)
+    parameters = arguments.parameters_of(args, params.IncomingParameters, sizes=sizes, tls=security.parameters_of(args))
     with watching.watching(args, "incoming") as watch, progress.reporter(args.progress) as report:
         incoming = migration.IncomingMigration(
             args.uri, targets, parameters, into=args.into, by_index=by_index, on_progress=watch.joined(report)
         )
         # Entering it opens the targets. Until that is done, a signal is raised, because a cancel would reach nothing.
         with incoming, signals.current().cancelling(incoming.cancel):
-            if args.uri.startswith(("tcp:", "unix:")):
+            if args.uri.startswith(("tcp:", "tls:", "unix:")):
                 output.print_listening(incoming.uri)
+            if incoming.is_exposed and not args.insecure:
+                output.print_note(security.EXPOSED.format(uri=incoming.uri))
             watch.begin(incoming.stats)
             result = incoming.run()
     print_result(result, args, is_stdout_taken=incoming.is_awaited and displays.answers_on_stdout(args.uri))

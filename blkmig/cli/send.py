@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import block, disk, errors, migration, params, sources, stats, units
 from ..migration import displays
-from . import arguments, output, progress, signals, watching
+from . import arguments, output, progress, security, signals, watching
 from . import parser as parsing
 
 DRY_RUN_SECONDS = "3"
@@ -20,6 +20,7 @@ EXAMPLES = (
     "blkmig send vda.qcow2,format=qcow2 file:vda.stream        # an image of another format, into a file",
     "blkmig send --dry-run qemu:/run/vm.qmp tcp:dest:4444      # predict the migration; send nothing",
     "blkmig send --move qemu:/run/vm.qmp,device=vda tcp:dest:4444",
+    "blkmig send vda.raw tls:dest:4444 --tls-certificates /etc/pki/blkmig",
 )
 
 
@@ -38,6 +39,7 @@ def add_command(commands: Any) -> None:
     add_limits(parser)
     add_stream(parser)
     add_live(parser)
+    security.add_options(parser, "client")
     arguments.add_progress(parser)
     watching.add_options(parser)
 
@@ -183,6 +185,7 @@ def parameters_of(args: argparse.Namespace) -> params.MigrationParameters:
         shared_base=args.incremental,
         digests=args.verify,
         machine_compat=machine_compat(args.machine),
+        tls=security.parameters_of(args),
     )
 
 

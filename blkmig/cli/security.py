@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The options about who may be at the other end, and how they become parameters."""
+
+from __future__ import annotations
+
+import argparse
+
+from .. import credentials
+from . import arguments
+
+EXPOSED = (
+    "anybody who reaches {uri} can write these targets, until a source has connected: listen at an address that only "
+    "the source's network reaches, at tls: with certificates, or say --insecure"
+)
+
+
+def add_options(parser: argparse.ArgumentParser, end: credentials.End) -> None:
+    """Add the options that both ends have, and those of this `end`."""
+    folder = f"for tls:, a folder with ca-cert.pem, {end}-cert.pem and {end}-key.pem, as QEMU has it"
+    for option, metavar, text in (
+        ("--tls-certificates", "DIR", folder),
+        ("--tls-ca", "FILE", "the authority that signs the other end's certificate, if not DIR/ca-cert.pem"),
+        ("--tls-cert", "FILE", f"the certificate of this end, if not DIR/{end}-cert.pem"),
+        ("--tls-key", "FILE", f"the key of this end's certificate, if not DIR/{end}-key.pem"),
+    ):
+        parser.add_argument(option, type=arguments.word, metavar=metavar, help=text)
+    oldest = "the oldest version of TLS; 1.2 is for a QEMU with an old GnuTLS (default: 1.3)"
+    parser.add_argument("--tls-min", choices=("1.2", "1.3"), default="1.3", help=oldest)
+    if end == "client":
+        name = "the name in the receiver's certificate (default: the HOST of URI)"
+        parser.add_argument("--tls-hostname", type=arguments.word, metavar="NAME", help=name)
+        return
+    allowed = (
+        "take a stream only from who has a certificate with this name; may be said several times (default: from "
+        "whoever has one of the authority)"
+    )
+    parser.add_argument("--allow-peer", action="append", type=arguments.word, metavar="NAME", help=allowed)
+    parser.add_argument(
+        "--insecure", action="store_true", help="do not warn that whoever reaches the address can write the targets"
+    )
+
+
+def parameters_of(args: argparse.Namespace) -> credentials.TlsParameters | None:
+    """Return what the options say of TLS, None if they say nothing."""
+    hostname, allowed = getattr(args, "tls_hostname", None), getattr(args, "allow_peer", None)
+    said = (args.tls_certificates, args.tls_ca, args.tls_cert, args.tls_key, hostname, allowed)
+    if all(value is None for value in said) and args.tls_min == "1.3":
+        return None
+    return credentials.TlsParameters(
+        certificates=args.tls_certificates,
+        authority=args.tls_ca,
+        certificate=args.tls_cert,
+        key=args.tls_key,
+        hostname=hostname or "",
+        minimum=args.tls_min,
+        allowed_peers=tuple(allowed or ()),
+    )
