@@ -60,7 +60,7 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         self.on_extra: dict[int, extras.OnExtra] = {}
         """What takes the body of an EXTRA, by its kind; a kind that is not here is refused."""
 
-        self._flushes = self._packs = 0
+        self._numbers = self._packs = 0
         self._has_block = False  # the first block has come
         self.percent = 0
         """The last progress record."""
@@ -157,11 +157,20 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         """Take a record that only the section ``blkmig`` has, and no payload."""
         if flags == wire.FLAG_TABLE:
             raise errors.StreamError("the table of the disks comes a second time", position=position)
-        self._flushes += 1
-        if number != self._flushes:
-            raise errors.StreamError(f"FLUSH {number} where {self._flushes} is due", position=position)
+        self.take_number(number, "FLUSH", position)
         if self.on_flush is not None:
             self.on_flush(number)
+
+    def take_number(self, number: int, what: str, position: int) -> None:
+        """Raise :class:`~blkmig.errors.StreamError` unless it is the next number of those that the target answers."""
+        self._numbers += 1
+        if number != self._numbers:
+            raise errors.StreamError(f"{what} {number} where {self._numbers} is due", position=position)
+
+    def close(self) -> None:
+        """Take no block any more: the disks are somebody else's. What comes is a stream error."""
+        self._devices.clear()
+        self._open_device = _refuse
 
     def _take_extra(self, f: channel.InputQEMUFile, kind: int, position: int) -> None:
         """Take a record of this kind, of which the source may know that it is taken."""
@@ -236,6 +245,10 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         device = self._open_device(name.decode("utf-8", "surrogateescape"), position)
         self._devices[name] = device
         return device
+
+
+def _refuse(name: str, position: int) -> LoadDevice:
+    raise errors.StreamError("a block behind COMMIT: it is written nowhere", position=position)
 
 
 def next_run(f: channel.InputQEMUFile) -> tuple[int, bytes, int, int]:

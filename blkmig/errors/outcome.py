@@ -63,9 +63,14 @@ class NotConverged(base.MigrationError):
 class InDoubt(base.MigrationError):
     """What one end has done, and the other end's word or knowledge of it is not to be had.
 
-    At the source: a disk was to move, the end of its stream has left, and the target's word did not come. The target
-    may own the disk, so the source's writers stay held: only the operator can know on which side the disk may be used.
-    At the target: everything is on stable storage, and the link broke when the source was told. The target stays.
+    At the source: a disk was to move, COMMIT or the end of its stream has left, and the target's word did not come. The
+    target may own the disk, so the source's writers stay held: only the operator can know on which side the disk may be
+    used. A move that begins later with a disk that such a one has left, as its session file says, is refused likewise.
+
+    At the target: nobody knows whether it is stored that it takes the disks; or, with a source that does not know
+    COMMIT, all is on stable storage, and the link broke when the source was told. The target stays. Also where a
+    receiver meets disks that one before it had taken when it was killed: they have their names then, and nothing was
+    received.
     """
 
     exit_code = 7

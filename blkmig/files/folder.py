@@ -9,14 +9,26 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import hashlib
 import os
 from pathlib import Path
 
 MAX_NAME_BYTES = 255
 """Bytes of a file's name at most, on every usual file system of Linux."""
 
+_DIGEST_CHARACTERS = 16
 _RENAME_NOREPLACE = 1
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EXDEV})
+
+
+def hidden_name(name: str, suffix: str) -> str:
+    """Return the name of a hidden file that belongs to the file `name`: always the same, and never too long."""
+    plain = f".{name}{suffix}"
+    if len(os.fsencode(plain)) <= MAX_NAME_BYTES:
+        return plain
+    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:_DIGEST_CHARACTERS]
+    room = MAX_NAME_BYTES - len(suffix) - len(digest) - 2
+    return f".{os.fsdecode(os.fsencode(name)[:room])}-{digest}{suffix}"
 
 
 class Folder:

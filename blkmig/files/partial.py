@@ -18,17 +18,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import os
 import stat
 from pathlib import Path
 from typing import Literal
 
 from .. import errors
-from . import folder, locks
+from . import folder, locks, sessionfile
 
 SUFFIX = ".blkmig-partial"
-_DIGEST_CHARACTERS = 16
 _ATTEMPTS = 16
 
 State = Literal["begun", "published", "gone"]
@@ -36,12 +34,7 @@ State = Literal["begun", "published", "gone"]
 
 def partial_name(name: str) -> str:
     """Return what a file is called while it is being made: always the same for the same `name`, and never too long."""
-    plain = f".{name}{SUFFIX}"
-    if len(os.fsencode(plain)) <= folder.MAX_NAME_BYTES:
-        return plain
-    digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:_DIGEST_CHARACTERS]
-    room = folder.MAX_NAME_BYTES - len(SUFFIX) - len(digest) - 2
-    return f".{os.fsdecode(os.fsencode(name)[:room])}-{digest}{SUFFIX}"
+    return folder.hidden_name(name, SUFFIX)
 
 
 def check_takes_files(real: Path) -> None:
@@ -51,6 +44,13 @@ def check_takes_files(real: Path) -> None:
     """
     if real.is_relative_to("/dev") and not real.is_relative_to("/dev/shm"):
         raise FileNotFoundError(errno.ENOENT, "there is no such device, and files are not made there")
+
+
+def look_like(fd: int, replaced: os.stat_result) -> None:
+    """Give the file open at `fd` the mode of the one that it replaces, and its owner where we may."""
+    os.fchmod(fd, stat.S_IMODE(replaced.st_mode))
+    with contextlib.suppress(PermissionError):
+        os.fchown(fd, replaced.st_uid, replaced.st_gid)
 
 
 class Partial:
@@ -73,7 +73,7 @@ class Partial:
         self._device = device
         self._pid = os.getpid()
         self._replaced: os.stat_result | None = None
-        self._is_in_place = False
+        self._is_in_place = self._is_kept = False
         self._state: State = "gone"
         try:
             self._begin(replace)
@@ -189,7 +189,7 @@ class Partial:
         """Give it its name; its contents are on stable storage, and `sync` brings the name there."""
         self.check()
         if self._replaced is not None:
-            self._look_like(self._replaced)
+            look_like(self.fd, self._replaced)
             self._place.rename(self.mark, self.name, replace=True)
         elif not self._is_in_place and not self._place.link(self.mark, self.name):
             self._place.rename(self.mark, self.name, replace=False)
@@ -199,11 +199,15 @@ class Partial:
         """Return when the names of the folder are on stable storage: of many files, let all get theirs before."""
         self._place.sync()
 
-    def _look_like(self, replaced: os.stat_result) -> None:
-        """Give it the mode of the file that it replaces, and its owner where we may."""
-        os.fchmod(self.fd, stat.S_IMODE(replaced.st_mode))
-        with contextlib.suppress(PermissionError):
-            os.fchown(self.fd, replaced.st_uid, replaced.st_gid)
+    def about(self) -> sessionfile.Disk:
+        """Return what a session file says of it."""
+        real = Path(os.path.realpath(self._place.path), self.name)
+        replaces = None if self._replaced is None else self._replaced.st_ino
+        return sessionfile.Disk(str(real), inode=os.fstat(self.fd).st_ino, replaces=replaces)
+
+    def keep(self) -> None:
+        """Have `discard` leave it as it is, whatever its name: it may be the only owner's disk."""
+        self._is_kept = True
 
     def confirm(self) -> None:
         """Remove the mark: it is complete, and the other end knows."""
@@ -219,6 +223,8 @@ class Partial:
         """
         state, self._state = self._state, "gone"
         try:
+            if self._is_kept:
+                return False
             if state == "gone" or (state == "published" and (not withdraw or self._replaced is not None)):
                 if state == "published":
                     self._place.unlink(self.mark, self.fd)

@@ -48,7 +48,12 @@ class Completing:
         held = self._make_pause()
         self._bounds.watch(held)
         try:
-            with pause.pausing(held), self._bounds.saying_why(), self._figures.postponing():
+            with (
+                self._ending.settling_note(held),
+                pause.pausing(held),
+                self._bounds.saying_why(),
+                self._figures.postponing(),
+            ):
                 self._ending.send(held)
         except pause.GivenUp:
             self._go_back_to_rounds()

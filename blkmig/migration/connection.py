@@ -133,7 +133,7 @@ class Connection:
         self, reason: savevm.Reason, what: str = "has ended the migration before the stream's end"
     ) -> errors.MigrationError:
         """Return the error for what the target has said of its end, and take note that it does not use what it has."""
-        self.has_target_failed = True
+        self.has_target_failed = reason != 0
         return reasons.failed(what, reason)
 
     @contextlib.contextmanager

@@ -1,29 +1,38 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The end of an outgoing migration, with the writers held: the last blocks, END, EOF, the target's word.
+"""The end of an outgoing migration, with the writers held: the last blocks, and who has the disks.
 
 ::
 
-    a copy    last blocks ─ check ─ RELEASE ─ END ─ EOF ─ the target's word
-    a move    last blocks ─ PING, check, PONG ─ END ─ EOF ─ the target's word ─ REFUSE
+    a copy    last blocks ─ check ─ RELEASE ─ END n ─ READY n ─ COMMIT n ─ DONE n ─ the stream's end
+    a move    last blocks ─ check ─ END n, note, READY n ─ check ─ COMMIT n ─ DONE n ─ REFUSE ─ the stream's end
 
-Between two blkmigs, who speak the section ``blkmig``, FLUSH and READY are in the place of PING and PONG. A
-move sends a FLUSH before its pause, too, so that the one in the pause finds little to do.
+    where the target cannot do that, as a QEMU:
+    a copy    last blocks ─ check ─ RELEASE ─ the stream's end ─ the target's word
+    a move    last blocks ─ PING, check, PONG ─ the stream's end ─ the target's word ─ REFUSE
+
+A blkmig of the first edition has FLUSH and READY in the place of PING and PONG. The move of a section ``blkmig`` sends
+a FLUSH before its pause, too, so that the target has little to flush in it.
+
+**One owner.** Until COMMIT is handed to the kernel the source owns the disks. From then on the writers of a move are
+let go by one thing only: the target says that it has not taken the disks. The note, stored before COMMIT can leave,
+tells whoever comes after this process was killed.
 
 The last blocks go as PART, as those of any round, so that the pause can be given up (`pause.py` says when, and why
 nothing is lost by it). What a copy holds is decided when the last block is in the channel and nobody has written
 meanwhile; so its writers wait for nothing that comes after. A move ends once only, so the target is asked for a sign
-before END leaves: a target that hangs before END costs a pause, and leaves no doubt who owns the disk.
+before that: a target that hangs until then costs a pause, and leaves no doubt who owns the disk.
 
 Migration thread only, but for `may_be_complete`, which the pause asks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from .. import block, errors, params, savevm
-from . import connection, endpoints, figures, pause, questions
+from . import connection, endpoints, figures, note, pause, questions
 
 
 class Ending:
@@ -49,13 +58,16 @@ class Ending:
         self._figures = measured
         self._sources = sources
         self._send_section = send_section
-        # Where EOF stands in the stream, once it has been put.
-        self._eof: tuple[Any, int] | None = None
+        self._note = note.Note()
+        # Where that stands in the stream which makes the target the owner, once it has been put: COMMIT, or EOF.
+        self._last: tuple[Any, int] | None = None
 
     def send(self, held: pause.Pause) -> None:
         """Bring the migration to its end, with the writers held. Raises :class:`~.pause.GivenUp`."""
         self._send_last_round(held)
-        if self._parameters.writers_after == "refuse":
+        if self._hands_over():
+            self._hand_over(held)
+        elif self._parameters.writers_after == "refuse":
             self._end_a_move(held)
         else:
             self._end_a_copy(held)
@@ -70,10 +82,10 @@ class Ending:
             self._questions.end_barrier()
 
     def may_be_complete(self) -> bool:
-        """Return whether a target may have the whole stream, and has not said that it failed; a file uses no disks."""
-        if self._eof is None or self._connection.has_target_failed or self._sources.is_stream_in_a_file:
+        """Return whether a target may own the disks, and has not said that it failed; a file uses no disks."""
+        if self._last is None or self._connection.has_target_failed or self._sources.is_stream_in_a_file:
             return False
-        f, position = self._eof
+        f, position = self._last
         return bool(f.transferred > position)
 
     def _send_last_round(self, held: pause.Pause) -> None:
@@ -85,6 +97,70 @@ class Ending:
             held.check()
             self._send_section()
         held.check()
+
+    # -- in four messages --------------------------------------------------------------------------------------------
+
+    def begin_note(self) -> None:
+        """Find a place for the note of a move, before anything is sent. Blocks; raises as `Note.begin`."""
+        if savevm.Ability.COMMIT in self._block.abilities and self._kind() == savevm.Kind.MOVE:
+            self._note.begin(self._block.sent_disks())
+
+    @contextlib.contextmanager
+    def settling_note(self, held: pause.Pause) -> Iterator[None]:
+        """Withdraw the note after the attempt in the body, unless the target may own the disks."""
+        try:
+            yield
+        finally:
+            if not held.is_in_doubt():
+                self._note.withdraw()
+
+    def close(self) -> None:
+        """Let the note go; one that still says something stays. Twice does no harm."""
+        self._note.close()
+
+    def _hands_over(self) -> bool:
+        """Return whether it is in four messages; what other sections have to say comes at the stream's end only."""
+        return savevm.Ability.COMMIT in self._block.abilities and self._is_alone()
+
+    def _kind(self) -> savevm.Kind:
+        if self._parameters.writers_after == "release":
+            return savevm.Kind.COPY
+        is_vm = any(backend.awaits_switchover for backend in self._block.sent_disks())
+        return savevm.Kind.VM if is_vm else savevm.Kind.MOVE
+
+    def _hand_over(self, held: pause.Pause) -> None:
+        kind, f = self._kind(), self._connection.f
+        if kind == savevm.Kind.COPY:
+            self._check_last_round(held)
+            self._figures.stats.downtime = held.release()
+        about = self._vmdescription()
+        number = self._questions.begin_end(self._savevm, about)
+        if kind != savevm.Kind.COPY:
+            self._check_last_round(held)
+        if kind == savevm.Kind.MOVE:
+            self._note.store(number)  # beside the target's flush
+        self._questions.end_barrier(has_everything=True)
+        if kind != savevm.Kind.COPY:
+            self._check_clean(held)  # again: the flush may have taken its time
+            held.begin_commit()
+        self._last = f, f.position  # before the first byte can leave
+        self._questions.commit(self._savevm, kind)
+        self._figures.update()  # which tells the caller, who may take his time
+        done = self._questions.await_done()
+        if kind != savevm.Kind.COPY:
+            self._figures.stats.downtime = held.refuse()
+        self._figures.stats.notes += [f"at the target: {refusal.text}" for refusal in done.nameless]
+        self._send_the_rest(about)
+
+    def _send_the_rest(self, about: dict[str, Any]) -> None:
+        """End the stream, for whoever reads it: the target has all that it needs, so a link that breaks is none."""
+        with contextlib.suppress(errors.ChannelError, errors.Cancelled):
+            self._savevm.state_complete_precopy(self._connection.f)
+            self._savevm.state_end(self._connection.f, about)
+            self._figures.update()
+            self._connection.f.close()
+
+    # -- in the way of the first edition -----------------------------------------------------------------------------
 
     def _end_a_copy(self, held: pause.Pause) -> None:
         self._check_last_round(held)
@@ -112,13 +188,16 @@ class Ending:
         self._figures.stats.downtime = held.refuse()
 
     def _check_last_round(self, held: pause.Pause) -> None:
+        self._check_clean(held)
+        self._figures.update()
+        self._figures.close_round()
+
+    def _check_clean(self, held: pause.Pause) -> None:
         try:
             self._block.last_round.check()
         except errors.DeviceError:
             held.check()  # writers that go on do write
             raise
-        self._figures.update()
-        self._figures.close_round()
 
     def _is_alone(self) -> bool:
         return sum(entry.handlers.is_active() for entry in self._savevm) == 1
@@ -129,12 +208,10 @@ class Ending:
 
     def _send_eof(self) -> None:
         """Send the end of the stream; a target that has given its word already has not waited for it."""
-        f = self._connection.f
-        self._questions.check_target()
-        self._figures.stats.notes += self._sources.changes(strict=self._parameters.digests)
-        self._eof = f, f.position
+        f, about = self._connection.f, self._vmdescription()
+        self._last = f, f.position
         with self._connection.explaining_errors():
-            self._savevm.state_end(f, self._vmdescription())
+            self._savevm.state_end(f, about)
         self._connection.check_cancelled()
 
     def _await_target(self) -> None:
@@ -143,6 +220,12 @@ class Ending:
         self._sources.complete_output()
 
     def _vmdescription(self) -> dict[str, Any]:
-        """Return what a reader of the stream should know; QEMU reads and ignores it."""
+        """Return what a reader of the stream should know; QEMU reads and ignores it.
+
+        Raises what speaks against sending it: something of the target's, or of the sources.
+        """
+        self._questions.check_target()
+        notes = self._figures.stats.notes
+        notes += [each for each in self._sources.changes(strict=self._parameters.digests) if each not in notes]
         about = self._block.description(as_tree=self._questions.knows_trees)
         return {"page_size": 4096, "devices": [], "blkmig": about}

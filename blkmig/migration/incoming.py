@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 from .. import block, channel, errors, params, savevm, stats
-from . import admission, announcement, basecheck, farewell, figures, questions, received, safekeeping, verdict
+from . import admission, announcement, basecheck, farewell, figures, questions, received, safekeeping, taking, verdict
 from . import targets as load_targets
 from .announcement import Announcement
 
@@ -53,6 +54,7 @@ class IncomingMigration:
         """The source waits, or has waited, for the word that all is on stable storage."""
 
         self._cancel_requested = False
+        self._taking: taking.Taking | None = None
 
     def __enter__(self) -> Self:
         """Listen, where the URI says so; `uri` is then the actual address."""
@@ -109,6 +111,8 @@ class IncomingMigration:
     def cancel(self) -> None:
         """Stop as soon as possible: `run` raises :class:`~blkmig.errors.Cancelled`. From any thread."""
         self._cancel_requested = True
+        if self._taking is not None and self._taking.is_decided:
+            return  # the disks are here by now, and the source is to know that
         if self._listener is not None:
             self._listener.cancel()
         if self._f is not None:
@@ -141,9 +145,45 @@ class IncomingMigration:
         if self.parameters.incremental:
             check = basecheck.BaseCheck(loader.beat, self._check_cancelled).check
             self._block.on_base = check if self.parameters.verify else lambda *_: None
+        self._taking = taken = taking.Taking(
+            self._targets,
+            self._block,
+            loader,
+            lambda end: self._judge(_as_if_ended(loader.summary(), end)),
+            self.stats,
+            self._check_cancelled,
+            unlocks=not self.parameters.verify,
+        )
         try:
             stream = loader.loadvm()
             self.is_awaited = loader.is_awaited
+        except errors.MigrationError as error:
+            if not taken.is_taken:
+                if not isinstance(error, errors.InDoubt):
+                    taken.is_refused(error)
+                    farewell.give_reason(loader, f, error)
+                raise
+            taken.link_was_lost(error)
+        except BaseException as error:
+            if not taken.is_decided:
+                farewell.give_reason(loader, f, error)
+            raise
+        else:
+            if not taken.is_taken:
+                self._end_with_a_word(f, loader, stream)
+                return
+            taken.source_knows()
+            f.close()
+        self._figures.set_totals()
+        if self.parameters.verify:
+            safekeeping.verify(self._targets, taken.announced, self._check_cancelled, is_told=True)
+        taken.check_names()
+
+    def _end_with_a_word(
+        self, f: channel.InputQEMUFile, loader: savevm.LoadVM, stream: savevm.LoadedStream
+    ) -> None:
+        """Bring a stream that came whole, and whose source waits for no more than our word, to its end."""
+        try:
             announced = self._judge(stream)
             safekeeping.make_durable(self._targets, loader, self._check_cancelled)
             self._check_cancelled()
@@ -229,3 +269,11 @@ class IncomingMigration:
         """Raise if somebody has cancelled."""
         if self._cancel_requested:
             raise errors.Cancelled("the migration was cancelled; its targets are incomplete")
+
+
+def _as_if_ended(stream: savevm.LoadedStream, end: savevm.End) -> savevm.LoadedStream:
+    """Return what a stream holds at `end`, as if it were over there."""
+    ended = tuple(dataclasses.replace(section, ended=True) for section in stream.sections)
+    return dataclasses.replace(
+        stream, sections=ended, vmdescription=end.description, vmdescription_state=end.state
+    )

@@ -4,6 +4,7 @@
 ::
 
     prepare ─┬─ publish ─ (the source is told) ─ confirm     it stays
+             ├─ check, keep ─ give_names ─ confirm           it stays: the source has handed it over
              └─ discard                                      it is removed, but for what the source may know of
 
 `TargetSet` says when.
@@ -16,6 +17,7 @@ import pathlib
 from collections.abc import Collection
 
 from .. import errors, sources
+from ..files import sessionfile
 
 
 class MadeTargets:
@@ -32,10 +34,35 @@ class MadeTargets:
         self._targets.append(target)
         target.prepare()
 
-    def publish(self) -> None:
-        """Give every file its name, once all were looked at; all of it is on stable storage when this returns."""
+    def abouts(self) -> list[sessionfile.Disk]:
+        """Return what a session file says of them."""
+        return [target.about() for target in self._targets]
+
+    def check(self) -> None:
+        """Raise :class:`~blkmig.errors.DeviceError` if one of the files could not get its name now."""
         for target in self._targets:
             target.check()
+
+    def keep(self) -> None:
+        """Remove nothing from now on: what was made may be the only owner's disk."""
+        self.folders.clear()
+        for target in self._targets:
+            target.keep()
+
+    def give_names(self) -> dict[str, errors.MigrationError]:
+        """Give every file its name, on stable storage; return why those that did not get theirs did not, by label."""
+        nameless: dict[str, errors.MigrationError] = {}
+        for give in (sources.TargetFile.publish, sources.TargetFile.sync):  # the first flush makes the others quick
+            for target in self._targets:
+                try:
+                    give(target)
+                except errors.MigrationError as error:
+                    nameless.setdefault(target.label, error)
+        return nameless
+
+    def publish(self) -> None:
+        """Give every file its name, once all were looked at; all of it is on stable storage when this returns."""
+        self.check()
         for target in self._targets:
             target.publish()
         self._sync()

@@ -86,6 +86,7 @@ class OutgoingMigration:
                 self.savevm.state_cleanup,
                 self._connection.abort,
                 self._sources.close,
+                lambda: self._ending.close(),
             ),
         )
         self._rounds = rounds.Rounds(
@@ -234,5 +235,6 @@ class OutgoingMigration:
             self.stats,
             connect_timeout=self._bounds.connect_timeout,
         )
+        self._ending.begin_note()
         self.stats.disk_bytes = self._block.blk_mig.bytes_total()
         self._figures.begin_round(self.stats.disk_bytes)

@@ -160,6 +160,16 @@ class Pause:
                     self._may_be_owned |= backend.about_to_move()
             self._state = "ending"
 
+    def begin_commit(self) -> None:
+        """Take note that COMMIT is about to leave, which cannot be taken back. Raises GivenUp.
+
+        Whoever has the lock decides: either the bound has passed and COMMIT never leaves, or it leaves and the bound of
+        a move counts no more. The bound of a VM, which its QEMU hands over after DONE, counts on.
+        """
+        self.begin_end(moves=True)
+        if self._may_be_owned:
+            self.end_has_left()
+
     def end_has_left(self) -> None:
         """Take note that the whole stream has left."""
         self._change("left")
@@ -247,11 +257,13 @@ class Pause:
         """Say what `error` leaves in doubt, and what to do about it on which side."""
         names = ", ".join(repr(backend.name) for backend in self._disks)
         return (
-            f"in doubt: the whole stream of {names} has left, and the target's word that it has everything did not "
-            f"come ({str(error) or type(error).__name__}): the target may own the disk, so its writers here stay held. "
-            "Look on the target whether its receiver said that it is complete, or its QEMU runs. If so, the disk has "
-            "moved: do not use it here. If not, stop the target for good, and only then let the writers here go on: "
-            "for a QEMU `blkmig cleanup --force qemu:QMP_SOCKET`, in a program release_writers() of each disk"
+            f"in doubt: all of {names} was handed over, and the target's word that it has it did not come "
+            f"({str(error) or type(error).__name__}): the target may own the disk, so its writers here stay held. "
+            "Look on the target when its receiver has ended, not only fallen silent. If it ended with exit code 0 or "
+            "its QEMU runs, the disk has moved: do not use it here. If it was killed, start `blkmig receive` there "
+            "once more with the same disk: it says whether the disk has moved. If it has not, stop the target for "
+            "good, and only then let the writers here go on: for a QEMU `blkmig cleanup --force qemu:QMP_SOCKET`, in "
+            "a program release_writers() of each disk; and remove .NAME.blkmig beside the first disk, if it is there"
         )
 
 

@@ -9,6 +9,8 @@
     do you take the disks?   TABLE                     REPLY
     is it the same base?     PING                      PONG
     have you everything?     PING, in blkmig FLUSH     PONG, in blkmig READY
+    could you take it?       END                       READY
+    take it                  COMMIT                    DONE
 
 The target may say at any time that it has failed. On a one-way channel nobody is asked, and nobody is waited for.
 All of this belongs to the migration thread.
@@ -19,6 +21,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from .. import block, channel, errors, savevm
 from . import connection, reasons
@@ -35,6 +38,10 @@ LEAST_MESSAGE_SECONDS = 1.0
 
 Message = tuple[int, "int | savevm.Word | None"]
 """What came on the return path: its type and its value."""
+
+HAS_ENDED = "has ended the migration before the stream's end"
+HAS_EVERYTHING = "received everything, but failed"
+"""What a target does that says of its failure early, or when it was told that this is all."""
 
 BASE_PING = 0x62617365
 """The value of the PING that asks whether the target has compared the disks' bases."""
@@ -62,6 +69,9 @@ class Questions:
         self._is_reply_due = False
         self.has_heard = False
         """Anything has come."""
+
+        self.ask_again: Callable[[int], savevm.Done | None] = lambda number: None
+        """Called when the link is lost behind COMMIT `number`: ask on another connection; None: nobody answers."""
 
         self.knows_trees = False
         """The target has said that it verifies digests in the form of a tree."""
@@ -149,8 +159,57 @@ class Questions:
                 else:
                     state.send_ping(self._connection.f, BARRIER_PING + self._barriers)
 
-    def end_barrier(self) -> None:
-        """Wait for the answer to the last `begin_barrier`; a one-way channel has none. Blocks.
+    def begin_end(self, state: savevm.SaveState, description: dict[str, Any]) -> int:
+        """Say that the image is whole, and what it is; `end_barrier` waits until the target could take it.
+
+        Returns the number of this END.
+        """
+        self._barriers += 1
+        body = savevm.End.encode(self._barriers, description)
+        self._say_extra(state, block.ExtraKind.END, body)
+        return self._barriers
+
+    def commit(self, state: savevm.SaveState, kind: savevm.Kind) -> None:
+        """Hand over the image of the last `begin_end`, which the target could take."""
+        self._say_extra(state, block.ExtraKind.COMMIT, savevm.Commit(self._barriers, kind).encode())
+
+    def _say_extra(self, state: savevm.SaveState, kind: block.ExtraKind, body: bytes) -> None:
+        with self._connection.explaining_errors():
+            state.state_part(self._connection.f, "blkmig", block.records(block.extra(kind, body)))
+
+    def await_done(self) -> savevm.Done:
+        """Wait until the target has taken what `commit` handed over. Blocks.
+
+        Raises :class:`~blkmig.errors.TargetFailed` if it says that it has not, and never will. If the link is lost,
+        only a later connection can ask; after any other error nobody knows.
+        """
+        try:
+            with self._connection.losing("waiting for the target to say that the disks are its own"):
+                return self._read_done()
+        except errors.ChannelError:
+            done = self.ask_again(self._barriers)
+            if done is None:
+                raise
+            return done
+
+    def _read_done(self) -> savevm.Done:
+        path = self._connection.return_path
+        assert path is not None
+        patience = savevm.Patience(path, time.monotonic)
+        while True:
+            position = path.position
+            kind, value = savevm.read_message(path)
+            if isinstance(value, savevm.Done) and value.number == self._barriers:
+                return value
+            if isinstance(value, savevm.Failure) or (kind == savevm.MIG_RP_MSG_SHUT and value):
+                assert isinstance(value, savevm.Failure | int)
+                raise self._connection.target_failed(value, "has not taken the disks")
+            if kind == savevm.MIG_RP_MSG_SHUT:
+                raise errors.StreamError("the target ends without having taken the disks", position=position)
+            patience.heard(value if isinstance(value, int | savevm.Alive) else None)
+
+    def end_barrier(self, *, has_everything: bool = False) -> None:
+        """Wait for the answer to the last `begin_barrier`, or `begin_end`; a one-way channel has none. Blocks.
 
         A target that flushes gives signs of life, for which it may be ten times as long idle.
         """
@@ -163,7 +222,7 @@ class Questions:
             answer = (savevm.MIG_RP_MSG_READY, self._barriers)
             end = time.monotonic() + path.idle_timeout * savevm.PATIENCE
         with self._connection.losing("waiting for the target to take what was sent"):
-            while self._read_before_end(path) != answer:
+            while self._read_before_end(path, HAS_EVERYTHING if has_everything else HAS_ENDED) != answer:
                 if flushes and time.monotonic() < end:
                     path.payload_came()
 
@@ -202,15 +261,15 @@ class Questions:
         finally:
             path.set_idle_timeout(idle, first=idle)
 
-    def _read_before_end(self, path: channel.InputQEMUFile) -> Message:
+    def _read_before_end(self, path: channel.InputQEMUFile, what: str = HAS_ENDED) -> Message:
         """Return the next message; raise if it is one that ends the migration. Blocks."""
         position = path.position
         kind, value = savevm.read_message(path)
         self.has_heard = True
         if kind == savevm.MIG_RP_MSG_SHUT:
-            raise self._connection.target_failed(value if isinstance(value, int) else 0)
+            raise self._connection.target_failed(value if isinstance(value, int) else 0, what)
         if isinstance(value, savevm.Failure):
-            raise self._connection.target_failed(value)
+            raise self._connection.target_failed(value, what)
         if isinstance(value, savevm.Reply) and not self._is_reply_due:
             raise errors.StreamError("the target replies to what nobody has asked", position=position)
         if kind == savevm.MIG_RP_MSG_PONG and value == KNOWS_TREES:

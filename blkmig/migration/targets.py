@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from .. import block, disk, errors, params, sources, stats
-from . import asked, endpoints, fitting, made, naming, room
+from . import asked, endpoints, fitting, made, naming, room, sessions
 
 Target = disk.BlockBackend | str | os.PathLike[str]
 
@@ -59,6 +59,10 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         self._stack = contextlib.ExitStack()
         self._used: set[str | int] = set()
         self._made = made.MadeTargets()
+        self.session = sessions.SessionFiles("target")
+        """What this process has decided of the disks, from `begin_session` on."""
+
+        self._is_taken = False
         self._came: list[sources.TargetFile | None] = []  # those of `devices`; None: opened by the caller
         self._appeared = 0  # disks that somebody has asked the target of
         self.announced = block.SaidSizes()
@@ -230,14 +234,34 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         """Close the disks that were opened here. Twice does no harm."""
         self._stack.close()
 
+    def begin_session(self) -> None:
+        """Make the session files of disks that are open, before any of them is written. Blocks."""
+        self.session.begin(self._made.abouts())
+
+    def check_takeable(self) -> None:
+        """Raise :class:`~blkmig.errors.DeviceError` if a disk is not where it was, or could not get its name now."""
+        for device in self.devices:
+            fitting.check_is_named(device.backend)
+        self._made.check()
+
+    def take(self, number: int) -> dict[str, errors.MigrationError]:
+        """Make the disks of END `number` this host's own, for good, and give what was made its name.
+
+        Returns why those disks that did not get theirs did not, by what messages call them. Raises
+        :class:`~blkmig.errors.DeviceError` if nobody can know, before a restart, whether that is on stable storage.
+        """
+        self._is_taken = True  # before: it may be on stable storage whatever is raised
+        self._made.keep()
+        self.session.store("committing", number)
+        return self._made.give_names()
+
     def publish(self) -> None:
         """Give what was made its name; all of it is on stable storage when this returns.
 
         Call it when everything was flushed, and before the source is told. All targets are looked at before the first
         one gets its name. Raises :class:`~blkmig.errors.DeviceError` if one is not where it was.
         """
-        for device in self.devices:
-            fitting.check_is_named(device.backend)
+        self.check_takeable()
         self._made.publish()
 
     def confirm(self) -> None:
@@ -253,6 +277,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         After any other end, as by a signal, nobody knows whether the source has the word, and the targets stay.
         """
         with contextlib.ExitStack() as stack:
+            stack.callback(self.session.close if self._is_taken else self.session.remove)
             stack.callback(self._made.discard, exc, self._came)
             if isinstance(exc, Exception):
                 stack.callback(self._say_what_is_broken, exc)

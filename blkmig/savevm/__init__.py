@@ -10,6 +10,7 @@ from .commands import Answer
 from .configuration import Configuration
 from .container import QEMU_VM_FILE_MAGIC, QEMU_VM_SECTION_FOOTER, ContainerFormat, looks_like_footer
 from .handlers import SaveVMHandlers
+from .handover import Commit, End, Kind, parse_commit, parse_end
 from .header import HEADER_NBYTES
 from .load import LoadVM
 from .return_path import (
@@ -26,7 +27,7 @@ from .return_path import (
 )
 from .savestate import SaveState
 from .stream import LoadedStream, SectionInfo, StreamObserver
-from .words import ASK, ASK_ALIVE, MIG_RP_MSG_READY, OURS, Ability, Alive, Failure, Hello, Refusal, Reply, Word
+from .words import ASK, ASK_ALIVE, MIG_RP_MSG_READY, OURS, Ability, Alive, Done, Failure, Hello, Refusal, Reply, Word
 
 __all__ = [
     "ASK",
@@ -43,10 +44,14 @@ __all__ = [
     "Ability",
     "Alive",
     "Answer",
+    "Commit",
     "Configuration",
     "ContainerFormat",
+    "Done",
+    "End",
     "Failure",
     "Hello",
+    "Kind",
     "LoadVM",
     "LoadedStream",
     "Patience",
@@ -62,5 +67,7 @@ __all__ = [
     "describe_status",
     "find_reason",
     "looks_like_footer",
+    "parse_commit",
+    "parse_end",
     "read_message",
 ]

@@ -108,6 +108,10 @@ class Commands:
         """Tell a source that waits for it that everything before its FLUSH `number` is on stable storage."""
         self._say(words.MIG_RP_MSG_READY, struct.pack(">I", number))
 
+    def done(self, number: int, nameless: Sequence[words.Refusal]) -> None:
+        """Tell the source that the disks are ours by its COMMIT `number`, and which of them have no names yet."""
+        self._say(words.MIG_RP_MSG_DONE, words.Done(number, tuple(nameless)).encode())
+
     def _say(self, kind: int, data: bytes) -> None:
         """Say a word of blkmig's, to a source that knows them."""
         if self._return_path is not None and self._has_said_hello:

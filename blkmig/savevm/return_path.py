@@ -104,6 +104,8 @@ def read_message(f: InputQEMUFile) -> tuple[int, int | words.Word | None]:
         return kind, words.Hello(f.get_be16(), f.get_be16(), f.get_be32())
     if kind == words.MIG_RP_MSG_REPLY:
         return kind, words.parse_reply(f.get_buffer(length), position)
+    if kind == words.MIG_RP_MSG_DONE:
+        return kind, words.parse_done(f.get_buffer(length), position)
     if kind == words.MIG_RP_MSG_ERROR:
         return kind, words.parse_error(f.get_buffer(length), position)
     if kind == words.MIG_RP_MSG_ALIVE:

@@ -7,6 +7,7 @@
     REPLY 0x8002   u16 count, { u16 index in the table, u32 errno, u16 n, n bytes of text } of each refusal
     READY 0x8003   u32 the number of the FLUSH
     ERROR 0x8004   u32 errno, u64 offset, u8 n, n bytes of the disk's name, u16 n, n bytes of text
+    DONE  0x8007   u32 the number of the COMMIT, then as REPLY the disks whose names could not be given
     ALIVE 0x8008   text: what the receiver is at
 
 A receiver says the first when the source asks for it, by a PING of the value `ASK`, and the others only if it has said
@@ -27,6 +28,7 @@ MIG_RP_MSG_HELLO: Final = 0x8001
 MIG_RP_MSG_REPLY: Final = 0x8002
 MIG_RP_MSG_READY: Final = 0x8003
 MIG_RP_MSG_ERROR: Final = 0x8004
+MIG_RP_MSG_DONE: Final = 0x8007
 MIG_RP_MSG_ALIVE: Final = 0x8008
 
 ASK: Final = 0x626C6B32
@@ -37,7 +39,6 @@ ASK_ALIVE: Final = 0x616C6976
 
 VERSION: Final = 1
 """The version of the section that this blkmig speaks."""
-
 
 
 class Ability(enum.IntFlag, boundary=enum.KEEP):
@@ -53,7 +54,7 @@ class Ability(enum.IntFlag, boundary=enum.KEEP):
     CHECKS = 0x10
 
 
-OURS: Final = Ability(0)
+OURS: Final = Ability.COMMIT
 """What this blkmig can do, at either end."""
 
 MAX_REFUSALS: Final = 256
@@ -65,11 +66,14 @@ _REFUSAL: Final = struct.Struct(">HIH")
 _ERROR: Final = struct.Struct(">IQB")
 _NO_OFFSET: Final = (1 << 64) - 1
 
+_REPLY_LENGTHS: Final = (2, 2 + MAX_REFUSALS * (_REFUSAL.size + MAX_REFUSAL_TEXT))
+
 LENGTHS: Final = {
     MIG_RP_MSG_HELLO: (8, 8),
-    MIG_RP_MSG_REPLY: (2, 2 + MAX_REFUSALS * (_REFUSAL.size + MAX_REFUSAL_TEXT)),
+    MIG_RP_MSG_REPLY: _REPLY_LENGTHS,
     MIG_RP_MSG_READY: (4, 4),
     MIG_RP_MSG_ERROR: (_ERROR.size + 2, _ERROR.size + 255 + 2 + MAX_ERROR_TEXT),
+    MIG_RP_MSG_DONE: (4 + _REPLY_LENGTHS[0], 4 + _REPLY_LENGTHS[1]),
     MIG_RP_MSG_ALIVE: (0, MAX_ALIVE_TEXT),
 }
 """Bytes of each message, at least and at most."""
@@ -146,7 +150,19 @@ class Alive:
         return texts.cut(self.text, MAX_ALIVE_TEXT)
 
 
-Word = Hello | Reply | Failure | Alive
+@dataclasses.dataclass(frozen=True, slots=True)
+class Done:
+    """That the disks are the receiver's own, by COMMIT `number`; `nameless` are those that have not got their names."""
+
+    number: int
+    nameless: tuple[Refusal, ...] = ()
+
+    def encode(self) -> bytes:
+        """Return the message's data."""
+        return struct.pack(">I", self.number) + Reply(self.nameless).encode()
+
+
+Word = Hello | Reply | Failure | Done | Alive
 
 
 def parse_alive(data: bytes) -> Alive:
@@ -154,8 +170,16 @@ def parse_alive(data: bytes) -> Alive:
     return Alive(_text(data))
 
 
-def parse_reply(data: bytes, position: int) -> Reply:
-    """Return what a REPLY says. Raises :class:`~blkmig.errors.StreamError` for what no blkmig says."""
+def parse_done(data: bytes, position: int) -> Done:
+    """Return what a DONE says. Raises :class:`~blkmig.errors.StreamError` for what no blkmig says."""
+    return Done(struct.unpack_from(">I", data)[0], parse_reply(data[4:], position, name="DONE").refusals)
+
+
+def parse_reply(data: bytes, position: int, *, name: str = "REPLY") -> Reply:
+    """Return what a REPLY says, or the same within the message called `name`.
+
+    Raises :class:`~blkmig.errors.StreamError` for what no blkmig says.
+    """
     (count,) = struct.unpack_from(">H", data)
     refusals: list[Refusal] = []
     at = 2
@@ -163,11 +187,11 @@ def parse_reply(data: bytes, position: int) -> Reply:
         index, code, length = _REFUSAL.unpack_from(data, at)
         at += _REFUSAL.size + length
         if length > MAX_REFUSAL_TEXT:
-            raise _damaged("REPLY", position)
+            raise _damaged(name, position)
         refusals.append(Refusal(index, code, _text(data[at - length : at])))
     indices = {refusal.index for refusal in refusals}
     if len(indices) != count or at != len(data) or not all(index < MAX_REFUSALS for index in indices):
-        raise _damaged("REPLY", position)
+        raise _damaged(name, position)
     return Reply(tuple(refusals))
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .. import errors, units
 from ..disk import backend, identity
-from ..files import folder, partial
+from ..files import folder, partial, sessionfile, taken
 from . import opening
 
 FOLDER_SUFFIX = ".raw"
@@ -115,6 +115,7 @@ class TargetFile:
             )
             return
         with self._failing("look at"):
+            taken.meet(self._real(), device=self.label)
             there = identity.KnownFile.of(self.path)
         self.is_new = there.about is None or self._has_mark()
         if there.about is not None and there.is_regular and self._described.is_raw:
@@ -130,6 +131,12 @@ class TargetFile:
             self._begin(str(real.parent), real.name)
         else:
             self._backend = opening.open_file(self._described, name=self.label)
+
+    def _real(self) -> Path:
+        """Return where the disk is, or will be; what a folder has under its name is never followed."""
+        if self._into is None:
+            return Path(os.path.realpath(self.path))
+        return Path(os.path.realpath(self._into), self._described.path)
 
     def _prepare_in_folder(self, into: str | os.PathLike[str], there: identity.KnownFile) -> None:
         name = self._described.path
@@ -217,6 +224,15 @@ class TargetFile:
             self._described, name=name, create_size=size or 0, path=self._partial.path, opened=opened
         )
 
+    def about(self) -> sessionfile.Disk:
+        """Return what a session file says of it, once it is prepared."""
+        if self._partial is not None:
+            return self._partial.about()
+        if self._is_nbd:
+            return sessionfile.Disk(self.path, is_file=False)
+        real = self._real()
+        return sessionfile.Disk(str(real), is_file=real.is_file())
+
     # -- when it is complete, or not ---------------------------------------------------------------------------------
 
     def check(self) -> None:
@@ -236,6 +252,11 @@ class TargetFile:
         if self._partial is not None:
             with self._failing("complete"):
                 self._partial.sync()
+
+    def keep(self) -> None:
+        """Have `discard` remove nothing: the disk may be this host's, and no other one's."""
+        if self._partial is not None:
+            self._partial.keep()
 
     def confirm(self) -> None:
         """Take note that the other end knows that the disk is complete: nothing takes it back any more."""

@@ -8,6 +8,7 @@ stands around the section, and takes its tables and packs apart.
 from __future__ import annotations
 
 import dataclasses
+import json
 import struct
 import zlib
 from typing import Any
@@ -123,12 +124,31 @@ class SectionReader:
             assert number == self.flushes
         elif flags == EXTRA:
             self.extras.append((number, model.read_extra(self.reader)))
+            if number == 9:
+                self.flushes += 1
+                assert self.ends()[-1][0] == self.flushes, "END and FLUSH are counted together"
         elif flags == PACK:
             self.read_pack(number)
         else:
             disk = self.disks[self.reader.counted()]
             data = bytes(MIB) if flags == ZERO else self.reader.take(MIB)
             self.take_block(disk, number, data, is_zero=flags == ZERO)
+
+    def ends(self) -> list[tuple[int, Any]]:
+        """Return the numbers of ENDs, with their descriptions, and of COMMITs, with their kinds, in their order."""
+        found: list[tuple[int, Any]] = []
+        for kind, body in self.extras:
+            number = struct.unpack(">I", body[:4])[0]
+            if kind == 9:
+                text, mark, checksum = body[4:].rpartition(b',"checksum":"')
+                assert (mark, checksum) == (b',"checksum":"', b'%08x"}' % zlib.crc32(text))
+                found.append((number, json.loads(text + b"}")["blkmig"]))
+            elif kind == 2:
+                assert len(body) == 5
+                assert body[4] in (0, 1, 2)
+                assert number == found[-1][0], "of the last END"
+                found.append((number, body[4]))
+        return found
 
     def take_block(self, disk: Disk, sector: int, data: bytes, *, is_zero: bool) -> None:
         """Take a block: it starts at a whole MiB, but the last one may end where the disk ends."""

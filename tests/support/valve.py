@@ -43,15 +43,19 @@ class Valve:
     def _run(self) -> None:
         with self._server, self._server.accept()[0] as sender, socket.socket(socket.AF_UNIX) as receiver:
             receiver.connect(self._target)
-            back = threading.Thread(target=self._pass_on, args=(receiver, sender, lambda nbytes: None), daemon=True)
+            back = threading.Thread(target=self._pass_on, args=(receiver, sender, self.heard), daemon=True)
             back.start()
-            self._pass_on(sender, receiver, self._count)
+            self._pass_on(sender, receiver, self.sent)
             back.join(30)
 
-    def _count(self, nbytes: int) -> None:
-        self.passed += nbytes
+    def sent(self, piece: bytes) -> None:
+        """Take note of what was passed on of the stream."""
+        self.passed += len(piece)
 
-    def _pass_on(self, source: socket.socket, target: socket.socket, passed: Callable[[int], None]) -> None:
+    def heard(self, piece: bytes) -> None:
+        """Take note of what was passed on of what the receiver says."""
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, passed: Callable[[bytes], None]) -> None:
         with contextlib.suppress(OSError):
             while True:
                 self._open.wait()
@@ -60,6 +64,6 @@ class Valve:
                 if not piece:
                     break
                 target.sendall(piece)
-                passed(len(piece))
+                passed(piece)
         with contextlib.suppress(OSError):
             target.shutdown(socket.SHUT_WR)

@@ -24,6 +24,8 @@ WORDS: list[tuple[int, words.Word]] = [
     (words.MIG_RP_MSG_REPLY, words.Reply(REFUSALS)),
     (words.MIG_RP_MSG_ERROR, words.Failure("it broke", 5, 1 << 40, "vda")),
     (words.MIG_RP_MSG_ERROR, words.Failure("")),
+    (words.MIG_RP_MSG_DONE, words.Done(7)),
+    (words.MIG_RP_MSG_DONE, words.Done(0xFFFFFFFF, REFUSALS)),
     (words.MIG_RP_MSG_ERROR, words.Failure("é" * 500, 0, 0, "d" * 255)),
 ]
 TEXTS = [word for word in WORDS if word[0] != words.MIG_RP_MSG_HELLO]
@@ -97,7 +99,7 @@ def test_mutations_are_errors_or_words_within_bounds() -> None:
             continue
         refusals = found.refusals if isinstance(found, words.Reply) else ()
         assert all(refusal.index < words.MAX_REFUSALS and refusal.text.isprintable() for refusal in refusals)
-        assert isinstance(found, words.Reply | words.Failure)
+        assert isinstance(found, words.Reply | words.Failure | words.Done)
         assert not isinstance(found, words.Failure) or found.text.isprintable()
 
 

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The session file: what one end of a migration has decided, so that it is known after that process is killed.
+
+It is beside the disk ``vda.raw`` as ``.vda.raw.blkmig``, and has two slots of one size::
+
+    slot    "blkmigS1"  u64 number  u32 n  u32 CRC-32 of number and text  n bytes: the text, a JSON object
+
+A store overwrites the slot that does not count, with the next number, and is one fdatasync: the whole slot with the
+higher number counts. The file has its size from the beginning, so that a store needs no space. Of a store that was cut
+short nothing counts; one of which the fdatasync failed may count or not, and nobody knows before a power failure.
+
+Whoever has it holds a lock on it, stopped or not; a second process is refused. A process that finds one stores again
+what it has read before it acts on it: what a failed store has left in the page cache is no proof.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import stat
+import struct
+import zlib
+from collections.abc import Mapping
+from typing import Any, Final
+
+from .. import errors
+from . import folder, locks
+
+SUFFIX: Final = ".blkmig"
+MAGIC: Final = b"blkmigS1"
+PAGE: Final = 4096
+MAX_BYTES: Final = 4 << 20
+"""Nobody reads a longer one: 256 disks with the longest of names have less."""
+
+_HEAD: Final = struct.Struct(">8sQII")
+_ROOM: Final = 512
+"""Bytes by which the text may grow in later stores."""
+
+
+def session_name(name: str) -> str:
+    """Return what the session file beside the disk `name` is called."""
+    return folder.hidden_name(name, SUFFIX)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Disk:
+    """One disk of a session: where it is, and of a file that is made, which one."""
+
+    path: str
+    """The name that it has, or gets; a URI of what is no file."""
+
+    is_file: bool = True
+    inode: int | None = None
+    replaces: int | None = None
+    """The file that has the name until then."""
+
+    def says(self) -> dict[str, Any]:
+        """Return what the text says of it."""
+        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+
+
+class SessionFile:
+    """The session file of the disk `name` in `place`, open and locked, from the beginning to `remove` or `close`.
+
+    Errors are :class:`OSError`, and :class:`~blkmig.errors.DeviceBusy` if another process has it, which messages call
+    that of `device`.
+    """
+
+    def __init__(self, place: folder.Folder, name: str, *, device: str, create: bool = True) -> None:
+        """Open it, or with `create` make an empty one; else FileNotFoundError."""
+        self._place = place
+        self._name = session_name(name)
+        self.path = str(place.path / self._name)
+        self._number = 0
+        self._slot = 1
+        """The slot that counts; the other one is overwritten next."""
+
+        self.says: dict[str, Any] = {}
+        """What it says; empty for one in which nothing was stored."""
+
+        self._fd = -1
+        while self._fd < 0:
+            self._open(device, create=create)
+        try:
+            self._read()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, device: str, *, create: bool) -> None:
+        """Open and lock it; it is not open if whoever had it has removed it meanwhile."""
+        self._fd = fd = self._place.open(self._name, os.O_RDWR | (os.O_CREAT if create else 0))
+        is_locked = stat.S_ISREG(os.fstat(fd).st_mode) and locks.hold_being_made(fd)
+        if is_locked and self._place.is_named(self._name, fd):
+            return
+        self.close()
+        if not is_locked:
+            cause = f"another blkmig has its session file {self.path}"
+            raise errors.DeviceBusy("cannot be migrated", device=device, cause=cause)
+
+    def _read(self) -> None:
+        nbytes = os.fstat(self._fd).st_size
+        half = nbytes // 2
+        if nbytes > MAX_BYTES or half % PAGE:
+            raise self._damaged()
+        slots = [os.pread(self._fd, half, start) for start in (0, half)] if nbytes else []
+        found = [(*parsed, index) for index, slot in enumerate(slots) if (parsed := _parse(slot)) is not None]
+        if slots and not found and all(map(any, slots)):
+            raise self._damaged()  # not one that was cut short when it was made
+        if found:
+            self._number, self.says, self._slot = max(found, key=lambda slot: slot[0])
+
+    def _damaged(self) -> OSError:
+        return OSError(
+            errno.EUCLEAN, f"{self.path} is no session file of blkmig, or damaged: remove it when you know what it is"
+        )
+
+    def begin(self, says: Mapping[str, Any]) -> None:
+        """Store what a new session says; its later stores may add a few hundred bytes."""
+        half = -(-(_HEAD.size + len(_encode(says)) + _ROOM) // PAGE) * PAGE
+        os.ftruncate(self._fd, 0)
+        os.posix_fallocate(self._fd, 0, 2 * half)
+        self._number, self._slot = 0, 1
+        self.store(says)
+        os.fsync(self._fd)
+        self._place.sync()
+
+    def store(self, says: Mapping[str, Any]) -> None:
+        """Store what it says from now on; it is on stable storage when this returns. Blocks."""
+        text, number = _encode(says), self._number + 1
+        half = os.fstat(self._fd).st_size // 2
+        slot = _HEAD.pack(MAGIC, number, len(text), _checksum(number, text)) + text
+        if len(slot) > half:
+            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        self._number = number  # spent, whatever becomes of it
+        if os.pwrite(self._fd, slot, (1 - self._slot) * half) < len(slot):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        os.fdatasync(self._fd)
+        self._slot = 1 - self._slot
+        self.says = dict(says)
+
+    def remove(self) -> None:
+        """Remove it, and let it go."""
+        try:
+            self._place.unlink(self._name, self._fd)
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let it go as it is. Twice does no harm."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            locks.release(fd, pid=os.getpid())
+            os.close(fd)
+
+
+def _encode(says: Mapping[str, Any]) -> bytes:
+    return json.dumps(says, separators=(",", ":")).encode()
+
+
+def _checksum(number: int, text: bytes) -> int:
+    return zlib.crc32(text, zlib.crc32(number.to_bytes(8, "big")))
+
+
+def _parse(slot: bytes) -> tuple[int, dict[str, Any]] | None:
+    """Return number and text of a slot; None if it is not whole."""
+    if len(slot) < _HEAD.size:
+        return None
+    magic, number, length, checksum = _HEAD.unpack_from(slot)
+    text = slot[_HEAD.size : _HEAD.size + length]
+    if magic != MAGIC or len(text) != length or checksum != _checksum(number, text):
+        return None
+    says = json.loads(text)
+    return (number, says) if isinstance(says, dict) else None

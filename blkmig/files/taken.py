@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What session files say, and what to do about one that a killed process has left.
+
+::
+
+    says        the file of a                means
+    open        sender, receiver             nothing was decided
+    noted       sender of a move             COMMIT may have left: the target may own the disks
+    committing  receiver                     the disks are this host's; some of them may still have their hidden names
+    committed   receiver                     the disks are this host's, with their names
+    see         receiver, beside each        what to do about this disk is in the file of the first one
+                other disk
+
+The owner of the disks of a move is decided by the receiver's file, and by nothing else: it is the target from the
+moment when ``committing`` is on stable storage. So whoever meets that gives the names that are missing before anything
+else happens to such a disk, and removes nothing: the hidden file is the only owner's disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from .. import errors
+from . import folder, partial, sessionfile
+
+State = Literal["open", "noted", "committing", "committed", "see"]
+
+
+def meet(path: Path, *, device: str) -> None:
+    """Look at the session file beside the disk at `path`, which a migration wants to make, write or send. Blocks.
+
+    `path` leads through no link. Returns if nothing speaks against that. Raises :class:`~blkmig.errors.InDoubt` for a
+    disk that may have moved, and for one that has moved here: then all disks of that session have their names.
+    Raises :class:`~blkmig.errors.DeviceBusy` if the other migration still runs, and :class:`OSError`.
+    """
+    with contextlib.ExitStack() as stack:
+        found = _find(path, stack, device=device)
+        if found is None:
+            return
+        if found.says.get("state") == "noted":
+            raise errors.InDoubt(_NOTED.format(path, found.path))
+        if found.says.get("state") == "committing":
+            nameless = give_names(found)
+            raise errors.InDoubt(_describe_taken(found, nameless))
+
+
+def _find(path: Path, stack: contextlib.ExitStack, *, device: str) -> sessionfile.SessionFile | None:
+    """Return the session file that counts for the disk at `path`, if it says anything that counts."""
+    found = _open(path, stack, device=device)
+    if found is not None and found.says.get("state") == "see":
+        first = _open(Path(found.says["first"]), stack, device=device)
+        return first if first is not None and first.says.get("id") == found.says["id"] else None
+    return found
+
+
+def _open(path: Path, stack: contextlib.ExitStack, *, device: str) -> sessionfile.SessionFile | None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        place = stack.enter_context(contextlib.closing(folder.Folder(path.parent)))
+        if place.stat(sessionfile.session_name(path.name)) is None:
+            return None
+        found = sessionfile.SessionFile(place, path.name, device=device, create=False)
+        stack.callback(found.close)
+        return found
+    return None
+
+
+def give_names(found: sessionfile.SessionFile) -> dict[int, str]:
+    """Give the disks of a session that says ``committing`` the names that are missing; it says ``committed`` then.
+
+    Returns why which disks have not got theirs: they keep their hidden names, and the file says ``committing``.
+    """
+    found.store(found.says)  # what was read may only stand in the page cache, of a store that failed
+    nameless: dict[int, str] = {}
+    for index, about in enumerate(found.says["disks"]):
+        try:
+            give_name(about)
+        except OSError as error:
+            nameless[index] = error.strerror or str(error)
+    if not nameless:
+        found.store({**found.says, "state": "committed"})
+    return nameless
+
+
+def give_name(about: Mapping[str, Any]) -> None:
+    """Give a disk its name, on stable storage; nothing is done to one that has it, or was never hidden."""
+    if "inode" not in about:  # it was there before
+        return
+    path = Path(about["path"])
+    with contextlib.closing(folder.Folder(path.parent)) as place:
+        mark = partial.partial_name(path.name)
+        hidden, there = place.stat(mark), place.stat(path.name)
+        if there is not None and there.st_ino == about["inode"]:
+            pass
+        elif hidden is None or hidden.st_ino != about["inode"]:
+            raise OSError(errno.ENOENT, f"neither {path} nor {place.path / mark} is the disk that came")
+        elif there is not None and there.st_ino != about.get("replaces"):
+            raise OSError(errno.EEXIST, f"somebody else has made {path} meanwhile, so it is {place.path / mark}")
+        elif there is not None or not place.link(mark, path.name):
+            if there is not None:
+                _look_like(place, mark, there)
+            place.rename(mark, path.name, replace=there is not None)
+        place.sync()
+        _remove_mark(place, mark, about["inode"])
+
+
+def _look_like(place: folder.Folder, mark: str, replaced: os.stat_result) -> None:
+    fd = place.open(mark, os.O_RDWR)
+    try:
+        partial.look_like(fd, replaced)
+    finally:
+        os.close(fd)
+
+
+def _remove_mark(place: folder.Folder, mark: str, inode: int) -> None:
+    """Remove the second name of a disk that has its own."""
+    with contextlib.suppress(FileNotFoundError):
+        fd = place.open(mark, os.O_PATH)
+        try:
+            if os.fstat(fd).st_ino == inode:
+                place.unlink(mark, fd)
+        finally:
+            os.close(fd)
+
+
+def _describe_taken(found: sessionfile.SessionFile, nameless: Mapping[int, str]) -> str:
+    """Say what became of the disks of a session whose receiver was killed."""
+    paths = [about["path"] for about in found.says["disks"]]
+    whole = ", ".join(repr(path) for index, path in enumerate(paths) if index not in nameless)
+    broken = "".join(f"; {paths[index]!r} has not got its name: {why}" for index, why in nameless.items())
+    return (
+        "a migration before this one had taken its disks when its receiver was killed: they are here, and complete: "
+        f"{whole or 'none with its own name'}{broken}. Nothing was received now. If it was a move, do not use the "
+        "source's copies any more. To receive other disks over these, say the same once more"
+    )
+
+
+_NOTED = (
+    "the disk at {0} may have moved: a move of it, which was killed or lost its link, had handed it over, and the "
+    "target's word did not come. Look on the target: if its receiver ended with exit code 0, the disk has moved, do "
+    "not use it here. If it was killed, start `blkmig receive` there once more with the same disk, which settles it. "
+    "Only if the target has not taken the disk, it is this host's: remove {1} then"
+)

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The note of a move, in the source's session file: COMMIT n may have left, and the target may own the disks.
+
+It is on stable storage before COMMIT can leave, and says so until the target has said that it has them, or that it has
+not. A migration that ends in doubt leaves it, and so does a process that is killed: then no other move begins with
+these disks before a person has looked.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from .. import disk, errors
+from ..files import sessionfile, taken
+from . import sessions
+
+logger = logging.getLogger(__name__)
+
+
+class Note:
+    """The note of one migration, which may never be stored. All of it belongs to the migration thread."""
+
+    def __init__(self) -> None:
+        self._files = sessions.SessionFiles("source")
+
+    def begin(self, disks: Sequence[disk.BlockBackend]) -> None:
+        """Find a place for it: beside the disks that outlive this process. Blocks.
+
+        Raises :class:`~blkmig.errors.InDoubt` if an earlier note says that one of them may have moved, and
+        :class:`~blkmig.errors.DeviceError`.
+        """
+        found = [(backend.name, backend.files[0]) for backend in disks if backend.files]
+        paths = [(name, Path(file.path).resolve(), file) for name, file in found]
+        for name, path, _ in paths:
+            with errors.failing("cannot look for its session file", device=name):
+                taken.meet(path, device=name)
+        self._files.begin([sessionfile.Disk(str(path), is_file=file.is_regular) for _, path, file in paths])
+
+    def store(self, number: int) -> None:
+        """Store it for END `number`. Raises :class:`~blkmig.errors.DeviceError`: then COMMIT must not leave."""
+        self._files.store("noted", number)
+
+    def withdraw(self) -> None:
+        """Have it say nothing. Never raises: what cannot be withdrawn is told, and says too much."""
+        if self._files.state not in (None, "open"):
+            try:
+                self._files.store("open", 0)
+            except errors.DeviceError as error:
+                logger.warning("%s: it says that the disks may have moved, which they have not: remove it", error)
+
+    def close(self) -> None:
+        """Let it go; if it says something it stays."""
+        if self._files.state in (None, "open"):
+            self._files.remove()
+        else:
+            self._files.close()

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The session files of one end of a migration: one beside its first disk, and those that lead to it from the others.
+
+::
+
+    begin ─ store "noted" (source), "committing", "committed" (target) ─ remove, or close where somebody may ask
+
+Without a place for one of them there is none: what this process decides is then known as long as it lives, and that is
+said at the start. What the files say, and who reads them, is in `files/taken.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import secrets
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from .. import errors
+from ..files import folder, sessionfile, taken
+
+logger = logging.getLogger(__name__)
+
+Side = Literal["source", "target"]
+
+
+class SessionFiles:
+    """Those of one migration; all of it belongs to the thread of the migration."""
+
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self._stack = contextlib.ExitStack()
+        self._files: list[sessionfile.SessionFile] = []
+        self._disks: Sequence[sessionfile.Disk] = ()
+        self._says: dict[str, Any] = {}
+
+    def begin(self, disks: Sequence[sessionfile.Disk]) -> None:
+        """Make them, for disks that outlive this process. Blocks.
+
+        Raises :class:`~blkmig.errors.DeviceBusy` if another migration has one of the disks.
+        """
+        self._disks = disks
+        try:
+            self._make()
+        except OSError as error:
+            self.remove()
+            logger.warning(
+                "no session file can be made (%s): if this process is killed when the disks are handed over, nothing "
+                "on this host says who has them",
+                error.strerror or error,
+            )
+        except BaseException:
+            self.remove()
+            raise
+
+    def _make(self) -> None:
+        if not all(disk.is_file for disk in self._disks):
+            raise OSError(errno.ENOTSUP, "not every disk is a file")
+        self._says = {
+            "id": secrets.token_hex(16),
+            "side": self._side,
+            "state": "open",
+            "disks": [disk.says() for disk in self._disks],
+        }
+        for disk in self._disks:
+            path = Path(disk.path)
+            place = self._stack.enter_context(contextlib.closing(folder.Folder(path.parent)))
+            made = sessionfile.SessionFile(place, path.name, device=path.name)
+            self._files.append(made)
+            leads = {"id": self._says["id"], "state": "see", "first": self._disks[0].path}
+            made.begin(self._says if made is self._files[0] else leads)
+
+    def store(self, state: taken.State, number: int) -> None:
+        """Store what was decided of END `number`, where there is a place. Blocks.
+
+        Raises :class:`~blkmig.errors.DeviceError` if that is not on stable storage for sure.
+        """
+        if self._files:
+            with errors.failing("cannot store the session file", device=Path(self._disks[0].path).name):
+                self._files[0].store({**self._says, "state": state, "end": number})
+
+    @property
+    def state(self) -> taken.State | None:
+        """Return what was stored last; None without a place."""
+        return self._files[0].says["state"] if self._files else None
+
+    def remove(self) -> None:
+        """Remove them: nobody needs to know any more. Never raises; what cannot be removed says what is so."""
+        files, self._files = self._files, []
+        for made in reversed(files):  # the first one last: until then the others lead to it
+            with contextlib.suppress(OSError):
+                made.remove()
+        self._stack.close()
+
+    def close(self) -> None:
+        """Let them go as they are. Twice does no harm."""
+        for made in self._files:
+            made.close()
+        self._files = []
+        self._stack.close()

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The end of an incoming migration whose source hands its disks over: END, READY, COMMIT, DONE.
+
+::
+
+    storing ─ END n: judge, flush ─► READY n ─ ready ─ COMMIT n: names are free ─► committing ──────────► taken
+       ▲                                         │                                  "committing" is stored, names,
+       └──── anything of a next round ───────────┘                                  folders, unlock: DONE n
+
+**One owner.** Up to ``committing`` any error is told to the source as one of a target that has not taken the disks, and
+that stays so: nothing can make a COMMIT count afterwards. From there on nothing takes them back, neither an error nor
+a cancel nor a lost link, and nothing that was made is removed. Between the two, when the store of ``committing`` has
+failed, nobody can know: nothing is said to the source, whose writers stay held, and a restart reads the file.
+
+The order in `_take` is the proof: the names are looked at before the store, because a name that is missing afterwards
+does not give the disks back; the disks are unlocked before DONE, because the source's QEMU may start its target then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from .. import block, errors, savevm, stats
+from . import farewell, heartbeat, safekeeping, targets
+from .announcement import Announcement
+
+State = Literal["storing", "ready", "committing", "taken"]
+
+Judge = Callable[[savevm.End], Announcement]
+"""Check that everything came that the source says it has sent; raise if not."""
+
+
+class Taking:
+    """What the receiver does about END and COMMIT. The loading thread's, but for `is_decided`."""
+
+    def __init__(
+        self,
+        came: targets.TargetSet,
+        handlers: block.BlockLoadHandlers,
+        loader: savevm.LoadVM,
+        judge: Judge,
+        statistics: stats.IncomingStatistics,
+        check_cancelled: Callable[[], None],
+        *,
+        unlocks: bool,
+    ) -> None:
+        # Set here, then read-only.
+        self._targets = came
+        self._block = handlers
+        self._loader = loader
+        self._judge = judge
+        self._statistics = statistics
+        self._check_cancelled = check_cancelled
+        self._unlocks = unlocks
+        # The loading thread's.
+        self._number = 0
+        self._counts: list[tuple[int, int]] = []
+        """How many blocks and packs of each disk had come when it was ready."""
+
+        self._kind = savevm.Kind.COPY
+        self.nameless: dict[str, errors.MigrationError] = {}
+        """Why disks have not got their names, by what messages call them."""
+
+        self.announced = Announcement()
+        """What the source says of the disks that were taken."""
+
+        # Only ever goes on; read by any thread.
+        self._state: State = "storing"
+        handlers.on_extra[block.ExtraKind.END] = self._take_end
+        handlers.on_extra[block.ExtraKind.COMMIT] = self._take_commit
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether a cancel comes too late: the disks are this host's own, or may be."""
+        return self._state in ("committing", "taken")
+
+    @property
+    def is_taken(self) -> bool:
+        """Whether the disks are this host's own."""
+        return self._state == "taken"
+
+    def _take_end(self, body: bytes, position: int) -> None:
+        """Bring an image that is whole to stable storage, and say READY. Raises whatever speaks against it."""
+        if not self._loader.is_awaited or self.is_decided:
+            raise errors.StreamError("END where nobody waits for its answer", position=position)
+        said = savevm.parse_end(body, position)
+        self._block.take_number(said.number, "END", position)
+        self.announced = self._judge(said)
+        safekeeping.make_durable(self._targets, self._loader, self._check_cancelled)
+        self._targets.check_takeable()
+        self._number, self._counts = said.number, self._count()
+        self._state = "ready"
+        self._loader.way_back.ready(said.number)
+
+    def _count(self) -> list[tuple[int, int]]:
+        return [(device.statistics.blocks, device.coverage.packs.packs) for device in self._targets.devices]
+
+    def _take_commit(self, body: bytes, position: int) -> None:
+        """Take the disks, and say DONE."""
+        said = savevm.parse_commit(body, position)
+        is_fresh = self._state == "ready" and self._counts == self._count()
+        if not is_fresh or said.number != self._number:
+            raise errors.StreamError(f"COMMIT {said.number}, and no END of that number before it", position=position)
+        self._targets.check_takeable()
+        self._kind = said.kind
+        self._state = "committing"  # before the last look: a cancel that comes later is told that it is too late
+        try:
+            self._check_cancelled()
+        except errors.Cancelled:
+            self._state = "ready"
+            raise
+        with heartbeat.Heartbeat(self._loader.beat) as beats:
+            beats.text = "the disks get their names"
+            self._take()
+        self._say_done()
+
+    def _take(self) -> None:
+        try:
+            self.nameless = self._targets.take(self._number)
+        except errors.DeviceError as error:
+            raise errors.InDoubt(_UNKNOWN.format(error)) from error
+        self._state = "taken"
+        self._block.close()
+        if self._unlocks:
+            self._later(self._targets.close)
+
+    def _say_done(self) -> None:
+        labels = [entry.label for entry in self._block.table or ()]
+        refusals = [
+            savevm.Refusal(labels.index(label), farewell.errno_of(error), str(error))
+            for label, error in self.nameless.items()
+            if label in labels
+        ]
+        self._later(lambda: self._loader.way_back.done(self._number, refusals))
+        if not self.nameless:
+            self._later(self._targets.confirm)  # first: a disk that is marked counts as half made
+            self._later(lambda: self._targets.session.store("committed", self._number))
+
+    def _later(self, call: Callable[[], object]) -> None:
+        """Do what has to be done once the disks are taken; what fails is told, and gives nothing back."""
+        try:
+            call()
+        except errors.MigrationError as error:
+            self._statistics.notes.append(f"the disks are here, but: {error}")
+
+    def is_refused(self, error: errors.MigrationError) -> None:
+        """Say with `error`, which ends the migration, who has the disks, where the source may not know that."""
+        if self._state == "ready":
+            error.add_note(
+                "the disks were not taken, and never will be: the source is the owner; if it says that it is in "
+                "doubt, let its writers go on"
+            )
+
+    def link_was_lost(self, error: errors.MigrationError) -> None:
+        """Take note that the link broke behind DONE, which the source may not have."""
+        if self._kind == savevm.Kind.COPY:
+            self.source_knows()  # or not: it has a copy to itself
+            return
+        self._statistics.notes.append(
+            f"the disks are this host's now, and the link broke ({error}): if the source says that it is in doubt, "
+            "they have moved all the same"
+        )
+
+    def source_knows(self) -> None:
+        """Take note that the source has DONE: it has ended the stream."""
+        if not self.nameless:
+            self._targets.session.remove()
+
+    def check_names(self) -> None:
+        """Raise :class:`~blkmig.errors.DeviceError` if a disk that was taken has not got its name."""
+        for first, *others in [list(self.nameless.values())] if self.nameless else []:
+            for other in others:
+                first.add_note(f"and: {other}")
+            first.add_note("the disk is this host's all the same, under its hidden name in that folder")
+            raise first
+
+
+_UNKNOWN = (
+    "in doubt: the source has handed its disks over, and whether that is on stable storage here is not known ({0}). "
+    "Its writers stay held, and nothing was removed here. Look at the storage, then start this command again: it reads "
+    "what is there, and says whether the disks are this host's. If they are not, let the source's writers go on"
+)
