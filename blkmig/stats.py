@@ -99,8 +99,10 @@ class OutgoingStatistics:
     """Blocks sent, zero blocks included; a block that is sent again counts again."""
 
     zero_blocks: int = 0
+    """Blocks sent as zeros; the data of one with holes follows as a pack."""
+
     packs: int = 0
-    """Packs sent, with only what was dirty of blocks; the section `blkmig` has them."""
+    """Packs sent, with only what was dirty of blocks, or data in the bulk phase; the section `blkmig` has them."""
 
     pack_bytes: int = 0
     """Bytes of the disks in them."""
@@ -165,7 +167,7 @@ class DiskStatistics:
     zero_blocks: int = 0
     resent_blocks: int = 0
     packs: int = 0
-    """Packs that came, with parts of blocks that had come before."""
+    """Packs that came, with parts of blocks that had come before, maybe as zeros."""
 
     pack_bytes: int = 0
     missing: list[tuple[int, int]] = dataclasses.field(default_factory=list)
