@@ -67,6 +67,7 @@ _ROOMS = {
     "block": (),
     "channel": (),
     "metrics": (),
+    "report": (),
     "nbd": (),
     "qemu": (),
     "units": (),

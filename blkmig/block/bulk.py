@@ -152,6 +152,8 @@ def skip_unallocated(blk_mig: state.BlkMigState, bmds: device.BlkMigDevState) ->
         count, extent = next_base_blocks(bmds, block)
         done = count if bmds.disk_digests is None else hash_base(blk_mig, bmds, block, count)
         bmds.completed_sectors += advance(bmds, done)
+        if bmds.map is not None:
+            bmds.map.passed_empty(block, done)
         if done < count:
             return False
         if extent is not None:

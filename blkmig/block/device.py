@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 
-from .. import _core, disk
+from .. import _core, disk, diskmap
 from ..disk import geometry
 from .coverage import PackTally
 from .digests import DigestTree
@@ -43,6 +43,9 @@ class BlkMigDevState:
 
     whole_from: int = dataclasses.field(default=1, kw_only=True)
     """A dirty block goes whole from so many marked bits on; below that, only what they stand for goes."""
+
+    map: diskmap.DiskMap | None = dataclasses.field(default=None, kw_only=True)
+    """What a picture of the disk needs; None where nobody wants one."""
 
     # Migration thread only.
     blocker: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack, init=False)

@@ -91,6 +91,8 @@ def save_device_dirty(blk_mig: state.BlkMigState, bmds: device.BlkMigDevState, b
     is_whole = bmds.dirty_bitmap.take_block_if(block, bmds.whole_from)
     pack = None if is_whole else packs.take(bmds, block, blk_mig.reads.pack_extents)
     bmds.cur_dirty = (block + (1 if pack is None else pack.nblocks)) * _core.SECTORS_PER_BLOCK
+    if bmds.map is not None:
+        bmds.map.sent_again(block, () if pack is None else pack.extents)
     send.submit(blk_mig, bmds, block, blk, pack)
 
 

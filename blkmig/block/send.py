@@ -45,6 +45,8 @@ def send_pack(
         send_zero_run(blk_mig, f, bmds, blk.block, 1)
         if _core.buffer_is_zero(blk.buf.data[: pack.nbytes]):
             return
+        if bmds.map is not None:
+            bmds.map.held_data(blk.block)
     blk_mig.last_sent = bmds, blk.block
     f.put_pack(wire.FLAG_PACK, bmds.name, pack.extents, blk.buf)
     bmds.packs.add(
@@ -79,6 +81,8 @@ def send_zero_run(
     blk_mig.zero_transferred += count
     if bmds.sent is not None:
         bmds.sent.set_range(block, count)
+    if bmds.map is not None and not blk_mig.round_number:
+        bmds.map.passed_empty(block, count)
     if bmds.digests is not None:
         note_digests(bmds, block, digests.ZERO_DIGEST * count)
 

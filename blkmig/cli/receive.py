@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
                 output.print_listening(incoming.uri)
             if incoming.is_exposed and not args.insecure:
                 output.print_note(security.EXPOSED.format(uri=incoming.uri))
-            watch.begin(incoming.stats)
+            watch.begin(incoming)
             result = incoming.run()
     print_result(result, args, is_stdout_taken=incoming.is_awaited and displays.answers_on_stdout(args.uri))
     return 0

@@ -145,7 +145,7 @@ def run(args: argparse.Namespace) -> int:
         is_stdout_taken = displays.is_stdout(args.uri)
         report = watch.joined(stack.enter_context(progress.reporter(args.progress)))
         outgoing = migration.OutgoingMigration(disks, args.uri, parameters, on_progress=report)
-        watch.begin(outgoing.stats)
+        watch.begin(outgoing)
         with signals.current().cancelling(outgoing.cancel), outgoing:
             if args.switchover == "pause-before":
                 watch_switchover(disks, outgoing)

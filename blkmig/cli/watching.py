@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from .. import errors, stats
+from .. import errors, migration, ownfile, params, stats, units
 from ..channel import uri as address
 from . import arguments, output
 
 Direction = Literal["outgoing", "incoming"]
+Migration = migration.OutgoingMigration | migration.IncomingMigration
 Observer = Callable[[stats.Event], None]
 
 
@@ -23,12 +25,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                         "its folder (needs blkmig[metrics])")  # fmt: skip
     parser.add_argument("--metrics-listen", type=arguments.word, metavar="[ADDRESS]:PORT", help="serve the same "
                         "metrics over HTTP; without ADDRESS to this machine only (needs blkmig[metrics])")  # fmt: skip
+    parser.add_argument("--report", type=arguments.word, metavar="FILE", help="write a page about the migration to "
+                        "FILE.html when it has ended, well or not, with charts, the pause, and a map of each disk; "
+                        "it needs no network to be read")  # fmt: skip
 
 
 def check(args: argparse.Namespace, *, is_dry_run: bool) -> None:
     """Raise :class:`~blkmig.errors.ParameterError` if a migration is to be watched, and there is none."""
-    if is_dry_run and (args.metrics or args.metrics_listen):
-        raise errors.ParameterError("--dry-run sends nothing, so there is nothing to watch: leave --metrics out")
+    if is_dry_run and (args.metrics or args.metrics_listen or args.report):
+        why = "--dry-run sends nothing, so there is nothing to watch: leave --metrics and --report out"
+        raise errors.ParameterError(why)
 
 
 class Watch:
@@ -40,7 +46,7 @@ class Watch:
         self._url: str | None = None
 
     def add(self, observer: Observer, follow: Callable[[Any], None]) -> None:
-        """Have `observer` told of events, and `follow` of the statistics."""
+        """Have `observer` told of events, and `follow` of the migration."""
         self._observers.append(observer)
         self._followers.append(follow)
 
@@ -56,10 +62,10 @@ class Watch:
 
         return tell_all
 
-    def begin(self, statistics: stats.OutgoingStatistics | stats.IncomingStatistics) -> None:
-        """Tell all of them where the statistics are, and people where the metrics are."""
+    def begin(self, of: Migration) -> None:
+        """Tell all of them which migration it is, and people where the metrics are."""
         for follow in self._followers:
-            follow(statistics)
+            follow(of)
         if self._url is not None:
             output.print_note(f"metrics at {self._url}")
 
@@ -72,16 +78,59 @@ class Watch:
         from .. import metrics  # here, so that commands which do not need it start sooner
 
         collector = metrics.MigrationMetrics(label_of(args.uri), direction=direction)
-        self.add(collector, collector.follow)
+        self.add(collector, lambda of: collector.follow(of.stats))
         with metrics.exported(collector, file=args.metrics, listen=args.metrics_listen) as self._url:
             yield
+
+    @contextlib.contextmanager
+    def reporting(self, args: argparse.Namespace, direction: Direction) -> Iterator[None]:
+        """Write a report at the end, however it ends, if the options say so."""
+        if args.report is None:
+            yield
+            return
+        from .. import report
+
+        _check_report(args.report, report.MARK)
+        recorder = report.Recorder(label_of(args.uri), direction=direction)
+
+        def follow(of: Migration) -> None:
+            recorder.settings = _plain(of.parameters)
+            recorder.follow(of.stats, of.keep_maps() if isinstance(of, migration.OutgoingMigration) else None)
+
+        self.add(recorder, follow)
+        try:
+            yield
+        except BaseException as error:
+            recorder.ended(error, str(error).replace(args.uri, recorder.name))
+            raise
+        finally:
+            try:
+                ownfile.replace(args.report, report.page(recorder), report.MARK)
+            except OSError as error:
+                output.print_note(f"the report cannot be written to {args.report!r}: {error.strerror or error}")
+
+
+def _check_report(path: str, mark: bytes) -> None:
+    """Raise :class:`~blkmig.errors.ParameterError` if a report would replace something else."""
+    try:
+        ownfile.check(path, mark)
+    except OSError as error:
+        raise errors.ParameterError(f"--report {path!r}: {error.strerror or error}") from error
+
+
+def _plain(parameters: params.MigrationParameters | params.IncomingParameters) -> dict[str, object]:
+    """Return the parameters that a page may show: numbers, choices and yes or no."""
+    found = {field.name: getattr(parameters, field.name) for field in dataclasses.fields(parameters)}
+    if found.get("max_bandwidth"):
+        found["max_bandwidth"] = units.format_rate(found["max_bandwidth"])
+    return {name: value for name, value in found.items() if isinstance(value, bool | int | float | str) and value != ""}
 
 
 @contextlib.contextmanager
 def watching(args: argparse.Namespace, direction: Direction) -> Iterator[Watch]:
     """Yield who watches the migration that the command makes; what is raised in the body has ended it."""
     watch = Watch()
-    with watch.exporting(args, direction):
+    with watch.exporting(args, direction), watch.reporting(args, direction):
         yield watch
 
 

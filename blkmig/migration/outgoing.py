@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self
 
-from .. import block, disk, errors, params, savevm, stats
+from .. import block, disk, diskmap, errors, params, savevm, stats
 from . import (
     asked,
     beginning,
@@ -33,6 +33,7 @@ from . import (
     life,
     questions,
     rounds,
+    sentdisks,
 )
 
 
@@ -75,6 +76,7 @@ class OutgoingMigration:
         )
         self.stats = self._figures.stats
         self.stats.downtime_limit = self.parameters.downtime_limit
+        self._maps: dict[str, diskmap.DiskMap] | None = None
         self._convergence = convergence.Convergence(self.parameters, self._block, self._figures, self._questions.look)
         self._bounds = bounds.Bounds(self.parameters, self._convergence, self.cancel)
         self._life = life.Life(
@@ -132,6 +134,12 @@ class OutgoingMigration:
     def skipped(self) -> list[str]:
         """Return the names of the disks that are not sent because they are read-only or have no bytes."""
         return self._block.disks.skipped
+
+    def keep_maps(self) -> dict[str, diskmap.DiskMap]:
+        """Return where the maps of the disks will be, by name, from setup on; call it before that."""
+        self._life.require("none")
+        self._maps = {} if self._maps is None else self._maps
+        return self._maps
 
     def __enter__(self) -> Self:
         """Connect, take the disks into use, start dirty tracking: QEMU's setup."""
@@ -238,3 +246,5 @@ class OutgoingMigration:
         self._ending.begin_note()
         self.stats.disk_bytes = self._block.blk_mig.bytes_total()
         self._figures.begin_round(self.stats.disk_bytes)
+        if self._maps is not None:
+            sentdisks.keep_maps(self._maps, self._block.blk_mig)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .. import _core, stats
+from .. import _core, diskmap, stats
 from ..block import device, state
 
 
@@ -25,6 +25,12 @@ def all_is_sent(statistics: stats.OutgoingStatistics) -> None:
     """Note that nothing is left; what the writers of a copy have written since is not of this migration."""
     for found in statistics.disks.values():
         found.dirty_bytes = 0
+
+
+def keep_maps(maps: dict[str, diskmap.DiskMap], blk_mig: state.BlkMigState) -> None:
+    """Begin a map of each disk."""
+    for bmds in blk_mig.bmds_list:
+        maps[bmds.label] = bmds.map = diskmap.DiskMap(bmds.geometry.nblocks)
 
 
 def _new(bmds: device.BlkMigDevState) -> stats.SentDiskStatistics:

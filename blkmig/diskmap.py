@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What became of the blocks of a disk that was sent, in few cells: a picture's worth, whatever the disk's size."""
+
+from __future__ import annotations
+
+import array
+from collections.abc import Sequence
+
+from . import units
+
+CELLS = 512
+"""The most cells of a disk: what a picture shows of it, in eight KiB."""
+
+
+class DiskMap:
+    """Counts of one disk of `nblocks` blocks. The migration thread writes it; whoever draws it reads what is there."""
+
+    def __init__(self, nblocks: int) -> None:
+        self.nblocks = nblocks
+        self.blocks_per_cell = max(1, -(-nblocks // CELLS))
+        ncells = -(-nblocks // self.blocks_per_cell)
+        self.empty = array.array("Q", bytes(8 * ncells))
+        """Blocks of each cell that had nothing to send: zeros, and what only a base holds."""
+
+        self.again = array.array("Q", bytes(8 * ncells))
+        """Bytes of each cell that were sent again."""
+
+    def passed_empty(self, block: int, count: int) -> None:
+        """Count blocks that the bulk phase has passed without their data."""
+        size, stop = self.blocks_per_cell, block + count
+        while block < stop:
+            end = min(stop, (block // size + 1) * size)
+            self.empty[block // size] += end - block
+            block = end
+
+    def held_data(self, block: int) -> None:
+        """Take a block back that was counted as empty: what it holds follows its zeros."""
+        self.empty[block // self.blocks_per_cell] -= 1
+
+    def sent_again(self, block: int, extents: Sequence[tuple[int, int]] = ()) -> None:
+        """Count a block that is sent again, or only these `extents`, each an offset and a length."""
+        cell_bytes = self.blocks_per_cell * units.MiB
+        for offset, nbytes in extents or ((block * units.MiB, units.MiB),):
+            self.again[offset // cell_bytes] += nbytes
+
+    def cell_blocks(self, cell: int) -> int:
+        """Return how many blocks a cell stands for; the last one may have fewer."""
+        return min(self.blocks_per_cell, self.nblocks - cell * self.blocks_per_cell)
