@@ -16,6 +16,8 @@ import threading
 from collections.abc import Callable, Iterator
 
 import pytest
+import tls
+import tls_links
 from processes import started as started
 
 from blkmig import _core, channel, errors
@@ -42,6 +44,9 @@ class Pair:
         elif kind == "exec":
             self.output = channel.connect("exec:exec sleep 1000", timeout=TIMEOUT)
             self.input = channel.listen("exec:exec sleep 1000").accept(timeout=TIMEOUT)
+        elif kind == "tls":
+            certificates = tls.make_certificates(tmp_path / "pki", host="localhost")
+            self.output, self.input = stack.enter_context(tls_links.pair(certificates))
         else:
             uri = "tcp:127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path}/s"
             with channel.listen(uri) as listener:
@@ -51,7 +56,7 @@ class Pair:
         stack.callback(self.input.abort)
 
 
-@pytest.fixture(params=["tcp", "unix", "pipe", "exec"])
+@pytest.fixture(params=["tcp", "tls", "unix", "pipe", "exec"])
 def pair(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator[Pair]:
     with contextlib.ExitStack() as stack:
         yield Pair(request.param, stack, tmp_path)
