@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from blkmig import gates
 
@@ -43,14 +43,17 @@ class Arena:
 
         Its first run is compared byte for byte, later ones in every block, which is what takes a reasonable time.
         """
-        run, _ = peers.SIDES[name]
+        return self.side_of(job, functools.partial(peers.SIDES[name][0], job))
+
+    def side_of(self, job: jobs.Job, run: Callable[[], jobs.Figures]) -> gates.Side:
+        """Return a side that does `job` by `run`."""
         samples = itertools.chain([images.MiB], itertools.repeat(4096))
         same = self.tools.program("same")
 
         def verify() -> None:
             images.require_same(same, job.source, job.target, sample=next(samples))
 
-        return gates.Side(functools.partial(run, job), setup=functools.partial(self.prepare, job), check=verify)
+        return gates.Side(run, setup=functools.partial(self.prepare, job), check=verify)
 
     def sides(self, names: Sequence[str], job: jobs.Job) -> tuple[dict[str, gates.Side], dict[str, str]]:
         """Return the sides that can run here, the first always, and the reasons why the others cannot."""

@@ -41,6 +41,9 @@ def migrate(verb: str, disk: str, uri: str, parameters: dict[str, object]) -> No
     name, _, path = disk.partition("=")
     if "without" in parameters:
         TAKE_OUT[str(parameters.pop("without"))]()
+    if "tls" in parameters:
+        parameters["tls"] = blkmig.TlsParameters(certificates=str(parameters["tls"]))
+        uri = uri.replace("tcp:127.0.0.1:", "tls:localhost:")
     if verb == "receive":
         blkmig.receive(uri, {name: path}, **parameters)
     elif disk.startswith("qemu:"):
