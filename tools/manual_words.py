@@ -28,6 +28,10 @@ AFTER: list[Section] = [
                     "A TCP connection. HOST is a name, an IPv4 address or an IPv6 address in brackets. A receiver "
                     "without a HOST listens on every address; port 0 takes any free port, which is then announced.",
                 ),
+                (
+                    "`tls:HOST:PORT`",
+                    "The same with TLS: both ends have certificates, and check each other's. See `--tls-certificates`.",
+                ),
                 ("`unix:PATH`", "A Unix stream socket."),
                 ("`exec:COMMAND`", "The standard input or output of a shell command, as a pipe. "
                  "A command that runs a blkmig at the other end, as in `ssh HOST blkmig receive - ...` or "
@@ -36,9 +40,9 @@ AFTER: list[Section] = [
                 ("`file:PATH[,offset=N]`", "A file, from its byte N on. A comma in PATH is written twice."),
                 ("`-`", "Standard output of a sender, standard input of a receiver."),
             ],
-            "Over TCP, a Unix socket and a socket that was passed on, the target gives its word when everything is on "
-            "stable storage, and the sender waits for it. A pipe, most commands and a file carry nothing back: there "
-            "the sender is done when the channel has taken everything.",
+            "Over TCP, TLS, a Unix socket and a socket that was passed on, the target gives its word when everything "
+            "is on stable storage, and the sender waits for it. A pipe, most commands and a file carry nothing back: "
+            "there the sender is done when the channel has taken everything.",
         ],
     ),
     (
