@@ -306,14 +306,14 @@ def test_a_peer_that_empties_the_socket_behind_is_not_idle() -> None:
         near.setblocking(False)
         behind.sendall(bytes(100_000))
         out = _output.OutputBuffer(near.fileno(), queue_fd=behind.fileno(), least_useful=1)
-        out.set_idle_timeout(0.2)
+        out.set_idle_timeout(1.5)  # emptying it takes 2 s
         is_empty = threading.Event()
 
         def read_slowly() -> None:
             left = 100_000
             while left:
-                left -= len(peer.recv(4000))
-                time.sleep(0.02)
+                left -= len(peer.recv(2000))
+                time.sleep(0.04)
             is_empty.set()
 
         reader = threading.Thread(target=read_slowly)
