@@ -41,7 +41,7 @@ LINGER_SECONDS = 1.0
 class Pump:
     """Moves bytes between `far`, one end of a pair, and the peer of `secured`, until both have ended.
 
-    Both sockets are its own from now on. Raises OSError, and has closed them then.
+    Both sockets are its own from now on; if it raises OSError, they are the caller's.
     """
 
     def __init__(self, secured: session.Session, far: socket.socket) -> None:
@@ -81,7 +81,6 @@ class Pump:
         try:
             self._thread.start()
         except RuntimeError as error:
-            self._end()
             os.close(self._sent_fd)
             raise OSError(errno.EAGAIN, str(error)) from error
 

@@ -75,13 +75,14 @@ def transport(connection: link.Link, secured: session.Session) -> SecuredTranspo
     except OSError:
         sockets.shut_and_close(secured.socket)
         raise
-    for sock in (near, far):
-        sockets.tune(sock)
-        sock.setblocking(False)
     try:
+        for sock in (near, far):
+            sockets.tune(sock)
+            sock.setblocking(False)
         return SecuredTransport(connection, near, pump.Pump(secured, far), is_answer=False)
     except BaseException:
-        near.close()
+        for sock in (near, far, secured.socket):
+            sockets.shut_and_close(sock)
         raise
 
 
@@ -92,7 +93,12 @@ def connect(
 
     Raises ChannelTimeout at the `deadline` of ``time.monotonic``, Cancelled, and ChannelError.
     """
-    secured = session.Session(context, sock, hostname=hostname)
+    try:
+        secured = session.Session(context, sock, hostname=hostname)
+    except ValueError as error:
+        sockets.shut_and_close(sock)
+        why = f"{hostname!r} is no name of a host that a certificate could have: see --tls-hostname"
+        raise errors.ParameterError(why) from error
     try:
         _shake_hands(connection, secured, deadline)
     except BaseException as error:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +129,11 @@ def test_names_of_a_certificate(certificate: dict[str, Any], names: list[str]) -
     assert channel_tls.why_not_allowed(certificate, ["other"])
     for name in names:
         assert not channel_tls.why_not_allowed(certificate, ["other", name.upper()])
+
+
+@pytest.mark.parametrize("hostname", [".example.org", "a" * 300 + ".org"])
+def test_names_that_no_certificate_has(hostname: str, pki: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        where = f"tls:localhost:{server.getsockname()[1]}"
+        with pytest.raises(errors.ParameterError, match="is no name of a host that a certificate could have"):
+            channel.connect(where, timeout=5, tls=blkmig.TlsParameters(certificates=pki, hostname=hostname))
