@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Self
 
 from .. import _core, errors, units
 from . import extents as disk_extents
-from . import identity, verbs
+from . import identity, storage, verbs
 
 if TYPE_CHECKING:
     from .dirty import DirtyBitmap
@@ -167,6 +167,10 @@ class BlockBackend(abc.ABC):
 
     def forget_extents(self) -> None:  # noqa: B027 - most disks look each time
         """Have the next answers of `next_data` and `next_allocated` be no older than this call."""
+
+    def open_reader(self, *, is_target: bool) -> storage.StorageReader | None:
+        """Return a second reader of the disk, for a thread of its own; None if only one thread may read it."""
+        return storage.BackendReader(self) if self.reads_in_parallel else None
 
     # -- dirty tracking ----------------------------------------------------------------------------------------------
 

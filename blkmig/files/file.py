@@ -21,7 +21,7 @@ from typing import Literal, Self
 from .. import _core, _storing, errors, paths, units
 from ..disk import extents as disk_extents
 from ..disk import local
-from . import locks, rawfile
+from . import locks, rawfile, storage
 
 
 class FileBackend(local.LocalBackend):
@@ -186,6 +186,12 @@ class FileBackend(local.LocalBackend):
             self._top.check_size()
             if self._base is not None:
                 self._base.check_size()
+
+    def open_reader(self, *, is_target: bool) -> storage.FileReader | None:
+        """Return a reader past the page cache; of an overlay there is none."""
+        if self._base is not None:
+            return None
+        return storage.FileReader(self._top, device=self.name, drops_cache=is_target)
 
     # -- writing -----------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .. import _core, errors, units
-from ..disk import backend, local
+from ..disk import backend, local, storage
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -52,6 +52,10 @@ class MemoryBackend(local.LocalBackend):
             self.check_open()  # it was closed meanwhile
             raise
         return blk.filled(count)
+
+    def open_reader(self, *, is_target: bool) -> storage.StorageReader:
+        """Return a reader; memory has no storage behind it."""
+        return storage.BackendReader(self)
 
     def write_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
         """Copy a block into the buffer."""

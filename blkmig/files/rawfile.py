@@ -150,13 +150,13 @@ class RawFile:
 
     def fill_extents(self, blk: _core.BlockBuffer, extents: disk_extents.Extents) -> None:
         """Fill `blk` from extents, one behind the other, zeros past the end."""
-        self._drain()
+        self.drain()
         blk.fill_extents(self._fd_for(*extents), extents)
         self.check_size()
 
     def pread_into(self, view: memoryview, offset: int) -> None:
         """Fill `view` from `offset`, zeros past the end."""
-        self._drain(offset, offset + view.nbytes)
+        self.drain(offset, offset + view.nbytes)
         count = _core.pread_full(self.fd, view, offset) if view.nbytes else 0
         if count < view.nbytes:
             self.check_size()
@@ -164,13 +164,13 @@ class RawFile:
 
     def next_data(self, offset: int, end: int) -> tuple[int, int] | None:
         """Return the first extent in [offset, end) that may hold data, None if there are only holes."""
-        self._drain()
+        self.drain()
         end = min(end, self.size)
         return _core.next_data(self.fd, offset, end) if offset < end else None
 
     def zeroes_end(self, offset: int) -> int:
         """Return where the first data may be at or after `offset`. Where that ends, it does not ask."""
-        self._drain(offset)
+        self.drain(offset)
         try:
             return os.lseek(self.fd, offset, os.SEEK_DATA)
         except OSError as error:
@@ -185,7 +185,7 @@ class RawFile:
 
     def pwrite(self, view: memoryview, offset: int) -> None:
         """Write all of `view` at `offset`."""
-        self._drain(offset, offset + view.nbytes)
+        self.drain(offset, offset + view.nbytes)
         if view.nbytes:
             _core.pwrite_full(self.fd, view, offset)
 
@@ -199,7 +199,7 @@ class RawFile:
         if blk.is_movable and nbytes == _core.BLOCK_SIZE and (stores := self._storing or self._start_storing()):
             stores.put(blk, fd, offset, allocate=self._has_holes)
         else:
-            self._drain()
+            self.drain()
             if self.is_device:
                 blk.store(fd, offset, nbytes)
             else:
@@ -208,7 +208,7 @@ class RawFile:
 
     def store_extents(self, blk: _core.BlockBuffer, extents: disk_extents.Extents) -> None:
         """Write extents from `blk`, after what waits to be stored there: no earlier block may come after them."""
-        self._drain(min(extents)[0], max(offset + nbytes for offset, nbytes in extents))
+        self.drain(min(extents)[0], max(offset + nbytes for offset, nbytes in extents))
         blk.store_extents(self._fd_for(*extents), extents)
         self._writeback.count(sum(nbytes for _, nbytes in extents))
 
@@ -218,10 +218,10 @@ class RawFile:
                 self._storing = storing.StoringThread(0 if self.is_device else CLUSTER)
         return self._storing
 
-    def _drain(self, start: int = 0, stop: int = sys.maxsize) -> None:
+    def drain(self, start: int = 0, stop: int = sys.maxsize) -> None:
         """Return when all that lies in [start, stop) is stored."""
-        if self._storing is not None:
-            self._storing.drain(start, stop)
+        if (stores := self._storing) is not None:  # another thread may let it go meanwhile
+            stores.drain(start, stop)
 
     def rest(self) -> None:
         """Store what waits, and let the storing thread and its memory go until the next block is stored."""
@@ -248,7 +248,7 @@ class RawFile:
 
     def resize(self, size: int) -> None:
         """Grow a file by a hole, or cut it. It is read without the mapping from then on."""
-        self._drain(min(size, self.size))
+        self.drain(min(size, self.size))
         os.ftruncate(self.fd, size)
         self.size = size
         self._has_holes = True
@@ -256,7 +256,7 @@ class RawFile:
 
     def flush(self) -> None:
         """Return when what was written is on stable storage, the name of a new file included."""
-        self._drain()
+        self.drain()
         os.fdatasync(self.fd)
         if self._new_name:
             folder.sync_folder(Path(self.path).parent)

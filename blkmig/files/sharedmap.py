@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable
 
 from .. import _core, children, errors, paths, units
-from ..disk import backend, dirty, local
+from ..disk import backend, dirty, local, storage
 from ..disk import extents as disk_extents
 from . import dirtymap
 
@@ -53,6 +53,10 @@ class SharedMapBackend(backend.BlockBackend):
         self.min_granularity = self._map.granularity
         # Written by another program, on purpose, and marked.
         self.files = tuple(dataclasses.replace(file, is_tracked=True) for file in (*source.files, self._map.known))
+
+    def open_reader(self, *, is_target: bool) -> storage.StorageReader | None:
+        """Return a reader of the source."""
+        return self._source.open_reader(is_target=is_target)
 
     # -- contents: the source's --------------------------------------------------------------------------------------
 

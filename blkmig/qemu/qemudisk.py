@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Self
 
 from .. import _core, errors, units
-from ..disk import backend, dirty, identity
+from ..disk import backend, dirty, identity, storage
 from ..disk import extents as disk_extents
 from . import address, discover, imagefile, session
 
@@ -45,6 +45,10 @@ class QemuBackend(backend.BlockBackend):
     def mapping(self) -> _core.Mapping | None:  # type: ignore[override]
         """The mapping of the image's file; None where QEMU reads."""
         return None if self._file is None else self._file.mapping
+
+    def open_reader(self, *, is_target: bool) -> storage.StorageReader:
+        """Return a second reader; what QEMU, or the page cache, answers it may come from memory."""
+        return storage.BackendReader(self)
 
     # -- reading -----------------------------------------------------------------------------------------------------
 
