@@ -132,6 +132,7 @@ class OutgoingStatistics:
 
     bandwidth: float = 0.0
     dirty_rate: float = 0.0
+    verified: bool = False  # the target has read its storage back, and it holds what the disks did in the pause
     notes: list[str] = dataclasses.field(default_factory=list)
     """What a user should know although nothing failed, such as sources that other programs changed."""
 
@@ -195,8 +196,7 @@ class IncomingStatistics:
     percent: int = 0
     total_time: float = 0.0
     notes: list[str] = dataclasses.field(default_factory=list)
-    """What a user should know although nothing failed, such as sizes that were inferred or sections that were
-    skipped."""
+    """What a user should know although nothing failed, such as sizes that were inferred or skipped sections."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

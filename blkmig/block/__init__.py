@@ -22,8 +22,10 @@ from .checks import why_left_out
 from .choice import DiskChoice
 from .coverage import MAX_INFERRED_BYTES, BlockCoverage, CoverageRoom, grown
 from .digests import combine_digests, combine_disks, tree_of
-from .extras import ExtraKind, OnExtra, extra
+from .extras import ExtraKind, OnExtra, extra, get_extra
+from .hashing import is_available as can_hash
 from .load import BlockLoadHandlers, LoadDevice
+from .proving import Difference, Proving
 from .save import BlockSaveHandlers
 from .sizes import SaidSizes
 from .table import TableDisk, flush_records, records
@@ -40,18 +42,22 @@ __all__ = [
     "BlockLoadHandlers",
     "BlockSaveHandlers",
     "CoverageRoom",
+    "Difference",
     "DiskChoice",
     "ExtraKind",
     "Format",
     "LoadBuffers",
     "LoadDevice",
     "OnExtra",
+    "Proving",
     "SaidSizes",
     "TableDisk",
+    "can_hash",
     "combine_digests",
     "combine_disks",
     "extra",
     "flush_records",
+    "get_extra",
     "grown",
     "records",
     "tree_of",

@@ -89,6 +89,8 @@ def send_run(
     blk_mig.sent_bytes += count * _core.BLOCK_SIZE
     bmds.sent_blocks += count
     bmds.completed_sectors += advance(bmds, count)
+    if bmds.proof is not None:
+        bmds.proof.bulk_sent(block, count)
     return True
 
 
@@ -107,6 +109,8 @@ def send_hole(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: devic
     if count:
         send.send_zero_run(blk_mig, f, bmds, block, count)
         bmds.completed_sectors += advance(bmds, count)
+        if bmds.proof is not None:
+            bmds.proof.bulk_sent(block, count)
     return bool(count)
 
 

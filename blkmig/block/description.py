@@ -12,6 +12,7 @@
                           "digest": "...", "digest_algorithm": "...",    of the blocks that were sent
                           "disk_digest": "..."}]}                        incremental: of all of the disk
 
+A stream whose disks are proven beside it has `proof`, the algorithm, in place of all digests (see `proof`).
 A move to a receiver that has said that it knows trees has `tree_digest` and `tree_algorithm` in place of all other
 digests. A tree digest covers all that a disk holds, and what is hashed for it in the pause does not grow with the disk
 (see `digests`). Coverage cannot tell whether a block was lost that nobody expected, or whether a block went to another
@@ -26,6 +27,8 @@ from typing import Any, Literal
 from . import coverage, device, digests
 
 VERSION = 2
+
+PROOF_ALGORITHM = "blake3-256 of each block, or of its pieces"
 
 DigestForm = Literal["flat", "tree"]
 

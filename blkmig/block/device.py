@@ -10,6 +10,7 @@ from .. import _core, disk, diskmap
 from ..disk import geometry
 from .coverage import PackTally
 from .digests import DigestTree
+from .proof import DiskProof
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -40,6 +41,9 @@ class BlkMigDevState:
 
     sent: _core.Bitmap | None = dataclasses.field(default=None, kw_only=True)
     """The blocks that were sent at least once; None where every block is sent."""
+
+    proof: DiskProof | None = dataclasses.field(default=None, kw_only=True)
+    """What the target compares with its storage beside the stream; None where nobody asked for that."""
 
     whole_from: int = dataclasses.field(default=1, kw_only=True)
     """A dirty block goes whole from so many marked bits on; below that, only what they stand for goes."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from .. import _core, channel, errors
@@ -25,6 +25,7 @@ MAX_BYTES: Final = 1 << 20
 """Bytes of a body at most: nobody allocates more, whatever a stream says."""
 
 _HEAD: Final = struct.Struct(">QI")
+_FLAGS: Final = (1 << _core.SECTOR_BITS) - 1
 
 
 class ExtraKind(enum.IntEnum):
@@ -68,3 +69,14 @@ def get_body(f: channel.InputQEMUFile, kind: int, position: int) -> bytes:
     if nbytes > MAX_BYTES:
         raise errors.StreamError(f"{name_of(kind)} has {nbytes} bytes, and may have {MAX_BYTES}", position=position)
     return f.get_buffer(nbytes)
+
+
+def get_extra(f: channel.InputQEMUFile, kinds: Mapping[int, OnExtra]) -> None:
+    """Read one record that stands behind the stream's end, where there are none but those of `kinds`, and take it."""
+    position = f.position
+    word = f.get_be64()
+    kind = word >> _core.SECTOR_BITS
+    if word & _FLAGS != wire.FLAG_EXTRA or kind not in kinds:
+        raise errors.StreamError("what comes behind the stream's end is no proof", position=position)
+    kinds[kind](get_body(f, kind, position), position)
+    f.payload_came()

@@ -44,3 +44,12 @@ def hash_of(data: Buffer) -> bytes:
         return bytes(_library().blake3(data).digest())
     except ImportError as error:
         raise errors.ParameterError(MISSING) from error
+
+
+def hashes_of(data: memoryview, piece: int) -> bytes:
+    """Return the hashes of the pieces of `data`, one behind the other; the last piece may be shorter."""
+    try:
+        blake3 = _library().blake3
+    except ImportError as error:
+        raise errors.ParameterError(MISSING) from error
+    return b"".join([blake3(data[start : start + piece]).digest() for start in range(0, data.nbytes, piece)])

@@ -57,6 +57,9 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         self.on_flush: Callable[[int], None] | None = None
         """Called with the number of each FLUSH, which counts them from 1."""
 
+        self.on_section: Callable[[], None] | None = None
+        """Called at the end of each section."""
+
         self.on_extra: dict[int, extras.OnExtra] = {}
         """What takes the body of an EXTRA, by its kind; a kind that is not here is refused."""
 
@@ -137,6 +140,8 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
             if flags & _core.FLAG_EOS:
                 if sector:
                     self.take_marks(f, sector, position)
+                if self.on_section is not None:
+                    self.on_section()
                 return
 
     def _take_table(self, f: channel.InputQEMUFile) -> None:

@@ -164,9 +164,12 @@ def read(blk: device.BlkMigBlock) -> None:
     assert blk.bmds is not None
     blk.error = None
     try:
-        if blk.pack is None:
-            blk.bmds.backend.read_block(blk.buf, blk.offset, blk.nbytes)
-        else:
+        if blk.pack is not None:
             blk.bmds.backend.read_extents(blk.buf, blk.pack.extents)
+        elif blk.bmds.proof is None or blk.bulk_sectors:
+            blk.bmds.backend.read_block(blk.buf, blk.offset, blk.nbytes)
+        else:  # into memory of our own: it is hashed as it is sent, so nobody may write it in between
+            blk.bmds.backend.read_extents(blk.buf, [(blk.offset, blk.nbytes)])
+            blk.buf.filled(blk.nbytes)
     except BaseException as error:
         blk.error = error

@@ -14,12 +14,28 @@ a block taken and not sent: after it, nothing but `save_cleanup` is possible.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from .. import _core, channel, disk, errors, params, passage, savevm
-from . import base, choice, description, dirty, engine, lastround, reads, setup, start, state, table, wire
+from . import (
+    base,
+    choice,
+    description,
+    dirty,
+    engine,
+    extras,
+    lastround,
+    proofs,
+    reads,
+    setup,
+    start,
+    state,
+    table,
+    wire,
+)
 
 SECTION_SECONDS = 0.1
 """A section ends after this long, so that other handlers have their turn: QEMU's window."""
@@ -51,6 +67,9 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         self.table: tuple[table.TableDisk, ...] = ()
         """The disks as a section ``blkmig`` says them, from `save_setup` on."""
 
+        self.proves = False
+        """The disks are proven beside the stream: see `prove_beside_stream`."""
+
         self._parameters = parameters
         self._clock = clock
         self._blk_mig: state.BlkMigState | None = None
@@ -71,6 +90,11 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         if self._blk_mig is not None:
             raise errors.StateError("the parameters cannot be changed", state="active", required="none")
         self.disks.set_params(blk_enable=blk_enable, shared_base=shared_base)
+
+    def prove_beside_stream(self) -> None:
+        """Prove the disks beside the stream in place of digests at its end, where all can be. Before `save_setup`."""
+        if self._parameters.digests and not self.disks.shared_base and all(map(_is_read_twice, self.disks.all)):
+            self.proves, self._parameters = True, dataclasses.replace(self._parameters, digests=False)
 
     def is_active(self) -> bool:
         """Return whether disks are to be sent."""
@@ -114,6 +138,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
                 blk_mig.bmds_list.append(bmds)
                 blk_mig.total_sector_sum += bmds.geometry.total_sectors
             blk_mig.dirty_disk = len(blk_mig.bmds_list)  # no dirty round is under way
+            blk_mig.proofs = proofs.Proofs(blk_mig.bmds_list) if self.proves else None
             if self._departure.payload == "lent":
                 f.share_pages()
             if self.format == "blkmig":
@@ -137,8 +162,15 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         return said
 
     def iterate_parts(self) -> list[bytes]:
-        """Return what says which of the blocks that the last section has hashed only the base holds."""
-        return self.base.take_words()
+        """Return what is said of the disks besides their blocks: what only the base holds, and what is proven."""
+        return self.base.take_words() + self.proof_parts()
+
+    def proof_parts(self) -> list[bytes]:
+        """Return what was proven since the last call."""
+        proven = self.blk_mig.proofs
+        bodies = [] if proven is None else proven.take_records()
+        found = b"".join(extras.extra(extras.ExtraKind.PROOF, body) for body in bodies)
+        return [table.records(found)] if found else []
 
     def save_live_iterate(self, f: channel.OutputQEMUFile) -> int:
         """Send blocks until the section is long enough, the rate limit is reached, or nothing is left in this round.
@@ -219,7 +251,8 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         if self._parameters.digests:
             form = "tree" if as_tree else "flat"
         disks = self.disks
-        return description.describe(self.blk_mig.bmds_list, disks.empty, incremental=disks.shared_base, form=form)
+        about = description.describe(self.blk_mig.bmds_list, disks.empty, incremental=disks.shared_base, form=form)
+        return about | ({"proof": description.PROOF_ALGORITHM} if self.proves else {})
 
     # -- details -----------------------------------------------------------------------------------------------------
 
@@ -234,3 +267,13 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             raise errors.StateError("a section was not written to its end", state="failed", required="active")
         blk_mig.is_interrupted = True
         return blk_mig
+
+
+def _is_read_twice(backend: disk.BlockBackend) -> bool:
+    """Return whether a disk can be read by two threads at once, or need not be."""
+    if backend.is_read_only or not backend.size:
+        return True
+    reader = backend.open_reader(is_target=False)
+    if reader is not None:
+        reader.close()
+    return reader is not None

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from .. import _core, _output, channel, errors
-from . import coverage, device, digests, state, wire
+from . import coverage, device, digests, proof, state, wire
 
 
 def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.BlkMigBlock) -> None:
@@ -96,6 +96,16 @@ def note_sent(bmds: device.BlkMigDevState, blk: device.BlkMigBlock, *, is_zero: 
         bmds.sent.set(blk.block)
 
 
+def note_proof(proven: proof.DiskProof, blk: device.BlkMigBlock) -> None:
+    """Have a block of the bulk phase read again; take note of what a dirty round has sent."""
+    if blk.bulk_sectors:
+        proven.bulk_sent(blk.block, 1)
+    elif blk.pack is None:
+        proven.block_sent(blk.block, blk.buf.data)
+    else:
+        proven.pack_sent(blk.block, blk.pack.extents, blk.buf.data)
+
+
 def note_digests(bmds: device.BlkMigDevState, block: int, found: bytes) -> None:
     """Keep the digests of blocks that were sent, from `block` on."""
     assert bmds.digests is not None
@@ -129,6 +139,8 @@ def flush_blks(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, *, wait: b
             blk_send(blk_mig, f, blk)
         else:
             send_pack(blk_mig, f, bmds, blk)
+        if bmds.proof is not None:
+            note_proof(bmds.proof, blk)
         bmds.completed_sectors += blk.bulk_sectors
         blk_mig.in_flight_bytes -= blk.counted_bytes
         blk_mig.blk_list.popleft()

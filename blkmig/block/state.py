@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 
 from .. import _core
-from . import device, reads
+from . import device, proofs, reads
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -25,6 +25,8 @@ class BlkMigState:
     bmds_list: list[device.BlkMigDevState] = dataclasses.field(default_factory=list)
     total_sector_sum: int = 0
     zero_blocks: bool = True
+    proofs: proofs.Proofs | None = None
+    """What proves the disks beside the stream; None where nobody asked for that."""
 
     # Migration thread only.
     blk_list: collections.deque[device.BlkMigBlock] = dataclasses.field(default_factory=collections.deque)
@@ -115,4 +117,6 @@ class BlkMigState:
             for bmds in self.bmds_list:
                 stack.callback(bmds.blocker.close)
             stack.callback(self.blk_list.clear)
+            if self.proofs is not None:
+                stack.callback(self.proofs.close)
             stack.callback(self.reads.close)  # first: no read may be in flight when the disks are let go

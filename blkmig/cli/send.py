@@ -217,7 +217,9 @@ def print_result(result: stats.OutgoingStatistics, args: argparse.Namespace, *, 
         ("time", f"{units.format_duration(result.total_time)}, {units.format_rate(result.throughput)}"),
         ("downtime", describe_downtime(result)),
     ]
-    if args.verify:
+    if result.verified:
+        rows.append(("verified", "the target has read its storage back, and holds the same"))
+    elif args.verify:
         rows.append(("verified", "the target does that, and says it there: look at its exit code"))
     output.print_table(rows, is_stdout_taken=is_stdout_taken)
 

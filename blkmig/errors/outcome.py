@@ -20,13 +20,14 @@ class IncompleteMigration(base.MigrationError):
 
 
 class ContentMismatch(base.MigrationError):
-    """The target's contents are not those of the source."""
+    """The target's contents are not those of the source; `offset` is where they begin to differ, if that is known."""
 
     exit_code = 3
 
-    def __init__(self, message: str, *, device: str) -> None:
+    def __init__(self, message: str, *, device: str, offset: int | None = None) -> None:
         super().__init__(message)
         self.device = device
+        self.offset = offset
 
 
 class WrongBase(ContentMismatch):

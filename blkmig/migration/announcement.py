@@ -46,6 +46,9 @@ class Announcement:
     tree: str | None = None
     """The same, made from their trees."""
 
+    is_proven: bool = False
+    """The disks are proven beside the stream, in place of that."""
+
     @property
     def sizes(self) -> dict[str, int]:
         """Return the exact size of each disk, in bytes."""
@@ -117,7 +120,7 @@ def _parse(about: Any, position: int, *, is_sealed: bool) -> Announcement:
     named = {disk.name: disk for disk in disks}
     if len(named) != len(disks):
         _damaged(position)
-    return Announcement(True, incremental, named, digest, tree)
+    return Announcement(True, incremental, named, digest, tree, "proof" in about)
 
 
 def _parse_disk(entry: Any, position: int, *, incremental: bool) -> AnnouncedDisk:

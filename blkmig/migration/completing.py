@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 
 from .. import block, params
-from . import bounds, connection, convergence, ending, figures, life, pause
+from . import bounds, connection, convergence, ending, figures, life, pause, proving
 
 
 class Completing:
@@ -25,6 +25,7 @@ class Completing:
         judge: convergence.Convergence,
         limits: bounds.Bounds,
         end: ending.Ending,
+        proven: proving.Proving,
         states: life.Life,
         *,
         clock: Callable[[], float] = time.monotonic,
@@ -37,12 +38,15 @@ class Completing:
         self._convergence = judge
         self._bounds = limits
         self._ending = end
+        self._proving = proven
         self._life = states
         self._clock = clock
 
     def attempt(self) -> bool:
         """Bring the migration to its end and return True, or False where the pause was given up: it goes on then."""
         self._life.require("active")
+        with self._bounds.saying_why():
+            self._proving.until_compared()
         self._figures.enter("device")
         self._convergence.release_throttle()
         held = self._make_pause()
@@ -59,6 +63,8 @@ class Completing:
             self._go_back_to_rounds()
             self._figures.raise_postponed()
             return False
+        with self._bounds.saying_why():
+            self._proving.finish()
         try:
             self._connection.see_off_command()
             self._figures.report(at_once=True)

@@ -94,8 +94,8 @@ class Connection:
 
     # -- what the target says ----------------------------------------------------------------------------------------
 
-    def await_target(self) -> None:
-        """Close the stream; on a two-way channel, wait for the target's word first."""
+    def await_target(self, *, goes_on: bool) -> None:
+        """Close the stream, unless it `goes_on`; on a two-way channel, wait for the target's word first."""
         if self.return_path is None:
             self.f.close()
             self._pass_on_what_was_printed()
@@ -104,6 +104,11 @@ class Connection:
             reason = savevm.await_shut(self.return_path, on_pong=self.is_no_qemu)
         if reason:
             raise self.target_failed(reason, "received everything, but failed")
+        if not goes_on:
+            self.end_stream()
+
+    def end_stream(self) -> None:
+        """Close the stream, of which the target has everything."""
         if self.f.leads_to_command:
             self.f.finish()  # it may have more to do, as to verify: nobody is held for that
         else:

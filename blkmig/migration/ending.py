@@ -158,7 +158,8 @@ class Ending:
             self._savevm.state_complete_precopy(self._connection.f)
             self._savevm.state_end(self._connection.f, about)
             self._figures.update()
-            self._connection.f.close()
+            if not self._block.proves:
+                self._connection.f.close()
 
     # -- in the way of the first edition -----------------------------------------------------------------------------
 
@@ -216,7 +217,7 @@ class Ending:
 
     def _await_target(self) -> None:
         self._figures.update()  # which tells the caller, who may take his time: no bound of the pause is counted here
-        self._connection.await_target()
+        self._connection.await_target(goes_on=self._block.proves)
         self._sources.complete_output()
 
     def _vmdescription(self) -> dict[str, Any]:

@@ -69,9 +69,10 @@ def failure_of(error: BaseException) -> savevm.Failure:
     )
 
 
-def give_word(loader: savevm.LoadVM, f: channel.InputQEMUFile) -> None:
+def give_word(loader: savevm.LoadVM, f: channel.InputQEMUFile, *, goes_on: bool = False) -> None:
     """Tell a source that waits for it that everything is on stable storage.
 
+    With `goes_on` the source has more to say, and its first byte proves that it has the word.
     Blocks for three seconds at most where the source has the word and does not close its link, and for the idle
     time-out where it does not take it. Raises :class:`~blkmig.errors.ChannelError` if the source had closed or reset
     the link before: it has given up, and nothing was completed. Past that the word may be at the source, whatever
@@ -91,7 +92,7 @@ def give_word(loader: savevm.LoadVM, f: channel.InputQEMUFile) -> None:
             ) from error
         raise _in_doubt(f, error) from error
     try:
-        if not read_on(f, CLOSE_SECONDS):
+        if not (f.wait_readable(CLOSE_SECONDS) if goes_on else read_on(f, CLOSE_SECONDS)):
             loader.way_back.wait_until_told()
     except (errors.ChannelError, errors.TruncatedStream) as error:  # the latter is a link that was reset
         raise _in_doubt(f, error) from error

@@ -12,7 +12,19 @@ from types import TracebackType
 from typing import Self
 
 from .. import block, channel, errors, params, savevm, stats
-from . import admission, announcement, basecheck, farewell, figures, questions, received, safekeeping, taking, verdict
+from . import (
+    admission,
+    announcement,
+    basecheck,
+    farewell,
+    figures,
+    questions,
+    readback,
+    received,
+    safekeeping,
+    taking,
+    verdict,
+)
 from . import targets as load_targets
 from .announcement import Announcement
 
@@ -42,6 +54,7 @@ class IncomingMigration:
         self._figures = received.IncomingFigures(self._block, on_progress, clock)
         self.stats = self._figures.stats
         self._targets = load_targets.TargetSet(targets, self.parameters, self.stats, into=into, by_index=by_index)
+        self._read_back = readback.ReadBack(self.parameters, self._block, self.stats, self._check_cancelled)
         self._buffers, self._room = block.LoadBuffers(), block.CoverageRoom()
         for name in block.FORMATS:
             self.savevm.register_savevm_live(name, 0, 1, self._block)
@@ -98,7 +111,7 @@ class IncomingMigration:
             self._figures.begin(f)
             self._figures.set_status("active")
             self._check_cancelled()
-            with self._targets:
+            with self._targets, contextlib.closing(self._read_back):
                 self._load(f)
         except BaseException as error:
             cancelled = isinstance(error, errors.Cancelled) or not isinstance(error, Exception)
@@ -123,10 +136,10 @@ class IncomingMigration:
 
     def _accept(self, listener: channel.Listener) -> channel.InputQEMUFile:
         """Wait for the first connection that is a migration; others are refused from then on."""
-        timeout = self.parameters.accept_timeout
-        f = listener.accept(timeout=timeout, magic=savevm.QEMU_VM_FILE_MAGIC, nbytes=savevm.HEADER_NBYTES)
+        accept, idle = self.parameters.accept_timeout, self.parameters.idle_timeout
+        f = listener.accept(timeout=accept, magic=savevm.QEMU_VM_FILE_MAGIC, nbytes=savevm.HEADER_NBYTES)
         listener.close()
-        f.set_idle_timeout(self.parameters.idle_timeout, first=timeout or 0.0)
+        f.set_idle_timeout(idle, first=accept or 0.0)
         return f
 
     def _load(self, f: channel.InputQEMUFile) -> None:
@@ -138,9 +151,9 @@ class IncomingMigration:
         self._block.on_described = lambda *counts: self._targets.check_counts(*counts, position=f.position)
         self._block.on_sizes = self._targets.check_announced
         answers: dict[int, savevm.Answer] = {questions.ASK_TREES: questions.KNOWS_TREES}
-        answers |= {savevm.ASK: savevm.Hello(abilities=savevm.OURS), savevm.ASK_ALIVE: savevm.Alive()}
+        answers |= {savevm.ASK: savevm.Hello(abilities=self._read_back.abilities), savevm.ASK_ALIVE: savevm.Alive()}
         loader = savevm.LoadVM(self.savevm, f, observer=self._observer, answers=answers)
-        self._block.on_table = lambda table, position: self._admit(table, position, loader)
+        self._block.on_table = lambda table, position: self._admit(table, position, loader, f)
         self._block.on_flush = lambda number: self._flush(number, loader)
         if self.parameters.incremental:
             check = basecheck.BaseCheck(loader.beat, self._check_cancelled).check
@@ -173,15 +186,20 @@ class IncomingMigration:
                 self._end_with_a_word(f, loader, stream)
                 return
             taken.source_knows()
-            f.close()
         self._figures.set_totals()
         if self.parameters.verify:
-            safekeeping.verify(self._targets, taken.announced, self._check_cancelled, is_told=True)
+            self._verify(taken.announced, loader, f)
+        f.close()
         taken.check_names()
 
-    def _end_with_a_word(
-        self, f: channel.InputQEMUFile, loader: savevm.LoadVM, stream: savevm.LoadedStream
-    ) -> None:
+    def _verify(self, announced: Announcement, loader: savevm.LoadVM, f: channel.InputQEMUFile) -> None:
+        """Read the targets back, as far as that was not done before, when the source has had our word."""
+        if announced.is_proven:
+            self._read_back.finish(loader, f)
+        else:
+            safekeeping.verify(self._targets, announced, self._check_cancelled, is_told=True)
+
+    def _end_with_a_word(self, f: channel.InputQEMUFile, loader: savevm.LoadVM, stream: savevm.LoadedStream) -> None:
         """Bring a stream that came whole, and whose source waits for no more than our word, to its end."""
         try:
             announced = self._judge(stream)
@@ -198,7 +216,7 @@ class IncomingMigration:
             farewell.give_reason(loader, f, error)
             raise
         try:
-            farewell.give_word(loader, f)
+            farewell.give_word(loader, f, goes_on=announced.is_proven)
         except errors.ChannelError:
             raise  # the source did not get it, so the targets are taken back
         except BaseException:
@@ -206,7 +224,7 @@ class IncomingMigration:
             raise
         self._targets.confirm()
         if verifies_later:
-            safekeeping.verify(self._targets, announced, self._check_cancelled, is_told=True)
+            self._verify(announced, loader, f)
         f.close()
 
     def _open(self, name: str, position: int) -> block.BlkLoadDevice:
@@ -216,11 +234,13 @@ class IncomingMigration:
         return device
 
     def _admit(
-        self, table: Sequence[block.TableDisk], position: int, loader: savevm.LoadVM
+        self, table: Sequence[block.TableDisk], position: int, loader: savevm.LoadVM, f: channel.InputQEMUFile
     ) -> Mapping[bytes, block.BlkLoadDevice]:
         """Open the targets of all disks of a section ``blkmig``, and tell the source."""
         self._targets.announced = self._block.sizes
-        return admission.admit(table, position, self._targets, self._open, loader)
+        devices = admission.admit(table, position, self._targets, self._open, loader)
+        self._read_back.begin(table, devices, loader, f)
+        return devices
 
     def _flush(self, number: int, loader: savevm.LoadVM) -> None:
         """Bring everything to stable storage, because the source wants to know before it ends its stream."""
@@ -240,6 +260,7 @@ class IncomingMigration:
         if not section.ended:
             raise errors.TruncatedStream("the section of disks has no end: the source gave up", position=stream.nbytes)
         announced = announcement.read_announcement(stream, self._block)
+        self._read_back.check(announced.is_proven, stream.nbytes)
         verdict.check_disks(self._targets.devices, announced, stream.nbytes)
         devices = self._open_all(announced, stream.nbytes)
         verdict.settle_sizes(devices, announced, self.parameters, self.stats)

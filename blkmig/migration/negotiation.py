@@ -62,5 +62,7 @@ def _why_not(
     if not hello.is_understood:
         return f"the target takes versions {hello.lowest} to {hello.highest} of it, and here is version 1"
     handlers.abilities = hello.common_abilities
+    if savevm.Ability.PROOF in handlers.abilities and block.can_hash():
+        handlers.prove_beside_stream()
     asked.ask_for_signs_of_life(state)
     return ""

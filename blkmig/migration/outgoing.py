@@ -31,6 +31,7 @@ from . import (
     endpoints,
     figures,
     life,
+    proving,
     questions,
     rounds,
     sentdisks,
@@ -111,6 +112,15 @@ class OutgoingMigration:
             self._sources,
             self._rounds.send_section,
         )
+        self._proving = proving.Proving(
+            self._block,
+            self.savevm,
+            self._connection,
+            self._questions,
+            self._figures,
+            self._convergence,
+            self._rounds,
+        )
         self._completing = completing.Completing(
             self.parameters,
             self._block,
@@ -119,6 +129,7 @@ class OutgoingMigration:
             self._convergence,
             self._bounds,
             self._ending,
+            self._proving,
             self._life,
             clock=clock,
         )
@@ -179,6 +190,7 @@ class OutgoingMigration:
         while True:
             self._rounds.until_ready()
             with self._bounds.saying_why():
+                self._proving.until_compared()
                 self._ending.flush_ahead()
             self._rounds.until_ready()
             self._rounds.shorten_the_pause()

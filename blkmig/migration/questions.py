@@ -76,6 +76,9 @@ class Questions:
         self.knows_trees = False
         """The target has said that it verifies digests in the form of a tree."""
 
+        self.proof_result: savevm.ProofResult | None = None
+        """How far the target is with the proofs, as it has said last."""
+
     @property
     def is_answered(self) -> bool:
         """Whether the way back is open."""
@@ -272,6 +275,8 @@ class Questions:
             raise self._connection.target_failed(value, what)
         if isinstance(value, savevm.Reply) and not self._is_reply_due:
             raise errors.StreamError("the target replies to what nobody has asked", position=position)
+        if isinstance(value, savevm.ProofResult):
+            self.proof_result = value
         if kind == savevm.MIG_RP_MSG_PONG and value == KNOWS_TREES:
             self.knows_trees = True
         if isinstance(value, savevm.Word) or (kind == savevm.MIG_RP_MSG_PONG and not self._is_answer(value)):

@@ -13,6 +13,7 @@ from .handlers import SaveVMHandlers
 from .handover import Commit, End, Kind, parse_commit, parse_end
 from .header import HEADER_NBYTES
 from .load import LoadVM
+from .results import Outcome, ProofResult
 from .return_path import (
     MIG_RP_MSG_PONG,
     MIG_RP_MSG_SHUT,
@@ -54,7 +55,9 @@ __all__ = [
     "Kind",
     "LoadVM",
     "LoadedStream",
+    "Outcome",
     "Patience",
+    "ProofResult",
     "Reason",
     "Refusal",
     "Reply",

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from .. import errors
-from . import container, return_path, stream, words
+from . import container, results, return_path, stream, words
 
 if TYPE_CHECKING:
     from ..channel import InputQEMUFile, OutputQEMUFile
@@ -111,6 +111,12 @@ class Commands:
     def done(self, number: int, nameless: Sequence[words.Refusal]) -> None:
         """Tell the source that the disks are ours by its COMMIT `number`, and which of them have no names yet."""
         self._say(words.MIG_RP_MSG_DONE, words.Done(number, tuple(nameless)).encode())
+
+    def proof_result(self, result: results.ProofResult) -> None:
+        """Tell a source how far the comparison of its proofs is, also after `finish`. Blocks."""
+        f = self._return_path or self._told
+        if f is not None and self._has_said_hello:
+            return_path.send_message(f, results.MIG_RP_MSG_PROOF_RESULT, result.encode())
 
     def _say(self, kind: int, data: bytes) -> None:
         """Say a word of blkmig's, to a source that knows them."""

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from .. import errors
-from . import words
+from . import results, words
 
 if TYPE_CHECKING:
     from ..channel import InputQEMUFile, OutputQEMUFile
@@ -111,6 +111,8 @@ def read_message(f: InputQEMUFile) -> tuple[int, int | words.Word | None]:
     if kind == words.MIG_RP_MSG_ALIVE:
         # Byte by byte, as numbers: what is got in one piece would count as progress, and this must not by itself.
         return kind, words.parse_alive(bytes(f.get_byte() for _ in range(length)))
+    if kind == results.MIG_RP_MSG_PROOF_RESULT:
+        return kind, results.parse_proof_result(f.get_buffer(length), position)
     if length == 4:
         return kind, f.get_be32()
     f.skip(length, is_payload=False)

@@ -9,6 +9,7 @@
     ERROR 0x8004   u32 errno, u64 offset, u8 n, n bytes of the disk's name, u16 n, n bytes of text
     DONE  0x8007   u32 the number of the COMMIT, then as REPLY the disks whose names could not be given
     ALIVE 0x8008   text: what the receiver is at
+    0x8009         see `results`
 
 A receiver says the first when the source asks for it, by a PING of the value `ASK`, and the others only if it has said
 the first; ALIVE only if the source has asked for that, too, by a PING of the value `ASK_ALIVE`. An errno of 0 is one
@@ -23,6 +24,7 @@ import struct
 from typing import Final
 
 from .. import errors, texts
+from . import results
 
 MIG_RP_MSG_HELLO: Final = 0x8001
 MIG_RP_MSG_REPLY: Final = 0x8002
@@ -54,7 +56,7 @@ class Ability(enum.IntFlag, boundary=enum.KEEP):
     CHECKS = 0x10
 
 
-OURS: Final = Ability.COMMIT
+OURS: Final = Ability.COMMIT | Ability.PROOF
 """What this blkmig can do, at either end."""
 
 MAX_REFUSALS: Final = 256
@@ -75,6 +77,7 @@ LENGTHS: Final = {
     MIG_RP_MSG_ERROR: (_ERROR.size + 2, _ERROR.size + 255 + 2 + MAX_ERROR_TEXT),
     MIG_RP_MSG_DONE: (4 + _REPLY_LENGTHS[0], 4 + _REPLY_LENGTHS[1]),
     MIG_RP_MSG_ALIVE: (0, MAX_ALIVE_TEXT),
+    **results.LENGTHS,
 }
 """Bytes of each message, at least and at most."""
 
@@ -162,7 +165,7 @@ class Done:
         return struct.pack(">I", self.number) + Reply(self.nameless).encode()
 
 
-Word = Hello | Reply | Failure | Done | Alive
+Word = Hello | Reply | Failure | Done | Alive | results.ProofResult
 
 
 def parse_alive(data: bytes) -> Alive:

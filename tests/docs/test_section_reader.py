@@ -13,10 +13,11 @@ from pathlib import Path
 import lab
 import pytest
 import section_reader
+import tee
 
 import blkmig
 from blkmig import _core, _output
-from blkmig.block import coverage, wire
+from blkmig.block import coverage, extras, hashing, proofwords, wire
 
 MIB = lab.MIB
 PAGE = Path(__file__).parents[2] / "docs" / "wire" / "blkmig.md"
@@ -65,6 +66,35 @@ def test_the_example_of_a_pack() -> None:
     found = re.search(r"`\"packs\": \[1, (\d+)\]`", PAGE.read_text())
     assert found is not None
     assert int(found[1]) == tally.chain
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_proofs_of_the_sender(tmp_path: Path, seed: int) -> None:
+    """What the page says of PROOF and PROVEN holds for each block of the disks as they have come."""
+    rng = random.Random(seed)
+    size = rng.choice((1000, MIB + 512, 3 * MIB, 5 * MIB + 1536))
+    disk = blkmig.MemoryBackend(bytearray(lab.random_disk(rng, size)), name="d")
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "t.raw"}, verify=True)
+    recorded = tee.Tee(tmp_path, f"{tmp_path}/s")
+    with blkmig.outgoing([disk], recorded.uri, blkmig.MigrationParameters(digests=True)) as migration:
+        for _ in range(4):
+            migration.iterate()
+            for _ in range(rng.randrange(20)):
+                data = rng.randbytes(min(size, rng.choice((512, 4096, 50_000))))
+                disk.pwrite(data, rng.randrange(size - len(data) + 1))
+        migration.run()
+    assert receiver.result().disks["d"].verified
+    recorded.join()
+    stream = section_reader.SectionReader(bytes(recorded.data)).read()
+    stream.check_description()
+    assert stream.disks["d"].proven == dict.fromkeys(range(-(-size // MIB)), True)
+
+
+def test_the_example_of_a_proof() -> None:
+    text = PAGE.read_text().partition("<!-- example: proof -->")[2].partition("```text\n")[2]
+    wanted = b"".join(bytes.fromhex(row[:25]) for row in text.partition("```")[0].splitlines())
+    body = proofwords.Proof(0, "blocks", 0, 1, hashing.hash_of(b"A" * 512)).encode()
+    assert extras.extra(extras.ExtraKind.PROOF, body) == wanted
 
 
 def put(extents: list[tuple[int, int]], blk: _core.BlockBuffer) -> bytes:

@@ -30,15 +30,30 @@ class SlowToRead(blkmig.MemoryBackend):
         return super().read_block(blk, offset, nbytes)
 
 
+class Held(blkmig.MemoryBackend):
+    """A source that lets its target be read back when its writers are let go."""
+
+    def __init__(self, target: SlowToRead) -> None:
+        super().__init__(bytearray(b"x" * 4 * MIB), name="d")
+        self.target = target
+
+    def release_writers(self, *, refuse: bool = False) -> None:
+        assert not self.target.may_read.is_set()
+        super().release_writers(refuse=refuse)
+        self.target.may_read.set()
+
+
+@pytest.mark.parametrize("format", ["block", "blkmig"])
 @pytest.mark.parametrize("writers_after", ["release", "refuse"])
-def test_the_pause_ends_before_the_target_reads_anything_back(tmp_path: Path, writers_after: str) -> None:
-    """B2: the hand-over comes first; what grows with the disk is done when the sender has ended."""
-    disk, target = blkmig.MemoryBackend(bytearray(b"x" * 4 * MIB), name="d"), SlowToRead()
+def test_the_pause_ends_before_the_target_reads_anything_back(
+    tmp_path: Path, writers_after: str, format: str
+) -> None:
+    """B2: the hand-over comes first; what grows with the disk is done when the writers have been let go."""
+    target = SlowToRead()
     receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": target}, verify=True)
-    sent = blkmig.send([disk], receiver.uri, writers_after=writers_after, digests=True)
+    sent = blkmig.send([Held(target)], receiver.uri, writers_after=writers_after, digests=True, format=format)
     assert sent.status == "completed"
-    assert not target.may_read.is_set()
-    target.may_read.set()
+    assert sent.verified == (format == "blkmig")
     assert receiver.result().disks["d"].verified
 
 
@@ -82,7 +97,9 @@ def test_digests_of_a_move_do_not_grow_with_the_disk(
     ]
     targets = {key: blkmig.MemoryBackend(bytearray(size), name=key) for key, size in (("d", 4 * MIB), ("e", 700))}
     receiver = lab.Receiver(f"unix:{tmp_path}/s", targets, verify=True, incremental=shared_base)
-    blkmig.send(disks, receiver.uri, writers_after=writers_after, digests=True, shared_base=shared_base)
+    blkmig.send(
+        disks, receiver.uri, writers_after=writers_after, digests=True, shared_base=shared_base, format="block"
+    )
     assert all(disk.verified for disk in receiver.result().disks.values())
     keys = {"tree_digest"} if is_tree else {"disk_digest" if shared_base else "digest"}
     for about in recorded.said["disks"]:
@@ -101,7 +118,7 @@ def test_a_target_that_differs_is_found_by_its_tree(tmp_path: Path, monkeypatch:
     recorded = Recorded(monkeypatch)
     disk = blkmig.MemoryBackend(bytearray(b"x" * 4 * MIB), name="d")
     receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": Forgetful(bytearray(4 * MIB), name="d")}, verify=True)
-    blkmig.send([disk], receiver.uri, writers_after="refuse", digests=True)
+    blkmig.send([disk], receiver.uri, writers_after="refuse", digests=True, format="block")
     with pytest.raises(errors.ContentMismatch, match="disk 'd'"):
         receiver.result()
     assert "tree_digest" in recorded.said

@@ -98,7 +98,7 @@ def test_the_word_comes_before_the_disks_are_read_back(tmp_path: Path) -> None:
 
     with blkmig.MemoryBackend(bytearray(CONTENT), name="d") as disk:
         _, received = lab.migrate(tmp_path, "tcp", [disk], {"d": target}, drive=drive, digests=True,
-                                  receive={"verify": True}, writers_after="refuse")  # fmt: skip
+                                  receive={"verify": True}, writers_after="refuse", format="block")  # fmt: skip
     assert received.disks["d"].verified
 
 

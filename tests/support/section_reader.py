@@ -13,10 +13,13 @@ import struct
 import zlib
 from typing import Any
 
+import blake3
 import model
 
 MIB = 1 << 20
 EOS, PROGRESS, DATA, ZERO, PACK, FLUSH, EXTRA = 0x02, 0x04, 0x01, 0x09, 0x10, 0x40, 0x100
+PROOF, PROVEN = 5, 6
+BLOCKS, ZEROS, PIECES = 0, 1, 2
 NAMES = {DATA: "DATA", ZERO: "ZERO", PROGRESS: "PROGRESS", PACK: "PACK", FLUSH: "FLUSH", EXTRA: "EXTRA"}
 
 
@@ -47,6 +50,14 @@ class Disk:
     def end(self) -> int:
         """Return where the last sector ends."""
         return -(-self.size // 512) * 512
+
+    proven: dict[int, bool] = dataclasses.field(default_factory=dict)
+    """Whether the last PROOF of a block is true of the image at the end."""
+
+    def block(self, number: int) -> bytes:
+        """Return what a block holds inside the exact size."""
+        start = min(number * MIB, max(0, self.end - MIB))
+        return bytes(self.image[start : start + MIB])
 
     def write(self, offset: int, data: bytes) -> None:
         """Write what lies inside the disk."""
@@ -83,11 +94,41 @@ class SectionReader:
         assert set(kinds[1:-1]) <= {"P"}
         reader.take(1)
         model.read_description(reader, around)
-        assert reader.at_end()
         assert around.is_sealed, "a sealed description always ends the stream"
         assert around.vmdescription is not None
         self.description = around.vmdescription["blkmig"]
+        if "proof" in self.description:
+            self.read_last_proofs()
+        assert reader.at_end()
         return self
+
+    def read_last_proofs(self) -> None:
+        """Read what stands behind the description, and take all proofs together: of each block, the last one."""
+        live = len(self.extras)
+        while not self.extras or self.extras[-1][0] != PROVEN:
+            word = self.reader.unpack(">Q")
+            assert word & 0x1FF == EXTRA
+            self.extras.append((word >> 9, model.read_extra(self.reader)))
+        assert all(kind == PROOF for kind, _ in self.extras[:-1])
+        assert struct.unpack(">Q", self.extras[-1][1]) == (len(self.extras) - 1,)
+        for number, (_, body) in enumerate(self.extras[:-1]):
+            index, form, block = struct.unpack_from(">HBQ", body)
+            assert (form == PIECES) == (number >= live)
+            self.take_proof([*self.disks.values()][index], form, block, body[11:])
+
+    def take_proof(self, disk: Disk, form: int, block: int, rest: bytes) -> None:
+        """Note whether what a PROOF says is true of the disk as it has come."""
+        if form == PIECES:
+            (length,) = struct.unpack_from(">I", rest)
+            data = disk.block(block)
+            pieces = [data[at : at + length] for at in range(0, len(data), length)]
+            disk.proven[block] = rest[4:] == b"".join(blake3.blake3(piece).digest() for piece in pieces)
+            return
+        count = struct.unpack(">Q", rest)[0] if form == ZEROS else len(rest) // 32
+        for number in range(count):
+            data = disk.block(block + number)
+            said = blake3.blake3(bytes(len(data))).digest() if form == ZEROS else rest[32 * number : 32 * number + 32]
+            disk.proven[block + number] = said == blake3.blake3(data).digest()
 
     def read_part(self, kind: int) -> str:
         """Read a START, PART or END, its records and its footer."""
