@@ -119,6 +119,11 @@ AFTER: list[Section] = [
         [
             [
                 ("`PATH`", "Where qemu-nbd, qemu-storage-daemon and the commands of `exec:` are looked for."),
+                (
+                    "`NOTIFY_SOCKET`",
+                    "Set by systemd for a unit of `Type=notify`: `receive` tells it when it listens, `send` when its "
+                    "target is connected, and both how far they are.",
+                ),
                 ("`TMPDIR`", "Where `demo` puts its disks, and where sockets to qemu-nbd are made."),
                 (
                     "`HOME`",

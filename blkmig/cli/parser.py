@@ -22,6 +22,8 @@ COMMANDS = {
     "serve": "serve",
     "cleanup": "serve",
     "demo": "demo",
+    "doctor": "doctor",
+    "completion": "completion",
 }
 """The module of each command."""
 

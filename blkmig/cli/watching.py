@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from .. import errors, migration, ownfile, params, stats, units
 from ..channel import uri as address
-from . import arguments, output
+from . import arguments, notify, output
 
 Direction = Literal["outgoing", "incoming"]
 Migration = migration.OutgoingMigration | migration.IncomingMigration
@@ -130,6 +130,9 @@ def _plain(parameters: params.MigrationParameters | params.IncomingParameters) -
 def watching(args: argparse.Namespace, direction: Direction) -> Iterator[Watch]:
     """Yield who watches the migration that the command makes; what is raised in the body has ended it."""
     watch = Watch()
+    notifier = notify.Notifier()
+    if notifier.is_wanted:
+        watch.add(notifier, lambda _: notifier.tell(READY="1") if direction == "incoming" else None)
     with watch.exporting(args, direction), watch.reporting(args, direction):
         yield watch
 
