@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import array
 from collections.abc import Sequence
 
 from . import units
 
 CELLS = 512
-"""The most cells of a disk: what a picture shows of it, in eight KiB."""
+"""The most cells of a disk: what a picture shows of it, in a few KiB."""
 
 
 class DiskMap:
@@ -19,10 +18,10 @@ class DiskMap:
         self.nblocks = nblocks
         self.blocks_per_cell = max(1, -(-nblocks // CELLS))
         ncells = -(-nblocks // self.blocks_per_cell)
-        self.empty = array.array("Q", bytes(8 * ncells))
+        self.empty = [0] * ncells
         """Blocks of each cell that had nothing to send: zeros, and what only a base holds."""
 
-        self.again = array.array("Q", bytes(8 * ncells))
+        self.again = [0] * ncells
         """Bytes of each cell that were sent again."""
 
     def passed_empty(self, block: int, count: int) -> None:
@@ -39,9 +38,12 @@ class DiskMap:
 
     def sent_again(self, block: int, extents: Sequence[tuple[int, int]] = ()) -> None:
         """Count a block that is sent again, or only these `extents`, each an offset and a length."""
-        cell_bytes = self.blocks_per_cell * units.MiB
-        for offset, nbytes in extents or ((block * units.MiB, units.MiB),):
-            self.again[offset // cell_bytes] += nbytes
+        again, size = self.again, self.blocks_per_cell
+        if not extents:
+            again[block // size] += units.MiB
+        size *= units.MiB
+        for offset, nbytes in extents:
+            again[offset // size] += nbytes
 
     def cell_blocks(self, cell: int) -> int:
         """Return how many blocks a cell stands for; the last one may have fewer."""
