@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from .. import _core, passage
+from . import checksums
 
 STORING_DISKS = 4
 """Disks that may have blocks waiting at the same time: bulk goes from disk to disk, and few are written in a round."""
@@ -32,6 +33,8 @@ class LoadBuffers:
     def __init__(self) -> None:
         self._buffers: dict[passage.Arrival, _core.BlockBuffer] = {}
         self._storing: list[StoringDevice] = []
+        self.checksums = checksums.Expected()
+        """What the stream says of the payload that comes next."""
 
     def lend(self, device: StoringDevice) -> _core.BlockBuffer:
         """Return the buffer for the blocks of `device`, until it is told to rest. May wait for another disk."""

@@ -127,9 +127,14 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         if self._blk_mig is not None:
             raise errors.StateError("the block section is set up already", state="active", required="none")
         disks, shared_base = self.disks.sent(), self.disks.shared_base
-        self._departure = passage.departure(disks, f, self._parameters, shared_base=shared_base)
+        can_check = savevm.Ability.CHECKS in self.abilities
+        self._departure = passage.departure(
+            disks, f, self._parameters, shared_base=shared_base, can_check=can_check
+        )
         blk_mig = state.BlkMigState(
-            reads=reads.chosen(self._departure, self._parameters), zero_blocks=self._parameters.zero_blocks
+            reads=reads.chosen(self._departure, self._parameters),
+            zero_blocks=self._parameters.zero_blocks,
+            has_checks=self._departure.checked,
         )
         try:
             for bmds in setup.taken_into_use(

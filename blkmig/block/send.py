@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from .. import _core, _output, channel, errors
-from . import coverage, device, digests, proof, state, wire
+from . import checksums, coverage, device, digests, proof, state, wire
 
 
 def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.BlkMigBlock) -> None:
@@ -21,6 +21,8 @@ def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.
         f.flush()
         return
     blk_mig.last_sent = bmds, blk.block
+    if blk_mig.has_checks:
+        f.put_buffer(checksums.record(buf.payload, blk.offset >> _core.SECTOR_BITS))
     try:
         f.put_block(blk.offset >> _core.SECTOR_BITS, _core.FLAG_DEVICE_BLOCK, bmds.name, buf)
     except _output.PayloadError as error:
@@ -48,6 +50,8 @@ def send_pack(
         if bmds.map is not None:
             bmds.map.held_data(blk.block)
     blk_mig.last_sent = bmds, blk.block
+    if blk_mig.has_checks:
+        f.put_buffer(checksums.record(blk.buf.data[: pack.nbytes], pack.extents[0][0]))
     f.put_pack(wire.FLAG_PACK, bmds.name, pack.extents, blk.buf)
     bmds.packs.add(
         pack.extents,

@@ -25,6 +25,9 @@ class BlkMigState:
     bmds_list: list[device.BlkMigDevState] = dataclasses.field(default_factory=list)
     total_sector_sum: int = 0
     zero_blocks: bool = True
+    has_checks: bool = False
+    """Payloads have checksums."""
+
     proofs: proofs.Proofs | None = None
     """What proves the disks beside the stream; None where nobody asked for that."""
 

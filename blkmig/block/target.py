@@ -66,6 +66,8 @@ class BlkLoadDevice:
         if self._buf is None:
             self._buf = self.buffers.lend(self)
         f.get_block(self._buf)
+        if self.buffers.checksums.is_on:
+            self._check_payload(f, self._buf.payload, sector, sector << _core.SECTOR_BITS)
         offset, nbytes = self._place(sector, 1)
         if offset < self._zeroes.stop and offset + nbytes > self._zeroes.start:
             self._zeroes = range(min(offset + nbytes, self._zeroes.stop), self._zeroes.stop)
@@ -84,8 +86,11 @@ class BlkLoadDevice:
         self.coverage.check_pack(extents, position)
         if self._buf is None:
             self._buf = self.buffers.lend(self)
-        f.get_pack_payload(self._buf, sum(nbytes for _, nbytes in extents))
+        total = sum(nbytes for _, nbytes in extents)
+        f.get_pack_payload(self._buf, total)
         start, (last, nbytes) = extents[0][0], extents[-1]
+        if self.buffers.checksums.is_on:
+            self._check_payload(f, self._buf.data[:total], start, start)
         if self.backend.is_growable and last + nbytes > self.backend.size:
             self._grow(min(last + nbytes, self.coverage.limit))
         inside = [*extents[:-1], (last, min(nbytes, self.backend.size - last))]
@@ -94,7 +99,7 @@ class BlkLoadDevice:
         self.backend.write_extents(self._buf, inside)
         self.coverage.add_pack(extents, number=number, blocks=self.statistics.blocks)
         self.statistics.packs += 1
-        self.statistics.pack_bytes += sum(nbytes for _, nbytes in extents)
+        self.statistics.pack_bytes += total
 
     def load_zero_run(self, sector: int, count: int, position: int) -> None:
         """Make `count` blocks from `sector` on read as zeros. Blocks."""
@@ -117,6 +122,10 @@ class BlkLoadDevice:
         """Store what waits and hold no memory until the next block comes. Blocks."""
         self._buf = None
         self.backend.rest()
+
+    def _check_payload(self, f: channel.InputQEMUFile, payload: memoryview, seed: int, offset: int) -> None:
+        """Raise :class:`~blkmig.errors.DamagedOnTheWay` unless it is what the stream has said, before it is stored."""
+        self.buffers.checksums.check(payload, seed, uri=f.uri, device=self.statistics.name, offset=offset)
 
     def _check_is_one_disk(self, block: int, count: int, position: int) -> None:
         """Refuse a block that comes again without a name: it may well be the block of another disk.

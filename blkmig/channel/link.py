@@ -162,6 +162,9 @@ class Transport:
         """Return whether this is a pipe or a connection within this machine; not one to a command."""
         return self.child is None and (self.peer_socket is None or is_local(self.peer_socket))
 
+    is_sealed = False
+    """Whether a bit that changes on the way breaks the link, as with TLS."""
+
     takes_pages = True
     """Whether pages may pass through the descriptor instead of copies, where it is one that can."""
 

@@ -20,6 +20,7 @@ CLOSED = "the other end closed the link: it speaks no TLS (then say tcp:), or do
 class SecuredTransport(link.Transport):
     """One direction of a stream over TLS. Both have the same pump, and the last one that is closed ends it."""
 
+    is_sealed = True
     takes_pages = False
 
     def __init__(self, connection: link.Link, near: socket.socket, moved_by: pump.Pump, *, is_answer: bool) -> None:

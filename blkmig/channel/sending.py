@@ -190,6 +190,11 @@ class SendingFile(pacing.PacedFile):
         """Return whether the other end is on this machine, as far as one can see: a command may lead anywhere."""
         return self._transport.is_local()
 
+    @property
+    def is_sealed(self) -> bool:
+        """Return whether a bit that changes on the way breaks the link, as with TLS."""
+        return self._transport.is_sealed
+
     def share_pages(self) -> bool:
         """Let the channel take a file's pages themselves from now on, not copies; returns whether it does.
 

@@ -16,6 +16,7 @@
     │   └── OutOfRange                  1   a sector outside the disk
     ├── ChannelError                    5   the link: connect, accept, send, receive
     │   ├── ChannelTimeout              5
+    │   ├── DamagedOnTheWay             5   a payload is not what was sent
     │   └── LocalFileError              1   the stream's own file, on this machine
     ├── TargetFailed                    1   the target has said that it failed, or that it refuses a disk
     ├── DeviceError                     1   a disk: open, read, write, flush
@@ -37,7 +38,7 @@ from __future__ import annotations
 
 from .base import DisplayInUse, MigrationError, ParameterError, StateError, WrongType, keeping
 from .disks import DeviceBusy, DeviceError, FormatError, failing
-from .link import ChannelError, ChannelTimeout, LocalFileError, TargetFailed
+from .link import ChannelError, ChannelTimeout, DamagedOnTheWay, LocalFileError, TargetFailed
 from .outcome import Cancelled, ContentMismatch, IncompleteMigration, InDoubt, NotConverged, WrongBase
 from .stream import OutOfRange, SourceReadError, StreamError, TruncatedStream, UnknownDevice, UnsupportedStream
 
@@ -46,6 +47,7 @@ __all__ = [
     "ChannelError",
     "ChannelTimeout",
     "ContentMismatch",
+    "DamagedOnTheWay",
     "DeviceBusy",
     "DeviceError",
     "DisplayInUse",

@@ -39,6 +39,14 @@ class ChannelTimeout(ChannelError):
     """The peer did not answer, connect or take data within the time allowed."""
 
 
+class DamagedOnTheWay(ChannelError):
+    """A payload is not the one that its source has sent, by its checksum; nothing of it was stored."""
+
+    def __init__(self, doing: str, *, uri: str, device: str, offset: int) -> None:
+        why = "what came is not what was sent, by its checksum"
+        super().__init__(doing, uri=uri, cause=why, device=device, offset=offset, hint="migrate again")
+
+
 class LocalFileError(ChannelError):
     """The file that the stream goes to or comes from, on this machine, cannot be used: no link was lost."""
 

@@ -139,7 +139,7 @@ class Connection:
     ) -> errors.MigrationError:
         """Return the error for what the target has said of its end, and take note that it does not use what it has."""
         self.has_target_failed = reason != 0
-        return reasons.failed(what, reason)
+        return reasons.failed(what, reason, self.uri)
 
     @contextlib.contextmanager
     def losing(self, doing: str) -> Iterator[None]:
@@ -174,7 +174,7 @@ class Connection:
         """Say of a link that breaks which block was on its way, and what that usually means."""
         try:
             yield
-        except errors.LocalFileError:
+        except (errors.LocalFileError, errors.DamagedOnTheWay):
             raise
         except errors.ChannelError as error:
             self._look_for_the_reason(error)

@@ -33,6 +33,7 @@ _REASONS: list[tuple[type[errors.MigrationError], int]] = [
     (errors.StreamError, errno.EBADMSG),
     (errors.IncompleteMigration, errno.ENODATA),
     (errors.WrongBase, savevm.WRONG_BASE),
+    (errors.DamagedOnTheWay, savevm.DAMAGED),
     (errors.ContentMismatch, errno.ENOKEY),  # before the word: a stream that cannot be verified
     (errors.DeviceBusy, errno.EBUSY),
 ]

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from .. import block, errors, savevm
 
 
-def failed(what: str, reason: savevm.Reason) -> errors.MigrationError:
-    """Return the error for a target that `what`, by the status of its SHUT or by its own words."""
+def failed(what: str, reason: savevm.Reason, uri: str) -> errors.MigrationError:
+    """Return the error for a target at `uri` that `what`, by the status of its SHUT or by its own words."""
     if isinstance(reason, int):
         why = f"the target {what}: {savevm.describe_status(reason)}"
         if reason == savevm.WRONG_BASE:
@@ -17,6 +17,10 @@ def failed(what: str, reason: savevm.Reason) -> errors.MigrationError:
         return errors.TargetFailed(why, errno=reason if reason > 1 else None)
     if reason.errno == savevm.WRONG_BASE:
         return errors.WrongBase(f"the target {what}: {reason.text}", device=reason.device)
+    if reason.errno == savevm.DAMAGED and reason.offset is not None:
+        return errors.DamagedOnTheWay(
+            f"the target {what}", uri=uri, device=reason.device, offset=reason.offset
+        )
     return errors.TargetFailed(
         f"the target {what}: {reason.text}",
         device=reason.device or None,

@@ -3,6 +3,10 @@
 
 ::
 
+    checked   offered  local  sealed
+    yes       yes      no     no
+    no        -        -      -
+
     payload   hashed  files  steady  pages  word  kept
     own       yes     -      -       -      -     -
     lent      no      yes    yes     yes    yes   -
@@ -25,7 +29,8 @@
     yes       lent      yes    no
     no        -         -      -
 
-    hashed    digests were asked for
+    offered   the target can check payloads
+    hashed    digests were asked for, or payloads are checked
     files     each disk that is sent is one file with a mapping
     steady    each of them is as it was in the pause until the target has it: nobody writes it here, or its writers are
               turned away when they are let go
@@ -36,6 +41,7 @@
     latency   the reads of a disk that is sent have latency
     layers    only the top layer of each disk is sent
     local     the target is on this machine, as far as one can see
+    sealed    a bit that changes on the way breaks the link, as with TLS
     qemu      the target is a QEMU
 
 Invariants:
@@ -87,6 +93,10 @@ class Channel(Protocol):
     def is_local(self) -> bool:
         """Return whether the peer is on this machine, as far as one can see."""
 
+    @property
+    def is_sealed(self) -> bool:
+        """Return whether a bit that changes on the way breaks the link, as with TLS."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Departure:
@@ -104,30 +114,41 @@ class Departure:
     told: bool
     """The target is told that payloads are pages."""
 
+    checked: bool
+    """Each payload has a checksum."""
+
     def runs_from(self, backend: disk.BlockBackend) -> _core.Mapping | None:
         """Return what runs of blocks of `backend` are sent from; None where each block is read by itself."""
         return backend.mapping if self.runs else None
 
 
 def departure(
-    disks: Sequence[disk.BlockBackend], f: Channel, parameters: params.MigrationParameters, *, shared_base: bool
+    disks: Sequence[disk.BlockBackend],
+    f: Channel,
+    parameters: params.MigrationParameters,
+    *,
+    shared_base: bool,
+    can_check: bool = False,
 ) -> Departure:
-    """Decide how the blocks of `disks`, all of those that are sent, travel through `f`; see the tables."""
-    payload = _payload(disks, f, parameters)
+    """Decide how the blocks of `disks`, all of those that are sent, travel through `f`; see the tables.
+
+    `can_check`: the target has offered to check payloads.
+    """
+    checked = can_check and not f.is_local and not f.is_sealed
+    payload = "own" if checked or parameters.digests else _payload(disks, f, parameters)
     reading = _reading(disks, parameters)
     return Departure(
         payload=payload,
         reading=reading,
         runs=payload != "own" and reading == "inline" and not shared_base,
         told=payload == "lent" and f.is_local and not parameters.qemu,
+        checked=checked,
     )
 
 
 def _payload(
     disks: Sequence[disk.BlockBackend], f: Channel, parameters: params.MigrationParameters
-) -> Literal["own", "mapped", "lent", "given"]:
-    if parameters.digests:
-        return "own"
+) -> Literal["mapped", "lent", "given"]:
     may_lend = all(backend.mapping is not None and _is_steady(backend, parameters) for backend in disks)
     if may_lend and f.takes_pages and f.is_answered:
         return "lent"

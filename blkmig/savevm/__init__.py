@@ -15,6 +15,7 @@ from .header import HEADER_NBYTES
 from .load import LoadVM
 from .results import Outcome, ProofResult
 from .return_path import (
+    DAMAGED,
     MIG_RP_MSG_PONG,
     MIG_RP_MSG_SHUT,
     PATIENCE,
@@ -33,6 +34,7 @@ from .words import ASK, ASK_ALIVE, MIG_RP_MSG_READY, OURS, Ability, Alive, Done,
 __all__ = [
     "ASK",
     "ASK_ALIVE",
+    "DAMAGED",
     "HEADER_NBYTES",
     "MIG_RP_MSG_PONG",
     "MIG_RP_MSG_READY",

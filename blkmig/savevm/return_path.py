@@ -31,6 +31,9 @@ MIG_RP_MSG_PONG: Final = 2
 WRONG_BASE: Final = errno.EL2NSYNC
 """The status of a receiver that has found another base than the source's; no disk and no file system answers that."""
 
+DAMAGED: Final = errno.EILSEQ
+"""The status of a receiver to which a payload came that is not what was sent."""
+
 _LENGTHS: Final = {
     MIG_RP_MSG_SHUT: (0, 4),
     MIG_RP_MSG_PONG: (4, 4),

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import importlib.util
 import struct
 from typing import Final
 
@@ -56,7 +57,10 @@ class Ability(enum.IntFlag, boundary=enum.KEEP):
     CHECKS = 0x10
 
 
-OURS: Final = Ability.COMMIT | Ability.PROOF
+CHECKS: Final = Ability.CHECKS if importlib.util.find_spec("xxhash") is not None else Ability(0)
+"""Without what computes checksums, this blkmig has none to check."""
+
+OURS: Final = Ability.COMMIT | Ability.PROOF | CHECKS
 """What this blkmig can do, at either end."""
 
 MAX_REFUSALS: Final = 256

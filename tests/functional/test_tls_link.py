@@ -221,3 +221,10 @@ def test_tcp_gives_up_later_than_the_idle_timeout(pair: Pair) -> None:
     f.set_idle_timeout(500)
     with descriptors.socket_to(f.uri.replace("tls:localhost", "tcp:127.0.0.1")) as sock:
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 560_000
+
+
+def test_a_link_over_tls_is_sealed(certificates: Path) -> None:
+    """So it needs no checksums of payloads."""
+    with tls_links.pair(certificates) as (f, _), channel.connect("exec:cat >/dev/null", timeout=TIMEOUT) as plain:
+        assert f.is_sealed
+        assert not plain.is_sealed

@@ -36,6 +36,7 @@ class Channel:
     keeps_pages: bool = False
     is_answered: bool = True
     is_local: bool = True
+    is_sealed: bool = False
 
 
 def tables(module: Any) -> dict[str, list[tuple[str, dict[str, str]]]]:
@@ -84,12 +85,12 @@ def mapping() -> _core.Mapping:
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_every_departure(mapping: _core.Mapping, count: int) -> None:
     known, seen = tables(sending), set()
-    assert known.keys() == {"payload", "reading", "runs", "told"}
-    channels = [Channel(*facts) for facts in itertools.product(FLAGS, repeat=4)]
-    for (parameters, layers), f in itertools.product(every_choice(), channels):
+    assert known.keys() == {"checked", "payload", "reading", "runs", "told"}
+    channels = [Channel(*facts) for facts in itertools.product(FLAGS, repeat=5)]
+    for (parameters, layers), f, offered in itertools.product(every_choice(), channels, FLAGS):
         for disks in itertools.product(every_disk(mapping), repeat=count):
             facts = {
-                "hashed": word(parameters.digests),
+                "offered": word(offered),
                 "files": word(all(disk.mapping is not None for disk in disks)),
                 "steady": word(parameters.writers_after == "refuse" or not any(disk.is_written for disk in disks)),
                 "pages": word(f.takes_pages),
@@ -99,17 +100,21 @@ def test_every_departure(mapping: _core.Mapping, count: int) -> None:
                 "latency": word(any(disk.reads_in_parallel for disk in disks)),
                 "layers": word(layers),
                 "local": word(f.is_local),
+                "sealed": word(f.is_sealed),
                 "qemu": word(parameters.qemu),
             }
+            checked = look_up(known["checked"], facts)
+            facts["hashed"] = word(parameters.digests or checked == "yes")
             facts["payload"] = look_up(known["payload"], facts)
             facts["reading"] = look_up(known["reading"], facts)
             runs, told = look_up(known["runs"], facts), look_up(known["told"], facts)
-            decided = passage.departure(disks, f, parameters, shared_base=layers)  # type: ignore[arg-type]
+            decided = passage.departure(disks, f, parameters, shared_base=layers, can_check=offered)  # type: ignore[arg-type]
             assert dataclasses.asdict(decided) == {
                 "payload": facts["payload"],
                 "reading": facts["reading"],
                 "runs": runs == "yes",
                 "told": told == "yes",
+                "checked": checked == "yes",
             }, facts
             check_borrowed_bytes(decided, disks, f, parameters)
             seen.add((decided.payload, decided.reading, decided.runs, decided.told))
@@ -143,7 +148,7 @@ def test_every_arrival(takes_pages: bool) -> None:
 
 
 def test_decisions_are_frozen() -> None:
-    for decided in (passage.Arrival("moved"), passage.Departure("own", "inline", False, False)):
+    for decided in (passage.Arrival("moved"), passage.Departure("own", "inline", False, False, False)):
         with pytest.raises(dataclasses.FrozenInstanceError):
             decided.payload = "piped"  # type: ignore[misc,assignment]
 
