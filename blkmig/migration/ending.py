@@ -159,7 +159,7 @@ class Ending:
             self._savevm.state_end(self._connection.f, about)
             self._figures.update()
             if not self._block.proves:
-                self._connection.f.close()
+                self._connection.end_stream()
 
     # -- in the way of the first edition -----------------------------------------------------------------------------
 
