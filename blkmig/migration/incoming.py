@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -163,7 +162,7 @@ class IncomingMigration:
             self._targets,
             self._block,
             loader,
-            lambda end: self._judge(_as_if_ended(loader.summary(), end)),
+            lambda end: self._judge(taking.as_if_ended(loader.summary(), end)),
             self.stats,
             self._check_cancelled,
             unlocks=not self.parameters.verify,
@@ -291,11 +290,3 @@ class IncomingMigration:
         """Raise if somebody has cancelled."""
         if self._cancel_requested:
             raise errors.Cancelled("the migration was cancelled; its targets are incomplete")
-
-
-def _as_if_ended(stream: savevm.LoadedStream, end: savevm.End) -> savevm.LoadedStream:
-    """Return what a stream holds at `end`, as if it were over there."""
-    ended = tuple(dataclasses.replace(section, ended=True) for section in stream.sections)
-    return dataclasses.replace(
-        stream, sections=ended, vmdescription=end.description, vmdescription_state=end.state
-    )

@@ -18,6 +18,7 @@ does not give the disks back; the disks are unlocked before DONE, because the so
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
@@ -181,3 +182,10 @@ _UNKNOWN = (
     "Its writers stay held, and nothing was removed here. Look at the storage, then start this command again: it reads "
     "what is there, and says whether the disks are this host's. If they are not, let the source's writers go on"
 )
+
+def as_if_ended(stream: savevm.LoadedStream, end: savevm.End) -> savevm.LoadedStream:
+    """Return what a stream holds at `end`, as if it were over there."""
+    ended = tuple(dataclasses.replace(section, ended=True) for section in stream.sections)
+    return dataclasses.replace(
+        stream, sections=ended, vmdescription=end.description, vmdescription_state=end.state
+    )
