@@ -177,6 +177,11 @@ class SendingFile(pacing.PacedFile):
         if self._transport.peer_socket is not None:
             sockets.set_user_timeout(self._transport.peer_socket, seconds)
 
+    def shorten_queue(self) -> None:
+        """Have less wait in the socket from now on, so that what is put last is soon there; see `sockets`."""
+        if self._transport.peer_socket is not None:
+            sockets.shorten_queue(self._transport.peer_socket)
+
     def _idle_words(self) -> str:
         return f"the other end took nothing for {self._idle_timeout:g} s (--idle-timeout)"
 

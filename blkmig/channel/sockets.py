@@ -34,6 +34,10 @@ USER_TIMEOUT = 120.0
 and TCP by itself takes a quarter of an hour. The kernel also counts a peer that takes nothing, so this is never less
 than the idle time-out, whose error has better words."""
 
+SHORT_QUEUE = units.MiB // 2
+"""Bytes that a TCP socket takes ahead of what it sends, where that is to be little. At 1 Gbit/s they are 4 ms, as long
+as it takes to fetch what a QEMU's guest has written. See `shorten_queue`."""
+
 UNIX_RETRY_SECONDS = 0.01
 """A Unix socket with a full backlog cannot be waited for, only asked again."""
 
@@ -83,6 +87,16 @@ def set_user_timeout(sock: socket.socket, idle_timeout: float) -> None:
         seconds = max(USER_TIMEOUT, idle_timeout + KEEPALIVE_IDLE) if idle_timeout else 0.0
         with contextlib.suppress(OSError):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
+
+
+def shorten_queue(sock: socket.socket) -> None:
+    """Let a TCP socket take little more than what it can send, from now on; the kernel lets megabytes wait there.
+
+    What waits there when the writers are held is a part of their pause: at 1 Gbit/s, 20 ms and more.
+    """
+    if sock.family in (socket.AF_INET, socket.AF_INET6):
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, SHORT_QUEUE)
 
 
 def shut_and_close(sock: socket.socket) -> None:

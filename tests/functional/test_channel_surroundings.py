@@ -20,6 +20,7 @@ from pathlib import Path
 
 import command
 import descriptors
+import lab
 import pytest
 
 import blkmig
@@ -143,6 +144,21 @@ def test_tcp_gives_up_after_two_minutes() -> None:
             f.set_idle_timeout(seconds)
             assert user_timeout(f) == expected
         f.abort()
+
+
+def test_the_queue_is_short_after_the_bulk_phase(tmp_path: Path) -> None:
+    """What waits in the socket when the writers are held is a part of their pause."""
+    disk = blkmig.MemoryBackend(bytearray(b"x" * 4 * MIB), name="d")
+    receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": tmp_path / "t.raw"})
+    with blkmig.outgoing([disk], receiver.uri, blkmig.MigrationParameters()) as migration:
+        with descriptors.socket_to(receiver.uri) as sock:
+            before = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+            while not lab.sent(migration).bulk_completed:
+                migration.iterate()
+            queue = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+        migration.complete()
+    receiver.result()
+    assert queue == MIB // 2 != before
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o777])
