@@ -95,6 +95,9 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         """Prove the disks beside the stream in place of digests at its end, where all can be. Before `save_setup`."""
         if self._parameters.digests and not self.disks.shared_base and all(map(_is_read_twice, self.disks.all)):
             self.proves, self._parameters = True, dataclasses.replace(self._parameters, digests=False)
+            if self._parameters.granularity == "auto" and not any(each.is_written for each in self.disks.all):
+                # Nobody writes, so blocks are not proven in pieces, of which each would take a hash of its own.
+                self._parameters = dataclasses.replace(self._parameters, granularity=_core.BLOCK_SIZE)
 
     def is_active(self) -> bool:
         """Return whether disks are to be sent."""

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What it takes to verify: a file to a file over loopback TCP, with and without ``--verify``, and what must be done.
+
+The last is reading both files from their storage, and BLAKE3 over them, by two threads. Nobody writes meanwhile. How
+long the pause is under a writer is another group, with disks of two sizes.
+"""
+
+import threading
+import time
+
+import pytest
+from harness import images
+
+import blkmig
+from blkmig.block import hashing
+
+
+def test_loopback(ratio, arena):
+    """2 GiB of random data: at most three times as long, and hardly longer than what must be read and hashed."""
+    source = arena.random_image(64 * images.MiB if arena.quick else 2 * images.GiB)
+    job = arena.job(source, link="tcp")
+    arena.create_target(job)
+    sides = {
+        "verified": lambda: move(source, job.target, verify=True),
+        "not verified": lambda: move(source, job.target, verify=False),
+        "read and hashed": lambda: read_and_hash(source, job.target),
+    }
+    ratio(sides, group="2 GiB random, TCP, verified", min_rounds=5, max_rounds=7)
+
+
+@pytest.mark.parametrize("size", [64 * images.MiB, 4 * images.GiB], ids=["64M", "4G"])
+def test_pause(ratio, arena, size):
+    """The pause of a disk that is written at 20 MB/s while it is verified, and while it is not."""
+    size = min(size, 64 * images.MiB) if arena.quick else size
+    source = arena.folder / f"written-{size}.raw"  # others want theirs as it was made
+    if not source.exists():
+        images.create_random(source, size)
+    job = arena.job(source, link="tcp")
+    arena.create_target(job)
+    sides = {
+        "verified": lambda: move(source, job.target, verify=True, rate=20e6),
+        "not verified": lambda: move(source, job.target, verify=False, rate=20e6),
+    }
+    group = f"pause, 20 MB/s of 4 KiB, {size // images.MiB} MiB, verified"
+    ratio(sides, group=group, min_rounds=5, max_rounds=7)
+
+
+def move(source, target, *, verify, rate=0.0):
+    """Move a disk, and return the seconds of all of it and of its pause."""
+    parameters = blkmig.MigrationParameters(digests=verify)
+    with blkmig.FileBackend(source, name="d", writable=bool(rate)) as disk:
+        with blkmig.incoming("tcp:127.0.0.1:0", {"d": target}, blkmig.IncomingParameters(verify=verify)) as receiver:
+            thread = threading.Thread(target=receiver.run)
+            thread.start()
+            over = threading.Event()
+            writer = threading.Thread(target=write, args=(disk, rate, over))
+            if rate:
+                writer.start()
+            began = time.monotonic()
+            with blkmig.outgoing([disk], receiver.uri, parameters) as migration:
+                migration.run()
+            thread.join()
+            wall = time.monotonic() - began
+            over.set()
+            if rate:
+                writer.join()
+        assert migration.stats.verified == verify
+    return {"wall": wall, "pause": migration.stats.downtime}
+
+
+def write(disk, rate, over):
+    """Write 4 KiB at a time, all over the disk, so many bytes a second."""
+    data, offset, began, written = b"w" * 4096, 0, time.monotonic(), 0
+    while not over.wait(max(0.0, began + written / rate - time.monotonic())):
+        offset = (offset + 1_048_573 * 4096) % disk.size // 4096 * 4096
+        disk.pwrite(data, offset)
+        written += 4096
+
+
+def read_and_hash(*paths):
+    """Read files past the page cache and hash them, each by a thread."""
+
+    def one(path):
+        with blkmig.FileBackend(path, name="d", writable=False) as disk:
+            reader = disk.open_reader(is_target=True)
+            for offset in range(0, disk.size, images.MiB):
+                hashing.hash_of(reader.read(offset, min(images.MiB, disk.size - offset)))
+            reader.close()
+
+    threads = [threading.Thread(target=one, args=(path,)) for path in paths]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {"wall": time.monotonic() - began}
