@@ -104,14 +104,17 @@ class SectionReader:
 
     def read_last_proofs(self) -> None:
         """Read what stands behind the description, and take all proofs together: of each block, the last one."""
-        live = len(self.extras)
-        while not self.extras or self.extras[-1][0] != PROVEN:
+        assert all(kind != PROVEN for kind, _ in self.extras)
+        proofs = [body for kind, body in self.extras if kind == PROOF]
+        live, kind = len(proofs), PROOF
+        while kind == PROOF:
             word = self.reader.unpack(">Q")
             assert word & 0x1FF == EXTRA
-            self.extras.append((word >> 9, model.read_extra(self.reader)))
-        assert all(kind == PROOF for kind, _ in self.extras[:-1])
-        assert struct.unpack(">Q", self.extras[-1][1]) == (len(self.extras) - 1,)
-        for number, (_, body) in enumerate(self.extras[:-1]):
+            kind = word >> 9
+            proofs.append(model.read_extra(self.reader))
+        assert kind == PROVEN
+        assert struct.unpack(">Q", proofs.pop()) == (len(proofs),)
+        for number, body in enumerate(proofs):
             index, form, block = struct.unpack_from(">HBQ", body)
             assert (form == PIECES) == (number >= live)
             self.take_proof([*self.disks.values()][index], form, block, body[11:])
