@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Literal
 
@@ -117,6 +118,10 @@ class MigrationParameters:
     tls: credentials.TlsParameters | None = None
     """Certificates, for a target at ``tls:``."""
 
+    state_dir: str | None = None
+    """The folder for session files, which say who has the disks after this process was killed; it must be there. None:
+    beside the disks, and of devices and NBD exports there are none."""
+
     def __post_init__(self) -> None:
         """Turn texts into bytes and refuse what makes no sense."""
         _set_flags(self)
@@ -127,6 +132,7 @@ class MigrationParameters:
         _set_number(self, "downtime_factor", 1, 1e6)
         _set_number(self, "connect_timeout", 0.001, 86400)
         _set_number(self, "idle_timeout", 0, 86400)
+        _set_folder(self)
         if self.timeout is not None:
             _set_number(self, "timeout", 0, float("inf"))
         if self.max_rounds is not None:
@@ -202,6 +208,10 @@ class IncomingParameters:
     tls: credentials.TlsParameters | None = None
     """Certificates, for listening at ``tls:``."""
 
+    state_dir: str | None = None
+    """The folder for session files, which say who has the disks after this process was killed; it must be there. None:
+    beside the disks, and of devices and NBD exports there are none."""
+
     def __post_init__(self) -> None:
         """Turn texts into bytes and refuse what makes no sense."""
         _set_flags(self)
@@ -212,6 +222,7 @@ class IncomingParameters:
             _set_number(self, "accept_timeout", 0, 1e9)
         _check_tls(self)
         _set_number(self, "idle_timeout", 0, 86400)
+        _set_folder(self)
 
     def size_of(self, name: str) -> int | None:
         """Return the size that was given for this disk, in bytes."""
@@ -232,6 +243,18 @@ def _check_tls(parameters: MigrationParameters | IncomingParameters) -> None:
     """Raise :class:`~blkmig.errors.WrongType` for what does not say whom to trust."""
     if not isinstance(parameters.tls, credentials.TlsParameters | None):
         raise errors.WrongType(f"tls must be TlsParameters, not {parameters.tls!r}")
+
+
+def _set_folder(parameters: MigrationParameters | IncomingParameters) -> None:
+    """Make the folder for session files, where one is said, a plain text."""
+    said: str | os.PathLike[str] | None = parameters.state_dir
+    if said is None:
+        return
+    if not isinstance(said, str | os.PathLike):
+        raise errors.WrongType(f"state_dir must be a path, not {said!r}")
+    if not os.fspath(said):
+        raise errors.ParameterError("the name of the folder for session files is empty; the present one is called .")
+    object.__setattr__(parameters, "state_dir", os.path.realpath(said))
 
 
 def _set_number(parameters: object, name: str, low: float, high: float) -> None:

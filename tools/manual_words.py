@@ -84,8 +84,10 @@ AFTER: list[Section] = [
                 (
                     "`7`",
                     "In doubt. The disk was to move and the target's word did not come, so the target may own the "
-                    "disk; the message says where to look. At the receiving end: the disk is complete, and the source "
-                    "may not know.",
+                    "disk; the message says where to look, on both sides. Later moves of such a disk are refused with "
+                    "it. At the receiving end: the disk is complete, and the source may not know; nobody knows whether "
+                    "it is stored that the disk was taken; or a receiver that was killed had taken the disk, and it is "
+                    "complete now.",
                 ),
                 ("`129`, `130`, `143`", "Cancelled by HUP, by INT (Ctrl-C) and by TERM."),
             ],

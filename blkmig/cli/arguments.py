@@ -62,6 +62,9 @@ def add_both_ends(parser: argparse.ArgumentParser, *, peer: str, incremental: st
     parser.add_argument("--direct", action="store_true", help=direct)
     parser.add_argument("--idle-timeout", type=float, default=60.0, metavar="SECONDS",
                         help=f"how long the {peer} may be idle; 0: for ever (default: 60)")  # fmt: skip
+    parser.add_argument("--state-dir", type=word, metavar="DIR", help="where session files are, which say who has the "
+                        "disks after a kill (default: beside the disks; of devices and NBD exports there are "
+                        "none)")  # fmt: skip
 
 
 Parameters = TypeVar("Parameters")

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The session file: what one end of a migration has decided, so that it is known after that process is killed.
 
-It is beside the disk ``vda.raw`` as ``.vda.raw.blkmig``, and has two slots of one size::
+It is beside the disk ``vda.raw`` as ``.vda.raw.blkmig``, or in a folder for all of them, and has two slots of one
+size::
 
     slot    "blkmigS1"  u64 number  u32 n  u32 CRC-32 of number and text  n bytes: the text, a JSON object
 
@@ -17,12 +18,14 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import stat
 import struct
 import zlib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from .. import errors
@@ -34,6 +37,7 @@ PAGE: Final = 4096
 MAX_BYTES: Final = 4 << 20
 """Nobody reads a longer one: 256 disks with the longest of names have less."""
 
+_DIGEST_CHARACTERS: Final = 16
 _HEAD: Final = struct.Struct(">8sQII")
 _ROOM: Final = 512
 """Bytes by which the text may grow in later stores."""
@@ -42,6 +46,17 @@ _ROOM: Final = 512
 def session_name(name: str) -> str:
     """Return what the session file beside the disk `name` is called."""
     return folder.hidden_name(name, SUFFIX)
+
+
+def where(disk: str, state_dir: str | None) -> tuple[Path, str]:
+    """Return the folder of the session file of the disk at a path or a URI, and the name that it has there in full.
+
+    In a folder for all, disks of one name in several places have files of several names.
+    """
+    path = Path(disk)
+    if state_dir is None:
+        return path.parent, path.name
+    return Path(state_dir), f"{path.name}-{hashlib.sha256(os.fsencode(disk)).hexdigest()[:_DIGEST_CHARACTERS]}"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -80,6 +95,7 @@ class SessionFile:
         self.says: dict[str, Any] = {}
         """What it says; empty for one in which nothing was stored."""
 
+        self._pid = os.getpid()
         self._fd = -1
         while self._fd < 0:
             self._open(device, create=create)
@@ -152,7 +168,7 @@ class SessionFile:
         """Let it go as it is. Twice does no harm."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            locks.release(fd, pid=os.getpid())
+            locks.release(fd, pid=self._pid)
             os.close(fd)
 
 

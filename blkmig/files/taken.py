@@ -31,39 +31,49 @@ from . import folder, partial, sessionfile
 State = Literal["open", "noted", "committing", "committed", "see"]
 
 
-def meet(path: Path, *, device: str) -> None:
-    """Look at the session file beside the disk at `path`, which a migration wants to make, write or send. Blocks.
+def meet(disk: str, *, device: str, state_dir: str | None = None) -> None:
+    """Look for a session file of `disk`, a path or a URI, which a migration wants to make, write or send. Blocks.
 
-    `path` leads through no link. Returns if nothing speaks against that. Raises :class:`~blkmig.errors.InDoubt` for a
-    disk that may have moved, and for one that has moved here: then all disks of that session have their names.
-    Raises :class:`~blkmig.errors.DeviceBusy` if the other migration still runs, and :class:`OSError`.
+    It may be beside the disk, or in `state_dir`. A path leads through no link. Returns if nothing speaks against that
+    migration. Raises :class:`~blkmig.errors.InDoubt` for a disk that may have moved, and for one that has moved here:
+    then all disks of that session have their names. Raises :class:`~blkmig.errors.DeviceBusy` if the other migration
+    still runs, and :class:`OSError`.
     """
+    places = [sessionfile.where(disk, state_dir)] if state_dir is not None else []
+    if Path(disk).is_absolute():
+        places.append(sessionfile.where(disk, None))
+    for place, name in places:
+        _meet(place, name, disk, device=device)
+
+
+def _meet(place: Path, name: str, disk: str, *, device: str) -> None:
     with contextlib.ExitStack() as stack:
-        found = _find(path, stack, device=device)
+        found = _find(place, name, stack, device=device)
         if found is None:
             return
         if found.says.get("state") == "noted":
-            raise errors.InDoubt(_NOTED.format(path, found.path))
+            raise errors.InDoubt(_NOTED.format(disk, found.path))
         if found.says.get("state") == "committing":
             nameless = give_names(found)
             raise errors.InDoubt(_describe_taken(found, nameless))
 
 
-def _find(path: Path, stack: contextlib.ExitStack, *, device: str) -> sessionfile.SessionFile | None:
-    """Return the session file that counts for the disk at `path`, if it says anything that counts."""
-    found = _open(path, stack, device=device)
+def _find(place: Path, name: str, stack: contextlib.ExitStack, *, device: str) -> sessionfile.SessionFile | None:
+    """Return the session file that counts for a disk, if it says anything that counts."""
+    found = _open(place, name, stack, device=device)
     if found is not None and found.says.get("state") == "see":
-        first = _open(Path(found.says["first"]), stack, device=device)
+        where, first_name = found.says["first"]
+        first = _open(Path(where), first_name, stack, device=device)
         return first if first is not None and first.says.get("id") == found.says["id"] else None
     return found
 
 
-def _open(path: Path, stack: contextlib.ExitStack, *, device: str) -> sessionfile.SessionFile | None:
+def _open(where: Path, name: str, stack: contextlib.ExitStack, *, device: str) -> sessionfile.SessionFile | None:
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        place = stack.enter_context(contextlib.closing(folder.Folder(path.parent)))
-        if place.stat(sessionfile.session_name(path.name)) is None:
+        place = stack.enter_context(contextlib.closing(folder.Folder(where)))
+        if place.stat(sessionfile.session_name(name)) is None:
             return None
-        found = sessionfile.SessionFile(place, path.name, device=device, create=False)
+        found = sessionfile.SessionFile(place, name, device=device, create=False)
         stack.callback(found.close)
         return found
     return None

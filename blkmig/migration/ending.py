@@ -58,7 +58,7 @@ class Ending:
         self._figures = measured
         self._sources = sources
         self._send_section = send_section
-        self._note = note.Note()
+        self._note = note.Note(parameters.state_dir)
         # Where that stands in the stream which makes the target the owner, once it has been put: COMMIT, or EOF.
         self._last: tuple[Any, int] | None = None
 

@@ -35,7 +35,8 @@ class MadeTargets:
         target.prepare()
 
     def abouts(self) -> list[sessionfile.Disk]:
-        """Return what a session file says of them."""
+        """Return what a session file says of them; their hidden names are on stable storage then."""
+        self._sync()
         return [target.about() for target in self._targets]
 
     def check(self) -> None:

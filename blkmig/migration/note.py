@@ -22,8 +22,9 @@ logger = logging.getLogger(__name__)
 class Note:
     """The note of one migration, which may never be stored. All of it belongs to the migration thread."""
 
-    def __init__(self) -> None:
-        self._files = sessions.SessionFiles("source")
+    def __init__(self, state_dir: str | None) -> None:
+        self._state_dir = state_dir
+        self._files = sessions.SessionFiles("source", state_dir)
 
     def begin(self, disks: Sequence[disk.BlockBackend]) -> None:
         """Find a place for it: beside the disks that outlive this process. Blocks.
@@ -32,11 +33,11 @@ class Note:
         :class:`~blkmig.errors.DeviceError`.
         """
         found = [(backend.name, backend.files[0]) for backend in disks if backend.files]
-        paths = [(name, Path(file.path).resolve(), file) for name, file in found]
+        paths = [(name, str(Path(file.path).resolve()), file) for name, file in found]
         for name, path, _ in paths:
             with errors.failing("cannot look for its session file", device=name):
-                taken.meet(path, device=name)
-        self._files.begin([sessionfile.Disk(str(path), is_file=file.is_regular) for _, path, file in paths])
+                taken.meet(path, device=name, state_dir=self._state_dir)
+        self._files.begin([sessionfile.Disk(path, is_file=file.is_regular) for _, path, file in paths])
 
     def store(self, number: int) -> None:
         """Store it for END `number`. Raises :class:`~blkmig.errors.DeviceError`: then COMMIT must not leave."""

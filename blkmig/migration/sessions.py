@@ -30,8 +30,9 @@ Side = Literal["source", "target"]
 class SessionFiles:
     """Those of one migration; all of it belongs to the thread of the migration."""
 
-    def __init__(self, side: Side) -> None:
+    def __init__(self, side: Side, state_dir: str | None) -> None:
         self._side = side
+        self._state_dir = state_dir
         self._stack = contextlib.ExitStack()
         self._files: list[sessionfile.SessionFile] = []
         self._disks: Sequence[sessionfile.Disk] = ()
@@ -40,16 +41,20 @@ class SessionFiles:
     def begin(self, disks: Sequence[sessionfile.Disk]) -> None:
         """Make them, for disks that outlive this process. Blocks.
 
-        Raises :class:`~blkmig.errors.DeviceBusy` if another migration has one of the disks.
+        Raises :class:`~blkmig.errors.DeviceBusy` if another migration has one of the disks, and
+        :class:`~blkmig.errors.DeviceError` if the folder that was said for them cannot be used.
         """
         self._disks = disks
         try:
             self._make()
         except OSError as error:
             self.remove()
+            if self._state_dir is not None:
+                doing, first = f"cannot have its session file in {self._state_dir!r}", disks[0].path
+                raise errors.DeviceError(doing, device=first, cause=error) from error
             logger.warning(
                 "no session file can be made (%s): if this process is killed when the disks are handed over, nothing "
-                "on this host says who has them",
+                "on this host says who has them; --state-dir says where it can be",
                 error.strerror or error,
             )
         except BaseException:
@@ -57,7 +62,7 @@ class SessionFiles:
             raise
 
     def _make(self) -> None:
-        if not all(disk.is_file for disk in self._disks):
+        if self._state_dir is None and not all(disk.is_file for disk in self._disks):
             raise OSError(errno.ENOTSUP, "not every disk is a file")
         self._says = {
             "id": secrets.token_hex(16),
@@ -65,12 +70,12 @@ class SessionFiles:
             "state": "open",
             "disks": [disk.says() for disk in self._disks],
         }
-        for disk in self._disks:
-            path = Path(disk.path)
-            place = self._stack.enter_context(contextlib.closing(folder.Folder(path.parent)))
-            made = sessionfile.SessionFile(place, path.name, device=path.name)
+        places = [sessionfile.where(disk.path, self._state_dir) for disk in self._disks]
+        for where, name in places:
+            place = self._stack.enter_context(contextlib.closing(folder.Folder(where)))
+            made = sessionfile.SessionFile(place, name, device=name)
             self._files.append(made)
-            leads = {"id": self._says["id"], "state": "see", "first": self._disks[0].path}
+            leads = {"id": self._says["id"], "state": "see", "first": [str(places[0][0]), places[0][1]]}
             made.begin(self._says if made is self._files[0] else leads)
 
     def store(self, state: taken.State, number: int) -> None:

@@ -155,8 +155,8 @@ class Taking:
 
     def link_was_lost(self, error: errors.MigrationError) -> None:
         """Take note that the link broke behind DONE, which the source may not have."""
-        if self._kind == savevm.Kind.COPY:
-            self.source_knows()  # or not: it has a copy to itself
+        if self._kind != savevm.Kind.MOVE:
+            self.source_knows()  # or not: it has a copy to itself, or a QEMU that decides
             return
         self._statistics.notes.append(
             f"the disks are this host's now, and the link broke ({error}): if the source says that it is in doubt, "
@@ -165,6 +165,8 @@ class Taking:
 
     def source_knows(self) -> None:
         """Take note that the source has DONE: it has ended the stream."""
+        if self._kind == savevm.Kind.VM:
+            self._statistics.notes.append("the disks are those of a VM: in use here once its QEMU has handed over")
         if not self.nameless:
             self._targets.session.remove()
 

@@ -59,7 +59,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         self._stack = contextlib.ExitStack()
         self._used: set[str | int] = set()
         self._made = made.MadeTargets()
-        self.session = sessions.SessionFiles("target")
+        self.session = sessions.SessionFiles("target", parameters.state_dir)
         """What this process has decided of the disks, from `begin_session` on."""
 
         self._is_taken = False
@@ -109,6 +109,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             incremental=self._parameters.incremental,
             direct=self._parameters.direct,
             idle_timeout=self._parameters.idle_timeout,
+            state_dir=self._parameters.state_dir,
         )
 
     # -- while the disks come ----------------------------------------------------------------------------------------

@@ -42,6 +42,7 @@ class TargetFile:
         incremental: bool = False,
         direct: bool = False,
         idle_timeout: float = opening.IDLE_SECONDS,
+        state_dir: str | None = None,
     ) -> None:
         units.check_flags(overwrite=overwrite, incremental=incremental)
         self.label = label
@@ -53,6 +54,7 @@ class TargetFile:
         self._incremental = incremental
         self._text = text
         self._idle_timeout = idle_timeout
+        self._state_dir = state_dir
         self._backend: backend.BlockBackend | None = None
         self._partial: partial.Partial | None = None
         self._folder: folder.Folder | None = None
@@ -109,13 +111,14 @@ class TargetFile:
 
     def prepare(self) -> None:
         """Open a target that exists, or make the file that becomes the target."""
+        with self._failing("look at"):
+            taken.meet(self.about().path, device=self.label, state_dir=self._state_dir)
         if self._is_nbd:
             self._backend = opening.open_disk(
                 str(self._text), name=self.label, idle_timeout=self._idle_timeout
             )
             return
         with self._failing("look at"):
-            taken.meet(self._real(), device=self.label)
             there = identity.KnownFile.of(self.path)
         self.is_new = there.about is None or self._has_mark()
         if there.about is not None and there.is_regular and self._described.is_raw:
@@ -225,7 +228,7 @@ class TargetFile:
         )
 
     def about(self) -> sessionfile.Disk:
-        """Return what a session file says of it, once it is prepared."""
+        """Return what a session file says of it; of a file that is made, once it is prepared."""
         if self._partial is not None:
             return self._partial.about()
         if self._is_nbd:

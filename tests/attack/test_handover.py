@@ -11,6 +11,7 @@ import contextlib
 import functools
 import json
 import os
+import random
 import signal
 import socket
 import sys
@@ -265,6 +266,19 @@ def test_undisturbed(tmp_path: Path, moves: bool) -> None:
     check(case, source, target)
     assert (source["outcome"], target["outcome"]) == ("done", "done")
     assert {path.name for path in case.folder.glob("*/.*")} == set()
+
+
+def test_kills_spread_over_the_messages(tmp_path: Path, is_long: bool) -> None:
+    """Of either end, of copies and of moves, and the moment is chance."""
+    seed = random.randrange(1 << 32) if is_long else 1
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    for number in range(LONG_RUNS if is_long else 2):
+        (tmp_path / str(number)).mkdir()
+        case = Case(tmp_path / str(number), moves=rng.random() < 0.7)
+        side, point = rng.choice(POINTS)
+        source, target = case.run(side, point, die, after=rng.random() < 0.5)
+        check(case, source, target)
 
 
 def test_killed_again_while_names_are_given(tmp_path: Path) -> None:

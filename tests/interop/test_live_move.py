@@ -22,7 +22,8 @@ import storage_daemon
 from live_vm import Machine, guest_image
 from real_qemu import MiB
 
-from blkmig import errors, qemu, savevm
+from blkmig import errors, qemu
+from blkmig.migration import made
 
 peers.require("qemu-system-x86_64", "qemu-storage-daemon", "qemu-img", "qemu-io")
 if not real_qemu.has_guest_tools():
@@ -129,12 +130,12 @@ def test_the_export_of_a_storage_daemon_is_opened_again(folder: Path, words: tup
 def test_a_target_that_goes_away_without_its_word_leaves_the_guest_stopped(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """B9: it has the whole stream; what to do is said, for each side, and `cleanup` knows of it afterwards."""
+    """B9: it has all that it needs; what to do is said, for each side, and `cleanup` knows of it afterwards."""
 
-    def finish(loader: savevm.LoadVM, status: int) -> None:
-        raise errors.DeviceError("cannot say a word", device="vda", cause="not today")
+    def interrupted(targets: made.MadeTargets) -> None:
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(savevm.LoadVM, "finish", finish)
+    monkeypatch.setattr(made.MadeTargets, "give_names", interrupted)
     with Machine(folder, guest_image(folder), "source") as vm:
         vm.wait_for_writes()
         with qemu.open_qemu(vm.address)[0] as disk, pytest.raises(errors.InDoubt, match="cleanup --force"):

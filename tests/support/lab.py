@@ -50,12 +50,15 @@ def sparse_file(path: Path, content: bytes) -> Path:
     return path
 
 
+PARAMETERS = ("sizes", "incremental", "verify", "direct", "state_dir")
+
+
 class Receiver:
     """The incoming end, in a thread; `result` waits for it and returns the statistics or raises its error."""
 
     def __init__(self, uri: str, targets: Mapping[str, Any], **options: Any) -> None:
         parameters = blkmig.IncomingParameters(
-            **{key: options.pop(key) for key in ("sizes", "incremental", "verify", "direct") if key in options},
+            **{key: options.pop(key) for key in PARAMETERS if key in options},
             accept_timeout=20,
         )
         self.migration = blkmig.IncomingMigration(uri, targets, parameters, **options)

@@ -27,7 +27,7 @@ def session(*disks: Path, state: str, replaces: Path | None = None) -> None:
         replaced = replaces.stat().st_ino if replaces == path else None
         abouts.append(sessionfile.Disk(str(path), inode=made, replaces=replaced).says())
     for path in disks:
-        see = {"id": "1", "state": "see", "first": str(disks[0])}
+        see = {"id": "1", "state": "see", "first": [str(disks[0].parent), disks[0].name]}
         says: dict[str, Any] = {"id": "1", "state": state, "end": 1, "disks": abouts} if path == disks[0] else see
         with contextlib.closing(folder.Folder(path.parent)) as place:
             found = sessionfile.SessionFile(place, path.name, device="d")
@@ -44,20 +44,20 @@ def disk(tmp_path: Path) -> Path:
 
 def meet(path: Path) -> str:
     with pytest.raises(errors.InDoubt) as caught:
-        taken.meet(path, device="vda")
+        taken.meet(str(path), device="vda")
     return str(caught.value)
 
 
 def test_a_disk_without_a_session_file(disk: Path) -> None:
-    taken.meet(disk, device="vda")
-    taken.meet(disk / "no folder" / "x", device="vda")
+    taken.meet(str(disk), device="vda")
+    taken.meet(str(disk / "no folder" / "x"), device="vda")
     assert hidden(disk).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("state", ["open", "committed"])
 def test_nothing_speaks_against_what_was_not_decided_or_is_over(disk: Path, state: str) -> None:
     session(disk, state=state)
-    taken.meet(disk, device="vda")
+    taken.meet(str(disk), device="vda")
     assert not disk.exists()
 
 
@@ -66,7 +66,7 @@ def test_the_missing_name_is_given_once(disk: Path) -> None:
     assert repr(str(disk)) in meet(disk)
     assert disk.read_bytes() == CONTENT
     assert not hidden(disk).exists()
-    taken.meet(disk, device="vda")  # it says committed by now
+    taken.meet(str(disk), device="vda")  # it says committed by now
 
 
 @pytest.mark.parametrize("has_mark", [True, False])
@@ -119,7 +119,7 @@ def test_whichever_disk_is_met_all_get_their_names(tmp_path: Path) -> None:
     meet(disks[1])
     assert [path.read_bytes() for path in disks] == [b"a", b"b", b"c"]
     for path in disks:
-        taken.meet(path, device="d")
+        taken.meet(str(path), device="d")
 
 
 @pytest.mark.parametrize("how", ["gone", "another session"])
@@ -135,7 +135,7 @@ def test_a_file_that_leads_nowhere_says_nothing(disk: Path, tmp_path: Path, how:
             found = sessionfile.SessionFile(place, disk.name, device="d")
             found.begin({"id": "2", "state": "committing", "disks": []})
             found.close()
-    taken.meet(other, device="d")
+    taken.meet(str(other), device="d")
     assert not other.exists()
 
 
@@ -156,6 +156,23 @@ def test_what_was_read_is_stored_again_before_a_name_is_given(disk: Path, monkey
 
     monkeypatch.setattr("os.fdatasync", failing)
     with pytest.raises(OSError, match="Input/output"):
-        taken.meet(disk, device="vda")
+        taken.meet(str(disk), device="vda")
     assert not disk.exists()
     assert hidden(disk).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("disk_of_it", ["/dev/vg/vda", "nbd://host/vda", "/images/vda.raw"])
+def test_in_a_folder_for_all(tmp_path: Path, disk_of_it: str) -> None:
+    """Disks of one name, in several places, have files of their own."""
+    state_dir = str(tmp_path)
+    for path in (disk_of_it, "/elsewhere/vda"):
+        where, name = sessionfile.where(path, state_dir)
+        with contextlib.closing(folder.Folder(where)) as place:
+            found = sessionfile.SessionFile(place, name, device="d")
+            state = "noted" if path == disk_of_it else "open"
+            found.begin({"id": "1", "state": state, "disks": [{"path": path, "is_file": False}]})
+            found.close()
+    with pytest.raises(errors.InDoubt, match=disk_of_it):
+        taken.meet(disk_of_it, device="vda", state_dir=state_dir)
+    taken.meet("/elsewhere/vda", device="vda", state_dir=state_dir)
+    taken.meet(disk_of_it, device="vda")

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Where session files are while a migration runs, and that nothing of them is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lab
+import pytest
+
+import blkmig
+from blkmig import errors
+from blkmig.files import sessionfile
+
+MIB = lab.MIB
+
+
+def left(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*d.raw*")}
+
+
+def receive(folder: Path, **options: Any) -> lab.Receiver:
+    return lab.Receiver(f"unix:{folder}/s", {"d": folder / "d.raw"}, **options)
+
+
+def test_a_folder_for_session_files(tmp_path: Path) -> None:
+    """They are there while the migration runs, and nowhere else, and gone afterwards."""
+    state = tmp_path / "state"
+    state.mkdir()
+    (tmp_path / "s.raw").write_bytes(b"x" * MIB)
+    seen: list[set[str]] = []
+
+    def on_progress(event: object) -> None:
+        seen.append({path.name.partition("-")[0] for path in state.iterdir()} | left(tmp_path))
+
+    receiver = receive(tmp_path, state_dir=state)
+    with blkmig.FileBackend(tmp_path / "s.raw", name="d") as disk:
+        blkmig.send(
+            [disk], receiver.uri, writers_after="refuse", downtime_limit=30, state_dir=state, on_progress=on_progress
+        )
+    receiver.result()
+    assert {".s.raw", ".d.raw"} <= set().union(*seen)
+    assert ".d.raw.blkmig" not in set().union(*seen)
+    assert list(state.iterdir()) == []
+    assert left(tmp_path) == {"d.raw"}
+
+
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_folder_for_session_files_that_is_not_there(tmp_path: Path, side: str) -> None:
+    """Who said it wants to know before anything is sent."""
+    (tmp_path / "s.raw").write_bytes(b"x" * MIB)
+    missing = {"state_dir": tmp_path / "missing"}
+    receiver = receive(tmp_path, **(missing if side == "target" else {}))
+    with blkmig.FileBackend(tmp_path / "s.raw", name="d") as disk:
+        with pytest.raises(errors.MigrationError, match=r"cannot have its session file|ended|closed the link"):
+            blkmig.send([disk], receiver.uri, writers_after="refuse", **(missing if side == "source" else {}))
+        disk.pwrite(b"mine", 0)
+    receiver.join()
+    assert left(tmp_path) == set()
+
+
+def test_without_a_place_it_is_said_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def no_file(*args: Any, **options: Any) -> None:
+        raise OSError(30, "Read-only file system")
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sessionfile.SessionFile, "__init__", no_file)
+        receiver = receive(tmp_path)
+        (tmp_path / "s.raw").write_bytes(b"x" * MIB)
+        with blkmig.FileBackend(tmp_path / "s.raw", name="d") as disk:
+            blkmig.send([disk], receiver.uri, writers_after="refuse", downtime_limit=30)
+        receiver.result()
+    assert caplog.text.count("no session file can be made (Read-only file system)") == 2
