@@ -176,6 +176,7 @@ class IncomingMigration:
                     taken.is_refused(error)
                     farewell.give_reason(loader, f, error)
                 raise
+            self.is_awaited = loader.is_awaited
             taken.link_was_lost(error)
         except BaseException as error:
             if not taken.is_decided:

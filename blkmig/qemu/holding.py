@@ -85,13 +85,15 @@ class Holding:
                 self._check_quiet()
             elif self._refused:
                 self._writers.check_nobody_writes(self._watch.read())
-        except errors.Cancelled:
-            if self._refused:  # else no disk has moved, and there is no copy that could be wrong
-                self._refused = False
+        except BaseException as error:
+            if self._refused and self._writers.may_have_moved:
+                self._writers.is_in_doubt = True
+                error.add_note("the disks have moved all the same, and their writers here stay held")
                 raise
-        except BaseException:
+            is_harmless = isinstance(error, errors.Cancelled) and not self._refused  # no copy that could be wrong
             self._refused = False  # the source is the only correct copy, so its writers go on here
-            raise
+            if not is_harmless:
+                raise
         finally:
             self._held.discard(number)
             with self._qmp.leaving(RELEASE_SECONDS) if not self._refused else contextlib.nullcontext():

@@ -49,6 +49,9 @@ class Writers:
         self._marks = marks
         self._names: dict[str, str] = {}
         self._undo: list[Undo] = []
+        self.may_have_moved = False
+        """The end of a move has left, and no release has followed: the target may own the disks."""
+
         self.is_in_doubt = False
         """Whether the target may own the disks, and nobody knows. Then nothing is undone, and the marks stay."""
 
@@ -121,6 +124,7 @@ class Writers:
         undo, self._undo = self._undo[::-1], []
         if refuse or not undo:
             return
+        self.may_have_moved = False
         failed: list[errors.DeviceError] = []
         waits = [self._begin(start, failed) for start in undo]  # all together, because the writers wait
         for start, await_end in zip(undo, waits, strict=True):
@@ -176,6 +180,7 @@ class Writers:
     def about_to_move(self) -> bool:
         """Mark that the end of a move's stream leaves; see :meth:`~blkmig.BlockBackend.about_to_move`."""
         self._marks.add(marks.MOVED)
+        self.may_have_moved = True
         return True
 
     def close(self) -> None:

@@ -59,6 +59,20 @@ def test_a_write_past_the_held_writers_is_noticed(daemon: StorageDaemon) -> None
         assert write(daemon, "write 0 512")
 
 
+def test_a_write_past_the_held_writers_of_a_disk_that_has_moved(daemon: StorageDaemon) -> None:
+    """The target has it: it is told, and the writers here do not go on, whatever is tried."""
+    with qemu.open_qemu(daemon.address)[0] as disk:
+        open_a_late_export(disk)
+        assert disk.about_to_move()
+        assert write(daemon, "write 0 512", "late")
+        with pytest.raises(errors.DeviceError, match="was written while its writers were held") as caught:
+            disk.release_writers(refuse=True)
+        assert any("have moved all the same" in note for note in caught.value.__notes__)
+        disk.release_writers()
+        assert not write(daemon, "write 0 512")
+    assert {name.rpartition("-")[2] for name in daemon.leftovers()} >= {"held", "moved"}
+
+
 def test_a_write_after_the_question_was_read_is_noticed(
     daemon: StorageDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
