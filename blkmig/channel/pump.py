@@ -132,6 +132,7 @@ class Pump:
         self._lock = threading.Lock()  # a copy of the parent's may be held for ever here
         for sock in (self._far, self.socket):
             sock.close()
+        os.close(self._sent_fd)
 
     # -- the pump's thread -------------------------------------------------------------------------------------------
 
