@@ -62,6 +62,9 @@ class TlsParameters:
     minimum: Literal["1.2", "1.3"] = "1.3"
     """The oldest version of TLS that is spoken; 1.2 is for a QEMU with an old GnuTLS, with AEAD ciphers only."""
 
+    token: str = dataclasses.field(default="", repr=False)
+    """For a sender: what a receiver without certificates has said, in place of all others."""
+
     allowed_peers: tuple[str, ...] = ()
     """For a receiver: the names of the senders that are allowed, as their certificates say them; none: whoever has a
     certificate of the authority."""
@@ -71,6 +74,11 @@ class TlsParameters:
         for name in ("certificates", "authority", "certificate", "key"):
             if getattr(self, name) is not None:
                 paths.check(f"tls.{name}", getattr(self, name))
+        if not isinstance(self.token, str):
+            raise errors.WrongType("tls.token must be a text")
+        others = (self.certificates, self.authority, self.certificate, self.key, self.hostname or None)
+        if self.token and any(other is not None for other in others):
+            raise errors.ParameterError("a token is in place of certificates and of a name: say either")
         if not isinstance(self.hostname, str):
             raise errors.WrongType(f"tls.hostname must be a text, not {self.hostname!r}")
         if self.minimum not in ("1.2", "1.3"):

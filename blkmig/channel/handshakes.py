@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+import time
 
 from . import candidates, link, secured, session, tls, uri
 
@@ -53,6 +54,8 @@ class SecuredCandidate(candidates.Candidate):
 
     def _check_is_allowed(self) -> None:
         why_not = tls.why_not_allowed(self._session.peer(), self._security.allowed_peers)
+        if time.monotonic() > self._security.expires_at:
+            why_not = "the token is too old: start the receiver again, which makes a new one"
         if why_not:
             self._session.is_secure = False
             self._session.say_goodbye()

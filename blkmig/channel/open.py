@@ -15,8 +15,6 @@ from .. import credentials, errors
 from . import accepting, candidates, link, listening, measured, qemufile, sockets, streams, uri
 
 if TYPE_CHECKING:
-    import ssl
-
     from . import tls
 
 
@@ -30,11 +28,12 @@ def connect(
 def listen(address: str, *, tls: credentials.TlsParameters | None = None) -> Listener:
     """Open the receiving side of the URI `address`: sockets listen from now on, the others open in accept().
 
-    `tls` is for tls:, and must be said there. Raises ParameterError and ChannelError.
+    `tls` is for tls:; without it the listener makes a token there. Raises ParameterError and ChannelError.
     """
     parsed = uri.parse_uri(address)
-    _check_tls(parsed, tls)
-    security = None if tls is None else _receiver_security(tls)
+    if not isinstance(parsed, uri.TlsAddress):
+        _check_tls(parsed, tls)
+    security = _receiver_security(tls) if isinstance(parsed, uri.TlsAddress) else None
     if not isinstance(parsed, uri.TcpAddress | uri.UnixAddress):
         return Listener(parsed, None)
     sock = listening.listen(parsed)
@@ -56,8 +55,7 @@ class Connector:
     def __init__(self, address: str, *, tls: credentials.TlsParameters | None = None) -> None:
         self._address = uri.parse_uri(address)
         _check_tls(self._address, tls)
-        self._tls = tls
-        self._context = None if tls is None else _sender_context(tls)
+        self._trust = _sender_trust(tls, self._address) if isinstance(self._address, uri.TlsAddress) else None
         if isinstance(self._address, uri.TcpAddress) and self._address.port == 0:
             raise errors.ParameterError(f"bad address {address!r}: say the port that the receiver listens on")
         self.uri = str(self._address)
@@ -92,13 +90,11 @@ class Connector:
         return qemufile.OutputQEMUFile(transport)
 
     def _transport(self, sock: socket.socket, deadline: float) -> link.Transport:
-        if self._tls is None or self._context is None:
+        if self._trust is None:
             return link.Transport(self._link, sock)
         from . import secured
 
-        assert isinstance(self._address, uri.TlsAddress)
-        hostname = self._tls.hostname or self._address.host or "localhost"
-        return secured.connect(self._link, sock, self._context, hostname=hostname, deadline=deadline)
+        return secured.connect(self._link, sock, self._trust, deadline=deadline)
 
     def cancel(self) -> None:
         """Make connect(), and every call of the stream that came out of it, raise Cancelled.
@@ -126,6 +122,11 @@ class Listener:
         self._socket_file = os.lstat(address.path) if isinstance(address, uri.UnixAddress) else None
         self._security = security
         self._measurements = None if sock is None else measured.Measurements(sock if security is None else None)
+
+    @property
+    def token(self) -> str:
+        """Return what makes a sender trusted, "" where certificates do, or nothing must."""
+        return "" if self._security is None else self._security.token
 
     @property
     def is_exposed(self) -> bool:
@@ -232,16 +233,17 @@ def _check_tls(address: uri.Address, parameters: credentials.TlsParameters | Non
         raise errors.ParameterError(f"{address} has no TLS, and certificates were said: say tls:HOST:PORT, or leave "
                                     "them out")  # fmt: skip
     if parameters is None and isinstance(address, uri.TlsAddress):
-        raise errors.ParameterError(f"{address}: {credentials.ADVICE} (--tls-certificates)")
+        raise errors.ParameterError(f"{address}: {credentials.ADVICE} (--tls-certificates), or the receiver's token")
 
 
-def _sender_context(parameters: credentials.TlsParameters) -> ssl.SSLContext:
+def _sender_trust(parameters: credentials.TlsParameters | None, address: uri.TlsAddress) -> tls.Trust:
     from . import tls  # only now, because a plain stream needs nothing of it
 
-    return tls.sender_context(parameters)
+    assert parameters is not None
+    return tls.sender_trust(parameters, address.host)
 
 
-def _receiver_security(parameters: credentials.TlsParameters) -> tls.Security:
+def _receiver_security(parameters: credentials.TlsParameters | None) -> tls.Security:
     from . import tls
 
-    return tls.receiver_security(parameters)
+    return tls.offered_security() if parameters is None else tls.receiver_security(parameters)

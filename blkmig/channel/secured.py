@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import hmac
 import select
 import socket
 import ssl
@@ -13,6 +14,8 @@ from .. import errors
 from . import link, pump, session, sockets, tls
 
 DOING = "TLS handshake"
+
+STRANGER = "who answers is not the receiver that has made the token: somebody else listens there, or it is an old token"
 
 CLOSED = "the other end closed the link: it speaks no TLS (then say tcp:), or does not want this end: see its messages"
 
@@ -88,20 +91,22 @@ def transport(connection: link.Link, secured: session.Session) -> SecuredTranspo
 
 
 def connect(
-    connection: link.Link, sock: socket.socket, context: ssl.SSLContext, *, hostname: str, deadline: float
+    connection: link.Link, sock: socket.socket, trust: tls.Trust, *, deadline: float
 ) -> SecuredTransport:
     """Agree on TLS with who is at the other end of `sock`, and return the stream.
 
     Raises ChannelTimeout at the `deadline` of ``time.monotonic``, Cancelled, and ChannelError.
     """
     try:
-        secured = session.Session(context, sock, hostname=hostname)
+        secured = session.Session(trust.context, sock, hostname=trust.hostname)
     except ValueError as error:
         sockets.shut_and_close(sock)
-        why = f"{hostname!r} is no name of a host that a certificate could have: see --tls-hostname"
+        why = f"{trust.hostname!r} is no name of a host that a certificate could have: see --tls-hostname"
         raise errors.ParameterError(why) from error
     try:
         _shake_hands(connection, secured, deadline)
+        if trust.pin is not None and not hmac.compare_digest(secured.fingerprint(), trust.pin):
+            raise session.NotSecure(STRANGER)
     except BaseException as error:
         with contextlib.suppress(OSError):
             secured.flush()  # an alert, which tells the other end why
@@ -131,5 +136,5 @@ def _why(error: OSError | session.NotSecure) -> OSError | str:
     if isinstance(error, ssl.SSLError):
         return tls.meaning(error)
     if isinstance(error, session.NotSecure):
-        return CLOSED if str(error) == CLOSED else tls.NO_TLS
+        return str(error) if str(error) in (CLOSED, STRANGER) else tls.NO_TLS
     return OSError(error.errno, f"{error.strerror}: {CLOSED}") if isinstance(error, ConnectionError) else error

@@ -15,6 +15,7 @@ One thread at a time: OpenSSL's object must not serve two.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import socket
 import ssl
 
@@ -97,6 +98,10 @@ class Session:
     def peer(self) -> dict[str, object]:
         """Return what the other end's certificate says; it is verified."""
         return dict(self._tls.getpeercert() or {})
+
+    def fingerprint(self) -> bytes:
+        """Return the SHA-256 of the other end's certificate, whoever signed it."""
+        return hashlib.sha256(self._tls.getpeercert(True) or b"").digest()
 
     def encrypt(self, plain: memoryview) -> None:
         """Encrypt all of `plain`, to be sent. Raises SSLError."""

@@ -9,11 +9,14 @@ ciphers where that was asked for; no tickets, no renegotiation, nothing before t
 from __future__ import annotations
 
 import dataclasses
+import math
 import ssl
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from .. import credentials, errors, texts
+from . import token
 
 AEAD = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """The ciphers of TLS 1.2; those of TLS 1.3 are all of this kind."""
@@ -47,16 +50,51 @@ class Security:
     """What a receiver demands of who connects."""
 
     context: ssl.SSLContext
-    allowed_peers: tuple[str, ...]
+    allowed_peers: tuple[str, ...] = ()
+    token: str = dataclasses.field(default="", repr=False)
+    """What makes a sender trusted that has no certificate of an authority."""
+
+    expires_at: float = math.inf
+    """When that is over, on the clock of ``time.monotonic``."""
 
 
-def sender_context(parameters: credentials.TlsParameters) -> ssl.SSLContext:
-    """Return what a sender trusts. Raises :class:`~blkmig.errors.ParameterError` for files that cannot be used."""
-    return _context(ssl.PROTOCOL_TLS_CLIENT, parameters, parameters.files("client"))
+@dataclasses.dataclass(frozen=True, slots=True)
+class Trust:
+    """What a sender demands of the receiver."""
+
+    context: ssl.SSLContext
+    hostname: str
+    pin: bytes | None = None
+    """The SHA-256 that the receiver's certificate must have, where it is trusted for that alone."""
+
+
+def sender_trust(parameters: credentials.TlsParameters, host: str) -> Trust:
+    """Return what a sender demands of the receiver at `host`.
+
+    Raises :class:`~blkmig.errors.ParameterError` for files, and for a token, that cannot be used.
+    """
+    hostname = parameters.hostname or host or "localhost"
+    if not parameters.token:
+        return Trust(_context(ssl.PROTOCOL_TLS_CLIENT, parameters, parameters.files("client")), hostname)
+    said = token.Token.parse(parameters.token)
+    context = _bare_context(ssl.PROTOCOL_TLS_CLIENT, "1.3")
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # `pin` says more than a name
+    token.take(context, said)
+    return Trust(context, hostname, said.pin)
+
+
+def offered_security() -> Security:
+    """Return what a receiver demands that has no certificates: its token. Raises ParameterError if it can make none."""
+    context = _bare_context(ssl.PROTOCOL_TLS_SERVER, "1.3")
+    context.verify_mode, context.num_tickets = ssl.CERT_REQUIRED, 0
+    made = token.offer(context)
+    return Security(context, token=made.text(), expires_at=time.monotonic() + token.LIFETIME_SECONDS)
 
 
 def receiver_security(parameters: credentials.TlsParameters) -> Security:
-    """Return what a receiver demands. Raises :class:`~blkmig.errors.ParameterError` as `sender_context`."""
+    """Return what a receiver demands. Raises :class:`~blkmig.errors.ParameterError` as `sender_trust`."""
+    if parameters.token:
+        raise errors.ParameterError("a receiver makes its token itself: say none, and no certificates")
     context = _context(ssl.PROTOCOL_TLS_SERVER, parameters, parameters.files("server"))
     context.verify_mode = ssl.CERT_REQUIRED
     context.num_tickets = 0
@@ -64,10 +102,7 @@ def receiver_security(parameters: credentials.TlsParameters) -> Security:
 
 
 def _context(kind: Any, parameters: credentials.TlsParameters, files: credentials.Files) -> ssl.SSLContext:
-    context = ssl.SSLContext(kind)
-    context.minimum_version = VERSIONS[parameters.minimum]
-    context.set_ciphers(AEAD)
-    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
+    context = _bare_context(kind, parameters.minimum)
     try:
         context.load_verify_locations(files.authority)
     except OSError as error:  # SSLError is one
@@ -77,6 +112,14 @@ def _context(kind: Any, parameters: credentials.TlsParameters, files: credential
             context.load_cert_chain(files.certificate, files.key, _no_passphrase)
         except OSError as error:
             raise errors.ParameterError(f"TLS: {_why_not_loaded(files, error)}") from error
+    return context
+
+
+def _bare_context(kind: Any, minimum: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(kind)
+    context.minimum_version = VERSIONS[minimum]
+    context.set_ciphers(AEAD)
+    context.options |= ssl.OP_NO_TICKET | ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION
     return context
 
 

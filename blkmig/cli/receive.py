@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import errors, migration, params, stats, units
 from ..migration import displays
-from . import arguments, output, progress, security, signals, watching
+from . import arguments, output, progress, security, signals, tokens, watching
 
 EXAMPLES = (
     "blkmig receive tcp::4444 vda=copy.raw                     # the disk called vda goes to copy.raw",
@@ -67,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     by_index = arguments.each_once([*in_order, *map(parse_map, args.map)], "disk number")
     sizes = arguments.each_once(map(arguments.named_size, args.size), "the size of disk")
     parameters = arguments.parameters_of(args, params.IncomingParameters, sizes=sizes, tls=security.parameters_of(args))
+    tokens.check_place(args, is_needed=args.uri.startswith("tls:") and parameters.tls is None)
     with watching.watching(args, "incoming") as watch, progress.reporter(args.progress) as report:
         incoming = migration.IncomingMigration(
             args.uri, targets, parameters, into=args.into, by_index=by_index, on_progress=watch.joined(report)
@@ -78,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
             if incoming.is_exposed and not args.insecure:
                 output.print_note(security.EXPOSED.format(uri=incoming.uri))
             watch.begin(incoming)
-            result = incoming.run()
+            with tokens.shown(incoming.token, incoming.uri, args.token_file):
+                result = incoming.run()
     print_result(result, args, is_stdout_taken=incoming.is_awaited and displays.answers_on_stdout(args.uri))
     return 0
 

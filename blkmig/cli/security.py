@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 
 from .. import credentials
-from . import arguments
+from . import arguments, tokens
 
 EXPOSED = (
     "anybody who reaches {uri} can write these targets, until a source has connected: listen at an address that only "
@@ -29,12 +29,21 @@ def add_options(parser: argparse.ArgumentParser, end: credentials.End) -> None:
     if end == "client":
         name = "the name in the receiver's certificate (default: the HOST of URI)"
         parser.add_argument("--tls-hostname", type=arguments.word, metavar="NAME", help=name)
+        asks = "ask for the token that the receiver has shown, in place of certificates"
+        parser.add_argument("--token", action="store_true", help=asks)
+        reads = "read the token from FILE, which nobody else may read; -: from stdin"
+        parser.add_argument("--token-file", type=arguments.word, metavar="FILE", help=reads)
         return
     allowed = (
         "take a stream only from who has a certificate with this name; may be said several times (default: from "
         "whoever has one of the authority)"
     )
     parser.add_argument("--allow-peer", action="append", type=arguments.word, metavar="NAME", help=allowed)
+    writes = (
+        "at tls: without certificates, write the token into FILE, which is made, and removed at the end (default: show "
+        "it, if stderr is a terminal)"
+    )
+    parser.add_argument("--token-file", type=arguments.word, metavar="FILE", help=writes)
     parser.add_argument(
         "--insecure", action="store_true", help="do not warn that whoever reaches the address can write the targets"
     )
@@ -44,7 +53,8 @@ def parameters_of(args: argparse.Namespace) -> credentials.TlsParameters | None:
     """Return what the options say of TLS, None if they say nothing."""
     hostname, allowed = getattr(args, "tls_hostname", None), getattr(args, "allow_peer", None)
     said = (args.tls_certificates, args.tls_ca, args.tls_cert, args.tls_key, hostname, allowed)
-    if all(value is None for value in said) and args.tls_min == "1.3":
+    token = tokens.read(args) if hasattr(args, "token") else ""
+    if not token and all(value is None for value in said) and args.tls_min == "1.3":
         return None
     return credentials.TlsParameters(
         certificates=args.tls_certificates,
@@ -52,6 +62,7 @@ def parameters_of(args: argparse.Namespace) -> credentials.TlsParameters | None:
         certificate=args.tls_cert,
         key=args.tls_key,
         hostname=hostname or "",
+        token=token,
         minimum=args.tls_min,
         allowed_peers=tuple(allowed or ()),
     )

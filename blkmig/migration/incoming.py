@@ -89,6 +89,11 @@ class IncomingMigration:
         return self._requested_uri if self._listener is None else self._listener.uri
 
     @property
+    def token(self) -> str:
+        """Return what its sender must say, where it listens at ``tls:`` without certificates: a secret."""
+        return "" if self._listener is None else self._listener.token
+
+    @property
     def is_exposed(self) -> bool:
         """Return whether another machine may reach the address, where whoever does can write the targets."""
         return self._listener is not None and self._listener.is_exposed

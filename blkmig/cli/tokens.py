@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""How people and programs carry a token from the receiver to the sender: a terminal, or a file of their own.
+
+It is in no argument and in no log: process lists, histories of shells and journals are read by others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import os
+import pathlib
+import stat
+import sys
+from collections.abc import Iterator
+
+from .. import errors
+from . import output
+
+MAX_NBYTES = 4096
+"""What is read of a file; a token is shorter."""
+
+
+def read(args: argparse.Namespace) -> str:
+    """Return the token that a sender is to say, "" if none was asked for. Raises ParameterError. May ask."""
+    if args.token and args.token_file is not None:
+        raise errors.ParameterError("--token asks for the token, and --token-file reads it: say one of them")
+    if args.token:
+        return _required(_ask())
+    if args.token_file is None:
+        return ""
+    return _required(sys.stdin.readline(MAX_NBYTES) if args.token_file == "-" else _read_file(args.token_file))
+
+
+def _required(text: str) -> str:
+    if not text.strip():
+        raise errors.ParameterError("the token is missing: copy the line that the receiver has shown")
+    return text
+
+
+def _ask() -> str:
+    """Ask at the terminal, without showing what is typed."""
+    import getpass
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", getpass.GetPassWarning)
+        try:
+            return getpass.getpass("token: ")
+        except (getpass.GetPassWarning, EOFError) as error:
+            why = "there is no terminal at which the token could be asked for: say --token-file"
+            raise errors.ParameterError(why) from error
+
+
+def _read_file(path: str) -> str:
+    try:
+        with pathlib.Path(path).open(encoding="ascii", errors="replace") as file:
+            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
+                raise errors.ParameterError(f"others may use the token in {path!r}: chmod 600, and make a new one")
+            return file.read(MAX_NBYTES)
+    except OSError as error:
+        raise errors.ParameterError(f"--token-file {path!r}: {error.strerror or error}") from error
+
+
+def check_place(args: argparse.Namespace, *, is_needed: bool) -> None:
+    """Raise ParameterError if a receiver's token could be shown to nobody, or there is none. Before it listens."""
+    if not is_needed:
+        if args.token_file is not None:
+            raise errors.ParameterError("--token-file is for tls: without certificates: elsewhere there is no token")
+        return
+    if args.token_file is None and (output.stderr.is_json or not os.isatty(2)):
+        raise errors.ParameterError(
+            "tls: without certificates makes a token, and stderr is no terminal to show it on: say --token-file FILE, "
+            "or --tls-certificates DIR"
+        )
+
+
+@contextlib.contextmanager
+def shown(token: str, uri: str, path: str | None) -> Iterator[None]:
+    """Show a receiver's token, or have it in a file, for the length of a ``with``; without a token do nothing."""
+    if not token or path is None:
+        if token:
+            host, _, port = uri.removeprefix("tls:").rpartition(":")
+            where = f"tls:{host or os.uname().nodename}:{port}"
+            output.print_note(f"on the other host:  blkmig send DISK {where} --token")
+            output.print_note("and this is the token, which makes whoever has it the sender:")
+            output.stderr.line(token)
+        yield
+        return
+    _write_file(token, path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            pathlib.Path(path).unlink()
+
+
+def _write_file(token: str, path: str) -> None:
+    """Write a file that only this user can read, and that was not there: it is nobody's disk."""
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(fd, "w", encoding="ascii") as file:  # noqa: PTH123 - what is open already
+            file.write(f"{token}\n")
+    except OSError as error:
+        why = "it is there already, and is not replaced" if error.errno == errno.EEXIST else error.strerror or error
+        raise errors.ParameterError(f"--token-file {path!r}: {why}") from error
