@@ -40,6 +40,7 @@ LIBRARIES = (
     ("qemu.qmp", "qemu.qmp", "disks of a running QEMU: qemu:", "pip install 'blkmig[qemu]'"),
     ("blake3", "blake3", "--incremental --verify between two blkmigs", "pip install 'blkmig[verify]'"),
     ("prometheus-client", "prometheus-client", "--metrics, --metrics-listen", "pip install 'blkmig[metrics]'"),
+    ("cryptography", "cryptography", "tls: with a token, --token", "pip install 'blkmig[tls]'"),
     ("shtab", "shtab", "blkmig completion", "pip install 'blkmig[completion]'"),
 )
 """Each with its distribution, what it enables, and what to install."""
