@@ -61,7 +61,7 @@ class RoundStatistics:
 
 @dataclasses.dataclass(slots=True)
 class SentDiskStatistics:
-    """The figures of one disk at the sending end; with `on_progress` kept up to date, else there at the end."""
+    """The figures of one disk at the sending end; with `on_progress` kept up to date, to a second, else only final."""
 
     name: str
     size: int

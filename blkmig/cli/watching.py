@@ -6,12 +6,16 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import pathlib
 from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from .. import errors, migration, ownfile, params, stats, units
 from ..channel import uri as address
 from . import arguments, notify, output
+
+if TYPE_CHECKING:
+    from .. import report
 
 Direction = Literal["outgoing", "incoming"]
 Migration = migration.OutgoingMigration | migration.IncomingMigration
@@ -104,18 +108,28 @@ class Watch:
             recorder.ended(error, str(error).replace(args.uri, recorder.name))
             raise
         finally:
-            try:
-                ownfile.replace(args.report, report.page(recorder), report.MARK)
-            except OSError as error:
-                output.print_note(f"the report cannot be written to {args.report!r}: {error.strerror or error}")
+            _write_report(args.report, recorder)
 
 
 def _check_report(path: str, mark: bytes) -> None:
-    """Raise :class:`~blkmig.errors.ParameterError` if a report would replace something else."""
+    """Raise :class:`~blkmig.errors.ParameterError` if a report cannot be there, or would replace something."""
+    if not pathlib.Path(path).parent.is_dir():
+        raise errors.ParameterError(f"--report {path!r}: there is no such folder")
     try:
         ownfile.check(path, mark)
     except OSError as error:
         raise errors.ParameterError(f"--report {path!r}: {error.strerror or error}") from error
+
+
+def _write_report(path: str, recorder: report.Recorder) -> None:
+    """Write the report. Whatever goes wrong with a picture, the migration has ended as it has: that is what is told."""
+    from .. import report
+
+    try:
+        ownfile.replace(path, report.page(recorder), report.MARK)
+    except Exception as error:
+        why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        output.print_note(f"the report cannot be written to {path!r}: {why}")
 
 
 def _plain(parameters: params.MigrationParameters | params.IncomingParameters) -> dict[str, object]:

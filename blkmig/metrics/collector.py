@@ -150,6 +150,9 @@ class MigrationMetrics:
         }  # fmt: skip
         yield "start_time_seconds", "When the migration began, in seconds since 1970.", self._started, {}
         yield "end_time_seconds", "When the migration ended, in seconds since 1970.", self._ended, {}
+        if self._started is not None:
+            elapsed = (self._ended or time.time()) - self._started
+            yield "elapsed_seconds", "Seconds since the migration began.", elapsed, {}
         idle = self.idle_seconds()
         yield "idle_seconds", "Seconds in which no byte has moved although some were due.", idle, {}
         yield "stalled", "1 if no byte has moved for 10 s although some were due.", idle >= STALL_SECONDS, {}
@@ -160,7 +163,6 @@ class MigrationMetrics:
         yield "rounds", "Dirty rounds that have ended.", self._rounds, {}
         progress = self._progress
         if progress is not None:
-            yield "elapsed_seconds", "Seconds since the migration began.", progress.elapsed, {}
             rate = 0 if self._ended else progress.bandwidth
             yield "transfer_rate_bytes", "Bytes per second that have moved of late.", rate, {}
         if isinstance(progress, stats.Progressed):

@@ -87,6 +87,7 @@ class Figures:
         self._round_start = (0.0, 0, 0, 0, 0)
         self._fetched_at: float | None = None
         self._last_report = 0.0
+        self._disks_due = 0.0
 
     def pending(self) -> int:
         """Return the bytes that the last pass would have to send if it began now."""
@@ -217,7 +218,9 @@ class Figures:
         """Return a report of how far the migration is."""
         blk_mig, look = self._block.blk_mig, self._outlook
         look.look()
-        sentdisks.update(self.stats, blk_mig, look.disks_dirty_bytes)
+        if self._clock() >= self._disks_due:
+            sentdisks.update(self.stats, blk_mig, look.disks_dirty_bytes)
+            self._disks_due = self._clock() + sentdisks.SECONDS_PER_DISK * len(blk_mig.bmds_list)
         phase = "dirty" if self._phase == "bulk" and blk_mig.bulk_completed else self._phase
         dirty_rate = look.dirty_rate_in_bulk() if phase == "bulk" else self.stats.dirty_rate
         is_over = phase == "waiting"

@@ -39,6 +39,13 @@ def test_a_failure_has_its_page_without_the_command_that_may_hold_a_secret(tmp_p
     assert "secret" not in page.read_text()
 
 
+def test_a_report_that_cannot_be_written_changes_no_verdict(tmp_path: Path, disk: Path) -> None:
+    sent = command.run("send", f"--report={tmp_path}/{'x' * 255}", str(disk), "file:/dev/null")
+    assert (sent.exit_code, sent.stderr.count("the report cannot be written")) == (0, 1)
+    sent = command.run("send", f"--report={tmp_path}/nowhere/page.html", str(disk), "file:/dev/null")
+    assert (sent.exit_code, "there is no such folder" in sent.stderr) == (2, True)
+
+
 def test_a_report_replaces_reports_only(tmp_path: Path, disk: Path) -> None:
     before = disk.read_bytes()
     sent = command.run("send", f"--report={disk}", str(disk), "file:/dev/null")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import typing
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +128,12 @@ def test_how_it_ended(error: BaseException, ends: str, failed: dict[str, float])
     assert (phase(collector), found["succeeded"]) == (ends, 0)
     assert {name: value for name, value in found.items() if name.startswith("failed")} == failed
     assert found["end_time_seconds"] >= found["start_time_seconds"]
+
+
+def test_every_state_has_a_phase() -> None:
+    states = {*typing.get_args(stats.Status)} - {"active", "device", "cancelling"}
+    phases = {*typing.get_args(stats.Phase), *typing.get_args(stats.ReceivingPhase)}
+    assert {*metrics.PHASES} == states | phases
 
 
 def test_not_converging() -> None:
