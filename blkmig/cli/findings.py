@@ -39,6 +39,7 @@ LIBRARIES = (
     ("numpy", "numpy", "disks in memory", "pip install numpy"),
     ("qemu.qmp", "qemu.qmp", "disks of a running QEMU: qemu:", "pip install 'blkmig[qemu]'"),
     ("blake3", "blake3", "--incremental --verify between two blkmigs", "pip install 'blkmig[verify]'"),
+    ("xxhash", "xxhash", "checksums of payloads between two machines", "pip install 'blkmig[checksums]'"),
     ("prometheus-client", "prometheus-client", "--metrics, --metrics-listen", "pip install 'blkmig[metrics]'"),
     ("cryptography", "cryptography", "tls: with a token, --token", "pip install 'blkmig[tls]'"),
     ("shtab", "shtab", "blkmig completion", "pip install 'blkmig[completion]'"),

@@ -22,6 +22,8 @@ NEAR = 4
 """A limit of up to so many pauses is in their picture; one that is farther away would make them a line."""
 
 PHASES = {"bulk": "bulk", "dirty": "dirty", "switchover": "pause", "waiting": "waiting", "storing": "waiting"}
+BANDS = (("dirty", "c-rounds", "rounds"), ("pause", "c-pause", "pause"), ("waiting", "c-rest", "target stores"))
+"""Phases that have a band behind a chart: how that looks in a legend, and what it is called."""
 
 
 def _bands(recorded: recorder.Recorder, end: float) -> str:
@@ -39,6 +41,12 @@ def _bands(recorded: recorder.Recorder, end: float) -> str:
     )
 
 
+def _phases(recorded: recorder.Recorder) -> list[tuple[str, str]]:
+    """Return what the bands behind a chart mean, of those that are there."""
+    seen = {PHASES.get(sample.phase, "") for sample in recorded.samples.kept}
+    return [(css, words) for phase, css, words in BANDS if phase in seen]
+
+
 def _over_time(recorded: recorder.Recorder, inner: str, label: str, top: float, unit: str, end: float) -> str:
     words = ["0", svg.clock(end / 2), svg.clock(end)]
     return svg.chart(_bands(recorded, end) + inner, label, top=svg.size(top) + unit, x=words)
@@ -54,7 +62,7 @@ def left(recorded: recorder.Recorder) -> str:
     x, y = svg.WIDTH / end, svg.HEIGHT / top
     inner = svg.path([(each.elapsed * x, (each.left or 0) * y) for each in samples], css="area", is_closed=True)
     inner += svg.path([(each.elapsed * x, each.dirty * y) for each in samples], css="line-dirty")
-    return svg.legend([("c-left", "left to be sent"), ("c-dirty", "of it dirty"), ("c-pause", "pause")]) + _over_time(
+    return svg.legend([("c-left", "left to be sent"), ("c-dirty", "of it dirty"), *_phases(recorded)]) + _over_time(
         recorded, inner, "bytes that were left, over time", top, "", end
     )
 
@@ -73,7 +81,8 @@ def speed(recorded: recorder.Recorder) -> str:
     if recorded.rounds:
         inner += svg.path([(each.elapsed * x, each.dirty_rate * y) for each in samples], css="line-dirty")
         entries.append(("c-dirty", "dirtied by the writers"))
-    return svg.legend(entries) + _over_time(recorded, inner, "bytes per second, over time", top, "/s", end)
+    legend = svg.legend([*entries, *_phases(recorded)])
+    return legend + _over_time(recorded, inner, "bytes per second, over time", top, "/s", end)
 
 
 def _moved(samples: Sequence[recorder.Sample], shortest: float) -> list[svg.Point]:

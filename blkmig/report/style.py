@@ -4,6 +4,7 @@
 COLOURS = {
     "left": "left",
     "dirty": "dirty",
+    "rounds": "rounds",
     "pause": "pause",
     "last": "pause",
     "rest": "wait",
@@ -21,9 +22,11 @@ COLOURS = {
 STYLE = """
 :root { color-scheme: light dark; --page: #fbfbfa; --card: #fff; --ink: #1d2327; --soft: #5c666d; --line: #d9dedf;
   --left: #3b78c4; --dirty: #c4500b; --pause: #b0307a; --wait: #7a5cc0; --empty: #e9ecec; --ahead: #fff;
+  --rounds: #fbeee6;
   --h1: #f2b134; --h2: #ea7a1c; --h3: #d23c1e; --h4: #8c1230; --good: #1c7a44; --bad: #b3261e; --unsure: #8a6100; }
 @media (prefers-color-scheme: dark) { :root { --page: #14181b; --card: #1c2226; --ink: #e7ebed; --soft: #9aa5ac;
   --line: #343d43; --left: #6ea6ec; --dirty: #ff9a4d; --pause: #f07ab8; --wait: #b39af0; --empty: #313a40;
+  --rounds: #2e2824;
   --ahead: #14181b; --h1: #ffd773; --h2: #ff9d47; --h3: #ff6247; --h4: #ff2d78; --good: #4cc27d; --bad: #ff7a70;
   --unsure: #e2b040; } }
 * { box-sizing: border-box; }
@@ -54,7 +57,7 @@ svg.plot { border-left: 1px solid var(--line); border-bottom: 1px solid var(--li
 svg * { vector-effect: non-scaling-stroke; }
 .area { fill: var(--left); fill-opacity: .3; stroke: var(--left); stroke-width: 1.5; }
 .line-dirty { fill: none; stroke: var(--dirty); stroke-width: 1.5; }
-.band-dirty { fill: var(--dirty); fill-opacity: .08; } .band-pause { fill: var(--pause); fill-opacity: .6; }
+.band-dirty { fill: var(--rounds); } .band-pause { fill: var(--pause); fill-opacity: .6; }
 .band-waiting { fill: var(--wait); fill-opacity: .35; }
 .strip { height: 3rem; border: 1px solid var(--line); }
 .disk { margin: 0 0 .625rem; }
