@@ -10,8 +10,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from . import units
-
 Status = Literal["none", "setup", "active", "device", "completed", "failed", "cancelling", "cancelled"]
 """The states of a migration, in QEMU's words; "device" is the last pass, with the writers held."""
 
@@ -107,8 +105,11 @@ class OutgoingStatistics:
     pack_bytes: int = 0
     """Bytes of the disks in them."""
 
-    packed_blocks: int = 0
-    """Blocks of which packs were sent; each would have been sent whole."""
+    saved_by_zeros: int = 0
+    """Bytes of zeros that were not sent."""
+
+    saved_by_granularity: int = 0
+    """Bytes that packs left out of the blocks of which they have anything."""
 
     rounds: list[RoundStatistics] = dataclasses.field(default_factory=list)
     """The bulk phase, the dirty rounds (the last thousand of them) and the final pass."""
@@ -143,11 +144,6 @@ class OutgoingStatistics:
         return left_out + sum(entry.blocks + entry.packs > 0 for entry in self.rounds[1:-1])
 
     @property
-    def saved_by_packs(self) -> int:
-        """Return how many bytes less packs have sent than whole blocks would have."""
-        return self.packed_blocks * units.MiB - self.pack_bytes
-
-    @property
     def throughput(self) -> float:
         """Disk bytes per second over the whole migration, holes included."""
         return self.disk_bytes / self.total_time if self.total_time else 0.0
@@ -171,6 +167,8 @@ class DiskStatistics:
     """Packs that came, with parts of blocks that had come before, maybe as zeros."""
 
     pack_bytes: int = 0
+    saved_by_zeros: int = 0  # as at the sending end, and so is the next one
+    saved_by_granularity: int = 0
     missing: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     """Ranges (first block, number of blocks) that never came; the first 1024 of them."""
 

@@ -11,6 +11,7 @@ from ..disk import geometry
 from .coverage import PackTally
 from .digests import DigestTree
 from .proof import DiskProof
+from .savings import Savings
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -72,6 +73,7 @@ class BlkMigDevState:
     """Blocks sent, zero blocks included; packs are in `packs`."""
 
     packs: PackTally = dataclasses.field(default_factory=PackTally)
+    savings: Savings = dataclasses.field(default_factory=Savings)
 
     completed_sectors: int = 0
     """Sectors of the bulk phase that were sent, or skipped because only the base holds them."""
@@ -119,9 +121,6 @@ class Pack:
 
     nblocks: int
     """How many blocks there are from the first one to the last one that it touches."""
-
-    dirty_blocks: int
-    """How many of these it has to do with."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)

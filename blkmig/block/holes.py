@@ -50,4 +50,4 @@ def take(blk_mig: state.BlkMigState, bmds: device.BlkMigDevState, block: int) ->
         extents.append((start, position - start))
         if total * 4 >= nbytes * granules.WHOLE_QUARTERS or len(extents) > blk_mig.reads.pack_extents:
             return None
-    return device.Pack(extents, total, nblocks=1, dirty_blocks=1) if extents else None
+    return device.Pack(extents, total, nblocks=1) if extents else None

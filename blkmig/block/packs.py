@@ -33,7 +33,7 @@ def take(bmds: device.BlkMigDevState, first: int, most: int) -> device.Pack | No
     """
     bitmap, last = bmds.dirty_bitmap, first
     extents: Extents = []
-    nbytes = dirty_blocks = 0
+    nbytes = 0
     for block, count in _blocks(bmds, first):
         if extents and (len(extents) >= most or len(extents) + count > MAX_EXTENTS):
             break
@@ -49,8 +49,8 @@ def take(bmds: device.BlkMigDevState, first: int, most: int) -> device.Pack | No
                 offset, before = extents.pop()
                 length += before
             extents.append((offset, length))
-        last, dirty_blocks = block, dirty_blocks + 1
-    return device.Pack(extents, nbytes, last + 1 - first, dirty_blocks) if extents else None
+        last = block
+    return device.Pack(extents, nbytes, last + 1 - first) if extents else None
 
 
 def _blocks(bmds: device.BlkMigDevState, first: int) -> Iterator[tuple[int, int]]:

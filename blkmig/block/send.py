@@ -62,7 +62,7 @@ def send_pack(
     )
     blk_mig.packs += 1
     blk_mig.pack_bytes += pack.nbytes
-    blk_mig.packed_blocks += pack.dirty_blocks
+    bmds.savings.pack_went(pack.extents, pack.nbytes, bmds.geometry, blocks=bmds.sent_blocks)
     blk_mig.sent_bytes += pack.nbytes
 
 
@@ -82,6 +82,7 @@ def send_zero_run(
     blk_mig.transferred += count
     blk_mig.sent_bytes += count * _core.BLOCK_SIZE
     bmds.sent_blocks += count
+    bmds.savings.zeros_went(block, count, blocks=bmds.sent_blocks)
     blk_mig.zero_transferred += count
     if bmds.sent is not None:
         bmds.sent.set_range(block, count)

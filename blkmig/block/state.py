@@ -52,7 +52,6 @@ class BlkMigState:
 
     packs: int = 0
     pack_bytes: int = 0
-    packed_blocks: int = 0
     """Packs sent, the bytes of the disks in them, and how many blocks would have gone whole instead."""
 
     last_sent: tuple[device.BlkMigDevState, int] | None = None

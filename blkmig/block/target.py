@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from .. import _core, channel, disk, errors, passage, stats
 from ..disk import geometry
 from ..disk.extents import Extents
-from . import basewords, buffers, coverage, digests
+from . import basewords, buffers, coverage, digests, savings
 
 GROWTH_BYTES = 64 << 20
 """A growing target grows in steps of this size, so that not every block changes the file's size."""
@@ -56,6 +56,8 @@ class BlkLoadDevice:
         """The buffers that all disks of the stream share, from `join` on; until then this disk's own."""
 
         self._is_size_sure = not backend.is_growable or (size is not None and is_size_sure)
+        self._shape = geometry.BlockGeometry(limit)
+        self._savings = savings.Savings()
         self._buf: _core.BlockBuffer | None = None  # lent by `buffers`, while blocks come
         self._zeroes = range(0)  # where the target said that it reads as zeros; nothing has come for it since
 
@@ -98,8 +100,10 @@ class BlkLoadDevice:
             self._zeroes = range(0)
         self.backend.write_extents(self._buf, inside)
         self.coverage.add_pack(extents, number=number, blocks=self.statistics.blocks)
+        self._savings.pack_went(extents, total, self._shape, blocks=self.statistics.blocks)
         self.statistics.packs += 1
         self.statistics.pack_bytes += total
+        self._note_savings()
 
     def load_zero_run(self, sector: int, count: int, position: int) -> None:
         """Make `count` blocks from `sector` on read as zeros. Blocks."""
@@ -112,6 +116,12 @@ class BlkLoadDevice:
                 self.backend.write_zeroes(offset, nbytes)
         self._came(block, count, is_zero=True)
         self.statistics.zero_blocks += count
+        self._savings.zeros_went(block, count, blocks=self.statistics.blocks)
+        self._note_savings()
+
+    def _note_savings(self) -> None:
+        self.statistics.saved_by_zeros = self._savings.by_zeros
+        self.statistics.saved_by_granularity = self._savings.by_granularity
 
     def join(self, shared: buffers.LoadBuffers, room: coverage.CoverageRoom) -> None:
         """Share the buffers of a stream's disks, and the room for what is not known of their sizes."""

@@ -146,7 +146,8 @@ class Figures:
         self.stats.blocks = blk_mig.transferred
         self.stats.zero_blocks = blk_mig.zero_transferred
         self.stats.packs, self.stats.pack_bytes = blk_mig.packs, blk_mig.pack_bytes
-        self.stats.packed_blocks = blk_mig.packed_blocks
+        self.stats.saved_by_zeros = sum(bmds.savings.by_zeros for bmds in blk_mig.bmds_list)
+        self.stats.saved_by_granularity = sum(bmds.savings.by_granularity for bmds in blk_mig.bmds_list)
         self.stats.bandwidth = self.meter.estimate()
         self.stats.total_time = self.elapsed()
         if self.stats.bandwidth and blk_mig.bulk_completed:  # before that, nobody knows what bulk will have left
