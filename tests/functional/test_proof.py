@@ -17,7 +17,7 @@ import pytest
 
 import blkmig
 from blkmig import errors
-from blkmig.block import proof, prooftable, proving
+from blkmig.block import proof, proofs, prooftable, proving
 from blkmig.files import direct, storage
 
 MIB = lab.MIB
@@ -308,6 +308,46 @@ def test_a_pause_that_is_given_up_costs_no_proof(tmp_path: Path) -> None:
     assert sent.pauses_given_up == 1
     assert sent.verified
     assert came.disks["d"].verified
+
+
+def test_a_source_that_goes_away_before_its_last_proofs_leaves_a_whole_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The target has said that the disk is its own; it is not verified, and says so."""
+
+    def gone(self: proofs.Proofs) -> Iterator[bytes]:
+        raise errors.Cancelled("gone")
+
+    monkeypatch.setattr(proofs.Proofs, "last_records", gone)
+    content = random.Random(2).randbytes(SIZE)
+    disk = blkmig.MemoryBackend(bytearray(content), name="d")
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "t.raw"}, verify=True)
+    with pytest.raises(errors.Cancelled, match="gone"):
+        blkmig.send([disk], receiver.uri, digests=True)
+    with pytest.raises(errors.ChannelError, match="it is not verified"):
+        receiver.result()
+    assert (tmp_path / "t.raw").read_bytes() == content
+
+
+def test_a_cancel_is_heard_while_the_target_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pause waits for the comparison, and whoever cancels does not."""
+    is_cancelled, compare = threading.Event(), proving.difference
+
+    def waiting(*args: Any) -> Any:
+        migration.cancel()
+        is_cancelled.set()
+        return compare(*args)
+
+    monkeypatch.setattr(proving, "difference", waiting)
+    disk = blkmig.MemoryBackend(bytearray(random.Random(2).randbytes(SIZE)), name="d")
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "t.raw"}, verify=True)
+    migration = blkmig.outgoing([disk], receiver.uri, blkmig.MigrationParameters(digests=True))
+    with pytest.raises(errors.Cancelled), migration:
+        migration.run()
+    assert is_cancelled.is_set()
+    assert not disk.is_held
+    with pytest.raises(errors.MigrationError):
+        receiver.result()
 
 
 def waited(question: Callable[[], bool]) -> bool:
