@@ -85,14 +85,16 @@ def test_kinds_of_disks(tmp_path: Path, source: str, target: str) -> None:
     assert sent.packs
 
 
-def test_verified_blocks_go_whole(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("channel", "goes_whole"), [("tcp", False), ("file", True)])
+def test_verified_disks(tmp_path: Path, channel: str, goes_whole: bool) -> None:
+    """A digest in the stream is of whole blocks; a proof beside the stream is of disks, however they travel."""
     content = islands(random.Random(3))
     with opened("file", lab.sparse_file(tmp_path / "s.raw", content)) as disk:
         target = new_target(tmp_path)
         sent, _ = lab.migrate(
-            tmp_path, "tcp", [disk], {"d": target}, receive={"verify": True}, format="blkmig", digests=True
+            tmp_path, channel, [disk], {"d": target}, receive={"verify": True}, format="blkmig", digests=True
         )
-    assert not sent.packs
+    assert (not sent.packs) == goes_whole
     assert target.read_bytes() == content
 
 
