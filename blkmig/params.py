@@ -112,6 +112,10 @@ class MigrationParameters:
     connect_timeout: float = 30.0
     """Seconds to wait for the other end to answer."""
 
+    reconnect: float = 60.0
+    """Seconds to try to come again when the link to a blkmig is lost; 0 fails at once. Only what the target has not
+    stored by then is sent again."""
+
     idle_timeout: float = 60.0
     """Seconds that the other end may be idle while it should take or confirm something; 0 waits for ever."""
 
@@ -133,6 +137,7 @@ class MigrationParameters:
         _set_number(self, "connect_timeout", 0.001, 86400)
         _set_number(self, "idle_timeout", 0, 86400)
         _set_folder(self)
+        _set_number(self, "reconnect", 0, 86400)
         if self.timeout is not None:
             _set_number(self, "timeout", 0, float("inf"))
         if self.max_rounds is not None:

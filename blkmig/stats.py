@@ -10,13 +10,17 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-Status = Literal["none", "setup", "active", "device", "completed", "failed", "cancelling", "cancelled"]
-"""The states of a migration, in QEMU's words; "device" is the last pass, with the writers held."""
+from .diskstats import DiskStatistics as DiskStatistics
+from .diskstats import SentDiskStatistics as SentDiskStatistics
+from .diskstats import SizeSource as SizeSource
+
+Status = Literal["none", "setup", "active", "reconnecting", "device", "completed", "failed", "cancelling", "cancelled"]
+"""The states of a migration, in QEMU's words; "device" is the last pass, with the writers held. In "reconnecting", the
+link was lost: the source tries to come again, the target waits for it."""
 
 StreamFormat = Literal["block", "blkmig"]
 """The section that carries the disks: QEMU's, or the one between two blkmigs."""
 
-SizeSource = Literal["stream", "target", "option", "inferred"]
 Phase = Literal["setup", "bulk", "dirty", "switchover", "waiting"]
 """What a migration does. In "waiting" it waits for the target, which brings everything to stable storage."""
 
@@ -58,25 +62,6 @@ class RoundStatistics:
 
 
 @dataclasses.dataclass(slots=True)
-class SentDiskStatistics:
-    """The figures of one disk at the sending end; with `on_progress` kept up to date, to a second, else only final."""
-
-    name: str
-    size: int
-    passed_bytes: int = 0
-    """How far the bulk phase has come, holes included."""
-
-    dirty_bytes: int = 0
-    """Bytes that were written since they were sent."""
-
-    blocks: int = 0
-    """Blocks sent, as those of all disks are counted."""
-
-    resent_blocks: int = 0
-    packs: int = 0
-
-
-@dataclasses.dataclass(slots=True)
 class OutgoingStatistics:
     """The figures of an outgoing migration. The migration thread writes them; readers see each figure whole."""
 
@@ -110,6 +95,13 @@ class OutgoingStatistics:
 
     saved_by_granularity: int = 0
     """Bytes that packs left out of the blocks of which they have anything."""
+
+    barriers: int = 0
+    """Barriers that the target has acknowledged: what was sent before them is on stable storage there."""
+
+    reconnects: int = 0
+    taken_back_bytes: int = 0
+    """How often the link was lost and came back, and how many bytes of the disks were to be sent again therefore."""
 
     rounds: list[RoundStatistics] = dataclasses.field(default_factory=list)
     """The bulk phase, the dirty rounds (the last thousand of them) and the final pass."""
@@ -150,36 +142,6 @@ class OutgoingStatistics:
 
 
 @dataclasses.dataclass(slots=True)
-class DiskStatistics:
-    """The figures of one disk at the receiving end."""
-
-    name: str
-    size: int | None = None
-    """Bytes; None while it is not known."""
-
-    size_source: SizeSource = "inferred"
-    blocks: int = 0
-    """Blocks that came, zero blocks included; a block that comes again counts again."""
-
-    zero_blocks: int = 0
-    resent_blocks: int = 0
-    packs: int = 0
-    """Packs that came, with parts of blocks that had come before, maybe as zeros."""
-
-    pack_bytes: int = 0
-    saved_by_zeros: int = 0  # as at the sending end, and so is the next one
-    saved_by_granularity: int = 0
-    missing: list[tuple[int, int]] = dataclasses.field(default_factory=list)
-    """Ranges (first block, number of blocks) that never came; the first 1024 of them."""
-
-    missing_blocks: int = 0
-    """How many blocks never came."""
-
-    verified: bool = False
-    """Whether the digest of the whole disk was compared with the one in the stream, and is equal."""
-
-
-@dataclasses.dataclass(slots=True)
 class IncomingStatistics:
     """The figures of an incoming migration."""
 
@@ -192,6 +154,9 @@ class IncomingStatistics:
 
     disks: dict[str, DiskStatistics] = dataclasses.field(default_factory=dict)
     percent: int = 0
+    reconnects: int = 0
+    """How often the link was lost and the source came again."""
+
     total_time: float = 0.0
     notes: list[str] = dataclasses.field(default_factory=list)
     """What a user should know although nothing failed, such as sizes that were inferred or skipped sections."""
@@ -209,6 +174,20 @@ class StatusChanged(Event):
     """The migration is in another state."""
 
     status: Status
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Acknowledged(Event):
+    """The target has everything on stable storage that was sent before barrier `number`."""
+
+    number: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Reconnecting(Event):
+    """The link was lost, and is opened again."""
+
+    why: str
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -20,15 +20,17 @@ from .basewords import BaseRun
 from .buffers import LoadBuffers
 from .checks import why_left_out
 from .choice import DiskChoice
-from .coverage import MAX_INFERRED_BYTES, BlockCoverage, CoverageRoom, grown
+from .coverage import MAX_INFERRED_BYTES, BlockCoverage, CoverageCounts, CoverageRoom, grown
 from .digests import combine_digests, combine_disks, tree_of
 from .extras import ExtraKind, OnExtra, extra, get_extra
 from .hashing import is_available as can_hash
 from .load import BlockLoadHandlers, LoadDevice
+from .log import SentLog
+from .loss import Counts, take_back_in_flight
 from .proving import Difference, Proving
 from .save import BlockSaveHandlers
 from .sizes import SaidSizes
-from .table import TableDisk, flush_records, records
+from .table import TableDisk, barrier_records, flush_records, records
 from .target import NAMELESS_TWICE, BlkLoadDevice
 from .wire import FORMATS, Format
 
@@ -41,6 +43,8 @@ __all__ = [
     "BlockCoverage",
     "BlockLoadHandlers",
     "BlockSaveHandlers",
+    "Counts",
+    "CoverageCounts",
     "CoverageRoom",
     "Difference",
     "DiskChoice",
@@ -51,7 +55,9 @@ __all__ = [
     "OnExtra",
     "Proving",
     "SaidSizes",
+    "SentLog",
     "TableDisk",
+    "barrier_records",
     "can_hash",
     "combine_digests",
     "combine_disks",
@@ -60,6 +66,7 @@ __all__ = [
     "get_extra",
     "grown",
     "records",
+    "take_back_in_flight",
     "tree_of",
     "why_left_out",
 ]

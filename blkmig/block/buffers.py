@@ -36,6 +36,12 @@ class LoadBuffers:
         self.checksums = checksums.Expected()
         """What the stream says of the payload that comes next."""
 
+    def forget(self) -> None:
+        """Have new buffers: a link was lost, which may have left a part of a payload in one of them."""
+        self._buffers.clear()
+        self._storing.clear()
+        self.checksums.forget()
+
     def lend(self, device: StoringDevice) -> _core.BlockBuffer:
         """Return the buffer for the blocks of `device`, until it is told to rest. May wait for another disk."""
         if len(self._storing) == STORING_DISKS:

@@ -88,6 +88,9 @@ def send_run(
     blk_mig.transferred += count
     blk_mig.sent_bytes += count * _core.BLOCK_SIZE
     bmds.sent_blocks += count
+    if blk_mig.log is not None:
+        blk_mig.log.add_run(bmds, block, count)
+        send.count_again(bmds, block, count)
     bmds.completed_sectors += advance(bmds, count)
     if bmds.proof is not None:
         bmds.proof.bulk_sent(block, count)
@@ -108,6 +111,9 @@ def send_hole(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: devic
     count = take_hole(bmds, block) if blk_mig.zero_blocks else 0
     if count:
         send.send_zero_run(blk_mig, f, bmds, block, count)
+        if blk_mig.log is not None:
+            blk_mig.log.add_run(bmds, block, count)
+            send.count_again(bmds, block, count, is_zero=True)
         bmds.completed_sectors += advance(bmds, count)
         if bmds.proof is not None:
             bmds.proof.bulk_sent(block, count)

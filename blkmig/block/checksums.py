@@ -50,6 +50,10 @@ class Expected:
         self.is_on = True
         (self._value,) = BODY.unpack(body)
 
+    def forget(self) -> None:
+        """Expect nothing: the link was lost, maybe right behind a CHECKS."""
+        self._value = None
+
     def check(self, payload: bytes | memoryview, seed: int, *, uri: str, device: str, offset: int) -> None:
         """Raise :class:`~blkmig.errors.DamagedOnTheWay` unless `payload` is what was said of it."""
         value, self._value = self._value, None

@@ -48,6 +48,10 @@ class PackTally:
         self.end = max(self.end, sum(extents[-1]))
 
 
+CoverageCounts = tuple[int, int, int, PackTally]
+"""Blocks, the two numbers of `resent`, and the packs, as they were at a barrier."""
+
+
 class CoverageRoom:
     """How many blocks more the disks of one stream may be believed to have."""
 
@@ -78,6 +82,12 @@ class BlockCoverage:
         self.resent_sum = 0
         """How many blocks came that had come before, and the sum of what `resent_term` makes of them."""
 
+        self.counts_all = False
+        """Every block counts as one that came before: the link was lost once, see `rewind`."""
+
+        self.blocks = 0
+        """Blocks that came, whether before or not."""
+
         self.packs = PackTally()
         """The packs that came. They cover nothing: no block has come because a part of it has."""
 
@@ -105,7 +115,11 @@ class BlockCoverage:
         """Note that `count` blocks from `block` on have come, and return how many of them had come before."""
         is_new = block * _core.SECTORS_PER_BLOCK >= self.end_sector  # nothing came from here on: the usual case
         before = 0 if is_new else self.bits.count(block, block + count)
-        if before:
+        self.blocks += count
+        if self.counts_all:
+            self.resent_blocks += count
+            self.resent_sum += resent_term(block, count) + count * is_zero
+        elif before:
             self.resent_blocks += before
             self.resent_sum += before * is_zero
             if before == count:
@@ -120,9 +134,26 @@ class BlockCoverage:
         self.end_sector = max(self.end_sector, start + _core.SECTORS_PER_BLOCK)
         return before
 
-    def add_pack(self, extents: Extents, *, number: int, blocks: int) -> None:
-        """Note that a pack has come, after `number` packs of all disks and so many blocks of this one."""
-        self.packs.add(extents, number=number, blocks=blocks, resent=self.resent_blocks, resent_sum=self.resent_sum)
+    def add_pack(self, extents: Extents, *, number: int) -> None:
+        """Note that a pack has come, after `number` packs of all disks."""
+        self.packs.add(
+            extents, number=number, blocks=self.blocks, resent=self.resent_blocks, resent_sum=self.resent_sum
+        )
+
+    def counts(self) -> CoverageCounts:
+        """Return what was counted so far."""
+        return self.blocks, self.resent_blocks, self.resent_sum, dataclasses.replace(self.packs)
+
+    def rewind(self, counts: CoverageCounts) -> None:
+        """Count on from `counts`, those of the last barrier that was acknowledged, because the link was lost.
+
+        The source cannot know which of the later records have come, so from now on both count every block as one that
+        came before. Which blocks have come at all is not forgotten: the source sends again all that may be lost.
+        """
+        end = self.packs.end
+        self.blocks, self.resent_blocks, self.resent_sum, packs = counts
+        self.packs = dataclasses.replace(packs, end=end)
+        self.counts_all = True
 
     def check_pack(self, extents: Extents, position: int) -> None:
         """Raise :class:`~blkmig.errors.OutOfRange` unless the pack, read at `position`, lies inside the disk."""

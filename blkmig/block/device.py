@@ -69,6 +69,9 @@ class BlkMigDevState:
     resent_sum: int = 0
     """How many blocks were sent that had been sent before, and the sum of what `resent_term` makes of them."""
 
+    counts_all: bool = False
+    """Every block counts as one that is sent again, the bulk phase's, too: the link was lost once, see `log`."""
+
     sent_blocks: int = 0
     """Blocks sent, zero blocks included; packs are in `packs`."""
 
@@ -138,6 +141,9 @@ class BlkMigBlock:
     nbytes: int = 0
     pack: Pack | None = None
     """What it is of one or several blocks; None for a whole block."""
+
+    taken: disk.Extents | None = None
+    """The extents whose marks were cleared; None for a whole block, as one of the bulk phase is, holes and all."""
 
     nblocks: int = 1
     """How many blocks, from `block` on, count as being read while it is."""

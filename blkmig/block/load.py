@@ -12,7 +12,7 @@ from typing import Protocol
 
 from .. import _core, channel, errors, savevm
 from ..disk.extents import Extents
-from . import basewords, extras, sizes, table, wire
+from . import basewords, extras, records, sizes, table, wire
 
 
 class LoadDevice(Protocol):
@@ -31,6 +31,9 @@ class LoadDevice(Protocol):
 OpenDevice = Callable[[str, int], LoadDevice]
 """Given a disk's name and the position of its first block in the stream, return where it goes, or raise."""
 
+
+OWN_FLAGS = (wire.FLAG_TABLE, wire.FLAG_FLUSH, wire.FLAG_BARRIER)
+"""Records that only the section ``blkmig`` has, and that are one word, but for the table."""
 
 OnTable = Callable[[tuple[table.TableDisk, ...], int], Mapping[bytes, LoadDevice]]
 """Given the table of the disks and its position, return where those go that are open then, by name."""
@@ -57,13 +60,20 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         self.on_flush: Callable[[int], None] | None = None
         """Called with the number of each FLUSH, which counts them from 1."""
 
+        self.on_barrier: Callable[[int, int], None] | None = None
+        """Called with the number of each BARRIER and its position in the stream."""
+
+        self.on_section_begins: Callable[[], None] | None = None
+        """Called before each section is read: it may raise what has gone wrong beside it."""
+
         self.on_section: Callable[[], None] | None = None
         """Called at the end of each section."""
 
         self.on_extra: dict[int, extras.OnExtra] = {}
         """What takes the body of an EXTRA, by its kind; a kind that is not here is refused."""
 
-        self._numbers = self._packs = 0
+        self.numbers = self.packs = 0
+        self._shares_pages = False
         self._has_block = False  # the first block has come
         self.percent = 0
         """The last progress record."""
@@ -112,11 +122,13 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         Raises errors of the stream, of the channel and of the disks; the stream cannot be read on after any of them.
         """
         self.percent_before_section = self.percent
+        if self.on_section_begins is not None:
+            self.on_section_begins()
         if self.format == "blkmig" and self.table is None:
             self._take_table(f)
         while True:
             position = f.position
-            flags, name, sector, count = next_run(f)
+            flags, name, sector, count = records.next_run(f)
             if flags & _core.FLAG_DEVICE_BLOCK:
                 if not self._has_block:
                     self._begin_blocks(position)
@@ -127,7 +139,7 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
                     device.load_block(f, sector, position)
             elif flags & _core.FLAG_PROGRESS:
                 self._set_percent(min(sector, 100))
-            elif self.table is not None and flags in (wire.FLAG_TABLE, wire.FLAG_FLUSH):
+            elif self.table is not None and flags in OWN_FLAGS:
                 self._take_own(flags, sector, position)
             elif self.table is not None and flags == wire.FLAG_PACK:
                 self._load_pack(f, sector, position)
@@ -147,7 +159,7 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
     def _take_table(self, f: channel.InputQEMUFile) -> None:
         """Read the table, with which the section must begin."""
         position = f.position
-        flags, _, count, _ = next_run(f)
+        flags, _, count, _ = records.next_run(f)
         if flags != wire.FLAG_TABLE:
             raise errors.StreamError("the section 'blkmig' does not begin with its table of disks", position=position)
         self.table = table.get_table(f, count, position)
@@ -162,15 +174,20 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         """Take a record that only the section ``blkmig`` has, and no payload."""
         if flags == wire.FLAG_TABLE:
             raise errors.StreamError("the table of the disks comes a second time", position=position)
+        if flags == wire.FLAG_BARRIER:
+            if self.on_barrier is None:
+                raise errors.StreamError("a BARRIER in a stream without a session", position=position)
+            self.on_barrier(number, position)
+            return
         self.take_number(number, "FLUSH", position)
         if self.on_flush is not None:
             self.on_flush(number)
 
     def take_number(self, number: int, what: str, position: int) -> None:
         """Raise :class:`~blkmig.errors.StreamError` unless it is the next number of those that the target answers."""
-        self._numbers += 1
-        if number != self._numbers:
-            raise errors.StreamError(f"{what} {number} where {self._numbers} is due", position=position)
+        self.numbers += 1
+        if number != self.numbers:
+            raise errors.StreamError(f"{what} {number} where {self.numbers} is due", position=position)
 
     def close(self) -> None:
         """Take no block any more: the disks are somebody else's. What comes is a stream error."""
@@ -192,12 +209,19 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
         if not self._has_block:
             self._begin_blocks(position)
         device = self._devices.get(name) or self._new_device(name, position)
-        device.load_pack(f, extents, position, self._packs)
-        self._packs += 1
+        device.load_pack(f, extents, position, self.packs)
+        self.packs += 1
+
+    def link_lost(self, f: channel.InputQEMUFile, packs: int) -> None:
+        """Go on with another link, `packs` packs being those that came before it and count."""
+        self.packs = packs
+        if self._shares_pages:
+            f.expect_pages()
 
     def take_marks(self, f: channel.InputQEMUFile, marks: int, position: int) -> None:
         """Note what a blkmig says in the upper bits of an EOS, at which nobody else looks."""
         if marks & wire.SHARES_PAGES:
+            self._shares_pages = True
             f.expect_pages()
         if marks & wire.IS_DESCRIBED and self.is_described:
             self._take_base(f, marks, position)
@@ -254,38 +278,3 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
 
 def _refuse(name: str, position: int) -> LoadDevice:
     raise errors.StreamError("a block behind COMMIT: it is written nowhere", position=position)
-
-
-def next_run(f: channel.InputQEMUFile) -> tuple[int, bytes, int, int]:
-    """Return the next record, or say that the source could not read its disk.
-
-    A source that meets a read error closes the section without EOS: where a record is due, there is the footer. Behind
-    it, at the place of the flags, are the upper bytes of a section's id, which are zeros.
-    """
-    position = f.position
-    try:
-        run = f.next_run()
-    except errors.TruncatedStream:
-        if is_footer_next(f):
-            raise source_read_error(position) from None
-        raise
-    flags, _, sector, _ = run
-    if not flags & _core.FLAG_EOS and sector >> (56 - _core.SECTOR_BITS) == savevm.QEMU_VM_SECTION_FOOTER:
-        raise source_read_error(position)
-    return run
-
-
-def is_footer_next(f: channel.InputQEMUFile) -> bool:
-    """Return whether the rest of a stream that ended within a record starts like a section footer."""
-    try:
-        return savevm.looks_like_footer(f)
-    except errors.TruncatedStream:
-        return False
-
-
-def source_read_error(position: int) -> errors.SourceReadError:
-    """Return the error for a section that ended without EOS."""
-    return errors.SourceReadError(
-        "the source could not read its disk and gave up: look for a read error in its log, then start again",
-        position=position,
-    )

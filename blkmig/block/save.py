@@ -36,6 +36,7 @@ from . import (
     table,
     wire,
 )
+from . import log as sentlog
 
 SECTION_SECONDS = 0.1
 """A section ends after this long, so that other handlers have their turn: QEMU's window."""
@@ -69,6 +70,9 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
 
         self.proves = False
         """The disks are proven beside the stream: see `prove_beside_stream`."""
+
+        self.session = b""
+        """The record that says which session a section ``blkmig`` belongs to. Set it before `save_setup`."""
 
         self._parameters = parameters
         self._clock = clock
@@ -151,7 +155,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
                 f.share_pages()
             if self.format == "blkmig":
                 self.table = start.table_of(blk_mig.bmds_list, self.disks.empty, shared_base=shared_base)
-                f.put_buffer(table.encode(self.table))
+                f.put_buffer(table.encode(self.table) + self.session)
             marks = start.marks_of(blk_mig.bmds_list, self.disks.empty) if self._tells_by_eos() else 0
             marks |= self._departure.told * wire.SHARES_PAGES
             f.put_be64(marks << _core.SECTOR_BITS | _core.FLAG_EOS)
@@ -160,6 +164,11 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
                 blk_mig.release()
             raise
         self._blk_mig, self._fetches = blk_mig, dirty.FetchAhead(self._clock)
+
+    def link_is_back(self, f: channel.OutputQEMUFile) -> None:
+        """Go on with `f`, as with the link before that was lost."""
+        if self._departure.payload == "lent":
+            f.share_pages()
 
     def setup_parts(self) -> list[bytes]:
         """Return what says the disks' sizes before their blocks come, and announces what only their bases hold."""
@@ -195,8 +204,10 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             self.base.hash_some(lambda: self._clock() >= deadline)
         else:
             self._fetches.look(blk_mig)
+            log = blk_mig.log
             while not f.rate_limit_exceeded() and engine.send_some(blk_mig, f) and self._clock() < deadline:
-                pass
+                if log is not None and log.ranges >= sentlog.MOST_RANGES:
+                    break  # nothing more before some of it is acknowledged
         f.put_be64(_core.FLAG_EOS)
         for bmds in blk_mig.bmds_list:
             if bmds.tree is not None:

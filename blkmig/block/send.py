@@ -14,7 +14,7 @@ def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.
     """
     bmds, buf = blk.bmds, blk.buf
     assert bmds is not None
-    if bmds.sent is not None or not blk.bulk_sectors:
+    if bmds.sent is not None or not blk.bulk_sectors or bmds.counts_all:
         note_sent(bmds, blk, is_zero=buf.is_zero and blk_mig.zero_blocks)
     if buf.is_zero and blk_mig.zero_blocks:
         send_zero_run(blk_mig, f, bmds, blk.block, 1)
@@ -45,6 +45,7 @@ def send_pack(
     assert pack is not None
     if blk.bulk_sectors:
         send_zero_run(blk_mig, f, bmds, blk.block, 1)
+        count_again(bmds, blk.block, 1, is_zero=True)
         if _core.buffer_is_zero(blk.buf.data[: pack.nbytes]):
             return
         if bmds.map is not None:
@@ -55,11 +56,12 @@ def send_pack(
     f.put_pack(wire.FLAG_PACK, bmds.name, pack.extents, blk.buf)
     bmds.packs.add(
         pack.extents,
-        number=blk_mig.packs,
+        number=blk_mig.counted_packs,
         blocks=bmds.sent_blocks,
         resent=bmds.resent_blocks,
         resent_sum=bmds.resent_sum,
     )
+    blk_mig.counted_packs += 1
     blk_mig.packs += 1
     blk_mig.pack_bytes += pack.nbytes
     bmds.savings.pack_went(pack.extents, pack.nbytes, bmds.geometry, blocks=bmds.sent_blocks)
@@ -94,7 +96,7 @@ def send_zero_run(
 
 def note_sent(bmds: device.BlkMigDevState, blk: device.BlkMigBlock, *, is_zero: bool) -> None:
     """Record that `blk` is sent. A dirty block was sent before, except, with a shared base, for the first time."""
-    if not blk.bulk_sectors and (bmds.sent is None or bmds.sent.test(blk.block)):
+    if bmds.counts_all or (not blk.bulk_sectors and (bmds.sent is None or bmds.sent.test(blk.block))):
         bmds.resent_blocks += 1
         bmds.resent_sum += coverage.resent_term(blk.block) + is_zero
     if bmds.sent is not None:
@@ -109,6 +111,13 @@ def note_proof(proven: proof.DiskProof, blk: device.BlkMigBlock) -> None:
         proven.block_sent(blk.block, blk.buf.data)
     else:
         proven.pack_sent(blk.block, blk.pack.extents, blk.buf.data)
+
+
+def count_again(bmds: device.BlkMigDevState, block: int, count: int, *, is_zero: bool = False) -> None:
+    """Count `count` blocks from `block` on, which bulk has sent past `blk_send`, where all of them count."""
+    if bmds.counts_all:
+        bmds.resent_blocks += count
+        bmds.resent_sum += coverage.resent_term(block, count) + is_zero * count
 
 
 def note_digests(bmds: device.BlkMigDevState, block: int, found: bytes) -> None:
@@ -146,6 +155,10 @@ def flush_blks(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, *, wait: b
             send_pack(blk_mig, f, bmds, blk)
         if bmds.proof is not None:
             note_proof(bmds.proof, blk)
+        log = blk_mig.log
+        if log is not None:
+            log.sent.append((bmds, blk.block, 1, blk.taken))
+            log.ranges += 1 if blk.taken is None else len(blk.taken)
         bmds.completed_sectors += blk.bulk_sectors
         blk_mig.in_flight_bytes -= blk.counted_bytes
         blk_mig.blk_list.popleft()
@@ -214,6 +227,7 @@ def submit(
     else:
         blk.nblocks, blk.counted_bytes = pack.nblocks, pack.nbytes
         blk.offset, blk.nbytes = pack.extents[0][0], pack.nbytes
+    blk.taken = None if pack is None or blk.bulk_sectors else pack.extents
     blk_mig.submitted += 1
     blk_mig.in_flight_bytes += blk.counted_bytes
     blk_mig.reads.submit(blk)

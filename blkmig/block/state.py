@@ -13,7 +13,7 @@ import contextlib
 import dataclasses
 
 from .. import _core
-from . import device, proofs, reads
+from . import device, log, proofs, reads
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -53,6 +53,12 @@ class BlkMigState:
     packs: int = 0
     pack_bytes: int = 0
     """Packs sent, the bytes of the disks in them, and how many blocks would have gone whole instead."""
+
+    counted_packs: int = 0
+    """Packs as the receiver counts them: those that it has not acknowledged when the link is lost do not count."""
+
+    log: log.SentLog | None = None
+    """What was sent and is not acknowledged; None where nothing is, because there is no session."""
 
     last_sent: tuple[device.BlkMigDevState, int] | None = None
     """The disk and the block that were sent last."""

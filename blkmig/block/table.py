@@ -67,6 +67,11 @@ def flush_records(number: int) -> bytes:
     return records(struct.pack(">Q", number << _core.SECTOR_BITS | wire.FLAG_FLUSH))
 
 
+def barrier_records(number: int) -> bytes:
+    """Return the payload of a PART that has what came before it acknowledged, once it is on stable storage."""
+    return records(struct.pack(">Q", number << _core.SECTOR_BITS | wire.FLAG_BARRIER))
+
+
 def records(*each: bytes) -> bytes:
     """Return the payload of a PART that has these records."""
     return b"".join(each) + struct.pack(">Q", _core.FLAG_EOS)

@@ -99,7 +99,7 @@ class BlkLoadDevice:
         if start < self._zeroes.stop and last + nbytes > self._zeroes.start:
             self._zeroes = range(0)
         self.backend.write_extents(self._buf, inside)
-        self.coverage.add_pack(extents, number=number, blocks=self.statistics.blocks)
+        self.coverage.add_pack(extents, number=number)
         self._savings.pack_went(extents, total, self._shape, blocks=self.statistics.blocks)
         self.statistics.packs += 1
         self.statistics.pack_bytes += total
@@ -127,6 +127,13 @@ class BlkLoadDevice:
         """Share the buffers of a stream's disks, and the room for what is not known of their sizes."""
         self.buffers = shared
         self.coverage.room = None if self._is_size_sure else room
+
+    def link_lost(self, counts: coverage.CoverageCounts) -> None:
+        """Count on from `counts`; what came of a half payload is gone with its buffer. Blocks until all is written."""
+        self._buf = None
+        self.buffers.forget()
+        self.coverage.rewind(counts)
+        self.backend.drain()
 
     def rest(self) -> None:
         """Store what waits and hold no memory until the next block comes. Blocks."""

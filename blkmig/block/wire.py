@@ -36,6 +36,9 @@ FLAG_TABLE: Final = 0x20
 FLAG_FLUSH: Final = 0x40
 """Bring everything to stable storage, and answer READY with this number."""
 
+FLAG_BARRIER: Final = 0x80
+"""All payloads before this belong to the barrier of this number, which is acknowledged when they are stored."""
+
 FLAG_EXTRA: Final = 0x100
 """Something rare: the number is its kind, its body is behind. See `extras`."""
 

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The byte stream between two machines: QEMUFile over tcp: unix: exec: fd: file: and the standard streams."""
 
+from .breaking import Breaker
 from .measuring import LinkSpeed, NotMeasured, measure
 from .open import Connector, Listener, connect, listen
 from .qemufile import InputQEMUFile, OutputQEMUFile
 from .uri import parse_uri
 
 __all__ = [
+    "Breaker",
     "Connector",
     "InputQEMUFile",
     "LinkSpeed",

@@ -36,7 +36,6 @@ CHILD_GRACE_SECONDS = 1.0
 CHILD_POLL_SECONDS = 0.005
 """How often a command is asked whether it has ended: the ways to be told are missing in old kernels and sandboxes."""
 
-
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 """SO_LINGER: on, for no time at all."""
 

@@ -73,6 +73,15 @@ class Connector:
                 return self._address.is_answered(writing=True)
         return isinstance(self._address, uri.TcpAddress | uri.UnixAddress)
 
+    @property
+    def can_be_opened_again(self) -> bool:
+        """Whether the other end can be reached once more, and can answer then."""
+        return self.goes_both_ways and not isinstance(self._address, uri.FdAddress | uri.StdioAddress)
+
+    def wait(self, seconds: float) -> None:
+        """Wait; raises Cancelled at once."""
+        self._link.wait(seconds)
+
     def connect(self, *, timeout: float, opened: int | None = None) -> qemufile.OutputQEMUFile:
         """Open the stream; call it once.
 
@@ -132,6 +141,11 @@ class Listener:
     def is_exposed(self) -> bool:
         """Return whether other machines may reach it, so that whoever does can send to it."""
         return self._security is None and self._socket is not None and listening.is_exposed(self._socket)
+
+    @property
+    def takes_several(self) -> bool:
+        """Return whether a source can come again, while nobody has closed this."""
+        return self._socket is not None
 
     def accept(self, *, timeout: float | None, magic: bytes = b"", nbytes: int = 0) -> qemufile.InputQEMUFile:
         """Wait for the source and return its stream; None waits as long as it takes.

@@ -11,7 +11,7 @@
 from __future__ import annotations
 
 from .. import errors
-from . import base, link, rate, receiving, sending
+from . import base, breaking, link, rate, receiving, sending
 
 
 class OutputQEMUFile(sending.SendingFile):
@@ -79,6 +79,14 @@ class InputQEMUFile(receiving.ReceivingFile):
             if self._return_path is not None:
                 self._return_path.set_idle_timeout(self._idle_timeout)
         return self._return_path
+
+    def breaker(self) -> breaking.Breaker | None:
+        """Return what ends this file from any other thread; None for a channel that goes one way."""
+        try:
+            sock = self._transport.socket
+            return None if sock is None else breaking.Breaker(sock.dup())
+        except OSError as error:
+            raise errors.ChannelError("opening the link once more", uri=self.uri, cause=error) from error
 
     def abort(self) -> None:
         """Close without waiting, and the return path as well; never raises, twice does no harm."""

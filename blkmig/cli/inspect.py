@@ -123,6 +123,10 @@ class BlockListing(migration.RecordListener):
         """Print that the source asks for everything to be on stable storage."""
         print_record("", f"  FLUSH {number}")
 
+    def barrier(self, number: int, position: int) -> None:
+        """Print that what came is acknowledged."""
+        print_record(position, f"  BARRIER {number}")
+
     def extra(self, kind: ExtraKind, nbytes: int, position: int) -> None:
         """Print that a record of this kind came."""
         print_record(position, f"  EXTRA {kind.name}, {nbytes} bytes")

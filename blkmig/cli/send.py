@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import block, disk, errors, migration, params, sources, stats, units
 from ..migration import displays
-from . import arguments, output, progress, security, signals, watching
+from . import arguments, output, progress, security, signals, watching, wording
 from . import parser as parsing
 
 DRY_RUN_SECONDS = "3"
@@ -81,6 +81,9 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connect-timeout", type=float, default=30.0, metavar="SECONDS",
                         help="how long the target, and a server that has the disks, may take to answer the first time "
                         "(default: 30)")  # fmt: skip
+    parser.add_argument("--reconnect", type=float, default=60.0, metavar="SECONDS",
+                        help="how long to try to come again when the link to a blkmig is lost, which waits as long; 0: "
+                        "not at all (default: 60)")  # fmt: skip
     arguments.add_both_ends(
         parser,
         peer="target",
@@ -212,6 +215,7 @@ def print_result(result: stats.OutgoingStatistics, args: argparse.Namespace, *, 
             f"{units.format_size(result.transferred)} in {result.blocks} blocks, {result.zero_blocks} zero"
             + (f", and {result.packs} packs" if result.packs else ""),
         ),
+        *([("link", wording.losses(result))] if result.reconnects else []),
         ("section", result.format or "-"),
         ("dirty rounds", str(result.dirty_rounds)),
         ("time", f"{units.format_duration(result.total_time)}, {units.format_rate(result.throughput)}"),

@@ -130,3 +130,9 @@ def not_converging(event: stats.NotConverging, columns: int | None) -> str:
         ],
         columns,
     )
+
+
+def losses(result: stats.OutgoingStatistics) -> str:
+    """Say how often the link was lost, and what that has cost."""
+    times = "once" if result.reconnects == 1 else f"{result.reconnects} times"
+    return f"lost {times} and came back, {units.format_size(result.taken_back_bytes)} to be sent again"

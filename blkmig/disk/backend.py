@@ -9,7 +9,7 @@ Who calls what, and when::
              ─ { check_source, sync_dirty, next_data, next_allocated, read_block, forget_extents }*
              ─ hold_writers ─ sync_dirty ─ read_block* ─ [about_to_move] ─ release_writers or leave_in_doubt
              ─ release_dirty_bitmap ─ unblock
-    target   block_use ─ { write_block, write_zeroes }* ─ flush ─ unblock
+    target   block_use ─ { write_block, write_zeroes, [drain, flush_drained] }* ─ flush ─ unblock
 
 Offsets and lengths are bytes, in whatever `units.index` takes: numpy's integers, too, and no floats or bools. Every
 failure of the disk is a :class:`~blkmig.errors.DeviceError` that names the disk and the offset, raised from the
@@ -35,22 +35,6 @@ if TYPE_CHECKING:
 
 ZEROS = memoryview(bytes(_core.BLOCK_SIZE))
 """A block of zeros, for disks that have no better way to write them."""
-
-MAX_NAME_BYTES = 255
-"""A name's length is one byte on the wire."""
-
-
-def check_name(name: str) -> None:
-    """Raise :class:`~blkmig.errors.ParameterError` unless `name` can stand on the wire."""
-    if not isinstance(name, str):
-        raise errors.ParameterError(f"a disk's name must be a text, not {name!r}")
-    try:
-        name.encode(errors="surrogateescape")
-    except UnicodeEncodeError:
-        raise errors.ParameterError(f"a disk's name must be a text that UTF-8 can say: {name!r}") from None
-    if not 0 < len(name.encode(errors="surrogateescape")) <= MAX_NAME_BYTES:
-        raise errors.ParameterError(f"a disk's name must have 1 to {MAX_NAME_BYTES} bytes: {name!r}")
-
 
 class BlockBackend(abc.ABC):
     """A disk of `size` bytes, called `name` on the wire (at most 255 bytes of UTF-8)."""
@@ -78,6 +62,9 @@ class BlockBackend(abc.ABC):
 
     is_growable: bool = False
     """Whether `resize` works: a new regular file whose final size is not yet known."""
+
+    flushes_beside: bool = False
+    """Whether `flush_drained` works: what has been drained is flushed by another thread while this one writes on."""
 
     files: Sequence[identity.KnownFile] = ()
     """The file that holds the disk, then those that it is only read from, as they were when it was opened."""
@@ -136,6 +123,17 @@ class BlockBackend(abc.ABC):
     @abc.abstractmethod
     def flush(self) -> None:
         """Return when everything written before is on stable storage."""
+
+    def drain(self) -> None:
+        """Finish the writes that `write_block` has put off: all of them have been handed to the system. Blocks."""
+        self.rest()
+
+    def flush_drained(self) -> None:
+        """Return when everything written before the last `drain` is on stable storage. Only where `flushes_beside`.
+
+        Any thread may call it, also while another one writes, drains or resizes, but not once the disk is closed.
+        """
+        raise errors.DeviceError("cannot be flushed", device=self.name, cause="not while it is written")
 
     def resize(self, size: int) -> None:
         """Make the disk `size` bytes long; new bytes are zeros. Only where `is_growable`."""

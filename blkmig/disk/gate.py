@@ -27,7 +27,7 @@ import time
 from typing import SupportsIndex
 
 from .. import _gate, errors, units
-from . import backend, dirty
+from . import backend, dirty, names
 
 CLOSED = "device without a medium (closed)"
 _THROTTLE_PERIOD = 0.05  # seconds: short against the rounds of a migration, long against a write
@@ -38,7 +38,7 @@ class GatedBackend(backend.BlockBackend):
     """A disk with a writer gate: who may write it now, who tracks it, and how it is closed."""
 
     def __init__(self, name: str, size: int, *, read_only: bool = False) -> None:
-        backend.check_name(name)
+        names.check_name(name)
         units.check_flags(read_only=read_only)
         self.name = name
         self.size = size

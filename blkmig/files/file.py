@@ -41,6 +41,8 @@ class FileBackend(local.LocalBackend):
     is in the way, :class:`~blkmig.errors.FormatError` if the file does not look raw.
     """
 
+    flushes_beside = True
+
     def __init__(
         self,
         path: str | os.PathLike[str],
@@ -89,12 +91,10 @@ class FileBackend(local.LocalBackend):
         self.reads_in_parallel = self._top.reads_in_parallel
         self.takes_pages = base is None and self._top.takes_pages
         self.is_written = writable
-        self.is_growable = writable and base is None and self._is_new(create_size)
+        is_new = create_size is not None or (self.size == 0 and not self._top.is_device)
+        self.is_growable = writable and base is None and is_new
         self._cluster_lock = threading.Lock()  # held while a cluster of an overlay is written whole
         self._known_data = (0, 0)  # an extent of the top's data; it stays data, for nothing punches holes there
-
-    def _is_new(self, create_size: int | None) -> bool:
-        return create_size is not None or (self.size == 0 and not self._top.is_device)
 
     def _open_base(self, path: str, *, direct: bool, locking: bool) -> rawfile.RawFile:
         permissions = locks.READER if locking else None
@@ -272,14 +272,20 @@ class FileBackend(local.LocalBackend):
     def rest(self) -> None:
         """Store what waits to be stored."""
         self.check_open()
-        with self.failing("cannot write"):
-            self._top.rest()
+        self._top.rest()
 
     def flush(self) -> None:
         """Wait for the disk (fdatasync), and for the directory entry of a new file."""
         self.check_open()
-        with self.failing("cannot flush"):
-            self._top.flush()
+        self._top.flush()
+
+    def drain(self) -> None:
+        """Store what waits."""
+        self._top.drain()
+
+    def flush_drained(self) -> None:
+        """Wait for the disk, as `flush` does."""
+        self._top.sync()
 
     def _close(self) -> None:
         try:

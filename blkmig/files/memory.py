@@ -25,6 +25,8 @@ class MemoryBackend(local.LocalBackend):
     Raises :class:`~blkmig.errors.ParameterError` for any other buffer, :class:`~blkmig.errors.WrongType` for objects.
     """
 
+    flushes_beside = True
+
     def __init__(self, buffer: Buffer, *, name: str) -> None:
         try:
             view = local.bytes_of(buffer)
@@ -70,6 +72,10 @@ class MemoryBackend(local.LocalBackend):
         if flush is not None:
             with self.failing("cannot flush"):
                 flush()
+
+    def flush_drained(self) -> None:
+        """Flush: nothing is put off."""
+        self.flush()
 
     def _pread_into(self, view: memoryview, offset: int) -> None:
         view[:] = self._view[offset : offset + view.nbytes]

@@ -257,6 +257,10 @@ class RawFile:
     def flush(self) -> None:
         """Return when what was written is on stable storage, the name of a new file included."""
         self.drain()
+        self.sync()
+
+    def sync(self) -> None:
+        """Do that for what was drained. From any thread."""
         os.fdatasync(self.fd)
         if self._new_name:
             folder.sync_folder(Path(self.path).parent)

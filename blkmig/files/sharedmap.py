@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Callable
 
 from .. import _core, children, errors, paths, units
-from ..disk import backend, dirty, local, storage
+from ..disk import backend, dirty, local, names, storage
 from ..disk import extents as disk_extents
 from . import dirtymap
 
@@ -42,7 +42,7 @@ class SharedMapBackend(backend.BlockBackend):
     ) -> None:
         self._source = source
         self.name = source.name = source.name if name is None else name
-        backend.check_name(self.name)
+        names.check_name(self.name)
         self.size = source.size
         self.is_read_only = source.is_read_only
         self.reads_in_parallel = source.reads_in_parallel

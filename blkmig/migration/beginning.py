@@ -11,7 +11,7 @@ Whatever can be refused without the target is refused before anybody connects. M
 from __future__ import annotations
 
 from .. import block, params, savevm, stats
-from . import connection, endpoints, negotiation, questions
+from . import connection, endpoints, negotiation, outgoingsession, questions
 
 
 def begin(
@@ -22,6 +22,7 @@ def begin(
     asked: questions.Questions,
     sources: endpoints.Sources,
     statistics: stats.OutgoingStatistics,
+    session: outgoingsession.OutgoingSession,
     *,
     connect_timeout: float,
 ) -> None:
@@ -43,5 +44,7 @@ def begin(
     statistics.format = negotiation.agree(parameters, asked, handlers, state, connect_timeout=connect_timeout)
     if not asked.has_heard:
         link.take_silence_for_one_way()  # nobody was asked, either
+    session.offer()
     state.state_setup(f)
     asked.await_reply()
+    session.begin()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from .. import block, params
-from . import bounds, connection, convergence, ending, figures, life, pause, proving
+from .. import block, errors, params
+from . import bounds, connection, convergence, ending, figures, life, outgoingsession, pause, proving
 
 
 class Completing:
@@ -27,6 +27,7 @@ class Completing:
         end: ending.Ending,
         proven: proving.Proving,
         states: life.Life,
+        session: outgoingsession.OutgoingSession,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -40,6 +41,7 @@ class Completing:
         self._ending = end
         self._proving = proven
         self._life = states
+        self._session = session
         self._clock = clock
 
     def attempt(self) -> bool:
@@ -63,6 +65,13 @@ class Completing:
             self._go_back_to_rounds()
             self._figures.raise_postponed()
             return False
+        except errors.ChannelError as error:
+            if self._ending.has_begun:
+                raise
+            self._reconnect(held, error)
+            self._figures.raise_postponed()
+            return False
+        self._session.completed()
         with self._bounds.saying_why():
             self._proving.finish()
         try:
@@ -83,6 +92,15 @@ class Completing:
             reset=self._connection.abort,
             may_be_complete=self._ending.may_be_complete,
         )
+
+    def _reconnect(self, held: pause.Pause, error: errors.ChannelError) -> None:
+        """Go on after the link was lost in the pause: the writers run, and END was not sent. Blocks."""
+        with self._bounds.saying_why():
+            self._session.go_on(error)
+        self._block.last_round.leave()
+        if not held.is_given_up:
+            self._convergence.pause_lost(held.downtime)
+        self._bounds.count_given_up()
 
     def _go_back_to_rounds(self) -> None:
         """Go on after a pause that was given up."""

@@ -46,19 +46,31 @@ class Connection:
     ) -> None:
         # Set here, then read-only.
         self.uri = uri
-        self._connector = channel.Connector(uri, tls=tls)
+        self._tls = tls
+        self._connector = self.another()
         self._block = handlers
         # Migration thread only.
         self._f: channel.OutputQEMUFile | None = None
         self.return_path: channel.InputQEMUFile | None = None
         """The way back, where it is open."""
 
+        self._lost_bytes = 0
         self._is_qemu = is_qemu
         self.has_target_failed = False
         """The target has said so, and does not use what it has."""
 
         # Any thread may set it, nobody clears it.
         self._cancel_requested = False
+
+    @property
+    def transferred(self) -> int:
+        """Return the bytes that the channel took, those of links that were lost included."""
+        return self._lost_bytes + (0 if self._f is None else self._f.transferred)
+
+    @property
+    def can_be_opened_again(self) -> bool:
+        """Whether the same target can be reached on another link."""
+        return self._connector.can_be_opened_again
 
     @property
     def f(self) -> channel.OutputQEMUFile:
@@ -70,6 +82,30 @@ class Connection:
         """Open the stream and return it; blocks for `timeout` seconds at most. A file may be `opened` already."""
         self._f = self._connector.connect(timeout=timeout, opened=opened)
         return self._f
+
+    def connect_again(self, word: bytes, *, timeout: float, idle_timeout: float) -> channel.OutputQEMUFile:
+        """Open another stream, after `abort`, with the way back, and say `word` first of all. Blocks."""
+        self._renew()
+        f = self.connect(timeout=timeout)
+        f.set_idle_timeout(idle_timeout)  # first: the way back has the same
+        self.open_return_path()
+        f.put_buffer(word)
+        f.flush()
+        return f
+
+    def another(self) -> channel.Connector:
+        """Return another way to the same target."""
+        return channel.Connector(self.uri, tls=self._tls)
+
+    def rest(self, seconds: float) -> None:
+        """Wait, after `abort`. Raises Cancelled at once."""
+        self._renew()
+        self._connector.wait(seconds)
+
+    def _renew(self) -> None:
+        self._connector.close()
+        self._connector = self.another()
+        self.check_cancelled()  # behind that: whoever cancels sets the flag first, and then cancels what is there
 
     def open_return_path(self) -> bool:
         """Open the way back; return whether the channel has one."""
@@ -154,6 +190,7 @@ class Connection:
 
     def abort(self) -> None:
         """Close both directions as they are; after success there is nothing left to close. Twice does no harm."""
+        self._lost_bytes = self.transferred
         for f in (self._f, self.return_path):  # the first resets the link; the second one outlives its close()
             if f is not None:
                 f.abort()

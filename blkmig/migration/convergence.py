@@ -54,6 +54,7 @@ class Convergence:
 
         self._sent_before_round = 0
         self._pauses_given_up = 0
+        self._was_link_lost = False
         self._standstill = Standstill()
         self._written = written.WrittenRate(measured.elapsed)
         self._standby = standby.StandBy(parameters, handlers, measured, look)
@@ -131,13 +132,19 @@ class Convergence:
         self._figures.stats.downtime_given_up += downtime
         self._descent = Descent()
 
+    def pause_lost(self, downtime: float) -> None:
+        """Take note of a pause in which the link was lost, and came back."""
+        self.pause_given_up(downtime)
+        self._was_link_lost = True
+
     def check_pauses(self) -> None:
         """Raise :class:`~blkmig.errors.NotConverged` unless one more pause may be tried after one that was given up.
 
         Whoever has asked for the switchover is told at once.
         """
         count = self._pauses_given_up
-        if count >= MAX_PAUSES_GIVEN_UP or self._parameters.switchover == "manual":
+        is_lost, self._was_link_lost = self._was_link_lost, False
+        if count >= MAX_PAUSES_GIVEN_UP or (self._parameters.switchover == "manual" and not is_lost):
             raise self.not_converged("in the pause" if count == 1 else f"in {count} pauses")
         self._check_limits(self._figures.pending())
 

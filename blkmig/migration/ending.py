@@ -59,6 +59,9 @@ class Ending:
         self._sources = sources
         self._send_section = send_section
         self._note = note.Note(parameters.state_dir)
+        self.has_begun = False
+        """What cannot be taken back may have left, END of the section or COMMIT: there is no way back to the rounds."""
+
         # Where that stands in the stream which makes the target the owner, once it has been put: COMMIT, or EOF.
         self._last: tuple[Any, int] | None = None
 
@@ -143,7 +146,7 @@ class Ending:
         if kind != savevm.Kind.COPY:
             self._check_clean(held)  # again: the flush may have taken its time
             held.begin_commit()
-        self._last = f, f.position  # before the first byte can leave
+        self.has_begun, self._last = True, (f, f.position)  # before the first byte can leave
         self._questions.commit(self._savevm, kind)
         self._figures.update()  # which tells the caller, who may take his time
         done = self._questions.await_done()
@@ -204,6 +207,7 @@ class Ending:
         return sum(entry.handlers.is_active() for entry in self._savevm) == 1
 
     def _send_end(self) -> None:
+        self.has_begun = True
         with self._connection.explaining_errors():
             self._savevm.state_complete_precopy(self._connection.f)
 

@@ -120,7 +120,7 @@ class Figures:
     def section_begins(self) -> None:
         """Note where a section begins; waiting for the rate limit belongs to it."""
         blk_mig = self._block.blk_mig
-        position = self._connection.f.transferred
+        position = self._connection.transferred
         counts_blocks = blk_mig.bulk_completed and blk_mig.round_number > 0
         self._section_start = (self._clock(), position, blk_mig.sent_bytes, blk_mig.round_number, counts_blocks)
 
@@ -132,7 +132,7 @@ class Figures:
         self._fetched_at = now if has_round_ended else None
         # In the bulk phase holes are as many blocks as one likes, so only wire bytes count there, from a block on. What
         # is dirty is sent at once, and may be pieces that take long to read: all of it counts.
-        wire_bytes = self._connection.f.transferred - transferred
+        wire_bytes = self._connection.transferred - transferred
         nbytes = blk_mig.sent_bytes - sent_bytes if counts_blocks else wire_bytes
         seconds = now - since - (blk_mig.fetch_seconds if has_round_ended else 0.0)
         self.meter.add(nbytes, seconds, least=1 if counts_blocks else _core.BLOCK_SIZE)
@@ -142,7 +142,7 @@ class Figures:
     def update(self) -> None:
         """Copy the counters to where others read them."""
         blk_mig = self._block.blk_mig
-        self.stats.transferred = self._connection.f.transferred
+        self.stats.transferred = self._connection.transferred
         self.stats.blocks = blk_mig.transferred
         self.stats.zero_blocks = blk_mig.zero_transferred
         self.stats.packs, self.stats.pack_bytes = blk_mig.packs, blk_mig.pack_bytes
@@ -167,7 +167,7 @@ class Figures:
     def begin_round(self, dirty_bytes: int) -> None:
         """Open a round that has `dirty_bytes` to send; the round that is under way is the last of the statistics."""
         rounds, blk_mig = self.stats.rounds, self._block.blk_mig
-        position = self._connection.f.transferred
+        position = self._connection.transferred
         self._round_start = (self._clock(), position, blk_mig.sent_bytes, blk_mig.transferred, blk_mig.packs)
         rounds.append(stats.RoundStatistics(rounds[-1].number + 1 if rounds else 0, dirty_bytes))
         del rounds[1 : len(rounds) - MAX_ROUNDS_KEPT]
@@ -180,7 +180,7 @@ class Figures:
         left = blk_mig.dirty_bytes() + blk_mig.in_flight_bytes
         since, transferred, sent_bytes, blocks, packs = self._round_start
         current.seconds = self._clock() - since
-        current.transferred = self._connection.f.transferred - transferred
+        current.transferred = self._connection.transferred - transferred
         current.blocks = blk_mig.transferred - blocks
         current.packs = blk_mig.packs - packs
         sent = blk_mig.sent_bytes - sent_bytes if current.number else current.dirty_bytes
@@ -189,6 +189,13 @@ class Figures:
         if self._phase == "switchover":
             self._phase = "waiting"  # told by the next update, when the end of the stream is on its way
         return current
+
+    def link_is_back(self, nbytes: int) -> None:
+        """Take note of a link that was lost: so many bytes are to be sent again, on top of what this round had."""
+        self.stats.reconnects += 1
+        self.stats.taken_back_bytes += nbytes
+        self.stats.rounds[-1].dirty_bytes += nbytes
+        self.forget_fetch()
 
     # -- events ------------------------------------------------------------------------------------------------------
 

@@ -8,8 +8,8 @@
 
 Who has not asked for ALIVE gets PONG, with a number.
 
-The two never use the return path at once: it is the heartbeat's from entering the ``with`` to leaving it. A beat never
-waits: where the link does not take it, it is left out. So the thread ends within a moment of being told to.
+A beat never waits: where the link does not take it, or somebody else says something, it is left out. So the thread ends
+within a moment of being told to.
 """
 
 from __future__ import annotations

@@ -17,15 +17,16 @@ from . import (
     basecheck,
     farewell,
     figures,
+    hearing,
+    incomingsession,
+    judging,
     questions,
     readback,
     received,
     safekeeping,
     taking,
-    verdict,
 )
 from . import targets as load_targets
-from .announcement import Announcement
 
 
 class IncomingMigration:
@@ -53,6 +54,14 @@ class IncomingMigration:
         self._figures = received.IncomingFigures(self._block, on_progress, clock)
         self.stats = self._figures.stats
         self._targets = load_targets.TargetSet(targets, self.parameters, self.stats, into=into, by_index=by_index)
+        self._session = incomingsession.IncomingSession(
+            self._block,
+            self._targets,
+            self._figures,
+            idle_timeout=self.parameters.idle_timeout,
+            on_link=self._take_link,
+            check_cancelled=self._check_cancelled,
+        )
         self._read_back = readback.ReadBack(self.parameters, self._block, self.stats, self._check_cancelled)
         self._buffers, self._room = block.LoadBuffers(), block.CoverageRoom()
         for name in block.FORMATS:
@@ -115,7 +124,7 @@ class IncomingMigration:
             self._figures.begin(f)
             self._figures.set_status("active")
             self._check_cancelled()
-            with self._targets, contextlib.closing(self._read_back):
+            with self._targets, contextlib.closing(self._read_back), contextlib.closing(self._session):
                 self._load(f)
         except BaseException as error:
             cancelled = isinstance(error, errors.Cancelled) or not isinstance(error, Exception)
@@ -139,10 +148,9 @@ class IncomingMigration:
     # -- steps -------------------------------------------------------------------------------------------------------
 
     def _accept(self, listener: channel.Listener) -> channel.InputQEMUFile:
-        """Wait for the first connection that is a migration; others are refused from then on."""
+        """Wait for the first connection that is a migration; others are refused once its disks are known."""
         accept, idle = self.parameters.accept_timeout, self.parameters.idle_timeout
         f = listener.accept(timeout=accept, magic=savevm.QEMU_VM_FILE_MAGIC, nbytes=savevm.HEADER_NBYTES)
-        listener.close()
         f.set_idle_timeout(idle, first=accept or 0.0)
         return f
 
@@ -155,9 +163,11 @@ class IncomingMigration:
         self._block.on_extra[block.ExtraKind.CHECKS] = self._buffers.checksums.take
         self._block.on_described = lambda *counts: self._targets.check_counts(*counts, position=f.position)
         self._block.on_sizes = self._targets.check_announced
-        answers: dict[int, savevm.Answer] = {questions.ASK_TREES: questions.KNOWS_TREES}
+        answers: dict[int, savevm.Answer] = {questions.ASK_TREES: hearing.KNOWS_TREES}
         answers |= {savevm.ASK: savevm.Hello(abilities=self._read_back.abilities), savevm.ASK_ALIVE: savevm.Alive()}
-        loader = savevm.LoadVM(self.savevm, f, observer=self._observer, answers=answers)
+        loader = savevm.LoadVM(
+            self.savevm, f, observer=self._observer, answers=answers, on_loss=self._session.next_link
+        )
         self._block.on_table = lambda table, position: self._admit(table, position, loader, f)
         self._block.on_flush = lambda number: self._flush(number, loader)
         if self.parameters.incremental:
@@ -172,6 +182,8 @@ class IncomingMigration:
             self._check_cancelled,
             unlocks=not self.parameters.verify,
         )
+        assert self._listener is not None
+        self._session.attach(self._listener, loader, f, lambda: taken.is_decided)
         try:
             stream = loader.loadvm()
             self.is_awaited = loader.is_awaited
@@ -179,15 +191,16 @@ class IncomingMigration:
             if not taken.is_taken:
                 if not isinstance(error, errors.InDoubt):
                     taken.is_refused(error)
-                    farewell.give_reason(loader, f, error)
+                    self._give_reason(loader, error)
                 raise
             self.is_awaited = loader.is_awaited
             taken.link_was_lost(error)
         except BaseException as error:
             if not taken.is_decided:
-                farewell.give_reason(loader, f, error)
+                self._give_reason(loader, error)
             raise
         else:
+            f = self._f or f  # another one, if the link was lost
             if not taken.is_taken:
                 self._end_with_a_word(f, loader, stream)
                 return
@@ -198,7 +211,7 @@ class IncomingMigration:
         f.close()
         taken.check_names()
 
-    def _verify(self, announced: Announcement, loader: savevm.LoadVM, f: channel.InputQEMUFile) -> None:
+    def _verify(self, announced: announcement.Announcement, loader: savevm.LoadVM, f: channel.InputQEMUFile) -> None:
         """Read the targets back, as far as that was not done before, when the source has had our word."""
         if announced.is_proven:
             self._read_back.finish(loader, f)
@@ -210,6 +223,7 @@ class IncomingMigration:
         try:
             announced = self._judge(stream)
             safekeeping.make_durable(self._targets, loader, self._check_cancelled)
+            self._session.close()
             self._check_cancelled()
             self._figures.set_totals()
             verifies_later = self.parameters.verify and loader.is_awaited
@@ -219,7 +233,7 @@ class IncomingMigration:
                 self._targets.close()  # whoever waits for our word may open the disks the moment it comes
             self._targets.publish()
         except BaseException as error:
-            farewell.give_reason(loader, f, error)
+            self._give_reason(loader, error)
             raise
         try:
             farewell.give_word(loader, f, goes_on=announced.is_proven)
@@ -232,6 +246,17 @@ class IncomingMigration:
         if verifies_later:
             self._verify(announced, loader, f)
         f.close()
+
+    def _give_reason(self, loader: savevm.LoadVM, error: BaseException) -> None:
+        assert self._f is not None
+        self._session.give_reason(error)
+        farewell.give_reason(loader, self._f, error)
+
+    def _take_link(self, f: channel.InputQEMUFile) -> None:
+        """Take note of the link on which the source of a session goes on."""
+        self._f = f
+        self._stack.callback(f.abort)
+        self._check_cancelled()
 
     def _open(self, name: str, position: int) -> block.BlkLoadDevice:
         """Open the target of the disk called `name`, which appears at `position`."""
@@ -254,43 +279,11 @@ class IncomingMigration:
             safekeeping.make_durable(self._targets, loader, self._check_cancelled)
             loader.way_back.ready(number)
 
-    def _judge(self, stream: savevm.LoadedStream) -> Announcement:
-        """Check that everything came, and give the disks their sizes; return what the stream says of them."""
+    def _judge(self, stream: savevm.LoadedStream) -> announcement.Announcement:
         self._figures.all_has_come()
-        section = stream.section(self._block.format or "block")
-        if section is None:
-            raise errors.IncompleteMigration(
-                "the stream holds no disks at all: a QEMU sends them only if it is told to, as by migrate -b",
-                missing={},
-            )
-        if not section.ended:
-            raise errors.TruncatedStream("the section of disks has no end: the source gave up", position=stream.nbytes)
-        announced = announcement.read_announcement(stream, self._block)
-        self._read_back.check(announced.is_proven, stream.nbytes)
-        verdict.check_disks(self._targets.devices, announced, stream.nbytes)
-        devices = self._open_all(announced, stream.nbytes)
-        verdict.settle_sizes(devices, announced, self.parameters, self.stats)
-        self._targets.check_sizes()
-        check = verdict.check_progress if self.parameters.incremental else verdict.check_coverage
-        check(devices, announced, self._block.percent_before_section)
-        verdict.check_records(devices, announced)
-        if announced.is_present or not self.parameters.incremental:
-            self._targets.check_all_came()
-        if self.parameters.verify:
-            verdict.check_verifiable(devices, announced)
-        return announced
-
-    def _open_all(self, announced: Announcement, position: int) -> list[block.BlkLoadDevice]:
-        """Return the targets of all disks; of some no block came: they are empty, or nothing in them has changed."""
-        opened = {device.statistics.name for device in self._targets.devices}
-        for name, size in announced.sizes.items():
-            if name in opened:
-                continue
-            if not size and not self._targets.is_wanted(name):
-                self.stats.notes.append(f"disk {name!r} has no bytes, and nobody has said where it goes: left out")
-            elif self.parameters.incremental or not size:
-                self._open(name, position)
-        return self._targets.devices
+        return judging.judge(
+            stream, self._block, self._targets, self._open, self.parameters, self.stats, self._read_back.check
+        )
 
     def _check_cancelled(self) -> None:
         """Raise if somebody has cancelled."""

@@ -48,6 +48,9 @@ class RecordListener:
     def flush(self, number: int) -> None:
         """Take note that the source asks for everything to be on stable storage."""
 
+    def barrier(self, number: int, position: int) -> None:
+        """Take note of a barrier, which is acknowledged when what came before it is on stable storage."""
+
     def extra(self, kind: ExtraKind, nbytes: int, position: int) -> None:
         """Take note of a record of this kind, with so many bytes of body."""
 
@@ -85,7 +88,7 @@ class InspectedDisk:
         self.coverage.check_pack(extents, position)
         nbytes = sum(length for _, length in extents)
         f.skip(nbytes)
-        self.coverage.add_pack(extents, number=number, blocks=self.statistics.blocks)
+        self.coverage.add_pack(extents, number=number)
         self._records.pack(self.statistics.name, extents, position)
         self.statistics.packs += 1
         self.statistics.pack_bytes += nbytes
@@ -181,6 +184,7 @@ def inspect(
     handlers = block.BlockLoadHandlers(open_device)
     handlers.on_percent = listener.progress
     handlers.on_flush = listener.flush
+    handlers.on_barrier = listener.barrier
     handlers.on_table = note_table
     handlers.on_extra = {kind: _note_extra(listener, kind) for kind in ExtraKind}
     state = savevm.SaveState()

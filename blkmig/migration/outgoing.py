@@ -31,6 +31,7 @@ from . import (
     endpoints,
     figures,
     life,
+    outgoingsession,
     proving,
     questions,
     rounds,
@@ -77,6 +78,15 @@ class OutgoingMigration:
         )
         self.stats = self._figures.stats
         self.stats.downtime_limit = self.parameters.downtime_limit
+        self._session = outgoingsession.OutgoingSession(
+            self.parameters,
+            self._block,
+            self.savevm,
+            self._connection,
+            self._questions,
+            self._figures,
+            clock=clock,
+        )
         self._maps: dict[str, diskmap.DiskMap] | None = None
         self._convergence = convergence.Convergence(self.parameters, self._block, self._figures, self._questions.look)
         self._bounds = bounds.Bounds(self.parameters, self._convergence, self.cancel)
@@ -88,6 +98,7 @@ class OutgoingMigration:
                 self._figures.count_disks,
                 self.savevm.state_cleanup,
                 self._connection.abort,
+                self._session.close,
                 self._sources.close,
                 lambda: self._ending.close(),
             ),
@@ -101,6 +112,7 @@ class OutgoingMigration:
             self._convergence,
             self._bounds,
             self._life,
+            self._session,
         )
         self._ending = ending.Ending(
             self.parameters,
@@ -131,6 +143,7 @@ class OutgoingMigration:
             self._ending,
             self._proving,
             self._life,
+            self._session,
             clock=clock,
         )
 
@@ -189,9 +202,7 @@ class OutgoingMigration:
         self._figures.forget_fetch()  # nobody knows how long ago the caller iterated
         while True:
             self._rounds.until_ready()
-            with self._bounds.saying_why():
-                self._proving.until_compared()
-                self._ending.flush_ahead()
+            self._prove_and_flush_ahead()
             self._rounds.until_ready()
             self._rounds.shorten_the_pause()
             if self._completing.attempt():
@@ -242,6 +253,14 @@ class OutgoingMigration:
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
+    def _prove_and_flush_ahead(self) -> None:
+        with self._bounds.saying_why():
+            try:
+                self._proving.until_compared()
+                self._ending.flush_ahead()
+            except errors.ChannelError as error:
+                self._session.go_on(error)
+
     def _setup(self) -> None:
         """Connect and write everything before the first part."""
         self._bounds.begin()
@@ -253,6 +272,7 @@ class OutgoingMigration:
             self._questions,
             self._sources,
             self.stats,
+            self._session,
             connect_timeout=self._bounds.connect_timeout,
         )
         self._ending.begin_note()

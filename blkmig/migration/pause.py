@@ -204,7 +204,7 @@ class Pause:
                     stack.callback(backend.leave_in_doubt)
             return
         with self._lock:
-            is_given_up = self._state == "given up"
+            is_given_up, was_over = self._state == "given up", self._state == "over"
             if not is_given_up:
                 self._state = "over"
         try:
@@ -215,6 +215,8 @@ class Pause:
                 self.finish_giving_up()
             else:
                 self._release_all()
+                if not was_over:
+                    self.downtime = self._clock() - self._held_at
 
     def finish_giving_up(self) -> None:
         """Wait until all writers were let go; raise what one of the disks said to that."""

@@ -20,28 +20,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from .. import block, channel, errors, savevm
-from . import connection, reasons
+from .. import block, errors, savevm
+from . import connection, hearing, reasons
 
-ASK_TREES, KNOWS_TREES = 0x74726565, 0x54524545
-"""The value of the PING that asks whether the target verifies digests in the form of a tree, and that of a PONG which
-says that it does. Whoever does not know the question answers a PING like any other."""
-
-LONGEST_WAIT = 86400.0
-"""Seconds that the kernel is asked to wait at a time, where nothing bounds a wait."""
-
-LEAST_MESSAGE_SECONDS = 1.0
-"""How long a message of which a part has come may take, however late it began."""
-
-Message = tuple[int, "int | savevm.Word | None"]
-"""What came on the return path: its type and its value."""
-
-HAS_ENDED = "has ended the migration before the stream's end"
-HAS_EVERYTHING = "received everything, but failed"
-"""What a target does that says of its failure early, or when it was told that this is all."""
+ASK_TREES = 0x74726565
+"""The value of the PING that asks whether the target verifies digests in the form of a tree: `hearing.KNOWS_TREES` says
+that it does. Whoever does not know the question answers a PING like any other."""
 
 BASE_PING = 0x62617365
 """The value of the PING that asks whether the target has compared the disks' bases."""
@@ -50,7 +37,7 @@ BARRIER_PING = 0x656E6400
 """PINGs that ask whether the target has taken everything have this value plus 1, 2, 3 ...: ``end`` and a number."""
 
 
-class Questions:
+class Questions(hearing.Hearing):
     """The questions to the target of `link`, which gets what `handlers` send."""
 
     def __init__(
@@ -60,24 +47,13 @@ class Questions:
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(link, clock)
         # Set here, then read-only.
-        self._clock = clock
-        self._connection = link
         self._block = handlers
         # Migration thread only.
         self._barriers = 0
-        self._is_reply_due = False
-        self.has_heard = False
-        """Anything has come."""
-
         self.ask_again: Callable[[int], savevm.Done | None] = lambda number: None
         """Called when the link is lost behind COMMIT `number`: ask on another connection; None: nobody answers."""
-
-        self.knows_trees = False
-        """The target has said that it verifies digests in the form of a tree."""
-
-        self.proof_result: savevm.ProofResult | None = None
-        """How far the target is with the proofs, as it has said last."""
 
     @property
     def is_answered(self) -> bool:
@@ -148,6 +124,37 @@ class Questions:
             if alive is not None:
                 why += f", or within {longest:g} s with signs of life; the last one: {alive.text}"
             raise errors.ChannelTimeout(doing, uri=self._connection.uri, cause=why)
+
+    def await_session(self, seconds: float) -> savevm.SessionAnswer:
+        """Return what the target says to a SESSION, within `seconds` and the idle time-out. Blocks."""
+        path = self._connection.return_path
+        assert path is not None
+        doing, self._is_session_due = "waiting for the target's word on the session", True
+        seconds = min(seconds, path.idle_timeout or math.inf)
+        with self._connection.losing(doing):
+            for _, value in self._heard_within(seconds):
+                if isinstance(value, savevm.SessionAnswer):
+                    self._is_session_due = False
+                    return value
+            why = f"it has said nothing of it within {seconds:.3g} s"
+            raise errors.ChannelTimeout(doing, uri=self._connection.uri, cause=why)
+
+    def link_is_back(self, number: int) -> None:
+        """Go on behind the last FLUSH or END that the target has seen, which it may have answered on the lost link."""
+        self._barriers = number
+
+    def await_while(self, is_due: Callable[[], bool], doing: str) -> None:
+        """Read what the target says as long as `is_due`. Blocks.
+
+        A target that takes its time gives signs of life, for which it may be ten times as long idle.
+        """
+        path = self._connection.return_path
+        assert path is not None
+        patience = savevm.Patience(path, time.monotonic)
+        with self._connection.losing(doing):
+            while is_due():
+                _, value = self._read_before_end(path)
+                patience.heard(value)
 
     def begin_barrier(self, state: savevm.SaveState) -> None:
         """Ask the target to answer when it has taken everything that was sent; `end_barrier` waits for it.
@@ -224,8 +231,9 @@ class Questions:
         if flushes:
             answer = (savevm.MIG_RP_MSG_READY, self._barriers)
             end = time.monotonic() + path.idle_timeout * savevm.PATIENCE
+        what = hearing.HAS_EVERYTHING if has_everything else hearing.HAS_ENDED
         with self._connection.losing("waiting for the target to take what was sent"):
-            while self._read_before_end(path, HAS_EVERYTHING if has_everything else HAS_ENDED) != answer:
+            while self._read_before_end(path, what) != answer:
                 if flushes and time.monotonic() < end:
                     path.payload_came()
 
@@ -243,45 +251,6 @@ class Questions:
         with self._connection.losing("waiting for the target to compare the disks' bases"):
             while (heard := self._read_before_end(path)) != (savevm.MIG_RP_MSG_PONG, BASE_PING):
                 patience.heard(heard[1])
-
-    def _heard_within(self, seconds: float, *, longest: float = 0.0) -> Iterator[Message]:
-        """Yield the messages that come within `seconds`, however many; a half one that stands still is an error.
-
-        After an ALIVE it is `seconds` anew, but `longest` at most together.
-        """
-        path = self._connection.return_path
-        assert path is not None
-        idle, begun = path.idle_timeout, self._clock()
-        end = begun + seconds
-        try:
-            while (left := min(end - self._clock(), LONGEST_WAIT)) > 0:
-                if path.wait_readable(left):
-                    path.set_idle_timeout(max(left, LEAST_MESSAGE_SECONDS), first=left)
-                    message = self._read_before_end(path)
-                    if longest and isinstance(message[1], savevm.Alive):
-                        end = min(self._clock() + seconds, begun + longest)
-                    yield message
-        finally:
-            path.set_idle_timeout(idle, first=idle)
-
-    def _read_before_end(self, path: channel.InputQEMUFile, what: str = HAS_ENDED) -> Message:
-        """Return the next message; raise if it is one that ends the migration. Blocks."""
-        position = path.position
-        kind, value = savevm.read_message(path)
-        self.has_heard = True
-        if kind == savevm.MIG_RP_MSG_SHUT:
-            raise self._connection.target_failed(value if isinstance(value, int) else 0, what)
-        if isinstance(value, savevm.Failure):
-            raise self._connection.target_failed(value, what)
-        if isinstance(value, savevm.Reply) and not self._is_reply_due:
-            raise errors.StreamError("the target replies to what nobody has asked", position=position)
-        if isinstance(value, savevm.ProofResult):
-            self.proof_result = value
-        if kind == savevm.MIG_RP_MSG_PONG and value == KNOWS_TREES:
-            self.knows_trees = True
-        if isinstance(value, savevm.Word) or (kind == savevm.MIG_RP_MSG_PONG and not self._is_answer(value)):
-            self._connection.is_no_qemu()
-        return kind, value
 
     def _is_answer(self, value: object) -> bool:
         """Return whether a PONG answers one of our PINGs."""

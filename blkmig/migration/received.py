@@ -23,6 +23,7 @@ class IncomingFigures:
         self._on_progress = on_progress
         self._clock = clock
         self._f: channel.InputQEMUFile | None = None
+        self._before = 0  # bytes that came on links that were lost
         self._started = 0.0
         self._last_report = 0.0
         self._rate = outlook.Rate()
@@ -33,6 +34,13 @@ class IncomingFigures:
         self._f, self._started = f, self._clock()
         self._block.on_progress = self._report if self._on_progress is not None else None
 
+    def go_on(self, f: channel.InputQEMUFile) -> None:
+        """Count what comes in `f`, too: the link before it was lost."""
+        assert self._f is not None
+        self._before += self._f.position
+        self._f = f
+        self.stats.reconnects += 1
+
     def all_has_come(self) -> None:
         """Tell the caller that the stream is at its end; what follows is to bring it to stable storage."""
         self._phase = "storing"
@@ -41,7 +49,7 @@ class IncomingFigures:
     def set_totals(self) -> None:
         """Copy the counters to where others read them."""
         assert self._f is not None
-        self.stats.transferred, self.stats.format = self._f.position, self._block.format
+        self.stats.transferred, self.stats.format = self._before + self._f.position, self._block.format
         self.stats.percent = self._block.percent
         self.stats.total_time = self._clock() - self._started
 

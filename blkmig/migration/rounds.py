@@ -12,8 +12,8 @@
 
 from __future__ import annotations
 
-from .. import block, savevm, stats
-from . import bounds, connection, convergence, figures, life, questions
+from .. import block, errors, savevm, stats
+from . import bounds, connection, convergence, figures, life, outgoingsession, questions
 
 
 class Rounds:
@@ -29,6 +29,7 @@ class Rounds:
         judge: convergence.Convergence,
         limits: bounds.Bounds,
         states: life.Life,
+        session: outgoingsession.OutgoingSession,
     ) -> None:
         # Set here, then read-only.
         self._block = handlers
@@ -39,6 +40,7 @@ class Rounds:
         self._convergence = judge
         self._bounds = limits
         self._life = states
+        self._session = session
 
     def until_ready(self) -> None:
         """Send sections until it is time for the pause. Raises what `Convergence.is_ready` raises. Blocks."""
@@ -48,13 +50,22 @@ class Rounds:
     def _is_ready(self) -> bool:
         with self._bounds.saying_why():
             self._connection.check_cancelled()
-            return self._convergence.is_ready()
+            try:
+                return self._convergence.is_ready()
+            except errors.ChannelError as error:
+                self._session.go_on(error)
+                return False
 
     def iterate(self) -> None:
         """Send one section, and close the round that ends with it. Blocks for channel, disks and rate limit."""
         self._life.require("active")
         with self._bounds.saying_why():
-            if self.send_section():
+            try:
+                has_round_ended = self.send_section()
+            except errors.ChannelError as error:
+                self._session.go_on(error)
+                has_round_ended = False
+            if has_round_ended:
                 self._round_ended()
         self._figures.report()
 
@@ -68,6 +79,7 @@ class Rounds:
         self._questions.look()
         if self._block.base.has_ended():
             self._questions.await_base_checked(self._savevm)
+        self._session.section_ended()
         return self._figures.section_ended()
 
     def _round_ended(self) -> None:

@@ -11,8 +11,12 @@ from .announcement import Announcement
 
 
 def make_durable(came: targets.TargetSet, loader: savevm.LoadVM, check_cancelled: Callable[[], None]) -> None:
-    """Flush all disks, with signs of life to a source that waits for our word. Blocks."""
+    """Flush all disks, with signs of life to a source that waits for our word. Blocks.
+
+    A flush that is under way is waited for before that: a disk does not tell its error twice.
+    """
     with heartbeat.Heartbeat(loader.beat) as beats:
+        came.settle()
         for number, device in enumerate(came.devices, 1):
             check_cancelled()
             beats.text = f"the target of disk {device.statistics.name!r} is flushed ({number} of {len(came.devices)})"

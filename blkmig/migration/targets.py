@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from .. import block, disk, errors, params, sources, stats
@@ -67,6 +67,9 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         self._appeared = 0  # disks that somebody has asked the target of
         self.announced = block.SaidSizes()
         """How large the stream says that its disks are, before they come."""
+
+        self.settle: Callable[[], None] = lambda: None
+        """Waits for the flush that is under way beside the writes, and raises what one has raised."""
 
         self._room = room.Room()
         self.devices: list[block.BlkLoadDevice] = []

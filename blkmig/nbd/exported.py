@@ -138,6 +138,21 @@ class ExportedDisk(local.LocalBackend):
         self.check_open()
         self._export.flush()
 
+    @property
+    def flushes_beside(self) -> bool:  # type: ignore[override]
+        """Whether the server can flush."""
+        return self._export.connection.can_flush
+
+    def drain(self) -> None:
+        """Finish what is in flight."""
+        self.check_open()
+        self._export.finish_writes()
+
+    def flush_drained(self) -> None:
+        """Let the server flush: requests of several threads may be in flight."""
+        self.check_open()
+        self._export.connection.flush()
+
     def _check_writable(self) -> None:
         self.check_open()
         if not self._writable:

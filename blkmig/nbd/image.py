@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import threading
 
 from .. import errors, paths, units
 from ..disk import identity
@@ -73,6 +74,7 @@ class ImageBackend(exported.ExportedDisk):
         self._is_tracked = writable and not read_only
         with errors.failing("cannot be opened", device=name):
             self.files = tuple(identity.KnownFile.of(layer, is_tracked=self._is_tracked) for layer in layers)
+        self._resizing = threading.Lock()  # held while the server is another one, and while it flushes for `drain`
         self._server: qemunbd.QemuNbd | None = None
         super().__init__(name, read_only=read_only, writable=writable)
         self.is_growable = self._is_new and format == "qcow2" and base is None
@@ -104,11 +106,17 @@ class ImageBackend(exported.ExportedDisk):
 
     def _resize_image(self, size: int) -> None:
         self._export.finish_writes()
-        self._export.connection.close()
-        self._close_server()
-        qemuimg.resize_image(self._path, size, format=self._format, device=self.name)
-        self._export = self._open()
+        with self._resizing:
+            self._export.connection.close()
+            self._close_server()
+            qemuimg.resize_image(self._path, size, format=self._format, device=self.name)
+            self._export = self._open()
         self._image_size = self._export.size
+
+    def flush_drained(self) -> None:
+        """Let the server flush; one that was closed for another one has flushed."""
+        with self._resizing:
+            super().flush_drained()
 
     def flush(self) -> None:
         """Wait for the disk, and for the directory entry of a new image."""

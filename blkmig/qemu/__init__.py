@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from .. import errors, paths, units
-from ..disk import backend
+from ..disk import names
 from . import address, qmp, recovery
 from .address import QemuAddress, is_qemu_address
 from .qemudisk import QemuBackend
@@ -151,4 +151,4 @@ def _name(disks: list[QemuBackend], name: str | None, text: str) -> None:
             raise errors.ParameterError(f"one name, {name!r}, for {len(disks)} disks ({listed}): choose, with device=")
         disks[0].name = name
     for disk in disks:
-        backend.check_name(disk.name)
+        names.check_name(disk.name)

@@ -25,17 +25,47 @@ from .return_path import (
     await_shut,
     describe_status,
     find_reason,
+    last_words,
     read_message,
 )
 from .savestate import SaveState
+from .sessions import (
+    AGAIN_MAGIC,
+    AGAIN_NBYTES,
+    KEY_NBYTES,
+    MAX_SECONDS,
+    Session,
+    SessionAnswer,
+    parse_again,
+    parse_session,
+)
 from .stream import LoadedStream, SectionInfo, StreamObserver
-from .words import ASK, ASK_ALIVE, MIG_RP_MSG_READY, OURS, Ability, Alive, Done, Failure, Hello, Refusal, Reply, Word
+from .words import (
+    ASK,
+    ASK_ALIVE,
+    MIG_RP_MSG_ACK,
+    MIG_RP_MSG_READY,
+    OURS,
+    Ability,
+    Alive,
+    Done,
+    Failure,
+    Hello,
+    Refusal,
+    Reply,
+    Word,
+)
 
 __all__ = [
+    "AGAIN_MAGIC",
+    "AGAIN_NBYTES",
     "ASK",
     "ASK_ALIVE",
     "DAMAGED",
     "HEADER_NBYTES",
+    "KEY_NBYTES",
+    "MAX_SECONDS",
+    "MIG_RP_MSG_ACK",
     "MIG_RP_MSG_PONG",
     "MIG_RP_MSG_READY",
     "MIG_RP_MSG_SHUT",
@@ -66,13 +96,18 @@ __all__ = [
     "SaveState",
     "SaveVMHandlers",
     "SectionInfo",
+    "Session",
+    "SessionAnswer",
     "StreamObserver",
     "Word",
     "await_shut",
     "describe_status",
     "find_reason",
+    "last_words",
     "looks_like_footer",
+    "parse_again",
     "parse_commit",
     "parse_end",
+    "parse_session",
     "read_message",
 ]

@@ -7,11 +7,12 @@ What must be answered is answered, the rest is skipped by its length.
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from .. import errors
-from . import container, results, return_path, stream, words
+from . import container, results, return_path, sessions, stream, words
 
 if TYPE_CHECKING:
     from ..channel import InputQEMUFile, OutputQEMUFile
@@ -40,6 +41,8 @@ class Commands:
         self._told: OutputQEMUFile | None = None  # the same, afterwards
         self._has_said_hello = False
         self._has_said_alive = False
+        # Held by whoever says something: besides the loading thread, those that say what it does meanwhile.
+        self._lock = threading.Lock()
 
     def get(self, position: int, *, in_package: bool) -> int | None:
         """Read the rest of the command at `position`; return how long the package is that follows, if it is one."""
@@ -63,14 +66,15 @@ class Commands:
         return None
 
     def _answer(self, f: OutputQEMUFile, answer: Answer) -> None:
-        if isinstance(answer, words.Hello):
-            self._has_said_hello = True
-            return_path.send_message(f, words.MIG_RP_MSG_HELLO, answer.encode())
-        elif isinstance(answer, words.Alive):
-            self._has_said_alive = True
-            return_path.send_message(f, words.MIG_RP_MSG_ALIVE, answer.encode())
-        else:
-            return_path.send_pong(f, answer)
+        with self._lock:
+            if isinstance(answer, words.Hello):
+                self._has_said_hello = True
+                return_path.send_message(f, words.MIG_RP_MSG_HELLO, answer.encode())
+            elif isinstance(answer, words.Alive):
+                self._has_said_alive = True
+                return_path.send_message(f, words.MIG_RP_MSG_ALIVE, answer.encode())
+            else:
+                return_path.send_pong(f, answer)
 
     def _count(self, command: int) -> None:
         """Count a command; of very many kinds, the later ones are counted together."""
@@ -91,14 +95,20 @@ class Commands:
         return self._return_path is not None
 
     def beat(self, value: int, text: str = "") -> None:
-        """Send a sign of life, unless the link is full: ALIVE with `text` to who has asked for it, else PONG."""
-        f = self._return_path
-        if f is None or not f.is_writable():
+        """Send a sign of life, unless the link is full, or somebody says something else: ALIVE with `text` to who has
+        asked for it, else PONG. From any thread."""
+        if not self._lock.acquire(blocking=False):
             return
-        if self._has_said_alive:
-            return_path.send_message(f, words.MIG_RP_MSG_ALIVE, words.Alive(text).encode())
-        else:
-            return_path.send_pong(f, value % (1 << 32))
+        try:
+            f = self._return_path
+            if f is None or not f.is_writable():
+                return
+            if self._has_said_alive:
+                return_path.send_message(f, words.MIG_RP_MSG_ALIVE, words.Alive(text).encode())
+            else:
+                return_path.send_pong(f, value % (1 << 32))
+        finally:
+            self._lock.release()
 
     def reply(self, refusals: Sequence[words.Refusal]) -> None:
         """Tell a source that waits for it which disks of its table are refused; none: all are taken."""
@@ -114,25 +124,41 @@ class Commands:
 
     def proof_result(self, result: results.ProofResult) -> None:
         """Tell a source how far the comparison of its proofs is, also after `finish`. Blocks."""
-        f = self._return_path or self._told
-        if f is not None and self._has_said_hello:
-            return_path.send_message(f, results.MIG_RP_MSG_PROOF_RESULT, result.encode())
+        with self._lock:
+            f = self._return_path or self._told
+            if f is not None and self._has_said_hello:
+                return_path.send_message(f, results.MIG_RP_MSG_PROOF_RESULT, result.encode())
+
+    def go_on(self, f: InputQEMUFile) -> None:
+        """Read from `f` from now on, and answer there: the link before it was lost."""
+        with self._lock:
+            self._f, self._return_path = f, f.return_path()
+
+    def ack(self, number: int) -> None:
+        """Tell the source that what came before its BARRIER `number` is on stable storage. From any thread."""
+        self._say(words.MIG_RP_MSG_ACK, struct.pack(">I", number))
+
+    def answer_session(self, answer: sessions.SessionAnswer) -> None:
+        """Tell the source what becomes of its session."""
+        self._say(words.MIG_RP_MSG_SESSION, answer.encode())
 
     def _say(self, kind: int, data: bytes) -> None:
         """Say a word of blkmig's, to a source that knows them."""
-        if self._return_path is not None and self._has_said_hello:
-            return_path.send_message(self._return_path, kind, data)
+        with self._lock:
+            if self._return_path is not None and self._has_said_hello:
+                return_path.send_message(self._return_path, kind, data)
 
     def finish(self, status: int, failure: words.Failure | None = None) -> None:
         """Tell the source how loading ended, once."""
         if failure is not None:
             self._say(words.MIG_RP_MSG_ERROR, failure.encode())
-        f, self._return_path = self._return_path, None
-        if f is not None:
-            return_path.send_shut(f, status)
-            self._told = f
-            if status:
-                f.close()
+        with self._lock:
+            f, self._return_path = self._return_path, None
+            if f is not None:
+                return_path.send_shut(f, status)
+                self._told = f
+                if status:
+                    f.close()
 
     def wait_until_told(self) -> None:
         """Return when the source's machine has what `finish` said; raises ChannelError if the link broke before."""

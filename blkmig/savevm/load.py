@@ -15,7 +15,7 @@ is not parsed but drained to its end (:mod:`.vmdescription`).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
@@ -41,18 +41,21 @@ class LoadVM:
         *,
         observer: stream.StreamObserver | None = None,
         answers: Mapping[int, commands.Answer] | None = None,
+        on_loss: Callable[[errors.MigrationError], InputQEMUFile] | None = None,
     ) -> None:
         """Load from `f` into the sections that are registered in `state`.
 
-        A PING is answered with its own value, but for those of `answers`, which are questions.
+        A PING is answered with its own value, but for those of `answers`, which are questions. `on_loss` is given the
+        error of a link that was lost, and returns the one on which the stream goes on, with a record, or raises.
         """
         self._state = state
         self._f = f
         self._observer = observer or _NOBODY
+        self._on_loss = on_loss
         self._version = 0
         self._commands = commands.Commands(f, self._observer, answers or {})
         self._records = records.SectionRecords(state, f, self._observer)
-        self._reached_eof = False
+        self._reached_eof = self._is_whole = False
         self._vmdescription: dict[str, Any] | None = None
         self._vmdescription_state: vmdescription.State = "none"
         self._drained_bytes = 0
@@ -68,7 +71,11 @@ class LoadVM:
             self._get_header()
             for entry in self._state:
                 entry.handlers.load_setup()
-            self._get_records()
+            while not self._is_whole:
+                try:
+                    self._get_records()
+                except (errors.ChannelError, errors.TruncatedStream) as error:
+                    self._go_on(error)
         except BaseException:
             with contextlib.suppress(Exception):
                 savestate.run_cleanups(cleanups)
@@ -80,6 +87,11 @@ class LoadVM:
     def is_awaited(self) -> bool:
         """Whether the source waits for `finish`."""
         return self._commands.is_awaited
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether END of all sections has come that somebody registered."""
+        return self._records.sections.registered_ended()
 
     def beat(self, value: int, text: str = "") -> None:
         """Send a sign of life to a source that waits for `finish`, unless the link is full: what this end is at, in
@@ -131,6 +143,13 @@ class LoadVM:
 
     # -- records -----------------------------------------------------------------------------------------------------
 
+    def _go_on(self, error: errors.MigrationError) -> None:
+        """Have the stream go on with another link, because this one was lost."""
+        if self._on_loss is None:
+            raise error
+        self._f = self._on_loss(error)
+        self._records.go_on(self._f)
+
     def _get_records(self) -> None:
         """Read records to the end of the stream, which lies behind device state or a description."""
         while True:
@@ -140,10 +159,11 @@ class LoadVM:
                 self._reached_eof = True
                 self._observer.eof(position)
                 self._get_vmdescription()
-                return
+                break
             if not self._get_record(kind, position):
                 self._drain(position)
-                return
+                break
+        self._is_whole = True
 
     def _get_package(self, nbytes: int) -> None:
         """Read the records of a package, `nbytes` long; device state in it ends where the package does."""

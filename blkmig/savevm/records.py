@@ -44,6 +44,10 @@ class SectionRecords:
         self.is_between_records = False
         """No record is half read."""
 
+    def go_on(self, f: InputQEMUFile) -> None:
+        """Read from `f` from now on, which begins with a record."""
+        self._f = f
+
     def get_start(self, kind: int, position: int) -> sections.LoadStateEntry | None:
         """Read the header of a section that starts, and return the section; None for device state."""
         f = self._f

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from .. import errors
-from . import results, words
+from . import results, sessions, words
 
 if TYPE_CHECKING:
     from ..channel import InputQEMUFile, OutputQEMUFile
@@ -83,8 +83,18 @@ def send_pong(f: OutputQEMUFile, value: int) -> None:
 
 def send_message(f: OutputQEMUFile, kind: int, data: bytes) -> None:
     """Say one message to the source. Blocks until the link took it."""
-    f.put_buffer(struct.pack(">HH", kind, len(data)) + data)
+    f.put_buffer(encode(kind, data))
     f.flush()
+
+
+def encode(kind: int, data: bytes) -> bytes:
+    """Return one message to the source."""
+    return struct.pack(">HH", kind, len(data)) + data
+
+
+def last_words(status: int, failure: words.Failure) -> bytes:
+    """Return what a loader says that fails, to a source that knows blkmig's words."""
+    return encode(words.MIG_RP_MSG_ERROR, failure.encode()) + encode(MIG_RP_MSG_SHUT, struct.pack(">I", status))
 
 
 def read_message(f: InputQEMUFile) -> tuple[int, int | words.Word | None]:
@@ -116,6 +126,8 @@ def read_message(f: InputQEMUFile) -> tuple[int, int | words.Word | None]:
         return kind, words.parse_alive(bytes(f.get_byte() for _ in range(length)))
     if kind == results.MIG_RP_MSG_PROOF_RESULT:
         return kind, results.parse_proof_result(f.get_buffer(length), position)
+    if kind == words.MIG_RP_MSG_SESSION:
+        return kind, sessions.parse_answer(f.get_buffer(length))
     if length == 4:
         return kind, f.get_be32()
     f.skip(length, is_payload=False)

@@ -7,6 +7,8 @@
     REPLY 0x8002   u16 count, { u16 index in the table, u32 errno, u16 n, n bytes of text } of each refusal
     READY 0x8003   u32 the number of the FLUSH
     ERROR 0x8004   u32 errno, u64 offset, u8 n, n bytes of the disk's name, u16 n, n bytes of text
+    ACK   0x8005   u32 the number of the BARRIER
+    SESSION 0x800a u32 incarnation, u32 last ACK, u32 last number, u32 flags: see `sessions`
     DONE  0x8007   u32 the number of the COMMIT, then as REPLY the disks whose names could not be given
     ALIVE 0x8008   text: what the receiver is at
     0x8009         see `results`
@@ -25,12 +27,14 @@ import struct
 from typing import Final
 
 from .. import errors, texts
-from . import results
+from . import results, sessions
 
 MIG_RP_MSG_HELLO: Final = 0x8001
 MIG_RP_MSG_REPLY: Final = 0x8002
 MIG_RP_MSG_READY: Final = 0x8003
 MIG_RP_MSG_ERROR: Final = 0x8004
+MIG_RP_MSG_ACK: Final = 0x8005
+MIG_RP_MSG_SESSION: Final = 0x800A
 MIG_RP_MSG_DONE: Final = 0x8007
 MIG_RP_MSG_ALIVE: Final = 0x8008
 
@@ -60,7 +64,7 @@ class Ability(enum.IntFlag, boundary=enum.KEEP):
 CHECKS: Final = Ability.CHECKS if importlib.util.find_spec("xxhash") is not None else Ability(0)
 """Without what computes checksums, this blkmig has none to check."""
 
-OURS: Final = Ability.COMMIT | Ability.PROOF | CHECKS
+OURS: Final = Ability.BARRIERS | Ability.COMMIT | Ability.PROOF | CHECKS
 """What this blkmig can do, at either end."""
 
 MAX_REFUSALS: Final = 256
@@ -79,6 +83,8 @@ LENGTHS: Final = {
     MIG_RP_MSG_REPLY: _REPLY_LENGTHS,
     MIG_RP_MSG_READY: (4, 4),
     MIG_RP_MSG_ERROR: (_ERROR.size + 2, _ERROR.size + 255 + 2 + MAX_ERROR_TEXT),
+    MIG_RP_MSG_ACK: (4, 4),
+    MIG_RP_MSG_SESSION: (sessions.ANSWER_NBYTES, sessions.ANSWER_NBYTES),
     MIG_RP_MSG_DONE: (4 + _REPLY_LENGTHS[0], 4 + _REPLY_LENGTHS[1]),
     MIG_RP_MSG_ALIVE: (0, MAX_ALIVE_TEXT),
     **results.LENGTHS,
@@ -169,7 +175,7 @@ class Done:
         return struct.pack(">I", self.number) + Reply(self.nameless).encode()
 
 
-Word = Hello | Reply | Failure | Done | Alive | results.ProofResult
+Word = Hello | Reply | Failure | Done | Alive | results.ProofResult | sessions.SessionAnswer
 
 
 def parse_alive(data: bytes) -> Alive:

@@ -174,7 +174,9 @@ def test_what_the_writers_write_after_a_cancel_is_in_no_complete_image(tmp_path:
     receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "t.raw"})
     relay = valve.Valve(tmp_path, receiver.uri)
     with blkmig.FileBackend(tmp_path / "s.raw", name="d") as disk:
-        migration = blkmig.outgoing([disk], relay.uri, blkmig.MigrationParameters(writers_after="refuse"))
+        migration = blkmig.outgoing(
+            [disk], relay.uri, blkmig.MigrationParameters(writers_after="refuse", reconnect=0)
+        )
         running = Call(lambda: run(migration))
         until(lambda: relay.passed)
         relay.shut()

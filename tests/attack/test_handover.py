@@ -127,6 +127,7 @@ class Case:
         with blkmig.FileBackend(self.source, name="one") as one:
             after = "refuse" if self.moves else "release"
             options: dict[str, Any] = {"writers_after": after, "connect_timeout": 20, "downtime_limit": 30}
+            options["reconnect"] = 0
             outcome = outcome_of(lambda: blkmig.send([one, two], self.uri, **options))
             return {"outcome": outcome, "writes": writes(one)}
 

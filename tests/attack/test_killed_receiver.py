@@ -136,7 +136,7 @@ class Case:
 
     def send(self) -> None:
         with blkmig.open_disk(self.source, name="v", writable=False) as disk:
-            blkmig.send([disk], self.uri, connect_timeout=20)
+            blkmig.send([disk], self.uri, connect_timeout=20, reconnect=0)
 
     def run_again(self) -> None:
         """Run both commands and look at what is there; a target that had the disk when it was killed says so."""
@@ -252,7 +252,7 @@ def test_killed_at_any_moment(tmp_path: Path, is_long: bool) -> None:
         case = Case(tmp_path / str(number), rng.choice(("new", "empty", "into")))
         where = ["--into", str(case.folder)] if case.kind == "into" else [f"v={case.target}"]
         with command.receiver(case.uri, *where, "--accept-timeout=2") as receiver:
-            sender = command.start("send", f"v={case.source}", case.uri, "--max-bandwidth=30M")
+            sender = command.start("send", f"v={case.source}", case.uri, "--max-bandwidth=30M", "--reconnect=0")
             victim = rng.choice((receiver.process, sender))
             time.sleep(rng.random())  # chance, not synchronisation: whatever the moment is, the rest must hold
             victim.kill()

@@ -38,7 +38,7 @@ class Frozen:
         destination = blkmig.MemoryBackend(self.target, name="d")
         self.receiver = lab.Receiver(f"unix:{folder}/s", {"d": destination})
         self.valve = valve.Valve(folder, self.receiver.uri)
-        chosen = blkmig.MigrationParameters(**{"downtime_limit": 0.0, **parameters})
+        chosen = blkmig.MigrationParameters(**{"downtime_limit": 0.0, "reconnect": 0, **parameters})
         self.migration = blkmig.outgoing([disk], self.valve.uri, chosen)
         self.migration.__enter__()
         while len(self.migration.stats.rounds) == 1:

@@ -12,6 +12,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import savevm_streams as streams
 from receivers import connected, receiving
 
 import blkmig
@@ -55,7 +56,7 @@ def connect_for_ever(uri: str) -> None:
 
 def test_others_are_refused_while_a_migration_is_served(uri: str, source: Path, tmp_path: Path) -> None:
     with receiving(uri, tmp_path / "copy.raw") as (where, running), connected(where) as early, connected(where) as sock:
-        sock.sendall(MAGIC + b"\0\0\0\3")
+        sock.sendall(streams.HEADER + streams.start(1, "block"))  # a QEMU, which does not come again
         with contextlib.suppress(ConnectionResetError):
             assert early.recv(1) == b"", "who was there before is told"
         with pytest.raises(errors.ChannelError, match=r"nobody listens|no such socket|reset"):

@@ -24,6 +24,7 @@ FLOORS = {
     "paths": 1,
     "params": 1,
     "stats": 1,
+    "diskstats": 1,
     "texts": 1,
     "aside": 1,
     "children": 1,

@@ -66,6 +66,7 @@ class Stream:
     """Of a section `blkmig`, each disk's name, size, granule and flags."""
 
     flushes: list[int] = dataclasses.field(default_factory=list)
+    barriers: list[int] = dataclasses.field(default_factory=list)
     extras: list[tuple[int, bytes]] = dataclasses.field(default_factory=list)
     """Kind and body of each EXTRA."""
 
@@ -234,6 +235,15 @@ def read_extra(reader: Reader) -> bytes:
     return reader.take(nbytes, "body")
 
 
+def parse_session(body: bytes) -> tuple[bytes, int, int, int]:
+    """Return key, incarnation, attempt and seconds of a SESSION."""
+    assert len(body) == 28
+    incarnation, attempt, seconds = struct.unpack(">III", body[16:])
+    assert attempt >= 1
+    assert seconds <= 86400
+    return body[:16], incarnation, attempt, seconds
+
+
 def read_blocks(reader: Reader, section: str, stream: Stream) -> None:
     """Read the records of one section of the block handler."""
     while True:
@@ -248,6 +258,8 @@ def read_blocks(reader: Reader, section: str, stream: Stream) -> None:
             stream.records.append(read_pack(reader, section, sector))
         elif flags == 0x40 and stream.table:
             stream.flushes.append(sector)
+        elif flags == 0x80 and stream.table:
+            stream.barriers.append(sector)
         elif flags == 0x100 and stream.table:
             stream.extras.append((sector, read_extra(reader)))
         elif flags & 4:
@@ -267,7 +279,8 @@ def describe_word(value: bytes) -> str:
         return f"{'ZERO_BLOCK' if flags & 8 else 'DEVICE_BLOCK'} at sector {sector}"
     if flags & 4:
         return f"PROGRESS {sector} %"
-    own = {0x10: "PACK of %d extents", 0x20: "TABLE of %d disks", 0x40: "FLUSH %d", 0x100: "EXTRA of kind %d"}
+    own = {0x10: "PACK of %d extents", 0x20: "TABLE of %d disks", 0x40: "FLUSH %d", 0x80: "BARRIER %d"}
+    own[0x100] = "EXTRA of kind %d"
     if flags in own:
         return own[flags] % sector
     if sector >> 2 & 3 and not sector & 3:

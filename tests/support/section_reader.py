@@ -17,10 +17,11 @@ import blake3
 import model
 
 MIB = 1 << 20
-EOS, PROGRESS, DATA, ZERO, PACK, FLUSH, EXTRA = 0x02, 0x04, 0x01, 0x09, 0x10, 0x40, 0x100
+EOS, PROGRESS, DATA, ZERO, PACK, FLUSH, BARRIER, EXTRA = 0x02, 0x04, 0x01, 0x09, 0x10, 0x40, 0x80, 0x100
 PROOF, PROVEN = 5, 6
 BLOCKS, ZEROS, PIECES = 0, 1, 2
-NAMES = {DATA: "DATA", ZERO: "ZERO", PROGRESS: "PROGRESS", PACK: "PACK", FLUSH: "FLUSH", EXTRA: "EXTRA"}
+NAMES = {DATA: "DATA", ZERO: "ZERO", PROGRESS: "PROGRESS", PACK: "PACK"}
+NAMES |= {FLUSH: "FLUSH", BARRIER: "BARRIER", EXTRA: "EXTRA"}
 
 
 @dataclasses.dataclass
@@ -73,7 +74,7 @@ class SectionReader:
         self.disks: dict[str, Disk] = {}
         self.trace: list[str] = []
         self.extras: list[tuple[int, bytes]] = []
-        self.flushes = self.packs = 0
+        self.flushes = self.packs = self.barriers = 0
         self.percent = 0
         self.description: dict[str, Any] = {}
 
@@ -166,8 +167,13 @@ class SectionReader:
         elif flags == FLUSH:
             self.flushes += 1
             assert number == self.flushes
+        elif flags == BARRIER:
+            self.barriers += 1
+            assert number == self.barriers
         elif flags == EXTRA:
             self.extras.append((number, model.read_extra(self.reader)))
+            if number == 1:
+                model.parse_session(self.extras[-1][1])
             if number == 9:
                 self.flushes += 1
                 assert self.ends()[-1][0] == self.flushes, "END and FLUSH are counted together"

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The figures of each disk of a migration, at either end. Sizes are bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+SizeSource = Literal["stream", "target", "option", "inferred"]
+
+
+@dataclasses.dataclass(slots=True)
+class SentDiskStatistics:
+    """The figures of one disk at the sending end; with `on_progress` kept up to date, to a second, else only final."""
+
+    name: str
+    size: int
+    passed_bytes: int = 0
+    """How far the bulk phase has come, holes included."""
+
+    dirty_bytes: int = 0
+    """Bytes that were written since they were sent."""
+
+    blocks: int = 0
+    """Blocks sent, as those of all disks are counted."""
+
+    resent_blocks: int = 0
+    packs: int = 0
+
+
+@dataclasses.dataclass(slots=True)
+class DiskStatistics:
+    """The figures of one disk at the receiving end."""
+
+    name: str
+    size: int | None = None
+    """Bytes; None while it is not known."""
+
+    size_source: SizeSource = "inferred"
+    blocks: int = 0
+    """Blocks that came, zero blocks included; a block that comes again counts again."""
+
+    zero_blocks: int = 0
+    resent_blocks: int = 0
+    packs: int = 0
+    """Packs that came, with parts of blocks that had come before, maybe as zeros."""
+
+    pack_bytes: int = 0
+    saved_by_zeros: int = 0  # as at the sending end, and so is the next one
+    saved_by_granularity: int = 0
+    missing: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+    """Ranges (first block, number of blocks) that never came; the first 1024 of them."""
+
+    missing_blocks: int = 0
+    """How many blocks never came."""
+
+    verified: bool = False
+    """Whether the digest of the whole disk was compared with the one in the stream, and is equal."""

@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The barriers of an incoming session: what came before one is brought to stable storage while the stream goes on.
+
+::
+
+    loading thread   records ─ BARRIER n: drain ─ records ─ records ─ BARRIER n + 1 ─ ...
+    blkmig-barrier               flush each target that was written ─ ACK n
+
+**An ACK says that everything before its barrier is on stable storage.** The loading thread has handed all of it to the
+system when it passes the barrier on (`drain`), so whatever `flush_drained` does after that includes it; that later
+payloads are written meanwhile takes nothing away from it.
+
+**One failed flush poisons the session.** The kernel marks pages clean that it could not write, and says so once, so the
+next flush would lie. The thread ends with the first error, nothing is acknowledged after it, and the loading thread
+raises that error: before the next section, before any other flush, or at once, since it is woken.
+
+Who owns what: `_lock` guards everything that both threads change. It is a leaf: nobody waits under it, but in
+`_changed`. The thread calls no other verb of a disk than `flush_drained`; the disks stay open until `close`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import queue
+import threading
+from collections.abc import Callable, Sequence
+
+from .. import block, errors
+from . import heartbeat
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mark:
+    """How far the stream was at a barrier."""
+
+    number: int = 0
+    packs: int = 0
+    """Packs of all disks that had come."""
+
+    counts: tuple[tuple[block.BlkLoadDevice, block.CoverageCounts], ...] = ()
+
+
+class Acknowledger:
+    """Flushes `devices` at each barrier, and then calls `say` with its number.
+
+    `beat` gives signs of life while a flush takes long. `wake` has the loading thread come to `check`. Both, and `say`,
+    are called by the thread here.
+    """
+
+    def __init__(
+        self,
+        devices: Sequence[block.BlkLoadDevice],
+        *,
+        say: Callable[[int], None],
+        beat: Callable[[int, str], None],
+        wake: Callable[[], None],
+    ) -> None:
+        # Set here, then read-only.
+        self._devices = devices
+        self._say = say
+        self._beat = beat
+        self._wake = wake
+        self._jobs: queue.SimpleQueue[tuple[Mark, list[block.BlkLoadDevice]] | None] = queue.SimpleQueue()
+        # Loading thread only.
+        self._thread: threading.Thread | None = None
+        # Guarded by `_lock`.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._last = Mark(counts=tuple((device, device.coverage.counts()) for device in devices))
+        self._pending: Mark | None = None
+        self._unfinished = 0
+        self._error: Exception | None = None
+
+    # -- the loading thread --------------------------------------------------------------------------------------------
+
+    @property
+    def can_flush(self) -> bool:
+        """Whether all disks can be flushed while they are written."""
+        return all(device.backend.flushes_beside for device in self._devices)
+
+    def barrier(self, number: int, packs: int, position: int) -> None:
+        """Take barrier `number`, before which so many packs came. Blocks until what was put off is written.
+
+        Raises :class:`~blkmig.errors.StreamError` for a number out of order, and a barrier that came too early.
+        """
+        self.check()
+        with self._lock:
+            if self._pending is not None or number != self._last.number + 1:
+                raise errors.StreamError(f"BARRIER {number} where {self._last.number + 1} is due", position=position)
+            before = {id(device): counts for device, counts in self._last.counts}
+        mark = Mark(number, packs, tuple((device, device.coverage.counts()) for device in self._devices))
+        touched = [device for device, counts in mark.counts if counts != before.get(id(device))]
+        for device in touched:
+            device.backend.drain()
+        self._start()
+        with self._lock:
+            self._pending = mark
+            self._unfinished += 1
+        self._jobs.put((mark, touched))
+
+    def check(self) -> None:
+        """Raise what a flush has raised."""
+        if self._error is not None:
+            raise self._error
+
+    @property
+    def is_flushing(self) -> bool:
+        """Whether a barrier is not acknowledged yet."""
+        return self._unfinished > 0
+
+    def settle(self) -> None:
+        """Wait until no flush is under way, and raise what one has raised. Blocks."""
+        with self._changed:
+            while self._unfinished and self._error is None:
+                self._changed.wait()
+        self.check()
+
+    def rewind(self) -> Mark:
+        """Forget a barrier that is not acknowledged, because the link was lost; return the last one that is.
+
+        A flush that is under way ends as it may, and is not acknowledged: its number will be that of another barrier.
+        """
+        self.check()
+        with self._lock:
+            self._pending = None
+            return self._last
+
+    def close(self) -> None:
+        """End the thread, after the flush that is under way. Twice does no harm."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._jobs.put(None)
+            thread.join()
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="blkmig-barrier", daemon=True)
+            self._thread.start()
+
+    # -- the thread ----------------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            mark, touched = job
+            try:
+                with heartbeat.Heartbeat(self._beat) as beats:
+                    for device in touched:
+                        device.backend.flush_drained()
+                        beats.done += 1
+            except Exception as error:
+                self._fail(error)
+                return
+            if self._acknowledge(mark):
+                with contextlib.suppress(errors.MigrationError):  # a link that broke: the loading thread meets it, too
+                    self._say(mark.number)
+
+    def _acknowledge(self, mark: Mark) -> bool:
+        """Take note that a barrier is on stable storage; False if the link was lost since, and it does not count."""
+        with self._changed:
+            self._unfinished -= 1
+            self._changed.notify_all()
+            if self._pending is not mark:
+                return False
+            self._last, self._pending = mark, None
+            return True
+
+    def _fail(self, error: Exception) -> None:
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()
+        self._wake()

@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The session of an incoming migration, if its source begins one: barriers, and a link that is lost and comes again.
+
+::
+
+    START: SESSION ─ records ─ BARRIER n ─ records ─ the link is lost
+                                                     │  wait; the targets stay open and locked
+                                                     └─ a newer link ─ drain ─ SESSION: last ACK ─ records ...
+
+What came before the last ACK stays. What came after it may have come or not, the source sends it again; so the counts
+that the description will be held against go back to the last ACK, at both ends (see `block.log`). Half a record has no
+effect: whatever is written, or counted, is so when all of it has come.
+
+All of it belongs to the loading thread; `acknowledging` and `lobby` have threads of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .. import block, channel, errors, savevm
+from . import acknowledging, farewell, lobby, received, targets
+
+DEAD_SECONDS = 20.0
+GRACE_SECONDS = 30.0
+MOST_SECONDS = 3600.0
+"""A lost source is waited for as long as it tries to come again, but no longer than an hour, and these times before
+and after: so long it may take to notice the loss, and to find the way."""
+
+LAST_SECONDS = 0.5
+"""How long what a source still sends is dropped, so that it finds why this end was cancelled."""
+
+INCARNATION = 1
+"""The number of the sending process, as the receiver counts them: it takes one."""
+
+
+class IncomingSession:
+    """The session of the stream that `handlers` load into `came`. `on_link` is told of each link that comes."""
+
+    def __init__(
+        self,
+        handlers: block.BlockLoadHandlers,
+        came: targets.TargetSet,
+        figures: received.IncomingFigures,
+        *,
+        idle_timeout: float,
+        on_link: Callable[[channel.InputQEMUFile], None],
+        check_cancelled: Callable[[], None],
+    ) -> None:
+        # Set here, then read-only.
+        self._block = handlers
+        self._targets = came
+        self._figures = figures
+        self._idle_timeout = idle_timeout
+        self._on_link = on_link
+        self._check_cancelled = check_cancelled
+        # Set by `attach`.
+        self._listener: channel.Listener
+        self._loader: savevm.LoadVM
+        self._f: channel.InputQEMUFile
+        self._is_decided: Callable[[], bool]
+        # Set by the source's SESSION.
+        self._seconds = 0.0
+        self._acknowledger: acknowledging.Acknowledger | None = None
+        self._lobby: lobby.Lobby | None = None
+        self._is_patient = False
+
+    def attach(
+        self,
+        listener: channel.Listener,
+        loader: savevm.LoadVM,
+        f: channel.InputQEMUFile,
+        is_decided: Callable[[], bool],
+    ) -> None:
+        """Take part in the loading of `f`, which `listener` has accepted, until `is_decided` whose the disks are."""
+        self._listener, self._loader, self._f, self._is_decided = listener, loader, f, is_decided
+        self._block.on_section_begins = self._section_begins
+        self._block.on_barrier = self._take_barrier
+        self._block.on_extra[block.ExtraKind.SESSION] = self._take
+
+    def give_reason(self, error: BaseException) -> None:
+        """Tell a source that would come again that this end was cancelled; other errors are told as ever. Blocks."""
+        if self._lobby is not None and isinstance(error, errors.Cancelled):
+            words = savevm.last_words(farewell.status_of(error), farewell.failure_of(error))
+            self._lobby.say_last(words, LAST_SECONDS)
+
+    def close(self) -> None:
+        """End the threads and stop listening. Twice does no harm."""
+        if self._lobby is not None:
+            self._lobby.close()
+        if self._acknowledger is not None:
+            self._acknowledger.close()
+
+    # -- what the source says ------------------------------------------------------------------------------------------
+
+    def _take(self, body: bytes, position: int) -> None:
+        """Begin the session that the source asks for."""
+        session = savevm.parse_session(body, position)
+        if self._acknowledger is not None or (session.incarnation, session.attempt) != (0, 1):
+            raise errors.StreamError("a SESSION that begins a second time", position=position)
+        way_back = self._loader.way_back
+        self._acknowledger = acknowledging.Acknowledger(
+            list(self._targets.devices), say=way_back.ack, beat=way_back.beat, wake=self._wake
+        )
+        self._targets.settle = self._acknowledger.settle
+        takes_barriers = self._acknowledger.can_flush
+        if takes_barriers and session.seconds and self._listener.takes_several:
+            self._seconds = DEAD_SECONDS + min(session.seconds, MOST_SECONDS) + GRACE_SECONDS
+            self._lobby = lobby.Lobby(self._listener, session, self._f)
+        way_back.answer_session(
+            savevm.SessionAnswer(INCARNATION, 0, 0, takes_barriers=takes_barriers, waits=self._lobby is not None)
+        )
+
+    def _section_begins(self) -> None:
+        if self._acknowledger is None:
+            if self._block.format == "block" or self._block.table is not None:
+                self._listener.close()  # nobody else is taken
+            return
+        self._acknowledger.check()
+        if self._is_patient and not self._acknowledger.is_flushing:
+            self._is_patient = False
+            self._f.set_idle_timeout(self._idle_timeout)
+
+    def _take_barrier(self, number: int, position: int) -> None:
+        if self._acknowledger is None:
+            raise errors.StreamError("a BARRIER in a stream without a session", position=position)
+        self._acknowledger.barrier(number, self._block.packs, position)
+        self._is_patient = True
+        # The source may wait for this one, and send nothing: as long as it would have patience with a flush.
+        self._f.set_idle_timeout(self._idle_timeout * savevm.PATIENCE)
+
+    def _wake(self) -> None:
+        """Have the loading thread come to `check`, because a flush has failed."""
+        if self._lobby is not None:
+            self._lobby.stop_receiving()
+
+    # -- a link that was lost ------------------------------------------------------------------------------------------
+
+    def next_link(self, error: errors.MigrationError) -> channel.InputQEMUFile:
+        """Wait for the source, and return the link on which it goes on; the last one was lost with `error`. Blocks.
+
+        Raises `error` if it does not come, or there is no session; and what is wrong with the targets.
+        """
+        if self._acknowledger is not None:
+            self._acknowledger.check()
+        is_over = self._loader.has_ended or self._is_decided() or isinstance(error, errors.DamagedOnTheWay)
+        if self._lobby is None or is_over:
+            raise error
+        self._figures.set_status("reconnecting")
+        while True:
+            self._f.abort()
+            f = self._lobby.next(self._seconds)
+            self._check_cancelled()
+            if f is None:
+                raise error
+            self._on_link(f)
+            try:
+                self._go_on(f)
+            except errors.ChannelError:
+                continue
+            self._figures.set_status("active")
+            return f
+
+    def _go_on(self, f: channel.InputQEMUFile) -> None:
+        """Make everything ready for what comes on `f`, and tell the source where it is to go on.
+
+        All that came on older links is written before the answer leaves: so old bytes never win over new ones.
+        """
+        assert self._acknowledger is not None
+        self._f = f
+        f.set_idle_timeout(self._idle_timeout)
+        self._loader.way_back.go_on(f)
+        self._figures.go_on(f)
+        mark = self._acknowledger.rewind()
+        for device, counts in mark.counts:
+            device.link_lost(counts)
+        self._block.link_lost(f, mark.packs)
+        self._loader.way_back.answer_session(
+            savevm.SessionAnswer(INCARNATION, mark.number, self._block.numbers, takes_barriers=True, waits=True)
+        )

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The session of an outgoing migration: a link that is lost costs what was not acknowledged, and not the migration.
+
+::
+
+    START: SESSION ─ SESSION ─ sections, BARRIER, ACK ... the link is lost
+                                                          │  reset it, take back what is in flight
+                                                          │  connect: "blkS", the next attempt ─ SESSION: last ACK
+                                                          └─ take back what was sent after that ─ sections ...
+
+There is one only between two blkmigs, on a channel that can be opened again. A reset of the old link comes before
+anything else: none of its bytes may reach the target once new ones have been read. What the target's process knows
+stays there, so the connection that goes on needs no table and no question, and begins with a record.
+
+A link that breaks again and again, each time before it has carried anything, is one loss: its time runs on. Whoever
+fails for good says so on a connection of its own, for in the stream nobody knows where in a record it stands.
+
+All of it belongs to the migration thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import secrets
+import time
+from collections.abc import Callable
+
+from .. import block, errors, params, savevm, stats
+from . import barriers, connection, figures, questions
+
+FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
+"""Seconds between two attempts; each delay is twice the one before."""
+
+STEADY_SECONDS = 20.0
+"""A link that has lasted so long has carried something, and is lost anew."""
+
+GOODBYE_SECONDS = 2.0
+"""How long telling the target that nobody comes again may take."""
+
+
+class OutgoingSession:
+    """The session of one migration, once it was offered and the target has taken it."""
+
+    def __init__(
+        self,
+        parameters: params.MigrationParameters,
+        handlers: block.BlockSaveHandlers,
+        save_state: savevm.SaveState,
+        link: connection.Connection,
+        asked: questions.Questions,
+        measured: figures.Figures,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        # Set here, then read-only.
+        self._parameters = parameters
+        self._block = handlers
+        self._savevm = save_state
+        self._connection = link
+        self._questions = asked
+        self._figures = measured
+        self._clock = clock
+        self._barriers = barriers.Barriers(handlers, save_state, link, asked, measured, clock=clock)
+        # Set while the migration begins.
+        self._key: bytes | None = None
+        self._incarnation = 0
+        self._comes_again = False
+        # When the present loss began, and which link is the last one.
+        self._attempt = 1
+        self._lost_at = self._connected_at = -math.inf
+        self._acknowledged_before = 0
+        self._is_completed = False
+
+    # -- the beginning -------------------------------------------------------------------------------------------------
+
+    def offer(self) -> None:
+        """Have START say SESSION, if there can be one; call it once the section is chosen."""
+        if self._can_be_offered():
+            self._key = secrets.token_bytes(savevm.KEY_NBYTES)
+            self._block.session = block.extra(block.ExtraKind.SESSION, self._session().encode())
+
+    def begin(self) -> None:
+        """Hear what the target says to SESSION, behind its reply. Blocks."""
+        if self._key is None:
+            return
+        answer = self._questions.await_session(math.inf)
+        self._incarnation, self._comes_again = answer.incarnation, answer.takes_barriers and answer.waits
+        if self._comes_again:
+            self._barriers.open()
+
+    def section_ended(self) -> None:
+        """Send a barrier if it is due; wait if too much is not acknowledged. Blocks."""
+        self._barriers.section_ended()
+
+    def completed(self) -> None:
+        """Take note that the target has everything: nobody needs to be told that the session ends."""
+        self._is_completed = True
+
+    def _can_be_offered(self) -> bool:
+        chosen = self._parameters
+        return (
+            chosen.reconnect > 0
+            and savevm.Ability.BARRIERS in self._block.abilities
+            and self._questions.is_answered
+            and self._connection.can_be_opened_again
+            # What other sections have sent, what was said of the disks' bases, and proofs, nobody takes back.
+            and sum(entry.handlers.is_active() for entry in self._savevm) == 1
+            and not (chosen.digests and (chosen.shared_base or self._block.proves))
+        )
+
+    def _session(self, *, is_over: bool = False) -> savevm.Session:
+        assert self._key is not None
+        seconds = 0 if is_over else min(math.ceil(self._parameters.reconnect), savevm.MAX_SECONDS)
+        return savevm.Session(self._key, self._incarnation, self._attempt, seconds)
+
+    # -- a link that was lost ------------------------------------------------------------------------------------------
+
+    def go_on(self, error: errors.ChannelError) -> None:
+        """Open the link again, which was lost with `error`, and take back what the target may not have. Blocks.
+
+        Raises `error` if there is no session, or its time is over; TargetFailed if the target has failed meanwhile.
+        """
+        if not self._comes_again or isinstance(error, errors.LocalFileError | errors.DamagedOnTheWay):
+            raise error
+        self._connection.abort()
+        self._note_loss()
+        self._figures.enter("reconnecting")
+        self._figures.notify(stats.Reconnecting(self._figures.elapsed(), str(error)))
+        nbytes = block.take_back_in_flight(self._block.blk_mig)
+        last_ack = self._connect_again(error)
+        nbytes += self._barriers.go_on(last_ack)
+        self._figures.link_is_back(nbytes)
+        self._figures.enter("active")
+
+    def _note_loss(self) -> None:
+        """Begin to count the time of this loss, unless the link has carried nothing since the last one."""
+        now, acknowledged = self._clock(), self._barriers.acknowledged
+        if now - self._connected_at >= STEADY_SECONDS or acknowledged > self._acknowledged_before:
+            self._lost_at = now
+        self._acknowledged_before = acknowledged
+
+    def _connect_again(self, error: errors.ChannelError) -> int:
+        """Try until the target answers; return the number of the last barrier that it has acknowledged."""
+        deadline, delay = self._lost_at + self._parameters.reconnect, FIRST_DELAY
+        while True:
+            try:
+                return self._attempt_once(max(deadline - self._clock(), FIRST_DELAY))
+            except errors.ChannelError as again:
+                self._connection.abort()
+                if self._clock() + delay >= deadline:
+                    error.add_note(f"the link did not come back within {self._parameters.reconnect:g} s: {again}")
+                    raise error from again
+            self._connection.rest(delay)
+            delay = min(2 * delay, LONGEST_DELAY)
+
+    def _attempt_once(self, seconds: float) -> int:
+        self._attempt += 1
+        f = self._connection.connect_again(
+            self._session().again(),
+            timeout=min(seconds, self._parameters.connect_timeout),
+            idle_timeout=self._parameters.idle_timeout,
+        )
+        answer = self._questions.await_session(seconds)
+        f.set_rate_limit(int(self._parameters.max_bandwidth))
+        self._block.link_is_back(f)
+        self._questions.link_is_back(answer.last_number)
+        self._connected_at = self._clock()
+        return answer.last_ack
+
+    def close(self) -> None:
+        """Tell a target that waits for us that nobody comes again. Blocks for a moment; twice does no harm."""
+        key_is_known = self._key is not None and not self._is_completed and not self._connection.has_target_failed
+        if not key_is_known:
+            return
+        self._attempt += 1
+        word, self._key = self._session(is_over=True).again(), None
+        with contextlib.suppress(errors.MigrationError), contextlib.ExitStack() as stack:
+            connector = stack.enter_context(contextlib.closing(self._connection.another()))  # that nobody has cancelled
+            f = connector.connect(timeout=GOODBYE_SECONDS)
+            f.set_idle_timeout(GOODBYE_SECONDS)
+            f.put_buffer(word)
+            f.close()

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The link is cut again and again under writers, at random bytes and moments: each migration ends with equal disks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from pathlib import Path
+
+import cutter
+import lab
+import pytest
+from lossy import MIB, Lossy, many_barriers, random_cuts
+
+import blkmig
+from blkmig import block, errors, stats
+from blkmig.files import rawfile
+
+__all__ = ["many_barriers"]
+
+LONG_MIGRATIONS, LONG_CUTS = 50, 10
+HOWS: tuple[cutter.How, ...] = ("reset", "reset", "reset", "end", "end", "end", "silence")
+
+
+@pytest.mark.usefixtures("many_barriers")
+def test_cuts_at_any_moment(tmp_path: Path, is_long: bool) -> None:
+    first = random.randrange(1 << 32) if is_long else 1
+    for number in range(LONG_MIGRATIONS if is_long else 2):
+        seed = first + number
+        (tmp_path / str(number)).mkdir()
+        cut_again_and_again(tmp_path / str(number), seed, LONG_CUTS if is_long else 5)
+
+
+def cut_again_and_again(folder: Path, seed: int, count: int) -> None:
+    """Move one to three disks; half of the cuts are counted in bytes, the others in seconds, in rounds and pauses."""
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    sizes = [rng.choice((512, MIB - 512, 3 * MIB, 5 * MIB + 1536, 16 * MIB)) for _ in range(rng.randrange(3))]
+    sizes.append(rng.choice((16 * MIB, 32 * MIB + 1000)))
+    cuts = random_cuts(rng, count - count // 2, sum(sizes) // 2, *HOWS)
+    live = [(rng.random() * 0.2, rng.choice(HOWS)) for _ in range(count // 2)]
+    run = Lossy(
+        folder,
+        seed,
+        cuts,
+        *sizes,
+        granularity=rng.choice((4096, 65536, MIB)),
+        reading=rng.choice(("inline", "parallel")),
+        digests=rng.random() < 0.2,
+        switchover="manual",
+    )
+    run.run(is_file=rng.random() < 0.5, live=live)
+
+
+@pytest.mark.usefixtures("many_barriers")
+def test_no_more_is_sent_again_than_two_barriers_span(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is taken back was put behind the last barrier but one, or is in flight."""
+    run = Lossy(tmp_path, 5, [], 64 * MIB, switchover="manual", max_bandwidth=40 * MIB)
+    put, most, taken = [0], [], []
+    records = block.barrier_records
+
+    def note(number: int) -> bytes:
+        put.append(lab.sent(run.migration).sent_bytes)
+        return records(number)
+
+    def look(event: stats.Event) -> None:
+        if isinstance(event, stats.Reconnecting):
+            now = lab.sent(run.migration)
+            most.append(now.sent_bytes - put[-2] + now.in_flight_bytes)
+            taken.append(run.migration.stats.taken_back_bytes)
+        elif isinstance(event, stats.StatusChanged) and event.status == "active" and most:
+            taken[-1] = run.migration.stats.taken_back_bytes - taken[-1]
+
+    monkeypatch.setattr(block, "barrier_records", note)
+    live: list[tuple[float, cutter.How]] = [(0.3, "reset")] * 6
+    run.run(live=live, on_progress=look)
+    assert len(taken) == len(most) == 6
+    assert all(some <= bound for some, bound in zip(taken, most, strict=True)), (taken, most)
+    assert 0 < sum(taken) < 64 * MIB
+
+
+@pytest.mark.usefixtures("many_barriers")
+@pytest.mark.parametrize("writers_after", ["release", "refuse"])
+def test_a_failed_flush_poisons_the_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writers_after: blkmig.params.WritersAfter
+) -> None:
+    """The kernel says EIO once, and marks the pages clean: the next flush succeeds, and nobody may believe it."""
+    sync, calls = rawfile.RawFile.sync, []
+
+    def failing(self: rawfile.RawFile) -> None:
+        calls.append(self)
+        if len(calls) == 3:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        sync(self)
+
+    monkeypatch.setattr(rawfile.RawFile, "sync", failing)
+    receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": tmp_path / "t.raw"})
+    disk = blkmig.MemoryBackend(bytearray(random.Random(1).randbytes(64 * MIB)), name="d")
+    told: list[stats.Event] = []
+    chosen = blkmig.MigrationParameters(max_bandwidth=64 * MIB, writers_after=writers_after)
+    migration = blkmig.outgoing([disk], receiver.uri, chosen, on_progress=told.append)
+    with pytest.raises(errors.TargetFailed, match="cannot flush") as caught, migration:
+        migration.run()
+    assert caught.value.errno == errno.EIO
+    assert [event.number for event in told if isinstance(event, stats.Acknowledged)] == [1, 2]
+    with pytest.raises(errors.DeviceError, match="cannot flush") as there:
+        receiver.result()
+    assert there.value.errno == errno.EIO
+    assert not (tmp_path / "t.raw").exists()
+    disk.pwrite(b"in use", 0)

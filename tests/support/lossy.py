@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Whole migrations under writers, over a relay that cuts the link again and again."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cutter
+import lab
+import pytest
+
+import blkmig
+from blkmig import errors, stats
+from blkmig.disk import LocalBackend
+from blkmig.migration import barriers
+
+MIB = lab.MIB
+
+
+@pytest.fixture
+def many_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a barrier every megabyte or two, and from the beginning."""
+    monkeypatch.setattr(barriers, "BARRIER_SECONDS", 0.02)
+    monkeypatch.setattr(barriers, "BARRIER_BYTES", 2 * MIB)
+
+
+@contextlib.contextmanager
+def writing(disks: list[LocalBackend], seed: int) -> Iterator[None]:
+    """Write the disks at random, in a thread, until they are turned away or the body ends."""
+    stop, raised = threading.Event(), []
+
+    def run() -> None:
+        rng = random.Random(seed)
+        try:
+            while not stop.wait(0.001):
+                write(rng.choice(disks), rng)
+        except errors.DeviceError as error:
+            if "moved" not in str(error):
+                raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(30)
+    assert not raised
+
+
+def write(disk: LocalBackend, rng: random.Random) -> None:
+    nbytes = min(rng.choice((1, 512, 4096, 70_000)), disk.size)
+    offset = rng.randrange(disk.size - nbytes + 1)
+    if rng.random() < 0.2:
+        disk.pwrite_zeroes(offset, nbytes)
+    else:
+        disk.pwrite(rng.randbytes(nbytes), offset)
+
+
+def cut_live(migration: blkmig.OutgoingMigration, relay: cutter.Cutter, cuts: list[tuple[float, cutter.How]]) -> None:
+    """Cut the link so many seconds after it has come back each time; then let the migration end."""
+    for seconds, how in cuts:
+        while not (migration.status == "active" and relay.is_up and relay.is_through):
+            threading.Event().wait(0.001)
+        threading.Event().wait(seconds)
+        relay.cut_now(how)
+    migration.switchover()
+
+
+class Lossy:
+    """One move of `sizes` random disks with so many cuts; `outgoing` and `incoming` are the figures of both ends."""
+
+    def __init__(self, folder: Path, seed: int, cuts: list[tuple[int, cutter.How]], *sizes: int, **chosen: Any) -> None:
+        self._folder, self._seed, self._cuts, self._sizes = folder, seed, cuts, sizes
+        self._chosen = {"writers_after": "refuse", "idle_timeout": 1.0, "connect_timeout": 5.0, **chosen}
+        self.migration: blkmig.OutgoingMigration
+        self.outgoing: stats.OutgoingStatistics
+        self.incoming: stats.IncomingStatistics
+        self.told: list[stats.Event] = []
+
+    def run(
+        self,
+        *,
+        is_file: bool = False,
+        live: list[tuple[float, cutter.How]] | None = None,
+        on_progress: Callable[[stats.Event], None] = lambda event: None,
+    ) -> None:
+        """Run it, and compare both ends; with `live`, cut again after so many seconds each, before the switchover."""
+        rng = random.Random(self._seed)
+        names = [f"d{number}" for number in range(len(self._sizes))]
+        contents = [rng.randbytes(size) for size in self._sizes]
+        receiver = lab.Receiver("tcp:127.0.0.1:0", {name: self._folder / f"{name}.raw" for name in names})
+        with contextlib.ExitStack() as stack:
+            disks: list[LocalBackend] = []
+            for name, content in zip(names, contents, strict=True):
+                disk: LocalBackend = blkmig.MemoryBackend(bytearray(content), name=name)
+                if is_file:
+                    disk = blkmig.FileBackend(lab.sparse_file(self._folder / f"{name}.src", content), name=name)
+                disks.append(stack.enter_context(disk))
+            relay = stack.enter_context(cutter.Cutter(receiver.uri, self._cuts))
+
+            def tell(event: stats.Event) -> None:
+                self.told.append(event)
+                on_progress(event)
+
+            chosen = blkmig.MigrationParameters(**self._chosen)
+            self.migration = migration = blkmig.outgoing(disks, relay.uri, chosen, on_progress=tell)
+            with writing(disks, self._seed), migration:
+                if live is not None:
+                    threading.Thread(target=cut_live, args=(migration, relay, live), daemon=True).start()
+                migration.run()
+            self.outgoing, self.incoming = migration.stats, receiver.result()
+            for name, disk in zip(names, disks, strict=True):
+                target = (self._folder / f"{name}.raw").read_bytes()
+                assert target == disk.pread(0, disk.size), f"seed {self._seed}, {self._cuts}: disk {name!r} differs"
+        # A link that is cut before it has been answered is no link.
+        assert self.incoming.reconnects >= self.outgoing.reconnects, f"seed {self._seed}, {self._cuts}"
+        count = len(self._cuts) + len(live or ())
+        assert 0 < self.outgoing.reconnects <= relay.done == count, f"seed {self._seed}, {self._cuts}, {live}"
+
+
+def random_cuts(rng: random.Random, count: int, nbytes: int, *hows: cutter.How) -> list[tuple[int, cutter.How]]:
+    """Return cuts at random bytes, none of which comes behind `nbytes` of the whole stream.
+
+    The first one comes when there is a session; then some hit the first words of a link.
+    """
+    most = nbytes // count
+    cuts = [(rng.randrange(4096, most), rng.choice(hows))]
+    while len(cuts) < count:
+        cuts.append((rng.choice((rng.randrange(200), rng.randrange(most))), rng.choice(hows)))
+    return cuts
