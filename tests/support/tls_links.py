@@ -102,6 +102,9 @@ class Between:
                     self._pass_records(near, far)
                 with contextlib.suppress(OSError):
                     far.shutdown(socket.SHUT_WR)
+                with contextlib.suppress(OSError):  # what was cut off is taken, and goes nowhere
+                    while near.recv(1 << 16):
+                        pass
                 back.join(TIMEOUT)
 
     def _pass_records(self, near: socket.socket, far: socket.socket) -> None:
