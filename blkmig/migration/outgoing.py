@@ -130,7 +130,6 @@ class OutgoingMigration:
             self._connection,
             self._questions,
             self._figures,
-            self._convergence,
             self._rounds,
         )
         self._completing = completing.Completing(

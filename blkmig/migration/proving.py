@@ -15,7 +15,7 @@ from __future__ import annotations
 import time
 
 from .. import block, channel, errors, savevm
-from . import connection, convergence, figures, questions, rounds
+from . import connection, figures, questions, rounds
 
 WAIT_SECONDS = 0.02
 """Between two looks whether all is compared."""
@@ -31,7 +31,6 @@ class Proving:
         link: connection.Connection,
         asked: questions.Questions,
         measured: figures.Figures,
-        judge: convergence.Convergence,
         sections: rounds.Rounds,
     ) -> None:
         # Set here, then read-only.
@@ -40,7 +39,6 @@ class Proving:
         self._connection = link
         self._questions = asked
         self._figures = measured
-        self._convergence = judge
         self._rounds = sections
         # Migration thread only.
         self._state: object = None
@@ -49,15 +47,13 @@ class Proving:
     def until_compared(self) -> None:
         """Before the pause: return when all blocks were read again, and the target has compared what it can by then.
 
-        Rounds go on where they are needed. Raises :class:`~blkmig.errors.ChannelTimeout` if neither side gets any
-        further. Blocks.
+        Rounds go on meanwhile, also small ones: what the writers dirty in a long wait would make the pause longer.
+        Raises :class:`~blkmig.errors.ChannelTimeout` if neither side gets any further. Blocks.
         """
         while self._is_behind():
-            blk_mig = self._block.blk_mig
-            if not blk_mig.bulk_completed or self._figures.pending() > self._convergence.threshold_size():
-                self._rounds.iterate()
-            else:
+            if self._block.blk_mig.bulk_completed:
                 self._tell()
+            self._rounds.iterate()
 
     def _is_behind(self) -> bool:
         blk_mig, result = self._block.blk_mig, self._questions.proof_result
