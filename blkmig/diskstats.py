@@ -48,6 +48,7 @@ class DiskStatistics:
     pack_bytes: int = 0
     saved_by_zeros: int = 0  # as at the sending end, and so is the next one
     saved_by_granularity: int = 0
+    same_bytes: int = 0  # which the target held already, as the source has found by comparing; zeros count, too
     missing: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     """Ranges (first block, number of blocks) that never came; the first 1024 of them."""
 
@@ -56,3 +57,8 @@ class DiskStatistics:
 
     verified: bool = False
     """Whether the digest of the whole disk was compared with the one in the stream, and is equal."""
+
+    @property
+    def has_come(self) -> bool:
+        """Whether anything of the disk came, so that its target was written."""
+        return self.blocks + self.packs > 0

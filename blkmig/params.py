@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from typing import Literal
 
-from . import credentials, errors, units
+from . import credentials, errors, paths, units
 
 MAX_PARALLEL_IO = 16
 """The most reads in flight, over all disks together: more would starve the disks' other users (QEMU 2.12's figure)."""
@@ -81,6 +81,9 @@ class MigrationParameters:
     """After success: ``release`` lets the source's writers go on, ``refuse`` turns them away for good (the disk has
     moved)."""
 
+    delta: bool = True
+    """Where the target offers to compare the disks with old copies that it has, send only what differs."""
+
     reading: Reading = "auto"
     """``inline`` reads a block just before it is sent; ``parallel`` keeps `max_parallel_reads` reads in flight;
     ``auto`` is parallel if reads of any of the disks have latency."""
@@ -112,9 +115,9 @@ class MigrationParameters:
     connect_timeout: float = 30.0
     """Seconds to wait for the other end to answer."""
 
-    reconnect: float = 60.0
-    """Seconds to try to come again when the link to a blkmig is lost; 0 fails at once. Only what the target has not
-    stored by then is sent again."""
+    reconnect: float | None = None
+    """Seconds to try to come again when the link to a blkmig is lost; 0 fails at once; None: 60. Only what the target
+    has not stored by then is sent again. A target that compares with old copies does not wait: see `delta`."""
 
     idle_timeout: float = 60.0
     """Seconds that the other end may be idle while it should take or confirm something; 0 waits for ever."""
@@ -137,7 +140,8 @@ class MigrationParameters:
         _set_number(self, "connect_timeout", 0.001, 86400)
         _set_number(self, "idle_timeout", 0, 86400)
         _set_folder(self)
-        _set_number(self, "reconnect", 0, 86400)
+        if self.reconnect is not None:
+            _set_number(self, "reconnect", 0, 86400)
         if self.timeout is not None:
             _set_number(self, "timeout", 0, float("inf"))
         if self.max_rounds is not None:
@@ -207,6 +211,13 @@ class IncomingParameters:
     overwrite: bool = False
     """Replace files that a target folder holds already."""
 
+    delta: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Old copies of disks, by name: files, devices or NBD exports. The new target begins with what its old copy holds,
+    and a source that is a blkmig sends what differs."""
+
+    in_place: bool = False
+    """The targets hold old copies, which are written over, and are gone on failure; what differs is sent."""
+
     keep_tail: bool = False
     """Leave what an existing file holds behind the end of the disk; without it, a larger file is refused."""
 
@@ -223,11 +234,21 @@ class IncomingParameters:
         if not isinstance(self.sizes, Mapping) or not all(isinstance(name, str) for name in self.sizes):
             raise errors.ParameterError(f"sizes must map names of disks to sizes, not {self.sizes!r}")
         object.__setattr__(self, "sizes", {name: units.parse_size(size) for name, size in self.sizes.items()})
+        if not isinstance(self.delta, Mapping) or not all(isinstance(name, str) for name in self.delta):
+            raise errors.ParameterError(f"delta must map names of disks to old copies, not {self.delta!r}")
+        object.__setattr__(self, "delta", {name: paths.check("an old copy", old) for name, old in self.delta.items()})
+        if self.compares and self.incremental:
+            raise errors.ParameterError("only the top layers come: leave out incremental, or delta and in_place")
         if self.accept_timeout is not None:
             _set_number(self, "accept_timeout", 0, 1e9)
         _check_tls(self)
         _set_number(self, "idle_timeout", 0, 86400)
         _set_folder(self)
+
+    @property
+    def compares(self) -> bool:
+        """Return whether targets hold, or begin with, old copies of their disks."""
+        return self.in_place or bool(self.delta)
 
     def size_of(self, name: str) -> int | None:
         """Return the size that was given for this disk, in bytes."""

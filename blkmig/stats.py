@@ -103,6 +103,7 @@ class OutgoingStatistics:
     taken_back_bytes: int = 0
     """How often the link was lost and came back, and how many bytes of the disks were to be sent again therefore."""
 
+    same_bytes: int = 0  # of data, which the target held already; zeros are not counted
     rounds: list[RoundStatistics] = dataclasses.field(default_factory=list)
     """The bulk phase, the dirty rounds (the last thousand of them) and the final pass."""
 
@@ -223,6 +224,7 @@ class Progressed(Event):
 
     time_left: float | None = None
     """Seconds until the pause, at the present rates; None if that is not known, or if the pause would never come."""
+    same_bytes: int = 0  # of data, which the target held already, so that they were not sent
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -273,5 +275,5 @@ class Received(Event):
 
     time_left: float | None = None
     """Seconds until every block has come once; None while that is not known."""
-
     phase: ReceivingPhase = "bulk"
+    same_bytes: int = 0  # which the targets held already, as the source says; zeros count, too

@@ -16,6 +16,8 @@ Whether a payload goes that way as bytes or as pages of a file is decided in `pa
 docs/architecture/way-of-a-block.md has every step.
 """
 
+from .answering import Answers
+from .askwords import MAX_ASKS
 from .basewords import BaseRun
 from .buffers import LoadBuffers
 from .checks import why_left_out
@@ -23,6 +25,7 @@ from .choice import DiskChoice
 from .coverage import MAX_INFERRED_BYTES, BlockCoverage, CoverageCounts, CoverageRoom, grown
 from .digests import combine_digests, combine_disks, tree_of
 from .extras import ExtraKind, OnExtra, extra, get_extra
+from .hashing import MISSING
 from .hashing import is_available as can_hash
 from .load import BlockLoadHandlers, LoadDevice
 from .log import SentLog
@@ -36,8 +39,11 @@ from .wire import FORMATS, Format
 
 __all__ = [
     "FORMATS",
+    "MAX_ASKS",
     "MAX_INFERRED_BYTES",
+    "MISSING",
     "NAMELESS_TWICE",
+    "Answers",
     "BaseRun",
     "BlkLoadDevice",
     "BlockCoverage",

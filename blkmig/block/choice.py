@@ -72,3 +72,13 @@ class DiskChoice:
     def check_any_is_sent(self) -> None:
         """Refuse a migration of none of the disks. For callers to whom an empty section is no success."""
         checks.check_any_is_sent(self.all, is_described=self.is_described)
+
+
+def is_read_twice(backend: disk.BlockBackend) -> bool:
+    """Return whether a disk can be read by two threads at once, or need not be."""
+    if backend.is_read_only or not backend.size:
+        return True
+    reader = backend.open_reader(is_target=False)
+    if reader is not None:
+        reader.close()
+    return reader is not None

@@ -8,8 +8,10 @@ import itertools
 import struct
 import sys
 import zlib
+from collections.abc import Iterable
 
 from .. import _core, errors
+from ..disk import geometry
 from ..disk.extents import Extents
 
 MAX_INFERRED_BYTES = 1 << 46
@@ -128,11 +130,21 @@ class BlockCoverage:
                 self._add_resent(block, count)
         if before < count:
             self.bits.set_range(block, count)
-        last = block + count - 1
+        self._reached(block + count - 1)
+        return before
+
+    def _reached(self, last: int) -> None:
         is_tail = self._tail_sector is not None and last == -(-self._tail_sector // _core.SECTORS_PER_BLOCK)
         start = self._tail_sector if is_tail and self._tail_sector else last * _core.SECTORS_PER_BLOCK
         self.end_sector = max(self.end_sector, start + _core.SECTORS_PER_BLOCK)
-        return before
+
+    def add_parts(self, blocks: Iterable[int], shape: geometry.BlockGeometry, position: int) -> None:
+        """Note that all of `blocks` has come, but not as blocks; what comes of them later comes again."""
+        for block in blocks:
+            self.check(shape.block_range(block)[0] >> _core.SECTOR_BITS, 1, position)
+            if not self.bits.test(block):
+                self.bits.set_range(block, 1)
+                self._reached(block)
 
     def add_pack(self, extents: Extents, *, number: int) -> None:
         """Note that a pack has come, after `number` packs of all disks."""

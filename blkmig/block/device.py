@@ -10,6 +10,7 @@ from .. import _core, disk, diskmap
 from ..disk import geometry
 from .coverage import PackTally
 from .digests import DigestTree
+from .pieces import ComparedBlock
 from .proof import DiskProof
 from .savings import Savings
 
@@ -144,6 +145,9 @@ class BlkMigBlock:
 
     taken: disk.Extents | None = None
     """The extents whose marks were cleared; None for a whole block, as one of the bulk phase is, holes and all."""
+
+    compared: ComparedBlock | None = None
+    """What the target has said of the block, for a block that is compared before it is sent; see `compare`."""
 
     nblocks: int = 1
     """How many blocks, from `block` on, count as being read while it is."""

@@ -23,6 +23,7 @@ from .. import _core, channel, disk, errors, params, passage, savevm
 from . import (
     base,
     choice,
+    compare,
     description,
     dirty,
     engine,
@@ -65,6 +66,10 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         self.abilities = savevm.Ability(0)
         """What the target of a section ``blkmig`` can do beyond the first edition, and this end, too."""
 
+        self.take_answer: compare.TakeAnswer | None = None
+        """What gets the target's answers, where it holds old copies and only what differs is to be sent. Set it before
+        `save_setup`."""
+
         self.table: tuple[table.TableDisk, ...] = ()
         """The disks as a section ``blkmig`` says them, from `save_setup` on."""
 
@@ -97,7 +102,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
 
     def prove_beside_stream(self) -> None:
         """Prove the disks beside the stream in place of digests at its end, where all can be. Before `save_setup`."""
-        if self._parameters.digests and not self.disks.shared_base and all(map(_is_read_twice, self.disks.all)):
+        if self._parameters.digests and not self.disks.shared_base and all(map(choice.is_read_twice, self.disks.all)):
             self.proves, self._parameters = True, dataclasses.replace(self._parameters, digests=False)
             if self._parameters.granularity == "auto" and not any(each.is_written for each in self.disks.all):
                 # Nobody writes, so blocks are not proven in pieces, of which each would take a hash of its own.
@@ -134,15 +139,17 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         if self._blk_mig is not None:
             raise errors.StateError("the block section is set up already", state="active", required="none")
         disks, shared_base = self.disks.sent(), self.disks.shared_base
-        can_check = savevm.Ability.CHECKS in self.abilities
+        can_check, compares = savevm.Ability.CHECKS in self.abilities, self.take_answer is not None
         self._departure = passage.departure(
-            disks, f, self._parameters, shared_base=shared_base, can_check=can_check
+            disks, f, self._parameters, shared_base=shared_base, can_check=can_check, compares=compares
         )
         blk_mig = state.BlkMigState(
             reads=reads.chosen(self._departure, self._parameters),
             zero_blocks=self._parameters.zero_blocks,
             has_checks=self._departure.checked,
         )
+        if self.take_answer is not None:
+            blk_mig.comparison = compare.Comparison(self.take_answer)
         try:
             for bmds in setup.taken_into_use(
                 disks, self._departure, self._parameters, shared_base=shared_base, section=self.format
@@ -286,13 +293,3 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             raise errors.StateError("a section was not written to its end", state="failed", required="active")
         blk_mig.is_interrupted = True
         return blk_mig
-
-
-def _is_read_twice(backend: disk.BlockBackend) -> bool:
-    """Return whether a disk can be read by two threads at once, or need not be."""
-    if backend.is_read_only or not backend.size:
-        return True
-    reader = backend.open_reader(is_target=False)
-    if reader is not None:
-        reader.close()
-    return reader is not None

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from .. import _core, _output, channel, errors
-from . import checksums, coverage, device, digests, proof, state, wire
+from . import checksums, coverage, device, digests, pieces, proof, state, wire
 
 
 def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.BlkMigBlock) -> None:
@@ -149,11 +149,13 @@ def flush_blks(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, *, wait: b
         assert bmds is not None
         if blk.error is not None:
             raise read_failure(blk)
-        if blk.pack is None:
+        if blk.compared is not None and blk_mig.comparison is not None:
+            blk_mig.comparison.settle(blk_mig, f, blk)
+        elif blk.pack is None:
             blk_send(blk_mig, f, blk)
         else:
             send_pack(blk_mig, f, bmds, blk)
-        if bmds.proof is not None:
+        if bmds.proof is not None and (blk.compared is None or blk.bulk_sectors):
             note_proof(bmds.proof, blk)
         log = blk_mig.log
         if log is not None:
@@ -218,9 +220,14 @@ def submit(
     block: int,
     blk: device.BlkMigBlock,
     pack: device.Pack | None = None,
+    *,
+    compared: pieces.ComparedBlock | None = None,
 ) -> None:
-    """Start reading `block` of `bmds`, or the `pack` that begins in it. The caller has cleared their dirty bits."""
-    blk.bmds, blk.block, blk.pack = bmds, block, pack
+    """Start reading `block` of `bmds`, or the `pack` that begins in it. The caller has cleared their dirty bits.
+
+    What was read is sent, or `compared` first.
+    """
+    blk.bmds, blk.block, blk.pack, blk.compared = bmds, block, pack, compared
     if pack is None:
         blk.nblocks, blk.counted_bytes = 1, _core.BLOCK_SIZE
         blk.offset, blk.nbytes = bmds.geometry.block_range(block)

@@ -11,9 +11,20 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+from typing import Protocol
 
-from .. import _core
+from .. import _core, channel
 from . import device, log, proofs, reads
+
+
+class Comparison(Protocol):
+    """What the bulk phase asks of a comparison with what the target holds; see `compare`."""
+
+    def save_device_bulk(self, blk_mig: BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState) -> bool:
+        """Do one step of a disk's bulk phase."""
+
+    def settle(self, blk_mig: BlkMigState, f: channel.OutputQEMUFile, blk: device.BlkMigBlock) -> None:
+        """Take a block that was read."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -30,6 +41,8 @@ class BlkMigState:
 
     proofs: proofs.Proofs | None = None
     """What proves the disks beside the stream; None where nobody asked for that."""
+    comparison: Comparison | None = None
+    """What the bulk phase goes by where the target holds old copies; None where it does not."""
 
     # Migration thread only.
     blk_list: collections.deque[device.BlkMigBlock] = dataclasses.field(default_factory=collections.deque)
@@ -59,6 +72,9 @@ class BlkMigState:
 
     log: log.SentLog | None = None
     """What was sent and is not acknowledged; None where nothing is, because there is no session."""
+
+    same_bytes: int = 0
+    """What the target had already of the data that the bulk phase has read, zeros not counted."""
 
     last_sent: tuple[device.BlkMigDevState, int] | None = None
     """The disk and the block that were sent last."""

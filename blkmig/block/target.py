@@ -7,14 +7,16 @@ end, when the disk's size is certain: what the stream says of it before the firs
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
 
 from .. import _core, channel, disk, errors, passage, stats
 from ..disk import geometry
 from ..disk.extents import Extents
-from . import basewords, buffers, coverage, digests, savings
+from . import basewords, buffers, coverage, digests, savings, vouched
 
 GROWTH_BYTES = 64 << 20
 """A growing target grows in steps of this size, so that not every block changes the file's size."""
@@ -55,6 +57,10 @@ class BlkLoadDevice:
         self.buffers = buffers.LoadBuffers()
         """The buffers that all disks of the stream share, from `join` on; until then this disk's own."""
 
+        self.turn: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+        """Held while the disk is used, where another thread reads it, too: see `compare`."""
+
+        self._vouched: vouched.Vouched | None = None  # under `turn`
         self._is_size_sure = not backend.is_growable or (size is not None and is_size_sure)
         self._shape = geometry.BlockGeometry(limit)
         self._savings = savings.Savings()
@@ -74,7 +80,10 @@ class BlkLoadDevice:
         if offset < self._zeroes.stop and offset + nbytes > self._zeroes.start:
             self._zeroes = range(min(offset + nbytes, self._zeroes.stop), self._zeroes.stop)
         try:
-            self.backend.write_block(self._buf, offset, nbytes)
+            with self.turn:
+                self.backend.write_block(self._buf, offset, nbytes)
+                if self._vouched is not None:
+                    self._vouched.written(offset, nbytes)
         except OSError as error:
             label = self.backend.name
             raise errors.DeviceError("cannot write", device=label, cause=error, offset=offset, nbytes=nbytes) from error
@@ -98,7 +107,12 @@ class BlkLoadDevice:
         inside = [*extents[:-1], (last, min(nbytes, self.backend.size - last))]
         if start < self._zeroes.stop and last + nbytes > self._zeroes.start:
             self._zeroes = range(0)
-        self.backend.write_extents(self._buf, inside)
+        with self.turn:
+            self.backend.write_extents(self._buf, inside)
+            if self._vouched is not None:
+                for offset, nbytes in inside:
+                    self.coverage.add_parts(self._vouched.written(offset, nbytes), self._shape, position)
+                self._vouched.check(position)
         self.coverage.add_pack(extents, number=number)
         self._savings.pack_went(extents, total, self._shape, blocks=self.statistics.blocks)
         self.statistics.packs += 1
@@ -110,10 +124,13 @@ class BlkLoadDevice:
         block = self.coverage.check(sector, count, position)
         self._check_is_one_disk(block, count, position)
         offset, nbytes = self._place(sector, count)
-        if not (self._zeroes.start <= offset and offset + nbytes <= self._zeroes.stop):
-            self._zeroes = range(offset, self.backend.zeroes_end(offset))
-            if offset + nbytes > self._zeroes.stop:
-                self.backend.write_zeroes(offset, nbytes)
+        with self.turn:
+            if not (self._zeroes.start <= offset and offset + nbytes <= self._zeroes.stop):
+                self._zeroes = range(offset, self.backend.zeroes_end(offset))
+                if offset + nbytes > self._zeroes.stop:
+                    self.backend.write_zeroes(offset, nbytes)
+            if self._vouched is not None:
+                self._vouched.written(offset, nbytes)
         self._came(block, count, is_zero=True)
         self.statistics.zero_blocks += count
         self._savings.zeros_went(block, count, blocks=self.statistics.blocks)
@@ -122,6 +139,33 @@ class BlkLoadDevice:
     def _note_savings(self) -> None:
         self.statistics.saved_by_zeros = self._savings.by_zeros
         self.statistics.saved_by_granularity = self._savings.by_granularity
+
+    def compare(self, size: int) -> None:
+        """Have another thread read the disk, of `size` bytes, for a sender that compares: see `answering`."""
+        self.turn = threading.Lock()
+        self._vouched = vouched.Vouched(size)
+
+    def read_to_compare(self, buf: _core.BlockBuffer, offset: int, nbytes: int, *, vouches: bool) -> bool:
+        """Read what is asked for of one block; return whether it is zeros, maybe not read. Any thread. Blocks."""
+        assert self._vouched is not None
+        with self.turn:
+            is_hole = self.backend.zeroes_end(offset) >= offset + nbytes
+            is_zero = is_hole or self.backend.read_block(buf, offset, nbytes)
+            if vouches:
+                self._vouched.read(offset // _core.BLOCK_SIZE)
+        return is_zero
+
+    def load_same(self, ranges: Iterable[tuple[int, int]], position: int) -> None:
+        """Take note that the disk holds already what the source holds in these ranges.
+
+        Raises :class:`~blkmig.errors.StreamError` where no digest vouches for it.
+        """
+        assert self._vouched is not None
+        with self.turn:
+            for offset, nbytes in ranges:
+                self.coverage.add_parts(self._vouched.settle(offset, nbytes, position), self._shape, position)
+                self.statistics.same_bytes += nbytes
+            self._vouched.check(position)
 
     def join(self, shared: buffers.LoadBuffers, room: coverage.CoverageRoom) -> None:
         """Share the buffers of a stream's disks, and the room for what is not known of their sizes."""
@@ -138,7 +182,8 @@ class BlkLoadDevice:
     def rest(self) -> None:
         """Store what waits and hold no memory until the next block comes. Blocks."""
         self._buf = None
-        self.backend.rest()
+        with self.turn:
+            self.backend.rest()
 
     def _check_payload(self, f: channel.InputQEMUFile, payload: memoryview, seed: int, offset: int) -> None:
         """Raise :class:`~blkmig.errors.DamagedOnTheWay` unless it is what the stream has said, before it is stored."""
@@ -164,7 +209,8 @@ class BlkLoadDevice:
         """Make the target reach `end`, and farther if it may."""
         for size in (-(-end // GROWTH_BYTES) * GROWTH_BYTES, end):
             try:
-                self.backend.resize(min(size, self.coverage.limit))
+                with self.turn:
+                    self.backend.resize(min(size, self.coverage.limit))
                 return
             except errors.DeviceError as error:
                 if error.errno != errno.EFBIG or size == end:

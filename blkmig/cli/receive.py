@@ -16,6 +16,8 @@ EXAMPLES = (
     "blkmig receive file:vda.stream vda=vda.qcow2,format=qcow2",
     "blkmig receive tcp::4444 --incremental vda=x.raw          # x.raw holds the base already",
     "blkmig receive tls::4444 --tls-certificates /etc/pki/blkmig --into /srv/disks",
+    "blkmig receive --delta vda=old.raw tcp::4444 vda=new.raw  # only what differs from old.raw comes",
+    "blkmig receive --in-place tcp::4444 vda=/dev/vg/vda       # the device holds an old copy, and is written over",
 )
 
 
@@ -39,6 +41,13 @@ def add_command(commands: Any) -> None:
     )
     parser.add_argument("--overwrite", action="store_true",
                         help="replace files that DIR holds already, when their disks are complete")  # fmt: skip
+    parser.add_argument("--delta", action="append", default=[], metavar="NAME=OLD",
+                        help="OLD is an old copy of the disk NAME, a file, a device or nbd://...: the new target "
+                        "begins with what it holds, and a source that is a blkmig sends only what differs")  # fmt: skip
+    parser.add_argument("--in-place", action="store_true",
+                        help="the targets hold old copies of their disks, and are written over: only what differs "
+                        "comes. If that fails, the old copy is gone; with --in-place again, it goes on from what is "
+                        "there")  # fmt: skip
     parser.add_argument("--keep-tail", action="store_true", help="accept a target that is larger than its disk, and "
                         "leave alone what it holds behind the disk's end; else it is refused")  # fmt: skip
     parser.add_argument("--map", action="append", default=[], metavar="INDEX=DISK",
@@ -66,7 +75,9 @@ def run(args: argparse.Namespace) -> int:
     in_order = enumerate(path for name, path in named if name is None)
     by_index = arguments.each_once([*in_order, *map(parse_map, args.map)], "disk number")
     sizes = arguments.each_once(map(arguments.named_size, args.size), "the size of disk")
-    parameters = arguments.parameters_of(args, params.IncomingParameters, sizes=sizes, tls=security.parameters_of(args))
+    delta = arguments.each_once(map(parse_old_copy, args.delta), "the old copy of disk")
+    tls = security.parameters_of(args)
+    parameters = arguments.parameters_of(args, params.IncomingParameters, sizes=sizes, delta=delta, tls=tls)
     tokens.check_place(args, is_needed=args.uri.startswith("tls:") and parameters.tls is None)
     with watching.watching(args, "incoming") as watch, progress.reporter(args.progress) as report:
         incoming = migration.IncomingMigration(
@@ -83,6 +94,14 @@ def run(args: argparse.Namespace) -> int:
                 result = incoming.run()
     print_result(result, args, is_stdout_taken=incoming.is_awaited and displays.answers_on_stdout(args.uri))
     return 0
+
+
+def parse_old_copy(text: str) -> tuple[str, str]:
+    """Parse ``NAME=OLD``."""
+    name, path = arguments.named(text)
+    if name is None:
+        raise errors.ParameterError(f"--delta takes NAME=OLD, for instance vda=old.raw, not {text!r}")
+    return name, path
 
 
 def parse_map(text: str) -> tuple[int, str]:
@@ -114,4 +133,6 @@ def describe_disk(received: stats.DiskStatistics) -> str:
         text += f", {received.resent_blocks} sent again"
     if received.packs:
         text += f", {units.format_size(received.pack_bytes)} in {received.packs} packs"
+    if received.same_bytes:
+        text += f", {units.format_size(received.same_bytes)} the same as before"
     return text + (", verified" if received.verified else "")

@@ -67,6 +67,8 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
     """Add the options about what is sent, and how."""
     parser.add_argument("--no-zero-blocks", dest="zero_blocks", action="store_false",
                         help="send zeros as data")  # fmt: skip
+    parser.add_argument("--no-delta", dest="delta", action="store_false",
+                        help="send everything to a target that offers to compare with an old copy")  # fmt: skip
     parser.add_argument("--reading", choices=("auto", "inline", "parallel"), default="auto",
                         help="how blocks are read (default: what suits the disk)")  # fmt: skip
     parser.add_argument("--format", choices=("auto", "block", "blkmig"), default="auto",
@@ -81,9 +83,9 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connect-timeout", type=float, default=30.0, metavar="SECONDS",
                         help="how long the target, and a server that has the disks, may take to answer the first time "
                         "(default: 30)")  # fmt: skip
-    parser.add_argument("--reconnect", type=float, default=60.0, metavar="SECONDS",
-                        help="how long to try to come again when the link to a blkmig is lost, which waits as long; 0: "
-                        "not at all (default: 60)")  # fmt: skip
+    parser.add_argument("--reconnect", type=float, metavar="SECONDS",
+                        help="how long to try to come again when the link to a blkmig is lost, which waits as long, "
+                        "unless it compares with old copies; 0: not at all (default: 60)")  # fmt: skip
     arguments.add_both_ends(
         parser,
         peer="target",
@@ -219,24 +221,15 @@ def print_result(result: stats.OutgoingStatistics, args: argparse.Namespace, *, 
         ("section", result.format or "-"),
         ("dirty rounds", str(result.dirty_rounds)),
         ("time", f"{units.format_duration(result.total_time)}, {units.format_rate(result.throughput)}"),
-        ("downtime", describe_downtime(result)),
+        ("downtime", wording.describe_downtime(result)),
     ]
+    if result.same_bytes:
+        rows.append(("the same", f"{units.format_size(result.same_bytes)} that the target held already"))
     if result.verified:
         rows.append(("verified", "the target has read its storage back, and holds the same"))
     elif args.verify:
         rows.append(("verified", "the target does that, and says it there: look at its exit code"))
     output.print_table(rows, is_stdout_taken=is_stdout_taken)
-
-
-def describe_downtime(result: stats.OutgoingStatistics) -> str:
-    """Say for how long the writers were held, and whether the limit was kept."""
-    text = units.format_duration(result.downtime or 0.0)
-    if (result.downtime or 0.0) > result.downtime_limit:
-        text += f", which is over the limit of {units.format_duration(result.downtime_limit)}"
-    if result.pauses_given_up:
-        times = "a pause that was" if result.pauses_given_up == 1 else f"{result.pauses_given_up} pauses that were"
-        text += f"; and {units.format_duration(result.downtime_given_up)} in {times} given up"
-    return text
 
 
 def describe_link(found: migration.Forecast, limit: int) -> str:

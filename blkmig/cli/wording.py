@@ -57,6 +57,7 @@ def sending(event: stats.Progressed, columns: int | None, *, elapsed: float | No
             (3, left),
             (4, "" if is_waiting else speed(event)),
             (5, f"writers {units.format_rate(event.dirty_rate)}" if event.dirty_rate and not is_waiting else ""),
+            (7, same(event) if event.phase == "bulk" else ""),
             (6, f"pause {units.format_duration(pause)}" if pause is not None and event.phase == "dirty" else ""),
         ],
         columns,
@@ -82,9 +83,15 @@ def receiving(event: stats.Received, columns: int | None, *, elapsed: float | No
             (3, "" if event.time_left is None else f"{clock(event.time_left)} to go"),
             (4, units.format_rate(event.bandwidth) if event.bandwidth else ""),
             (5, f"{event.blocks} blocks"),
+            (6, same(event)),
         ],
         columns,
     )
+
+
+def same(event: stats.Progressed | stats.Received) -> str:
+    """Say how much the target held already; "" if it is nothing."""
+    return f"{units.format_size(event.same_bytes)} the same" if event.same_bytes else ""
 
 
 def rounds(ended: Sequence[stats.RoundEnded], columns: int | None) -> str:
@@ -136,3 +143,14 @@ def losses(result: stats.OutgoingStatistics) -> str:
     """Say how often the link was lost, and what that has cost."""
     times = "once" if result.reconnects == 1 else f"{result.reconnects} times"
     return f"lost {times} and came back, {units.format_size(result.taken_back_bytes)} to be sent again"
+
+
+def describe_downtime(result: stats.OutgoingStatistics) -> str:
+    """Say for how long the writers were held, and whether the limit was kept."""
+    text = units.format_duration(result.downtime or 0.0)
+    if (result.downtime or 0.0) > result.downtime_limit:
+        text += f", which is over the limit of {units.format_duration(result.downtime_limit)}"
+    if result.pauses_given_up:
+        times = "a pause that was" if result.pauses_given_up == 1 else f"{result.pauses_given_up} pauses that were"
+        text += f"; and {units.format_duration(result.downtime_given_up)} in {times} given up"
+    return text

@@ -34,8 +34,7 @@ class FileBackend(local.LocalBackend):
     image locks and ignores those of others.
 
     `create_size` makes a new sparse file of so many bytes, for this user only; an existing one is never touched by
-    that. A new file, or an empty one, can be resized; any other keeps its size, whatever is written to it. `opened`
-    is a descriptor of the file at `path` that becomes the disk's own.
+    that. A new file, or an empty one, can be resized, no other one. `opened`, a descriptor of it, becomes the disk's.
 
     Opening raises :class:`~blkmig.errors.DeviceError`, :class:`~blkmig.errors.DeviceBusy` if a QEMU or a mount
     is in the way, :class:`~blkmig.errors.FormatError` if the file does not look raw.
@@ -66,7 +65,8 @@ class FileBackend(local.LocalBackend):
         self._base: rawfile.RawFile | None = None
         try:
             if below is not None:
-                self._base = self._open_base(below, direct=direct, locking=locking)
+                reader = locks.READER if locking else None
+                self._base = rawfile.RawFile(below, device=self.name, writable=False, direct=direct, permissions=reader)
         except BaseException:
             if opened is not None:
                 os.close(opened)
@@ -91,14 +91,10 @@ class FileBackend(local.LocalBackend):
         self.reads_in_parallel = self._top.reads_in_parallel
         self.takes_pages = base is None and self._top.takes_pages
         self.is_written = writable
-        is_new = create_size is not None or (self.size == 0 and not self._top.is_device)
+        is_new = create_size is not None or not (self.size or self._top.is_device)
         self.is_growable = writable and base is None and is_new
         self._cluster_lock = threading.Lock()  # held while a cluster of an overlay is written whole
         self._known_data = (0, 0)  # an extent of the top's data; it stays data, for nothing punches holes there
-
-    def _open_base(self, path: str, *, direct: bool, locking: bool) -> rawfile.RawFile:
-        permissions = locks.READER if locking else None
-        return rawfile.RawFile(path, device=self.name, writable=False, direct=direct, permissions=permissions)
 
     @classmethod
     def create(cls, path: str | os.PathLike[str], size: int = 0, *, name: str | None = None) -> Self:
@@ -109,6 +105,10 @@ class FileBackend(local.LocalBackend):
     def mapping(self) -> _core.Mapping | None:  # type: ignore[override]
         """The file's mapping; an overlay, a device, and what goes past the page cache have none."""
         return self._top.mapping if self._base is None else None
+
+    def plain_fd(self) -> int | None:
+        """Return the descriptor of the one file that holds the disk; None for an overlay."""
+        return self._top.fd if self._base is None else None
 
     # -- reading -----------------------------------------------------------------------------------------------------
 

@@ -44,8 +44,7 @@ def admit(
     if not refused:
         targets.check_names()
         targets.want_room()
-        if loader.is_awaited:
-            targets.begin_session()
+        targets.begin(is_awaited=loader.is_awaited)
     loader.way_back.reply([_refusal(index, error, table[index].label) for index, error in refused])
     if refused:
         raise _as_one([error for _, error in refused])

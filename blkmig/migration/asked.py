@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
-from .. import disk, errors, paths, units
+from .. import block, disk, errors, params, paths, units
 
 T = TypeVar("T")
 
@@ -33,8 +33,23 @@ def check_targets(targets: object, by_index: object, into: object) -> None:
             _check_key(what, key)
             if not isinstance(target, disk.BlockBackend):
                 paths.check(f"{what}[{key!r}]", target)
-    if into is not None:
-        paths.check("into", into)
+    if into is not None and not paths.check("into", into):
+        raise errors.ParameterError("the name of the folder is empty; the present one is called .")
+    if not targets and into is None and not by_index:
+        raise errors.ParameterError("say where the disks go: NAME=PATH for each, or a folder for all")
+
+
+def check_old_copies(parameters: params.IncomingParameters, targets: Mapping[str, object], into: object) -> None:
+    """Raise :class:`~blkmig.errors.ParameterError` for old copies that cannot be used for these targets."""
+    for name in parameters.delta:
+        if name not in targets:
+            raise errors.ParameterError(f"say where disk {name!r} goes that begins with an old copy: {name}=PATH")
+        if isinstance(targets[name], disk.BlockBackend):
+            raise errors.ParameterError(f"the target of disk {name!r} is open: what it holds is compared with in_place")
+    if parameters.in_place and into is not None:
+        raise errors.ParameterError("what is written in place is named: say NAME=PATH for each disk, and no folder")
+    if parameters.compares and not block.can_hash():
+        raise errors.ParameterError(f"old copies cannot be compared: {block.MISSING}")
 
 
 def _check_key(what: str, key: object) -> None:

@@ -9,7 +9,7 @@ import abc
 from collections.abc import Callable, Iterator
 
 from .. import channel, errors, savevm
-from . import connection
+from . import connection, digestbox
 
 KNOWS_TREES = 0x54524545
 """The value of a PONG which says that the target verifies digests in the form of a tree."""
@@ -43,6 +43,7 @@ class Hearing(abc.ABC):
         self.on_ack: Callable[[int, int], None] | None = None
         """Called with the number of each ACK, and its position in what the target says."""
 
+        self.digests = digestbox.DigestBox(link, self._read_before_end, clock)
         self.knows_trees = False
         """The target has said that it verifies digests in the form of a tree."""
 
@@ -92,6 +93,8 @@ class Hearing(abc.ABC):
             self.on_ack(value, position)
         if isinstance(value, savevm.ProofResult):
             self.proof_result = value
+        if isinstance(value, savevm.Digest):
+            self.digests.keep(value, position)
         if kind == savevm.MIG_RP_MSG_PONG and value == KNOWS_TREES:
             self.knows_trees = True
         if isinstance(value, savevm.Word) or (kind == savevm.MIG_RP_MSG_PONG and not self._is_answer(value)):

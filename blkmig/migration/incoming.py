@@ -15,6 +15,7 @@ from . import (
     admission,
     announcement,
     basecheck,
+    comparing,
     farewell,
     figures,
     hearing,
@@ -74,6 +75,7 @@ class IncomingMigration:
         self.is_awaited = False
         """The source waits, or has waited, for the word that all is on stable storage."""
 
+        self._answers: block.Answers | None = None  # while the stream is loaded
         self._cancel_requested = False
         self._taking: taking.Taking | None = None
 
@@ -131,6 +133,7 @@ class IncomingMigration:
             with errors.keeping(error):
                 self._figures.set_status("cancelled" if cancelled else "failed")
             raise
+        comparing.note_what_was_not(self.parameters, self.stats)
         self._figures.set_status("completed")
         return self.stats
 
@@ -164,7 +167,8 @@ class IncomingMigration:
         self._block.on_described = lambda *counts: self._targets.check_counts(*counts, position=f.position)
         self._block.on_sizes = self._targets.check_announced
         answers: dict[int, savevm.Answer] = {questions.ASK_TREES: hearing.KNOWS_TREES}
-        answers |= {savevm.ASK: savevm.Hello(abilities=self._read_back.abilities), savevm.ASK_ALIVE: savevm.Alive()}
+        abilities = comparing.abilities(self.parameters) & self._read_back.abilities
+        answers |= {savevm.ASK: savevm.Hello(abilities=abilities), savevm.ASK_ALIVE: savevm.Alive()}
         loader = savevm.LoadVM(
             self.savevm, f, observer=self._observer, answers=answers, on_loss=self._session.next_link
         )
@@ -185,7 +189,8 @@ class IncomingMigration:
         assert self._listener is not None
         self._session.attach(self._listener, loader, f, lambda: taken.is_decided)
         try:
-            stream = loader.loadvm()
+            with comparing.answering(self.parameters, self._block, loader, f) as self._answers:
+                stream = loader.loadvm()
             self.is_awaited = loader.is_awaited
         except errors.MigrationError as error:
             if not taken.is_taken:
@@ -271,6 +276,7 @@ class IncomingMigration:
         self._targets.announced = self._block.sizes
         devices = admission.admit(table, position, self._targets, self._open, loader)
         self._read_back.begin(table, devices, loader, f)
+        comparing.begin(self._answers, self.parameters, table, devices)
         return devices
 
     def _flush(self, number: int, loader: savevm.LoadVM) -> None:
@@ -281,6 +287,7 @@ class IncomingMigration:
 
     def _judge(self, stream: savevm.LoadedStream) -> announcement.Announcement:
         self._figures.all_has_come()
+        comparing.end(self._answers)
         return judging.judge(
             stream, self._block, self._targets, self._open, self.parameters, self.stats, self._read_back.check
         )

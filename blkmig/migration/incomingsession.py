@@ -98,6 +98,8 @@ class IncomingSession:
         session = savevm.parse_session(body, position)
         if self._acknowledger is not None or (session.incarnation, session.attempt) != (0, 1):
             raise errors.StreamError("a SESSION that begins a second time", position=position)
+        for kind in (block.ExtraKind.ASK, block.ExtraKind.SAME):  # an answer on a lost link would not come again
+            self._block.on_extra.pop(kind, None)
         way_back = self._loader.way_back
         self._acknowledger = acknowledging.Acknowledger(
             list(self._targets.devices), say=way_back.ack, beat=way_back.beat, wake=self._wake

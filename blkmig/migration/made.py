@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
-from collections.abc import Collection
+from collections.abc import Mapping
 
-from .. import errors, sources
+from .. import block, errors, sources
 from ..files import sessionfile
 
 
@@ -75,16 +75,16 @@ class MadeTargets:
             target.confirm()
         self._sync()
 
-    def discard(self, exc: BaseException | None, came: Collection[sources.TargetFile | None]) -> None:
+    def discard(self, exc: BaseException | None, came: Mapping[sources.TargetFile | None, block.BlkLoadDevice]) -> None:
         """Remove what does not stay after a body that has raised `exc`, and note it there.
 
-        `came` are those that were opened for a disk. What fails is raised when all was tried.
+        `came` are those that were opened for a disk, and how it was received. What fails is raised when all was tried.
         """
         targets, self._targets = self._targets, []
         with contextlib.ExitStack() as stack:
             stack.callback(self._remove_folders)
             for target in targets:
-                stack.callback(_discard, target, exc, has_come=target in came)
+                stack.callback(_discard, target, exc, came.get(target))
 
     def _sync(self) -> None:
         for target in self._targets:  # the first flush makes the others quick
@@ -97,10 +97,11 @@ class MadeTargets:
                 self.folders.pop().rmdir()
 
 
-def _discard(target: sources.TargetFile, exc: BaseException | None, *, has_come: bool) -> None:
+def _discard(target: sources.TargetFile, exc: BaseException | None, received: block.BlkLoadDevice | None) -> None:
     with errors.keeping(exc):
-        is_gone = target.discard(withdraw=isinstance(exc, errors.MigrationError))
-        if isinstance(exc, Exception) and target.is_new and has_come:
+        is_written = received is not None and received.statistics.has_come
+        is_gone = target.discard(withdraw=isinstance(exc, errors.MigrationError), is_written=is_written)
+        if isinstance(exc, Exception) and target.is_new and received is not None:
             exc.add_note(
                 f"{target.path!r} was not made: what had come of it is removed"
                 if is_gone

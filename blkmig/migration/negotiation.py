@@ -13,7 +13,7 @@ they get ``block``. The receiver takes either section, so a HELLO that comes lat
 from __future__ import annotations
 
 from .. import block, errors, params, savevm
-from . import questions
+from . import comparing, questions
 
 ASK_SECONDS = 10.0
 """How long the target may take to say HELLO; no longer than it may take to answer at first."""
@@ -65,4 +65,5 @@ def _why_not(
     if savevm.Ability.PROOF in handlers.abilities and block.can_hash():
         handlers.prove_beside_stream()
     asked.ask_for_signs_of_life(state)
+    comparing.agree(parameters, asked, handlers)
     return ""

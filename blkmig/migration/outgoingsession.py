@@ -29,8 +29,13 @@ from collections.abc import Callable
 from .. import block, errors, params, savevm, stats
 from . import barriers, connection, figures, questions
 
+RECONNECT_SECONDS = 60.0
+"""How long a lost link is tried to be opened again, if nobody says."""
+
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
 """Seconds between two attempts; each delay is twice the one before."""
+
+NO_SESSION = "the target compares with old copies that it holds: a link that is lost does not come back (--reconnect)"
 
 STEADY_SECONDS = 20.0
 """A link that has lasted so long has carried something, and is lost anew."""
@@ -55,6 +60,7 @@ class OutgoingSession:
     ) -> None:
         # Set here, then read-only.
         self._parameters = parameters
+        self._seconds = RECONNECT_SECONDS if parameters.reconnect is None else parameters.reconnect
         self._block = handlers
         self._savevm = save_state
         self._connection = link
@@ -76,7 +82,10 @@ class OutgoingSession:
 
     def offer(self) -> None:
         """Have START say SESSION, if there can be one; call it once the section is chosen."""
-        if self._can_be_offered():
+        if self._block.take_answer is not None:
+            if self._parameters.reconnect:
+                self._figures.stats.notes.append(NO_SESSION)
+        elif self._can_be_offered():
             self._key = secrets.token_bytes(savevm.KEY_NBYTES)
             self._block.session = block.extra(block.ExtraKind.SESSION, self._session().encode())
 
@@ -100,7 +109,7 @@ class OutgoingSession:
     def _can_be_offered(self) -> bool:
         chosen = self._parameters
         return (
-            chosen.reconnect > 0
+            self._seconds > 0
             and savevm.Ability.BARRIERS in self._block.abilities
             and self._questions.is_answered
             and self._connection.can_be_opened_again
@@ -111,7 +120,7 @@ class OutgoingSession:
 
     def _session(self, *, is_over: bool = False) -> savevm.Session:
         assert self._key is not None
-        seconds = 0 if is_over else min(math.ceil(self._parameters.reconnect), savevm.MAX_SECONDS)
+        seconds = 0 if is_over else min(math.ceil(self._seconds), savevm.MAX_SECONDS)
         return savevm.Session(self._key, self._incarnation, self._attempt, seconds)
 
     # -- a link that was lost ------------------------------------------------------------------------------------------
@@ -142,14 +151,14 @@ class OutgoingSession:
 
     def _connect_again(self, error: errors.ChannelError) -> int:
         """Try until the target answers; return the number of the last barrier that it has acknowledged."""
-        deadline, delay = self._lost_at + self._parameters.reconnect, FIRST_DELAY
+        deadline, delay = self._lost_at + self._seconds, FIRST_DELAY
         while True:
             try:
                 return self._attempt_once(max(deadline - self._clock(), FIRST_DELAY))
             except errors.ChannelError as again:
                 self._connection.abort()
                 if self._clock() + delay >= deadline:
-                    error.add_note(f"the link did not come back within {self._parameters.reconnect:g} s: {again}")
+                    error.add_note(f"the link did not come back within {self._seconds:g} s: {again}")
                     raise error from again
             self._connection.rest(delay)
             delay = min(2 * delay, LONGEST_DELAY)

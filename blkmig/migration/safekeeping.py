@@ -20,7 +20,8 @@ def make_durable(came: targets.TargetSet, loader: savevm.LoadVM, check_cancelled
         for number, device in enumerate(came.devices, 1):
             check_cancelled()
             beats.text = f"the target of disk {device.statistics.name!r} is flushed ({number} of {len(came.devices)})"
-            device.backend.flush()
+            with device.turn:
+                device.backend.flush()
             beats.done = number
 
 

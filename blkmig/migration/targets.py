@@ -40,12 +40,9 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         by_index: Mapping[int, Target] | None = None,
     ) -> None:
         asked.check_targets(targets, by_index, into)
-        if not targets and into is None and not by_index:
-            raise errors.ParameterError("say where the disks go: NAME=PATH for each, or a folder for all")
         if parameters.overwrite and into is None:
             statistics.notes.append("overwrite does nothing: it is for files of a folder, and none was said (--into)")
-        if into is not None and not os.fspath(into):
-            raise errors.ParameterError("the name of the folder is empty; the present one is called .")
+        asked.check_old_copies(parameters, targets, into)
         self._parameters = parameters
         self._statistics = statistics
         wanted: list[tuple[str | int, Target]] = [*targets.items(), *(by_index or {}).items()]
@@ -59,9 +56,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         self._stack = contextlib.ExitStack()
         self._used: set[str | int] = set()
         self._made = made.MadeTargets()
-        self.session = sessions.SessionFiles("target", parameters.state_dir)
-        """What this process has decided of the disks, from `begin_session` on."""
-
+        self.session = sessions.SessionFiles("target", parameters.state_dir)  # what was decided, from `begin` on
         self._is_taken = False
         self._came: list[sources.TargetFile | None] = []  # those of `devices`; None: opened by the caller
         self._appeared = 0  # disks that somebody has asked the target of
@@ -111,6 +106,8 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             overwrite=self._parameters.overwrite,
             incremental=self._parameters.incremental,
             direct=self._parameters.direct,
+            old=self._parameters.delta.get(key) if isinstance(key, str) else None,
+            in_place=self._parameters.in_place,
             idle_timeout=self._parameters.idle_timeout,
             state_dir=self._parameters.state_dir,
         )
@@ -150,6 +147,13 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         self.devices.append(device)
         self._came.append(target if isinstance(target, sources.TargetFile) else None)
         return device
+
+    def begin(self, *, is_awaited: bool) -> None:
+        """Note beside the disks that are open that they are about to be written. Blocks."""
+        if is_awaited:
+            self.session.begin(self._made.abouts())
+        for target in filter(None, self._came):
+            target.reuse.begin()
 
     def is_wanted(self, name: str) -> bool:
         """Return whether somebody has said where the disk called `name` goes, if it is the next that appears."""
@@ -238,10 +242,6 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         """Close the disks that were opened here. Twice does no harm."""
         self._stack.close()
 
-    def begin_session(self) -> None:
-        """Make the session files of disks that are open, before any of them is written. Blocks."""
-        self.session.begin(self._made.abouts())
-
     def check_takeable(self) -> None:
         """Raise :class:`~blkmig.errors.DeviceError` if a disk is not where it was, or could not get its name now."""
         for device in self.devices:
@@ -282,7 +282,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         """
         with contextlib.ExitStack() as stack:
             stack.callback(self.session.close if self._is_taken else self.session.remove)
-            stack.callback(self._made.discard, exc, self._came)
+            stack.callback(self._made.discard, exc, dict(zip(self._came, self.devices, strict=True)))
             if isinstance(exc, Exception):
                 stack.callback(self._say_what_is_broken, exc)
             stack.push(self._stack)
@@ -294,7 +294,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
                 continue
             name, files = device.statistics.name, device.backend.files
             where = repr(files[0].path) if files else f"the target of disk {name!r}"
-            if device.statistics.blocks:
+            if device.statistics.has_come:
                 exc.add_note(f"{where} holds a part of the disk: do not use it before all of it has come")
             elif isinstance(exc, errors.OutOfRange) and exc.device == name:
                 exc.add_note(f"{where} is as it was: nothing was written to it")

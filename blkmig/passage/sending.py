@@ -30,7 +30,7 @@
     no        -         -      -
 
     offered   the target can check payloads
-    hashed    digests were asked for, or payloads are checked
+    hashed    digests were asked for, payloads are checked, or the target holds old copies to compare with
     files     each disk that is sent is one file with a mapping
     steady    each of them is as it was in the pause until the target has it: nobody writes it here, or its writers are
               turned away when they are let go
@@ -129,13 +129,14 @@ def departure(
     *,
     shared_base: bool,
     can_check: bool = False,
+    compares: bool = False,
 ) -> Departure:
     """Decide how the blocks of `disks`, all of those that are sent, travel through `f`; see the tables.
 
-    `can_check`: the target has offered to check payloads.
+    `can_check`: the target has offered to check payloads. `compares`: it holds old copies.
     """
     checked = can_check and not f.is_local and not f.is_sealed
-    payload = "own" if checked or parameters.digests else _payload(disks, f, parameters)
+    payload = "own" if checked or compares or parameters.digests else _payload(disks, f, parameters)
     reading = _reading(disks, parameters)
     return Departure(
         payload=payload,

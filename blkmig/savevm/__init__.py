@@ -9,6 +9,7 @@ from __future__ import annotations
 from .commands import Answer
 from .configuration import Configuration
 from .container import QEMU_VM_FILE_MAGIC, QEMU_VM_SECTION_FOOTER, ContainerFormat, looks_like_footer
+from .digestwords import Digest
 from .handlers import SaveVMHandlers
 from .handover import Commit, End, Kind, parse_commit, parse_end
 from .header import HEADER_NBYTES
@@ -80,6 +81,7 @@ __all__ = [
     "Commit",
     "Configuration",
     "ContainerFormat",
+    "Digest",
     "Done",
     "End",
     "Failure",

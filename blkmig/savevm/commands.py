@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from .. import errors
-from . import container, results, return_path, sessions, stream, words
+from . import container, digestwords, results, return_path, sessions, stream, words
 
 if TYPE_CHECKING:
     from ..channel import InputQEMUFile, OutputQEMUFile
@@ -141,6 +141,10 @@ class Commands:
     def answer_session(self, answer: sessions.SessionAnswer) -> None:
         """Tell the source what becomes of its session."""
         self._say(words.MIG_RP_MSG_SESSION, answer.encode())
+
+    def digest(self, answer: digestwords.Digest) -> None:
+        """Answer an ASK of a source that waits for it. From any thread."""
+        self._say(digestwords.MIG_RP_MSG_DIGEST, answer.encode())
 
     def _say(self, kind: int, data: bytes) -> None:
         """Say a word of blkmig's, to a source that knows them."""

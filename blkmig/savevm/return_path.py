@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from .. import errors
-from . import results, sessions, words
+from . import digestwords, results, sessions, words
 
 if TYPE_CHECKING:
     from ..channel import InputQEMUFile, OutputQEMUFile
@@ -128,6 +128,8 @@ def read_message(f: InputQEMUFile) -> tuple[int, int | words.Word | None]:
         return kind, results.parse_proof_result(f.get_buffer(length), position)
     if kind == words.MIG_RP_MSG_SESSION:
         return kind, sessions.parse_answer(f.get_buffer(length))
+    if kind == digestwords.MIG_RP_MSG_DIGEST:
+        return kind, digestwords.parse_digest(f.get_buffer(length), position)
     if length == 4:
         return kind, f.get_be32()
     f.skip(length, is_payload=False)

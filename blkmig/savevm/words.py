@@ -8,6 +8,7 @@
     READY 0x8003   u32 the number of the FLUSH
     ERROR 0x8004   u32 errno, u64 offset, u8 n, n bytes of the disk's name, u16 n, n bytes of text
     ACK   0x8005   u32 the number of the BARRIER
+    DIGEST 0x8006  see `digestwords`
     SESSION 0x800a u32 incarnation, u32 last ACK, u32 last number, u32 flags: see `sessions`
     DONE  0x8007   u32 the number of the COMMIT, then as REPLY the disks whose names could not be given
     ALIVE 0x8008   text: what the receiver is at
@@ -27,7 +28,7 @@ import struct
 from typing import Final
 
 from .. import errors, texts
-from . import results, sessions
+from . import digestwords, results, sessions
 
 MIG_RP_MSG_HELLO: Final = 0x8001
 MIG_RP_MSG_REPLY: Final = 0x8002
@@ -64,7 +65,7 @@ class Ability(enum.IntFlag, boundary=enum.KEEP):
 CHECKS: Final = Ability.CHECKS if importlib.util.find_spec("xxhash") is not None else Ability(0)
 """Without what computes checksums, this blkmig has none to check."""
 
-OURS: Final = Ability.BARRIERS | Ability.COMMIT | Ability.PROOF | CHECKS
+OURS: Final = Ability.BARRIERS | Ability.COMMIT | Ability.DELTA | Ability.PROOF | CHECKS
 """What this blkmig can do, at either end."""
 
 MAX_REFUSALS: Final = 256
@@ -86,6 +87,7 @@ LENGTHS: Final = {
     MIG_RP_MSG_ACK: (4, 4),
     MIG_RP_MSG_SESSION: (sessions.ANSWER_NBYTES, sessions.ANSWER_NBYTES),
     MIG_RP_MSG_DONE: (4 + _REPLY_LENGTHS[0], 4 + _REPLY_LENGTHS[1]),
+    **digestwords.LENGTHS,
     MIG_RP_MSG_ALIVE: (0, MAX_ALIVE_TEXT),
     **results.LENGTHS,
 }
@@ -175,7 +177,7 @@ class Done:
         return struct.pack(">I", self.number) + Reply(self.nameless).encode()
 
 
-Word = Hello | Reply | Failure | Done | Alive | results.ProofResult | sessions.SessionAnswer
+Word = Hello | Reply | Failure | Done | Alive | digestwords.Digest | results.ProofResult | sessions.SessionAnswer
 
 
 def parse_alive(data: bytes) -> Alive:

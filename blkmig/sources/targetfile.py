@@ -18,7 +18,7 @@ from pathlib import Path
 from .. import errors, units
 from ..disk import backend, identity
 from ..files import folder, partial, sessionfile, taken
-from . import opening
+from . import oldcopy, opening
 
 FOLDER_SUFFIX = ".raw"
 
@@ -41,6 +41,8 @@ class TargetFile:
         overwrite: bool = False,
         incremental: bool = False,
         direct: bool = False,
+        old: str | os.PathLike[str] | None = None,
+        in_place: bool = False,
         idle_timeout: float = opening.IDLE_SECONDS,
         state_dir: str | None = None,
     ) -> None:
@@ -57,6 +59,7 @@ class TargetFile:
         self._state_dir = state_dir
         self._backend: backend.BlockBackend | None = None
         self._partial: partial.Partial | None = None
+        self.reuse = oldcopy.Reuse(old, in_place=in_place, label=label, idle_timeout=idle_timeout)
         self._folder: folder.Folder | None = None
         if opening.is_live(text):
             raise errors.ParameterError(f"{text!r} can only be a source: give the target as a file or an NBD export")
@@ -72,8 +75,8 @@ class TargetFile:
 
     @property
     def size(self) -> int | None:
-        """Return the size of a target that exists, once it is prepared; None for one that is made."""
-        return None if self._backend is None else self._backend.size
+        """Return the size of a target that exists and keeps it, once it is prepared; None for any other one."""
+        return None if self._backend is None or self._backend.is_growable else self._backend.size
 
     @property
     def is_image(self) -> bool:
@@ -92,6 +95,7 @@ class TargetFile:
                 yield identity.KnownFile.of(self.path)
                 if self._described.base is not None:
                     yield identity.KnownFile.of(self._described.base)
+                yield from self.reuse.files()
 
     def mark(self) -> identity.KnownFile | None:
         """Return the file at the hidden name, which `prepare` would remove; None if no file is made under such a
@@ -120,9 +124,10 @@ class TargetFile:
             return
         with self._failing("look at"):
             there = identity.KnownFile.of(self.path)
-        self.is_new = there.about is None or self._has_mark()
+        self.is_new = there.about is None or (self._has_mark() and not self.reuse.in_place)
         if there.about is not None and there.is_regular and self._described.is_raw:
             self.is_new = self.is_new or not there.about.st_size
+        self.reuse.check(self.path, exists=there.about is not None, is_new=self.is_new)
         if self._into is not None:
             self._prepare_in_folder(self._into, there)
         elif self.is_new:
@@ -132,8 +137,10 @@ class TargetFile:
             real = Path(os.path.realpath(self._described.path))
             self._check_is_a_name(real)
             self._begin(str(real.parent), real.name)
+            self.reuse.fill(self._partial, self.path, is_raw=self._described.is_raw)
         else:
             self._backend = opening.open_file(self._described, name=self.label)
+            self.reuse.take(self._backend, self.path)
 
     def _real(self) -> Path:
         """Return where the disk is, or will be; what a folder has under its name is never followed."""
@@ -234,7 +241,7 @@ class TargetFile:
         if self._is_nbd:
             return sessionfile.Disk(self.path, is_file=False)
         real = self._real()
-        return sessionfile.Disk(str(real), is_file=real.is_file())
+        return sessionfile.Disk(str(real), is_file=real.is_file(), inode=self.reuse.inode)
 
     # -- when it is complete, or not ---------------------------------------------------------------------------------
 
@@ -246,9 +253,10 @@ class TargetFile:
 
     def publish(self) -> None:
         """Give the new file its name."""
-        if self._partial is not None:
-            with self._failing("complete"):
+        with self._failing("complete"):
+            if self._partial is not None:
                 self._partial.publish()
+            self.reuse.end()
 
     def sync(self) -> None:
         """Return when the new file's name is on stable storage."""
@@ -267,10 +275,10 @@ class TargetFile:
             with self._failing("close"):
                 self._partial.confirm()
 
-    def discard(self, *, withdraw: bool) -> bool:
+    def discard(self, *, withdraw: bool, is_written: bool = True) -> bool:
         """Release everything, and remove a new file that is not complete; return whether a new file was removed.
 
-        A published file stays, unless `withdraw` takes it back. Safe after `confirm`, and twice.
+        A published file stays, unless `withdraw` takes it back. Safe after `confirm`, and twice; see `Reuse.discard`.
         """
         taken, self._backend = self._backend, None
         made, self._partial = self._partial, None
@@ -279,6 +287,7 @@ class TargetFile:
             stack.callback(self._close_folder)
             if taken is not None:
                 stack.callback(taken.close)
+            stack.callback(self.reuse.discard, is_written=is_written)
             return made is not None and made.discard(withdraw=withdraw)
 
     def _close_folder(self) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 import blkmig
 from blkmig import _core, block, errors, savevm, stats
-from blkmig.cli import send as send_command
+from blkmig.cli import wording
 from blkmig.migration import announcement
 
 MIB = lab.MIB
@@ -136,4 +136,4 @@ def test_a_target_that_differs_is_found_by_its_tree(tmp_path: Path, monkeypatch:
 def test_a_limit_that_was_not_kept_is_said(figures: dict[str, float], words: str) -> None:
     """E12: and so are pauses that were given up."""
     result = stats.OutgoingStatistics(downtime_limit=0.3, **figures)  # type: ignore[arg-type]
-    assert words in send_command.describe_downtime(result)
+    assert words in wording.describe_downtime(result)

@@ -17,6 +17,7 @@ import blake3
 import model
 
 MIB = 1 << 20
+PAGE = 4096
 EOS, PROGRESS, DATA, ZERO, PACK, FLUSH, BARRIER, EXTRA = 0x02, 0x04, 0x01, 0x09, 0x10, 0x40, 0x80, 0x100
 PROOF, PROVEN = 5, 6
 BLOCKS, ZEROS, PIECES = 0, 1, 2
@@ -34,7 +35,13 @@ class Disk:
     top_only: bool
     image: bytearray
     came: set[int] = dataclasses.field(default_factory=set)
-    """Blocks that came whole."""
+    """Blocks that came whole, or in parts that were vouched for."""
+
+    asked: set[int] = dataclasses.field(default_factory=set)
+    vouched: set[int] = dataclasses.field(default_factory=set)
+    settled: set[int] = dataclasses.field(default_factory=set)
+    """Of an old copy, pieces of 4 KiB: those of blocks of which a digest came, those that it vouches for, and those
+    that were settled or written since."""
 
     records: int = 0
     """DATA and ZERO records."""
@@ -64,12 +71,36 @@ class Disk:
         """Write what lies inside the disk."""
         inside = data[: max(0, self.size - offset)]
         self.image[offset : offset + len(inside)] = inside
+        end = offset + len(inside)
+        touched = set(range(offset // PAGE, -(-end // PAGE)))
+        self.vouched -= touched
+        whole = {page for page in touched if offset <= page * PAGE and min(page * PAGE + PAGE, self.size) <= end}
+        self.settle(whole & self.asked)
+
+    def vouch(self, block: int) -> None:
+        """Take a digest of all of a block, or that it is zeros."""
+        pages = set(range(block * 256, min(block * 256 + 256, -(-self.size // PAGE))))
+        self.vouched |= pages
+        self.asked |= pages
+
+    def settle(self, pages: set[int]) -> None:
+        """Take note that these pieces have come."""
+        self.settled |= pages
+        for block in {page // 256 for page in pages}:
+            if set(range(block * 256, min(block * 256 + 256, -(-self.size // PAGE)))) <= self.settled:
+                self.came.add(block)
 
 
 class SectionReader:
-    """Reads a stream; `disks` are those of its table, `trace` names the records in their order."""
+    """Reads a stream; `disks` are those of its table, `trace` names the records in their order.
 
-    def __init__(self, data: bytes) -> None:
+    Over `old` copies of disks, `answers` are the messages DIGEST that were said meanwhile.
+    """
+
+    def __init__(self, data: bytes, *, old: dict[str, bytes] | None = None, answers: list[bytes] | None = None) -> None:
+        self.old = old or {}
+        self.answers = answers or []
+        self.asks = 0
         self.reader = model.Reader(data)
         self.disks: dict[str, Disk] = {}
         self.trace: list[str] = []
@@ -156,7 +187,8 @@ class SectionReader:
         for name, size, granule, flags in start.table:
             assert name not in self.disks
             assert flags in (0, 1)
-            self.disks[name] = Disk(name, size, granule, bool(flags), bytearray(size))
+            image = bytearray(self.old.get(name, b"")[:size].ljust(size, b"\0"))
+            self.disks[name] = Disk(name, size, granule, bool(flags), image)
 
     def read_record(self, flags: int, number: int) -> None:
         """Read the rest of a record."""
@@ -177,6 +209,7 @@ class SectionReader:
             if number == 9:
                 self.flushes += 1
                 assert self.ends()[-1][0] == self.flushes, "END and FLUSH are counted together"
+            self.take_extra(*self.extras[-1])
         elif flags == PACK:
             self.read_pack(number)
         else:
@@ -199,6 +232,54 @@ class SectionReader:
                 assert number == found[-1][0], "of the last END"
                 found.append((number, body[4]))
         return found
+
+    def take_extra(self, kind: int, body: bytes) -> None:
+        """Take an ASK, with its answer, or a SAME."""
+        if kind == 3:
+            self.take_ask(model.Reader(body))
+        elif kind == 4:
+            disk = list(self.disks.values())[struct.unpack_from(">H", body)[0]]
+            end = 0
+            for offset, count in struct.iter_unpack(">QQ", body[2:]):
+                assert end <= offset < offset + count <= disk.size
+                assert offset % PAGE == 0
+                assert (offset + count) % PAGE == 0 or offset + count == disk.size
+                pages, end = set(range(offset // PAGE, -(-(offset + count) // PAGE))), offset + count
+                assert pages <= disk.vouched, "nothing vouches for what is said to be the same"
+                disk.vouched -= pages
+                disk.settle(pages)
+
+    def take_ask(self, ask: model.Reader) -> None:
+        """Take an ASK, and hold the answer against the old copy: nothing of what is asked for was written before."""
+        number, index, shift = ask.unpack(">I"), ask.unpack(">H"), ask.unpack(">B")
+        self.asks += 1
+        assert number == self.asks
+        assert shift in (20, 16, 12)
+        disk = list(self.disks.values())[index]
+        asked: list[int] = []
+        while not ask.at_end():
+            offset, count = ask.unpack(">Q"), ask.unpack(">I")
+            assert offset % (1 << shift) == 0
+            assert not asked or asked[-1] < offset
+            asked += range(offset, offset + (count << shift), 1 << shift)
+        assert 1 <= len(asked) <= 512
+        assert asked[-1] < disk.size
+        pieces = [bytes(disk.image[offset : offset + (1 << shift)]) for offset in asked]
+        answer = model.Reader(self.answers[number - 1])
+        assert answer.unpack(">H") == 0x8006
+        assert answer.unpack(">H") == len(answer.data) - 4
+        assert answer.unpack(">I") == number
+        assert answer.unpack(">I") == zlib.crc32(answer.data[12:])
+        while not answer.at_end():
+            word = answer.unpack(">H")
+            for _ in range(word & 0x3FFF):
+                piece = pieces.pop(0)
+                assert word >> 14 == (0 if any(piece) else 1)
+                if any(piece):
+                    assert answer.take(32) == blake3.blake3(piece).digest()
+        assert not pieces
+        for offset in asked if shift == 20 else ():
+            disk.vouch(offset // MIB)
 
     def take_block(self, disk: Disk, sector: int, data: bytes, *, is_zero: bool) -> None:
         """Take a block: it starts at a whole MiB, but the last one may end where the disk ends."""

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The bulk phase of a disk of which the target holds an old copy: only what differs is sent.
+
+::
+
+    source                                             target
+    ASK: 64 blocks of data ───────────────────────────►  reads them, hashes
+                             ◄─────────────────────────  DIGEST
+    clear the marks, read, hash, compare
+       ├─ the same                SAME ───────────────►  has come
+       ├─ all of it differs       the block ──────────►
+       └─ a part may differ: ASK for finer pieces, then
+          clear the marks, read, hash, compare
+               ├─ ...                                    as above
+               └─ a part differs  PACK, SAME ─────────►
+
+**What is compared is what is sent**: each copy is judged by itself, in memory of our own, with its marks taken before
+it was read. A copy that only told that more has to be asked is dropped, and the block is read again.
+
+Two ASKs are on their way, so that the target reads while this end compares. Holes of the source are not asked for: they
+go as zeros, and cost the target nothing where it has holes. The last block of most disks starts early, over its
+neighbour; it waits until all others are settled, so that a digest never is of what was overwritten since.
+
+Everything belongs to the migration thread.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterable
+
+from .. import _core, channel, disk, errors, savevm
+from ..savevm import digestwords
+from . import askwords, bulk, device, digests, extras, hashing, pieces, send, state
+
+ASK_BLOCKS = 64
+"""So many blocks one ASK is about: the target reads 64 MiB while an answer travels, whatever the link's latency is."""
+
+FINER_BLOCKS = 16
+"""So many blocks wait for an ASK of finer pieces; fewer do when nothing else is left to be asked."""
+
+WAIT_SECONDS = 0.02
+"""A wait for an answer ends after this long, so that a section ends and a cancel is heard."""
+
+TakeAnswer = Callable[[float], savevm.Digest | None]
+"""Given seconds, return the answer that has come, or comes within them; None if there is none. May raise."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Request:
+    """An ASK that is not yet answered."""
+
+    number: int
+    blocks: list[pieces.ComparedBlock]
+
+
+class Comparison:
+    """What is asked, answered and settled; of one disk after the other, numbered as in the table from 0 on."""
+
+    def __init__(self, take_answer: TakeAnswer) -> None:
+        self._take_answer = take_answer
+        self._number = 0
+        self._asked: collections.deque[_Request] = collections.deque()
+        self._answered: collections.deque[pieces.ComparedBlock] = collections.deque()
+        self._finer: collections.deque[pieces.ComparedBlock] = collections.deque()
+        self._reading = 0
+        self._same: list[askwords.Range] = []
+
+    def save_device_bulk(
+        self, blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState
+    ) -> bool:
+        """Do one step of a disk's bulk phase, as `bulk.save_device_bulk` does. May wait a moment for an answer."""
+        if self._asked and not self._answered:
+            self._take(0.0)
+        if len(self._asked) < askwords.MAX_ASKS and self._ask(blk_mig, f, bmds):
+            return True
+        if self._answered:
+            self._submit(blk_mig, bmds, self._answered.popleft())
+            return True
+        self._say_same(blk_mig, f, bmds)
+        if self._asked and not self._reading:
+            f.flush()
+            self._take(WAIT_SECONDS)
+        elif self._is_idle():
+            bmds.bulk_completed = True
+        return False
+
+    def settle(self, blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.BlkMigBlock) -> None:
+        """Send of a block that was read what the target does not hold, or have finer digests be asked for."""
+        bmds, compared, buf = blk.bmds, blk.compared, blk.buf
+        assert bmds is not None
+        assert compared is not None
+        self._reading -= 1
+        copy = buf.payload[compared.offset - blk.offset :][: compared.nbytes]
+        verdict = compared.judge(copy, hashing.hash_of, is_zero=buf.is_zero and blk_mig.zero_blocks)
+        if verdict is pieces.Verdict.FINER:
+            compared.split()
+            self._finer.append(compared)
+            blk_mig.in_flight_bytes += _core.BLOCK_SIZE
+            return
+        blk.bulk_sectors = _sectors_of(bmds, compared.block)
+        if verdict is pieces.Verdict.WHOLE:
+            send.blk_send(blk_mig, f, blk)
+            return
+        if bmds.digests is not None:
+            send.note_digests(bmds, compared.block, digests.digest_of(buf.payload))
+        same = [(compared.offset, compared.nbytes)]
+        if verdict is pieces.Verdict.PARTS:
+            same = compared.same()
+            _send_parts(blk_mig, f, bmds, blk, compared.differing())
+        if not buf.is_zero:
+            blk_mig.same_bytes += sum(nbytes for _, nbytes in same)
+        self._add_same(same)
+        if verdict is pieces.Verdict.PARTS or len(self._same) >= askwords.MAX_RANGES:
+            self._say_same(blk_mig, f, bmds)
+
+    # -- asking ------------------------------------------------------------------------------------------------------
+
+    def _ask(self, blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState) -> bool:
+        """Ask for more, or send the hole that comes next; False if neither is to be done now."""
+        if len(self._finer) >= FINER_BLOCKS:
+            return self._ask_finer(blk_mig, f, bmds)
+        if self._may_go_on(bmds):
+            self._say_same(blk_mig, f, bmds)  # before any hole: the last block may start early
+            if bulk.send_hole(blk_mig, f, bmds):
+                bmds.bulk_completed = False  # only when all blocks are settled
+                return True
+            blocks = self._data_ahead(blk_mig, bmds)
+            blk_mig.in_flight_bytes += len(blocks) * _core.BLOCK_SIZE
+            self._put_ask(blk_mig, f, bmds, blocks)
+            return True
+        return self._ask_finer(blk_mig, f, bmds)
+
+    def _may_go_on(self, bmds: device.BlkMigDevState) -> bool:
+        """Return whether the next block may be asked for: there is one, and it does not start early, or all is
+        settled."""
+        return bmds.cur_sector < bmds.geometry.total_sectors and (self._is_idle() or not _starts_early(bmds))
+
+    def _data_ahead(self, blk_mig: state.BlkMigState, bmds: device.BlkMigDevState) -> list[pieces.ComparedBlock]:
+        """Move the cursor over blocks that may hold data, up to the next hole, and return them: at least one."""
+        found: list[pieces.ComparedBlock] = []
+        while len(found) < ASK_BLOCKS and bmds.cur_sector < bmds.geometry.total_sectors:
+            block = _cursor(bmds)
+            if found and (_starts_early(bmds) or (blk_mig.zero_blocks and bulk.hole_blocks(bmds, block))):
+                break
+            offset = block * _core.BLOCK_SIZE
+            nbytes = min(_core.BLOCK_SIZE, bmds.geometry.size - offset)
+            found.append(pieces.ComparedBlock(block, offset, nbytes))
+            bulk.advance(bmds, 1)
+        bmds.bulk_completed = False
+        return found
+
+    def _ask_finer(self, blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState) -> bool:
+        blocks: list[pieces.ComparedBlock] = []
+        left = digestwords.MAX_PIECES
+        while self._finer and self._finer[0].asked <= left and (not blocks or self._finer[0].shift == blocks[0].shift):
+            blocks.append(self._finer.popleft())
+            left -= blocks[-1].asked
+        if blocks:
+            blocks.sort(key=lambda each: each.block)
+            self._put_ask(blk_mig, f, bmds, blocks)
+        return bool(blocks)
+
+    def _put_ask(
+        self,
+        blk_mig: state.BlkMigState,
+        f: channel.OutputQEMUFile,
+        bmds: device.BlkMigDevState,
+        blocks: list[pieces.ComparedBlock],
+    ) -> None:
+        self._number += 1
+        ranges: list[askwords.Range] = []
+        for offset, count in (each for compared in blocks for each in compared.ranges()):
+            if ranges and ranges[-1][0] + (ranges[-1][1] << blocks[0].shift) == offset:
+                offset, count = ranges[-1][0], ranges.pop()[1] + count
+            ranges.append((offset, count))
+        ask = askwords.Ask(self._number, blk_mig.bmds_list.index(bmds), blocks[0].shift, tuple(ranges))
+        self._asked.append(_Request(self._number, blocks))
+        self._say_same(blk_mig, f, bmds)
+        f.put_buffer(extras.extra(extras.ExtraKind.ASK, ask.encode()))
+        f.flush()
+
+    # -- answers -----------------------------------------------------------------------------------------------------
+
+    def _take(self, seconds: float) -> None:
+        """Take the next answer if it comes within `seconds`."""
+        answer = self._take_answer(seconds)
+        if answer is None:
+            return
+        request = self._asked.popleft()
+        wanted = sum(compared.asked for compared in request.blocks)
+        if (answer.number, len(answer.pieces)) != (request.number, wanted):
+            raise errors.StreamError(
+                f"the target answers ASK {answer.number} with {len(answer.pieces)} digests, and ASK {request.number} "
+                f"for {wanted} is due",
+                position=answer.position,
+            )
+        at = 0
+        for compared in request.blocks:
+            compared.take(answer.pieces[at : at + compared.asked])
+            at += compared.asked
+        self._answered.extend(request.blocks)
+
+    def _submit(
+        self, blk_mig: state.BlkMigState, bmds: device.BlkMigDevState, compared: pieces.ComparedBlock
+    ) -> None:
+        """Read a block of which digests have come."""
+        blk = blk_mig.reads.get()
+        bmds.dirty_bitmap.take_block(compared.block)  # before the read: a write that races it marks the block again
+        blk.bulk_sectors = 0
+        self._reading += 1
+        blk_mig.in_flight_bytes -= _core.BLOCK_SIZE  # which it counted for since it was asked for
+        send.submit(blk_mig, bmds, compared.block, blk, compared=compared)
+
+    # -- what is the same --------------------------------------------------------------------------------------------
+
+    def _add_same(self, ranges: Iterable[askwords.Range]) -> None:
+        for offset, nbytes in ranges:
+            if self._same and sum(self._same[-1]) == offset:
+                offset, nbytes = self._same[-1][0], self._same.pop()[1] + nbytes
+            self._same.append((offset, nbytes))
+
+    def _say_same(self, blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState) -> None:
+        if self._same:
+            ranges, self._same = sorted(self._same), []
+            body = askwords.encode_same(blk_mig.bmds_list.index(bmds), ranges)
+            f.put_buffer(extras.extra(extras.ExtraKind.SAME, body))
+
+    def _is_idle(self) -> bool:
+        return not (self._asked or self._answered or self._finer or self._reading)
+
+
+def _send_parts(
+    blk_mig: state.BlkMigState,
+    f: channel.OutputQEMUFile,
+    bmds: device.BlkMigDevState,
+    blk: device.BlkMigBlock,
+    ranges: list[askwords.Range],
+) -> None:
+    """Send these ranges of the block in `blk` as a pack; its buffer holds only them afterwards."""
+    data, done = blk.buf.data, 0
+    extents: disk.Extents = []
+    for offset, nbytes in ranges:
+        nbytes = -(-nbytes // _core.SECTOR_SIZE) * _core.SECTOR_SIZE  # the end of the disk need not be one's
+        data[done : done + nbytes] = data[offset - blk.offset :][:nbytes]
+        extents.append((offset, nbytes))
+        done += nbytes
+    blk.buf.gathered()
+    blk.pack = device.Pack(extents, done, 1)
+    sectors, blk.bulk_sectors = blk.bulk_sectors, 0  # it is no block without its holes: the rest of it is the same
+    send.send_pack(blk_mig, f, bmds, blk)
+    blk.bulk_sectors, blk.pack = sectors, None  # what is settled is the block
+
+
+def _starts_early(bmds: device.BlkMigDevState) -> bool:
+    block = _cursor(bmds)
+    return bmds.geometry.block_range(block)[0] < block * _core.BLOCK_SIZE
+
+
+def _cursor(bmds: device.BlkMigDevState) -> int:
+    return bmds.cur_sector // _core.SECTORS_PER_BLOCK
+
+
+def _sectors_of(bmds: device.BlkMigDevState, block: int) -> int:
+    """Return how far the bulk phase is with a block that is settled."""
+    start = block * _core.SECTORS_PER_BLOCK
+    return min(_core.SECTORS_PER_BLOCK, bmds.geometry.total_sectors - start)
