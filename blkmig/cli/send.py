@@ -20,7 +20,7 @@ EXAMPLES = (
     "blkmig send vda.qcow2,format=qcow2 file:vda.stream        # an image of another format, into a file",
     "blkmig send --dry-run qemu:/run/vm.qmp tcp:dest:4444      # predict the migration; send nothing",
     "blkmig send --move qemu:/run/vm.qmp,device=vda tcp:dest:4444",
-    "blkmig send vda.raw tls:dest:4444 --tls-certificates /etc/pki/blkmig",
+    "blkmig send vda.raw tls:dest:4444 --tls-certificates pki",
 )
 
 

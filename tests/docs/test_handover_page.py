@@ -15,7 +15,7 @@ import valve
 import blkmig
 
 PAGE = Path(__file__).parents[2] / "docs" / "wire" / "blkmig.md"
-PONG, HELLO, REPLY, READY, DONE, ALIVE = 2, 0x8001, 0x8002, 0x8003, 0x8007, 0x8008
+PONG, HELLO, REPLY, READY, DONE, ALIVE, SESSION = 2, 0x8001, 0x8002, 0x8003, 0x8007, 0x8008, 0x800A
 
 
 class Recorder(valve.Valve):
@@ -50,7 +50,7 @@ def words_of(said: bytes) -> list[tuple[int, bytes]]:
         found.append((kind, said[4 : 4 + nbytes]))
         assert len(found[-1][1]) == nbytes
         said = said[4 + nbytes :]
-    return [each for each in found if each[0] not in (PONG, ALIVE, HELLO, REPLY)]
+    return [each for each in found if each[0] not in (PONG, ALIVE, HELLO, REPLY, SESSION)]
 
 
 @pytest.mark.parametrize(("writers_after", "kind", "number"), [("release", 0, 1), ("refuse", 1, 2)])

@@ -180,6 +180,7 @@ def test_a_migration_that_does_not_converge_leaves_everything_as_it_was(folder: 
 # -- things that are killed ------------------------------------------------------------------------------------------
 
 SEND = [sys.executable, "-m", "blkmig", "send", "--progress=none", "--max-bandwidth=20M", "--downtime-limit=0"]
+SEND.append("--reconnect=0")  # what is killed does not come back
 
 
 def sending(daemon: StorageDaemon, uri: str) -> subprocess.Popen[bytes]:

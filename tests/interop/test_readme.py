@@ -68,6 +68,10 @@ status=0; wait $server || status=$?
 [ $status = 143 ]
 """
 
+MAKE_CERTIFICATES = (
+    f"python -c 'import sys, pathlib; sys.path.insert(0, \"{Path(sandbox.__file__).parent}\"); import tls\n"
+    "tls.make_certificates(pathlib.Path(\"pki\"), host=\"dest\")'\n"
+)
 SCENARIOS = [
     Scenario("one disk", (f"{RECEIVE} vda=copy.raw", SEND_VDA),
              'receive "$1"; run "$2"; received; cmp vda.raw copy.raw'),
@@ -122,6 +126,15 @@ SCENARIOS = [
              '    -drive file=other.raw,format=raw,if=none,id=vda & until [ -S ram ]; do kill -0 $!; done\n'
              'qmp monitor \'{"execute": "migrate", "arguments": {"uri": "unix:ram"}}\'\n'
              'wait $sender; received; until_completed; cmp vda.raw /srv/disks/vda.raw', (QEMU,)),
+    Scenario("over TLS",
+             ("blkmig receive tls::4444 --tls-certificates pki --into /srv/disks",
+              "blkmig send vda.raw tls:dest:4444 --tls-certificates pki"),
+             MAKE_CERTIFICATES + 'receive "$1"; run "$2"; received; cmp vda.raw /srv/disks/vda.raw', ("openssl",)),
+    Scenario("what is here", ("blkmig doctor", "blkmig doctor --json"), 'run "$1"; run "$2" | python3 -m json.tool'),
+    Scenario("completion",
+             ("blkmig completion bash >/etc/bash_completion.d/blkmig", "blkmig completion zsh >~/.zfunc/_blkmig"),
+             'HOME=$PWD; mkdir .zfunc; run "$2"; grep -q blkmig .zfunc/_blkmig\n'
+             'words=${1% >*}; run "$words >completion"; bash -n completion'),
     Scenario("an image that is served", ("blkmig serve vda=vda.qcow2,format=qcow2 --nbd unix:/run/vda.nbd",),
              'qemu-img convert -O qcow2 vda.raw vda.qcow2' + SERVE, ("qemu-storage-daemon", "qemu-img")),
     Scenario("an image that is served on TCP",
@@ -129,8 +142,11 @@ SCENARIOS = [
              SERVE, ("qemu-storage-daemon",)),
 ]  # fmt: skip
 
-RUNS_IN_ANOTHER = {"qemu-system-x86_64 ... -qmp unix:/run/vm.qmp,server=on,wait=off"}
-"""What starts the QEMU of two scenarios, which have more to say about it."""
+RUNS_IN_ANOTHER = {
+    "qemu-system-x86_64 ... -qmp unix:/run/vm.qmp,server=on,wait=off",
+    'eval "$(blkmig completion bash)"',
+}
+"""What starts the QEMU of two scenarios, which have more to say about it, and what test_cli_habits.py runs in bash."""
 
 
 def without_comment(line: str) -> str:
@@ -181,7 +197,7 @@ def test_every_line_has_a_scenario() -> None:
 def test_every_line_is_parsed(line: str) -> None:
     """E5: the words of each line make sense, also where it cannot be run."""
     if line.startswith("blkmig "):
-        words = shlex.split(line.partition(" <")[0])
+        words = shlex.split(re.split(" [<>]", line)[0])
         parser.parse(words[1:])
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from blkmig.files import partial
+from blkmig.files import partial, sessionfile
 from blkmig.nbd import uri as nbd_uri
 from blkmig.qemu import qmp
 
@@ -37,6 +37,9 @@ def listen(path: Path) -> socket.socket:
     listener.listen()
     listener.setblocking(False)
     return listener
+
+RECEIVERS = sessionfile.session_name("target.raw")
+"""What a receiver that was killed leaves, beside its half made file."""
 
 
 class StorageDaemon:
@@ -102,7 +105,7 @@ class StorageDaemon:
         return [name for name in exports + bitmaps + objects if name.startswith("blkmig")] + [
             path.name
             for path in self.folder.iterdir()
-            if "blkmig" in path.name and not path.name.endswith(partial.SUFFIX)  # which is the receiver's
+            if "blkmig" in path.name and not path.name.endswith(partial.SUFFIX) and path.name != RECEIVERS
         ]
 
     def quit(self) -> None:
