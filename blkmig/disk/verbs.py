@@ -12,7 +12,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from .. import errors
+from .. import _core, _storing, errors
 
 DOING = {
     "read_extents": "cannot read",
@@ -55,7 +55,9 @@ def _guarded(function: Callable[..., Any], doing: str) -> Callable[..., Any]:
         try:
             return function(self, *args, **kwargs)
         except OSError as error:
-            place, nbytes = getattr(error, "offset", None), getattr(error, "nbytes", None)  # of an ExtentError
-            raise errors.DeviceError(doing, device=self.name, cause=error, offset=place, nbytes=nbytes) from error
+            what, place, nbytes = doing, getattr(error, "offset", None), getattr(error, "nbytes", None)
+            if isinstance(error, _storing.LateError):  # of a block that was put before; an ExtentError has both numbers
+                what, nbytes = "cannot write", _core.BLOCK_SIZE
+            raise errors.DeviceError(what, device=self.name, cause=error, offset=place, nbytes=nbytes) from error
 
     return call

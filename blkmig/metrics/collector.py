@@ -19,7 +19,10 @@ PREFIX = "blkmig_migration_"
 STALL_SECONDS = 10.0
 """A migration that has something to move, and moves no byte for so long, is stalled."""
 
-PHASES = ("none", "setup", "bulk", "dirty", "switchover", "waiting", "storing", "completed", "failed", "cancelled")
+PHASES = (
+    *("none", "setup", "bulk", "dirty", "switchover", "waiting", "storing"),
+    *("reconnecting", "completed", "failed", "cancelled"),
+)
 MOVING = ("bulk", "dirty", "switchover")
 """The phases in which bytes are due."""
 

@@ -32,7 +32,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .. import block, errors, params, savevm
-from . import connection, endpoints, figures, note, pause, questions
+from . import connection, endpoints, figures, note, pause, questions, reasons
 
 
 class Ending:
@@ -154,6 +154,8 @@ class Ending:
             self._figures.stats.downtime = held.refuse()
         self._figures.stats.notes += [f"at the target: {refusal.text}" for refusal in done.nameless]
         self._send_the_rest(about)
+        if kind == savevm.Kind.COPY and done.nameless:  # of a move the disks are there, and must not be used here
+            raise reasons.nameless(done.nameless, self._block.table)
 
     def _send_the_rest(self, about: dict[str, Any]) -> None:
         """End the stream, for whoever reads it: the target has all that it needs, so a link that breaks is none."""

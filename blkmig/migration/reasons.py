@@ -45,3 +45,13 @@ def refused(
         device=table[first.index].label,
         errno=first.errno or None,
     )
+
+
+def nameless(refusals: Sequence[savevm.Refusal], table: Sequence[block.TableDisk]) -> errors.TargetFailed:
+    """Return the error for a copy that is complete, and of which disks have not got their names."""
+    first = refusals[0]
+    return errors.TargetFailed(
+        f"the target has everything, but not under its name: {'; '.join(refusal.text for refusal in refusals)}",
+        device=table[first.index].label if first.index < len(table) else None,
+        errno=first.errno or None,
+    )

@@ -44,7 +44,7 @@ def done(number: int) -> bytes:
 class Target(scripted.Target):
     """A blkmig with the ability, that says READY to each FLUSH and END, and `answer` to COMMIT."""
 
-    def __init__(self, folder: Path, answer: bytes | None, *, abilities: int = words.OURS) -> None:
+    def __init__(self, folder: Path, answer: bytes | None, *, abilities: int = words.Ability.COMMIT) -> None:
         self._last_answer = answer
         self._numbers = 0
         hello = scripted.message(words.MIG_RP_MSG_HELLO, words.Hello(abilities=abilities).encode())

@@ -46,7 +46,7 @@ def send_through(
     failed: BaseException | None = None
     with receiving(target, trust, idle_timeout=TIMEOUT) as (uri, running), Between(uri, change) as between:
         try:
-            blkmig.send([source], between.uri, tls=trust, **parameters)
+            blkmig.send([source], between.uri, tls=trust, reconnect=0, **parameters)
         except errors.MigrationError as error:
             failed = error
         return between.records, failed, running.exception(TIMEOUT)
