@@ -17,7 +17,7 @@ EXAMPLES = (
     "blkmig receive tcp::4444 --incremental vda=x.raw          # x.raw holds the base already",
     "blkmig receive tls::4444 --tls-certificates pki --into /srv/disks",
     "blkmig receive --delta vda=old.raw tcp::4444 vda=new.raw  # only what differs from old.raw comes",
-    "blkmig receive --in-place tcp::4444 vda=/dev/vg/vda       # the device holds an old copy, and is written over",
+    "blkmig receive --in-place tcp::4444 vda=old.raw           # old.raw itself is written over",
 )
 
 
