@@ -18,6 +18,7 @@ from pathlib import Path
 
 import lab
 import pytest
+import writer_threads
 
 import blkmig
 from blkmig import errors
@@ -28,32 +29,16 @@ SECONDS = float(os.environ.get("BLKMIG_STRESS_SECONDS", "4"))
 FIRST_SEED = int(os.environ.get("BLKMIG_SEED", "0"))
 
 
-class Writers:
+class Writers(writer_threads.WriterThreads):
     """Threads that write to all of `disks` until they are turned away."""
 
     def __init__(self, disks: list[LocalBackend], seed: int, *, count: int) -> None:
-        self.failures: list[BaseException] = []
+        super().__init__(seed * 31 + number for number in range(count))
         self._disks = disks
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, args=(random.Random(seed * 31 + number),)) for number in range(count)
-        ]
 
-    def __enter__(self) -> Writers:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(30)
-            assert not thread.is_alive(), "a writer hangs: somebody forgot to release it"
-        assert not self.failures
-
-    def _run(self, rng: random.Random) -> None:
+    def write_until_stopped(self, rng: random.Random) -> None:
         disks = list(self._disks)
-        while disks and not self._stop.is_set():
+        while disks and not self.stop.is_set():
             disk = rng.choice(disks)
             nbytes = min(disk.size, rng.choice((1, 512, 4096, 70_000, MIB)))
             low = max(0, disk.size - MIB - 70_000) if rng.random() < 0.4 else 0
@@ -67,7 +52,7 @@ class Writers:
                 disks.remove(disk)
                 if "moved" not in str(error):
                     self.failures.append(error)
-            self._stop.wait(rng.choice((0, 0, 0.001, 0.005)))
+            self.stop.wait(rng.choice((0, 0, 0.001, 0.005)))
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 import lab
 import pytest
+import writer_threads
 
 import blkmig
 from blkmig import _core, errors
@@ -22,38 +23,21 @@ SIZE = 9 * MIB + 1536
 LAST = SIZE - SIZE % 512 - MIB  # where the last, overlapping block starts
 
 
-class Writers:
+class Writers(writer_threads.WriterThreads):
     """Threads that write, zero and rewrite at random, the last blocks most of all, until they are turned away."""
 
     def __init__(self, disk: LocalBackend, seed: int, *, count: int = 3) -> None:
+        super().__init__(seed * 100 + number for number in range(count))
         self.writes = 0
-        self.errors: list[BaseException] = []
         self._disk = disk
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, args=(random.Random(seed * 100 + number),), daemon=True)
-            for number in range(count)
-        ]
 
-    def __enter__(self) -> Writers:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(30)
-            assert not thread.is_alive()
-        assert not self.errors
-
-    def _run(self, rng: random.Random) -> None:
-        while not self._stop.is_set():
+    def write_until_stopped(self, rng: random.Random) -> None:
+        while not self.stop.is_set():
             try:
                 self._write(rng)
             except errors.DeviceError as error:
                 if "moved" not in str(error):
-                    self.errors.append(error)
+                    self.failures.append(error)
                 return
 
     def _write(self, rng: random.Random) -> None:
@@ -111,7 +95,7 @@ def test_writers_go_on_after_a_copy(tmp_path: Path) -> None:
             disk.pwrite(b"still mine", 0)
             while writers.writes == seen:
                 threading.Event().wait(0.001)
-        assert not writers.errors
+        assert not writers.failures
 
 
 class RacingDisk(blkmig.MemoryBackend):

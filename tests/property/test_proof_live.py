@@ -7,11 +7,11 @@ With ``--long`` it is a thousand migrations.
 from __future__ import annotations
 
 import random
-import threading
 from pathlib import Path
 from typing import Any
 
 import lab
+import writer_threads
 
 import blkmig
 from blkmig import errors
@@ -22,31 +22,16 @@ SIZES = (MIB, MIB + 512, 3 * MIB + 1000, 8 * MIB, 16 * MIB + 4608)
 SHORT, LONG = 15, 1000
 
 
-class Writers:
+class Writers(writer_threads.WriterThreads):
     """Threads that write everywhere, 4 KiB most of the time, without a pause between two writes."""
 
     def __init__(self, disk: LocalBackend, seed: int, count: int) -> None:
+        super().__init__(seed * 10 + number for number in range(count))
         self._disk = disk
-        self._stop = threading.Event()
-        self._threads = [
-            threading.Thread(target=self._run, args=(random.Random(seed * 10 + number),), daemon=True)
-            for number in range(count)
-        ]
 
-    def __enter__(self) -> Writers:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join(30)
-            assert not thread.is_alive()
-
-    def _run(self, rng: random.Random) -> None:
+    def write_until_stopped(self, rng: random.Random) -> None:
         data, size = rng.randbytes(1 << 17), self._disk.size
-        while not self._stop.is_set():
+        while not self.stop.is_set():
             nbytes = min(rng.choice((512, 4096, 4096, 4096, 65536)), size)
             first = rng.randrange(len(data) - nbytes)
             try:

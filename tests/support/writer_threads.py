@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Threads that write a disk at random while it moves."""
+
+from __future__ import annotations
+
+import abc
+import random
+import threading
+from collections.abc import Iterable
+from typing import Self
+
+
+class WriterThreads(abc.ABC):
+    """A thread for each of the `seeds`, from entering to leaving, or until it is turned away.
+
+    What went wrong otherwise they put into `failures`, which are none when it is left.
+    """
+
+    def __init__(self, seeds: Iterable[int]) -> None:
+        self.failures: list[BaseException] = []
+        self.stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self.write_until_stopped, args=(random.Random(seed),), daemon=True)
+            for seed in seeds
+        ]
+
+    @abc.abstractmethod
+    def write_until_stopped(self, rng: random.Random) -> None:
+        """Write until `stop` is set. Runs in each of the threads."""
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.stop.set()
+        for thread in self._threads:
+            thread.join(30)
+            assert not thread.is_alive(), "a writer hangs: somebody forgot to release it"
+        assert not self.failures
