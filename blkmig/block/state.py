@@ -65,7 +65,7 @@ class BlkMigState:
 
     packs: int = 0
     pack_bytes: int = 0
-    """Packs sent, the bytes of the disks in them, and how many blocks would have gone whole instead."""
+    """Packs sent, and the bytes of the disks in them."""
 
     counted_packs: int = 0
     """Packs as the receiver counts them: those that it has not acknowledged when the link is lost do not count."""

@@ -85,6 +85,5 @@ class InPlace:
         """Let the file go. Twice does no harm."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            locks.release(fd, pid=self._pid)
-            os.close(fd)
+            locks.close(fd, pid=self._pid)
         self._place.close()

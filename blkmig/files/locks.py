@@ -99,6 +99,12 @@ def release(fd: int, *, pid: int) -> None:
         fcntl.fcntl(fd, _F_OFD_SETLK, FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, 0, 0, 0))
 
 
+def close(fd: int, *, pid: int) -> None:
+    """Unlock the image open at `fd`, as `release` does, and close it."""
+    release(fd, pid=pid)
+    os.close(fd)
+
+
 def hold_being_made(fd: int) -> bool:
     """Lock the file open at `fd` as one that is being made, beside all image locks; False if somebody else makes it.
 

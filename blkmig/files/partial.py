@@ -242,5 +242,4 @@ class Partial:
         fds, self.fd, self._replaced_fd = (self.fd, self._replaced_fd), -1, -1
         for fd in fds:
             if fd >= 0:
-                locks.release(fd, pid=self._pid)
-                os.close(fd)
+                locks.close(fd, pid=self._pid)

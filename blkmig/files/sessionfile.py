@@ -168,8 +168,7 @@ class SessionFile:
         """Let it go as it is. Twice does no harm."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            locks.release(fd, pid=self._pid)
-            os.close(fd)
+            locks.close(fd, pid=self._pid)
 
 
 def _encode(says: Mapping[str, Any]) -> bytes:
