@@ -221,7 +221,8 @@ def test_sources_that_are_no_blkmig(tmp_path: Path, said: bytes) -> None:
                 heard += piece
     with pytest.raises((errors.StreamError, errors.DeviceError)):
         receiver.result()
-    hello = words.Hello(abilities=words.OURS & ~words.Ability.PROOF)  # nobody is to verify
+    idle = words.Ability.PROOF | words.Ability.DELTA  # nobody is to verify, and there is no old copy
+    hello = words.Hello(abilities=words.OURS & ~idle)
     assert heard.startswith(scripted.message(words.MIG_RP_MSG_HELLO, hello.encode()))
     assert struct.pack(">H", words.MIG_RP_MSG_ERROR) in heard
     assert struct.unpack(">HHI", heard[-8:])[:2] == (1, 4)
