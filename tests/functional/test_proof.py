@@ -182,8 +182,12 @@ def file_system(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     if os.getuid() != 0:
         pytest.skip("mounting takes root")
     subprocess.run(["mkfs.ext4", "-q", image], check=True)
-    done = subprocess.run(["mount", "-o", "loop", image, folder], capture_output=True, text=True, check=False)
-    if done.returncode:
+    for _ in range(10):  # a loop device may be read-only for a moment, because it is some other test's that ends now
+        command = ["mount", "--read-write", "-o", "loop", image, folder]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if not done.returncode:
+            break
+    else:
         pytest.skip(f"no loop device can be mounted here: {done.stderr}")
     try:
         yield folder, image
