@@ -60,7 +60,8 @@ class Tap:
                     piece = self._edit(piece)
                     self.stream += piece
                     target.sendall(piece)
-                target.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):
+                target.shutdown(socket.SHUT_WR)  # also where the source was reset: the target is to hear of it
             with contextlib.suppress(OSError):
                 source.shutdown(socket.SHUT_RD)
             back.join()
