@@ -124,6 +124,24 @@ static inline uint64_t frame_differ(const uint8_t *a, const uint8_t *b)
     return blkmig_load_be64(a) ^ blkmig_load_be64(b);
 }
 
+typedef uint64_t frame_vector __attribute__((vector_size(16)));
+
+static inline frame_vector frame_pair(const uint8_t *p)
+{
+    frame_vector pair;
+
+    memcpy(&pair, p, sizeof(pair));
+    return pair;
+}
+
+/* Whether a is b, and c is d. */
+static inline int frame_same_pair(frame_vector a, frame_vector b, frame_vector c, frame_vector d)
+{
+    frame_vector differ = (a ^ b) | (c ^ d);
+
+    return (differ[0] | differ[1]) == 0;
+}
+
 /* Whether two records of n bytes, the names of which are at most `most` long, are the same behind their words. */
 static inline __attribute__((always_inline))
 int frame_same_tail(const uint8_t *a, const uint8_t *b, size_t n, size_t most)
@@ -133,8 +151,7 @@ int frame_same_tail(const uint8_t *a, const uint8_t *b, size_t n, size_t most)
     if (most == 15)
         return (frame_differ(a + 8, b + 8) | frame_differ(a + n - 8, b + n - 8)) == 0;
     if (most == 31)
-        return (frame_differ(a + 8, b + 8) | frame_differ(a + 16, b + 16)
-                | frame_differ(a + n - 16, b + n - 16) | frame_differ(a + n - 8, b + n - 8)) == 0;
+        return frame_same_pair(frame_pair(a + 8), frame_pair(b + 8), frame_pair(a + n - 16), frame_pair(b + n - 16));
     return memcmp(a + 8, b + 8, n - 8) == 0;
 }
 
