@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False  # `typing` alone would take longer to import than all of this
 if TYPE_CHECKING:
     from . import errors
+    from .aio import areceive, asend
     from .credentials import TlsParameters
     from .disk import BlockBackend, DirtyBitmap
     from .errors import MigrationError
@@ -45,6 +46,8 @@ __all__ = [
     "OutgoingStatistics",
     "SaveVMHandlers",
     "TlsParameters",
+    "areceive",
+    "asend",
     "errors",
     "incoming",
     "open_disk",
@@ -55,6 +58,7 @@ __all__ = [
 ]
 
 _ROOMS = {
+    "aio": ("areceive", "asend"),
     "credentials": ("TlsParameters",),
     "disk": ("BlockBackend", "DirtyBitmap"),
     "errors": ("MigrationError",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .. import disk, params, paths, stats
@@ -39,6 +39,24 @@ def send(
     A disk may be a path: it is opened for the length of the call. `parameters` are those of
     :class:`~blkmig.MigrationParameters`.
     """
+    with sending(disks, uri, on_progress=on_progress, **parameters) as migration:
+        with migration:
+            migration.run()
+        return migration.stats
+
+
+@contextlib.contextmanager
+def sending(
+    disks: Iterable[disk.BlockBackend | str | os.PathLike[str]],
+    uri: str,
+    *,
+    on_progress: figures.OnProgress | None = None,
+    **parameters: Any,
+) -> Iterator[OutgoingMigration]:
+    """Yield the migration that :func:`send` is to run, with the disks that are said by paths open meanwhile.
+
+    It is made when they are open: opening them takes as long as `connect_timeout` allows, and nothing ends it.
+    """
     chosen = params.MigrationParameters(**parameters)
     timeouts: dict[str, Any] = {"connect_timeout": chosen.connect_timeout, "idle_timeout": chosen.idle_timeout}
     with contextlib.ExitStack() as opened:
@@ -54,10 +72,7 @@ def send(
                 backends.append(source)
             else:
                 backends.extend(map(opened.enter_context, next(found)))
-        migration = OutgoingMigration(backends, uri, chosen, on_progress=on_progress)
-        with migration:
-            migration.run()
-        return migration.stats
+        yield OutgoingMigration(backends, uri, chosen, on_progress=on_progress)
 
 
 def incoming(
@@ -87,13 +102,6 @@ def receive(
 
     `parameters` are those of :class:`~blkmig.IncomingParameters`.
     """
-    migration = IncomingMigration(
-        uri,
-        {} if targets is None else targets,
-        params.IncomingParameters(**parameters),
-        into=into,
-        by_index=by_index,
-        on_progress=on_progress,
-    )
-    with migration:
+    chosen = params.IncomingParameters(**parameters)
+    with incoming(uri, targets, chosen, into=into, by_index=by_index, on_progress=on_progress) as migration:
         return migration.run()

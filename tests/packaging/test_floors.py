@@ -45,6 +45,7 @@ FLOORS = {
     "qemu": 5,
     "sources": 6,
     "migration": 7,
+    "aio": 8,
     "cli": 8,
     "__init__": 9,
     "__main__": 9,
