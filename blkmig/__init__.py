@@ -72,6 +72,7 @@ _ROOMS = {
     "channel": (),
     "metrics": (),
     "report": (),
+    "testing": (),
     "nbd": (),
     "qemu": (),
     "units": (),

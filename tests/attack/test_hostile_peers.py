@@ -8,20 +8,17 @@ Time-outs are tiny. `--long` goes through more places of the stream at which a s
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import random
 import socket
 import struct
-import threading
 from pathlib import Path
 
 import pytest
-from hostile_peers import HANGS, MIB, OPEN_RETURN_PATH, Act, acting, gone
+from hostile_peers import HANGS, MIB, OPEN_RETURN_PATH, gone
 from hostile_peers import stream as stream
-from receivers import connected
 
 import blkmig
-from blkmig import errors
+from blkmig import errors, testing
 from blkmig.savevm import drain
 
 IDLE = 0.1
@@ -31,41 +28,41 @@ PING = b"\x08\0\2\0\4\0\0\0\7"
 EMPTY_PART = b"\2\0\0\0\1" + struct.pack(">Q", 2) + b"\x7e\0\0\0\1"
 
 
-def silent(sock: socket.socket, over: threading.Event) -> None:
-    over.wait()
+def silent(peer: testing.Peer) -> None:
+    peer.over.wait()
 
 
-def dripping(sock: socket.socket, over: threading.Event) -> None:
-    while not over.wait(PACE):
-        sock.sendall(b"\0")
+def dripping(peer: testing.Peer) -> None:
+    while not peer.over.wait(PACE):
+        peer.say(b"\0")
 
 
-def pinging(sock: socket.socket, over: threading.Event) -> None:
+def pinging(peer: testing.Peer) -> None:
     """Send PINGs as fast as they are taken, and read none of the answers."""
-    while not over.is_set():
-        sock.sendall(PING * 1000)
+    while not peer.over.is_set():
+        peer.say(PING * 1000)
 
 
-def pinging_slowly(sock: socket.socket, over: threading.Event) -> None:
-    while not over.wait(PACE):
-        sock.sendall(PING)
+def pinging_slowly(peer: testing.Peer) -> None:
+    while not peer.over.wait(PACE):
+        peer.say(PING)
 
 
-def empty_sections(sock: socket.socket, over: threading.Event) -> None:
-    while not over.is_set():
-        sock.sendall(EMPTY_PART * 1000)
+def empty_sections(peer: testing.Peer) -> None:
+    while not peer.over.is_set():
+        peer.say(EMPTY_PART * 1000)
 
 
-def progress_records(sock: socket.socket, over: threading.Event) -> None:
+def progress_records(peer: testing.Peer) -> None:
     """Begin a section and fill it with nothing but PROGRESS."""
-    sock.sendall(EMPTY_PART[:5])
-    while not over.is_set():
-        sock.sendall(struct.pack(">Q", 5 << 9 | 4) * 1000)
+    peer.say(EMPTY_PART[:5])
+    while not peer.over.is_set():
+        peer.say(struct.pack(">Q", 5 << 9 | 4) * 1000)
 
 
-def half_closed(sock: socket.socket, over: threading.Event) -> None:
-    sock.shutdown(socket.SHUT_WR)
-    over.wait()
+def half_closed(peer: testing.Peer) -> None:
+    peer.sock.shutdown(socket.SHUT_WR)
+    peer.over.wait()
 
 
 def cut_at(stream: bytes, phase: str) -> bytes:
@@ -83,25 +80,17 @@ def cut_at(stream: bytes, phase: str) -> bytes:
     return stream[: places[phase]]
 
 
-def receive_from(act: Act, said: bytes, tmp_path: Path, kind: str = "tcp", *, idle: float = IDLE) -> None:
+def receive_from(act: testing.Step, said: bytes, tmp_path: Path, kind: str = "tcp", *, idle: float = IDLE) -> None:
     """Run a receiver whose source says `said` and then acts; raises what the receiver raises."""
     uri = "tcp:127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path}/s"
     parameters = blkmig.IncomingParameters(idle_timeout=idle, accept_timeout=5 * IDLE if idle == IDLE else HANGS)
     incoming = blkmig.IncomingMigration(uri, {"d": tmp_path / "copy.raw"}, parameters)
-    with incoming, concurrent.futures.ThreadPoolExecutor() as pool:
-        sock = connected(incoming.uri)
-
-        def source(over: threading.Event) -> None:
-            sock.sendall(said)
-            act(sock, over)
-
-        with sock, acting(source):
-            running = pool.submit(incoming.run)
-            try:
-                running.result(HANGS)
-            finally:
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
+    with (
+        incoming,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+        testing.Peer.connecting(incoming.uri, testing.say(said), act),
+    ):
+        pool.submit(incoming.run).result(HANGS)
 
 
 ENDINGS = (errors.ChannelError, errors.StreamError, errors.IncompleteMigration)
@@ -120,14 +109,14 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("short_waits")
 @pytest.mark.parametrize("phase", ["header", "asked", "in a block", "before the end", "end", "in the description"])
 @pytest.mark.parametrize("act", [silent, dripping, half_closed, gone])
-def test_a_source_that_stops_ends_the_receiver(act: Act, phase: str, stream: bytes, tmp_path: Path) -> None:
+def test_a_source_that_stops_ends_the_receiver(act: testing.Step, phase: str, stream: bytes, tmp_path: Path) -> None:
     with pytest.raises(ENDINGS):
         receive_from(act, cut_at(stream, phase), tmp_path, "unix" if phase == "header" else "tcp")
 
 
 @pytest.mark.parametrize("act", [pinging, pinging_slowly, empty_sections, progress_records])
 @pytest.mark.usefixtures("short_waits")
-def test_chatter_is_no_payload(act: Act, stream: bytes, tmp_path: Path) -> None:
+def test_chatter_is_no_payload(act: testing.Step, stream: bytes, tmp_path: Path) -> None:
     with pytest.raises(ENDINGS, match=r"nothing of|took nothing|4 MiB of messages"):
         receive_from(act, cut_at(stream, "before the end")[: -len(EMPTY_PART) - 8], tmp_path)
 
@@ -135,7 +124,7 @@ def test_chatter_is_no_payload(act: Act, stream: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize("phase", ["connected", "half a header"])
 @pytest.mark.parametrize("act", [silent, dripping, half_closed, gone])
 def test_who_says_nothing_is_waited_for_no_longer_than_asked(
-    act: Act, phase: str, stream: bytes, tmp_path: Path
+    act: testing.Step, phase: str, stream: bytes, tmp_path: Path
 ) -> None:
     with pytest.raises(errors.ChannelTimeout, match="nobody connected"):
         receive_from(act, cut_at(stream, phase) if act is not dripping else b"", tmp_path)
@@ -163,14 +152,14 @@ def test_places_at_which_a_source_stops(
 def test_a_slow_and_honest_source_lives(stream: bytes, tmp_path: Path) -> None:
     """4 KiB in an idle time-out are enough: 70 bytes/s of the usual 60 seconds. It takes several of them here."""
 
-    def slowly(sock: socket.socket, over: threading.Event) -> None:
+    def slowly(peer: testing.Peer) -> None:
         rest = memoryview(stream)[8:]
         slow, rest = rest[: 56 << 10], rest[56 << 10 :]
         for start in range(0, len(slow), 8192):
-            sock.sendall(slow[start : start + 8192])
-            over.wait(0.2)
-        sock.sendall(rest)
-        sock.shutdown(socket.SHUT_WR)
-        over.wait()
+            peer.say(slow[start : start + 8192])
+            peer.over.wait(0.2)
+        peer.say(rest)
+        peer.sock.shutdown(socket.SHUT_WR)
+        peer.over.wait()
 
     receive_from(slowly, stream[:8], tmp_path, idle=0.5)

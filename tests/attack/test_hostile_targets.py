@@ -4,20 +4,17 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import random
 import socket
-import struct
-import threading
 from pathlib import Path
 
 import pytest
-from hostile_peers import HANGS, MIB, Act, acting, answers, swallow
+from hostile_peers import HANGS, MIB, answers, swallow
 from hostile_peers import stream as stream
 from receivers import connected
 
 import blkmig
-from blkmig import channel, errors, stats
+from blkmig import channel, errors, stats, testing
 
 IDLE = 0.1
 ASKED = 0.5
@@ -27,76 +24,63 @@ PACE = 0.005
 """Seconds between two bytes of a peer that sends or takes one at a time: 20 in an idle time-out, of 4096."""
 
 
-def message(kind: int, value: int) -> bytes:
-    return struct.pack(">HHI", kind, 4, value)
-
-
-def send_to(act: Act, tmp_path: Path, *, kind: str = "tcp", size: int = 2 * MIB, idle: float = HANGS) -> None:
+def send_to(act: testing.Step, tmp_path: Path, *, kind: str = "tcp", size: int = 2 * MIB, idle: float = HANGS) -> None:
     """Run a sender whose target acts; raises what the sender raises."""
     (tmp_path / "d.raw").write_bytes(random.Random(1).randbytes(size))
-    with contextlib.ExitStack() as stack:
-        family = socket.AF_INET if kind == "tcp" else socket.AF_UNIX
-        listener = stack.enter_context(socket.socket(family))
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        listener.bind(("127.0.0.1", 0) if kind == "tcp" else f"{tmp_path}/s")
-        listener.listen()
-        uri = f"tcp:127.0.0.1:{listener.getsockname()[1]}" if kind == "tcp" else f"unix:{tmp_path}/s"
-
-        def target(over: threading.Event) -> None:
-            with listener.accept()[0] as sock:
-                act(sock, over)
-
-        pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor())
-        stack.enter_context(acting(target))
-        sending = pool.submit(blkmig.send, [tmp_path / "d.raw"], uri, idle_timeout=idle, connect_timeout=ASKED)
+    uri = "tcp:127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path}/s"
+    with (
+        concurrent.futures.ThreadPoolExecutor() as pool,
+        testing.Peer.listening(act, uri=uri, buffer=4096) as target,
+    ):
+        sending = pool.submit(blkmig.send, [tmp_path / "d.raw"], target.uri, idle_timeout=idle, connect_timeout=ASKED)
         sending.result(HANGS)
 
 
-def takes_nothing(sock: socket.socket, over: threading.Event) -> None:
-    over.wait()
+def takes_nothing(peer: testing.Peer) -> None:
+    peer.over.wait()
 
 
-def takes_a_byte_at_a_time(sock: socket.socket, over: threading.Event) -> None:
-    while not over.wait(PACE) and sock.recv(1):
+def takes_a_byte_at_a_time(peer: testing.Peer) -> None:
+    while not peer.over.wait(PACE) and peer.read(1):
         pass
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 @pytest.mark.parametrize("act", [takes_nothing, takes_a_byte_at_a_time])
-def test_a_target_that_does_not_read(act: Act, kind: str, tmp_path: Path) -> None:
+def test_a_target_that_does_not_read(act: testing.Step, kind: str, tmp_path: Path) -> None:
     with pytest.raises(errors.ChannelTimeout, match="took nothing"):
         send_to(act, tmp_path, kind=kind, size=24 * MIB, idle=IDLE)
 
 
-def says_nothing(sock: socket.socket, over: threading.Event) -> None:
-    swallow(sock)
-    over.wait()
+def says_nothing(peer: testing.Peer) -> None:
+    swallow(peer)
+    peer.over.wait()
 
 
-def drips_a_word(sock: socket.socket, over: threading.Event) -> None:
-    swallow(sock)
-    for byte in message(2, 1) * 1000:
-        if over.wait(PACE):
+def drips_a_word(peer: testing.Peer) -> None:
+    swallow(peer)
+    for byte in testing.message(2, 1) * 1000:
+        if peer.over.wait(PACE):
             return
-        sock.sendall(bytes([byte]))
+        peer.say(bytes([byte]))
 
 
-def lives_for_ever(sock: socket.socket, over: threading.Event) -> None:
-    swallow(sock)
-    while not over.wait(IDLE / 4):
-        sock.sendall(message(2, 1))
+def lives_for_ever(peer: testing.Peer) -> None:
+    swallow(peer)
+    while not peer.over.wait(IDLE / 4):
+        peer.say(testing.message(2, 1))
 
 
 @pytest.mark.parametrize("act", [says_nothing, drips_a_word, lives_for_ever])
-def test_a_target_whose_word_never_comes(act: Act, tmp_path: Path) -> None:
+def test_a_target_whose_word_never_comes(act: testing.Step, tmp_path: Path) -> None:
     with pytest.raises(errors.ChannelTimeout, match=r"said nothing|no further"):
         send_to(act, tmp_path, idle=IDLE)
 
 
-def chatters(sock: socket.socket, over: threading.Event) -> None:
-    swallow(sock)
+def chatters(peer: testing.Peer) -> None:
+    swallow(peer)
     for value in range(1, 1 << 30):
-        sock.sendall(b"".join(message(2, value * 100 + i) for i in range(100)))
+        peer.say(b"".join(testing.message(2, value * 100 + i) for i in range(100)))
 
 
 def test_a_target_that_chatters(tmp_path: Path) -> None:
@@ -118,7 +102,7 @@ def test_garbage_on_the_return_path(after: int | None, tmp_path: Path) -> None:
 def test_a_word_before_the_end_is_no_success(after: int, status: int, why: str, tmp_path: Path) -> None:
     """A9: whatever it says; and C11: the reason is told."""
     with pytest.raises(errors.MigrationError, match=f"target has ended .*{why}") as caught:
-        send_to(answers(message(1, status), after), tmp_path, size=24 * MIB)
+        send_to(answers(testing.message(1, status), after), tmp_path, size=24 * MIB)
     assert caught.value.exit_code == 1
 
 
@@ -127,11 +111,11 @@ def test_a_word_before_the_end_is_no_success(after: int, status: int, why: str, 
 def test_the_reason_of_a_target_that_goes_away(after: int, kind: str, tmp_path: Path) -> None:
     """C11: it comes before "broken pipe"."""
 
-    def act(sock: socket.socket, over: threading.Event) -> None:
-        swallow(sock, after)
-        sock.sendall(message(1, 28))
-        sock.shutdown(socket.SHUT_WR)
-        swallow(sock, 16 * MIB)
+    def act(peer: testing.Peer) -> None:
+        swallow(peer, after)
+        peer.say(testing.message(1, 28))
+        peer.sock.shutdown(socket.SHUT_WR)
+        swallow(peer, 16 * MIB)
 
     with pytest.raises(errors.MigrationError, match="No space left on device"):
         send_to(act, tmp_path, kind=kind, size=24 * MIB)
@@ -140,12 +124,12 @@ def test_the_reason_of_a_target_that_goes_away(after: int, kind: str, tmp_path: 
 @pytest.mark.parametrize("after", PHASES)
 @pytest.mark.parametrize("how", ["half-closed", "gone"])
 def test_a_target_that_leaves(how: str, after: int | None, tmp_path: Path) -> None:
-    def act(sock: socket.socket, over: threading.Event) -> None:
-        swallow(sock, after)
+    def act(peer: testing.Peer) -> None:
+        swallow(peer, after)
         if how == "half-closed":
-            sock.shutdown(socket.SHUT_WR)
-            swallow(sock)
-            over.wait()
+            peer.sock.shutdown(socket.SHUT_WR)
+            swallow(peer)
+            peer.over.wait()
 
     with pytest.raises(errors.ChannelError) as caught:
         send_to(act, tmp_path, size=8 * MIB)
@@ -153,10 +137,10 @@ def test_a_target_that_leaves(how: str, after: int | None, tmp_path: Path) -> No
 
 
 def test_a_target_that_keeps_the_link_open_after_its_word(tmp_path: Path) -> None:
-    def act(sock: socket.socket, over: threading.Event) -> None:
-        swallow(sock)
-        sock.sendall(message(1, 0))
-        over.wait()
+    def act(peer: testing.Peer) -> None:
+        swallow(peer)
+        peer.say(testing.message(1, 0))
+        peer.over.wait()
 
     send_to(act, tmp_path)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import lab
 import pytest
-from faulty import FaultyDisk, is_free
+from faulty import faulty_disk, is_free
 from pauses import Call, disk_of, until
 
 import blkmig
@@ -238,7 +238,7 @@ def test_a_target_that_is_opened_for_long_gives_signs_of_life(tmp_path: Path, mo
 def test_a_write_that_fails_is_told_with_disk_and_offset(tmp_path: Path) -> None:
     """E13: the source's message says what the target's does."""
     source = blkmig.MemoryBackend(bytearray(b"x" * 40 * MIB), name="vda")
-    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"vda": FaultyDisk(bytes(40 * MIB), writes=3 * MIB)})
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"vda": faulty_disk(bytes(40 * MIB), writes=3 * MIB)})
     with pytest.raises(errors.TargetFailed) as sent:
         blkmig.send([source], receiver.uri)
     with pytest.raises(errors.DeviceError) as came:
@@ -251,7 +251,7 @@ def test_a_write_that_fails_is_told_with_disk_and_offset(tmp_path: Path) -> None
 def test_a_flush_that_fails_leaves_no_doubt(tmp_path: Path) -> None:
     """B9: READY is asked for before END leaves, so the writers go on."""
     source = disk_of(3)
-    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": FaultyDisk(bytes(3 * MIB), flushes=True)})
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": faulty_disk(bytes(3 * MIB), flushes=True)})
     with pytest.raises(errors.TargetFailed, match=r"cannot flush.*Input/output error") as sent:
         blkmig.send([source], receiver.uri, writers_after="refuse")
     assert "before the stream's end" in str(sent.value)

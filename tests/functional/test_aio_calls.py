@@ -49,7 +49,7 @@ def test_many_side_by_side(tmp_path: Path) -> None:
 
 def test_a_sender_that_fails_takes_its_receiver_along(tmp_path: Path) -> None:
     async def main() -> None:
-        with faulty.FaultyDisk(awaited.CONTENT, reads=awaited.MIB) as disk:
+        with faulty.faulty_disk(awaited.CONTENT, reads=awaited.MIB) as disk:
             async with asyncio.TaskGroup() as tasks:
                 listening = awaited.Listening()
                 target = {"d": tmp_path / "d.raw"}

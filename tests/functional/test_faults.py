@@ -17,10 +17,10 @@ from pathlib import Path
 import lab
 import model
 import pytest
-from faulty import FaultyDisk, is_free
+from faulty import faulty_disk, is_free
 
 import blkmig
-from blkmig import errors
+from blkmig import errors, testing
 
 MIB = lab.MIB
 
@@ -28,12 +28,12 @@ MIB = lab.MIB
 @pytest.mark.parametrize("reading", ["inline", "parallel"])
 @pytest.mark.parametrize("phase", ["bulk", "dirty", "last pass"])
 def test_read_error_at_the_source(tmp_path: Path, reading: str, phase: str) -> None:
-    disk = FaultyDisk(b"x" * 6 * MIB)
+    disk = faulty_disk(b"x" * 6 * MIB)
 
     def drive(migration: blkmig.OutgoingMigration) -> None:
         if phase != "bulk":
             migration.iterate()
-        disk.bad_read = 3 * MIB
+        disk.inject(testing.Fault(verb="read", offset=3 * MIB, times=None, error=errno.EIO))
         disk.mark_dirty(3 * MIB, 1)
         if phase != "last pass":
             migration.run()
@@ -54,7 +54,7 @@ def test_read_error_at_the_source(tmp_path: Path, reading: str, phase: str) -> N
 @pytest.mark.parametrize("fault", [{"writes": 2 * MIB}, {"flushes": True}])
 def test_write_error_at_the_target_reaches_both_ends(tmp_path: Path, fault: dict[str, int]) -> None:
     disk = blkmig.MemoryBackend(bytearray(b"x" * 40 * MIB), name="d")
-    target = FaultyDisk(bytes(40 * MIB), **fault)
+    target = faulty_disk(bytes(40 * MIB), **fault)
     receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": target})
     with pytest.raises(errors.MigrationError) as sender_side:
         blkmig.send([disk], receiver.uri)

@@ -46,6 +46,7 @@ FLOORS = {
     "sources": 6,
     "migration": 7,
     "aio": 8,
+    "testing": 8,
     "cli": 8,
     "__init__": 9,
     "__main__": 9,

@@ -3,44 +3,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-import socket
-import threading
-from collections.abc import Callable, Iterator
 
 import pytest
 
 import blkmig
+from blkmig import testing
 
 MIB = 1 << 20
 HANGS = 30
 """Seconds after which an end that should have ended is said to hang."""
 OPEN_RETURN_PATH = b"\x08\0\1\0\0"
-Act = Callable[[socket.socket, threading.Event], None]
 
 
-@contextlib.contextmanager
-def acting(act: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Let a peer act in a thread for the length of the ``with``; that its link goes is no error of the peer's."""
-    over = threading.Event()
-
-    def run() -> None:
-        with contextlib.suppress(OSError):
-            act(over)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        thread.join(HANGS)
-        assert not thread.is_alive()
-
-
-def gone(sock: socket.socket, over: threading.Event) -> None:
-    sock.close()
+def gone(peer: testing.Peer) -> None:
+    peer.sock.close()
 
 
 @pytest.fixture(scope="module")
@@ -54,23 +31,23 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     return whole[:first] + OPEN_RETURN_PATH + whole[first:]
 
 
-def swallow(sock: socket.socket, nbytes: int | None = None) -> None:
+def swallow(peer: testing.Peer, nbytes: int | None = None) -> None:
     """Read `nbytes`, or until a description has come: then the source has sent everything."""
     seen, count = b"", 0
-    while (nbytes is None or count < nbytes) and (piece := sock.recv(1 << 16)):
+    while (nbytes is None or count < nbytes) and (piece := peer.read(1 << 16)):
         count += len(piece)
         seen = seen[-64:] + piece
         if nbytes is None and seen.endswith(b"}") and b'"blkmig"' in seen:
             return
 
 
-def answers(word: bytes, after: int | None) -> Act:
+def answers(word: bytes, after: int | None) -> testing.Step:
     """Return what says `word` when it has read `after` bytes, and reads on."""
 
-    def act(sock: socket.socket, over: threading.Event) -> None:
-        swallow(sock, after)
-        sock.sendall(word)
-        swallow(sock)
-        over.wait()
+    def act(peer: testing.Peer) -> None:
+        swallow(peer, after)
+        peer.say(word)
+        swallow(peer)
+        peer.over.wait()
 
     return act

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from blkmig.savevm import words
+from blkmig.testing import message as message
 
 PING = b"\x08\x00\x02\x00\x04"
 OPEN_RETURN_PATH = b"\x08\x00\x01\x00\x00"
@@ -19,11 +20,6 @@ BLKMIG_START = b"\x06blkmig\0\0\0\0\0\0\0\1"
 
 Answer = Callable[["Target", int], None]
 """What a target does about a PING of this value."""
-
-
-def message(kind: int, data: bytes | int) -> bytes:
-    data = struct.pack(">I", data) if isinstance(data, int) else data
-    return struct.pack(">HH", kind, len(data)) + data
 
 
 def pong(target: Target, value: int) -> None:
