@@ -15,7 +15,8 @@ a FLUSH before its pause, too, so that the target has little to flush in it.
 
 **One owner.** Until COMMIT is handed to the kernel the source owns the disks. From then on the writers of a move are
 let go by one thing only: the target says that it has not taken the disks. The note, stored before COMMIT can leave,
-tells whoever comes after this process was killed.
+tells whoever comes after this process was killed. A link that is lost from then on is opened again, to say COMMIT n
+once more: a target that has taken the disks says DONE again, one to which it has not come takes them now.
 
 The last blocks go as PART, as those of any round, so that the pause can be given up (`pause.py` says when, and why
 nothing is lost by it). What a copy holds is decided when the last block is in the channel and nobody has written
@@ -32,7 +33,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from .. import block, errors, params, savevm
-from . import connection, endpoints, figures, note, pause, questions, reasons
+from . import connection, endpoints, figures, note, outgoingsession, pause, questions, reasons
 
 
 class Ending:
@@ -47,6 +48,7 @@ class Ending:
         asked: questions.Questions,
         measured: figures.Figures,
         sources: endpoints.Sources,
+        session: outgoingsession.OutgoingSession,
         send_section: Callable[[], object],
     ) -> None:
         # Set here, then read-only.
@@ -57,10 +59,14 @@ class Ending:
         self._questions = asked
         self._figures = measured
         self._sources = sources
+        self._session = session
         self._send_section = send_section
         self._note = note.Note(parameters.state_dir)
         self.has_begun = False
         """What cannot be taken back may have left, END of the section or COMMIT: there is no way back to the rounds."""
+
+        self.rest_is_lost = False
+        """The target has said DONE, and then the link broke: it may wait for another one, to say so again."""
 
         # Where that stands in the stream which makes the target the owner, once it has been put: COMMIT, or EOF.
         self._last: tuple[Any, int] | None = None
@@ -147,9 +153,7 @@ class Ending:
             self._check_clean(held)  # again: the flush may have taken its time
             held.begin_commit()
         self.has_begun, self._last = True, (f, f.position)  # before the first byte can leave
-        self._questions.commit(self._savevm, kind)
-        self._figures.update()  # which tells the caller, who may take his time
-        done = self._questions.await_done()
+        done = self._commit(kind)
         if kind != savevm.Kind.COPY:
             self._figures.stats.downtime = held.refuse()
         self._figures.stats.notes += [f"at the target: {refusal.text}" for refusal in done.nameless]
@@ -157,14 +161,32 @@ class Ending:
         if kind == savevm.Kind.COPY and done.nameless:  # of a move the disks are there, and must not be used here
             raise reasons.nameless(done.nameless, self._block.table)
 
+    def _commit(self, kind: savevm.Kind) -> savevm.Done:
+        """Hand the disks over, and return what the target says to it. Blocks."""
+
+        def ask() -> savevm.Done:
+            self._questions.commit(self._savevm, kind)
+            self._figures.update()  # which tells the caller, who may take his time
+            return self._questions.await_done()
+
+        try:
+            return ask()
+        except errors.ChannelError as error:
+            if self.may_be_complete():
+                return self._session.ask_again(error, ask)
+            self.has_begun, self._last = False, None  # nothing of it has left
+            raise
+
     def _send_the_rest(self, about: dict[str, Any]) -> None:
         """End the stream, for whoever reads it: the target has all that it needs, so a link that breaks is none."""
+        self.rest_is_lost = True
         with contextlib.suppress(errors.ChannelError, errors.Cancelled):
             self._savevm.state_complete_precopy(self._connection.f)
             self._savevm.state_end(self._connection.f, about)
             self._figures.update()
             if not self._block.proves:
                 self._connection.end_stream()
+            self.rest_is_lost = False
 
     # -- in the way of the first edition -----------------------------------------------------------------------------
 

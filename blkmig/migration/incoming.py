@@ -141,6 +141,7 @@ class IncomingMigration:
         """Stop as soon as possible: `run` raises :class:`~blkmig.errors.Cancelled`. From any thread."""
         self._cancel_requested = True
         if self._taking is not None and self._taking.is_decided:
+            self._session.stop_waiting()
             return  # the disks are here by now, and the source is to know that
         if self._listener is not None:
             self._listener.cancel()
@@ -187,7 +188,7 @@ class IncomingMigration:
             unlocks=not self.parameters.verify,
         )
         assert self._listener is not None
-        self._session.attach(self._listener, loader, f, lambda: taken.is_decided)
+        self._session.attach(self._listener, loader, f, taken)
         try:
             with comparing.answering(self.parameters, self._block, loader, f) as self._answers:
                 stream = loader.loadvm()
@@ -261,7 +262,6 @@ class IncomingMigration:
         """Take note of the link on which the source of a session goes on."""
         self._f = f
         self._stack.callback(f.abort)
-        self._check_cancelled()
 
     def _open(self, name: str, position: int) -> block.BlkLoadDevice:
         """Open the target of the disk called `name`, which appears at `position`."""

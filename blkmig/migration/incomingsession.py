@@ -6,6 +6,7 @@
     START: SESSION ─ records ─ BARRIER n ─ records ─ the link is lost
                                                      │  wait; the targets stay open and locked
                                                      └─ a newer link ─ drain ─ SESSION: last ACK ─ records ...
+    COMMIT ─ DONE ─ the link is lost ─ wait; nothing is open any more ─ a newer link ─ SESSION ─ COMMIT ─ DONE
 
 What came before the last ACK stays. What came after it may have come or not, the source sends it again; so the counts
 that the description will be held against go back to the last ACK, at both ends (see `block.log`). Half a record has no
@@ -19,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .. import block, channel, errors, savevm
-from . import acknowledging, farewell, lobby, received, targets
+from . import acknowledging, farewell, lobby, received, taking, targets
 
 DEAD_SECONDS = 20.0
 GRACE_SECONDS = 30.0
@@ -58,7 +59,7 @@ class IncomingSession:
         self._listener: channel.Listener
         self._loader: savevm.LoadVM
         self._f: channel.InputQEMUFile
-        self._is_decided: Callable[[], bool]
+        self._taking: taking.Taking
         # Set by the source's SESSION.
         self._seconds = 0.0
         self._acknowledger: acknowledging.Acknowledger | None = None
@@ -70,10 +71,10 @@ class IncomingSession:
         listener: channel.Listener,
         loader: savevm.LoadVM,
         f: channel.InputQEMUFile,
-        is_decided: Callable[[], bool],
+        taken: taking.Taking,
     ) -> None:
-        """Take part in the loading of `f`, which `listener` has accepted, until `is_decided` whose the disks are."""
-        self._listener, self._loader, self._f, self._is_decided = listener, loader, f, is_decided
+        """Take part in the loading of `f`, which `listener` has accepted; the disks are handed over to `taken`."""
+        self._listener, self._loader, self._f, self._taking = listener, loader, f, taken
         self._block.on_section_begins = self._section_begins
         self._block.on_barrier = self._take_barrier
         self._block.on_extra[block.ExtraKind.SESSION] = self._take
@@ -83,6 +84,10 @@ class IncomingSession:
         if self._lobby is not None and isinstance(error, errors.Cancelled):
             words = savevm.last_words(farewell.status_of(error), farewell.failure_of(error))
             self._lobby.say_last(words, LAST_SECONDS)
+
+    def stop_waiting(self) -> None:
+        """Do not wait for another link any more, now or later. From any thread, or a signal handler."""
+        self._listener.cancel()
 
     def close(self) -> None:
         """End the threads and stop listening. Twice does no harm."""
@@ -124,8 +129,8 @@ class IncomingSession:
             self._f.set_idle_timeout(self._idle_timeout)
 
     def _take_barrier(self, number: int, position: int) -> None:
-        if self._acknowledger is None:
-            raise errors.StreamError("a BARRIER in a stream without a session", position=position)
+        if self._acknowledger is None or self._taking.is_decided:
+            raise errors.StreamError("a BARRIER without a session, or behind COMMIT", position=position)
         self._acknowledger.barrier(number, self._block.packs, position)
         self._is_patient = True
         # The source may wait for this one, and send nothing: as long as it would have patience with a flush.
@@ -145,23 +150,29 @@ class IncomingSession:
         """
         if self._acknowledger is not None:
             self._acknowledger.check()
-        is_over = self._loader.has_ended or self._is_decided() or isinstance(error, errors.DamagedOnTheWay)
+        is_over = self._loader.has_ended or isinstance(error, errors.DamagedOnTheWay)
         if self._lobby is None or is_over:
             raise error
         self._figures.set_status("reconnecting")
         while True:
             self._f.abort()
             f = self._lobby.next(self._seconds)
-            self._check_cancelled()
+            self._look()
             if f is None:
                 raise error
             self._on_link(f)
+            self._look()
             try:
                 self._go_on(f)
             except errors.ChannelError:
                 continue
             self._figures.set_status("active")
             return f
+
+    def _look(self) -> None:
+        """Raise if somebody has cancelled, unless the disks are this host's: then it has only stopped waiting."""
+        if not self._taking.is_taken:
+            self._check_cancelled()
 
     def _go_on(self, f: channel.InputQEMUFile) -> None:
         """Make everything ready for what comes on `f`, and tell the source where it is to go on.
@@ -174,9 +185,14 @@ class IncomingSession:
         self._loader.way_back.go_on(f)
         self._figures.go_on(f)
         mark = self._acknowledger.rewind()
-        for device, counts in mark.counts:
-            device.link_lost(counts)
-        self._block.link_lost(f, mark.packs)
+        if not self._taking.is_taken:
+            self._taking.keep_ready(lambda: self._rewind(f, mark))
         self._loader.way_back.answer_session(
             savevm.SessionAnswer(INCARNATION, mark.number, self._block.numbers, takes_barriers=True, waits=True)
         )
+
+    def _rewind(self, f: channel.InputQEMUFile, mark: acknowledging.Mark) -> None:
+        """Count on from the last barrier that was acknowledged."""
+        for device, counts in mark.counts:
+            device.link_lost(counts)
+        self._block.link_lost(f, mark.packs)

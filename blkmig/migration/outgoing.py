@@ -122,6 +122,7 @@ class OutgoingMigration:
             self._questions,
             self._figures,
             self._sources,
+            self._session,
             self._rounds.send_section,
         )
         self._proving = proving.Proving(

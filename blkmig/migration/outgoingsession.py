@@ -7,6 +7,7 @@
                                                           │  reset it, take back what is in flight
                                                           │  connect: "blkS", the next attempt ─ SESSION: last ACK
                                                           └─ take back what was sent after that ─ sections ...
+    COMMIT n ... the link is lost ─ "blkS" ─ SESSION ─ COMMIT n again ─ DONE n
 
 There is one only between two blkmigs, on a channel that can be opened again. A reset of the old link comes before
 anything else: none of its bytes may reach the target once new ones have been read. What the target's process knows
@@ -25,9 +26,12 @@ import math
 import secrets
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 from .. import block, errors, params, savevm, stats
 from . import barriers, connection, figures, questions
+
+T = TypeVar("T")
 
 RECONNECT_SECONDS = 60.0
 """How long a lost link is tried to be opened again, if nobody says."""
@@ -137,10 +141,33 @@ class OutgoingSession:
         self._figures.enter("reconnecting")
         self._figures.notify(stats.Reconnecting(self._figures.elapsed(), str(error)))
         nbytes = block.take_back_in_flight(self._block.blk_mig)
-        last_ack = self._connect_again(error)
+        last_ack = self._connect_again(error, lambda answer: answer.last_ack)
         nbytes += self._barriers.go_on(last_ack)
         self._figures.link_is_back(nbytes)
         self._figures.enter("active")
+
+    def ask_again(self, error: errors.ChannelError, ask: Callable[[], T]) -> T:
+        """Open the link again, which was lost with `error` behind COMMIT, and return what `ask` does there. Blocks.
+
+        Raises `error` if there is no session, or its time is over, and what `ask` says but for links that are lost.
+        """
+        if not self._comes_again:
+            raise error
+        number = self._questions.number
+
+        def go_on(answer: savevm.SessionAnswer) -> T:
+            if answer.last_number != number:
+                raise errors.StreamError(f"the target knows END {answer.last_number}, not {number}", position=0)
+            return ask()
+
+        self._connection.abort()
+        self._note_loss()
+        self._figures.enter("reconnecting")
+        self._figures.notify(stats.Reconnecting(self._figures.elapsed(), str(error)))
+        done = self._connect_again(error, go_on)
+        self._figures.link_is_back(0)
+        self._figures.enter("device")
+        return done
 
     def _note_loss(self) -> None:
         """Begin to count the time of this loss, unless the link has carried nothing since the last one."""
@@ -149,12 +176,12 @@ class OutgoingSession:
             self._lost_at = now
         self._acknowledged_before = acknowledged
 
-    def _connect_again(self, error: errors.ChannelError) -> int:
-        """Try until the target answers; return the number of the last barrier that it has acknowledged."""
+    def _connect_again(self, error: errors.ChannelError, go_on: Callable[[savevm.SessionAnswer], T]) -> T:
+        """Try until the target answers; return what `go_on` makes of that, unless it loses the link once more."""
         deadline, delay = self._lost_at + self._seconds, FIRST_DELAY
         while True:
             try:
-                return self._attempt_once(max(deadline - self._clock(), FIRST_DELAY))
+                return go_on(self._attempt_once(max(deadline - self._clock(), FIRST_DELAY)))
             except errors.ChannelError as again:
                 self._connection.abort()
                 if self._clock() + delay >= deadline:
@@ -163,7 +190,7 @@ class OutgoingSession:
             self._connection.rest(delay)
             delay = min(2 * delay, LONGEST_DELAY)
 
-    def _attempt_once(self, seconds: float) -> int:
+    def _attempt_once(self, seconds: float) -> savevm.SessionAnswer:
         self._attempt += 1
         f = self._connection.connect_again(
             self._session().again(),
@@ -175,7 +202,7 @@ class OutgoingSession:
         self._block.link_is_back(f)
         self._questions.link_is_back(answer.last_number)
         self._connected_at = self._clock()
-        return answer.last_ack
+        return answer
 
     def close(self) -> None:
         """Tell a target that waits for us that nobody comes again. Blocks for a moment; twice does no harm."""

@@ -258,9 +258,10 @@ class Pause:
     def describe_doubt(self, error: BaseException) -> str:
         """Say what `error` leaves in doubt, and what to do about it on which side."""
         names = ", ".join(repr(backend.name) for backend in self._disks)
+        why = "; ".join([str(error) or type(error).__name__, *getattr(error, "__notes__", ())])
         return (
             f"in doubt: all of {names} was handed over, and the target's word that it has it did not come "
-            f"({str(error) or type(error).__name__}): the target may own the disk, so its writers here stay held. "
+            f"({why}): the target may own the disk, so its writers here stay held. "
             "Look on the target when its receiver has ended, not only fallen silent. If it ended with exit code 0 or "
             "its QEMU runs, the disk has moved: do not use it here. If it was killed, start `blkmig receive` there "
             "once more with the same disk: it says whether the disk has moved. If it has not, stop the target for "

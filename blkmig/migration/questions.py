@@ -52,8 +52,11 @@ class Questions(hearing.Hearing):
         self._block = handlers
         # Migration thread only.
         self._barriers = 0
-        self.ask_again: Callable[[int], savevm.Done | None] = lambda number: None
-        """Called when the link is lost behind COMMIT `number`: ask on another connection; None: nobody answers."""
+
+    @property
+    def number(self) -> int:
+        """Return the number of the last FLUSH or END."""
+        return self._barriers
 
     @property
     def is_answered(self) -> bool:
@@ -193,14 +196,8 @@ class Questions(hearing.Hearing):
         Raises :class:`~blkmig.errors.TargetFailed` if it says that it has not, and never will. If the link is lost,
         only a later connection can ask; after any other error nobody knows.
         """
-        try:
-            with self._connection.losing("waiting for the target to say that the disks are its own"):
-                return self._read_done()
-        except errors.ChannelError:
-            done = self.ask_again(self._barriers)
-            if done is None:
-                raise
-            return done
+        with self._connection.losing("waiting for the target to say that the disks are its own"):
+            return self._read_done()
 
     def _read_done(self) -> savevm.Done:
         path = self._connection.return_path

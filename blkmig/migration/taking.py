@@ -7,6 +7,8 @@
        ▲                                         │                                  "committing" is stored, names,
        └──── anything of a next round ───────────┘                                  folders, unlock: DONE n
 
+A link that is lost takes nothing back: on the next one COMMIT n comes again, and DONE n is the answer again.
+
 **One owner.** Up to ``committing`` any error is told to the source as one of a target that has not taken the disks, and
 that stays so: nothing can make a COMMIT count afterwards. From there on nothing takes them back, neither an error nor
 a cancel nor a lost link, and nothing that was made is removed. Between the two, when the store of ``committing`` has
@@ -100,8 +102,10 @@ class Taking:
     def _take_commit(self, body: bytes, position: int) -> None:
         """Take the disks, and say DONE."""
         said = savevm.parse_commit(body, position)
-        is_fresh = self._state == "ready" and self._counts == self._count()
-        if not is_fresh or said.number != self._number:
+        if self.is_taken and (said.number, said.kind) == (self._number, self._kind):
+            self._say_done()  # it did not come, and is asked for on another link
+            return
+        if not self._is_fresh() or said.number != self._number:
             raise errors.StreamError(f"COMMIT {said.number}, and no END of that number before it", position=position)
         self._targets.check_takeable()
         self._kind = said.kind
@@ -115,6 +119,22 @@ class Taking:
             beats.text = "the disks get their names"
             self._take()
         self._say_done()
+        if not self.nameless:
+            self._later(self._targets.confirm)  # first: a disk that is marked counts as half made
+            self._later(lambda: self._targets.session.store("committed", self._number))
+
+    def _is_fresh(self) -> bool:
+        """Return whether nothing has come since an image was ready."""
+        return self._state == "ready" and self._counts == self._count()
+
+    def keep_ready(self, rewind: Callable[[], None]) -> None:
+        """Have `rewind` go back with what was counted, after a lost link: an image that is ready stays so."""
+        if self._is_fresh():
+            rewind()
+            self._counts = self._count()
+        else:
+            self._state = "storing"
+            rewind()
 
     def _take(self) -> None:
         try:
@@ -134,9 +154,6 @@ class Taking:
             if label in labels
         ]
         self._later(lambda: self._loader.way_back.done(self._number, refusals))
-        if not self.nameless:
-            self._later(self._targets.confirm)  # first: a disk that is marked counts as half made
-            self._later(lambda: self._targets.session.store("committed", self._number))
 
     def _later(self, call: Callable[[], object]) -> None:
         """Do what has to be done once the disks are taken; what fails is told, and gives nothing back."""

@@ -16,7 +16,7 @@ RESET = struct.pack("ii", 1, 0)
 How = Literal["reset", "silence", "end"]
 
 
-class _Link:
+class Link:
     """A connection that came, and the one that was made for it."""
 
     def __init__(self, sender: socket.socket, receiver: socket.socket) -> None:
@@ -37,7 +37,7 @@ class Cutter:
         cuts = list(cuts)
         self._cuts, self._planned = iter(cuts), len(cuts)
         self._server = socket.create_server(("127.0.0.1", 0))
-        self._links: list[_Link] = []
+        self._links: list[Link] = []
         self.uri = f"tcp:127.0.0.1:{self._server.getsockname()[1]}"
         self.connections = self.done = 0
         """Connections that came, and cuts that were made."""
@@ -72,7 +72,7 @@ class Cutter:
         if not link.silent.is_set():
             self._cut(link, how)
 
-    def _cut(self, link: _Link, how: How) -> None:
+    def _cut(self, link: Link, how: How) -> None:
         self.done += 1
         link.silent.set()
         if how != "silence":
@@ -88,14 +88,14 @@ class Cutter:
                     _end(sender, "reset")
                     continue
                 try:
-                    link = _Link(sender, socket.create_connection(self._target))
+                    link = Link(sender, socket.create_connection(self._target))
                 except OSError:
                     _end(sender, "reset")
                     continue
                 self._links.append(link)
                 threading.Thread(target=self._relay, args=(link, next(self._cuts, None)), daemon=True).start()
 
-    def _relay(self, link: _Link, cut: tuple[int, How] | None) -> None:
+    def _relay(self, link: Link, cut: tuple[int, How] | None) -> None:
         threading.Thread(target=_pass_on, args=(link,), daemon=True).start()
         left = None if cut is None else cut[0]
         with contextlib.suppress(OSError):
@@ -112,7 +112,7 @@ class Cutter:
             self._cut(link, cut[1])
 
 
-def _pass_on(link: _Link) -> None:
+def _pass_on(link: Link) -> None:
     """Pass on what the receiver says."""
     with contextlib.suppress(OSError):
         while piece := link.receiver.recv(PIECE):

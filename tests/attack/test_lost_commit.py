@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The link is lost at each message of the end: the source asks again, and nobody is in doubt if it comes back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cutter
+import lab
+import pytest
+from messages import Cut, Message, MessageCutter, Where
+from pauses import Call
+
+import blkmig
+from blkmig import errors, stats
+
+MIB = lab.MIB
+CONTENT = random.Random(1).randbytes(3 * MIB + 1536)
+MESSAGES: tuple[Message, ...] = ("END", "READY", "COMMIT", "DONE")
+WHERE: tuple[Where, ...] = ("before", "within", "behind")
+HOWS: tuple[cutter.How, ...] = ("reset", "end", "silence")
+
+
+class Case:
+    """One migration of a disk through a relay that makes `cuts`; `after` is what becomes of the writers."""
+
+    def __init__(self, folder: Path, cuts: list[Cut], *, moves: bool, **chosen: Any) -> None:
+        self.target = folder / "t.raw"
+        self.receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": self.target})
+        self.relay = MessageCutter(self.receiver.uri, cuts)
+        self.disk = blkmig.MemoryBackend(bytearray(CONTENT), name="d")
+        options = {"idle_timeout": 1.0, "connect_timeout": 5.0, "reconnect": 20, "downtime_limit": 30, **chosen}
+        parameters = blkmig.MigrationParameters(writers_after="refuse" if moves else "release", **options)
+        self.on_loss: Callable[[], None] = lambda: None
+        self.migration = blkmig.outgoing([self.disk], self.relay.uri, parameters, on_progress=self._tell)
+
+    def _tell(self, event: stats.Event) -> None:
+        if isinstance(event, stats.Reconnecting):
+            self.on_loss()
+
+    def stay_away(self) -> None:
+        """Have no link come back, and nobody wait for one."""
+        self.relay.refuses.set()
+        self.receiver.migration.cancel()
+
+    def send(self) -> None:
+        with self.migration:
+            self.migration.run()
+
+    def result(self) -> stats.IncomingStatistics:
+        """Wait for the receiver, and end the relay."""
+        with self.relay:
+            return self.receiver.result()
+
+    def writes(self) -> str:
+        """Return what becomes of a write of the source: it is done, refused, or held."""
+        writing = Call(lambda: self.disk.pwrite(b"mine", 0))
+        if not writing.is_over(0.05) and not writing.is_over(1):
+            return "held"
+        try:
+            writing.result()
+        except errors.MigrationError:
+            return "refused"
+        return "done"
+
+
+@pytest.mark.parametrize("moves", [True, False], ids=["move", "copy"])
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("message", MESSAGES)
+def test_a_link_that_comes_back(tmp_path: Path, message: Message, where: Where, moves: bool) -> None:
+    for how in HOWS if where == "behind" and message != "DONE" else HOWS[:2]:
+        (folder := tmp_path / how).mkdir()
+        case = Case(folder, [(message, where, how)], moves=moves)
+        case.send()
+        if (message, where) == ("DONE", "behind"):  # what is lost is the rest, and nobody will come
+            case.receiver.migration.cancel()
+        else:
+            assert case.migration.stats.reconnects == 1
+        incoming = case.result()
+        assert incoming.reconnects == case.migration.stats.reconnects
+        assert case.relay.done == 1
+        assert case.target.read_bytes() == CONTENT
+        assert case.writes() == ("refused" if moves else "done")
+        assert moves or {path.name for path in folder.iterdir()} == {"t.raw"}
+
+
+def test_link_after_link(tmp_path: Path, is_long: bool) -> None:
+    """Any messages, any places, again and again."""
+    seed = random.randrange(1 << 32) if is_long else 1
+    rng = random.Random(seed)
+    print(f"seed {seed}")
+    for number in range(100 if is_long else 4):
+        (folder := tmp_path / str(number)).mkdir()
+        cuts: list[Cut] = [
+            (rng.choice(MESSAGES[:2]), rng.choice(WHERE), rng.choice(HOWS[:2])) for _ in range(rng.randrange(3))
+        ]
+        cuts += [(rng.choice(MESSAGES[2:]), rng.choice(WHERE[:2]), rng.choice(HOWS[:2])) for _ in range(3)]
+        moves = rng.random() < 0.6
+        case = Case(folder, cuts, moves=moves)
+        case.send()
+        case.result()
+        assert case.relay.done == len(cuts), f"seed {seed}, {cuts}"
+        assert case.target.read_bytes() == CONTENT, f"seed {seed}, {cuts}"
+        assert case.writes() == ("refused" if moves else "done"), f"seed {seed}, {cuts}"
+
+
+@pytest.mark.parametrize("moves", [True, False], ids=["move", "copy"])
+@pytest.mark.parametrize("where", WHERE)
+@pytest.mark.parametrize("message", MESSAGES)
+def test_a_link_that_stays_away(tmp_path: Path, message: Message, where: Where, moves: bool) -> None:
+    """Whoever cannot know says so; the target has the disk, or never will."""
+    case = Case(tmp_path, [(message, where, "reset")], moves=moves, reconnect=0.3)
+    case.on_loss = case.stay_away
+    outcome = "done"
+    try:
+        case.send()
+    except errors.InDoubt:
+        outcome = "in doubt"
+    except errors.MigrationError:
+        outcome = "failed"
+    case.receiver.migration.cancel()
+    has_taken = True
+    try:
+        case.result()
+    except errors.MigrationError:
+        has_taken = False
+    assert has_taken == case.target.exists()
+    assert not has_taken or case.target.read_bytes() == CONTENT
+    expected = {"done": "refused" if moves else "done", "in doubt": "held", "failed": "done"}[outcome]
+    assert case.writes() == expected
+    assert outcome != "done" or has_taken
+    assert not moves or outcome != "failed" or not has_taken, "two owners"
+    assert outcome != "in doubt" or (moves and message in MESSAGES[2:])
+
+
+def test_a_receiver_that_waits_for_nothing_more_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    """Its disks are its own, so the end is a good one."""
+    case = Case(tmp_path, [("DONE", "before", "reset")], moves=True, reconnect=0.5)
+    case.on_loss = case.stay_away
+    with pytest.raises(errors.InDoubt, match=r"did not come back within 0\.5 s"):
+        case.send()
+    notes = case.result().notes
+    assert any("they have moved all the same" in note for note in notes), notes
+    assert case.target.read_bytes() == CONTENT
+    case.disk.release_writers()
