@@ -120,15 +120,27 @@ class SessionFile:
         nbytes = os.fstat(self._fd).st_size
         half = nbytes // 2
         if nbytes > MAX_BYTES or half % PAGE:
-            raise self._damaged()
+            raise self.damaged()
         slots = [os.pread(self._fd, half, start) for start in (0, half)] if nbytes else []
         found = [(*parsed, index) for index, slot in enumerate(slots) if (parsed := _parse(slot)) is not None]
         if slots and not found and all(map(any, slots)):
-            raise self._damaged()  # not one that was cut short when it was made
+            raise self.damaged()  # not one that was cut short when it was made
         if found:
-            self._number, self.says, self._slot = max(found, key=lambda slot: slot[0])
+            self._number, text, self._slot = max(found, key=lambda slot: slot[0])
+            self.says = self._decoded(text)
 
-    def _damaged(self) -> OSError:
+    def _decoded(self, text: bytes) -> dict[str, Any]:
+        """Return what a text says that came whole: nobody but blkmig writes one, and yet it is looked at."""
+        try:
+            says = json.loads(text)
+        except (ValueError, RecursionError) as error:  # the latter for lists in lists in lists
+            raise self.damaged() from error
+        if not isinstance(says, dict):
+            raise self.damaged()
+        return says
+
+    def damaged(self) -> OSError:
+        """Return the error of a file that no blkmig has written."""
         return OSError(
             errno.EUCLEAN, f"{self.path} is no session file of blkmig, or damaged: remove it when you know what it is"
         )
@@ -179,7 +191,7 @@ def _checksum(number: int, text: bytes) -> int:
     return zlib.crc32(text, zlib.crc32(number.to_bytes(8, "big")))
 
 
-def _parse(slot: bytes) -> tuple[int, dict[str, Any]] | None:
+def _parse(slot: bytes) -> tuple[int, bytes] | None:
     """Return number and text of a slot; None if it is not whole."""
     if len(slot) < _HEAD.size:
         return None
@@ -187,5 +199,4 @@ def _parse(slot: bytes) -> tuple[int, dict[str, Any]] | None:
     text = slot[_HEAD.size : _HEAD.size + length]
     if magic != MAGIC or len(text) != length or checksum != _checksum(number, text):
         return None
-    says = json.loads(text)
-    return (number, says) if isinstance(says, dict) else None
+    return number, text

@@ -13,7 +13,8 @@
 
 The owner of the disks of a move is decided by the receiver's file, and by nothing else: it is the target from the
 moment when ``committing`` is on stable storage. So whoever meets that gives the names that are missing before anything
-else happens to such a disk, and removes nothing: the hidden file is the only owner's disk.
+else happens to such a disk, and removes nothing: the hidden file is the only owner's disk. A file that says what no
+blkmig says is an error: nobody can tell what it stands for.
 """
 
 from __future__ import annotations
@@ -23,12 +24,10 @@ import errno
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from .. import errors
-from . import folder, partial, sessionfile
-
-State = Literal["open", "noted", "committing", "committed", "see"]
+from . import folder, partial, sessionfile, sessionwords
 
 
 def meet(disk: str, *, device: str, state_dir: str | None = None) -> None:
@@ -75,6 +74,8 @@ def _open(where: Path, name: str, stack: contextlib.ExitStack, *, device: str) -
             return None
         found = sessionfile.SessionFile(place, name, device=device, create=False)
         stack.callback(found.close)
+        if not sessionwords.is_sound(found.says):
+            raise found.damaged()
         return found
     return None
 

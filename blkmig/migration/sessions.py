@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .. import errors
-from ..files import folder, sessionfile, taken
+from ..files import folder, sessionfile, sessionwords
 
 logger = logging.getLogger(__name__)
 
@@ -75,10 +75,10 @@ class SessionFiles:
             place = self._stack.enter_context(contextlib.closing(folder.Folder(where)))
             made = sessionfile.SessionFile(place, name, device=name)
             self._files.append(made)
-            leads = {"id": self._says["id"], "state": "see", "first": [str(places[0][0]), places[0][1]]}
+            leads = {"id": self._says["id"], "state": "see", "first": [str(places[0][0].absolute()), places[0][1]]}
             made.begin(self._says if made is self._files[0] else leads)
 
-    def store(self, state: taken.State, number: int) -> None:
+    def store(self, state: sessionwords.State, number: int) -> None:
         """Store what was decided of END `number`, where there is a place. Blocks.
 
         Raises :class:`~blkmig.errors.DeviceError` if that is not on stable storage for sure.
@@ -88,7 +88,7 @@ class SessionFiles:
                 self._files[0].store({**self._says, "state": state, "end": number})
 
     @property
-    def state(self) -> taken.State | None:
+    def state(self) -> sessionwords.State | None:
         """Return what was stored last; None without a place."""
         return self._files[0].says["state"] if self._files else None
 

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the text of a session file may say: whoever reads one looks at all of it first, for it leads to files.
+
+::
+
+    says      {"state": one of `State`, "id": text, "disks": [disk, ...]}, or {} where nothing was stored
+    see       {"state": "see", "id": text, "first": [folder, name]}
+    a disk    {"path": text, "inode": number, "replaces": number}, the numbers where a file was made
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+State = Literal["open", "noted", "committing", "committed", "see"]
+
+_MOST = (1 << 64) - 1
+"""Numbers of files are no larger."""
+
+
+def is_sound(says: Mapping[str, Any]) -> bool:
+    """Return whether a blkmig may have written that; keys that nobody knows are passed over."""
+    if not says:
+        return True
+    state = says.get("state")
+    if not isinstance(state, str) or state not in get_args(State) or not isinstance(says.get("id"), str):
+        return False
+    if state == "see":
+        first = says.get("first")
+        return isinstance(first, list) and len(first) == 2 and _is_text(first[0]) and _is_name(first[1])
+    disks = says.get("disks")
+    return isinstance(disks, list) and all(map(_is_disk, disks))
+
+
+def _is_disk(about: object) -> bool:
+    if not isinstance(about, dict) or not _is_text(about.get("path")):
+        return False
+    if not all(_is_number(about[key]) for key in ("inode", "replaces") if key in about):
+        return False
+    return "inode" not in about or _is_path(about["path"])
+
+
+def _is_number(value: object) -> bool:
+    return type(value) is int and 0 <= value <= _MOST
+
+
+def _is_path(value: object) -> bool:
+    return _is_text(value) and Path(str(value)).is_absolute() and Path(str(value)).name not in ("..", "")
+
+
+def _is_name(value: object) -> bool:
+    return _is_text(value) and "/" not in str(value) and value not in (".", "..")
+
+
+def _is_text(value: object) -> bool:
+    """Return whether it is a text that the system takes in a path."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        return False
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
+    return True
