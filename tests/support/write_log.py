@@ -70,9 +70,21 @@ def after_power_loss(size: int, writes: list[Write], rng: random.Random) -> byte
     return disk
 
 
+def _failing(number: int) -> str:
+    """Return the options that have blkdebug fail one flush: each flush before it is a state of its own."""
+    event = "event=flush_to_disk"
+    options = []
+    for before in range(1, number):
+        rule = f"set-state.{before - 1}"
+        options += [f"{rule}.{event}", f"{rule}.state={before}", f"{rule}.new_state={before + 1}"]
+    if number:
+        options.append(f"inject-error.0.{event},inject-error.0.state={number},inject-error.0.once=on")
+    return "".join(f",{option}" for option in options)
+
+
 @contextlib.contextmanager
-def logged_file(size: int) -> Iterator[LoggedFile]:
-    """Mount such a file; skip where that cannot be."""
+def logged_file(size: int, *, failing_flush: int = 0) -> Iterator[LoggedFile]:
+    """Mount such a file, of whose flushes this one fails with EIO (0: none does); skip where that cannot be."""
     peers.require("qemu-storage-daemon")
     if not os.access("/dev/fuse", os.R_OK | os.W_OK) or os.geteuid() != 0:
         peers.lacking("/dev/fuse, and root to mount a file")
@@ -83,7 +95,8 @@ def logged_file(size: int) -> Iterator[LoggedFile]:
                 made.truncate(nbytes)
         with storage_daemon.StorageDaemon(
             Path(folder),
-            *("--blockdev", f"file,node-name=base,filename={folder}/base"),
+            *("--blockdev", f"file,node-name=file,filename={folder}/base"),
+            *("--blockdev", f"blkdebug,node-name=base,image=file{_failing(failing_flush)}"),
             *("--blockdev", f"file,node-name=log,filename={folder}/log"),
             *("--blockdev", "blklogwrites,node-name=logged,file=base,log=log"),
             *("--export", f"fuse,id=mounted,node-name=logged,mountpoint={file.path},writable=on"),
