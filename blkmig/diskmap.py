@@ -3,12 +3,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from . import units
 
 CELLS = 512
 """The most cells of a disk: what a picture shows of it, in a few KiB."""
+
+AHEAD, EMPTY, DATA = 0, 1, 2
+"""How a cell looks that was sent once at most: not reached, nothing to send, data."""
+
+HEAT = (0.25, 1.0, 4.0)
+"""How many times as much as a cell has was sent again, up to each degree of heat: those look as the numbers from
+`DATA` + 1 on."""
 
 
 class DiskMap:
@@ -48,3 +55,21 @@ class DiskMap:
     def cell_blocks(self, cell: int) -> int:
         """Return how many blocks a cell stands for; the last one may have fewer."""
         return min(self.blocks_per_cell, self.nblocks - cell * self.blocks_per_cell)
+
+    def looks(self, passed_blocks: int) -> Iterator[int]:
+        """Yield how each cell looks, if the bulk phase has passed so many blocks; of two looks the higher one tells
+        more."""
+        size = self.blocks_per_cell
+        for cell, (empty, again) in enumerate(zip(self.empty, self.again, strict=True)):
+            if again:
+                yield DATA + 1 + sum(again > most * self.cell_blocks(cell) * units.MiB for most in HEAT)
+            elif cell * size >= passed_blocks:
+                yield AHEAD
+            else:
+                yield EMPTY if empty >= self.cell_blocks(cell) else DATA
+
+
+def coarser(looks: Sequence[int], most: int) -> list[int]:
+    """Return at most `most` looks for a picture with less room: of those that become one, the highest."""
+    each = -(-len(looks) // most)
+    return [max(looks[first : first + each]) for first in range(0, len(looks), each)] if each > 1 else [*looks]
