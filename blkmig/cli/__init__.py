@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     standard.fill_missing()  # before anything else is opened
     words = list(sys.argv[1:] if argv is None else argv)
-    with signals.handling(_say, is_own_process=argv is None) as heard:
+    with signals.handling(_say, _leave, is_own_process=argv is None) as heard:
         try:
             if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else no exit status of a child could be learned
@@ -39,7 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 128 + signal.SIGINT
 
 
+def _leave(number: int) -> None:
+    """End the process at once; what is drawn on the terminal is removed before."""
+    if shown := sys.modules.get(f"{__name__}.output"):
+        shown.stderr.close()
+    os._exit(number)
+
+
 def _say(text: str) -> None:
-    """Write a message to stderr. It needs no other module and no lock, so it works at any moment."""
+    """Write a message to stderr. It needs no other module, so it works at any moment."""
+    if (shown := sys.modules.get(f"{__name__}.output")) and shown.stderr.interject(f"blkmig: {text}"):
+        return
     with contextlib.suppress(OSError):
         os.write(2, f"blkmig: {text}\n".encode())

@@ -127,12 +127,14 @@ def current() -> Signals:
 
 
 @contextlib.contextmanager
-def handling(say: Callable[[str], None], *, is_own_process: bool) -> Iterator[Signals]:
+def handling(
+    say: Callable[[str], None], leave: Callable[[int], object] = os._exit, *, is_own_process: bool
+) -> Iterator[Signals]:
     """Handle the signals in the body of a ``with``; if the process is the command's own, until the process ends.
 
     Only the main thread can handle signals. In any other one this changes nothing.
     """
-    signals = Signals(say)
+    signals = Signals(say, leave)
     _current.append(signals)
     with contextlib.ExitStack() as undo:
         undo.callback(_current.remove, signals)
