@@ -46,9 +46,10 @@ def add_progress(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what is shown."""
     parser.add_argument(
         "--progress",
-        choices=("auto", "bar", "plain", "json", "none"),
+        choices=("auto", "live", "bar", "plain", "json", "none"),
         default="auto",
-        help="how progress is shown on stderr (default: a bar on a terminal, else lines); json: all of stderr is JSON "
+        help="how progress is shown on stderr (default: on a terminal a live view of all disks, or a bar "
+        "without blkmig[live]; else lines); json: all of stderr is JSON "
         "objects, one a line, as cli/progress.schema.json of the package describes them",
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")

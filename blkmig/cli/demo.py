@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from typing import IO, Any
 
 from .. import children, disk, errors, files, migration, params, stats, units
-from . import arguments, output, progress, signals
+from . import arguments, output, progress, signals, watching
 
 DATA_SHARE = 0.4
 """The part of the demo's disk that holds data; the rest is holes."""
@@ -109,7 +109,9 @@ def migrate(backend: disk.BlockBackend, uri: str, args: argparse.Namespace) -> s
         max_bandwidth=args.max_bandwidth, downtime_limit=args.downtime_limit, writers_after="refuse", timeout=60
     )
     with progress.reporter(args.progress) as report:
-        outgoing = migration.OutgoingMigration([backend], uri, parameters, on_progress=report)
+        watch = watching.Watch()
+        outgoing = migration.OutgoingMigration([backend], uri, parameters, on_progress=watch.joined(report))
+        watch.begin(outgoing)
         with signals.current().cancelling(outgoing.cancel), outgoing:
             outgoing.run()
     return outgoing.stats

@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Progress as a bar, as lines, or as JSON. It never waits for its reader: a line that does not fit is left out."""
+"""Progress as a live view, as a bar, as lines, or as JSON. It never waits for its reader: what does not fit is left
+out."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import os
 import sys
 import threading
 import time
@@ -11,8 +14,8 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
-from .. import stats
-from . import output, wording
+from .. import errors, stats
+from . import live, output, wording
 
 LINE_SECONDS = 1.0
 """The least time between two lines; rounds that end within it share one line."""
@@ -28,24 +31,47 @@ Report = Callable[[stats.Event], None]
 def reporter(kind: str) -> Iterator[Report | None]:
     """Yield a function that shows progress on stderr; None for the kind "none".
 
-    The other kinds are "bar", "plain", "json", and "auto": a bar on a terminal, else plain lines.
+    The other kinds are "live", "bar", "plain", "json", and "auto": on a terminal the live view, or without its library
+    a bar; else plain lines. Raises :class:`~blkmig.errors.ParameterError` for a live view that cannot be had.
     """
     if kind == "auto":
-        kind = "bar" if _is_terminal() else "plain"
+        kind = _best()
     if kind == "none":
         yield None
     elif kind == "json":
         yield lambda event: output.stderr.record(output.to_json(event), patience=0.0)
+    elif kind == "live":
+        _check_live()
+        with output.stderr.unblocked(), live.LiveReporter() as view:
+            yield view
     elif kind == "bar":
-        with BarReporter() as bar:
+        with output.stderr.unblocked(), BarReporter() as bar:
             yield bar
     else:
         yield PlainReporter()
 
 
+def _best() -> str:
+    if not _is_terminal():
+        return "plain"
+    return "live" if _has_rich() else "bar"
+
+
+def _check_live() -> None:
+    if not _is_terminal():
+        raise errors.ParameterError("--progress=live: standard error is no terminal that shows it; say plain or json")
+    if not _has_rich():
+        raise errors.ParameterError("--progress=live: the Python library rich is missing: pip install 'blkmig[live]'")
+
+
+def _has_rich() -> bool:
+    return importlib.util.find_spec("rich") is not None
+
+
 def _is_terminal() -> bool:
+    """Return whether stderr is a terminal on which lines can be drawn again."""
     try:
-        return sys.stderr.isatty()
+        return sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", "unknown")
     except (ValueError, AttributeError):
         return False
 
@@ -111,12 +137,15 @@ class BarReporter:
         self._rounds = RoundLines()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._redraw, name="blkmig-progress", daemon=True)
+        self._is_started = False
         # The last event and when it came. One assignment sets both, so that the thread sees them together.
         self._last: tuple[stats.Progressed | stats.Received, float] | None = None
 
     def __enter__(self) -> Self:
-        """Start drawing."""
-        self._thread.start()
+        """Start drawing; where no thread can be had, events alone draw."""
+        with contextlib.suppress(RuntimeError):
+            self._thread.start()
+            self._is_started = True
         return self
 
     def __exit__(
@@ -124,7 +153,8 @@ class BarReporter:
     ) -> None:
         """Stop drawing, and clear the line."""
         self._ended.set()
-        self._thread.join()
+        if self._is_started:
+            self._thread.join()
         output.stderr.status("")
 
     def __call__(self, event: stats.Event) -> None:

@@ -142,9 +142,7 @@ def run(args: argparse.Namespace) -> int:
         if args.dry_run is not None:
             for backend in disks:
                 displays.check(f"disk {backend.name!r}", backend.files)
-            found = migration.forecast(
-                disks, parameters, seconds=args.dry_run, bandwidth=args.bandwidth, uri=args.uri
-            )
+            found = migration.forecast(disks, parameters, seconds=args.dry_run, bandwidth=args.bandwidth, uri=args.uri)
             print_forecast(found, args)
             return 0
         is_stdout_taken = displays.is_stdout(args.uri)

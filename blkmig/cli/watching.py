@@ -10,9 +10,9 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
-from .. import errors, migration, ownfile, params, stats, units
+from .. import diskmap, errors, migration, ownfile, params, stats, units
 from ..channel import uri as address
-from . import arguments, notify, output
+from . import arguments, live, notify, output
 
 if TYPE_CHECKING:
     from .. import report
@@ -56,6 +56,8 @@ class Watch:
 
     def joined(self, report: Observer | None) -> Observer | None:
         """Return the function that tells all of them, and `report`; None if nobody wants to know."""
+        if isinstance(report, live.LiveReporter):
+            self._followers.append(lambda of: report.follow(of.stats, _maps_of(of)))
         observers = [*self._observers, *([] if report is None else [report])]
         if len(observers) < 2:
             return observers[0] if observers else None
@@ -99,7 +101,7 @@ class Watch:
 
         def follow(of: Migration) -> None:
             recorder.settings = _plain(of.parameters)
-            recorder.follow(of.stats, of.keep_maps() if isinstance(of, migration.OutgoingMigration) else None)
+            recorder.follow(of.stats, _maps_of(of))
 
         self.add(recorder, follow)
         try:
@@ -109,6 +111,10 @@ class Watch:
             raise
         finally:
             _write_report(args.report, recorder)
+
+
+def _maps_of(of: Migration) -> dict[str, diskmap.DiskMap] | None:
+    return of.keep_maps() if isinstance(of, migration.OutgoingMigration) else None
 
 
 def _check_report(path: str, mark: bytes) -> None:

@@ -46,15 +46,10 @@ def clock(seconds: float) -> str:
 def sending(event: stats.Progressed, columns: int | None, *, elapsed: float | None = None) -> str:
     """Return a line about how far the sending end is, `elapsed` seconds after it began (default: as the event says)."""
     is_waiting = event.phase == "waiting"
-    phase = PHASES[event.phase] + (f" {event.round_number}" if event.phase == "dirty" else "")
-    left = "" if event.time_left is None else f"{clock(event.time_left)} to go"
     pause = event.expected_downtime
     return fit(
         [
-            (2, clock(event.elapsed if elapsed is None else elapsed)),
-            (0, phase if is_waiting else f"{phase} {event.percent:.0f} %"),
-            (1, "" if is_waiting else f"{units.format_size(event.remaining)} left"),
-            (3, left),
+            *_how_far(event, event.elapsed if elapsed is None else elapsed),
             (4, "" if is_waiting else speed(event)),
             (5, f"writers {units.format_rate(event.dirty_rate)}" if event.dirty_rate and not is_waiting else ""),
             (7, same(event) if event.phase == "bulk" else ""),
@@ -62,6 +57,22 @@ def sending(event: stats.Progressed, columns: int | None, *, elapsed: float | No
         ],
         columns,
     )
+
+
+def how_far(event: stats.Progressed, columns: int | None, elapsed: float) -> str:
+    """Return the same without its speeds."""
+    return fit(_how_far(event, elapsed), columns)
+
+
+def _how_far(event: stats.Progressed, elapsed: float) -> list[Part]:
+    is_waiting = event.phase == "waiting"
+    phase = PHASES[event.phase] + (f" {event.round_number}" if event.phase == "dirty" else "")
+    return [
+        (2, clock(elapsed)),
+        (0, phase if is_waiting else f"{phase} {event.percent:.0f} %"),
+        (1, "" if is_waiting else f"{units.format_size(event.remaining)} left"),
+        (3, "" if event.time_left is None else f"{clock(event.time_left)} to go"),
+    ]
 
 
 def speed(event: stats.Progressed) -> str:

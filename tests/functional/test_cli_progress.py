@@ -148,8 +148,8 @@ def disk(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("columns", [40, 100])
 def test_a_terminal_shows_no_line_that_wraps(tmp_path: Path, disk: Path, columns: int) -> None:
-    """E10: the bar is the way on a terminal; it is gone when the command has ended."""
-    words = ["send", "--max-bandwidth=60M", "vda=vda.raw", "file:stream"]
+    """E10: the bar is one line; it is gone when the command has ended."""
+    words = ["send", "--progress=bar", "--max-bandwidth=60M", "vda=vda.raw", "file:stream"]
     exit_code, shown = run_on_terminal(words, columns, tmp_path)
     assert exit_code == 0
     pieces = re.split(r"\r\n|\r\x1b\[K", shown)
