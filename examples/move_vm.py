@@ -22,14 +22,14 @@ import contextlib
 import sys
 
 import blkmig
-from blkmig import sources
+from blkmig import qemu
 
 
 def move(qmp_socket: str, disks_uri: str, ram_uri: str) -> blkmig.OutgoingStatistics:
     """Move the VM behind `qmp_socket` and return the figures of its disks."""
     parameters = blkmig.MigrationParameters(switchover="manual", writers_after="refuse")
     with contextlib.ExitStack() as stack:
-        disks = sources.open_disks(f"qemu:{qmp_socket}", switchover="pause-before")
+        disks = qemu.open_qemu(f"qemu:{qmp_socket}", switchover="pause-before")
         for backend in disks:
             stack.enter_context(backend)
         vm = disks[0].session

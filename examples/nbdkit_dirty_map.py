@@ -12,6 +12,8 @@ brings its own Python, so this file needs nothing but the standard library; the 
 blkmig.files.dirtymap.
 """
 
+from __future__ import annotations
+
 import errno
 import mmap
 import os
@@ -24,26 +26,26 @@ API_VERSION = 2
 GRANULARITY = 65536
 MAP_OFFSET = 4096
 
-paths = {}
-disk = None  # file descriptor
+paths: dict[str, pathlib.Path] = {}
+disk = -1  # file descriptor
 size = 0
-dirty = None  # mmap of the map
+dirty: mmap.mmap
 
 
-def config(key, value):
+def config(key: str, value: str) -> None:
     """Take file= and map=."""
     if key not in ("file", "map"):
         raise ValueError(f"unknown parameter {key}: say file=DISK map=MAP")
     paths[key] = pathlib.Path(value).absolute()
 
 
-def config_complete():
+def config_complete() -> None:
     """Refuse to start without them."""
     if set(paths) != {"file", "map"}:
         raise ValueError("say file=DISK map=MAP")
 
 
-def get_ready():
+def get_ready() -> None:
     """Open the disk and make its map, all clean."""
     global disk, size, dirty
     disk = os.open(paths["file"], os.O_RDWR)
@@ -58,43 +60,43 @@ def get_ready():
     new.rename(paths["map"])
 
 
-def mark(offset, count):
+def mark(offset: int, count: int) -> None:
     """Say that a range was written: always after the write, also after one that failed."""
     first, last = offset // GRANULARITY, (offset + count - 1) // GRANULARITY
     dirty[MAP_OFFSET + first : MAP_OFFSET + last + 1] = b"\1" * (last - first + 1)
 
 
-def thread_model():
+def thread_model() -> int:
     """Let nbdkit call from several threads at once; the plugin has no state that changes."""
-    import nbdkit
+    import nbdkit  # type: ignore[import-not-found] # only nbdkit has it
 
-    return nbdkit.THREAD_MODEL_PARALLEL
+    return int(nbdkit.THREAD_MODEL_PARALLEL)
 
 
-def open(readonly):
+def open(readonly: bool) -> int:
     """Begin a client's connection."""
     return 1
 
 
-def get_size(h):
+def get_size(h: int) -> int:
     return size
 
 
-def can_trim(h):
+def can_trim(h: int) -> bool:
     return True
 
 
-def can_zero(h):
+def can_zero(h: int) -> bool:
     return True
 
 
-def can_fua(h):
+def can_fua(h: int) -> int:
     import nbdkit
 
-    return nbdkit.FUA_EMULATE
+    return int(nbdkit.FUA_EMULATE)
 
 
-def pread(h, buf, offset, flags):
+def pread(h: int, buf: bytearray, offset: int, flags: int) -> None:
     view = memoryview(buf)
     while view:
         count = os.preadv(disk, [view], offset)
@@ -103,7 +105,7 @@ def pread(h, buf, offset, flags):
         view, offset = view[count:], offset + count
 
 
-def pwrite(h, buf, offset, flags):
+def pwrite(h: int, buf: bytes | bytearray, offset: int, flags: int) -> None:
     view = memoryview(buf)
     try:
         done = 0
@@ -113,25 +115,25 @@ def pwrite(h, buf, offset, flags):
         mark(offset, len(view))
 
 
-def zero(h, count, offset, flags):
+def zero(h: int, count: int, offset: int, flags: int) -> None:
     pwrite_zeros(count, offset)
 
 
-def trim(h, count, offset, flags):
+def trim(h: int, count: int, offset: int, flags: int) -> None:
     pwrite_zeros(count, offset)
 
 
-def pwrite_zeros(count, offset):
+def pwrite_zeros(count: int, offset: int) -> None:
     """Write zeros. A real server would punch a hole; the map does not care how."""
     for start in range(offset, offset + count, 1 << 20):
         pwrite(1, bytes(min(1 << 20, offset + count - start)), start, 0)
 
 
-def flush(h, flags):
+def flush(h: int, flags: int) -> None:
     os.fdatasync(disk)
 
 
-def control(command, path):
+def control(command: str, path: str) -> None:
     """Tell the pause filter at the socket `path` to pause (``p``) or to resume (``r``), and wait until it has."""
     with socket.socket(socket.AF_UNIX) as pause:
         pause.connect(path)

@@ -29,6 +29,7 @@ FLOORS = {
     "aside": 1,
     "children": 1,
     "credentials": 1,
+    "deprecation": 1,
     "forks": 1,
     "gates": 1,
     "ownfile": 1,
