@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Downtime and total time of moving a disk under a steady writer, against ``blockdev-mirror`` to an NBD target.
 
-The wall time of this comparison is the downtime: from the writer's last acknowledged write until the target is usable.
+The wall time of this comparison is the downtime, from the moment when the writer was cut off until the target is
+usable.
 """
 
 import dataclasses

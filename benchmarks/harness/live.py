@@ -2,8 +2,8 @@
 """Move a disk of a storage daemon while it is being written, and see how long the writer has to stand still.
 
 Both sides get the same daemon, the same writer (writer.py, through a writable export) and the same kind of target. The
-*downtime* counts from the last write that was acknowledged to the writer until the target is usable: the same clock for
-everybody, and nobody's own word.
+*downtime* counts from the moment when the writer was cut off until the target is usable: the same clock for everybody,
+and nobody's own word.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def measure(
         total = end - start
         rate = writer["writes"] * load.chunk / (writer["last"] - live.writes_since)
     return {
-        "wall": max(end - writer["last"], 1e-6),
+        "wall": max(end - writer["held"], 1e-6),
         "total": total - (SETTLE if run is run_mirror else 0),
         "rate": rate,
         "written": rate * total,
