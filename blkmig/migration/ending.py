@@ -4,7 +4,7 @@
 ::
 
     a copy    last blocks ─ check ─ RELEASE ─ END n ─ READY n ─ COMMIT n ─ DONE n ─ the stream's end
-    a move    last blocks ─ check ─ END n, note, READY n ─ check ─ COMMIT n ─ DONE n ─ REFUSE ─ the stream's end
+    a move    last blocks ─ END n, note, READY n ─ check ─ COMMIT n ─ DONE n ─ the stream's end ─ REFUSE
 
     where the target cannot do that, as a QEMU:
     a copy    last blocks ─ check ─ RELEASE ─ the stream's end ─ the target's word
@@ -81,14 +81,16 @@ class Ending:
         else:
             self._end_a_copy(held)
 
-    def flush_ahead(self) -> None:
+    def flush_ahead(self) -> bool:
         """Have a move's target flush what it has while the writers still run, so that the pause has little to flush.
 
-        Only a section ``blkmig`` can ask for that. Blocks.
+        Only a section ``blkmig`` can ask for that; returns whether it was asked. Blocks.
         """
-        if self._parameters.writers_after == "refuse" and self._block.format == "blkmig":
-            self._questions.begin_barrier(self._savevm)
-            self._questions.end_barrier()
+        if self._parameters.writers_after != "refuse" or self._block.format != "blkmig":
+            return False
+        self._questions.begin_barrier(self._savevm)
+        self._questions.end_barrier()
+        return True
 
     def may_be_complete(self) -> bool:
         """Return whether a target may own the disks, and has not said that it failed; a file uses no disks."""
@@ -145,19 +147,19 @@ class Ending:
         about = self._vmdescription()
         number = self._questions.begin_end(self._savevm, about)
         if kind != savevm.Kind.COPY:
-            self._check_last_round(held)
+            held.leave_note()  # as the note, beside the target's flush
         if kind == savevm.Kind.MOVE:
-            self._note.store(number)  # beside the target's flush
+            self._note.store(number)
         self._questions.end_barrier(has_everything=True)
         if kind != savevm.Kind.COPY:
-            self._check_clean(held)  # again: the flush may have taken its time
+            self._check_last_round(held)  # not before: the flush may have taken its time
             held.begin_commit()
         self.has_begun, self._last = True, (f, f.position)  # before the first byte can leave
         done = self._commit(kind)
+        self._send_the_rest(about)  # first: the target waits for it, and its disks cannot be given back any more
         if kind != savevm.Kind.COPY:
             self._figures.stats.downtime = held.refuse()
         self._figures.stats.notes += [f"at the target: {refusal.text}" for refusal in done.nameless]
-        self._send_the_rest(about)
         if kind == savevm.Kind.COPY and done.nameless:  # of a move the disks are there, and must not be used here
             raise reasons.nameless(done.nameless, self._block.table)
 

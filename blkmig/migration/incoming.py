@@ -280,10 +280,12 @@ class IncomingMigration:
         return devices
 
     def _flush(self, number: int, loader: savevm.LoadVM) -> None:
-        """Bring everything to stable storage, because the source wants to know before it ends its stream."""
+        """Bring all to stable storage before the pause, and let go of what would take time to free in it."""
         if loader.is_awaited:
             safekeeping.make_durable(self._targets, loader, self._check_cancelled)
             loader.way_back.ready(number)
+            for device in self._targets.devices:
+                device.rest()
 
     def _judge(self, stream: savevm.LoadedStream) -> announcement.Announcement:
         self._figures.all_has_come()

@@ -202,7 +202,8 @@ class OutgoingMigration:
         self._figures.forget_fetch()  # nobody knows how long ago the caller iterated
         while True:
             self._rounds.until_ready()
-            self._prove_and_flush_ahead()
+            if self._prove_and_flush_ahead():
+                self._rounds.fetch_anew()
             self._rounds.until_ready()
             self._rounds.shorten_the_pause()
             if self._completing.attempt():
@@ -253,13 +254,15 @@ class OutgoingMigration:
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
-    def _prove_and_flush_ahead(self) -> None:
+    def _prove_and_flush_ahead(self) -> bool:
+        """Return whether the target has flushed, which has taken its time."""
         with self._bounds.saying_why():
             try:
                 self._proving.until_compared()
-                self._ending.flush_ahead()
+                return self._ending.flush_ahead()
             except errors.ChannelError as error:
                 self._session.go_on(error)
+                return False
 
     def _setup(self) -> None:
         """Connect and write everything before the first part."""

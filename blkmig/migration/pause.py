@@ -10,6 +10,9 @@
     a move    holding ─ held ────── begin_end ─ ending ──── end_has_left ─ left ──── refuse ──► over
                             PART, PING, PONG        END, EOF                the target's word
 
+    in four messages    held ─ leave_note ─ held ─ begin_commit ─ left ─ refuse ──► over
+                               END, READY          COMMIT, DONE
+
 What the migration does with an error, with a cancel, and when a bound passes:
 
 =========  ===================================================  ======================================================
@@ -34,7 +37,7 @@ its writers go on, a second interrupt included: the state says so before the byt
 
 Who owns what: the migration thread calls everything but `_bound_passed`, which runs in a thread of the watchdog. The
 state changes under the lock, and whoever changes it to an end lets the writers go. Under the lock the migration thread
-waits for nothing, except in `begin_end`, where a disk may leave a note somewhere.
+waits for nothing, except in `leave_note`, where a disk may leave a note somewhere.
 """
 
 from __future__ import annotations
@@ -153,20 +156,25 @@ class Pause:
 
     def begin_end(self, *, moves: bool) -> None:
         """Take note that what follows cannot be taken back: the end of the stream. Raises GivenUp."""
+        if moves:
+            self.leave_note()
+        self._change("ending")
+
+    def leave_note(self) -> None:
+        """Have the disks leave their notes that the target may own them soon, while there is time for it: before
+        `begin_commit`. Whoever lets the writers go on removes them. Raises GivenUp."""
         with self._lock:
             self.check()
-            if moves:
-                for backend in self._disks:  # each of them, whatever the first one says
-                    self._may_be_owned |= backend.about_to_move()
-            self._state = "ending"
+            for backend in self._disks:  # each of them, whatever the first one says
+                self._may_be_owned |= backend.about_to_move()
 
     def begin_commit(self) -> None:
-        """Take note that COMMIT is about to leave, which cannot be taken back. Raises GivenUp.
+        """Take note that COMMIT is about to leave, which cannot be taken back; after `leave_note`. Raises GivenUp.
 
         Whoever has the lock decides: either the bound has passed and COMMIT never leaves, or it leaves and the bound of
         a move counts no more. The bound of a VM, which its QEMU hands over after DONE, counts on.
         """
-        self.begin_end(moves=True)
+        self._change("ending")
         if self._may_be_owned:
             self.end_has_left()
 

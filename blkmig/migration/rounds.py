@@ -3,9 +3,9 @@
 
 ::
 
-    until_ready ─ flush ahead ─ until_ready ─ send_this_one ─► the pause ─ given up ─► finish_this_one ─┐
-        ▲                                                                                               │
-        └───────────────────────────────────────────────────────────────────────────────────────────────┘
+    until_ready ─ flush ahead ─ fetch_anew ─ until_ready ─ send_this_one ─► the pause ─ given up ─► finish_this_one ─┐
+        ▲                                                                                                            │
+        └────────────────────────────────────────────────────────────────────────────────────────────────────────────┘
 
 `convergence` decides when it is time; here sections are sent and rounds are counted. Migration thread only.
 """
@@ -93,6 +93,15 @@ class Rounds:
             self._figures.notify(stats.RoundEnded(self._figures.elapsed(), ended, pending, threshold))
         self._figures.begin_round(self._block.blk_mig.round_dirty_bytes)
 
+    def fetch_anew(self) -> None:
+        """Send what this round has, and begin the next one, after something has taken its time. Blocks.
+
+        This round was fetched before that. What was written since would all be left to the pause, also what
+        `shorten_the_pause` could send.
+        """
+        if not self._convergence.switchover_requested:
+            self.finish_this_one()
+
     def shorten_the_pause(self) -> None:
         """Send what this round has while the writers run, if little is left; the pause then sends the next one only.
 
@@ -115,7 +124,7 @@ class Rounds:
         self._block.blk_mig.is_last_round = False
 
     def finish_this_one(self) -> None:
-        """Send the part of the last round that the pause, which was given up, has left."""
+        """Send what is left of this round, also where a pause that was given up has sent a part; begin the next."""
         number = self._block.blk_mig.round_number
         while self._block.blk_mig.round_number == number:
             self.iterate()

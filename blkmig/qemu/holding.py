@@ -64,9 +64,18 @@ class Holding:
             self._throttles.look()
         elif self._is_synced:
             self._check_quiet()
+            self._sync.ask_for_quiet()
         else:
             self._sync.fetch_the_last()
             self._is_synced = True
+
+    def about_to_move(self) -> bool:
+        """Mark that the target may own the disks soon, as `Writers.about_to_move`; whether nobody has written is what
+        QEMU will be asked next."""
+        moves = self._writers.about_to_move()
+        if self._held and self._is_synced:
+            self._sync.ask_for_quiet()
+        return moves
 
     def _check_quiet(self) -> None:
         self._writers.check_nobody_writes(self._sync.check_quiet())

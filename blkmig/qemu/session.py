@@ -191,7 +191,7 @@ class QemuSession:
     def about_to_move(self) -> bool:
         """Mark that the target may own the disks soon; False if it can use them only after the writers are released."""
         with self._locked():
-            return self._the_writers.about_to_move()
+            return self._holding.about_to_move()
 
     def leave_in_doubt(self, number: int) -> None:
         """Leave the writers of all disks held for good, with the marks that tell `cleanup` why."""

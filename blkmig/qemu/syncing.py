@@ -101,8 +101,6 @@ class DirtySync:
                 await_bitmaps()
                 again = self._start_ahead(ahead)
             self._qmp.let_run()
-            if not self._recorded and not self._idle:  # else more commands follow, and would let it run too early
-                self._ask_for_quiet()
             again()
 
         return finish
@@ -114,7 +112,8 @@ class DirtySync:
             self._counts = self._watch.ask(exports=False)
         return await_bitmaps
 
-    def _ask_for_quiet(self) -> None:
+    def ask_for_quiet(self) -> None:
+        """Have QEMU read the question of the next `check_quiet`. Any other command would let it run too early."""
         self._quiet = self._qmp.withhold(), self._watch.ask(exports=False)
 
     def fetch_the_last(self) -> None:
@@ -131,8 +130,6 @@ class DirtySync:
         for mine in self._tracking:
             if mine.active:
                 mine.list_older()
-        if self._quiet is None:
-            self._ask_for_quiet()
 
     def _step_idle(self, facts: graph.BlockGraph) -> None:
         """Give new bitmaps to those idle disks that were written meanwhile; `facts` is a graph from after the hold."""

@@ -57,6 +57,56 @@ def test_the_pause_ends_before_the_target_reads_anything_back(
     assert receiver.result().disks["d"].verified
 
 
+class SlowToFlush(blkmig.MemoryBackend):
+    """A target under whose first flush its source is written."""
+
+    def __init__(self, source: blkmig.MemoryBackend) -> None:
+        self.contents = bytearray(4 * MIB)
+        super().__init__(self.contents, name="d")
+        self.source: blkmig.MemoryBackend | None = source
+
+    def flush(self) -> None:
+        super().flush()
+        source, self.source = self.source, None
+        if source is not None:
+            source.pwrite(b"w" * 4096, MIB)
+
+
+class Ordered(blkmig.MemoryBackend):
+    """A source whose pause is looked at."""
+
+    def __init__(self) -> None:
+        self.contents = bytearray(b"x" * 4 * MIB)
+        super().__init__(self.contents, name="d")
+        self.target = SlowToFlush(self)
+        self.receiver: lab.Receiver | None = None
+        self.said: list[str] = []
+
+    def hold_writers(self) -> None:
+        assert self.target.source is None
+        super().hold_writers()
+        self.said.append("held, nothing left" if self.trackers[0].bits.count() == 0 else "held, and dirty")
+
+    def about_to_move(self) -> bool:
+        self.said.append("noted")
+        return super().about_to_move()
+
+    def release_writers(self, *, refuse: bool = False) -> None:
+        assert self.receiver is not None
+        self.receiver.result()  # which is there while the writers are still to be refused
+        self.said.append("refused")
+        super().release_writers(refuse=refuse)
+
+
+def test_a_move_keeps_out_of_its_pause_what_does_not_belong_there(tmp_path: Path) -> None:
+    """What was written while the target flushed is sent before the pause; the target goes before the writers do."""
+    source = Ordered()
+    source.receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": source.target})
+    assert blkmig.send([source], source.receiver.uri, writers_after="refuse").status == "completed"
+    assert source.said == ["held, nothing left", "noted", "refused"]
+    assert source.target.contents == source.contents
+
+
 class Recorded:
     """What the description of a stream says, kept on its way to the loader."""
 

@@ -80,10 +80,10 @@ def test_a_write_after_the_question_was_read_is_noticed(
     gates: list[qmp.Gate] = []
     withhold = qmp.QmpConnection.withhold
     with opened(daemon) as [disk]:
-        open_a_late_export(disk, is_fetched=False)
+        open_a_late_export(disk)
         with monkeypatch.context() as noted:
             noted.setattr(qmp.QmpConnection, "withhold", lambda session: gates.append(withhold(session)) or gates[-1])
-            disk.sync_dirty()
+            assert disk.about_to_move()
         assert write(daemon, "write 0 512", "late")
         assert gates[-1].is_shut
         with pytest.raises(errors.DeviceError, match="was written while its writers were held"):
