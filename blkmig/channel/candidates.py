@@ -75,8 +75,12 @@ class Candidate:
         logger.warning("a connection from %s was closed: %s", self.name, why)
         self.is_refused, self.progress = True, -1
         self.deadline = time.monotonic() + REFUSED_SECONDS
+        self.say_no()
         with contextlib.suppress(OSError):
             self.socket.shutdown(socket.SHUT_WR)
+
+    def say_no(self) -> None:
+        """Send what a connection is told that is refused."""
 
     def read_on(self) -> bool:
         """Drop what came after a refusal; False at the end."""

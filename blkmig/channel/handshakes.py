@@ -66,11 +66,10 @@ class SecuredCandidate(candidates.Candidate):
         """Return the stream. Raises OSError, with everything closed."""
         return secured.transport(connection, self._session)
 
-    def refuse(self, why: str) -> None:
-        """Refuse it with the alert that OpenSSL has made, or with the one for who does not speak TLS."""
+    def say_no(self) -> None:
+        """Send the alert that OpenSSL has made, or the one for who does not speak TLS."""
         with contextlib.suppress(OSError):
             if self._session.has_unsent:
                 self._session.flush()
             elif not self._session.speaks_tls:
                 self.socket.send(session.REFUSAL)
-        super().refuse(why)
