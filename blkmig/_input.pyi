@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+from collections.abc import Callable
 from typing import final
 
 from ._core import BlockBuffer
@@ -19,6 +20,7 @@ class InputBuffer:
         linger_seconds: float = 0.0,
         least_useful: int = 1,
         most_chatter: int = 0,
+        unseal: Callable[[memoryview, bool], int | None] | None = None,
     ) -> None: ...
     def set_idle_timeout(self, seconds: float, first: float, /) -> None: ...
     def payload_came(self, /) -> None: ...

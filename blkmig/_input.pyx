@@ -28,6 +28,7 @@ from .c.stream cimport stream, stream_check, stream_init
 from .c.stream_read cimport (
     pipes_take, stream_consume, stream_need, stream_skip, stream_skip_words, stream_take, stream_unpeek, stream_unstage,
 )
+from .c.stream_seal cimport stream_unseal
 
 
 cdef extern from "c/index.h":
@@ -48,15 +49,20 @@ cdef class InputBuffer:
     (SO_RCVLOWAT). `linger_nbytes` of a next payload are given `linger_seconds` to arrive before they are waited for. A
     peer that sends less payload than `least_useful` in an idle time is idle, and one that sends more than
     `most_chatter` without any (0: as much as it likes) is cut off: see set_idle_timeout.
+
+    What comes sealed, as by TLS, is opened by `unseal(room, many)`. It reads `fd` itself, without waiting, and fills the
+    memoryview `room` with as many records as fit, or with one. It returns the bytes, 0 at the end of the stream, and
+    None if nothing has come. The memory of `room` is valid during the call alone.
     """
 
     cdef stream s
+    cdef object opener              # `unseal`, which the stream has a pointer to
     cdef bint expects               # payloads are pages on their way here, and may stay pages
 
     def __cinit__(
         self, int fd, Py_ssize_t capacity=65536, /, *, int wake_fd=-1, bytes begun=b"", uint16_t read_ahead=512,
         uint32_t most_lowat=0, uint32_t linger_nbytes=0, double linger_seconds=0.0, uint32_t least_useful=1,
-        uint32_t most_chatter=0
+        uint32_t most_chatter=0, unseal=None
     ):
         stream_init(&self.s, fd, capacity, wake_fd)
         if not 0 <= linger_seconds < 1:
@@ -69,6 +75,9 @@ cdef class InputBuffer:
         self.s.linger.tv_nsec = <long>(linger_seconds * 1e9)
         self.s.least_useful = least_useful
         self.s.most_chatter = most_chatter
+        self.opener = unseal
+        if unseal is not None:
+            self.s.owner, self.s.unseal = <void*>unseal, stream_unseal
         if len(begun) > capacity:
             raise ValueError(f"{len(begun)} bytes do not fit a staging buffer of {capacity}")
         memcpy(self.s.staging, PyBytes_AS_STRING(begun), len(begun))
@@ -181,7 +190,7 @@ cdef class InputBuffer:
 
         With `naps` what has not come is looked for again after `linger_seconds`, without being seen to wait for it.
         """
-        self.expects = self.s.takes_pages
+        self.expects = self.s.takes_pages and self.s.unseal == NULL
         self.s.naps = naps
 
     def get_block(self, BlockBuffer blk not None, /):

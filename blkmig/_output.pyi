@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
+from collections.abc import Callable
 from typing import final
 
 from typing_extensions import Buffer
@@ -13,7 +14,14 @@ def reset_connection(fd: int, /) -> None: ...
 @final
 class OutputBuffer:
     def __init__(
-        self, fd: int, capacity: int = 65536, /, *, wake_fd: int = -1, queue_fd: int = -1, least_useful: int = 1
+        self,
+        fd: int,
+        capacity: int = 65536,
+        /,
+        *,
+        wake_fd: int = -1,
+        least_useful: int = 1,
+        seal: Callable[[memoryview], bytes] | None = None,
     ) -> None: ...
     @property
     def position(self) -> int: ...

@@ -26,6 +26,7 @@ from .c.frame cimport (
     frame_zero_records,
 )
 from .c.stream cimport io_seconds, stream, stream_break, stream_check, stream_init
+from .c.stream_seal cimport stream_seal
 from .c.stream_send cimport STREAM_COPIES, STREAM_GIVES, stream_send, stream_staged
 
 
@@ -58,20 +59,23 @@ cdef class OutputBuffer:
 
     A wait for the other side ends with OSError(ECANCELED) when `wake_fd` becomes readable; to be woken in a pipe, `fd`
     must be non-blocking. A broken peer is EPIPE, never SIGPIPE. After an error the stream is dead. A peer that takes
-    less than `least_useful` bytes in an idle time is idle: see set_idle_timeout. What it takes shows at `queue_fd`, the
-    socket that leads to it, if others move the bytes from `fd` to there.
+    less than `least_useful` bytes in an idle time is idle: see set_idle_timeout.
+
+    With `seal`, as for TLS, what leaves is what `seal(view)` returns, bytes, for at most 256 KiB of what was put. The
+    memory of `view` is valid during the call alone.
     """
 
     cdef stream s
     cdef bint shares
+    cdef object seal
 
     def __cinit__(
-        self, int fd, Py_ssize_t capacity=65536, /, *, int wake_fd=-1, int queue_fd=-1, uint32_t least_useful=1
+        self, int fd, Py_ssize_t capacity=65536, /, *, int wake_fd=-1, uint32_t least_useful=1, seal=None
     ):
         stream_init(&self.s, fd, capacity, wake_fd)
-        if queue_fd >= 0:
-            self.s.queue_fd = queue_fd
         self.s.least_useful = least_useful
+        self.s.takes_pages = self.s.takes_pages and seal is None
+        self.seal = seal
 
     def __dealloc__(self):
         free(self.s.staging)
@@ -255,11 +259,25 @@ cdef class OutputBuffer:
         self.s.busy = True
         try:
             self.s.position += n
-            return self.send_all(p, n, blk, offset)
+            if self.seal is None:
+                return self.send_all(p, n, blk, offset)
+            if blk is not None:         # nobody but the kernel touches a mapping
+                self.take_back(blk)
+                p = blk.own + offset
+            return stream_seal(&self.s, self.seal, p, n)
         finally:
             self.s.busy = False
             if blk is not None:
                 blk.busy = blk.sending = False
+
+    cdef int take_back(self, BlockBuffer blk) except -1:
+        # The file may be truncated, or cannot be read there: pread() tells.
+        try:
+            return take_block_back(blk)
+        except OSError as failure:
+            unreadable = PayloadError(failure.errno, failure.strerror)
+            unreadable.offset = blk.offset
+            raise unreadable from failure
 
     cdef int send_all(self, const uint8_t* p, size_t n, BlockBuffer blk, size_t offset) except -1:
         cdef size_t left = n
@@ -279,9 +297,4 @@ cdef class OutputBuffer:
                 return 0
             if not mapped:
                 return io_fail(error)
-            try:
-                take_block_back(blk)         # the file was truncated, or cannot be read there: pread() tells
-            except OSError as failure:
-                unreadable = PayloadError(failure.errno, failure.strerror)
-                unreadable.offset = blk.offset
-                raise unreadable from failure
+            self.take_back(blk)

@@ -32,13 +32,16 @@
 
 enum { STREAM_CAPACITY_MIN = 512 };     /* holds any record's head */
 
+enum { STREAM_NOTHING = -2 };           /* nothing has come that can be opened: wait for the fd */
+
+enum { STREAM_SEAL_NBYTES = 1 << 15 };  /* more than what a record that has come in part may lack */
+
 enum stream_kind { STREAM_SOCKET, STREAM_PIPE, STREAM_FILE };
 
 struct stream {
     int busy;                           /* a thread is in it without the GIL; under the GIL */
     unsigned born;                      /* in which process: see fork.h */
     int fd, wake_fd, kind, takes_pages, is_fifo;
-    int queue_fd;                       /* what leads to the peer: fd, or a socket that others fill from fd */
     uint8_t *staging;
     size_t capacity, head, tail;
     uint64_t position, flushed;
@@ -52,6 +55,11 @@ struct stream {
     double idle, first;                 /* seconds without payload, and those until the first byte; 0: for ever */
     uint64_t least_useful;              /* bytes; less payload than this in an idle time counts as none */
     uint64_t most_chatter;              /* bytes; more than this without any payload is too much; 0: nothing is */
+
+    /* Where what comes out of the fd is sealed, as by TLS: who opens it, up to n bytes to p, as `many` records as fit, or one.
+     * Returns the bytes, 0 at the end, -1 with an exception, or STREAM_NOTHING. Needs no GIL. */
+    ssize_t (*unseal)(void *owner, uint8_t *p, size_t n, int many);
+    void *owner;
 
     /* Reading. */
     size_t lowat;                       /* SO_RCVLOWAT as it is now */
@@ -78,7 +86,7 @@ static int stream_init(struct stream *s, int fd, Py_ssize_t capacity, int wake_f
                      STREAM_CAPACITY_MIN, capacity);
         return -1;
     }
-    *s = (struct stream){.fd = fd, .wake_fd = wake_fd, .queue_fd = fd, .capacity = capacity, .born = fork_count,
+    *s = (struct stream){.fd = fd, .wake_fd = wake_fd, .capacity = capacity, .born = fork_count,
                          .staging = malloc(capacity), .lowat = 1, .least_useful = 1, .queued = -1};
     s->kind = S_ISREG(st.st_mode) || S_ISBLK(st.st_mode) ? STREAM_FILE : STREAM_PIPE;
     if (S_ISSOCK(st.st_mode))
@@ -114,15 +122,14 @@ static int stream_renew(struct stream *s)
     return 1;
 }
 
-/* The same for what a socket has of ours: a large buffer takes nothing for minutes while a slow link empties it. Where
- * others fill it, it grows, too, when the peer has made room. */
+/* The same for what a socket has of ours: a large buffer takes nothing for minutes while a slow link empties it. */
 static void stream_look_at_queue(struct stream *s)
 {
     int queued = 0;
 
-    if (s->kind != STREAM_SOCKET || ioctl(s->queue_fd, SIOCOUTQ, &queued) < 0)
+    if (s->kind != STREAM_SOCKET || ioctl(s->fd, SIOCOUTQ, &queued) < 0)
         return;
-    if (s->queued >= 0 && abs(s->queued - queued) >= (int)s->least_useful)
+    if (s->queued >= 0 && s->queued - queued >= (int)s->least_useful)
         s->waited = 0;
     if (s->queued < 0 || s->waited == 0)
         s->queued = queued;

@@ -16,7 +16,8 @@ cdef extern from "c/stream.h":
         size_t read_ahead, most_lowat, linger_nbytes
         timespec linger
         bint takes_pages, is_fifo, peeks, naps
-        int queue_fd
+        Py_ssize_t (*unseal)(void* owner, uint8_t* p, size_t n, int many) except -1 nogil
+        void* owner
         double idle, first
         uint64_t useful, least_useful, most_chatter
     int stream_init(stream*, int fd, Py_ssize_t capacity, int wake_fd) except -1

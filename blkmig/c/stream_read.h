@@ -51,8 +51,11 @@ static inline void stream_consume(struct stream *s, size_t n)
 /* Let waits for a TCP socket end when n bytes have come, or the end: waking up for less costs both sides time. */
 static void stream_lowat(struct stream *s, size_t n)
 {
-    int lowat = n < s->most_lowat ? n : s->most_lowat;
+    int lowat;
 
+    if (s->unseal)                      /* a part of what is missing may have come, and wait for the rest of its record */
+        n = n > STREAM_SEAL_NBYTES ? n - STREAM_SEAL_NBYTES : 1;
+    lowat = n < s->most_lowat ? n : s->most_lowat;
     if (s->most_lowat && s->lowat != (size_t)lowat
         && setsockopt(s->fd, SOL_SOCKET, SO_RCVLOWAT, &lowat, sizeof(lowat)) == 0)
         s->lowat = lowat;
@@ -96,11 +99,27 @@ static int stream_wait_input(struct stream *s)
     return stream_wait(s, POLLIN);
 }
 
+/* The bytes that one call gets, to p or, if n is 0, behind what is staged; -1 with errno, -2 if it raised an exception. */
+static ssize_t stream_get(struct stream *s, struct iovec iov[2], int peeks)
+{
+    struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 2};
+    int many = iov[0].iov_len > 0;
+    ssize_t got;
+
+    if (s->unseal) {
+        got = s->unseal(s->owner, iov[!many].iov_base, iov[!many].iov_len, many);
+        errno = EAGAIN;
+        return got == STREAM_NOTHING ? -1 : got == -1 ? -2 : got;
+    }
+    if (s->kind != STREAM_SOCKET)
+        return readv(s->fd, iov, 2);
+    return recvmsg(s->fd, &msg, MSG_DONTWAIT | (peeks ? MSG_PEEK : 0));
+}
+
 /* Read once: up to n bytes to p, and then up to `room` behind what is staged. Returns the bytes at p. */
 static ssize_t stream_read(struct stream *s, uint8_t *p, size_t n, size_t room)
 {
     struct iovec iov[2] = {{p, n}, {s->staging + s->tail, room}};
-    struct msghdr msg = {.msg_iov = iov, .msg_iovlen = 2};
     int peeks = s->peeks && s->most_lowat && n == 0, ready;
     ssize_t got;
 
@@ -114,11 +133,10 @@ static ssize_t stream_read(struct stream *s, uint8_t *p, size_t n, size_t room)
             if (ready < 0)
                 return -1;
         }
-        got = s->kind != STREAM_SOCKET ? readv(s->fd, iov, 2)
-                                       : recvmsg(s->fd, &msg, MSG_DONTWAIT | (peeks ? MSG_PEEK : 0));
+        got = stream_get(s, iov, peeks);
         if (got >= 0)
             break;
-        if ((errno == EAGAIN ? stream_wait_input(s) : io_again()) < 0)
+        if (got == -2 || (errno == EAGAIN ? stream_wait_input(s) : io_again()) < 0)
             return -1;
     }
     if (got == 0)

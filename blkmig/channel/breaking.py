@@ -9,8 +9,10 @@ import socket
 import threading
 import time
 import weakref
+from collections.abc import Callable
 
 PIECE = 1 << 18
+
 
 class Breaker:
     """Ends what a thread is blocked in at a socket, from any other thread: the socket is at its end from then on.
@@ -18,8 +20,9 @@ class Breaker:
     It has a descriptor of its own, so that it never touches one that was closed, and belongs to something else by now.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, last_words: Callable[[bytes], bytes]) -> None:
         self._socket = sock
+        self._last_words = last_words  # makes of a message what is to be sent for it
         self._lock = threading.Lock()  # held while it is used or closed
         _alive.add(self)
 
@@ -39,7 +42,7 @@ class Breaker:
         """
         end = time.monotonic() + seconds
         with self._lock, contextlib.suppress(OSError):
-            self._socket.send(data)
+            self._socket.send(self._last_words(data))
             self._socket.shutdown(socket.SHUT_WR)
             while (left := end - time.monotonic()) > 0:
                 self._socket.settimeout(left)

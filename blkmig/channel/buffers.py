@@ -7,7 +7,14 @@ time that a side is woken for less than a block costs both sides.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 from .. import _input, _output
+
+Seal: TypeAlias = Callable[[memoryview], bytes]
+Unseal: TypeAlias = Callable[[memoryview, bool], int | None]
+"""What encrypts, and what decrypts: see ``_output.OutputBuffer`` and ``_input.InputBuffer``."""
 
 STAGING_NBYTES = 1 << 16
 """What is small waits here, for company on its way out and for its reader on the way in."""
@@ -34,15 +41,24 @@ TCP_LINGER_SECONDS = 0.0002
 lost once a block."""
 
 
-def open_output(fd: int, *, wake_fd: int = -1, queue_fd: int = -1) -> _output.OutputBuffer:
-    """Return the staging buffer of what is sent to `fd`, and leaves by way of `queue_fd` if that is another one."""
-    return _output.OutputBuffer(fd, STAGING_NBYTES, wake_fd=wake_fd, queue_fd=queue_fd, least_useful=LEAST_USEFUL)
+def open_output(fd: int, *, wake_fd: int = -1, seal: Seal | None = None) -> _output.OutputBuffer:
+    """Return the staging buffer of what is sent to `fd`, encrypted by `seal` if there is one."""
+    return _output.OutputBuffer(fd, STAGING_NBYTES, wake_fd=wake_fd, least_useful=LEAST_USEFUL, seal=seal)
 
 
 def open_input(
-    fd: int, *, is_tcp: bool, wake_fd: int = -1, begun: bytes = b"", capacity: int = STAGING_NBYTES
+    fd: int,
+    *,
+    is_tcp: bool,
+    wake_fd: int = -1,
+    begun: bytes = b"",
+    capacity: int = STAGING_NBYTES,
+    unseal: Unseal | None = None,
 ) -> _input.InputBuffer:
-    """Return the staging buffer of what is received from `fd`, of which `begun` has been read."""
+    """Return the staging buffer of what is received from `fd`, of which `begun` has been read.
+
+    It is received, and decrypted, by `unseal` if there is one.
+    """
     return _input.InputBuffer(
         fd,
         capacity,
@@ -54,6 +70,7 @@ def open_input(
         linger_seconds=TCP_LINGER_SECONDS if is_tcp else 0.0,
         least_useful=LEAST_USEFUL,
         most_chatter=MOST_CHATTER,
+        unseal=unseal,
     )
 
 

@@ -15,7 +15,7 @@ import socket
 import ssl
 import time
 
-from . import candidates, link, secured, session, tls, uri
+from . import candidates, link, records, secured, session, tls, uri
 
 
 class SecuredCandidate(candidates.Candidate):
@@ -64,7 +64,7 @@ class SecuredCandidate(candidates.Candidate):
 
     def transport(self, connection: link.Link) -> link.Transport:
         """Return the stream. Raises OSError, with everything closed."""
-        return secured.transport(connection, self._session)
+        return secured.SecuredTransport(connection, self.socket, records.Records(self._session))
 
     def say_no(self) -> None:
         """Send the alert that OpenSSL has made, or the one for who does not speak TLS."""

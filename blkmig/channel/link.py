@@ -29,6 +29,7 @@ import weakref
 from typing import Any
 
 from .. import _output, children, errors
+from . import buffers
 
 CHILD_GRACE_SECONDS = 1.0
 """How long a command may take to end by itself when its channel is aborted, or to explain a broken pipe."""
@@ -159,10 +160,14 @@ class Transport:
 
     def is_local(self) -> bool:
         """Return whether this is a pipe or a connection within this machine; not one to a command."""
-        return self.child is None and (self.peer_socket is None or is_local(self.peer_socket))
+        return self.child is None and (self.socket is None or is_local(self.socket))
 
     is_sealed = False
     """Whether a bit that changes on the way breaks the link, as with TLS."""
+
+    seal: buffers.Seal | None = None
+    unseal: buffers.Unseal | None = None
+    """What encrypts what leaves, and what receives and decrypts what comes, where it does not pass as it is."""
 
     takes_pages = True
     """Whether pages may pass through the descriptor instead of copies, where it is one that can."""
@@ -227,13 +232,16 @@ class Transport:
         """Return what is to be said of an end that came too early."""
         return ""
 
-    @property
-    def peer_socket(self) -> socket.socket | None:
-        """Return the socket that leads to the peer, None where there is none."""
-        return self.socket
+    def say_goodbye(self, patience: float) -> None:
+        """Send what is said at the end, unless the peer takes nothing for `patience` seconds; 0 is for ever."""
 
-    def await_sent(self, patience: float) -> None:
-        """After `finish_sending`, wait until the system has everything, as it has where nobody is in between."""
+    def last_words(self, data: bytes) -> bytes:
+        """Return what is to be sent for `data`, behind which nothing follows. Raises OSError."""
+        return data
+
+    def wait_readable(self, seconds: float) -> bool:
+        """Return whether a byte or the end is there, or comes within `seconds`; raises Cancelled."""
+        return self.link.wait(seconds, self.fd)
 
     def forget(self) -> None:
         """Give up what this process has of the channel, because it is a forked child and not the channel's owner."""
@@ -288,11 +296,3 @@ def is_local(sock: socket.socket) -> bool:
     with contextlib.suppress(OSError):
         return bool(sock.getsockname()[0] == sock.getpeername()[0])
     return False
-
-
-def describe_status(status: int) -> str:
-    """Return how a command ended, for a person."""
-    if status < 0:
-        return f"the command was ended by signal {-status}"
-    hint = {126: ", it cannot be run", 127: ", it was not found"}.get(status, "")
-    return f"the command ended with exit status {status}{hint}"

@@ -84,7 +84,7 @@ class InputQEMUFile(receiving.ReceivingFile):
         """Return what ends this file from any other thread; None for a channel that goes one way."""
         try:
             sock = self._transport.socket
-            return None if sock is None else breaking.Breaker(sock.dup())
+            return None if sock is None else breaking.Breaker(sock.dup(), self._transport.last_words)
         except OSError as error:
             raise errors.ChannelError("opening the link once more", uri=self.uri, cause=error) from error
 

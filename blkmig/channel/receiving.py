@@ -28,7 +28,11 @@ class ReceivingFile(base.QEMUFile):
     def __init__(self, transport: link.Transport, *, begun: bytes = b"") -> None:
         super().__init__(transport)
         self._buffer = buffers.open_input(
-            transport.fd, is_tcp=transport.is_tcp, wake_fd=transport.link.wake_fd, begun=begun
+            transport.fd,
+            is_tcp=transport.is_tcp,
+            wake_fd=transport.link.wake_fd,
+            begun=begun,
+            unseal=transport.unseal,
         )
         if transport.socket is None:
             # What stands in a pipe is pages, whoever has written it: copied into it, and out of it into the target's
@@ -68,10 +72,7 @@ class ReceivingFile(base.QEMUFile):
     @base.transfer
     def get_some(self, nbytes: int) -> bytes:
         """Get 1 to `nbytes` bytes: what has arrived, else what the next read brings; b"" at the end of the stream."""
-        piece = self._buffer.get_some(nbytes)
-        if not piece and (why := self._transport.why_broken()) is not None:
-            raise why
-        return piece
+        return self._buffer.get_some(nbytes)
 
     @base.transfer
     def peek_byte(self) -> int:
@@ -180,7 +181,7 @@ class ReceivingFile(base.QEMUFile):
     def wait_readable(self, timeout: float) -> bool:
         """Return whether a byte or the end of the stream is there, or comes within `timeout` seconds."""
         self._check()
-        return self._buffer.staged > 0 or self._link.wait(timeout, self._transport.fd)
+        return self._buffer.staged > 0 or self._transport.wait_readable(timeout)
 
     def close(self) -> None:
         """Close this direction and wait for an exec: command to finish; ChannelError if it failed.
@@ -198,8 +199,6 @@ class ReceivingFile(base.QEMUFile):
     def _fail(self, error: BaseException) -> None:
         if isinstance(error, EOFError):
             self._link.check()
-            if (broken := self._transport.why_broken()) is not None:
-                self._keep(self._meaning(broken), error)
             why = self.command_words() or self._transport.end_words()
             is_empty = self.position + self._buffer.staged == 0
             how = "is empty, so look at what its sender says" if is_empty else "ends too early"

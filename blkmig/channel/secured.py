@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A stream over TLS: the handshake of who connects, and the transport whose descriptor is an end of the pump's pair."""
+"""A stream over TLS: the handshake of who connects, and the transport whose records compiled code has sealed."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import functools
 import hmac
+import math
+import os
 import select
 import socket
 import ssl
 import time
 
 from .. import errors
-from . import link, pump, session, sockets, tls
+from . import link, records, session, sockets, tls
 
 DOING = "TLS handshake"
 
@@ -21,78 +25,68 @@ CLOSED = "the other end closed the link: it speaks no TLS (then say tcp:), or do
 
 
 class SecuredTransport(link.Transport):
-    """One direction of a stream over TLS. Both have the same pump, and the last one that is closed ends it."""
+    """One direction of a stream over TLS. Both have the same records."""
 
     is_sealed = True
     takes_pages = False
 
-    def __init__(self, connection: link.Link, near: socket.socket, moved_by: pump.Pump, *, is_answer: bool) -> None:
-        super().__init__(connection, near, is_answer=is_answer)
-        self._pump = moved_by
-        self._pump.users += 1
-
-    @property
-    def peer_socket(self) -> socket.socket | None:
-        """Return the socket that leads to the peer."""
-        return self._pump.socket
+    def __init__(
+        self, connection: link.Link, sock: socket.socket, sealed: records.Records, *, is_answer: bool = False
+    ) -> None:
+        super().__init__(connection, sock, is_answer=is_answer)
+        self._sock = sock
+        self._records = sealed
+        self._records.users += 1
+        self.seal, self.unseal = sealed.seal, functools.partial(sealed.unseal, sock)
 
     def other_direction(self) -> link.Transport | None:
         """Return the other direction of the same stream. Raises OSError."""
-        assert self.socket is not None
-        return SecuredTransport(self.link, self.socket.dup(), self._pump, is_answer=True)
+        return SecuredTransport(self.link, self._sock.dup(), self._records, is_answer=True)
 
-    def await_sent(self, patience: float) -> None:
-        """Wait until all of it has left the pump, of which `patience` seconds see something. Raises OSError."""
-        self._pump.await_sent(self.link, patience)
+    def say_goodbye(self, patience: float) -> None:
+        """Send TLS's goodbye. Raises OSError, and Cancelled."""
+        words, queued = memoryview(self._records.goodbye()), math.inf
+        while words:
+            try:
+                words = words[self._sock.send(words) :]
+            except BlockingIOError:
+                if not self.link.wait(patience or None, self.fd, select.POLLOUT):
+                    before, queued = queued, link.unsent_nbytes(self.fd)
+                    if queued >= before:
+                        raise OSError(errno.ETIME, os.strerror(errno.ETIME)) from None
+
+    def last_words(self, data: bytes) -> bytes:
+        """Return what is to be sent for `data`, behind which nothing follows. Raises OSError."""
+        return self._records.seal(memoryview(data)) + self._records.goodbye()
+
+    def wait_readable(self, seconds: float) -> bool:
+        """Return whether something can be got, or can within `seconds`."""
+        end = time.monotonic() + seconds
+        while not self._records.has_come(self._sock):
+            if not self.link.wait(end - time.monotonic(), self.fd):
+                return False
+        return True
 
     def close(self, how: int = socket.SHUT_RDWR) -> None:
-        """Give the descriptors back, and with the last one end the pump."""
-        is_first, self.fd = self.fd >= 0, -1
+        """Give the descriptor back. With the last one, drop what has come and nobody has read."""
+        if self.fd >= 0:
+            self._records.users -= 1
+            if not self._records.users:
+                self._records.drain(self._sock)
         super().close(how)
-        self._pump.users -= is_first
-        if is_first and not self._pump.users:
-            self._pump.join()
-
-    def reset(self) -> None:
-        """Make the peer see that the link broke; never raises."""
-        self._pump.reset()
-
-    def has_left(self) -> bool:
-        """Return whether the peer's machine has everything that was put. Raises OSError if the link broke."""
-        if link.unsent_nbytes(self.fd) or self._pump.is_busy:  # in the order in which bytes pass
-            return False
-        return not self._pump.queued()
 
     def why_broken(self) -> OSError | None:
-        """Return why the link broke."""
-        return self._pump.broken
+        """Return why TLS broke: a peer that does not accept this end says so, and closes the link."""
+        if self.fd >= 0:
+            self._records.has_come(self._sock)
+        return self._records.broken
 
     def end_words(self) -> str:
         """Return what is to be said of an end without TLS's goodbye."""
-        return ": it was cut off, the other end has not said goodbye" if self._pump.is_cut else ""
+        return ": it was cut off, the other end has not said goodbye" if self._records.is_cut else ""
 
 
-def transport(connection: link.Link, secured: session.Session) -> SecuredTransport:
-    """Return the stream over a session whose handshake is over. Raises OSError; the session is closed then."""
-    try:
-        near, far = socket.socketpair()
-    except OSError:
-        sockets.shut_and_close(secured.socket)
-        raise
-    try:
-        for sock in (near, far):
-            sockets.tune(sock)
-            sock.setblocking(False)
-        return SecuredTransport(connection, near, pump.Pump(secured, far), is_answer=False)
-    except BaseException:
-        for sock in (near, far, secured.socket):
-            sockets.shut_and_close(sock)
-        raise
-
-
-def connect(
-    connection: link.Link, sock: socket.socket, trust: tls.Trust, *, deadline: float
-) -> SecuredTransport:
+def connect(connection: link.Link, sock: socket.socket, trust: tls.Trust, *, deadline: float) -> SecuredTransport:
     """Agree on TLS with who is at the other end of `sock`, and return the stream.
 
     Raises ChannelTimeout at the `deadline` of ``time.monotonic``, Cancelled, and ChannelError.
@@ -114,10 +108,7 @@ def connect(
         if isinstance(error, OSError | session.NotSecure):
             raise errors.ChannelError(DOING, uri=connection.uri, cause=_why(error)) from error
         raise
-    try:
-        return transport(connection, secured)
-    except OSError as error:
-        raise errors.ChannelError("opening", uri=connection.uri, cause=error) from error
+    return SecuredTransport(connection, sock, records.Records(secured))
 
 
 def _shake_hands(connection: link.Link, secured: session.Session, deadline: float) -> None:

@@ -7,6 +7,7 @@ two tests of a flag. All puts may block, and drop the GIL while they do.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -34,9 +35,7 @@ class SendingFile(pacing.PacedFile):
 
     def __init__(self, transport: link.Transport, *, limiter: rate.RateLimiter | None = None) -> None:
         super().__init__(transport, limiter=limiter)
-        peer = transport.peer_socket
-        queue_fd = -1 if peer is None else peer.fileno()
-        self._buffer = buffers.open_output(transport.fd, wake_fd=transport.link.wake_fd, queue_fd=queue_fd)
+        self._buffer = buffers.open_output(transport.fd, wake_fd=transport.link.wake_fd, seal=transport.seal)
 
     @property
     def position(self) -> int:
@@ -174,13 +173,13 @@ class SendingFile(pacing.PacedFile):
         """
         self._idle_timeout = seconds
         self._buffer.set_idle_timeout(seconds)
-        if self._transport.peer_socket is not None:
-            sockets.set_user_timeout(self._transport.peer_socket, seconds)
+        if self._transport.socket is not None:
+            sockets.set_user_timeout(self._transport.socket, seconds)
 
     def shorten_queue(self) -> None:
         """Have less wait in the socket from now on, so that what is put last is soon there; see `sockets`."""
-        if self._transport.peer_socket is not None:
-            sockets.shorten_queue(self._transport.peer_socket)
+        if self._transport.socket is not None:
+            sockets.shorten_queue(self._transport.socket)
 
     def _idle_words(self) -> str:
         return f"the other end took nothing for {self._idle_timeout:g} s (--idle-timeout)"
@@ -239,7 +238,6 @@ class SendingFile(pacing.PacedFile):
         try:
             self.flush()
             self._finish_sending()
-            self._await_sent()
             self._close_transport()
             self._wait_for_the_end()
         except BaseException:
@@ -275,16 +273,18 @@ class SendingFile(pacing.PacedFile):
             why = f"the command has all its input, and has not ended for {patience:g} s (10 times --idle-timeout)"
             raise errors.ChannelTimeout("closing", uri=self.uri, cause=why)
 
+    @base.transfer
+    def _say_goodbye(self) -> None:
+        with contextlib.suppress(ConnectionError):  # a peer that has all it wants may have gone
+            self._transport.say_goodbye(self._idle_timeout)
+
     def _finish_sending(self) -> None:
+        self._say_goodbye()
         try:
             self._transport.finish_sending()
         except OSError as error:
             kind = errors.LocalFileError if self._transport.local_file else errors.ChannelError
             raise kind("bringing the stream to the disk", uri=self.uri, cause=error) from error
-
-    @base.transfer
-    def _await_sent(self) -> None:
-        self._transport.await_sent(self._idle_timeout)
 
     def _where(self) -> str:
         return f"{self.doing} at byte {self.transferred}"

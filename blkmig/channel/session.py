@@ -3,11 +3,13 @@
 
 ::
 
-    encrypt ──► OpenSSL ──► bytes to be sent ──► flush ──► socket
-    decrypt ◄── OpenSSL ◄── bytes that came  ◄── take  ◄── socket
+    shake_hands ◄─► OpenSSL ──► bytes to be sent ──► flush ──► socket
+                            ◄── bytes that came  ◄── take  ◄── socket
 
-OpenSSL works on memory, not on the socket: many records leave, and come, in one system call. With `ssl.SSLSocket` each
-record of 16 KiB has calls of its own, one to send it and two to read it: half of the throughput.
+    seal        ──► OpenSSL ──► bytes to be sent                        when the handshake is over, `records` has it,
+    decrypt     ◄── OpenSSL ◄── came                                    and the socket is others'
+
+OpenSSL works on memory, not on the socket: many records leave, and come, in one system call.
 
 One thread at a time: OpenSSL's object must not serve two.
 """
@@ -39,16 +41,11 @@ class Session:
     def __init__(self, context: ssl.SSLContext, sock: socket.socket, *, hostname: str | None) -> None:
         self.socket = sock
         self._came, self._leaving = ssl.MemoryBIO(), ssl.MemoryBIO()
-        self._tls = context.wrap_bio(
-            self._came, self._leaving, server_side=hostname is None, server_hostname=hostname
-        )
+        self._tls = context.wrap_bio(self._came, self._leaving, server_side=hostname is None, server_hostname=hostname)
         self._unsent = memoryview(b"")
         self._error: ssl.SSLError | None = None
         self.speaks_tls = False
         """What came first can be TLS."""
-
-        self.sent = 0
-        """Bytes that the socket took."""
 
         self.is_secure = False
         """The handshake is over: the other end is who it must be, as far as it shows here."""
@@ -67,8 +64,12 @@ class Session:
                 raise NotSecure(f"it speaks no TLS, it starts with {bytes(room[: min(nbytes, 8)]).hex(' ')}: a sender "
                                 "says tls: in its address, as this receiver does")  # fmt: skip
             self.speaks_tls = True
-        self._came.write(room[:nbytes])
+        self.came(room[:nbytes])
         return nbytes > 0
+
+    def came(self, data: memoryview) -> None:
+        """Say what came."""
+        self._came.write(data)
 
     def flush(self) -> bool:
         """Hand what is to be sent to the socket, as far as it takes it; True when nothing is left. Raises OSError."""
@@ -80,7 +81,6 @@ class Session:
             except BlockingIOError:
                 return False
             self._unsent = self._unsent[nbytes:]
-            self.sent += nbytes
         return True
 
     @property
@@ -103,11 +103,21 @@ class Session:
         """Return the SHA-256 of the other end's certificate, whoever signed it."""
         return hashlib.sha256(self._tls.getpeercert(True) or b"").digest()
 
-    def encrypt(self, plain: memoryview) -> None:
-        """Encrypt all of `plain`, to be sent. Raises SSLError."""
+    def seal(self, plain: memoryview) -> bytes:
+        """Return what is to be sent for `plain`, with what OpenSSL has to say by itself. Raises SSLError."""
         done = 0
         while done < len(plain):
             done += self._tls.write(plain[done:])
+        return self._leaving.read()
+
+    @property
+    def replies_nbytes(self) -> int:
+        """Return the length of what OpenSSL has to say by itself."""
+        return self._leaving.pending
+
+    def replies(self) -> bytes:
+        """Return that, as what is to be sent."""
+        return self._leaving.read()
 
     def decrypt(self, room: memoryview) -> int:
         """Decrypt into `room`, of a record at least, what has come, and return how many bytes there are.
@@ -127,9 +137,9 @@ class Session:
         except ssl.SSLZeroReturnError:
             self.has_ended = True
         except ssl.SSLError as error:
+            self._error = error
             if not done:
                 raise
-            self._error = error
         return done
 
     def say_goodbye(self) -> None:

@@ -7,11 +7,12 @@
     yes       yes      no     no
     no        -        -      -
 
-    payload   hashed  files  steady  pages  word  kept
-    own       yes     -      -       -      -     -
-    lent      no      yes    yes     yes    yes   -
-    given     no      -      -       -      -     yes
-    mapped    no      -      -       -      -     -
+    payload   hashed  sealed  files  steady  pages  word  kept
+    own       yes     -       -      -       -      -     -
+    own       -       yes     -      -       -      -     -
+    lent      no      no      yes    yes     yes    yes   -
+    given     no      no      -      -       -      -     yes
+    mapped    no      no      -      -       -      -     -
 
     reading   asked     latency
     inline    inline    -
@@ -19,11 +20,11 @@
     parallel  auto      yes
     inline    auto      no
 
-    runs      payload   reading   layers
-    no        own       -         -
-    no        -         parallel  -
-    no        -         -         yes
-    yes       -         inline    no
+    runs      hashed  reading   layers
+    no        yes     -         -
+    no        -       parallel  -
+    no        -       -         yes
+    yes       no      inline    no
 
     told      payload   local  qemu
     yes       lent      yes    no
@@ -34,7 +35,7 @@
     files     each disk that is sent is one file with a mapping
     steady    each of them is as it was in the pause until the target has it: nobody writes it here, or its writers are
               turned away when they are let go
-    pages     the channel takes a file's pages; TLS does not, and the kernel copies from the mapping
+    pages     the channel takes a file's pages
     word      a word comes back on it when the target has everything
     kept      pages may be given to the channel for good
     asked     the parameter `reading`
@@ -136,12 +137,13 @@ def departure(
     `can_check`: the target has offered to check payloads. `compares`: it holds old copies.
     """
     checked = can_check and not f.is_local and not f.is_sealed
-    payload = "own" if checked or compares or parameters.digests else _payload(disks, f, parameters)
+    hashed = checked or compares or parameters.digests
+    payload = "own" if hashed or f.is_sealed else _payload(disks, f, parameters)
     reading = _reading(disks, parameters)
     return Departure(
         payload=payload,
         reading=reading,
-        runs=payload != "own" and reading == "inline" and not shared_base,
+        runs=not hashed and reading == "inline" and not shared_base,
         told=payload == "lent" and f.is_local and not parameters.qemu,
         checked=checked,
     )

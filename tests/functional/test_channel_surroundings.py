@@ -314,33 +314,6 @@ def test_a_large_buffer_that_a_slow_link_empties_is_no_idle_peer() -> None:
             reader.join()
 
 
-def test_a_peer_that_empties_the_socket_behind_is_not_idle() -> None:
-    """Where others move the bytes, nothing may leave the descriptor for as long as the link takes to be empty."""
-    near, far = socket.socketpair()
-    behind, peer = socket.socketpair()
-    with near, far, behind, peer:
-        near.setblocking(False)
-        behind.sendall(bytes(100_000))
-        out = _output.OutputBuffer(near.fileno(), queue_fd=behind.fileno(), least_useful=1)
-        out.set_idle_timeout(1.5)  # emptying it takes 2 s
-        is_empty = threading.Event()
-
-        def read_slowly() -> None:
-            left = 100_000
-            while left:
-                left -= len(peer.recv(2000))
-                time.sleep(0.04)
-            is_empty.set()
-
-        reader = threading.Thread(target=read_slowly)
-        reader.start()
-        with pytest.raises(OSError, match="Timer expired") as caught:
-            put_for_ever(out)
-        assert caught.value.errno == errno.ETIME
-        assert is_empty.is_set(), "it was given up while the peer took what there was"
-        reader.join()
-
-
 def put_for_ever(out: _output.OutputBuffer) -> None:
     while True:
         out.put_buffer(bytes(100_000))

@@ -80,7 +80,7 @@ def test_the_return_path_outlives_the_stream(pair: Pair) -> None:
 
 
 def test_what_was_put_before_the_end_arrives_although_nobody_answers(pair: Pair) -> None:
-    """The end waits until the pump has everything away: this process may end then."""
+    """When close() returns, everything is the system's: this process may end then."""
     f, peer = pair
     with concurrent.futures.ThreadPoolExecutor() as pool:
         reading = pool.submit(peer.skip, 16 << 20)
@@ -158,7 +158,7 @@ def test_the_word_is_taken_when_the_peers_machine_has_it(certificates: Path) -> 
 
 
 def test_a_word_that_the_peers_machine_does_not_take(certificates: Path) -> None:
-    """It stands in the pair, in the pump or in the socket: nowhere is it taken."""
+    """It stands in the socket, and is not taken."""
     trust = trusting(certificates)
     for nbytes in (1 << 16, 2 << 20, 8 << 20):
         with channel.listen("tls:127.0.0.1:0", tls=trust) as listener, concurrent.futures.ThreadPoolExecutor() as pool:

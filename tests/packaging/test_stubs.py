@@ -127,8 +127,8 @@ def test_constructors() -> None:
         "BlockBuffer": (("own",), {}),
         "Gate": ((), {}),
         "Passage": ((_gate.Gate(), None, 0, 0, True), {}),
-        "OutputBuffer": ((1, 65536), {"wake_fd": -1, "queue_fd": -1, "least_useful": 4096}),
-        "InputBuffer": ((0, 65536), {"wake_fd": -1, "begun": b"", **READS}),
+        "OutputBuffer": ((1, 65536), {"wake_fd": -1, "least_useful": 4096, "seal": None}),
+        "InputBuffer": ((0, 65536), {"wake_fd": -1, "begun": b"", "unseal": None, **READS}),
         "StoringQueue": ((65536, 4, 2, 4), {}),
     }
     assert accepted.keys() == {node.name for _, node in CLASSES}
