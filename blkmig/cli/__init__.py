@@ -51,4 +51,5 @@ def _say(text: str) -> None:
     if (shown := sys.modules.get(f"{__name__}.output")) and shown.stderr.interject(f"blkmig: {text}"):
         return
     with contextlib.suppress(OSError):
-        os.write(2, f"blkmig: {text}\n".encode())
+        prefix = "<5>" if standard.is_journal(2) else ""
+        os.write(2, f"{prefix}blkmig: {text}\n".encode())

@@ -52,6 +52,9 @@ class Display:
 
     def __init__(self) -> None:
         self.is_json = False
+        self.is_journal = False
+        """Each line begins with its priority, as the journal of systemd takes it."""
+
         self._lock = threading.RLock()
         # Under `_lock`: the status on the screen, and how many columns each of its lines has; bytes that stderr has
         # not taken yet; whether the last wait was in vain; the terminal, where it is opened once more.
@@ -62,15 +65,16 @@ class Display:
         self._is_closed = False
         self._terminal: int | None = None
 
-    def line(self, text: str, *, patience: float = PATIENCE_SECONDS) -> None:
-        """Show one line; with ``--progress=json`` as a message in JSON."""
+    def line(self, text: str, *, patience: float = PATIENCE_SECONDS, priority: int = 6) -> None:
+        """Show one line; with ``--progress=json`` as a message in JSON. `priority` is syslog's: 6 for information."""
         if self.is_json:
             self.record({"event": "Message", "message": text}, patience=patience)
             return
         with self._lock:
             cleared = self._cleared() if self._status else ""
             status = f"{TO_LINE_END}\n".join(self._status)
-            self._write(f"{cleared}{texts.printable(text)}\n{status}", patience)
+            prefix = f"<{priority}>" if self.is_journal else ""
+            self._write(f"{cleared}{prefix}{texts.printable(text)}\n{status}", patience)
 
     def record(self, value: dict[str, Any], *, patience: float = PATIENCE_SECONDS) -> None:
         """Show one JSON object, on a line."""

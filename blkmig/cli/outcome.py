@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from .. import errors
 from ..migration import displays
-from . import output, parser, signals, standard
+from . import logfile, output, parser, signals, standard
 
 EXIT_FAILED = 1
 
@@ -27,6 +27,7 @@ def run(words: Sequence[str], heard: signals.Signals) -> int:
         output.set_up(progress=parser.progress_style(words), is_verbose=parser.is_verbose(words))
         standard.check_messages(words)
         args = parser.parse(words)
+        output.log = logfile.opened(getattr(args, "log_json", None))
         exit_code: int = args.run(args)
         output.flush_results()
     except BaseException as error:
@@ -38,7 +39,8 @@ def run(words: Sequence[str], heard: signals.Signals) -> int:
     if output.results_error is not None and exit_code == 0:
         why = output.results_error
         lost = errors.MigrationError(f"the work is done, but its result cannot be written to stdout: {why}")
-        return output.print_error(lost, lost.exit_code)
+        exit_code = output.print_error(lost, lost.exit_code)
+    output.ended(exit_code)
     return exit_code
 
 

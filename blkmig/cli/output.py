@@ -11,17 +11,24 @@ import dataclasses
 import logging
 import math
 import sys
+import time
 import traceback
 from typing import Any
 
 from .. import stats, texts
-from . import display, standard
+from . import display, logfile, standard
 
 stderr = display.Display()
 results_error: str | None = None
 """The first reason why results did not reach stdout; None while all did."""
 
+log: logfile.LogFile | None = None
+"""What is told to programs goes here, too, with ``--log-json``."""
+
 _is_verbose = False
+
+PRIORITIES = {logging.DEBUG: 7, logging.INFO: 6, logging.WARNING: 4, logging.ERROR: 3, logging.CRITICAL: 2}
+"""Of the log's levels, for the journal: syslog's."""
 
 
 def set_up(*, progress: str, is_verbose: bool) -> None:
@@ -29,6 +36,7 @@ def set_up(*, progress: str, is_verbose: bool) -> None:
     global stderr, results_error, _is_verbose
     stderr, results_error, _is_verbose = display.Display(), None, is_verbose
     stderr.is_json = progress == "json"
+    stderr.is_journal = standard.is_journal(2) and not stderr.is_json
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, LogHandler)]:
         root.removeHandler(handler)
@@ -44,10 +52,58 @@ class LogHandler(logging.Handler):
         if not _is_verbose and record.name.partition(".")[0] != "blkmig":
             return
         message = record.getMessage()
-        if stderr.is_json:
-            stderr.record({"event": "Log", "level": record.levelname, "logger": record.name, "message": message})
-        else:
-            stderr.line(f"blkmig: {message}")
+        told = {"event": "Log", "level": record.levelname, "logger": record.name, "message": message}
+        tell(told, f"blkmig: {message}", priority=PRIORITIES.get(record.levelno, 6))
+
+
+# -- programs --------------------------------------------------------------------------------------------------------
+
+
+def tell(record: dict[str, Any], *lines: str, priority: int = 6) -> None:
+    """Tell programs `record`, and people `lines`, each where they are; `priority` is syslog's."""
+    log_record(record)
+    if stderr.is_json:
+        stderr.record(_timed(record))
+        return
+    for line in lines:
+        stderr.line(line, priority=priority)
+
+
+def _timed(record: dict[str, Any]) -> dict[str, Any]:
+    return {"event": record["event"], "time": round(time.time(), 3), **record}
+
+
+def log_record(record: dict[str, Any]) -> None:
+    """Put a record into the log alone; nothing without one. Blocks for nobody."""
+    if log is not None:
+        log.put(_timed(record))
+
+
+def tell_event(event: stats.Event) -> None:
+    """Tell who reads stderr as JSON an event. It waits for nobody."""
+    stderr.record(_timed(to_json(event)), patience=0.0)
+
+
+def log_event(event: stats.Event) -> None:
+    """Put an event into the log."""
+    log_record(to_json(event))
+
+
+def log_result(result: Any) -> None:
+    """Put what a command has done into the log; who reads stdout gets it there."""
+    log_record({"event": "Result", "result": to_json(result)})
+
+
+def ended(exit_code: int) -> None:
+    """Say that the command has ended, unless an error has said it, and close the log."""
+    global log
+    if exit_code == 0 and (log is not None or stderr.is_json):
+        tell({"event": "Ended", "code": exit_code})
+    log, before = None, log
+    if before is not None:
+        why = before.close()
+        if why:
+            print_note(f"the log {before.path!r} is not complete: {why}")
 
 
 # -- stderr ----------------------------------------------------------------------------------------------------------
@@ -61,13 +117,10 @@ def print_error(error: BaseException, exit_code: int, *, message: str | None = N
     stderr.status("")
     notes = [str(note) for note in getattr(error, "__notes__", ())]
     text = str(error) if message is None else message
-    if stderr.is_json:
-        kind = type(error).__name__
-        record = {"event": "Error", "kind": kind, "code": exit_code, "message": text, "notes": notes}
-        stderr.record({**record, "fields": to_json(fields_of(error))})
-    else:
-        for line in [*str(getattr(error, "usage", "")).splitlines(), *(f"blkmig: {line}" for line in (text, *notes))]:
-            stderr.line(line)
+    record = {"event": "Error", "kind": type(error).__name__, "code": exit_code, "message": text, "notes": notes}
+    usage = str(getattr(error, "usage", "")).splitlines()
+    lines = [*usage, *(f"blkmig: {line}" for line in (text, *notes))]
+    tell({**record, "fields": to_json(fields_of(error))}, *lines, priority=3)
     if message is not None:
         print_traceback(error)
     return exit_code
@@ -88,18 +141,12 @@ def print_traceback(error: BaseException) -> None:
 
 def print_note(text: str) -> None:
     """Print a message that is no error."""
-    if stderr.is_json:
-        stderr.record({"event": "Note", "message": text})
-    else:
-        stderr.line(f"blkmig: {text}")
+    tell({"event": "Note", "message": text}, f"blkmig: {text}", priority=5)
 
 
 def print_listening(uri: str) -> None:
     """Say where a receiver waits: programs that start one read this line."""
-    if stderr.is_json:
-        stderr.record({"event": "Listening", "uri": uri})
-    else:
-        stderr.line(f"listening on {uri}")
+    tell({"event": "Listening", "uri": uri}, f"listening on {uri}")
 
 
 # -- stdout ----------------------------------------------------------------------------------------------------------
@@ -154,7 +201,7 @@ def print_json(value: Any, *, is_stdout_taken: bool = False) -> None:
     import json
 
     if is_stdout_taken and stderr.is_json:
-        stderr.record({"event": "Result", "result": to_json(value)})
+        stderr.record(_timed({"event": "Result", "result": to_json(value)}))
     elif is_stdout_taken:
         stderr.line(json.dumps(to_json(value)))
     else:

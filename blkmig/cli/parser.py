@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from .. import errors
@@ -28,6 +29,12 @@ COMMANDS = {
 """The module of each command."""
 
 ALL_MODULES = tuple(dict.fromkeys(COMMANDS.values()))
+
+FROM_ENVIRONMENT = {
+    f"--{name}": f"BLKMIG_{name.upper().replace('-', '_')}"
+    for name in ("progress", "metrics", "metrics-listen", "report", "log-json", "state-dir")
+}
+"""Options that the environment may say for all commands of a service; what the command line says comes first."""
 
 EXAMPLES = "examples:\n"
 
@@ -76,12 +83,19 @@ class CommandParser(argparse.ArgumentParser):
         """Return what `words` say. Options may stand anywhere among them, but not behind a "--"."""
         end = words.index("--") if "--" in words else len(words)
         # parse_intermixed_args() collects the words first, and drops the "--" when it does.
-        given = [*map(self._with_value, words[:end]), *(f"{PLAIN}{word}" for word in words[end + 1 :])]
+        plain = (f"{PLAIN}{word}" for word in words[end + 1 :])
+        given = [*self._of_environment(), *map(self._with_value, words[:end]), *plain]
         args = self.parse_intermixed_args(given)
         for name, value in vars(args).items():
             if isinstance(value, str | list):
                 setattr(args, name, _without_mark(value))
         return args
+
+    def _of_environment(self) -> Iterator[str]:
+        """Yield the options that the environment says; those of the command line stand behind them, and win."""
+        for option, name in FROM_ENVIRONMENT.items():
+            if os.environ.get(name) and option in self._option_string_actions:
+                yield f"{option}={os.environ[name]}"
 
     def _with_value(self, word: str) -> str:
         """Return `word`; an option without its optional value gets one."""
@@ -149,7 +163,7 @@ def is_verbose(words: Sequence[str]) -> bool:
 
 def progress_style(words: Sequence[str]) -> str:
     """Return the value of ``--progress`` in a command line, even if it cannot be parsed."""
-    style = "auto"
+    style = os.environ.get(FROM_ENVIRONMENT["--progress"]) or "auto"
     for index, word in enumerate(words):
         option, equals, value = word.partition("=")
         if option == "--progress":

@@ -39,7 +39,7 @@ def reporter(kind: str) -> Iterator[Report | None]:
     if kind == "none":
         yield None
     elif kind == "json":
-        yield lambda event: output.stderr.record(output.to_json(event), patience=0.0)
+        yield output.tell_event
     elif kind == "live":
         _check_live()
         with output.stderr.unblocked(), live.LiveReporter() as view:

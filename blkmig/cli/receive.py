@@ -114,6 +114,7 @@ def parse_map(text: str) -> tuple[int, str]:
 
 def print_result(result: stats.IncomingStatistics, args: argparse.Namespace, *, is_stdout_taken: bool) -> None:
     """Print what has come: on stdout, or on stderr if the source's end of the stream is there."""
+    output.log_result(result)
     if args.json or (is_stdout_taken and output.stderr.is_json):
         output.print_json(result, is_stdout_taken=is_stdout_taken)
         return

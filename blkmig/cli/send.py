@@ -203,6 +203,7 @@ def machine_compat(machine: str) -> params.MachineCompat | None:
 
 def print_result(result: stats.OutgoingStatistics, args: argparse.Namespace, *, is_stdout_taken: bool) -> None:
     """Print what was done: on stdout, or on stderr if the stream is there."""
+    output.log_result(result)
     if args.json or (is_stdout_taken and output.stderr.is_json):
         output.print_json(result, is_stdout_taken=is_stdout_taken)
         return

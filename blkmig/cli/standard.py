@@ -106,6 +106,15 @@ def holds_bytes(fd: int) -> bool:
     return stat.S_ISREG(mode) or stat.S_ISBLK(mode)
 
 
+def is_journal(fd: int) -> bool:
+    """Return whether `fd` leads to the journal of systemd, which says so in the environment."""
+    try:
+        about = os.fstat(fd)
+    except OSError:
+        return False
+    return os.environ.get("JOURNAL_STREAM") == f"{about.st_dev}:{about.st_ino}"
+
+
 def discard_stdout() -> None:
     """Keep the interpreter from trying again, at its end, to write what stdout has not taken."""
     with contextlib.suppress(OSError, ValueError):

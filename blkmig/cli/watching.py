@@ -32,6 +32,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", type=arguments.word, metavar="FILE", help="write a page about the migration to "
                         "FILE.html when it has ended, well or not, with charts, the pause, and a map of each disk; "
                         "it needs no network to be read")  # fmt: skip
+    parser.add_argument("--log-json", type=arguments.word, metavar="FILE", help="append all that happens to FILE, as "
+                        "--progress=json says it, but how far it is only once a second")  # fmt: skip
 
 
 def check(args: argparse.Namespace, *, is_dry_run: bool) -> None:
@@ -77,14 +79,19 @@ class Watch:
 
     @contextlib.contextmanager
     def exporting(self, args: argparse.Namespace, direction: Direction) -> Iterator[None]:
-        """Export metrics as the options say."""
-        if args.metrics is None and args.metrics_listen is None:
+        """Export metrics as the options say, and log stalls where that is of use."""
+        is_exported = args.metrics is not None or args.metrics_listen is not None
+        if not is_exported and output.log is None:
             yield
             return
         from .. import metrics  # here, so that commands which do not need it start sooner
 
         collector = metrics.MigrationMetrics(label_of(args.uri), direction=direction)
         self.add(collector, lambda of: collector.follow(of.stats))
+        if not is_exported:
+            with metrics.StallWatch(collector):
+                yield
+            return
         with metrics.exported(collector, file=args.metrics, listen=args.metrics_listen) as self._url:
             yield
 
@@ -153,6 +160,8 @@ def watching(args: argparse.Namespace, direction: Direction) -> Iterator[Watch]:
     notifier = notify.Notifier()
     if notifier.is_wanted:
         watch.add(notifier, lambda _: notifier.tell(READY="1") if direction == "incoming" else None)
+    if output.log is not None:
+        watch.add(output.log_event, lambda _: None)
     with watch.exporting(args, direction), watch.reporting(args, direction):
         yield watch
 

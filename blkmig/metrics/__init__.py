@@ -15,5 +15,6 @@ The library ``prometheus_client`` comes with ``pip install 'blkmig[metrics]'``.
 
 from .collector import PHASES, MigrationMetrics
 from .export import exported
+from .stall import StallWatch
 
-__all__ = ["PHASES", "MigrationMetrics", "exported"]
+__all__ = ["PHASES", "MigrationMetrics", "StallWatch", "exported"]

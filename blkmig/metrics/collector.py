@@ -16,8 +16,9 @@ from .. import errors, stats, texts
 from . import library
 
 PREFIX = "blkmig_migration_"
-STALL_SECONDS = 10.0
-"""A migration that has something to move, and moves no byte for so long, is stalled."""
+STALL_SECONDS = 9.0
+"""A migration that has something to move, and moves no byte for so long, is stalled. Whoever looks once a second tells
+it within ten."""
 
 PHASES = (
     *("none", "setup", "bulk", "dirty", "switchover", "waiting", "storing"),
@@ -158,7 +159,7 @@ class MigrationMetrics:
             yield "elapsed_seconds", "Seconds since the migration began.", elapsed, {}
         idle = self.idle_seconds()
         yield "idle_seconds", "Seconds in which no byte has moved although some were due.", idle, {}
-        yield "stalled", "1 if no byte has moved for 10 s although some were due.", idle >= STALL_SECONDS, {}
+        yield "stalled", "1 if no byte has moved for 9 s although some were due.", idle >= STALL_SECONDS, {}
         yield "not_converging", "1 if rounds leave as much as those before.", not self._is_converging, {}
 
     def _figures(self) -> Iterator[Sample]:

@@ -177,7 +177,8 @@ def test_all_of_stderr_is_json_lines_as_documented(tmp_path: Path, disk: Path) -
     assert (sent.exit_code, received.exit_code) == (0, 0), sent.stderr + received.stderr
     kinds = {str(line["event"]) for line in lines(sent.stderr) + lines(received.stderr)}
     # Nobody writes the disk, so it may be that no round ends before the last pass begins.
-    assert kinds | {"RoundEnded"} == {"Listening", "StatusChanged", "Progressed", "RoundEnded", "Received"}
+    assert kinds | {"RoundEnded"} == {"Listening", "StatusChanged", "Progressed", "RoundEnded", "Received", "Ended"}
+    assert [lines(each.stderr)[-1]["event"] for each in (sent, received)] == ["Ended", "Ended"]
     failed = command.run("send", "--progress=json", "-v", f"vda={disk}", "tcp:127.0.0.1:1")
     assert lines(failed.stderr)[-1]["event"] == "Error"
     assert lines(failed.stderr)[-1]["code"] == failed.exit_code == 5
@@ -198,7 +199,7 @@ def test_a_result_beside_a_stream_on_stdout_is_json_too(tmp_path: Path, disk: Pa
     process = command.start("send", "--progress=json", f"vda={disk}", "-")
     stream, err = process.communicate(timeout=60)
     assert stream.startswith(b"QEVM")
-    assert lines(err.decode())[-1]["event"] == "Result"
+    assert [line["event"] for line in lines(err.decode())][-2:] == ["Result", "Ended"]
 
 
 def test_an_error_for_programs_has_its_fields(capfd: pytest.CaptureFixture[str]) -> None:

@@ -151,12 +151,12 @@ def test_idle_is_counted_where_bytes_are_due() -> None:
     assert values(collector)["stalled"] == 0, "nothing has begun"
     collector(stats.StatusChanged(0.0, "active"))
     collector(PROGRESSED)
-    clock.now += 9.9
+    clock.now += 8.9
     collector(PROGRESSED)  # a report without a byte more
     assert values(collector)["stalled"] == 0
     clock.now += 0.1
     found = values(collector)
-    assert (found["stalled"], found["idle_seconds"]) == (1, pytest.approx(10.0))
+    assert (found["stalled"], found["idle_seconds"]) == (1, pytest.approx(9.0))
     collector(dataclasses.replace(PROGRESSED, transferred=701))
     assert values(collector)["stalled"] == 0
     collector(dataclasses.replace(PROGRESSED, transferred=702, remaining=0))

@@ -103,9 +103,28 @@ def test_a_stall_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> Non
         watch.tick()
         clock.now += 1
     assert [(record.levelno, record.getMessage()) for record in caplog.records] == [
-        (logging.WARNING, "no byte has moved for 10 s (phase: bulk): look at the link, and at the disks of both ends"),
-        (logging.WARNING, "no byte has moved for 10 s (phase: dirty): look at the link, and at the disks of both ends"),
+        (logging.WARNING, "no byte has moved for 9 s (phase: bulk): look at the link, and at the disks of both ends"),
+        (logging.WARNING, "no byte has moved for 9 s (phase: dirty): look at the link, and at the disks of both ends"),
     ]
+
+
+def test_a_stall_is_told_within_ten_seconds(caplog: pytest.LogCaptureFixture) -> None:
+    """Wherever between two looks the last byte has moved."""
+    for tenths in range(10):
+        clock = Clock()
+        collector = metrics.MigrationMetrics("m", clock=clock)
+        collector(stats.StatusChanged(0.0, "active"))
+        watch = stall.StallWatch(collector)
+        watch.tick()
+        clock.now += tenths / 10
+        collector(stats.Received(1.0, 5, 1, 0, 1))  # the last byte
+        last = clock.now
+        caplog.clear()
+        clock.now += watch.seconds - tenths / 10
+        while not caplog.records:
+            watch.tick()
+            told, clock.now = clock.now, clock.now + watch.seconds
+        assert 9 <= told - last <= 10 + 1e-6
 
 
 @pytest.mark.parametrize("address", ["", "127.0.0.1", "[::1]"])
