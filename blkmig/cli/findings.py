@@ -41,6 +41,7 @@ LIBRARIES = (
     ("blake3", "blake3", "--incremental --verify between two blkmigs", "pip install 'blkmig[verify]'"),
     ("xxhash", "xxhash", "checksums of payloads between two machines", "pip install 'blkmig[checksums]'"),
     ("prometheus-client", "prometheus-client", "--metrics, --metrics-listen", "pip install 'blkmig[metrics]'"),
+    ("opentelemetry", "opentelemetry-api", "spans, in programs that set a provider", "pip install opentelemetry-sdk"),
     ("rich", "rich", "a live view on a terminal, --progress=live", "pip install 'blkmig[live]'"),
     ("cryptography", "cryptography", "tls: with a token, --token", "pip install 'blkmig[tls]'"),
     ("shtab", "shtab", "blkmig completion", "pip install 'blkmig[completion]'"),

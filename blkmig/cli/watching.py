@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -95,6 +96,15 @@ class Watch:
         with metrics.exported(collector, file=args.metrics, listen=args.metrics_listen) as self._url:
             yield
 
+    def trace(self, args: argparse.Namespace, direction: Direction) -> None:
+        """Make spans, where something has set a provider of tracers: opentelemetry-instrument, for instance."""
+        if "opentelemetry.trace" in sys.modules:
+            from .. import metrics
+
+            spans = metrics.MigrationSpans(label_of(args.uri), direction=direction)
+            if spans.is_wanted:
+                self.add(spans, lambda of: spans.follow(of.stats))
+
     @contextlib.contextmanager
     def reporting(self, args: argparse.Namespace, direction: Direction) -> Iterator[None]:
         """Write a report at the end, however it ends, if the options say so."""
@@ -162,6 +172,7 @@ def watching(args: argparse.Namespace, direction: Direction) -> Iterator[Watch]:
         watch.add(notifier, lambda _: notifier.tell(READY="1") if direction == "incoming" else None)
     if output.log is not None:
         watch.add(output.log_event, lambda _: None)
+    watch.trace(args, direction)
     with watch.exporting(args, direction), watch.reporting(args, direction):
         yield watch
 

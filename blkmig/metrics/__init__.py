@@ -15,6 +15,7 @@ The library ``prometheus_client`` comes with ``pip install 'blkmig[metrics]'``.
 
 from .collector import PHASES, MigrationMetrics
 from .export import exported
+from .spans import MigrationSpans
 from .stall import StallWatch
 
-__all__ = ["PHASES", "MigrationMetrics", "StallWatch", "exported"]
+__all__ = ["PHASES", "MigrationMetrics", "MigrationSpans", "StallWatch", "exported"]
