@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Literal
 
-from . import credentials, errors, paths, units
+from . import credentials, errors, paths, settings, units
 
 MAX_PARALLEL_IO = 16
 """The most reads in flight, over all disks together: more would starve the disks' other users (QEMU 2.12's figure)."""
@@ -119,6 +118,11 @@ class MigrationParameters:
     """Seconds to try to come again when the link to a blkmig is lost; 0 fails at once; None: 60. Only what the target
     has not stored by then is sent again. A target that compares with old copies does not wait: see `delta`."""
 
+    resume: bool = False
+    """Go on where an earlier migration of these disks has ended, because its link was lost for good or one end was
+    killed. The target compares what is there of them, and what differs is sent. Start the receiver again before, as it
+    was started then. A target that has nothing of the disks refuses. There is no `reconnect` meanwhile."""
+
     idle_timeout: float = 60.0
     """Seconds that the other end may be idle while it should take or confirm something; 0 waits for ever."""
 
@@ -131,26 +135,27 @@ class MigrationParameters:
 
     def __post_init__(self) -> None:
         """Turn texts into bytes and refuse what makes no sense."""
-        _set_flags(self)
+        settings.set_flags(self)
         object.__setattr__(self, "max_bandwidth", units.parse_size(self.max_bandwidth))
-        _set_number(self, "downtime_limit", 0, 2000)
-        _set_whole(self, "max_parallel_reads", 1, MAX_PARALLEL_IO)
-        _set_whole(self, "max_buffers", 1, MAX_IO_BUFFERS)
-        _set_number(self, "downtime_factor", 1, 1e6)
-        _set_number(self, "connect_timeout", 0.001, 86400)
-        _set_number(self, "idle_timeout", 0, 86400)
-        _set_folder(self)
+        settings.set_number(self, "downtime_limit", 0, 2000)
+        settings.set_whole(self, "max_parallel_reads", 1, MAX_PARALLEL_IO)
+        settings.set_whole(self, "max_buffers", 1, MAX_IO_BUFFERS)
+        settings.set_number(self, "downtime_factor", 1, 1e6)
+        settings.set_number(self, "connect_timeout", 0.001, 86400)
+        settings.set_number(self, "idle_timeout", 0, 86400)
+        settings.set_folder(self)
         if self.reconnect is not None:
-            _set_number(self, "reconnect", 0, 86400)
+            settings.set_number(self, "reconnect", 0, 86400)
         if self.timeout is not None:
-            _set_number(self, "timeout", 0, float("inf"))
+            settings.set_number(self, "timeout", 0, float("inf"))
         if self.max_rounds is not None:
-            _set_whole(self, "max_rounds", 1, 1 << 63)
+            settings.set_whole(self, "max_rounds", 1, 1 << 63)
         if not isinstance(self.machine, str):
             raise errors.WrongType(f"machine must be a text, not {self.machine!r}")
         if any("\ud800" <= char <= "\udfff" for char in self.machine):
             raise errors.ParameterError(f"machine must be a text, not {self.machine!r}")
-        _check_tls(self)
+        settings.check_tls(self)
+        self._check_resume()
         self._set_granularity()
         for name, allowed in (
             ("switchover", ("auto", "manual")),
@@ -164,6 +169,18 @@ class MigrationParameters:
                 raise errors.ParameterError(f"{name} must be one of {allowed}, not {value!r}")
         if self.format == "blkmig" and self.is_for_qemu:
             raise errors.ParameterError("a QEMU does not take the section 'blkmig': leave the format to 'auto'")
+
+    def _check_resume(self) -> None:
+        against = {
+            "delta=False": not self.delta,
+            "shared_base": self.shared_base,
+            'format="block"': self.format == "block",
+            "return_path=False": not self.return_path,
+            "a QEMU": self.is_for_qemu,
+        }
+        for what, is_said in against.items():
+            if self.resume and is_said:
+                raise errors.ParameterError(f"resume compares what a blkmig holds, so it does not go with {what}")
 
     @property
     def is_for_qemu(self) -> bool:
@@ -230,7 +247,7 @@ class IncomingParameters:
 
     def __post_init__(self) -> None:
         """Turn texts into bytes and refuse what makes no sense."""
-        _set_flags(self)
+        settings.set_flags(self)
         if not isinstance(self.sizes, Mapping) or not all(isinstance(name, str) for name in self.sizes):
             raise errors.ParameterError(f"sizes must map names of disks to sizes, not {self.sizes!r}")
         object.__setattr__(self, "sizes", {name: units.parse_size(size) for name, size in self.sizes.items()})
@@ -240,10 +257,10 @@ class IncomingParameters:
         if self.compares and self.incremental:
             raise errors.ParameterError("only the top layers come: leave out incremental, or delta and in_place")
         if self.accept_timeout is not None:
-            _set_number(self, "accept_timeout", 0, 1e9)
-        _check_tls(self)
-        _set_number(self, "idle_timeout", 0, 86400)
-        _set_folder(self)
+            settings.set_number(self, "accept_timeout", 0, 1e9)
+        settings.check_tls(self)
+        settings.set_number(self, "idle_timeout", 0, 86400)
+        settings.set_folder(self)
 
     @property
     def compares(self) -> bool:
@@ -254,47 +271,3 @@ class IncomingParameters:
         """Return the size that was given for this disk, in bytes."""
         size = self.sizes.get(name, self.sizes.get(""))
         return None if size is None else units.parse_size(size)
-
-
-def _set_flags(parameters: MigrationParameters | IncomingParameters) -> None:
-    """Make bools of any kind, numpy's too, plain ones; raise :class:`~blkmig.errors.WrongType` for other values."""
-    for field in dataclasses.fields(parameters):
-        if isinstance(field.default, bool):
-            value = getattr(parameters, field.name)
-            units.check_flags(**{field.name: value})
-            object.__setattr__(parameters, field.name, bool(value))
-
-
-def _check_tls(parameters: MigrationParameters | IncomingParameters) -> None:
-    """Raise :class:`~blkmig.errors.WrongType` for what does not say whom to trust."""
-    if not isinstance(parameters.tls, credentials.TlsParameters | None):
-        raise errors.WrongType(f"tls must be TlsParameters, not {parameters.tls!r}")
-
-
-def _set_folder(parameters: MigrationParameters | IncomingParameters) -> None:
-    """Make the folder for session files, where one is said, a plain text."""
-    said: str | os.PathLike[str] | None = parameters.state_dir
-    if said is None:
-        return
-    if not isinstance(said, str | os.PathLike):
-        raise errors.WrongType(f"state_dir must be a path, not {said!r}")
-    if not os.fspath(said):
-        raise errors.ParameterError("the name of the folder for session files is empty; the present one is called .")
-    object.__setattr__(parameters, "state_dir", os.path.realpath(said))
-
-
-def _set_number(parameters: object, name: str, low: float, high: float) -> None:
-    """Make a field a plain float; raise :class:`~blkmig.errors.ParameterError` unless low <= it <= high."""
-    _set(parameters, name, units.real(getattr(parameters, name)), "", low, high)
-
-
-def _set_whole(parameters: object, name: str, low: int, high: int) -> None:
-    """Make a field a plain int, as :func:`_set_number` does."""
-    _set(parameters, name, units.whole(getattr(parameters, name)), "a whole number ", low, high)
-
-
-def _set(parameters: object, name: str, value: float | None, kind: str, low: float, high: float) -> None:
-    if value is None or not low <= value <= high:
-        bounds = f"at least {low}" if high >= 1 << 63 else f"from {low} to {high}"
-        raise errors.ParameterError(f"{name} must be {kind}{bounds}, not {getattr(parameters, name)!r}")
-    object.__setattr__(parameters, name, value)

@@ -70,6 +70,9 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         """What gets the target's answers, where it holds old copies and only what differs is to be sent. Set it before
         `save_setup`."""
 
+        self.resumes = False
+        """The target is to go on with what an earlier migration has left there. Set it before `save_setup`."""
+
         self.table: tuple[table.TableDisk, ...] = ()
         """The disks as a section ``blkmig`` says them, from `save_setup` on."""
 
@@ -161,7 +164,9 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             if self._departure.payload == "lent":
                 f.share_pages()
             if self.format == "blkmig":
-                self.table = start.table_of(blk_mig.bmds_list, self.disks.empty, shared_base=shared_base)
+                self.table = start.table_of(
+                    blk_mig.bmds_list, self.disks.empty, shared_base=shared_base, resumes=self.resumes
+                )
                 f.put_buffer(table.encode(self.table) + self.session)
             marks = start.marks_of(blk_mig.bmds_list, self.disks.empty) if self._tells_by_eos() else 0
             marks |= self._departure.told * wire.SHARES_PAGES

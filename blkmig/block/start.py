@@ -18,12 +18,12 @@ from . import device, sizes, table, wire
 
 
 def table_of(
-    bmds_list: Sequence[device.BlkMigDevState], empty: Sequence[str], *, shared_base: bool
+    bmds_list: Sequence[device.BlkMigDevState], empty: Sequence[str], *, shared_base: bool, resumes: bool = False
 ) -> tuple[table.TableDisk, ...]:
     """Return the table of the disks that were taken into use, and of those that are named because they are `empty`."""
     sent = [(bmds.name, bmds.geometry.size, bmds.dirty_bitmap.granularity) for bmds in bmds_list]
     named = [(name.encode("utf-8", "surrogateescape"), 0, _core.BLOCK_SIZE) for name in empty]
-    return tuple(table.TableDisk(*each, shared_base) for each in (*sent, *named))
+    return tuple(table.TableDisk(*each, shared_base, resumes) for each in (*sent, *named))
 
 
 def marks_of(bmds_list: Sequence[device.BlkMigDevState], empty: Sequence[str]) -> int:

@@ -8,7 +8,7 @@
     { u8 length, name           of each disk
       u64 size                  bytes, exact
       u32 granule               bytes: a power of two, 4096 to 1 MiB
-      u8 flags }                bit 0: only the disk's top layer comes
+      u8 flags }                bit 0: only the disk's top layer comes; bit 1: it is resumed
     u32 CRC-32 of the n bytes
 
 A receiver believes no size: it uses them to refuse early, and the description at the end must say the same.
@@ -30,6 +30,8 @@ _TAIL: Final = struct.Struct(">QIB")
 _LEAST, _MOST = 1 + _TAIL.size, 1 + 255 + _TAIL.size
 _MAX_SIZE: Final = (1 << 63) - 1
 _SHARED_BASE: Final = 1
+_RESUMES: Final = 2
+_FLAGS: Final = _SHARED_BASE | _RESUMES
 
 MIN_GRANULE: Final = 4096
 
@@ -42,6 +44,8 @@ class TableDisk:
     size: int
     granule: int = _core.BLOCK_SIZE
     shared_base: bool = False
+    resumes: bool = False
+    """The target goes on with what an earlier migration has left of it, and the two compare."""
 
     @property
     def label(self) -> str:
@@ -50,7 +54,11 @@ class TableDisk:
 
     def encode(self) -> bytes:
         """Return the disk's entry."""
-        return bytes([len(self.name)]) + self.name + _TAIL.pack(self.size, self.granule, self.shared_base)
+        return bytes([len(self.name)]) + self.name + _TAIL.pack(self.size, self.granule, self._flags)
+
+    @property
+    def _flags(self) -> int:
+        return self.shared_base * _SHARED_BASE + self.resumes * _RESUMES
 
 
 def encode(disks: Sequence[TableDisk]) -> bytes:
@@ -93,6 +101,8 @@ def get_table(f: channel.InputQEMUFile, count: int, position: int) -> tuple[Tabl
     disks = tuple(_parse(body, count, position))
     if len({disk.name for disk in disks}) < count:
         raise _damaged("two disks of the same name", position)
+    if len({disk.resumes for disk in disks}) > 1:
+        raise _damaged("disks that are resumed, and others", position)
     return disks
 
 
@@ -104,8 +114,9 @@ def _parse(body: bytes, count: int, position: int) -> list[TableDisk]:
         if end + _TAIL.size > len(body):
             break
         size, granule, flags = _TAIL.unpack_from(body, end)
-        disks.append(TableDisk(body[at + 1 : end], size, granule, bool(flags & _SHARED_BASE)))
-        if size > _MAX_SIZE or flags & ~_SHARED_BASE or not _is_granule(granule):
+        layers, resumes = bool(flags & _SHARED_BASE), bool(flags & _RESUMES)
+        disks.append(TableDisk(body[at + 1 : end], size, granule, layers, resumes))
+        if size > _MAX_SIZE or flags & ~_FLAGS or (layers and resumes) or not _is_granule(granule):
             raise _damaged(f"disk {disks[-1].label!r} of {size} bytes, granule {granule}, flags {flags:#x}", position)
         at = end + _TAIL.size
     if at != len(body) or len(disks) != count:

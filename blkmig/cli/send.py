@@ -86,6 +86,9 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reconnect", type=float, metavar="SECONDS",
                         help="how long to try to come again when the link to a blkmig is lost, which waits as long, "
                         "unless it compares with old copies; 0: not at all (default: 60)")  # fmt: skip
+    parser.add_argument("--resume", action="store_true", help="go on where a migration has ended whose link was lost "
+                        "for good, or of which one end was killed, once its receiver was started again: what is there "
+                        "is compared, and what differs is sent")  # fmt: skip
     arguments.add_both_ends(
         parser,
         peer="target",

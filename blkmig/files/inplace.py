@@ -22,21 +22,27 @@ from ..disk import backend
 from . import file, folder, locks, partial
 
 
-def take(target: backend.BlockBackend, path: str, device: str) -> InPlace | None:
+def take(target: file.FileBackend | backend.BlockBackend, path: str, device: str) -> InPlace | None:
     """Prepare the disk at `path`, which is open as `target`, for being compared and written over. Blocks.
 
     A file gets whatever size its disk has, and can be marked; return its mark. What is read comes from storage, as far
     as nobody else holds it in memory: what an earlier program has written, and the disk has not stored, is no copy.
     """
-    fd = target.plain_fd() if isinstance(target, file.FileBackend) else None
-    if fd is None:
-        return None
-    target.flush()
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    if not target.files[0].is_regular:
+    if not settle(target) or not target.files[0].is_regular:
         return None
     target.is_growable = True
     return InPlace(path, device=device)
+
+
+def settle(target: backend.BlockBackend) -> bool:
+    """Have what is read of a target come from storage, as far as that can be; return whether it is a plain file or a
+    device. Blocks."""
+    fd = target.plain_fd() if isinstance(target, file.FileBackend) else None
+    if fd is None:
+        return False
+    target.flush()
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    return True
 
 
 class InPlace:

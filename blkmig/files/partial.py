@@ -9,7 +9,8 @@ The mark is a second name in the same folder. A new file has no other one until 
 
 An empty file that somebody has prepared keeps its name, owner and mode, and has the mark beside it from the beginning
 to the confirmation. So a file that is half made, or whose word was never given, is known by its mark for good: the next
-run finds it unlocked, because the lock ends with whoever held it, and begins again.
+run finds it unlocked, because the lock ends with whoever held it, and begins again: with the same file, whose contents
+are dropped, unless the migration resumes the earlier one (`take_up`).
 
 Of two receivers of one file the second one is refused by the lock. It is on a byte that QEMU does not use.
 """
@@ -56,12 +57,15 @@ def look_like(fd: int, replaced: os.stat_result) -> None:
 class Partial:
     """The file `name` of `place` in the making, for the disk `device`. Its errors are :class:`OSError` and DeviceBusy.
 
-    `fd` is open for reading and writing; `mark` is the name that it has now. What exists is replaced at the end with
-    `replace`. An empty file is made in its place, and so is a file on which something is mounted, as in a container: it
-    cannot be replaced, so it is emptied at once. Whoever begins one ends it with `confirm` or `discard`.
+    `fd` is open for reading and writing; `mark` is the name that it has now. With `take_up`, what a run before this one
+    has left is kept, until `begin_anew`. What exists is replaced at the end with `replace`. An empty file is made in
+    its place, and so is a file on which something is mounted, as in a container: it cannot be replaced, and is emptied
+    at once. Whoever begins one ends it with `confirm` or `discard`.
     """
 
-    def __init__(self, place: folder.Folder, name: str, *, device: str, replace: bool = False) -> None:
+    def __init__(
+        self, place: folder.Folder, name: str, *, device: str, replace: bool = False, take_up: bool = False
+    ) -> None:
         if len(os.fsencode(name)) > folder.MAX_NAME_BYTES:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         if place.stat(name) is None:
@@ -75,8 +79,11 @@ class Partial:
         self._replaced: os.stat_result | None = None
         self._is_in_place = self._is_kept = False
         self._state: State = "gone"
+        self.is_taken_up = False
+        """A run before this one has left it, and it holds what that has received."""
+
         try:
-            self._begin(replace)
+            self._begin(replace, take_up=take_up)
         except BaseException:
             self._close()
             raise
@@ -88,21 +95,26 @@ class Partial:
 
     # -- beginning ---------------------------------------------------------------------------------------------------
 
-    def _begin(self, replace: bool) -> None:
+    def _begin(self, replace: bool, *, take_up: bool) -> None:
         missing: FileNotFoundError | None = None
         for _ in range(_ATTEMPTS):  # somebody else may be at it, too
-            self._forget_stale()
+            self.is_taken_up = self._meet_stale(take_up=take_up)
             there = self._place.stat(self.name)
             if there is not None and not stat.S_ISREG(there.st_mode):
                 raise FileExistsError(errno.EEXIST, "it is there, and no regular file")
+            if self.is_taken_up and self._place.is_named(self.name, self.fd):
+                self._is_in_place, self._state = True, "begun"
+                return
             if there is not None and there.st_size and not replace:
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
             self._is_in_place = there is not None and (
                 not there.st_size or folder.is_mount_point(self._place.path / self.name)
             )
+            if self._is_in_place and self.is_taken_up:  # it was made after the one that is left
+                self._forget()
             missing = None
             try:
-                if self._open() and self._is_mine():
+                if (self.is_taken_up or self._open()) and self._is_mine():
                     if there is not None and there.st_size:
                         self._take_over()
                     self._state = "begun"
@@ -139,20 +151,52 @@ class Partial:
         self._replaced = os.fstat(self._replaced_fd)
         locks.acquire(self._replaced_fd, locks.WRITER, device=self._device)
 
-    def _forget_stale(self) -> None:
-        """Remove what a run before this one has left, or raise DeviceBusy if it still goes on."""
+    def _meet_stale(self, *, take_up: bool) -> bool:
+        """Keep what a run before this one has left, or remove it; return whether it is open and locked now.
+
+        Raises DeviceBusy if that run still goes on.
+        """
         try:
             self.fd = self._place.open(self.mark, os.O_RDWR)
         except FileNotFoundError:
-            return
+            return False
         if not self._lock():
             raise self._busy()
-        if self._place.is_named(self.name, self.fd):
-            # Made in place, or complete and never confirmed: whoever uses it has locked it.
+        is_in_place = self._place.is_named(self.name, self.fd)
+        if is_in_place:  # or complete and never confirmed: whoever uses it has locked it
             locks.acquire(self.fd, locks.WRITER, device=self._device)
+            locks.release(self.fd, pid=self._pid)
+            if not self._lock():
+                raise self._busy()
+        if take_up and self._is_ours(2 if is_in_place else 1):
+            return True
+        if is_in_place:
             os.ftruncate(self.fd, 0)
+        self._forget()
+        return False
+
+    def _forget(self) -> None:
+        """Remove what a run before this one has left."""
         self._place.unlink(self.mark, self.fd)
         self._close()
+        self.is_taken_up = False
+
+    def _is_ours(self, links: int) -> bool:
+        """Return whether nobody else may read or write the file that was left, or has it under another name."""
+        about = os.fstat(self.fd)
+        is_private = links > 1 or not stat.S_IMODE(about.st_mode) & 0o077  # in place, somebody has prepared it
+        return stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid() and about.st_nlink == links and is_private
+
+    def begin_anew(self) -> None:
+        """Drop what a run before this one has left in it."""
+        if self.is_taken_up:
+            self.is_taken_up = False
+            os.ftruncate(self.fd, 0)
+
+    def settle(self) -> None:
+        """Have what is read from now on come from storage: what was written and is not there is no copy. Blocks."""
+        os.fsync(self.fd)
+        os.posix_fadvise(self.fd, 0, 0, os.POSIX_FADV_DONTNEED)
 
     def _gone(self) -> OSError:
         return FileNotFoundError(errno.ENOENT, "it was removed or replaced while it was written")
@@ -206,7 +250,7 @@ class Partial:
         return sessionfile.Disk(str(real), inode=os.fstat(self.fd).st_ino, replaces=replaces)
 
     def keep(self) -> None:
-        """Have `discard` leave it as it is, whatever its name: it may be the only owner's disk."""
+        """Have `discard` leave it as it is, whatever its name: it may be the only owner's disk, or is to be resumed."""
         self._is_kept = True
 
     def confirm(self) -> None:
@@ -217,13 +261,13 @@ class Partial:
         self._close()
 
     def discard(self, *, withdraw: bool) -> bool:
-        """Leave nothing of it, and an empty file empty again; return whether it was so.
+        """Leave nothing of it, unless it is to be kept, and an empty file empty again; return whether it was so.
 
         What is published stays, unless it is to be withdrawn; what has replaced another file always does.
         """
         state, self._state = self._state, "gone"
         try:
-            if self._is_kept:
+            if self._is_kept or self.is_taken_up:  # or it is as it was, or as good as that
                 return False
             if state == "gone" or (state == "published" and (not withdraw or self._replaced is not None)):
                 if state == "published":

@@ -71,6 +71,9 @@ class Disk:
     replaces: int | None = None
     """The file that has the name until then."""
 
+    size: int | None = None
+    """How large the source says that the disk is, in bytes."""
+
     def says(self) -> dict[str, Any]:
         """Return what the text says of it."""
         return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}

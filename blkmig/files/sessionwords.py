@@ -5,7 +5,7 @@
 
     says      {"state": one of `State`, "id": text, "disks": [disk, ...]}, or {} where nothing was stored
     see       {"state": "see", "id": text, "first": [folder, name]}
-    a disk    {"path": text, "inode": number, "replaces": number}, the numbers where a file was made
+    a disk    {"path": text, "inode": number, "replaces": number, "size": number}, the numbers where they are known
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def is_sound(says: Mapping[str, Any]) -> bool:
 def _is_disk(about: object) -> bool:
     if not isinstance(about, dict) or not _is_text(about.get("path")):
         return False
-    if not all(_is_number(about[key]) for key in ("inode", "replaces") if key in about):
+    if not all(_is_number(about[key]) for key in ("inode", "replaces", "size") if key in about):
         return False
     return "inode" not in about or _is_path(about["path"])
 

@@ -30,31 +30,34 @@ from .. import errors
 from . import folder, partial, sessionfile, sessionwords
 
 
-def meet(disk: str, *, device: str, state_dir: str | None = None) -> None:
+def meet(disk: str, *, device: str, state_dir: str | None = None) -> Mapping[str, Any] | None:
     """Look for a session file of `disk`, a path or a URI, which a migration wants to make, write or send. Blocks.
 
     It may be beside the disk, or in `state_dir`. A path leads through no link. Returns if nothing speaks against that
-    migration. Raises :class:`~blkmig.errors.InDoubt` for a disk that may have moved, and for one that has moved here:
-    then all disks of that session have their names. Raises :class:`~blkmig.errors.DeviceBusy` if the other migration
-    still runs, and :class:`OSError`.
+    migration: what the file of a receiver that had decided nothing says of this disk, if there is one. Raises
+    :class:`~blkmig.errors.InDoubt` for a disk that may have moved, and for one that has moved here: then all disks of
+    that session have their names. Raises :class:`~blkmig.errors.DeviceBusy` if the other migration still runs, and
+    :class:`OSError`.
     """
     places = [sessionfile.where(disk, state_dir)] if state_dir is not None else []
     if Path(disk).is_absolute():
         places.append(sessionfile.where(disk, None))
-    for place, name in places:
-        _meet(place, name, disk, device=device)
+    found = [_meet(place, name, disk, device=device) for place, name in places]
+    return next(filter(None, found), None)
 
 
-def _meet(place: Path, name: str, disk: str, *, device: str) -> None:
+def _meet(place: Path, name: str, disk: str, *, device: str) -> Mapping[str, Any] | None:
     with contextlib.ExitStack() as stack:
         found = _find(place, name, stack, device=device)
         if found is None:
-            return
+            return None
         if found.says.get("state") == "noted":
             raise errors.InDoubt(_NOTED.format(disk, found.path))
         if found.says.get("state") == "committing":
             nameless = give_names(found)
             raise errors.InDoubt(_describe_taken(found, nameless))
+        is_left = found.says.get("state") == "open" and found.says.get("side") == "target"
+        return next((about for about in found.says["disks"] if about["path"] == disk), None) if is_left else None
 
 
 def _find(place: Path, name: str, stack: contextlib.ExitStack, *, device: str) -> sessionfile.SessionFile | None:

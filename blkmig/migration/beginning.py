@@ -11,7 +11,7 @@ Whatever can be refused without the target is refused before anybody connects. M
 from __future__ import annotations
 
 from .. import block, params, savevm, stats
-from . import connection, endpoints, negotiation, outgoingsession, questions
+from . import comparing, connection, endpoints, negotiation, outgoingsession, questions
 
 
 def begin(
@@ -42,6 +42,7 @@ def begin(
         if parameters.digests and parameters.writers_after == "refuse":
             asked.ask_for_trees(state)
     statistics.format = negotiation.agree(parameters, asked, handlers, state, connect_timeout=connect_timeout)
+    comparing.check_resumes(parameters, handlers)
     if not asked.has_heard:
         link.take_silence_for_one_way()  # nobody was asked, either
     session.offer()

@@ -4,6 +4,7 @@
 ::
 
     receive --delta, --in-place    HELLO: DELTA ─► send, unless --no-delta    the bulk phase sends what differs
+    receive                        HELLO: RESUME ─► send --resume: TABLE says so        ... also here
 
 A target offers it for all of its disks or for none. One that holds nothing answers that it is zeros.
 """
@@ -14,7 +15,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 
-from .. import block, channel, params, savevm, stats
+from .. import block, channel, errors, params, savevm, stats
 from ..block import ExtraKind
 from . import questions
 
@@ -29,13 +30,31 @@ def agree(
 ) -> None:
     """Have only what differs be sent, if the target offers that, and nothing stands against it. Before setup."""
     if savevm.Ability.DELTA not in handlers.abilities:
+        if parameters.resume and savevm.Ability.RESUME in handlers.abilities:
+            handlers.resumes = True
+            _compare(asked, handlers)
         return
     why_not = _why_not(parameters)
     if why_not:
         logger.warning("the target offers to compare old copies that it holds, and all is sent: %s", why_not)
     else:
-        asked.digests.is_expected = True
-        handlers.take_answer = asked.digests.take
+        _compare(asked, handlers)
+
+
+def check_resumes(parameters: params.MigrationParameters, handlers: block.BlockSaveHandlers) -> None:
+    """Raise :class:`~blkmig.errors.ParameterError` if the target was to go on where an earlier migration has ended,
+    and cannot. Nothing was opened there."""
+    if parameters.resume and handlers.take_answer is None:
+        raise errors.ParameterError(
+            "nothing can be resumed: the target does not offer to compare what it holds: it is a QEMU, an older "
+            "blkmig, or one without blkmig[verify], a channel without an answer, or it was told --incremental; send "
+            "without --resume"
+        )
+
+
+def _compare(asked: questions.Questions, handlers: block.BlockSaveHandlers) -> None:
+    asked.digests.is_expected = True
+    handlers.take_answer = asked.digests.take
 
 
 def _why_not(parameters: params.MigrationParameters) -> str:
@@ -50,19 +69,38 @@ def _why_not(parameters: params.MigrationParameters) -> str:
 
 
 def abilities(parameters: params.IncomingParameters) -> savevm.Ability:
-    """Return what HELLO offers."""
-    return savevm.OURS if parameters.compares else savevm.OURS & ~savevm.Ability.DELTA
+    """Return what HELLO offers: to compare at once, or if the source resumes."""
+    if parameters.compares:
+        return savevm.OURS & ~savevm.Ability.RESUME
+    return savevm.OURS & ~(savevm.Ability.DELTA | (savevm.Ability.RESUME if parameters.incremental else 0))
 
 
 @contextlib.contextmanager
-def answering(
+def answering(loader: savevm.LoadVM) -> Iterator[block.Answers]:
+    """Have the questions of a stream be answered while it is loaded, from `begin` on."""
+    with contextlib.closing(block.Answers(loader.way_back.digest)) as answers:
+        yield answers
+
+
+def check_table(parameters: params.IncomingParameters, table: Sequence[block.TableDisk], position: int) -> bool:
+    """Return whether the disks of a table are resumed. Raises StreamError if that was not offered."""
+    resumes = any(entry.resumes for entry in table)
+    if resumes and savevm.Ability.RESUME not in abilities(parameters):
+        raise errors.StreamError("the table resumes disks, which nobody has offered", position=position)
+    if resumes and not block.can_hash():
+        raise errors.ParameterError(f"what is left of the disks cannot be compared: {block.MISSING}")
+    return resumes
+
+
+def begin(
+    answers: block.Answers | None,
     parameters: params.IncomingParameters,
     handlers: block.BlockLoadHandlers,
-    loader: savevm.LoadVM,
+    table: Sequence[block.TableDisk],
+    devices: Mapping[bytes, block.BlkLoadDevice],
     f: channel.InputQEMUFile,
-) -> Iterator[block.Answers]:
-    """Have the questions of a stream be answered while it is loaded, if old copies are compared."""
-    answers = block.Answers(loader.way_back.digest)
+) -> None:
+    """Compare the disks of a table, if there are old copies, or they are resumed; `devices` are where they go."""
 
     def counted(take: block.OnExtra) -> block.OnExtra:
         def take_and_count(body: bytes, position: int) -> None:
@@ -71,20 +109,8 @@ def answering(
 
         return take_and_count
 
-    if parameters.compares:
+    if answers is not None and (parameters.compares or any(entry.resumes for entry in table)):
         handlers.on_extra |= {ExtraKind.ASK: counted(answers.ask), ExtraKind.SAME: counted(answers.same)}
-    with contextlib.closing(answers):
-        yield answers
-
-
-def begin(
-    answers: block.Answers | None,
-    parameters: params.IncomingParameters,
-    table: Sequence[block.TableDisk],
-    devices: Mapping[bytes, block.BlkLoadDevice],
-) -> None:
-    """Compare the disks of a table, if there are old copies; `devices` are where they go, by name."""
-    if answers is not None and parameters.compares:
         answers.begin(table, devices)
 
 

@@ -72,11 +72,10 @@ class IncomingMigration:
         self._stack = contextlib.ExitStack()
         self._listener: channel.Listener | None = None
         self._f: channel.InputQEMUFile | None = None
-        self.is_awaited = False
-        """The source waits, or has waited, for the word that all is on stable storage."""
-
         self._answers: block.Answers | None = None  # while the stream is loaded
-        self._cancel_requested = False
+        self._cancel_requested = self.is_awaited = False
+        """The latter: the source waits, or has waited, for the word that all is on stable storage."""
+
         self._taking: taking.Taking | None = None
 
     def __enter__(self) -> Self:
@@ -190,7 +189,7 @@ class IncomingMigration:
         assert self._listener is not None
         self._session.attach(self._listener, loader, f, taken)
         try:
-            with comparing.answering(self.parameters, self._block, loader, f) as self._answers:
+            with comparing.answering(loader) as self._answers:
                 stream = loader.loadvm()
             self.is_awaited = loader.is_awaited
         except errors.MigrationError as error:
@@ -274,9 +273,10 @@ class IncomingMigration:
     ) -> Mapping[bytes, block.BlkLoadDevice]:
         """Open the targets of all disks of a section ``blkmig``, and tell the source."""
         self._targets.announced = self._block.sizes
+        self._targets.leaving.resumes = comparing.check_table(self.parameters, table, position)
         devices = admission.admit(table, position, self._targets, self._open, loader)
         self._read_back.begin(table, devices, loader, f)
-        comparing.begin(self._answers, self.parameters, table, devices)
+        comparing.begin(self._answers, self.parameters, self._block, table, devices, f)
         return devices
 
     def _flush(self, number: int, loader: savevm.LoadVM) -> None:

@@ -114,6 +114,7 @@ class IncomingSession:
         if takes_barriers and session.seconds and self._listener.takes_several:
             self._seconds = DEAD_SECONDS + min(session.seconds, MOST_SECONDS) + GRACE_SECONDS
             self._lobby = lobby.Lobby(self._listener, session, self._f)
+            self._targets.leaving.has_session = True
         way_back.answer_session(
             savevm.SessionAnswer(INCARNATION, 0, 0, takes_barriers=takes_barriers, waits=self._lobby is not None)
         )
@@ -154,6 +155,7 @@ class IncomingSession:
         if self._lobby is None or is_over:
             raise error
         self._figures.set_status("reconnecting")
+        self._targets.leaving.is_link_away = True
         while True:
             self._f.abort()
             f = self._lobby.next(self._seconds)
@@ -166,6 +168,7 @@ class IncomingSession:
                 self._go_on(f)
             except errors.ChannelError:
                 continue
+            self._targets.leaving.is_link_away = False
             self._figures.set_status("active")
             return f
 

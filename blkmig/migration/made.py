@@ -5,6 +5,7 @@
 
     prepare ─┬─ publish ─ (the source is told) ─ confirm     it stays
              ├─ check, keep ─ give_names ─ confirm           it stays: the source has handed it over
+             ├─ leave, discard                               it stays under its hidden name, for who resumes
              └─ discard                                      it is removed, but for what the source may know of
 
 `TargetSet` says when.
@@ -28,6 +29,7 @@ class MadeTargets:
         """Those that were made, the outermost first."""
 
         self._targets: list[sources.TargetFile] = []
+        self._is_left = False
 
     def prepare(self, target: sources.TargetFile) -> None:
         """Prepare a file; from now on it is one of these."""
@@ -49,6 +51,11 @@ class MadeTargets:
         self.folders.clear()
         for target in self._targets:
             target.keep()
+
+    def leave(self) -> None:
+        """Remove nothing from now on: a source may resume."""
+        self._is_left = True
+        self.keep()
 
     def give_names(self) -> dict[str, errors.MigrationError]:
         """Give every file its name, on stable storage; return why those that did not get theirs did not, by label."""
@@ -84,7 +91,7 @@ class MadeTargets:
         with contextlib.ExitStack() as stack:
             stack.callback(self._remove_folders)
             for target in targets:
-                stack.callback(_discard, target, exc, came.get(target))
+                stack.callback(_discard, target, exc, came.get(target), is_left=self._is_left)
 
     def _sync(self) -> None:
         for target in self._targets:  # the first flush makes the others quick
@@ -97,13 +104,22 @@ class MadeTargets:
                 self.folders.pop().rmdir()
 
 
-def _discard(target: sources.TargetFile, exc: BaseException | None, received: block.BlkLoadDevice | None) -> None:
+def _discard(
+    target: sources.TargetFile, exc: BaseException | None, received: block.BlkLoadDevice | None, *, is_left: bool
+) -> None:
     with errors.keeping(exc):
         is_written = received is not None and received.statistics.has_come
         is_gone = target.discard(withdraw=isinstance(exc, errors.MigrationError), is_written=is_written)
         if isinstance(exc, Exception) and target.is_new and received is not None:
-            exc.add_note(
-                f"{target.path!r} was not made: what had come of it is removed"
-                if is_gone
-                else f"{target.path!r} is complete, but the source may not know"
-            )
+            exc.add_note(_became(target.path, is_gone=is_gone, is_left=is_left))
+
+
+def _became(path: str, *, is_gone: bool, is_left: bool) -> str:
+    if is_gone:
+        return f"{path!r} was not made: what had come of it is removed"
+    if is_left:
+        return (
+            f"{path!r} was not made, and what had come of it is kept under a hidden name: start this command again, "
+            "and send with --resume; whatever else is received there begins anew"
+        )
+    return f"{path!r} is complete, but the source may not know"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from .. import block, disk, errors, params, sources, stats
-from . import asked, endpoints, fitting, made, naming, room, sessions
+from . import asked, endpoints, fitting, leaving, made, naming, room, sessions
 
 Target = disk.BlockBackend | str | os.PathLike[str]
 
@@ -63,6 +63,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         self.announced = block.SaidSizes()
         """How large the stream says that its disks are, before they come."""
 
+        self.leaving = leaving.Leaving()
         self.settle: Callable[[], None] = lambda: None
         """Waits for the flush that is under way beside the writes, and raises what one has raised."""
 
@@ -135,7 +136,8 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         else:
             if size is not None and announced is None:
                 self._room.want(target.path, size)
-            backend = self._stack.enter_context(target.open(name or f"number {len(self.devices)}", size))
+            opened = target.open(name or f"number {len(self.devices)}", size, resumes=self.leaving.resumes)
+            backend = self._stack.enter_context(opened)
         if backend.is_read_only:
             raise errors.DeviceError("cannot be a target", device=name, cause="it is read-only")
         if backend.is_growable and self._parameters.incremental:
@@ -280,21 +282,13 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         If the link refused the word, the source does not have it, and targets that got their names are taken back.
         After any other end, as by a signal, nobody knows whether the source has the word, and the targets stay.
         """
+        may_be_left = not self._is_taken and self.session.state is not None
+        is_left = may_be_left and self.leaving.is_left(exc, self.devices)
+        if is_left:
+            self._made.leave()
         with contextlib.ExitStack() as stack:
-            stack.callback(self.session.close if self._is_taken else self.session.remove)
+            stack.callback(self.session.close if self._is_taken or is_left else self.session.remove)
             stack.callback(self._made.discard, exc, dict(zip(self._came, self.devices, strict=True)))
             if isinstance(exc, Exception):
-                stack.callback(self._say_what_is_broken, exc)
+                stack.callback(leaving.say_what_is_broken, exc, self.devices, self._came)
             stack.push(self._stack)
-
-    def _say_what_is_broken(self, exc: BaseException) -> None:
-        """Note what is left of targets that were there before: a part of a disk, or what they held."""
-        for device, target in zip(self.devices, self._came, strict=True):
-            if target is not None and target.is_new:
-                continue
-            name, files = device.statistics.name, device.backend.files
-            where = repr(files[0].path) if files else f"the target of disk {name!r}"
-            if device.statistics.has_come:
-                exc.add_note(f"{where} holds a part of the disk: do not use it before all of it has come")
-            elif isinstance(exc, errors.OutOfRange) and exc.device == name:
-                exc.add_note(f"{where} is as it was: nothing was written to it")

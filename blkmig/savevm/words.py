@@ -60,12 +60,16 @@ class Ability(enum.IntFlag, boundary=enum.KEEP):
     DELTA = 0x04
     PROOF = 0x08
     CHECKS = 0x10
+    RESUME = 0x80
 
 
 CHECKS: Final = Ability.CHECKS if importlib.util.find_spec("xxhash") is not None else Ability(0)
 """Without what computes checksums, this blkmig has none to check."""
 
-OURS: Final = Ability.BARRIERS | Ability.COMMIT | Ability.DELTA | Ability.PROOF | CHECKS
+RESUME: Final = Ability.RESUME if importlib.util.find_spec("blake3") is not None else Ability(0)
+"""The same of what computes digests, which is not loaded before somebody asks for one."""
+
+OURS: Final = Ability.BARRIERS | Ability.COMMIT | Ability.DELTA | Ability.PROOF | RESUME | CHECKS
 """What this blkmig can do, at either end."""
 
 MAX_REFUSALS: Final = 256

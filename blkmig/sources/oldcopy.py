@@ -26,6 +26,11 @@ class Reuse:
         self._mark: inplace.InPlace | None = None
         self._label = label
 
+    @property
+    def is_filled(self) -> bool:
+        """Whether a new target begins with an old copy."""
+        return self._old is not None
+
     def files(self) -> Iterator[identity.KnownFile]:
         """Yield the files that are read."""
         if self._old is not None:

@@ -11,14 +11,16 @@ is made under a hidden name (see `partial.py`), and gets its size when its disk 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from .. import errors, units
 from ..disk import backend, identity
-from ..files import folder, partial, sessionfile, taken
-from . import oldcopy, opening
+from ..files import folder, inplace, partial, sessionfile, taken
+from . import leftover, oldcopy, opening, refusing
 
 FOLDER_SUFFIX = ".raw"
 
@@ -57,6 +59,8 @@ class TargetFile:
         self._text = text
         self._idle_timeout = idle_timeout
         self._state_dir = state_dir
+        self._left: Mapping[str, Any] | None = None  # what a killed receiver has noted of this target
+        self._disk_size: int | None = None
         self._backend: backend.BlockBackend | None = None
         self._partial: partial.Partial | None = None
         self.reuse = oldcopy.Reuse(old, in_place=in_place, label=label, idle_timeout=idle_timeout)
@@ -116,7 +120,7 @@ class TargetFile:
     def prepare(self) -> None:
         """Open a target that exists, or make the file that becomes the target."""
         with self._failing("look at"):
-            taken.meet(self.about().path, device=self.label, state_dir=self._state_dir)
+            self._left = taken.meet(self.about().path, device=self.label, state_dir=self._state_dir)
         if self._is_nbd:
             self._backend = opening.open_disk(
                 str(self._text), name=self.label, idle_timeout=self._idle_timeout
@@ -131,11 +135,12 @@ class TargetFile:
         if self._into is not None:
             self._prepare_in_folder(self._into, there)
         elif self.is_new:
-            self._check_is_not_incremental(there)
+            if self._incremental and self._described.base is None:
+                refusing.check_holds_base(there, self.path, self.label)
             if there.about is None:
                 opening.check_can_be_made(self._described)
             real = Path(os.path.realpath(self._described.path))
-            self._check_is_a_name(real)
+            refusing.check_is_a_name(self._described.path, real, self.path, self.label)
             self._begin(str(real.parent), real.name)
             self.reuse.fill(self._partial, self.path, is_raw=self._described.is_raw)
         else:
@@ -151,18 +156,13 @@ class TargetFile:
     def _prepare_in_folder(self, into: str | os.PathLike[str], there: identity.KnownFile) -> None:
         name = self._described.path
         if self._incremental:
-            self._check_is_not_incremental(there)
+            if self._incremental and self._described.base is None and self.is_new:
+                refusing.check_holds_base(there, self.path, self.label)
             self._open_in_folder(into, name)
         else:
             if self._overwrite:
-                self._check_can_be_replaced(there)
+                refusing.check_can_be_replaced(there, self.path, self.label)
             self._begin(into, name, replace=self._overwrite)
-
-    def _check_can_be_replaced(self, there: identity.KnownFile) -> None:
-        """Refuse a file that would have to be emptied before the new one is complete, because it cannot be replaced."""
-        if there.about is not None and there.about.st_size and folder.is_mount_point(Path(there.path)):
-            cause = "something is mounted on it, so it cannot be replaced: say NAME=PATH to have it written in place"
-            raise errors.DeviceError(f"cannot create {self.path!r}", device=self.label, cause=cause)
 
     def _open_in_folder(self, into: str | os.PathLike[str], name: str) -> None:
         """Open a file of the folder that holds the base already."""
@@ -183,28 +183,18 @@ class TargetFile:
 
     def _begin(self, place: str | os.PathLike[str], name: str, *, replace: bool = False) -> None:
         self.is_new = True
+        may_be_resumed = self._described.is_raw and not (self.reuse.is_filled or self._incremental)
         try:
             with self._failing("create"):
                 self._folder = folder.Folder(place, create=self._into is not None)
-                self._partial = partial.Partial(self._folder, name, device=self.label, replace=replace)
+                self._partial = partial.Partial(
+                    self._folder, name, device=self.label, replace=replace, take_up=may_be_resumed
+                )
         except errors.DeviceError as error:
             is_refused = isinstance(error.__cause__, FileExistsError) and not Path(self.path).is_symlink()
             if is_refused and self._into is not None and not replace:
                 raise self._exists() from error
             raise
-
-    def _check_is_not_incremental(self, there: identity.KnownFile) -> None:
-        if self._incremental and self._described.base is None and self.is_new:
-            exists = "it does not exist" if there.about is None else "it is empty or half made"
-            cause = f"{exists}, and a new one does not hold the base: begin with a copy of the base"
-            raise errors.DeviceError(f"cannot open {self.path!r}", device=self.label, cause=cause)
-
-    def _check_is_a_name(self, real: Path) -> None:
-        """Refuse the name of a folder, and a device that is missing."""
-        if self._described.path.endswith("/"):
-            raise errors.ParameterError(f"{self._described.path!r} is no name for a file: say --into for a folder")
-        with self._failing("open"):
-            partial.check_takes_files(real)
 
     def _exists(self) -> errors.DeviceError:
         cause = "it exists already: say --overwrite to replace what the folder holds, or NAME=PATH for this disk"
@@ -217,16 +207,26 @@ class TargetFile:
 
     # -- when it comes -----------------------------------------------------------------------------------------------
 
-    def open(self, name: str, size: int | None) -> backend.BlockBackend:
+    def open(self, name: str, size: int | None, *, resumes: bool = False) -> backend.BlockBackend:
         """Return the disk, called `name`. A new disk has `size` bytes; if that is None, it grows.
 
-        Whoever opens it closes it.
+        With `resumes` it holds what an earlier run has left; raises :class:`~blkmig.errors.DeviceError` if there is
+        nothing that is certainly that. Whoever opens it closes it.
         """
         taken, self._backend = self._backend, None
+        self._disk_size = size
         if taken is not None:
             taken.name = name
+            if resumes:
+                inplace.settle(taken)
             return taken
         assert self._partial is not None
+        if resumes:
+            leftover.check(self._partial, self._left, size, self.path, self.label)
+            with self._failing("open"):
+                self._partial.settle()
+        else:
+            self._partial.begin_anew()
         opening.check_size_is_known(self._described, size)
         with self._failing("open"):
             opened = self._partial.reopen()
@@ -237,7 +237,7 @@ class TargetFile:
     def about(self) -> sessionfile.Disk:
         """Return what a session file says of it; of a file that is made, once it is prepared."""
         if self._partial is not None:
-            return self._partial.about()
+            return dataclasses.replace(self._partial.about(), size=self._disk_size)
         if self._is_nbd:
             return sessionfile.Disk(self.path, is_file=False)
         real = self._real()

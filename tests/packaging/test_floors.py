@@ -23,6 +23,7 @@ FLOORS = {
     "units": 1,
     "paths": 1,
     "params": 1,
+    "settings": 1,
     "stats": 1,
     "diskstats": 1,
     "texts": 1,

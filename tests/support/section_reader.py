@@ -186,9 +186,9 @@ class SectionReader:
         model.read_table(self.reader, start)
         for name, size, granule, flags in start.table:
             assert name not in self.disks
-            assert flags in (0, 1)
+            assert flags in (0, 1, 2)
             image = bytearray(self.old.get(name, b"")[:size].ljust(size, b"\0"))
-            self.disks[name] = Disk(name, size, granule, bool(flags), image)
+            self.disks[name] = Disk(name, size, granule, bool(flags & 1), image)
 
     def read_record(self, flags: int, number: int) -> None:
         """Read the rest of a record."""

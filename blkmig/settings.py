@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Checks of what a caller sets in `params`: each makes a field of frozen parameters plain, or says what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+from . import credentials, errors, units
+
+
+def set_flags(parameters: Any) -> None:
+    """Make bools of any kind, numpy's too, plain ones; raise :class:`~blkmig.errors.WrongType` for other values."""
+    for field in dataclasses.fields(parameters):
+        if isinstance(field.default, bool):
+            value = getattr(parameters, field.name)
+            units.check_flags(**{field.name: value})
+            object.__setattr__(parameters, field.name, bool(value))
+
+
+def check_tls(parameters: Any) -> None:
+    """Raise :class:`~blkmig.errors.WrongType` for what does not say whom to trust."""
+    if not isinstance(parameters.tls, credentials.TlsParameters | None):
+        raise errors.WrongType(f"tls must be TlsParameters, not {parameters.tls!r}")
+
+
+def set_folder(parameters: Any) -> None:
+    """Make the folder for session files, where one is said, a plain text."""
+    said: str | os.PathLike[str] | None = parameters.state_dir
+    if said is None:
+        return
+    if not isinstance(said, str | os.PathLike):
+        raise errors.WrongType(f"state_dir must be a path, not {said!r}")
+    if not os.fspath(said):
+        raise errors.ParameterError("the name of the folder for session files is empty; the present one is called .")
+    object.__setattr__(parameters, "state_dir", os.path.realpath(said))
+
+
+def set_number(parameters: object, name: str, low: float, high: float) -> None:
+    """Make a field a plain float; raise :class:`~blkmig.errors.ParameterError` unless low <= it <= high."""
+    _set(parameters, name, units.real(getattr(parameters, name)), "", low, high)
+
+
+def set_whole(parameters: object, name: str, low: int, high: int) -> None:
+    """Make a field a plain int, as :func:`set_number` does."""
+    _set(parameters, name, units.whole(getattr(parameters, name)), "a whole number ", low, high)
+
+
+def _set(parameters: object, name: str, value: float | None, kind: str, low: float, high: float) -> None:
+    if value is None or not low <= value <= high:
+        bounds = f"at least {low}" if high >= 1 << 63 else f"from {low} to {high}"
+        raise errors.ParameterError(f"{name} must be {kind}{bounds}, not {getattr(parameters, name)!r}")
+    object.__setattr__(parameters, name, value)
