@@ -93,9 +93,12 @@ class Peer:
 
     @classmethod
     def paired(cls, *steps: Step) -> Self:
-        """Return a peer whose `uri` is the other end of a pair of sockets, ``fd:N``, which can be used once."""
+        """Return a peer whose `uri` is the other end of a pair of sockets, ``fd:N``, open until the peer is left.
+
+        So the peer sees no end of what comes on it before that, unless the other end shuts the link down.
+        """
         mine, yours = socket.socketpair()
-        return cls(f"fd:{yours.detach()}", lambda: mine, lambda: None, *steps)
+        return cls(f"fd:{yours.fileno()}", lambda: mine, yours.close, *steps)
 
     def __enter__(self) -> Self:
         return self

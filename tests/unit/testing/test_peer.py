@@ -130,6 +130,15 @@ def test_a_source_that_is_cut(kind: str, tmp_path: Path) -> None:
     assert not (tmp_path / "copy.raw").exists()
 
 
+def test_nothing_is_left_open(tmp_path: Path) -> None:
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(3):
+        with testing.Peer.paired(say(b"x")), testing.Peer.listening(say(b"x"), uri=f"unix:{tmp_path}/s") as peer:
+            connected(peer).close()
+        (tmp_path / "s").unlink()
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
 def test_a_pair() -> None:
     with testing.Peer.paired(expect(b"ping"), say(b"pong")) as peer:
         with channel.connect(peer.uri, timeout=testing.SECONDS) as f:
