@@ -12,6 +12,9 @@ from . import credentials, errors, paths, settings, units
 MAX_PARALLEL_IO = 16
 """The most reads in flight, over all disks together: more would starve the disks' other users (QEMU 2.12's figure)."""
 
+MAX_CONNECTIONS = 16
+"""The most connections of one stream."""
+
 MAX_IO_BUFFERS = 512
 """The most block buffers that a caller may ask for; reads in flight and blocks that wait to be sent share them."""
 
@@ -123,6 +126,10 @@ class MigrationParameters:
     killed. The target compares what is there of them, and what differs is sent. Start the receiver again before, as it
     was started then. A target that has nothing of the disks refuses. There is no `reconnect` meanwhile."""
 
+    connections: int | Literal["auto"] = "auto"
+    """Over how many connections the stream goes to a blkmig at ``tcp:``, ``tls:`` or ``unix:``, 1 to 16. ``auto``: one,
+    and more the longer the round trip is, from 15 ms on."""
+
     idle_timeout: float = 60.0
     """Seconds that the other end may be idle while it should take or confirm something; 0 waits for ever."""
 
@@ -146,6 +153,8 @@ class MigrationParameters:
         settings.set_folder(self)
         if self.reconnect is not None:
             settings.set_number(self, "reconnect", 0, 86400)
+        if self.connections != "auto":
+            settings.set_whole(self, "connections", 1, MAX_CONNECTIONS)
         if self.timeout is not None:
             settings.set_number(self, "timeout", 0, float("inf"))
         if self.max_rounds is not None:

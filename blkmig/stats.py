@@ -99,6 +99,9 @@ class OutgoingStatistics:
     barriers: int = 0
     """Barriers that the target has acknowledged: what was sent before them is on stable storage there."""
 
+    connections: int = 1
+    """Over how many connections the stream goes."""
+
     reconnects: int = 0
     taken_back_bytes: int = 0
     """How often the link was lost and came back, and how many bytes of the disks were to be sent again therefore."""

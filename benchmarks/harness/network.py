@@ -40,14 +40,14 @@ def slowed(*qdisc: str) -> Iterator[None]:
     if os.geteuid() or not (shutil.which("ip") and shutil.which("tc")):
         raise images.CannotRunHere("network namespaces take root, ip and tc")
     name = f"blkmig-bench-{os.getpid()}-{next(_numbers)}"
-    _run("ip", "netns", "add", name)
+    run("ip", "netns", "add", name)
     try:
         with _entered(pathlib.Path("/run/netns") / name):
-            _run("ip", "link", "set", "lo", "up")
-            _run("tc", "qdisc", "add", "dev", "lo", "root", *qdisc)
+            run("ip", "link", "set", "lo", "up")
+            run("tc", "qdisc", "add", "dev", "lo", "root", *qdisc)
             yield
     finally:
-        _run("ip", "netns", "del", name)
+        run("ip", "netns", "del", name)
 
 
 def carried() -> int:
@@ -72,7 +72,8 @@ def _enter(fd: int) -> None:
         raise images.CannotRunHere(f"cannot enter a network namespace: {os.strerror(ctypes.get_errno())}")
 
 
-def _run(*command: str) -> None:
+def run(*command: str) -> None:
+    """Run a command of the system; CannotRunHere if it fails."""
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise images.CannotRunHere(f"{' '.join(command)}: {done.stderr.strip()}")

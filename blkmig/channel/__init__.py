@@ -2,6 +2,7 @@
 """The byte stream between two machines: QEMUFile over tcp: unix: exec: fd: file: and the standard streams."""
 
 from .breaking import Breaker
+from .bundle import join, split
 from .measuring import LinkSpeed, NotMeasured, measure
 from .open import Connector, Listener, connect, listen
 from .qemufile import InputQEMUFile, OutputQEMUFile
@@ -16,7 +17,9 @@ __all__ = [
     "NotMeasured",
     "OutputQEMUFile",
     "connect",
+    "join",
     "listen",
     "measure",
     "parse_uri",
+    "split",
 ]

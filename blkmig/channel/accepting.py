@@ -19,7 +19,7 @@ import errno
 import logging
 import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from .. import errors
 from . import candidates, link, measured, measuring
@@ -43,7 +43,11 @@ OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Reception:
-    """The connections of one accept(): wait for the first that has sent `nbytes` bytes which begin with `magic`."""
+    """The connections that come: wait for the first that has sent `nbytes` bytes which begin with one of `magics`.
+
+    Without any, they begin as they like. That list may change meanwhile. Who has not begun when one comes may do so in
+    the next wait, if there is one.
+    """
 
     def __init__(
         self,
@@ -52,19 +56,19 @@ class Reception:
         measurements: measured.Measurements,
         *,
         make: Callable[[socket.socket], candidates.Candidate],
-        magic: bytes,
+        magics: Sequence[bytes],
         nbytes: int,
     ) -> None:
         self._link = connection
         self._listening = listening
-        self._magic = magic
+        self.magics = magics
         self._nbytes = nbytes
         self._make = make
         self._candidates: dict[int, candidates.Candidate] = {}
         self._measurements = measurements
 
     def first(self, timeout: float | None) -> candidates.Candidate:
-        """Return the first that begins; the others are closed. Raises ChannelTimeout, Cancelled and ChannelError."""
+        """Return the first that begins. Raises ChannelTimeout, Cancelled and ChannelError."""
         deadline = None if timeout is None else time.monotonic() + timeout
         try:
             while True:
@@ -82,9 +86,12 @@ class Reception:
                     raise errors.ChannelTimeout("waiting for the source", uri=self._link.uri, cause=why)
         finally:
             self._measurements.stop_counting()
-            for candidate in self._candidates.values():
-                candidate.drop("a migration comes in from elsewhere, or nobody waits any more")
-            self._candidates.clear()
+
+    def close(self) -> None:
+        """Close those that have not begun."""
+        for candidate in self._candidates.values():
+            candidate.drop("a migration comes in from elsewhere, or nobody waits any more")
+        self._candidates.clear()
 
     def _wait(self, deadline: float | None) -> set[int]:
         """Return the descriptors that have something to say."""
@@ -134,13 +141,16 @@ class Reception:
         if alive and candidate.is_plain and measuring.HEADER.startswith(candidate.begun):
             if candidate.begun == measuring.HEADER:
                 self._measurements.take(self._candidates.pop(fd).socket)
-        elif not self._magic.startswith(candidate.begun[: len(self._magic)]):
+        elif not self._may_begin(candidate.begun):
             self._drop(fd, _no_migration(candidate.begun[: self._nbytes]), said=True)
         elif not alive:
             self._drop(fd, "it ended before its stream began")
         elif candidate.is_ready and len(candidate.begun) >= self._nbytes:
             return self._candidates.pop(fd)
         return None
+
+    def _may_begin(self, begun: bytes) -> bool:
+        return not self.magics or any(magic.startswith(begun[: len(magic)]) for magic in self.magics)
 
     def _drop_the_silent(self) -> None:
         now, seconds = time.monotonic(), candidates.OPENING_SECONDS

@@ -142,6 +142,7 @@ class Transport:
     ) -> None:
         self.link = link
         self.socket = fd if isinstance(fd, socket.socket) else None
+        self.peer_sockets = [] if self.socket is None else [self.socket]  # what leads to the peer
         self.fd = fd.fileno() if isinstance(fd, socket.socket) else fd
         self.sync = sync
         self.child = child
@@ -160,7 +161,7 @@ class Transport:
 
     def is_local(self) -> bool:
         """Return whether this is a pipe or a connection within this machine; not one to a command."""
-        return self.child is None and (self.socket is None or is_local(self.socket))
+        return self.child is None and all(map(is_local, self.peer_sockets))
 
     is_sealed = False
     """Whether a bit that changes on the way breaks the link, as with TLS."""

@@ -8,6 +8,7 @@ import os
 import pathlib
 import socket
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -78,6 +79,11 @@ class Connector:
         """Whether the other end can be reached once more, and can answer then."""
         return self.goes_both_ways and not isinstance(self._address, uri.FdAddress | uri.StdioAddress)
 
+    @property
+    def takes_several(self) -> bool:
+        """Whether more than one connection leads to the same receiver."""
+        return isinstance(self._address, uri.TcpAddress | uri.UnixAddress)
+
     def wait(self, seconds: float) -> None:
         """Wait; raises Cancelled at once."""
         self._link.wait(seconds)
@@ -130,6 +136,7 @@ class Listener:
         self._is_closed = False
         self._socket_file = os.lstat(address.path) if isinstance(address, uri.UnixAddress) else None
         self._security = security
+        self._reception: accepting.Reception | None = None  # whose candidates may be taken by the next accept()
         self._measurements = None if sock is None else measured.Measurements(sock if security is None else None)
 
     @property
@@ -147,18 +154,21 @@ class Listener:
         """Return whether a source can come again, while nobody has closed this."""
         return self._socket is not None
 
-    def accept(self, *, timeout: float | None, magic: bytes = b"", nbytes: int = 0) -> qemufile.InputQEMUFile:
+    def accept(
+        self, *, timeout: float | None, magics: Sequence[bytes] = (), nbytes: int = 0, keep: bool = False
+    ) -> qemufile.InputQEMUFile:
         """Wait for the source and return its stream; None waits as long as it takes.
 
-        With `magic`, the first connection is taken that has sent `nbytes` bytes which begin with `magic`; the others
-        are closed (see `accepting`). These bytes stay the first of the stream.
+        With `magics`, the first connection is taken that has sent `nbytes` bytes which begin with one of them (see
+        `accepting`). These bytes stay the first of the stream. The others are closed, unless `keep` says that they may
+        be taken by the next call, with the same list.
         Raises ChannelTimeout after `timeout` seconds, Cancelled, and ChannelError. May be called again.
         """
         if self._is_closed:
             raise errors.StateError(f"nobody listens any more [{self.uri}]", state="closed", required="listening")
         self._link.check()
         if isinstance(self._address, uri.TcpAddress | uri.UnixAddress):
-            return self._accept_socket(timeout, magic, nbytes)
+            return self._accept_socket(timeout, magics, nbytes, keep)
         connection = link.Link(self.uri)
         try:
             return qemufile.InputQEMUFile(streams.open_stream(connection, self._address, writing=False))
@@ -166,13 +176,13 @@ class Listener:
             connection.close()
             raise
 
-    def _accept_socket(self, timeout: float | None, magic: bytes, nbytes: int) -> qemufile.InputQEMUFile:
+    def _accept_socket(
+        self, timeout: float | None, magics: Sequence[bytes], nbytes: int, keep: bool
+    ) -> qemufile.InputQEMUFile:
         assert self._socket is not None
         assert self._measurements is not None
-        if magic or self._security is not None:
-            first = accepting.Reception(
-                self._link, self._socket, self._measurements, make=self._candidate, magic=magic, nbytes=nbytes
-            ).first(timeout)
+        if magics or self._security is not None:
+            first = self._first(timeout, magics, nbytes, keep)
         else:
             first = self._candidate(self._accepted(timeout))
         try:
@@ -185,6 +195,27 @@ class Listener:
             if isinstance(error, errors.ChannelError):
                 raise
             raise errors.ChannelError("accepting a connection", uri=self.uri, cause=error) from error
+
+    def _first(
+        self, timeout: float | None, magics: Sequence[bytes], nbytes: int, keep: bool
+    ) -> candidates.Candidate:
+        assert self._socket is not None
+        assert self._measurements is not None
+        if self._reception is None or self._reception.magics is not magics:
+            self._close_reception()
+            self._reception = accepting.Reception(
+                self._link, self._socket, self._measurements, make=self._candidate, magics=magics, nbytes=nbytes
+            )
+        try:
+            return self._reception.first(timeout)
+        finally:
+            if not keep:
+                self._close_reception()
+
+    def _close_reception(self) -> None:
+        if self._reception is not None:
+            self._reception.close()
+            self._reception = None
 
     def _candidate(self, sock: socket.socket) -> candidates.Candidate:
         if self._security is None:
@@ -222,6 +253,7 @@ class Listener:
             return
         if self._measurements is not None:
             self._measurements.close()
+        self._close_reception()
         sockets.shut_and_close(self._socket)
         self._socket = None
         if isinstance(self._address, uri.UnixAddress) and self._socket_file is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .. import _core, _output, errors, units
-from . import base, link, rate
+from . import base, buffers, link, rate
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -21,13 +21,22 @@ LONGEST_WAIT = 0.1
 class PacedFile(base.QEMUFile):
     """A sending direction, as far as it waits for its rate limit."""
 
-    _buffer: _output.OutputBuffer
-
     def __init__(self, transport: link.Transport, *, limiter: rate.RateLimiter | None = None) -> None:
         super().__init__(transport)
+        self._buffer = _open_buffer(transport)
+        self._before = self._flushed_before = 0  # what was put, and had left, before `reroute`
         self._limiter = limiter or rate.RateLimiter()
         # Sending thread only. From where on the bytes are not on the limiter's account yet; None: they are free.
         self._unpaid_from: int | None = None
+
+    def reroute(self, transport: link.Transport) -> None:
+        """Have what is put from now on leave by way of `transport`, which has the present one; nothing is staged."""
+        self._settle()
+        self._unpaid_from = None
+        self._before += self._buffer.position
+        self._flushed_before += self._buffer.flushed
+        self._transport, self._buffer = transport, _open_buffer(transport)
+        self._buffer.set_idle_timeout(self._idle_timeout)
 
     def set_rate_limit(self, bytes_per_second: int) -> None:
         """Let at most so many bytes leave per second from now on, 0: as many as the link takes.
@@ -117,3 +126,7 @@ class PacedFile(base.QEMUFile):
             self._buffer.put_payload(blk, start, nbytes)
             start += nbytes
         self._buffer.put_payload(blk, start, total - start)
+
+
+def _open_buffer(transport: link.Transport) -> _output.OutputBuffer:
+    return buffers.open_output(transport.fd, wake_fd=transport.link.wake_fd, seal=transport.seal)

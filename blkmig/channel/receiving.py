@@ -27,6 +27,8 @@ class ReceivingFile(base.QEMUFile):
 
     def __init__(self, transport: link.Transport, *, begun: bytes = b"") -> None:
         super().__init__(transport)
+        self._begun = begun
+        self._before = 0  # what was consumed before `reroute`
         self._buffer = buffers.open_input(
             transport.fd,
             is_tcp=transport.is_tcp,
@@ -42,7 +44,7 @@ class ReceivingFile(base.QEMUFile):
     @property
     def position(self) -> int:
         """Return the bytes consumed so far."""
-        return self._buffer.position
+        return self._before + self._buffer.position
 
     @base.transfer
     def get_byte(self) -> int:
@@ -167,6 +169,23 @@ class ReceivingFile(base.QEMUFile):
         """Return the seconds that the peer may be idle; 0 is for ever."""
         return self._idle_timeout
 
+    def reroute(self, transport: link.Transport) -> None:
+        """Have what is got from now on come from `transport`, which has the present one."""
+        self._before, self._transport = self.position, transport
+        self._buffer = buffers.open_input(
+            transport.fd, is_tcp=transport.is_tcp, wake_fd=transport.link.wake_fd, unseal=transport.unseal
+        )
+        self.set_idle_timeout(self._idle_timeout, first=self._idle_timeout)
+
+    @property
+    def has_more(self) -> bool:
+        """Return whether more was read of the channel than was consumed."""
+        return self._buffer.staged > 0
+
+    def starts_with(self, begun: bytes) -> bool:
+        """Return whether what was read of the channel, and nothing was consumed of it yet, begins so."""
+        return self._begun.startswith(begun)
+
     def payload_came(self) -> None:
         """Say that what was got last counts as payload, so that the peer is not idle."""
         self._buffer.payload_came()
@@ -199,6 +218,8 @@ class ReceivingFile(base.QEMUFile):
     def _fail(self, error: BaseException) -> None:
         if isinstance(error, EOFError):
             self._link.check()
+            if (broken := self._transport.why_broken()) is not None:
+                self._keep(self._meaning(broken), error)
             why = self.command_words() or self._transport.end_words()
             is_empty = self.position + self._buffer.staged == 0
             how = "is empty, so look at what its sender says" if is_empty else "ends too early"

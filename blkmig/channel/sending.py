@@ -15,7 +15,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from .. import _core, errors
-from . import base, buffers, hugepages, link, pacing, rate, sockets
+from . import base, hugepages, pacing, sockets
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -33,19 +33,15 @@ class SendingFile(pacing.PacedFile):
     doing = "sending"
     side = socket.SHUT_WR
 
-    def __init__(self, transport: link.Transport, *, limiter: rate.RateLimiter | None = None) -> None:
-        super().__init__(transport, limiter=limiter)
-        self._buffer = buffers.open_output(transport.fd, wake_fd=transport.link.wake_fd, seal=transport.seal)
-
     @property
     def position(self) -> int:
         """Return the bytes put so far."""
-        return self._buffer.position
+        return self._before + self._buffer.position
 
     @property
     def transferred(self) -> int:
         """Return the bytes that the kernel took so far; at most 64 KiB less than `position` between calls."""
-        return self._buffer.flushed
+        return self._flushed_before + self._buffer.flushed
 
     @base.transfer
     def put_byte(self, value: int) -> None:
@@ -173,13 +169,13 @@ class SendingFile(pacing.PacedFile):
         """
         self._idle_timeout = seconds
         self._buffer.set_idle_timeout(seconds)
-        if self._transport.socket is not None:
-            sockets.set_user_timeout(self._transport.socket, seconds)
+        for sock in self._transport.peer_sockets:
+            sockets.set_user_timeout(sock, seconds)
 
     def shorten_queue(self) -> None:
         """Have less wait in the socket from now on, so that what is put last is soon there; see `sockets`."""
-        if self._transport.socket is not None:
-            sockets.shorten_queue(self._transport.socket)
+        for sock in self._transport.peer_sockets:
+            sockets.shorten_queue(sock)
 
     def _idle_words(self) -> str:
         return f"the other end took nothing for {self._idle_timeout:g} s (--idle-timeout)"
@@ -193,6 +189,10 @@ class SendingFile(pacing.PacedFile):
     def is_local(self) -> bool:
         """Return whether the other end is on this machine, as far as one can see: a command may lead anywhere."""
         return self._transport.is_local()
+
+    def round_trip(self) -> float | None:
+        """Return the shortest round trip of the link so far, in seconds; None within a machine, and if unknown."""
+        return None if self.is_local else sockets.round_trip(self._transport.peer_sockets[0])
 
     @property
     def is_sealed(self) -> bool:

@@ -93,6 +93,13 @@ def size(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def count(text: str) -> int | str:
+    """Return a whole number, or ``auto`` as it is."""
+    if text == "auto" or text.isdecimal():
+        return text if text == "auto" else int(text[:9])
+    raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a whole number")
+
+
 def seconds(text: str) -> float:
     """Parse a number of seconds for argparse: not negative, and neither NaN nor infinite."""
     try:

@@ -83,6 +83,9 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--connect-timeout", type=float, default=30.0, metavar="SECONDS",
                         help="how long the target, and a server that has the disks, may take to answer the first time "
                         "(default: 30)")  # fmt: skip
+    parser.add_argument("--connections", type=arguments.count, default="auto", metavar="N",
+                        help="over how many connections the stream goes to a blkmig, 1 to 16 (default: auto, one, and "
+                        "more on a long way, from a round trip of 15 ms on)")  # fmt: skip
     parser.add_argument("--reconnect", type=float, metavar="SECONDS",
                         help="how long to try to come again when the link to a blkmig is lost, which waits as long, "
                         "unless it compares with old copies; 0: not at all (default: 60)")  # fmt: skip
@@ -219,6 +222,7 @@ def print_result(result: stats.OutgoingStatistics, args: argparse.Namespace, *, 
             f"{units.format_size(result.transferred)} in {result.blocks} blocks, {result.zero_blocks} zero"
             + (f", and {result.packs} packs" if result.packs else ""),
         ),
+        *([("connections", str(result.connections))] if result.connections > 1 else []),
         *([("link", wording.losses(result))] if result.reconnects else []),
         ("section", result.format or "-"),
         ("dirty rounds", str(result.dirty_rounds)),

@@ -49,6 +49,7 @@ class Connection:
         self._tls = tls
         self._connector = self.another()
         self._block = handlers
+        self._beside: list[channel.Connector] = []  # those of `open_another`; one appends, any thread reads
         # Migration thread only.
         self._f: channel.OutputQEMUFile | None = None
         self.return_path: channel.InputQEMUFile | None = None
@@ -97,6 +98,24 @@ class Connection:
         """Return another way to the same target."""
         return channel.Connector(self.uri, tls=self._tls)
 
+    @property
+    def takes_several(self) -> bool:
+        """Whether more than one connection leads to the same target."""
+        return self._connector.takes_several
+
+    def open_another(self, *, timeout: float) -> channel.OutputQEMUFile:
+        """Open one more connection beside the present one, which whoever asks has to close. Blocks."""
+        connector = self.another()
+        self._beside.append(connector)
+        self.check_cancelled()  # behind that, as in `_renew`
+        try:
+            f = connector.connect(timeout=timeout)
+        except BaseException:
+            connector.close()
+            raise
+        f.set_idle_timeout(timeout)
+        return f
+
     def rest(self, seconds: float) -> None:
         """Wait, after `abort`. Raises Cancelled at once."""
         self._renew()
@@ -122,6 +141,8 @@ class Connection:
         """Make every call that is blocked in the channel, and every later one, raise Cancelled."""
         self._cancel_requested = True
         self._connector.cancel()  # the stream and the return path, too
+        for connector in tuple(self._beside):
+            connector.cancel()
 
     def check_cancelled(self) -> None:
         """Raise if somebody has cancelled."""
@@ -195,6 +216,7 @@ class Connection:
             if f is not None:
                 f.abort()
         self.return_path = self._f = None
+        self._beside.clear()
         self._connector.close()
 
     def _look_for_the_reason(self, error: errors.ChannelError) -> None:

@@ -153,7 +153,7 @@ class IncomingMigration:
     def _accept(self, listener: channel.Listener) -> channel.InputQEMUFile:
         """Wait for the first connection that is a migration; others are refused once its disks are known."""
         accept, idle = self.parameters.accept_timeout, self.parameters.idle_timeout
-        f = listener.accept(timeout=accept, magic=savevm.QEMU_VM_FILE_MAGIC, nbytes=savevm.HEADER_NBYTES)
+        f = listener.accept(timeout=accept, magics=[savevm.QEMU_VM_FILE_MAGIC], nbytes=savevm.HEADER_NBYTES)
         f.set_idle_timeout(idle, first=accept or 0.0)
         return f
 

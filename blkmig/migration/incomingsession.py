@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .. import block, channel, errors, savevm
-from . import acknowledging, farewell, lobby, received, taking, targets
+from . import acknowledging, farewell, gathering, lobby, received, taking, targets
 
 DEAD_SECONDS = 20.0
 GRACE_SECONDS = 30.0
@@ -78,6 +78,7 @@ class IncomingSession:
         self._block.on_section_begins = self._section_begins
         self._block.on_barrier = self._take_barrier
         self._block.on_extra[block.ExtraKind.SESSION] = self._take
+        loader.way_back.on_bundle = self._take_bundle if listener.takes_several else None
 
     def give_reason(self, error: BaseException) -> None:
         """Tell a source that would come again that this end was cancelled; other errors are told as ever. Blocks."""
@@ -118,6 +119,14 @@ class IncomingSession:
         way_back.answer_session(
             savevm.SessionAnswer(INCARNATION, 0, 0, takes_barriers=takes_barriers, waits=self._lobby is not None)
         )
+
+    def _take_bundle(self, bundle: savevm.Bundle, position: int) -> None:
+        """Have the stream come over several connections, because the source wants that. Blocks."""
+        if self._block.table is None:
+            raise errors.StreamError("a BUNDLE before the disks are known", position=position)
+        wait_at = self._lobby or gathering.Entrance(self._listener)
+        with wait_at.taking(bundle.magic) as others:
+            gathering.take(bundle, self._f, self._loader.way_back.bundled, others)
 
     def _section_begins(self) -> None:
         if self._acknowledger is None:

@@ -23,8 +23,10 @@ import logging
 import queue
 import threading
 import time
+from collections.abc import Iterator
 
 from .. import channel, errors, savevm
+from . import gathering
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +40,9 @@ class Lobby:
     def __init__(self, listener: channel.Listener, session: savevm.Session, f: channel.InputQEMUFile) -> None:
         # Set here, then read-only.
         self._listener = listener
-        self._key = session.key
+        self._again = savevm.AGAIN_MAGIC + session.key
+        self._magics = [self._again]  # how a connection begins that is taken; the loading thread adds one
+        self._others: queue.SimpleQueue[channel.InputQEMUFile] = queue.SimpleQueue()
         self._arrivals: queue.SimpleQueue[tuple[channel.InputQEMUFile, channel.Breaker] | None] = queue.SimpleQueue()
         # Guarded by `_lock`.
         self._lock = threading.Lock()
@@ -71,6 +75,27 @@ class Lobby:
             self._replace_breaker(arrived[1])
         return arrived[0]
 
+    @contextlib.contextmanager
+    def taking(self, magic: bytes) -> Iterator[gathering.Next]:
+        """Take also connections that begin with `magic` and have as many first bytes, one after the other."""
+        self._magics.append(magic)
+
+        def next_other(seconds: float) -> channel.InputQEMUFile | None:
+            with contextlib.suppress(queue.Empty):
+                return self._others.get(timeout=seconds)
+            return None
+
+        try:
+            yield next_other
+        finally:
+            self._magics.remove(magic)
+            self._drop_others()
+
+    def _drop_others(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._others.get_nowait().abort()
+
     def stop_receiving(self) -> None:
         """Have the loading thread find the end of the link that it reads. From any thread."""
         with self._lock:
@@ -92,6 +117,7 @@ class Lobby:
             if (arrived := self._arrivals.get()) is not None:
                 arrived[0].abort()
                 arrived[1].close()
+        self._drop_others()
         with self._lock:
             self._replace_breaker(None)
         self._listener.close()
@@ -118,8 +144,10 @@ class Lobby:
 
     def _take_one(self) -> None:
         """Wait for one connection that begins with the session's key, and hand it over if it is a newer one."""
-        magic = savevm.AGAIN_MAGIC + self._key
-        f = self._listener.accept(timeout=None, magic=magic, nbytes=savevm.AGAIN_NBYTES)
+        f = self._listener.accept(timeout=None, magics=self._magics, nbytes=savevm.AGAIN_NBYTES, keep=True)
+        if not f.starts_with(self._again):
+            self._others.put(f)
+            return
         with contextlib.ExitStack() as on_refusal:
             on_refusal.callback(f.abort)
             session = savevm.parse_again(f.get_buffer(savevm.AGAIN_NBYTES))

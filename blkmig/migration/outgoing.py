@@ -281,5 +281,6 @@ class OutgoingMigration:
         self._ending.begin_note()
         self.stats.disk_bytes = self._block.blk_mig.bytes_total()
         self._figures.begin_round(self.stats.disk_bytes)
+        self._session.spread()
         if self._maps is not None:
             sentdisks.keep_maps(self._maps, self._block.blk_mig)

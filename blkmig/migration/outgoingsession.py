@@ -29,7 +29,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from .. import block, errors, params, savevm, stats
-from . import barriers, connection, figures, questions
+from . import barriers, bundling, connection, figures, questions
 
 T = TypeVar("T")
 
@@ -71,6 +71,7 @@ class OutgoingSession:
         self._questions = asked
         self._figures = measured
         self._clock = clock
+        self._bundling = bundling.Bundling(parameters, handlers, save_state, link, asked, measured.stats)
         self._barriers = barriers.Barriers(handlers, save_state, link, asked, measured, clock=clock)
         # Set while the migration begins.
         self._key: bytes | None = None
@@ -101,6 +102,13 @@ class OutgoingSession:
         self._incarnation, self._comes_again = answer.incarnation, answer.takes_barriers and answer.waits
         if self._comes_again:
             self._barriers.open()
+
+    def spread(self) -> None:
+        """Have the stream go over several connections, where it is to; nothing of the first part is sent."""
+        try:
+            self._bundling.begin()
+        except errors.ChannelError as error:
+            self.go_on(error)
 
     def section_ended(self) -> None:
         """Send a barrier if it is due; wait if too much is not acknowledged. Blocks."""
@@ -199,6 +207,7 @@ class OutgoingSession:
         )
         answer = self._questions.await_session(seconds)
         f.set_rate_limit(int(self._parameters.max_bandwidth))
+        self._bundling.begin()
         self._block.link_is_back(f)
         self._questions.link_is_back(answer.last_number)
         self._connected_at = self._clock()

@@ -142,6 +142,17 @@ class Questions(hearing.Hearing):
             why = f"it has said nothing of it within {seconds:.3g} s"
             raise errors.ChannelTimeout(doing, uri=self._connection.uri, cause=why)
 
+    def await_bundled(self, seconds: float, *, is_ready: bool) -> savevm.Bundled:
+        """Return what the target says next to a BUNDLE, within `seconds`: that it waits, or what it has. Blocks."""
+        doing, self._is_bundle_due = "waiting for the target to take several connections", True
+        with self._connection.losing(doing):
+            for _, value in self._heard_within(seconds):
+                if isinstance(value, savevm.Bundled) and value.is_ready == is_ready:
+                    self._is_bundle_due = False
+                    return value
+            why = f"it has said nothing of them within {seconds:g} s"
+            raise errors.ChannelTimeout(doing, uri=self._connection.uri, cause=why)
+
     def link_is_back(self, number: int) -> None:
         """Go on behind the last FLUSH or END that the target has seen, which it may have answered on the lost link."""
         self._barriers = number

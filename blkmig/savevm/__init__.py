@@ -6,6 +6,7 @@ Knows neither disks nor policy: what a section's payload holds is its handlers' 
 
 from __future__ import annotations
 
+from .bundles import ID_NBYTES, MAX_COUNT, MIG_CMD_BUNDLE, PREFACE_NBYTES, Bundle, Bundled
 from .commands import Answer
 from .configuration import Configuration
 from .container import QEMU_VM_FILE_MAGIC, QEMU_VM_SECTION_FOOTER, ContainerFormat, looks_like_footer
@@ -64,20 +65,26 @@ __all__ = [
     "ASK_ALIVE",
     "DAMAGED",
     "HEADER_NBYTES",
+    "ID_NBYTES",
     "KEY_NBYTES",
+    "MAX_COUNT",
     "MAX_SECONDS",
+    "MIG_CMD_BUNDLE",
     "MIG_RP_MSG_ACK",
     "MIG_RP_MSG_PONG",
     "MIG_RP_MSG_READY",
     "MIG_RP_MSG_SHUT",
     "OURS",
     "PATIENCE",
+    "PREFACE_NBYTES",
     "QEMU_VM_FILE_MAGIC",
     "QEMU_VM_SECTION_FOOTER",
     "WRONG_BASE",
     "Ability",
     "Alive",
     "Answer",
+    "Bundle",
+    "Bundled",
     "Commit",
     "Configuration",
     "ContainerFormat",

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from .. import errors
-from . import container, digestwords, results, return_path, sessions, stream, words
+from . import bundles, container, digestwords, results, return_path, sessions, stream, words
 
 if TYPE_CHECKING:
     from ..channel import InputQEMUFile, OutputQEMUFile
@@ -37,6 +37,9 @@ class Commands:
         self._answers = answers
         self._observer = observer
         self._counts: dict[str, int] = {}
+        self.on_bundle: Callable[[bundles.Bundle, int], None] | None = None
+        """Called with a BUNDLE and its position, where it was offered."""
+
         self._return_path: OutputQEMUFile | None = None  # while the source waits for `finish`
         self._told: OutputQEMUFile | None = None  # the same, afterwards
         self._has_said_hello = False
@@ -57,6 +60,10 @@ class Commands:
             return f.get_be32()
         if command == container.MIG_CMD_OPEN_RETURN_PATH:
             self._return_path = f.return_path()
+        elif command == bundles.MIG_CMD_BUNDLE:
+            if self.on_bundle is None or in_package:
+                raise errors.StreamError("a BUNDLE of connections, which nobody has offered", position=position)
+            self.on_bundle(bundles.parse_bundle(f.get_buffer(nbytes), position), position)
         elif command == container.MIG_CMD_PING:
             value = f.get_be32()
             if self._return_path is not None:
@@ -141,6 +148,11 @@ class Commands:
     def answer_session(self, answer: sessions.SessionAnswer) -> None:
         """Tell the source what becomes of its session."""
         self._say(words.MIG_RP_MSG_SESSION, answer.encode())
+
+    def bundled(self, word: bundles.Bundled) -> None:
+        """Tell the source how far its BUNDLE is."""
+        kind = bundles.MIG_RP_MSG_BUNDLE_READY if word.is_ready else bundles.MIG_RP_MSG_BUNDLED
+        self._say(kind, word.encode())
 
     def digest(self, answer: digestwords.Digest) -> None:
         """Answer an ASK of a source that waits for it. From any thread."""

@@ -20,6 +20,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Final
 
 from .. import errors
+from . import bundles
 
 if TYPE_CHECKING:
     from ..channel import InputQEMUFile
@@ -54,10 +55,13 @@ COMMAND_NAMES: Final = {
     8: "ENABLE_COLO",
     9: "POSTCOPY_RESUME",
     10: "RECV_BITMAP",
+    bundles.MIG_CMD_BUNDLE: "BUNDLE",
 }
 """Numbers since QEMU 3.1; in 3.0, 8 and 9 are POSTCOPY_RESUME and RECV_BITMAP."""
 
-COMMAND_LENGTHS: Final = {MIG_CMD_OPEN_RETURN_PATH: 0, MIG_CMD_PING: 4, MIG_CMD_PACKAGED: 4}
+COMMAND_LENGTHS: Final = {MIG_CMD_OPEN_RETURN_PATH: 0, MIG_CMD_PING: 4, MIG_CMD_PACKAGED: 4} | {
+    bundles.MIG_CMD_BUNDLE: bundles.BODY_NBYTES
+}
 """Bytes of data of the commands that are understood. A package's content comes behind its command."""
 
 

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from .. import errors
-from . import digestwords, results, sessions, words
+from . import bundles, digestwords, results, sessions, words
 
 if TYPE_CHECKING:
     from ..channel import InputQEMUFile, OutputQEMUFile
@@ -130,6 +130,8 @@ def read_message(f: InputQEMUFile) -> tuple[int, int | words.Word | None]:
         return kind, sessions.parse_answer(f.get_buffer(length))
     if kind == digestwords.MIG_RP_MSG_DIGEST:
         return kind, digestwords.parse_digest(f.get_buffer(length), position)
+    if kind in bundles.LENGTHS:
+        return kind, bundles.parse_bundled(kind, f.get_buffer(length))
     if length == 4:
         return kind, f.get_be32()
     f.skip(length, is_payload=False)

@@ -13,6 +13,7 @@
     DONE  0x8007   u32 the number of the COMMIT, then as REPLY the disks whose names could not be given
     ALIVE 0x8008   text: what the receiver is at
     0x8009         see `results`
+    0x800c, 0x800d see `bundles`
 
 A receiver says the first when the source asks for it, by a PING of the value `ASK`, and the others only if it has said
 the first; ALIVE only if the source has asked for that, too, by a PING of the value `ASK_ALIVE`. An errno of 0 is one
@@ -28,7 +29,7 @@ import struct
 from typing import Final
 
 from .. import errors, texts
-from . import digestwords, results, sessions
+from . import bundles, digestwords, results, sessions
 
 MIG_RP_MSG_HELLO: Final = 0x8001
 MIG_RP_MSG_REPLY: Final = 0x8002
@@ -60,6 +61,7 @@ class Ability(enum.IntFlag, boundary=enum.KEEP):
     DELTA = 0x04
     PROOF = 0x08
     CHECKS = 0x10
+    BUNDLE = 0x40
     RESUME = 0x80
 
 
@@ -69,7 +71,7 @@ CHECKS: Final = Ability.CHECKS if importlib.util.find_spec("xxhash") is not None
 RESUME: Final = Ability.RESUME if importlib.util.find_spec("blake3") is not None else Ability(0)
 """The same of what computes digests, which is not loaded before somebody asks for one."""
 
-OURS: Final = Ability.BARRIERS | Ability.COMMIT | Ability.DELTA | Ability.PROOF | RESUME | CHECKS
+OURS: Final = Ability.BARRIERS | Ability.COMMIT | Ability.DELTA | Ability.PROOF | Ability.BUNDLE | RESUME | CHECKS
 """What this blkmig can do, at either end."""
 
 MAX_REFUSALS: Final = 256
@@ -94,6 +96,7 @@ LENGTHS: Final = {
     **digestwords.LENGTHS,
     MIG_RP_MSG_ALIVE: (0, MAX_ALIVE_TEXT),
     **results.LENGTHS,
+    **bundles.LENGTHS,
 }
 """Bytes of each message, at least and at most."""
 
@@ -181,7 +184,8 @@ class Done:
         return struct.pack(">I", self.number) + Reply(self.nameless).encode()
 
 
-Word = Hello | Reply | Failure | Done | Alive | digestwords.Digest | results.ProofResult | sessions.SessionAnswer
+_Elsewhere = digestwords.Digest | results.ProofResult | sessions.SessionAnswer | bundles.Bundled
+Word = Hello | Reply | Failure | Done | Alive | _Elsewhere
 
 
 def parse_alive(data: bytes) -> Alive:

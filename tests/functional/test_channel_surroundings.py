@@ -205,7 +205,7 @@ def test_no_oserror_leaves_the_channel(call: str, code: int, tmp_path: Path, mon
                 listener.accept(timeout=0.01).abort()
         for uri in ("exec:true", f"file:{tmp_path}/x", f"file:{tmp_path}/fifo"):
             with contextlib.suppress(errors.MigrationError), channel.listen(uri) as listener:
-                listener.accept(timeout=0.01, magic=b"QEVM", nbytes=8).abort()
+                listener.accept(timeout=0.01, magics=[b"QEVM"], nbytes=8).abort()
         monkeypatch.undo()
     os.close(reading)
     os.close(writing)

@@ -69,7 +69,7 @@ def test_others_are_refused_while_a_migration_is_served(uri: str, source: Path, 
 def test_a_header_may_come_byte_by_byte(uri: str) -> None:
     with channel.listen(uri) as listener, connected(listener.uri) as sock:
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            accepted = pool.submit(lambda: listener.accept(timeout=TIMEOUT, magic=MAGIC, nbytes=8))
+            accepted = pool.submit(lambda: listener.accept(timeout=TIMEOUT, magics=[MAGIC], nbytes=8))
             for byte in b"QEVM\0\0\0\2":
                 sock.sendall(bytes([byte]))
             f = accepted.result(TIMEOUT)
@@ -89,7 +89,7 @@ def test_who_says_nothing_has_its_time(
         connected(listener.uri) as sock,
         pytest.raises(errors.ChannelTimeout, match=r"nobody connected within 0.5 s with a migration"),
     ):
-        listener.accept(timeout=0.5, magic=MAGIC, nbytes=8)
+        listener.accept(timeout=0.5, magics=[MAGIC], nbytes=8)
     assert "did not begin within 0.05 s" in caplog.text
     with contextlib.suppress(ConnectionResetError):
         assert sock.fileno() == -1 or sock.recv(1) == b""
@@ -99,7 +99,7 @@ def test_what_came_instead_is_said(uri: str, caplog: pytest.LogCaptureFixture) -
     with channel.listen(uri) as listener, connected(listener.uri) as sock, caplog.at_level(logging.WARNING):
         sock.sendall(b"GET /")
         with pytest.raises(errors.ChannelTimeout):
-            listener.accept(timeout=0.2, magic=MAGIC, nbytes=8)
+            listener.accept(timeout=0.2, magics=[MAGIC], nbytes=8)
     assert "no migration, it starts with 47 45 54" in caplog.text
 
 
@@ -117,7 +117,7 @@ def test_no_descriptor_is_one_clear_error(uri: str, code: int, monkeypatch: pyte
     monkeypatch.setattr(socket.socket, "accept", accept)
     with channel.listen(uri) as listener, connected(listener.uri):
         with pytest.raises(errors.ChannelError, match="accepting a connection: nothing left"):
-            listener.accept(timeout=TIMEOUT, magic=MAGIC, nbytes=8)
+            listener.accept(timeout=TIMEOUT, magics=[MAGIC], nbytes=8)
 
 
 @pytest.mark.parametrize("code", accepting.GONE)
@@ -134,13 +134,13 @@ def test_a_connection_that_was_lost_in_the_backlog(code: int, monkeypatch: pytes
     monkeypatch.setattr(socket.socket, "accept", accept)
     with channel.listen("tcp:127.0.0.1:0") as listener, connected(listener.uri) as sock:
         sock.sendall(MAGIC + b"\0\0\0\3")
-        listener.accept(timeout=TIMEOUT, magic=MAGIC, nbytes=8).abort()
+        listener.accept(timeout=TIMEOUT, magics=[MAGIC], nbytes=8).abort()
 
 
 def test_a_waiting_accept_hears_a_cancel(uri: str) -> None:
     with channel.listen(uri) as listener, connected(listener.uri):
         with concurrent.futures.ThreadPoolExecutor() as pool:
-            accepted = pool.submit(lambda: listener.accept(timeout=None, magic=MAGIC, nbytes=8))
+            accepted = pool.submit(lambda: listener.accept(timeout=None, magics=[MAGIC], nbytes=8))
             listener.cancel()
             with pytest.raises(errors.Cancelled):
                 accepted.result(TIMEOUT)

@@ -19,6 +19,7 @@ import tls_links
 from everything import check_everything, put_everything
 from tls_links import TIMEOUT, trusting
 
+import blkmig
 from blkmig import _core, channel, errors
 
 peers.require("openssl")
@@ -228,3 +229,20 @@ def test_a_link_over_tls_is_sealed(certificates: Path) -> None:
     with tls_links.pair(certificates) as (f, _), channel.connect("exec:cat >/dev/null", timeout=TIMEOUT) as plain:
         assert f.is_sealed
         assert not plain.is_sealed
+
+
+@pytest.mark.parametrize("reconnect", [None, 0])
+def test_a_disk_over_several(certificates: Path, tmp_path: Path, reconnect: float | None) -> None:
+    """Each connection has a handshake of its own; what is lost of one is lost of all."""
+    content = os.urandom(5 << 20)
+    chosen = blkmig.IncomingParameters(tls=trusting(certificates))
+    with blkmig.incoming("tls:localhost:0", {"d": tmp_path / "t.raw"}, chosen) as incoming:
+        loading = threading.Thread(target=incoming.run)
+        loading.start()
+        parameters = blkmig.MigrationParameters(tls=trusting(certificates), connections=4, reconnect=reconnect)
+        disk = blkmig.MemoryBackend(bytearray(content), name="d")
+        with blkmig.outgoing([disk], tls_links.named(incoming.uri), parameters) as migration:
+            migration.run()
+        loading.join(TIMEOUT)
+    assert (migration.stats.connections, migration.stats.notes) == (4, [])
+    assert (tmp_path / "t.raw").read_bytes() == content

@@ -88,9 +88,13 @@ class Lossy:
         *,
         is_file: bool = False,
         live: list[tuple[float, cutter.How]] | None = None,
+        some: bool = False,
         on_progress: Callable[[stats.Event], None] = lambda event: None,
     ) -> None:
-        """Run it, and compare both ends; with `live`, cut again after so many seconds each, before the switchover."""
+        """Run it, and compare both ends; with `live`, cut again after so many seconds each, before the switchover.
+
+        With `some`, not all cuts need be reached, and one that comes before a connection has a part is no loss.
+        """
         rng = random.Random(self._seed)
         names = [f"d{number}" for number in range(len(self._sizes))]
         contents = [rng.randbytes(size) for size in self._sizes]
@@ -120,6 +124,9 @@ class Lossy:
                 assert target == disk.pread(0, disk.size), f"seed {self._seed}, {self._cuts}: disk {name!r} differs"
         # A link that is cut before it has been answered is no link.
         assert self.incoming.reconnects >= self.outgoing.reconnects, f"seed {self._seed}, {self._cuts}"
+        if some:
+            assert self.outgoing.reconnects <= relay.done > 0, f"seed {self._seed}, {self._cuts}"
+            return
         count = len(self._cuts) + len(live or ())
         assert 0 < self.outgoing.reconnects <= relay.done == count, f"seed {self._seed}, {self._cuts}, {live}"
 

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One stream over several connections: what comes late on one of them never wins, and the loss of one is a loss."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from pathlib import Path
+from typing import Any
+
+import cutter
+import delayer
+import lab
+import pytest
+from lossy import Lossy, many_barriers, random_cuts, writing
+
+import blkmig
+from blkmig import savevm, stats
+from blkmig.migration import bundling, gathering
+
+MIB = lab.MIB
+__all__ = ["many_barriers"]
+
+
+def move(uri: str, folder: Path, content: bytes, **chosen: Any) -> stats.OutgoingStatistics:
+    receiver = lab.Receiver(uri, {"d": folder / "t.raw"})
+    disk = blkmig.MemoryBackend(bytearray(content), name="d")
+    with blkmig.outgoing([disk], receiver.uri, blkmig.MigrationParameters(**chosen)) as migration:
+        migration.run()
+    receiver.result()
+    assert (folder / "t.raw").read_bytes() == content
+    return migration.stats
+
+
+@pytest.mark.parametrize("count", [2, 4, 16])
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+@pytest.mark.parametrize("reconnect", [None, 0])
+def test_over_several(tmp_path: Path, count: int, kind: str, reconnect: float | None) -> None:
+    """With a session the lobby takes the others, without one the loading thread does."""
+    uri = "tcp:127.0.0.1:0" if kind == "tcp" else f"unix:{tmp_path}/s"
+    content = random.Random(count).randbytes(9 * MIB + 1536)
+    result = move(uri, tmp_path, content, connections=count, reconnect=reconnect)
+    assert (result.connections, result.notes) == (count, [])
+
+
+@pytest.mark.parametrize("chosen", [{"max_bandwidth": 64 * MIB}, {"digests": True}, {"reading": "parallel"}], ids=str)
+def test_with_other_parameters(tmp_path: Path, chosen: dict[str, Any]) -> None:
+    assert move("tcp:127.0.0.1:0", tmp_path, b"x" * 5 * MIB, connections=3, **chosen).connections == 3
+
+
+def test_within_a_machine_there_is_one(tmp_path: Path) -> None:
+    assert move("tcp:127.0.0.1:0", tmp_path, b"x" * MIB).connections == 1
+
+
+def test_how_many_by_default() -> None:
+    milliseconds = (None, 0.0, 0.0149, 0.0151, 0.020, 0.0503, 0.1, 3.0)
+    assert [bundling.count_for(seconds) for seconds in milliseconds] == [1, 1, 1, 2, 2, 4, 7, 16]
+
+
+def test_a_target_that_takes_one_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As all before this one do; where nobody has said how many, it is not worth a word."""
+    monkeypatch.setattr(savevm.words, "OURS", savevm.OURS & ~savevm.Ability.BUNDLE)
+    result = move("tcp:127.0.0.1:0", tmp_path, b"x" * MIB, connections=4)
+    assert result.connections == 1
+    assert result.notes == ["the stream goes over one connection, not 4: the target does not take more"]
+
+
+def test_a_command_is_run_once(tmp_path: Path) -> None:
+    disk = blkmig.MemoryBackend(bytearray(b"x" * MIB), name="d")
+    uri = f"file:{tmp_path}/stream"
+    with blkmig.outgoing([disk], uri, blkmig.MigrationParameters(connections=4)) as migration:
+        migration.run()
+    assert migration.stats.notes[0].startswith("the stream goes over one connection, not 4: file:")
+
+
+@pytest.mark.parametrize("reconnect", [None, 0])
+def test_others_that_do_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reconnect: float | None) -> None:
+    """The stream goes on over the one that it has."""
+    monkeypatch.setattr(gathering, "GATHER_SECONDS", 0.2)
+    content = random.Random(1).randbytes(3 * MIB)
+    receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": tmp_path / "t.raw"})
+    disk = blkmig.MemoryBackend(bytearray(content), name="d")
+    cuts: list[tuple[int, cutter.How]] = [(1 << 60, "reset"), (0, "silence"), (3, "reset"), (36, "end")]
+    chosen = blkmig.MigrationParameters(connections=4, reconnect=reconnect)
+    with cutter.Cutter(receiver.uri, cuts) as relay:
+        with blkmig.outgoing([disk], relay.uri, chosen) as migration:
+            migration.run()
+        receiver.result()
+    assert (tmp_path / "t.raw").read_bytes() == content
+    assert (migration.stats.connections, migration.stats.reconnects) == (1, 0)
+    assert "have not come to the target in time" in migration.stats.notes[0]
+
+
+@pytest.mark.usefixtures("many_barriers")
+@pytest.mark.parametrize("seed", range(8))
+def test_any_of_them_is_lost(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a cut at any byte, also in their first words."""
+    monkeypatch.setattr(gathering, "GATHER_SECONDS", 0.3)
+    rng = random.Random(seed)
+    cuts = random_cuts(rng, 7, 10 * MIB, "reset", "end", "silence")
+    run = Lossy(tmp_path, seed, cuts, 12 * MIB + 1536, connections=4)
+    run.run(is_file=bool(seed % 2), some=True)
+
+
+def test_late_on_one_of_them(tmp_path: Path, is_long: bool) -> None:
+    """Whole migrations under writers; each connection is slow in its own way."""
+    first = secrets.randbits(30) if is_long else 1
+    for seed in range(first, first + (1000 if is_long else 6)):
+        delayed(tmp_path / str(seed), seed)
+
+
+def delayed(folder: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    folder.mkdir()
+    size = rng.choice((2, 3, 4)) * MIB + rng.choice((0, 512))
+    receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": folder / "t.raw"})
+    disk = blkmig.MemoryBackend(bytearray(rng.randbytes(size)), name="d")
+    chosen = blkmig.MigrationParameters(connections=4, writers_after="refuse", downtime_limit=1.0)
+    with delayer.Delayer(receiver.uri, seed) as relay:
+        with writing([disk], seed), blkmig.outgoing([disk], relay.uri, chosen) as migration:
+            migration.run()
+        receiver.result()
+    assert (relay.connections, migration.stats.connections) == (4, 4), f"seed {seed}"
+    assert (folder / "t.raw").read_bytes() == disk.pread(0, disk.size), f"seed {seed}"
+    (folder / "t.raw").unlink()
