@@ -7,6 +7,8 @@ import configparser
 import dataclasses
 import email
 import email.message
+import importlib.metadata
+import json
 import os
 import shutil
 import subprocess
@@ -27,6 +29,7 @@ SHIPPED = {"blkmig", "tests", "benchmarks", "docs", "examples", "tools"}
 FILES = {"pyproject.toml", "setup.py", "MANIFEST.in", "README.md", "CHANGES.md", "LICENSE", "mkdocs.yml"}
 COMPILED = ("_core", "_gate", "_output", "_input", "_storing")
 EXTENSIONS = {f"blkmig/{name}{sysconfig.get_config_var('EXT_SUFFIX')}" for name in COMPILED}
+BILL = "sboms/blkmig.cdx.json"
 CONTRACT = {"blkmig/__init__.pxd", "blkmig/_core.pxd"}  # all that cimport needs
 
 
@@ -123,10 +126,23 @@ class TestWheel:
 
     def test_holds_exactly(self, built: Built) -> None:
         info = f"blkmig-{blkmig.__version__}.dist-info"
-        about = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
+        about = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "top_level.txt", "licenses/LICENSE", BILL}
         files = package_files(".py", ".pyi", ".json", "py.typed") | EXTENSIONS | CONTRACT
         man = f"blkmig-{blkmig.__version__}.data/data/share/man/man1/blkmig.1"
         assert built.wheel_names() == files | {f"{info}/{name}" for name in about} | {man}
+
+    def test_bill_of_materials(self, built: Built) -> None:
+        """CycloneDX, with what is compiled in; and nothing that differs from build to build."""
+        bill = json.loads(built.read_info(BILL))
+        assert (bill["bomFormat"], bill["specVersion"], bill["version"]) == ("CycloneDX", "1.6", 1)
+        ours, (cython,) = bill["metadata"]["component"], bill["components"]
+        assert (ours["name"], ours["version"]) == ("blkmig", blkmig.__version__)
+        assert (cython["name"], cython["version"]) == ("Cython", importlib.metadata.version("Cython"))
+        assert [each["ref"] for each in bill["dependencies"]] == [ours["bom-ref"], cython["bom-ref"]]
+        assert ours["purl"] == f"pkg:pypi/blkmig@{blkmig.__version__}"
+        assert "serialNumber" not in bill
+        assert "timestamp" not in bill["metadata"]
+        assert BILL in built.read_info("RECORD")
 
     def test_license_text(self, built: Built) -> None:
         assert built.read_info("licenses/LICENSE") == (ROOT / "LICENSE").read_text()
