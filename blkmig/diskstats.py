@@ -46,8 +46,9 @@ class DiskStatistics:
     """Packs that came, with parts of blocks that had come before, maybe as zeros."""
 
     pack_bytes: int = 0
-    saved_by_zeros: int = 0  # as at the sending end, and so is the next one
+    saved_by_zeros: int = 0  # as at the sending end, and so are the next two
     saved_by_granularity: int = 0
+    saved_by_compression: int = 0
     same_bytes: int = 0  # which the target held already, as the source has found by comparing; zeros count, too
     missing: list[tuple[int, int]] = dataclasses.field(default_factory=list)
     """Ranges (first block, number of blocks) that never came; the first 1024 of them."""

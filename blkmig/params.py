@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Literal
 
-from . import credentials, errors, paths, settings, units
+from . import credentials, errors, paths, settings, units, zstd
 
 MAX_PARALLEL_IO = 16
 """The most reads in flight, over all disks together: more would starve the disks' other users (QEMU 2.12's figure)."""
@@ -24,6 +24,8 @@ BDRV_SECTORS_PER_SEARCH = 65536
 GRANULARITIES = tuple(1 << shift for shift in range(12, 21))
 """What a bit of a dirty bitmap may stand for, in bytes."""
 
+LEAVE_COMPRESS = "leave --compress to 'auto'"
+
 MIN_DOWNTIME_BOUND = 1.0
 """Seconds that every pause may take, because any busy machine misses a limit of a few milliseconds now and then."""
 
@@ -32,6 +34,7 @@ Switchover = Literal["auto", "manual"]
 WritersAfter = Literal["release", "refuse"]
 MachineCompat = Literal["2.2", "2.3"]
 Format = Literal["auto", "block", "blkmig"]
+Compress = Literal["auto", "off", "zstd"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,10 @@ class MigrationParameters:
     """The section that carries the disks. ``block`` is QEMU's. ``blkmig`` is for a target that is a blkmig as new as
     this one; on a one-way channel it is written without asking. ``auto``: ``blkmig`` where the target says that it
     takes it, else ``block``."""
+
+    compress: Compress = "auto"
+    """Compress payloads for a target that is a blkmig, and has the library as well. ``zstd``: all that shrink, also
+    within a machine and into files. ``auto``: where the link leaves the machine, and as far as it is worth it."""
 
     max_rounds: int | None = None
     """Give up after so many dirty rounds without convergence."""
@@ -172,12 +179,17 @@ class MigrationParameters:
             ("reading", ("auto", "inline", "parallel")),
             ("machine_compat", (None, "2.2", "2.3")),
             ("format", ("auto", "block", "blkmig")),
+            ("compress", ("auto", "off", "zstd")),
         ):
             value = getattr(self, name)
             if not isinstance(value, str | None) or value not in allowed:  # an array is compared item by item
                 raise errors.ParameterError(f"{name} must be one of {allowed}, not {value!r}")
         if self.format == "blkmig" and self.is_for_qemu:
             raise errors.ParameterError("a QEMU does not take the section 'blkmig': leave the format to 'auto'")
+        if self.compress == "zstd" and (self.format == "block" or self.is_for_qemu):
+            raise errors.ParameterError(f"nothing of the section 'block' is compressed: {LEAVE_COMPRESS}")
+        if self.compress == "zstd" and not zstd.is_available():
+            raise errors.ParameterError(f"payloads cannot be compressed: {zstd.MISSING}")
 
     def _check_resume(self) -> None:
         against = {

@@ -96,6 +96,9 @@ class OutgoingStatistics:
     saved_by_granularity: int = 0
     """Bytes that packs left out of the blocks of which they have anything."""
 
+    saved_by_compression: int = 0
+    """Bytes by which payloads that were compressed were shorter on the wire."""
+
     barriers: int = 0
     """Barriers that the target has acknowledged: what was sent before them is on stable storage there."""
 
@@ -228,6 +231,7 @@ class Progressed(Event):
     time_left: float | None = None
     """Seconds until the pause, at the present rates; None if that is not known, or if the pause would never come."""
     same_bytes: int = 0  # of data, which the target held already, so that they were not sent
+    saved_by_compression: int = 0  # with what is on the wire, about what that is of the disks
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -280,3 +284,4 @@ class Received(Event):
     """Seconds until every block has come once; None while that is not known."""
     phase: ReceivingPhase = "bulk"
     same_bytes: int = 0  # which the targets held already, as the source says; zeros count, too
+    saved_by_compression: int = 0

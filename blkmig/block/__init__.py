@@ -20,8 +20,10 @@ from .answering import Answers
 from .askwords import MAX_ASKS
 from .basewords import BaseRun
 from .buffers import LoadBuffers
-from .checks import why_left_out
+from .checks import NAMELESS_TWICE, why_left_out
 from .choice import DiskChoice
+from .compressed import Coming as ComingFrame
+from .compressed import check as check_frame
 from .coverage import MAX_INFERRED_BYTES, BlockCoverage, CoverageCounts, CoverageRoom, grown
 from .digests import combine_digests, combine_disks, tree_of
 from .extras import ExtraKind, OnExtra, extra, get_extra
@@ -34,7 +36,7 @@ from .proving import Difference, Proving
 from .save import BlockSaveHandlers
 from .sizes import SaidSizes
 from .table import TableDisk, barrier_records, flush_records, records
-from .target import NAMELESS_TWICE, BlkLoadDevice
+from .target import BlkLoadDevice
 from .wire import FORMATS, Format
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "BlockCoverage",
     "BlockLoadHandlers",
     "BlockSaveHandlers",
+    "ComingFrame",
     "Counts",
     "CoverageCounts",
     "CoverageRoom",
@@ -65,6 +68,7 @@ __all__ = [
     "TableDisk",
     "barrier_records",
     "can_hash",
+    "check_frame",
     "combine_digests",
     "combine_disks",
     "extra",

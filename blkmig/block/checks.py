@@ -7,6 +7,12 @@ from collections.abc import Iterable
 
 from .. import _core, disk, errors, params
 
+NAMELESS_TWICE = (
+    "a block of the disk without a name comes a second time: the stream holds two such disks, the second most likely "
+    "the image file below the first, or a guest was writing, and the two cannot be told apart; "
+    "give the source's disk a name, as in -drive id=NAME"
+)
+
 
 def encode_name(backend: disk.BlockBackend) -> bytes:
     """Return a disk's name as it goes over the wire."""

@@ -158,5 +158,8 @@ class BlkMigBlock:
     counted_bytes: int = _core.BLOCK_SIZE
     """How many bytes it counts for in what is left and what was sent."""
 
+    frame: bytes | None = None
+    """The payload, compressed, where that is what is sent; see `compressing`."""
+
     error: BaseException | None = None
     """What the read raised; the migration thread raises it again when it collects the block."""

@@ -40,6 +40,7 @@ class ExtraKind(enum.IntEnum):
     CHECKS = 7
     ZEROS = 8
     END = 9
+    ZSTD = 10
 
 
 OnExtra = Callable[[bytes, int], None]

@@ -24,13 +24,13 @@ from . import (
     base,
     choice,
     compare,
+    compressing,
     description,
     dirty,
     engine,
     extras,
     lastround,
     proofs,
-    reads,
     setup,
     start,
     state,
@@ -142,12 +142,12 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         if self._blk_mig is not None:
             raise errors.StateError("the block section is set up already", state="active", required="none")
         disks, shared_base = self.disks.sent(), self.disks.shared_base
-        can_check, compares = savevm.Ability.CHECKS in self.abilities, self.take_answer is not None
-        self._departure = passage.departure(
-            disks, f, self._parameters, shared_base=shared_base, can_check=can_check, compares=compares
-        )
+        has = savevm.Ability
+        can = {"can_check": has.CHECKS in self.abilities, "can_compress": has.ZSTD in self.abilities}
+        can["compares"] = self.take_answer is not None
+        self._departure = passage.departure(disks, f, self._parameters, shared_base=shared_base, **can)
         blk_mig = state.BlkMigState(
-            reads=reads.chosen(self._departure, self._parameters),
+            reads=compressing.chosen(self._departure, self._parameters),
             zero_blocks=self._parameters.zero_blocks,
             has_checks=self._departure.checked,
         )

@@ -13,10 +13,13 @@ from ..disk.extents import Extents
 
 
 class Savings:
-    """The bytes that were saved by zeros, and by packs that are finer than blocks."""
+    """The bytes that were saved by zeros, by packs that are finer than blocks, and by compressing."""
 
     def __init__(self) -> None:
         self.by_zeros = self.by_granularity = 0
+        self.by_compression = 0
+        """Of payloads that went as frames: who sends one counts it here."""
+
         self._zeros: tuple[int, int] | None = None
 
     def zeros_went(self, block: int, count: int, *, blocks: int) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from .. import _core, _output, channel, errors
-from . import checksums, coverage, device, digests, pieces, proof, state, wire
+from . import checksums, compressed, coverage, device, digests, pieces, proof, state, wire
 
 
 def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.BlkMigBlock) -> None:
@@ -21,17 +21,37 @@ def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.
         f.flush()
         return
     blk_mig.last_sent = bmds, blk.block
-    if blk_mig.has_checks:
-        f.put_buffer(checksums.record(buf.payload, blk.offset >> _core.SECTOR_BITS))
-    try:
-        f.put_block(blk.offset >> _core.SECTOR_BITS, _core.FLAG_DEVICE_BLOCK, bmds.name, buf)
-    except _output.PayloadError as error:
-        raise cannot_read(bmds, error, error.offset, _core.BLOCK_SIZE) from error
+    sector = blk.offset >> _core.SECTOR_BITS
+    if blk.frame is not None:
+        put_frame_head(blk_mig, f, bmds, blk.frame, nbytes=_core.BLOCK_SIZE, seed=sector)
+        f.put_block_header(sector, _core.FLAG_DEVICE_BLOCK, bmds.name)
+        f.put_buffer(blk.frame)
+    else:
+        if blk_mig.has_checks:
+            f.put_buffer(checksums.record(buf.payload, sector))
+        try:
+            f.put_block(sector, _core.FLAG_DEVICE_BLOCK, bmds.name, buf)
+        except _output.PayloadError as error:
+            raise cannot_read(bmds, error, error.offset, _core.BLOCK_SIZE) from error
     blk_mig.transferred += 1
     blk_mig.sent_bytes += _core.BLOCK_SIZE
     bmds.sent_blocks += 1
     if bmds.digests is not None:
         note_digests(bmds, blk.block, digests.digest_of(buf.payload))
+
+
+def put_frame_head(
+    blk_mig: state.BlkMigState,
+    f: channel.OutputQEMUFile,
+    bmds: device.BlkMigDevState,
+    frame: bytes,
+    *,
+    nbytes: int,
+    seed: int,
+) -> None:
+    """Put what goes before the head of a block or pack whose payload of `nbytes` goes as `frame`. May block."""
+    bmds.savings.by_compression += nbytes - len(frame)
+    f.put_buffer((checksums.record(frame, seed) if blk_mig.has_checks else b"") + compressed.record(frame))
 
 
 def send_pack(
@@ -51,9 +71,14 @@ def send_pack(
         if bmds.map is not None:
             bmds.map.held_data(blk.block)
     blk_mig.last_sent = bmds, blk.block
-    if blk_mig.has_checks:
-        f.put_buffer(checksums.record(blk.buf.data[: pack.nbytes], pack.extents[0][0]))
-    f.put_pack(wire.FLAG_PACK, bmds.name, pack.extents, blk.buf)
+    if blk.frame is not None:
+        put_frame_head(blk_mig, f, bmds, blk.frame, nbytes=pack.nbytes, seed=pack.extents[0][0])
+        f.put_pack_header(wire.FLAG_PACK, bmds.name, pack.extents)
+        f.put_buffer(blk.frame)
+    else:
+        if blk_mig.has_checks:
+            f.put_buffer(checksums.record(blk.buf.data[: pack.nbytes], pack.extents[0][0]))
+        f.put_pack(wire.FLAG_PACK, bmds.name, pack.extents, blk.buf)
     bmds.packs.add(
         pack.extents,
         number=blk_mig.counted_packs,

@@ -20,7 +20,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from .. import _core, errors
+from .. import _core, disk, errors
 
 _KIND_SHIFT, _KIND_MASK = 2, 3
 _FIRST, _SECOND = 1, 2
@@ -125,3 +125,11 @@ def _damaged(position: int) -> errors.StreamError:
 
 def _crc_of(name: str) -> int:
     return zlib.crc32(name.encode("utf-8", "surrogateescape"))
+
+
+def why_limited(backend: disk.BlockBackend, limit: int) -> str:
+    """Say where the limit of a target comes from: from itself, or from the size that was said of the disk."""
+    if backend.is_growable or limit < backend.size:
+        return f"it was said to have {limit} bytes"
+    where = f" {backend.files[0].path!r}" if backend.files else ""
+    return f"its target{where} has {limit} bytes"

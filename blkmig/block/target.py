@@ -16,19 +16,13 @@ from collections.abc import Callable, Iterable, Iterator
 from .. import _core, channel, disk, errors, passage, stats
 from ..disk import geometry
 from ..disk.extents import Extents
-from . import basewords, buffers, coverage, digests, savings, vouched
+from . import basewords, buffers, checks, compressed, coverage, digests, savings, sizes, vouched
 
 GROWTH_BYTES = 64 << 20
 """A growing target grows in steps of this size, so that not every block changes the file's size."""
 
 ZEROS_AT_ONCE = 4096
 """Blocks of zeros that are hashed in one piece of memory, whatever a stream says of its base."""
-
-NAMELESS_TWICE = (
-    "a block of the disk without a name comes a second time: the stream holds two such disks, the second most likely "
-    "the image file below the first, or a guest was writing, and the two cannot be told apart; "
-    "give the source's disk a name, as in -drive id=NAME"
-)
 
 
 class BlkLoadDevice:
@@ -53,7 +47,7 @@ class BlkLoadDevice:
         self.is_new = is_new or backend.is_growable
         limit = coverage.MAX_INFERRED_BYTES if size is None else size
         limit = limit if backend.is_growable else min(sys.maxsize if size is None else size, backend.size)
-        self.coverage = coverage.BlockCoverage(statistics.name, limit, why_limited=_why_limited(backend, limit))
+        self.coverage = coverage.BlockCoverage(statistics.name, limit, why_limited=sizes.why_limited(backend, limit))
         self.buffers = buffers.LoadBuffers()
         """The buffers that all disks of the stream share, from `join` on; until then this disk's own."""
 
@@ -73,9 +67,12 @@ class BlkLoadDevice:
         self._check_is_one_disk(block, 1, position)
         if self._buf is None:
             self._buf = self.buffers.lend(self)
-        f.get_block(self._buf)
-        if self.buffers.checksums.is_on:
-            self._check_payload(f, self._buf.payload, sector, sector << _core.SECTOR_BITS)
+        if self.buffers.frames.nbytes:
+            self._get_frame(f, _core.BLOCK_SIZE, sector, sector << _core.SECTOR_BITS)
+        else:
+            f.get_block(self._buf)
+            if self.buffers.checksums.is_on:
+                self._check_payload(f, self._buf.payload, sector, sector << _core.SECTOR_BITS)
         offset, nbytes = self._place(sector, 1)
         if offset < self._zeroes.stop and offset + nbytes > self._zeroes.start:
             self._zeroes = range(min(offset + nbytes, self._zeroes.stop), self._zeroes.stop)
@@ -98,10 +95,13 @@ class BlkLoadDevice:
         if self._buf is None:
             self._buf = self.buffers.lend(self)
         total = sum(nbytes for _, nbytes in extents)
-        f.get_pack_payload(self._buf, total)
         start, (last, nbytes) = extents[0][0], extents[-1]
-        if self.buffers.checksums.is_on:
-            self._check_payload(f, self._buf.data[:total], start, start)
+        if self.buffers.frames.nbytes:
+            self._get_frame(f, total, start, start)
+        else:
+            f.get_pack_payload(self._buf, total)
+            if self.buffers.checksums.is_on:
+                self._check_payload(f, self._buf.data[:total], start, start)
         if self.backend.is_growable and last + nbytes > self.backend.size:
             self._grow(min(last + nbytes, self.coverage.limit))
         inside = [*extents[:-1], (last, min(nbytes, self.backend.size - last))]
@@ -185,7 +185,16 @@ class BlkLoadDevice:
         with self.turn:
             self.backend.rest()
 
-    def _check_payload(self, f: channel.InputQEMUFile, payload: memoryview, seed: int, offset: int) -> None:
+    def _get_frame(self, f: channel.InputQEMUFile, nbytes: int, seed: int, offset: int) -> None:
+        """Get a payload of `nbytes` that comes as a frame; what has a checksum is the frame. Blocks."""
+        assert self._buf is not None
+        position, frame = f.position, self.buffers.frames.get(f, nbytes)
+        if self.buffers.checksums.is_on:
+            self._check_payload(f, frame, seed, offset)
+        compressed.unpack(frame, self._buf, nbytes, position)
+        self.statistics.saved_by_compression += nbytes - len(frame)
+
+    def _check_payload(self, f: channel.InputQEMUFile, payload: bytes | memoryview, seed: int, offset: int) -> None:
         """Raise :class:`~blkmig.errors.DamagedOnTheWay` unless it is what the stream has said, before it is stored."""
         self.buffers.checksums.check(payload, seed, uri=f.uri, device=self.statistics.name, offset=offset)
 
@@ -195,7 +204,7 @@ class BlkLoadDevice:
         A QEMU sends every node of ``-blockdev`` without a name, an image and the file below it one after the other.
         """
         if not self.statistics.name and self.coverage.bits.count(block, block + count):
-            raise errors.UnsupportedStream(NAMELESS_TWICE, position=position)
+            raise errors.UnsupportedStream(checks.NAMELESS_TWICE, position=position)
 
     def _place(self, sector: int, count: int) -> tuple[int, int]:
         """Return (offset, nbytes) of blocks without the slack; the target grows if need be."""
@@ -289,11 +298,3 @@ class BlkLoadDevice:
         offset, nbytes = shape.block_range(block)
         is_zero = self.backend.read_block(buf, offset, shape.clip(offset, nbytes))
         return digests.ZERO_DIGEST if is_zero else digests.digest_of(buf.payload)
-
-
-def _why_limited(backend: disk.BlockBackend, limit: int) -> str:
-    """Say where the limit comes from: from the target, or from the size that was said of the disk."""
-    if backend.is_growable or limit < backend.size:
-        return f"it was said to have {limit} bytes"
-    where = f" {backend.files[0].path!r}" if backend.files else ""
-    return f"its target{where} has {limit} bytes"

@@ -118,6 +118,13 @@ class SendingFile(pacing.PacedFile):
             self._fail(error)
             raise
 
+    @base.transfer
+    def put_pack_header(self, flags: int, name: bytes, extents: list[tuple[int, int]]) -> None:
+        """Put a pack's head, behind which the caller puts the payload."""
+        if self._link.careful:
+            self._before_put()
+        self._buffer.put_pack_header(flags, name, extents)
+
     def put_file_blocks(
         self,
         mapping: _core.Mapping,

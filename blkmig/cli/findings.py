@@ -40,6 +40,7 @@ LIBRARIES = (
     ("qemu.qmp", "qemu.qmp", "disks of a running QEMU: qemu:", "pip install 'blkmig[qemu]'"),
     ("blake3", "blake3", "--incremental --verify between two blkmigs", "pip install 'blkmig[verify]'"),
     ("xxhash", "xxhash", "checksums of payloads between two machines", "pip install 'blkmig[checksums]'"),
+    ("backports.zstd", "backports.zstd", "--compress; Python 3.14 has a zstd of its own", "pip install 'blkmig[zstd]'"),
     ("prometheus-client", "prometheus-client", "--metrics, --metrics-listen", "pip install 'blkmig[metrics]'"),
     ("opentelemetry", "opentelemetry-api", "spans, in programs that set a provider", "pip install opentelemetry-sdk"),
     ("rich", "rich", "a live view on a terminal, --progress=live", "pip install 'blkmig[live]'"),

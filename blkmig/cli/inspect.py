@@ -196,11 +196,14 @@ def disk_rows(disk: migration.InspectedDisk) -> list[tuple[str, str]]:
     missing = figures.missing_blocks
     source = {"stream": "said by the stream", "option": "as was said", "inferred": "inferred from its last block"}
     packs = [("packs", f"{figures.packs} came, {units.format_size(figures.pack_bytes)}")] if figures.packs else []
+    saved = figures.saved_by_compression
+    compressed = [("compressed", f"{units.format_size(saved)} saved")] if saved else []
     return [
         ("disk", figures.name or "(no name)"),
         ("size", f"{size} bytes ({units.format_size(size)}), {source[figures.size_source]}"),
         ("blocks", f"{figures.blocks} came, {figures.zero_blocks} zero, {figures.resent_blocks} sent again"),
         *packs,
+        *compressed,
         ("rounds", str(disk.rounds)),
         ("coverage", f"{nblocks - missing} of {nblocks} blocks"),
     ]

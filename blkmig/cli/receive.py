@@ -134,6 +134,8 @@ def describe_disk(received: stats.DiskStatistics) -> str:
         text += f", {received.resent_blocks} sent again"
     if received.packs:
         text += f", {units.format_size(received.pack_bytes)} in {received.packs} packs"
+    if received.saved_by_compression:
+        text += f", {units.format_size(received.saved_by_compression)} saved by compressing"
     if received.same_bytes:
         text += f", {units.format_size(received.same_bytes)} the same as before"
     return text + (", verified" if received.verified else "")

@@ -74,6 +74,10 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--format", choices=("auto", "block", "blkmig"), default="auto",
                         help="the section that carries the disks: QEMU's, or the one between two blkmigs (default: "
                         "blkmig where the target says that it takes it, else block)")  # fmt: skip
+    parser.add_argument("--compress", choices=("auto", "off", "zstd"), default="auto",
+                        help="compress what is sent to a blkmig that can decompress it: never, all that shrinks, or "
+                        "(auto) as far as that is worth it, and only where the link leaves this machine (default: "
+                        "auto)")  # fmt: skip
     parser.add_argument("--qemu", action="store_true", help="the target is a QEMU: refuse what it cannot load")
     parser.add_argument("--machine", default="", metavar="TYPE", help="machine type of the target QEMU; "
                         "needed for types of 2.3 and older")  # fmt: skip
@@ -217,11 +221,7 @@ def print_result(result: stats.OutgoingStatistics, args: argparse.Namespace, *, 
         output.print_note(note)
     rows = [
         ("disks", units.format_size(result.disk_bytes)),
-        (
-            "on the wire",
-            f"{units.format_size(result.transferred)} in {result.blocks} blocks, {result.zero_blocks} zero"
-            + (f", and {result.packs} packs" if result.packs else ""),
-        ),
+        ("on the wire", wording.on_the_wire(result)),
         *([("connections", str(result.connections))] if result.connections > 1 else []),
         *([("link", wording.losses(result))] if result.reconnects else []),
         ("section", result.format or "-"),

@@ -53,6 +53,7 @@ def sending(event: stats.Progressed, columns: int | None, *, elapsed: float | No
             (4, "" if is_waiting else speed(event)),
             (5, f"writers {units.format_rate(event.dirty_rate)}" if event.dirty_rate and not is_waiting else ""),
             (7, same(event) if event.phase == "bulk" else ""),
+            (8, compressed(event)),
             (6, f"pause {units.format_duration(pause)}" if pause is not None and event.phase == "dirty" else ""),
         ],
         columns,
@@ -95,6 +96,7 @@ def receiving(event: stats.Received, columns: int | None, *, elapsed: float | No
             (4, units.format_rate(event.bandwidth) if event.bandwidth else ""),
             (5, f"{event.blocks} blocks"),
             (6, same(event)),
+            (8, compressed(event)),
         ],
         columns,
     )
@@ -103,6 +105,21 @@ def receiving(event: stats.Received, columns: int | None, *, elapsed: float | No
 def same(event: stats.Progressed | stats.Received) -> str:
     """Say how much the target held already; "" if it is nothing."""
     return f"{units.format_size(event.same_bytes)} the same" if event.same_bytes else ""
+
+
+def compressed(event: stats.Progressed | stats.Received) -> str:
+    """Say what is on the wire in place of how much; "" if nothing was compressed."""
+    wire, saved = event.transferred, event.saved_by_compression
+    return f"{units.format_size(wire)} on the wire for {units.format_size(wire + saved)}" if saved else ""
+
+
+def on_the_wire(result: stats.OutgoingStatistics) -> str:
+    """Say what was sent, and what compressing has saved of it."""
+    text = f"{units.format_size(result.transferred)} in {result.blocks} blocks, {result.zero_blocks} zero"
+    if result.packs:
+        text += f", and {result.packs} packs"
+    saved = result.saved_by_compression
+    return text + (f"; {units.format_size(saved)} saved by compressing" if saved else "")
 
 
 def rounds(ended: Sequence[stats.RoundEnded], columns: int | None) -> str:

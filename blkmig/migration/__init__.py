@@ -11,7 +11,8 @@ from .outgoing import OutgoingMigration
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .forecasting import Forecast, forecast
-    from .inspection import InspectedDisk, Inspection, RecordListener, as_json, inspect
+    from .inspecteddisk import InspectedDisk, RecordListener
+    from .inspection import Inspection, as_json, inspect
 
 __all__ = [
     "Forecast",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 _FORECASTING = ("Forecast", "forecast")
+_INSPECTED = ("InspectedDisk", "RecordListener")
 
 
 def __getattr__(name: str) -> object:
@@ -38,6 +40,8 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in _FORECASTING:
         from . import forecasting as module
+    elif name in _INSPECTED:
+        from . import inspecteddisk as module  # type: ignore[no-redef]
     else:
         from . import inspection as module  # type: ignore[no-redef]
     globals()[name] = value = getattr(module, name)

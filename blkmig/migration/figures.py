@@ -148,6 +148,7 @@ class Figures:
         self.stats.packs, self.stats.pack_bytes = blk_mig.packs, blk_mig.pack_bytes
         self.stats.saved_by_zeros = sum(bmds.savings.by_zeros for bmds in blk_mig.bmds_list)
         self.stats.saved_by_granularity = sum(bmds.savings.by_granularity for bmds in blk_mig.bmds_list)
+        self.stats.saved_by_compression = sum(bmds.savings.by_compression for bmds in blk_mig.bmds_list)
         self.stats.same_bytes = blk_mig.same_bytes
         self.stats.bandwidth = self.meter.estimate()
         self.stats.total_time = self.elapsed()
@@ -246,6 +247,7 @@ class Figures:
             round_number=blk_mig.round_number,
             disk_rate=look.disk_rate if phase == "bulk" else 0.0,
             same_bytes=self.stats.same_bytes,
+            saved_by_compression=self.stats.saved_by_compression,
             time_left=None if is_over else look.time_left(bandwidth=self.stats.bandwidth, dirty_rate=dirty_rate),
         )
 

@@ -163,7 +163,7 @@ class IncomingMigration:
         The source's guest may stand still until our word comes. So nothing that grows with the disks is done before
         that but to bring to stable storage what is not there yet: what was written is read back afterwards.
         """
-        self._block.on_extra[block.ExtraKind.CHECKS] = self._buffers.checksums.take
+        self._block.on_extra |= self._buffers.on_extra()
         self._block.on_described = lambda *counts: self._targets.check_counts(*counts, position=f.position)
         self._block.on_sizes = self._targets.check_announced
         answers: dict[int, savevm.Answer] = {questions.ASK_TREES: hearing.KNOWS_TREES}

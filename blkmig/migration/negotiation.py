@@ -39,9 +39,28 @@ def agree(
             raise errors.ParameterError(f"the section 'blkmig' cannot be sent: {why_not}; leave --format to 'auto'")
         chosen = "block" if why_not else "blkmig"
     handlers.format = chosen
+    _check_compression(parameters, asked, handlers)
     if chosen != "block":
         state.rename_savevm("block", chosen)
     return chosen
+
+
+def _check_compression(
+    parameters: params.MigrationParameters, asked: questions.Questions, handlers: block.BlockSaveHandlers
+) -> None:
+    """Refuse what was asked for by name and cannot be; where nobody can be asked, the stream is what was asked for."""
+    if parameters.compress != "zstd":
+        return
+    if handlers.format == "block":
+        how = "say --format=blkmig" if not asked.is_answered else params.LEAVE_COMPRESS
+        raise errors.ParameterError(f"nothing of the section 'block' is compressed: {how}")
+    if not asked.is_answered:
+        handlers.abilities |= savevm.Ability.ZSTD
+    if savevm.Ability.ZSTD not in handlers.abilities:
+        raise errors.ParameterError(
+            "the target cannot decompress: it is an older blkmig, or has no Python library for zstd (pip install "
+            f"'blkmig[zstd]' there); {params.LEAVE_COMPRESS}"
+        )
 
 
 def _why_not(

@@ -72,6 +72,7 @@ class IncomingFigures:
                 bandwidth=self._rate.per_second,
                 time_left=outlook.time_to_come(elapsed, percent),
                 same_bytes=sum(disk.same_bytes for disk in disks),
+                saved_by_compression=sum(disk.saved_by_compression for disk in disks),
                 phase="dirty" if self._phase == "bulk" and percent == 100 else self._phase,
             )
         )

@@ -7,6 +7,15 @@
     yes       yes      no     no
     no        -        -      -
 
+    compressed  wanted  taken  local  sealed  checked
+    bare        zstd    yes    -      yes     -
+    bare        zstd    yes    -      -       yes
+    checked     zstd    yes    -      -       -
+    bare        auto    yes    no     yes     -
+    bare        auto    yes    no     -       yes
+    checked     auto    yes    no     -       -
+    no          -       -      -      -       -
+
     payload   hashed  sealed  files  steady  pages  word  kept
     own       yes     -       -      -       -      -     -
     own       -       yes     -      -       -      -     -
@@ -31,7 +40,10 @@
     no        -         -      -
 
     offered   the target can check payloads
-    hashed    digests were asked for, payloads are checked, or the target holds old copies to compare with
+    wanted    the parameter `compress`
+    taken     the target can decompress payloads, and this end can compress them
+    hashed    somebody looks at payloads: digests were asked for, they are checked or compressed, or the target holds
+              old copies to compare with
     files     each disk that is sent is one file with a mapping
     steady    each of them is as it was in the pause until the target has it: nobody writes it here, or its writers are
               turned away when they are let go
@@ -118,6 +130,9 @@ class Departure:
     checked: bool
     """Each payload has a checksum."""
 
+    compressed: Literal["no", "bare", "checked"] = "no"
+    """Payloads that shrink are compressed: ``checked``, each with a checksum of its own, for nothing else has one."""
+
     def runs_from(self, backend: disk.BlockBackend) -> _core.Mapping | None:
         """Return what runs of blocks of `backend` are sent from; None where each block is read by itself."""
         return backend.mapping if self.runs else None
@@ -130,14 +145,17 @@ def departure(
     *,
     shared_base: bool,
     can_check: bool = False,
+    can_compress: bool = False,
     compares: bool = False,
 ) -> Departure:
     """Decide how the blocks of `disks`, all of those that are sent, travel through `f`; see the tables.
 
-    `can_check`: the target has offered to check payloads. `compares`: it holds old copies.
+    `can_check`, `can_compress`: the target has offered to check and to decompress payloads. `compares`: it holds old
+    copies.
     """
     checked = can_check and not f.is_local and not f.is_sealed
-    hashed = checked or compares or parameters.digests
+    is_compressed = can_compress and _is_worth_compressing(f, parameters)
+    hashed = checked or is_compressed or compares or parameters.digests
     payload = "own" if hashed or f.is_sealed else _payload(disks, f, parameters)
     reading = _reading(disks, parameters)
     return Departure(
@@ -146,7 +164,12 @@ def departure(
         runs=not hashed and reading == "inline" and not shared_base,
         told=payload == "lent" and f.is_local and not parameters.qemu,
         checked=checked,
+        compressed="no" if not is_compressed else "bare" if checked or f.is_sealed else "checked",
     )
+
+
+def _is_worth_compressing(f: Channel, parameters: params.MigrationParameters) -> bool:
+    return parameters.compress == "zstd" or (parameters.compress == "auto" and not f.is_local)
 
 
 def _payload(

@@ -28,7 +28,7 @@ import importlib.util
 import struct
 from typing import Final
 
-from .. import errors, texts
+from .. import errors, texts, zstd
 from . import bundles, digestwords, results, sessions
 
 MIG_RP_MSG_HELLO: Final = 0x8001
@@ -61,6 +61,7 @@ class Ability(enum.IntFlag, boundary=enum.KEEP):
     DELTA = 0x04
     PROOF = 0x08
     CHECKS = 0x10
+    ZSTD = 0x20
     BUNDLE = 0x40
     RESUME = 0x80
 
@@ -71,7 +72,11 @@ CHECKS: Final = Ability.CHECKS if importlib.util.find_spec("xxhash") is not None
 RESUME: Final = Ability.RESUME if importlib.util.find_spec("blake3") is not None else Ability(0)
 """The same of what computes digests, which is not loaded before somebody asks for one."""
 
-OURS: Final = Ability.BARRIERS | Ability.COMMIT | Ability.DELTA | Ability.PROOF | Ability.BUNDLE | RESUME | CHECKS
+ZSTD: Final = Ability.ZSTD if zstd.is_available() else Ability(0)
+"""And of what compresses."""
+
+ALWAYS: Final = Ability.BARRIERS | Ability.COMMIT | Ability.DELTA | Ability.PROOF | Ability.BUNDLE
+OURS: Final = ALWAYS | RESUME | CHECKS | ZSTD
 """What this blkmig can do, at either end."""
 
 MAX_REFUSALS: Final = 256

@@ -16,8 +16,8 @@ import section_reader
 import tee
 
 import blkmig
-from blkmig import _core, _output
-from blkmig.block import coverage, extras, hashing, proofwords, wire
+from blkmig import _core, _output, zstd
+from blkmig.block import compressed, coverage, extras, hashing, proofwords, wire
 
 MIB = lab.MIB
 PAGE = Path(__file__).parents[2] / "docs" / "wire" / "blkmig.md"
@@ -106,3 +106,19 @@ def put(extents: list[tuple[int, int]], blk: _core.BlockBuffer) -> bytes:
     os.close(writable)
     with os.fdopen(readable, "rb") as file:
         return file.read()
+
+
+def test_the_example_of_a_compressed_payload() -> None:
+    """The bytes on the page are such a block, for the reader of the page and for the package."""
+    text = PAGE.read_text().partition("<!-- example: zstd -->")[2].partition("```text\n")[2].partition("```")[0]
+    data = b"".join(bytes.fromhex(row[:25]) for row in text.splitlines())
+    frame = data[26:]
+    assert data.startswith(compressed.record(frame) + struct.pack(">Q", 1) + b"\x01a")
+    assert zstd.decompress(frame, MIB) == b"x" * MIB
+    reader = section_reader.SectionReader(data)
+    reader.disks["a"] = section_reader.Disk("a", MIB, 4096, False, bytearray(MIB))
+    for _ in range(2):
+        word = reader.reader.unpack(">Q")
+        reader.read_record(word & 0x1FF, word >> 9)
+    assert reader.reader.at_end()
+    assert reader.disks["a"].image == b"x" * MIB

@@ -109,7 +109,7 @@ def test_each_payload_has_one_and_zeros_have_none(tmp_path: Path) -> None:
     disk = blkmig.MemoryBackend(bytearray(b"x" * 2 * MIB + bytes(3 * MIB)), name="d")
     target = blkmig.MemoryBackend(bytearray(5 * MIB), name="t")
     with proxied(tmp_path, {"d": target}) as (proxy, receiver):
-        blkmig.send([disk], proxy.uri)
+        blkmig.send([disk], proxy.uri, compress="off")
         receiver.result()
     assert proxy.came.count(CHECKS) == 2
     at = proxy.came.index(CHECKS) + len(CHECKS)
@@ -121,7 +121,7 @@ def test_a_bit_that_turns_over_on_the_way(tmp_path: Path) -> None:
     disk, target = disk_of(4), blkmig.MemoryBackend(bytearray(4 * MIB), name="t")
     with proxied(tmp_path, {"d": target}, flip=MIB * 3 // 2) as (proxy, receiver):
         with pytest.raises(errors.DamagedOnTheWay, match=r"the target .*: what came is not what was sent") as sent:
-            blkmig.send([disk], proxy.uri)
+            blkmig.send([disk], proxy.uri, compress="off")
         with pytest.raises(errors.DamagedOnTheWay) as came:
             receiver.result()
     assert (came.value.device, came.value.offset, came.value.exit_code) == ("d", MIB, 5)

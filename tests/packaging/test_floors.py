@@ -35,6 +35,7 @@ FLOORS = {
     "gates": 1,
     "ownfile": 1,
     "diskmap": 1,
+    "zstd": 1,
     "disk": 2,
     "channel": 2,
     "metrics": 2,

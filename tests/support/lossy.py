@@ -75,6 +75,9 @@ def cut_live(migration: blkmig.OutgoingMigration, relay: cutter.Cutter, cuts: li
 class Lossy:
     """One move of `sizes` random disks with so many cuts; `outgoing` and `incoming` are the figures of both ends."""
 
+    made: Callable[[random.Random, int], bytes] = random.Random.randbytes
+    """What makes the contents of a disk."""
+
     def __init__(self, folder: Path, seed: int, cuts: list[tuple[int, cutter.How]], *sizes: int, **chosen: Any) -> None:
         self._folder, self._seed, self._cuts, self._sizes = folder, seed, cuts, sizes
         self._chosen = {"writers_after": "refuse", "idle_timeout": 1.0, "connect_timeout": 5.0, **chosen}
@@ -97,7 +100,7 @@ class Lossy:
         """
         rng = random.Random(self._seed)
         names = [f"d{number}" for number in range(len(self._sizes))]
-        contents = [rng.randbytes(size) for size in self._sizes]
+        contents = [type(self).made(rng, size) for size in self._sizes]
         receiver = lab.Receiver("tcp:127.0.0.1:0", {name: self._folder / f"{name}.raw" for name in names})
         with contextlib.ExitStack() as stack:
             disks: list[LocalBackend] = []

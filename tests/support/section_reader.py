@@ -10,11 +10,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
+import sys
 import zlib
 from typing import Any
 
 import blake3
 import model
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 MIB = 1 << 20
 PAGE = 4096
@@ -106,6 +112,9 @@ class SectionReader:
         self.trace: list[str] = []
         self.extras: list[tuple[int, bytes]] = []
         self.flushes = self.packs = self.barriers = 0
+        self.frames = self.saved = self.frame = 0
+        """Payloads that came as frames, and the bytes they saved; how long the frame is that comes next."""
+
         self.percent = 0
         self.description: dict[str, Any] = {}
 
@@ -211,9 +220,14 @@ class SectionReader:
                 assert self.ends()[-1][0] == self.flushes, "END and FLUSH are counted together"
             self.take_extra(*self.extras[-1])
         elif flags == PACK:
+            places = self.reader.position + 1 + self.reader.peek()
+            listed = self.reader.data[places : places + 12 * number]
+            self.unpack_frame(places + 12 * number, sum(length for _, length in struct.iter_unpack(">QI", listed)))
             self.read_pack(number)
         else:
             disk = self.disks[self.reader.counted()]
+            if flags == DATA:
+                self.unpack_frame(self.reader.position, MIB)
             data = bytes(MIB) if flags == ZERO else self.reader.take(MIB)
             self.take_block(disk, number, data, is_zero=flags == ZERO)
 
@@ -234,8 +248,11 @@ class SectionReader:
         return found
 
     def take_extra(self, kind: int, body: bytes) -> None:
-        """Take an ASK, with its answer, or a SAME."""
-        if kind == 3:
+        """Take a ZSTD, an ASK, with its answer, or a SAME."""
+        if kind == 10:
+            assert self.frame == 0
+            (self.frame,) = struct.unpack(">I", body)
+        elif kind == 3:
             self.take_ask(model.Reader(body))
         elif kind == 4:
             disk = list(self.disks.values())[struct.unpack_from(">H", body)[0]]
@@ -248,6 +265,20 @@ class SectionReader:
                 assert pages <= disk.vouched, "nothing vouches for what is said to be the same"
                 disk.vouched -= pages
                 disk.settle(pages)
+
+    def unpack_frame(self, place: int, nbytes: int) -> None:
+        """Where a frame stands at `place`, put the payload of `nbytes` there that it holds."""
+        if not self.frame:
+            return
+        data, frame = self.reader.data, self.reader.data[place : place + self.frame]
+        assert len(frame) == self.frame <= nbytes - nbytes // 16
+        assert frame[:4] == b"\x28\xb5\x2f\xfd"
+        assert frame[4] & 0x20 or frame[5] <= 10 << 3, "the window"
+        assert frame[4] & 0x03 == 0, "a dictionary"
+        assert zstd.get_frame_size(frame) == len(frame)
+        assert zstd.get_frame_info(frame).decompressed_size == nbytes
+        self.reader.data = data[:place] + zstd.decompress(frame) + data[place + len(frame) :]
+        self.frames, self.saved, self.frame = self.frames + 1, self.saved + nbytes - len(frame), 0
 
     def take_ask(self, ask: model.Reader) -> None:
         """Take an ASK, and hold the answer against the old copy: nothing of what is asked for was written before."""

@@ -85,7 +85,7 @@ def mapping() -> _core.Mapping:
 @pytest.mark.parametrize("count", [0, 1, 2])
 def test_every_departure(mapping: _core.Mapping, count: int) -> None:
     known, seen = tables(sending), set()
-    assert known.keys() == {"checked", "payload", "reading", "runs", "told"}
+    assert known.keys() == {"checked", "compressed", "payload", "reading", "runs", "told"}
     channels = [Channel(*facts) for facts in itertools.product(FLAGS, repeat=5)]
     for (parameters, layers), f, offered in itertools.product(every_choice(), channels, FLAGS):
         for disks in itertools.product(every_disk(mapping), repeat=count):
@@ -115,10 +115,31 @@ def test_every_departure(mapping: _core.Mapping, count: int) -> None:
                 "runs": runs == "yes",
                 "told": told == "yes",
                 "checked": checked == "yes",
+                "compressed": "no",
             }, facts
             check_borrowed_bytes(decided, disks, f, parameters)
             seen.add((decided.payload, decided.reading, decided.runs, decided.told))
     assert len(seen) == 15, "some decision is never made"
+
+
+def test_every_way_to_compress() -> None:
+    """Where payloads are compressed, they are looked at; where the target cannot, nothing is as it was not before."""
+    known, seen = tables(sending), set()
+    for facts in itertools.product(FLAGS, repeat=5):
+        f = Channel(*facts)
+        for wanted, taken, offered in itertools.product(("auto", "off", "zstd"), FLAGS, FLAGS):
+            parameters = params.MigrationParameters(compress=wanted)  # type: ignore[arg-type]
+            said = {"offered": word(offered), "local": word(f.is_local), "sealed": word(f.is_sealed)}
+            checked = look_up(known["checked"], said)
+            said |= {"checked": checked, "wanted": wanted, "taken": word(taken)}
+            compressed = look_up(known["compressed"], said)
+            said |= {"hashed": word(checked == "yes" or compressed != "no"), "files": "yes", "steady": "yes"}
+            said |= {"pages": word(f.takes_pages), "word": word(f.is_answered), "kept": word(f.keeps_pages)}
+            decided = passage.departure([], f, parameters, shared_base=False, can_check=offered, can_compress=taken)
+            assert (decided.compressed, decided.payload) == (compressed, look_up(known["payload"], said)), said
+            assert not (compressed != "no" and decided.runs)
+            seen.add(compressed)
+    assert seen == {"no", "bare", "checked"}
 
 
 def check_borrowed_bytes(
