@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import awaited
+import cutter
 import faulty
+import lab
 import pytest
 
 import blkmig
@@ -20,8 +22,10 @@ from blkmig import aio, errors, stats
 from blkmig.sources import together
 
 
-def cancelling(status: str, is_cancelled: Callable[[float], bool]) -> Callable[[stats.Event], None]:
-    """Return an `on_progress` that cancels the task of its call, once, when the migration gets into `status`.
+def cancelling(
+    is_moment: Callable[[stats.Event], bool], is_cancelled: Callable[[float], bool]
+) -> Callable[[stats.Event], None]:
+    """Return an `on_progress` that cancels the task of its call, once, with the first event of this kind.
 
     It goes on when the cancel has reached the migration.
     """
@@ -29,12 +33,20 @@ def cancelling(status: str, is_cancelled: Callable[[float], bool]) -> Callable[[
     assert task is not None
 
     def heard(event: stats.Event) -> None:
-        if isinstance(event, stats.StatusChanged) and event.status == status and not once.is_set():
+        if is_moment(event) and not once.is_set():
             once.set()
             loop.call_soon_threadsafe(task.cancel)
             assert is_cancelled(awaited.LONG)
 
     return heard
+
+
+def is_in(status: str) -> Callable[[stats.Event], bool]:
+    return lambda event: isinstance(event, stats.StatusChanged) and event.status == status
+
+
+def is_waiting(event: stats.Event) -> bool:
+    return isinstance(event, stats.Progressed) and event.phase == "waiting"
 
 
 @pytest.mark.parametrize("status", ["setup", "active", "device"])
@@ -45,7 +57,7 @@ def test_cancelled_sender(tmp_path: Path, status: str) -> None:
         with awaited.Told() as disk:
 
             async def send() -> stats.OutgoingStatistics:
-                heard = cancelling(status, disk.is_cancelled.wait)
+                heard = cancelling(is_in(status), disk.is_cancelled.wait)
                 return await blkmig.asend([disk], f"file:{tmp_path}/stream", on_progress=heard)
 
             task = asyncio.create_task(send())
@@ -58,6 +70,55 @@ def test_cancelled_sender(tmp_path: Path, status: str) -> None:
 
     awaited.run(main())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("writers_after", "ends_with"), [("release", asyncio.CancelledError), ("refuse", errors.InDoubt)]
+)
+def test_cancelled_while_the_word_is_awaited(writers_after: str, ends_with: type[BaseException]) -> None:
+    """Of a move nobody knows then where the disk is: that is told, and no cancel."""
+
+    async def main() -> None:
+        with awaited.Told() as disk:
+
+            async def send() -> stats.OutgoingStatistics:
+                heard = cancelling(is_waiting, disk.is_cancelled.wait)
+                uri, chosen = "exec:cat >/dev/null; sleep 1000", {"idle_timeout": 0, "writers_after": writers_after}
+                return await blkmig.asend([disk], uri, on_progress=heard, **chosen)
+
+            with pytest.raises(ends_with):
+                await asyncio.create_task(send())
+            awaited.check_threads_end()
+            disk.release_writers()
+            assert faulty.is_free(disk)
+
+    awaited.run(main())
+
+
+def test_cancelled_while_the_link_is_lost(tmp_path: Path) -> None:
+    receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": tmp_path / "d.raw"})
+    with cutter.Cutter(receiver.uri, [(1 << 20, "reset")]) as relay:
+
+        def is_lost(event: stats.Event) -> bool:
+            if is_in("active")(event):
+                relay.refuses.set()  # who comes again
+            return is_in("reconnecting")(event)
+
+        async def main() -> None:
+            with awaited.Told() as disk:
+
+                async def send() -> stats.OutgoingStatistics:
+                    heard = cancelling(is_lost, disk.is_cancelled.wait)
+                    return await blkmig.asend([disk], relay.uri, on_progress=heard, idle_timeout=1)
+
+                with pytest.raises(asyncio.CancelledError):
+                    await asyncio.create_task(send())
+                assert faulty.is_free(disk)
+
+        awaited.run(main())
+    receiver.migration.cancel()
+    with pytest.raises(errors.MigrationError):
+        receiver.result()
 
 
 def test_cancelled_while_disks_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
