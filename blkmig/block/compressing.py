@@ -6,6 +6,8 @@
                                      workers       each makes a frame of one payload, or finds that it does not shrink
 
 What was read first is sent first, whatever the workers do: an older read of a block never comes behind a younger one.
+One block at a time is handed out, so that the next reads begin while the link takes it. `effort` says which payloads
+are compressed, and how well.
 
 Who owns what: everything is called by the migration thread. A block that was given to the workers belongs to one of
 them until it is in `_done`; the two queues are the only things shared.
@@ -18,15 +20,14 @@ import contextlib
 import os
 import queue
 import threading
+import time
 from typing import Final
 
 from .. import params, passage, zstd
-from . import compressed, device, reads
+from . import compressed, device, effort, reads
 
 MAX_WORKERS: Final = 4
 """So many are enough for 10 Gbit/s of text; each may take all of a processor."""
-
-LEVEL: Final = 1
 
 SAMPLES: Final = 4
 SAMPLE_BYTES: Final = 4096
@@ -38,42 +39,61 @@ SAMPLED_FROM: Final = 16 * SAMPLES * SAMPLE_BYTES
 class CompressedReads(reads.BlockReads):
     """The reads of `inner`, whose payloads are compressed before they are collected, at most `max_buffers` of them."""
 
-    def __init__(self, inner: reads.BlockReads, max_buffers: int, *, workers: int, has_checksum: bool) -> None:
+    def __init__(
+        self, inner: reads.BlockReads, max_buffers: int, *, workers: int, tuned: effort.Effort, has_checksum: bool
+    ) -> None:
         super().__init__(max_buffers, payload="own")
         self.pack_extents = inner.pack_extents
         self._inner = inner
-        self._reading = 0
-        self._order: collections.deque[device.BlkMigBlock] = collections.deque()
-        self._pending: set[device.BlkMigBlock] = set()
+        self._effort = tuned
         self._max_workers = workers
         self._has_checksum = has_checksum
+        self._reading = self._collected = 0
+        self._order: collections.deque[tuple[device.BlkMigBlock, int]] = collections.deque()
+        self._ahead = 0  # what they will have on the wire, as far as one can tell: the sum of these numbers
+        self._pending: dict[device.BlkMigBlock, int] = {}
+        self._queued = 0  # the same, of those that the workers have
         self._threads: list[threading.Thread] = []
         self._requests: queue.SimpleQueue[device.BlkMigBlock | None] = queue.SimpleQueue()
-        self._done: queue.SimpleQueue[device.BlkMigBlock] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[tuple[device.BlkMigBlock, float]] = queue.SimpleQueue()
 
     def has_room(self) -> bool:
-        """Return whether another read may be put in flight."""
+        """Return whether another read may be put in flight; without compressing, as many as without this stage."""
+        if not self._effort.is_worth_it() and self._order:
+            return False  # one buffer, hot in the cache
         return super().has_room() and self._inner.has_room()
 
     def submit(self, blk: device.BlkMigBlock) -> None:
         """Start the read that `blk` describes."""
+        if not (self._order or self._reading or self._collected):
+            self._effort.begins()
         blk.frame = None
         self._inner.submit(blk)
         self._reading += 1
         self._take_reads(wait=False)
 
     def collect(self, *, wait: bool) -> device.BlkMigBlock | None:
-        """Return the block that was read first, if it is ready to be sent."""
+        """Return the block that was read first, if it is ready to be sent; without `wait`, if none is being sent."""
+        if self._collected and not wait:
+            return None
         self._take_reads(wait=wait and not self._order)
         if not self._order:
             return None
-        head = self._order[0]
+        (head, expected), began = self._order[0], time.monotonic()
         while head in self._pending:
-            try:
-                self._pending.remove(self._done.get(block=wait))
-            except queue.Empty:
+            if not self._take_done(wait=wait):
                 return None
-        return self._order.popleft()
+        self._order.popleft()
+        self._collected += 1
+        self._ahead -= expected
+        wire = head.counted_bytes if head.frame is None else len(head.frame)
+        self._effort.sends(head.counted_bytes, 0 if is_zero(head) else wire, time.monotonic() - began)
+        return head
+
+    def put(self, blk: device.BlkMigBlock) -> None:
+        """Take `blk` back into the pool: it was sent, or nobody will send it."""
+        self._collected -= blk.bmds is not None and self._collected > 0
+        super().put(blk)
 
     def close(self) -> None:
         """Wait until nobody reads or compresses any more, then end the threads."""
@@ -93,17 +113,34 @@ class CompressedReads(reads.BlockReads):
         while self._reading and (blk := self._inner.collect(wait=wait)) is not None:
             wait = False
             self._reading -= 1
-            self._order.append(blk)
+            while self._pending and self._take_done(wait=False):
+                pass
+            expected = 0 if is_zero(blk) else blk.counted_bytes
             if self._is_wanted(blk):
                 self._compress(blk)
+                expected = int(expected * self._effort.ratio)
+            self._order.append((blk, expected))
+            self._ahead += expected
+
+    def _take_done(self, *, wait: bool) -> bool:
+        try:
+            blk, seconds = self._done.get(block=wait)
+        except queue.Empty:
+            return False
+        nbytes = self._pending.pop(blk)
+        self._queued -= nbytes
+        self._effort.worked(nbytes, None if blk.frame is None else len(blk.frame), seconds)
+        return True
 
     def _is_wanted(self, blk: device.BlkMigBlock) -> bool:
         """Return whether the payload is to be compressed: zeros have none, and what is compared may not be sent."""
-        is_zero = blk.pack is None and blk.buf.is_zero
-        return blk.error is None and not is_zero and blk.compared is None
+        if blk.error is not None or is_zero(blk) or blk.compared is not None:
+            return False
+        return self._effort.wants(blk.counted_bytes, queued=self._queued, ahead=self._ahead, hurries=self.hurries)
 
     def _compress(self, blk: device.BlkMigBlock) -> None:
-        self._pending.add(blk)
+        self._pending[blk] = blk.counted_bytes
+        self._queued += blk.counted_bytes
         if len(self._threads) < min(len(self._pending), self._max_workers):
             thread = threading.Thread(target=self._run, name="blkmig-zstd", daemon=True)
             self._threads.append(thread)  # first: an interrupted start may have started it
@@ -112,15 +149,22 @@ class CompressedReads(reads.BlockReads):
 
     def _run(self) -> None:
         """Compress until told to end."""
-        compressor: zstd.Compressor | None = None
+        compressors: dict[int, zstd.Compressor] = {}
         while (blk := self._requests.get()) is not None:
+            began, level = time.monotonic(), self._effort.level
             try:
-                compressor = compressor or zstd.Compressor(LEVEL, has_checksum=self._has_checksum)
+                if level not in compressors:
+                    compressors[level] = zstd.Compressor(level, has_checksum=self._has_checksum)
                 with blk.buf.data as data, data[: blk.counted_bytes] as payload:
-                    blk.frame = frame_of(payload, compressor)
+                    blk.frame = frame_of(payload, compressors[level])
             except BaseException as error:
                 blk.error = error
-            self._done.put(blk)
+            self._done.put((blk, time.monotonic() - began))
+
+
+def is_zero(blk: device.BlkMigBlock) -> bool:
+    """Return whether a block is nothing but zeros."""
+    return blk.pack is None and blk.buf.is_zero
 
 
 def frame_of(payload: memoryview, compressor: zstd.Compressor) -> bytes | None:
@@ -140,6 +184,11 @@ def chosen(departure: passage.Departure, parameters: params.MigrationParameters)
     found = reads.chosen(departure, parameters)
     if departure.compressed == "no":
         return found
-    has_checksum = departure.compressed == "checked"
     workers = min(max(1, len(os.sched_getaffinity(0)) - 1), MAX_WORKERS)
-    return CompressedReads(found, parameters.max_buffers, workers=workers, has_checksum=has_checksum)
+    return CompressedReads(
+        found,
+        parameters.max_buffers,
+        workers=workers,
+        tuned=effort.Effort(always=parameters.compress == "zstd", workers=workers),
+        has_checksum=departure.compressed == "checked",
+    )

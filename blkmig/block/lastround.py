@@ -23,12 +23,14 @@ class LastRound:
     def begin(self) -> None:
         """Fetch what is dirty, with the writers held, and have sections send that and nothing beyond it."""
         self._blk_mig.is_last_round = True
+        self._blk_mig.reads.hurries = True
         self._base.give_up()  # blocks may come from here on, and all that is said of bases comes before them
         dirty.begin_round(self._blk_mig)
 
     def leave(self) -> None:
         """Make it a round like any other: the writers go on."""
         self._blk_mig.is_last_round = self._blk_mig.is_fixed = False
+        self._blk_mig.reads.hurries = False
 
     def check(self) -> None:
         """Take note that what was sent is the image of the disks; the last round is over, the writers are held.

@@ -34,6 +34,9 @@ class BlockReads(abc.ABC):
     pack_extents = MAX_EXTENTS
     """A pack that has so many extents is large enough."""
 
+    hurries = False
+    """The writers are held, or are about to be: what can be left out is left out."""
+
     def __init__(self, max_buffers: int, *, payload: Payload) -> None:
         self._payload = payload
         self._free: list[device.BlkMigBlock] = []

@@ -171,7 +171,7 @@ class Wire:
     def flush(self) -> None:
         pass
 
-    takes_pages = keeps_pages = is_answered = is_local = False
+    takes_pages = keeps_pages = is_answered = is_local = is_sealed = False
 
     def rate_limit_exceeded(self) -> bool:
         return False
