@@ -82,6 +82,15 @@ class Arena:
         images.warm(path)
         return path
 
+    def text_image(self, size: int, *, every: int) -> pathlib.Path:
+        """Return an image whose blocks are text that zstd halves, or one of `every` so many; it is made once."""
+        path = self.folder / f"text-{size}-{every}.raw"
+        if not path.exists():
+            self._require_room(size)
+            images.create_text(path, size, every)
+        images.warm(path)
+        return path
+
     def sparse_image(self, size: int, data: int, *, piece: int) -> pathlib.Path:
         """Return an image with `data` bytes scattered in pieces; it is made once."""
         path = self.folder / f"sparse-{size}-{data}.raw"

@@ -32,6 +32,15 @@ def create_random(path: pathlib.Path, size: int) -> pathlib.Path:
     return path
 
 
+def create_text(path: pathlib.Path, size: int, every: int) -> pathlib.Path:
+    """Write `size` bytes: one block of `every` so many is hexadecimal digits, which zstd halves, the others random."""
+    generator = numpy.random.Generator(numpy.random.SFC64(size))
+    with path.open("wb") as file:
+        for block in range(size // MiB):
+            file.write(generator.bytes(MiB) if block % every else generator.bytes(MiB // 2).hex().encode())
+    return path
+
+
 def create_rotated(path: pathlib.Path, source: pathlib.Path) -> pathlib.Path:
     """Copy `source` with every block in its neighbour's place: nothing is right, and it takes no time."""
     size = source.stat().st_size

@@ -22,7 +22,9 @@ Command: TypeAlias = Sequence[str | pathlib.Path]
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Copy the image `source` to `target` over a link of kind tcp, unix or pipe; `fresh`: the target holds nothing yet.
+    """Copy the image `source` to `target` over a link of kind tcp, far, unix or pipe.
+
+    `fresh`: the target holds nothing yet.
 
     `preload`: a library for every side (see c/unflushed.c); `flush`: what arrived must be on stable storage at the end.
     """

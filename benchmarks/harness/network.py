@@ -21,6 +21,8 @@ from . import images
 GIGABIT = ("tbf", "rate", "1gbit", "burst", "512k", "latency", "50ms")
 """A link of 1 Gbit/s with some room for what waits."""
 
+TEN_GIGABIT = ("tbf", "rate", "10gbit", "burst", "5m", "latency", "50ms")
+
 GIGABIT_SPEED = 10**9
 """Its bits per second."""
 

@@ -168,11 +168,15 @@ class Link:
 
 @contextlib.contextmanager
 def open_link(kind: str, folder: pathlib.Path) -> Iterator[Link]:
-    """Make a link of `kind` tcp, unix or pipe; a socket's path is removed afterwards."""
-    if kind == "tcp":
-        with socket.create_server(("127.0.0.1", 0)) as probe:  # free now, and nobody else asks for ports here
+    """Make a link of `kind` tcp, far, unix or pipe; a socket's path is removed afterwards.
+
+    One that is far leads to another address, and is taken for one to another machine.
+    """
+    if kind in ("tcp", "far"):
+        host = "127.0.0.1" if kind == "tcp" else "127.0.0.2"
+        with socket.create_server((host, 0)) as probe:  # free now, and nobody else asks for ports here
             port = probe.getsockname()[1]
-        yield Link(kind, f"127.0.0.1:{port}", f"tcp:127.0.0.1:{port}", f"tcp:127.0.0.1:{port}")
+        yield Link(kind, f"{host}:{port}", f"tcp:{host}:{port}", f"tcp:{host}:{port}")
     elif kind == "unix":
         path = folder / f"link-{time.monotonic_ns()}"
         yield Link(kind, str(path), f"unix:{path}", f"unix:{path}")
