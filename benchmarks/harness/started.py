@@ -5,14 +5,16 @@ It imports, writes "ready", waits for "go", migrates through the Python API, and
 and when it was over, on the clock of time.monotonic(), which all processes share.
 So a comparison with servers that run already does not count an interpreter's start. DISK is NAME=PATH, or for a sender
 what stands for the disks of a QEMU; PARAMETERS is a JSON object. "without" in it takes something out of blkmig, to see
-what that is worth.
+what that is worth; "metrics" is a file that is written meanwhile.
 """
 
+import contextlib
 import json
 import os
 import resource
 import sys
 import time
+from collections.abc import Iterator
 
 import blkmig
 from blkmig import channel, qemu
@@ -25,6 +27,11 @@ def main() -> None:
     _ = blkmig.send, blkmig.receive, blkmig.FileBackend, qemu.QemuBackend  # `import blkmig` alone is lazy
     verb, control, disk, uri, parameters = sys.argv[1:]
     fd = int(control)
+    if "metrics" in json.loads(parameters):
+        from blkmig import metrics  # what it loads is not to be measured, either
+
+        with metrics.exported(metrics.MigrationMetrics("warm")):
+            pass
     for name in ("send", "receive", "FileBackend"):
         getattr(blkmig, name)  # its rooms are loaded when they are first used, and that is not to be measured
     os.write(fd, b"ready\n")
@@ -38,12 +45,32 @@ def main() -> None:
 
 def migrate(verb: str, disk: str, uri: str, parameters: dict[str, object]) -> None:
     """Be one end until the migration is over."""
-    name, _, path = disk.partition("=")
     if "without" in parameters:
         TAKE_OUT[str(parameters.pop("without"))]()
     if "tls" in parameters:
         parameters["tls"] = blkmig.TlsParameters(certificates=str(parameters["tls"]))
         uri = uri.replace("tcp:127.0.0.1:", "tls:localhost:")
+    with watched(parameters):
+        run(verb, disk, uri, parameters)
+
+
+@contextlib.contextmanager
+def watched(parameters: dict[str, object]) -> Iterator[None]:
+    """Write metrics, if the parameters say so."""
+    path = parameters.pop("metrics", None)
+    if path is None:
+        yield
+        return
+    from blkmig import metrics
+
+    parameters["on_progress"] = collector = metrics.MigrationMetrics("benchmark")
+    with metrics.exported(collector, file=str(path)):
+        yield
+
+
+def run(verb: str, disk: str, uri: str, parameters: dict[str, object]) -> None:
+    """Migrate."""
+    name, _, path = disk.partition("=")
     if verb == "receive":
         blkmig.receive(uri, {name: path}, **parameters)
     elif disk.startswith("qemu:"):

@@ -5,15 +5,27 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from types import TracebackType
 from typing import Self
 
 PATIENCE_SECONDS = 2.0
 """How long the end waits for a thread that may be blocked, in a file system that hangs."""
 
+SHARE = 0.004
+"""The part of a processor that ticks may take: figures of 200 disks take milliseconds."""
+
+
+def pause_after(cpu_seconds: float, *, seconds: float) -> float:
+    """Return how long to wait after a tick that took so much of a processor: `seconds`, or as long as makes it its
+    share."""
+    return max(seconds, cpu_seconds / SHARE)
+
 
 class Ticking:
     """Calls `tick` at once, every `seconds`, and a last time at the end; for the length of a ``with``.
+
+    Ticks that take long come less often, see `SHARE`.
 
     The thread is a daemon. One that is blocked at the end is left alone after `PATIENCE_SECONDS`.
     """
@@ -54,6 +66,7 @@ class Ticking:
         is_last = False
         while not is_last:
             is_last = self._has_to_end.is_set()
+            before = time.thread_time()
             self.tick()
             if not is_last:
-                self._has_to_end.wait(self.seconds)
+                self._has_to_end.wait(pause_after(time.thread_time() - before, seconds=self.seconds))

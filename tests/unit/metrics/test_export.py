@@ -17,7 +17,7 @@ from blkmig import errors, ownfile, stats
 prometheus = pytest.importorskip("prometheus_client")
 
 from blkmig import metrics  # noqa: E402
-from blkmig.metrics import listen, stall, textfile  # noqa: E402
+from blkmig.metrics import listen, stall, textfile, ticking  # noqa: E402
 
 
 class Clock:
@@ -106,6 +106,14 @@ def test_a_stall_is_one_line_of_the_log(caplog: pytest.LogCaptureFixture) -> Non
         (logging.WARNING, "no byte has moved for 9 s (phase: bulk): look at the link, and at the disks of both ends"),
         (logging.WARNING, "no byte has moved for 9 s (phase: dirty): look at the link, and at the disks of both ends"),
     ]
+
+
+@pytest.mark.parametrize("cpu", [0.0, 0.0001, 0.001, 0.009, 0.1, 5.0])
+def test_ticks_take_their_share_and_no_more(cpu: float) -> None:
+    pause = ticking.pause_after(cpu, seconds=1.0)
+    assert pause >= 1.0
+    assert cpu / (cpu + pause) <= 0.005
+    assert pause == 1.0 or cpu > 0.001
 
 
 def test_a_stall_is_told_within_ten_seconds(caplog: pytest.LogCaptureFixture) -> None:
