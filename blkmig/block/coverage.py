@@ -10,7 +10,7 @@ import sys
 import zlib
 from collections.abc import Iterable
 
-from .. import _core, errors
+from .. import _core, diskmap, errors
 from ..disk import geometry
 from ..disk.extents import Extents
 
@@ -90,6 +90,7 @@ class BlockCoverage:
         self.blocks = 0
         """Blocks that came, whether before or not."""
 
+        self.map: diskmap.ArrivedMap | None = None  # for who wants a picture of it
         self.packs = PackTally()
         """The packs that came. They cover nothing: no block has come because a part of it has."""
 
@@ -115,6 +116,8 @@ class BlockCoverage:
 
     def add(self, block: int, count: int, *, is_zero: bool = False) -> int:
         """Note that `count` blocks from `block` on have come, and return how many of them had come before."""
+        if self.map is not None:
+            self.map.came(block, count, is_zero=is_zero, come_before=self.bits.count)
         is_new = block * _core.SECTORS_PER_BLOCK >= self.end_sector  # nothing came from here on: the usual case
         before = 0 if is_new else self.bits.count(block, block + count)
         self.blocks += count
@@ -142,12 +145,16 @@ class BlockCoverage:
         """Note that all of `blocks` has come, but not as blocks; what comes of them later comes again."""
         for block in blocks:
             self.check(shape.block_range(block)[0] >> _core.SECTOR_BITS, 1, position)
+            if self.map is not None:
+                self.map.was_there(block)
             if not self.bits.test(block):
                 self.bits.set_range(block, 1)
                 self._reached(block)
 
     def add_pack(self, extents: Extents, *, number: int) -> None:
         """Note that a pack has come, after `number` packs of all disks."""
+        if self.map is not None:
+            self.map.parts_came(extents)
         self.packs.add(
             extents, number=number, blocks=self.blocks, resent=self.resent_blocks, resent_sum=self.resent_sum
         )

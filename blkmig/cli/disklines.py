@@ -37,7 +37,9 @@ class Row:
     moved: int = 0
     """Bytes that have come; for the end that knows no more."""
 
-    passed_blocks: int = 0
+    map_blocks: int = 0
+    """Blocks that bulk has passed; of a disk that comes, those that it has."""
+
     looks: Sequence[int] = ()
     """How the cells look, where no map says it."""
 
@@ -47,9 +49,9 @@ class Row:
         done = self.done
         if done is None:
             return 0 if self.moved else 2
-        if not self.passed_blocks and self.size:
+        if not self.map_blocks and self.size:
             return 2
-        return 0 if self.passed_blocks * units.MiB < self.size else (1 if done < 1 else 3)
+        return 0 if self.map_blocks * units.MiB < self.size else (1 if done < 1 else 3)
 
 
 def rows_of(found: stats.OutgoingStatistics | stats.IncomingStatistics | None) -> list[Row]:
@@ -62,9 +64,10 @@ def rows_of(found: stats.OutgoingStatistics | stats.IncomingStatistics | None) -
 
 def _row(disk: stats.SentDiskStatistics | stats.DiskStatistics) -> Row:
     if isinstance(disk, stats.DiskStatistics):
-        return Row(disk.name or "(no name)", disk.size or 0, moved=disk.blocks * units.MiB)
+        nblocks = -(-(disk.size or 0) // units.MiB)
+        return Row(disk.name or "(no name)", disk.size or 0, moved=disk.blocks * units.MiB, map_blocks=nblocks)
     done = max(disk.passed_bytes - disk.dirty_bytes, 0) / disk.size if disk.size else 1.0
-    return Row(disk.name, disk.size, done, passed_blocks=-(-disk.passed_bytes // units.MiB))
+    return Row(disk.name, disk.size, done, map_blocks=-(-disk.passed_bytes // units.MiB))
 
 
 def chosen(rows: Sequence[Row], room: int) -> list[Row]:
@@ -103,7 +106,7 @@ def table(
         parts = [(0, _done(row)), (1, f"{units.format_size(row.size):>10}" if row.size else " " * 10)]
         line.append("  " + wording.fit(parts, columns - name_width - MAP_CELLS - 4))
         found = maps.get(row.name)
-        looks = row.looks or (list(found.looks(row.passed_blocks)) if found is not None else ())
+        looks = row.looks or (list(found.looks(row.map_blocks)) if found is not None else ())
         if looks:
             line.append("  ")
             paint(line, looks, columns - line.cell_len, signs)

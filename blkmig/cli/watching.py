@@ -8,7 +8,7 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 from .. import diskmap, errors, migration, ownfile, params, stats, units
@@ -60,7 +60,7 @@ class Watch:
     def joined(self, report: Observer | None) -> Observer | None:
         """Return the function that tells all of them, and `report`; None if nobody wants to know."""
         if isinstance(report, live.LiveReporter):
-            self._followers.append(lambda of: report.follow(of.stats, _maps_of(of)))
+            self._followers.append(lambda of: report.follow(of.stats, _maps_of(of)[0]))
         observers = [*self._observers, *([] if report is None else [report])]
         if len(observers) < 2:
             return observers[0] if observers else None
@@ -118,7 +118,7 @@ class Watch:
 
         def follow(of: Migration) -> None:
             recorder.settings = _plain(of.parameters)
-            recorder.follow(of.stats, _maps_of(of))
+            recorder.follow(of.stats, *_maps_of(of))
 
         self.add(recorder, follow)
         try:
@@ -130,8 +130,14 @@ class Watch:
             _write_report(args.report, recorder)
 
 
-def _maps_of(of: Migration) -> dict[str, diskmap.DiskMap] | None:
-    return of.keep_maps() if isinstance(of, migration.OutgoingMigration) else None
+def _maps_of(
+    of: Migration,
+) -> tuple[Mapping[str, diskmap.DiskMap], list[stats.RoundStatistics] | None]:
+    """Return where the maps of the disks will be, and the rounds that a receiver sees."""
+    if isinstance(of, migration.OutgoingMigration):
+        return of.keep_maps(), None
+    kept = of.keep_maps()
+    return kept.maps, kept.rounds
 
 
 def _check_report(path: str, mark: bytes) -> None:

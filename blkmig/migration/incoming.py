@@ -53,7 +53,7 @@ class IncomingMigration:
         self.savevm = savevm.SaveState()
         self._block = block.BlockLoadHandlers(self._open)
         self._figures = received.IncomingFigures(self._block, on_progress, clock)
-        self.stats = self._figures.stats
+        self.stats, self.keep_maps = self._figures.stats, self._figures.keep_maps
         self._targets = load_targets.TargetSet(targets, self.parameters, self.stats, into=into, by_index=by_index)
         self._session = incomingsession.IncomingSession(
             self._block,
@@ -264,7 +264,7 @@ class IncomingMigration:
 
     def _open(self, name: str, position: int) -> block.BlkLoadDevice:
         """Open the target of the disk called `name`, which appears at `position`."""
-        device = self._targets.open(name, position)
+        device = self._figures.watched(name, self._targets.open(name, position))
         device.join(self._buffers, self._room)
         return device
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .. import block, channel, stats
-from . import figures, outlook
+from . import arrivals, figures, outlook
 
 PROGRESS_SECONDS = 0.1
 
@@ -28,6 +28,18 @@ class IncomingFigures:
         self._last_report = 0.0
         self._rate = outlook.Rate()
         self._phase: stats.ReceivingPhase = "bulk"
+        self._arrivals: arrivals.Arrivals | None = None
+
+    def keep_maps(self) -> arrivals.Arrivals:
+        """Return where the maps of the disks will be, by name, as they come, and the rounds; call it before `run`."""
+        self._arrivals = self._arrivals or arrivals.Arrivals(self._clock, self._position)
+        return self._arrivals
+
+    def watched(self, name: str, device: block.BlkLoadDevice) -> block.BlkLoadDevice:
+        """Draw a map of a disk, if anybody wants any; return `device`."""
+        if self._arrivals is not None:
+            self._arrivals.watch(name, device)
+        return device
 
     def begin(self, f: channel.InputQEMUFile) -> None:
         """Count from now on what comes in `f`."""
@@ -43,13 +55,22 @@ class IncomingFigures:
 
     def all_has_come(self) -> None:
         """Tell the caller that the stream is at its end; what follows is to bring it to stable storage."""
+        self._close_round()
         self._phase = "storing"
         self._report(at_once=True)
 
+    def _close_round(self) -> None:
+        if self._arrivals is not None and self._phase != "storing":
+            self._arrivals.close_round()
+
+    def _position(self) -> int:
+        assert self._f is not None
+        return self._before + self._f.position
+
     def set_totals(self) -> None:
         """Copy the counters to where others read them."""
-        assert self._f is not None
-        self.stats.transferred, self.stats.format = self._before + self._f.position, self._block.format
+        self._close_round()
+        self.stats.transferred, self.stats.format = self._position(), self._block.format
         self.stats.percent = self._block.percent
         self.stats.total_time = self._clock() - self._started
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from .. import stats, units
 from . import recorder, svg
 
-MOST_BARS = 120
+MOST_BARS = 60
 """More rounds than that share bars."""
 
 SHORTEST_SHARE = 0.002
@@ -78,7 +78,7 @@ def speed(recorded: recorder.Recorder) -> str:
     x, y = svg.WIDTH / end, svg.HEIGHT / top
     inner = svg.path([(elapsed * x, rate * y) for elapsed, rate in moved], css="area", is_closed=True)
     entries = [("c-left", "on the wire")]
-    if recorded.rounds:
+    if recorded.direction == "outgoing" and recorded.rounds:
         inner += svg.path([(each.elapsed * x, each.dirty_rate * y) for each in samples], css="line-dirty")
         entries.append(("c-dirty", "dirtied by the writers"))
     legend = svg.legend([*entries, *_phases(recorded)])
@@ -97,25 +97,38 @@ def _moved(samples: Sequence[recorder.Sample], shortest: float) -> list[svg.Poin
 
 
 def rounds(recorded: recorder.Recorder) -> str:
-    """Return what each dirty round had to send, and what was dirtied meanwhile; "" without dirty rounds."""
+    """Return what each dirty round had to send, and what was dirtied meanwhile; "" without dirty rounds.
+
+    The receiving end knows only what came.
+    """
     found = recorded.rounds[1:]
     if not found:
         return ""
     each_bar = -(-len(found) // MOST_BARS)
     bars = [found[first : first + each_bar] for first in range(0, len(found), each_bar)]
-    heights = [(mean([each.dirty_bytes for each in bar]), mean([each.redirtied_bytes for each in bar])) for bar in bars]
+    is_known = recorded.direction == "outgoing"
+    heights = [_heights(bar, is_known=is_known) for bar in bars]
     top = svg.nice(max(map(max, heights)))
     step, y = svg.WIDTH / max(len(bars), FEW_BARS), svg.HEIGHT / top
     inner = ""
     for index, (bar, (dirty, again)) in enumerate(zip(bars, heights, strict=True)):
-        title = f"{name(bar)}: {svg.size(dirty)} to send, {svg.size(again)} dirtied meanwhile"
+        title = f"{name(bar)}: {svg.size(dirty)} {'to send' if is_known else 'came'}"
+        title += f", {svg.size(again)} dirtied meanwhile" if is_known else ""
         inner += svg.rect(index * step + step * 0.1, step * 0.5, css="c-left", height=dirty * y, title=title)
-        inner += svg.rect(index * step + step * 0.6, step * 0.3, css="c-dirty", height=again * y, title=title)
+        if is_known:
+            inner += svg.rect(index * step + step * 0.6, step * 0.3, css="c-dirty", height=again * y, title=title)
     has_few = len(bars) <= FEW_BARS
     words = [*map(number, bars), *[""] * (FEW_BARS - len(bars))] if has_few else [name(bars[0]), name(bars[-1])]
     label = "bytes of each round"
     entries = [("c-left", "to send when it began"), ("c-dirty", "dirtied while it ran")]
-    return svg.legend(entries) + svg.chart(inner, label, top=svg.size(top), x=words, css="x even" if has_few else "x")
+    legend = svg.legend(entries if is_known else [("c-left", "came on the wire")])
+    return legend + svg.chart(inner, label, top=svg.size(top), x=words, css="x even" if has_few else "x")
+
+
+def _heights(bar: Sequence[stats.RoundStatistics], *, is_known: bool) -> tuple[float, float]:
+    if not is_known:
+        return mean([each.transferred for each in bar]), 0.0
+    return mean([each.dirty_bytes for each in bar]), mean([each.redirtied_bytes for each in bar])
 
 
 def mean(values: Sequence[int]) -> float:

@@ -25,9 +25,10 @@ MANY_DISKS, FEW_CELLS = 32, 128
 """Of many disks each has a coarser map, so that the page stays small."""
 
 
-def disk_map(found: diskmap.DiskMap, passed_blocks: int, *, is_one_of_many: bool) -> str:
-    """Return the strip of one disk, of which the bulk phase has passed so many blocks."""
-    looks = list(found.looks(passed_blocks))
+def disk_map(found: diskmap.DiskMap, nblocks: int, *, is_one_of_many: bool) -> str:
+    """Return the strip of one disk, of which the bulk phase has passed so many blocks; of one that came, which has
+    so many."""
+    looks = list(found.looks(nblocks))
     if is_one_of_many:
         looks = diskmap.coarser(looks, FEW_CELLS)
     runs, first = [], 0

@@ -26,7 +26,7 @@ def page(recorded: recorder.Recorder) -> bytes:
         _section("What was left", charts.left(recorded)),
         _section("Speed", charts.speed(recorded)),
         _section("The pause", charts.pause(recorded)),
-        _section("Rounds", charts.rounds(recorded) + _rounds(recorded.rounds)),
+        _section("Rounds", charts.rounds(recorded) + _rounds(recorded)),
         _section("Disks", _disks(recorded)),
         _section("What it was set to", _settings(recorded)),
     ]
@@ -70,25 +70,24 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, css: str = ""
     return f'<div class="wide"><table class="{css}"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _rounds(found: Sequence[stats.RoundStatistics]) -> str:
+def _rounds(recorded: recorder.Recorder) -> str:
+    found = recorded.rounds
     if not found:
         return ""
     half = ROUNDS_SHOWN // 2
     shown = [*found] if len(found) <= ROUNDS_SHOWN else [*found[:half], *found[-half:]]
-    rows = [
-        (
-            "bulk" if not each.number else "last pass" if each is found[-1] else str(each.number),
-            units.format_size(each.dirty_bytes),
-            units.format_size(each.transferred),
-            units.format_duration(each.seconds),
-            units.format_rate(each.bandwidth),
-            units.format_size(each.redirtied_bytes),
-        )
-        for each in shown
-    ]
-    heads = ("round", "to send", "on the wire", "time", "speed", "dirtied meanwhile")
+    is_known = recorded.direction == "outgoing"
+    rows = [_round(each, is_last=is_known and each is found[-1], is_known=is_known) for each in shown]
+    heads = ["round", "on the wire", "time", "speed", *(["to send", "dirtied meanwhile"] if is_known else [])]
     left_out = f", the first and the last {half}" if len(found) > ROUNDS_SHOWN else ""
     return f"<details><summary>All figures{left_out}</summary>{_table(heads, rows)}</details>"
+
+
+def _round(each: stats.RoundStatistics, *, is_last: bool, is_known: bool) -> list[str]:
+    name = "bulk" if not each.number else "last pass" if is_last else str(each.number)
+    row = [name, units.format_size(each.transferred), units.format_duration(each.seconds)]
+    row.append(units.format_rate(each.bandwidth))
+    return row + [units.format_size(nbytes) for nbytes in (each.dirty_bytes, each.redirtied_bytes) if is_known]
 
 
 def _disks(recorded: recorder.Recorder) -> str:
@@ -109,9 +108,9 @@ def _disk(
     said += [f"{disk.packs} packs"] if disk.packs else []
     said += ["verified"] if isinstance(disk, stats.DiskStatistics) and disk.verified else []
     strip = ""
-    if isinstance(disk, stats.SentDiskStatistics) and disk.name in recorded.maps:
-        passed = -(-disk.passed_bytes // units.MiB)
-        strip = maps.disk_map(recorded.maps[disk.name], passed, is_one_of_many=is_one_of_many)
+    if disk.name in recorded.maps:
+        nbytes = disk.passed_bytes if isinstance(disk, stats.SentDiskStatistics) else disk.size or 0
+        strip = maps.disk_map(recorded.maps[disk.name], -(-nbytes // units.MiB), is_one_of_many=is_one_of_many)
     facts = svg.escape(", ".join(said))
     name = svg.escape(disk.name or "(no name)")
     return f'<div class="disk"><p><span>{name}</span><span class="soft">{facts}</span></p>{strip}</div>'

@@ -90,13 +90,21 @@ class Recorder:
         self.elapsed = 0.0
         self.statistics: Statistics | None = None
         self.maps: Mapping[str, diskmap.DiskMap] = {}
+        self._came: list[stats.RoundStatistics] = []
         self.error: BaseException | None = None
         self.reason = ""
         """What the page says of the error."""
 
-    def follow(self, statistics: Statistics, maps: Mapping[str, diskmap.DiskMap] | None = None) -> None:
-        """Read the rest from the statistics of the migration, and from the maps of its disks."""
+    def follow(
+        self,
+        statistics: Statistics,
+        maps: Mapping[str, diskmap.DiskMap] | None = None,
+        rounds: list[stats.RoundStatistics] | None = None,
+    ) -> None:
+        """Read the rest from the statistics of the migration, from the maps of its disks, and at the receiving end from
+        the rounds that it has seen."""
         self.statistics, self.maps = statistics, {} if maps is None else maps
+        self._came = [] if rounds is None else rounds  # it is filled later
 
     def ended(self, error: BaseException | None, reason: str = "") -> None:
         """Take note of what ended the migration; `reason` is told instead of the error's own text."""
@@ -136,8 +144,8 @@ class Recorder:
 
     @property
     def rounds(self) -> list[stats.RoundStatistics]:
-        """Return the passes over the disks; none at the receiving end."""
-        return self.statistics.rounds if isinstance(self.statistics, stats.OutgoingStatistics) else []
+        """Return the passes over the disks; the receiving end knows what came in them, and nothing of the writers."""
+        return self.statistics.rounds if isinstance(self.statistics, stats.OutgoingStatistics) else self._came
 
     def disks(self) -> list[Any]:
         """Return the figures of each disk."""

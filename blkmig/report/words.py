@@ -98,4 +98,8 @@ def figures(recorded: recorder.Recorder) -> list[tuple[str, str]]:
         shown = [("downtime", downtime), *shown, ("dirty rounds", str(found.dirty_rounds)),
                  ("blocks", str(found.blocks)), ("of them zero", str(found.zero_blocks)),
                  ("sent again", _again(again, found.packs))]  # fmt: skip
+    elif recorded.rounds:
+        again = sum(disk.resent_blocks for disk in found.disks.values())
+        packs = sum(disk.packs for disk in found.disks.values())
+        shown += [("dirty rounds, as seen here", str(len(recorded.rounds) - 1)), ("came again", _again(again, packs))]
     return shown
