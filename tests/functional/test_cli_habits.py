@@ -47,6 +47,9 @@ def test_every_extra_is_known_to_the_doctor() -> None:
     text = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     extras = {line.split("'blkmig[")[1].split("]")[0] for *_, line in findings.LIBRARIES if "blkmig[" in line}
     assert [extra for extra in extras if f"\n{extra} = [" not in text] == []
+    section = text.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    there = {line.partition(" = ")[0] for line in section.splitlines() if " = [" in line}
+    assert there - {"cli", "test", "lint", "gates", "docs"} == extras, "what is for users is in LIBRARIES"
 
 
 @pytest.mark.parametrize("shell", completion.SHELLS)
