@@ -65,7 +65,7 @@ def rows_of(found: stats.OutgoingStatistics | stats.IncomingStatistics | None) -
 def _row(disk: stats.SentDiskStatistics | stats.DiskStatistics) -> Row:
     if isinstance(disk, stats.DiskStatistics):
         nblocks = -(-(disk.size or 0) // units.MiB)
-        return Row(disk.name or "(no name)", disk.size or 0, moved=disk.blocks * units.MiB, map_blocks=nblocks)
+        return Row(disk.name, disk.size or 0, moved=disk.blocks * units.MiB, map_blocks=nblocks)
     done = max(disk.passed_bytes - disk.dirty_bytes, 0) / disk.size if disk.size else 1.0
     return Row(disk.name, disk.size, done, map_blocks=-(-disk.passed_bytes // units.MiB))
 
@@ -98,7 +98,7 @@ def table(
     shown: Callable[[str], str],
 ) -> Iterator[Any]:
     """Yield the lines of `rows`, each of `columns` at most. `shown` says what can be shown of a name."""
-    names = [shown(row.name) for row in rows]
+    names = [shown(row.name or "(no name)") for row in rows]
     cell_len, set_size = rich.cells.cell_len, rich.cells.set_cell_size
     name_width = min(max(map(cell_len, names)), MOST_NAME, columns // 3)
     for row, name in zip(rows, names, strict=True):

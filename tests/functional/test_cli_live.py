@@ -8,6 +8,7 @@ import io
 import os
 import signal
 import sys
+import termios
 import threading
 from pathlib import Path
 
@@ -124,6 +125,18 @@ def test_a_terminal_that_goes_away_stops_nothing(tmp_path: Path, disks: list[str
         terminal.hang_up()
         assert process.wait(screens.TIMEOUT) == 0
     terminal.finish()
+
+
+@pytest.mark.parametrize("kind", ["live", "bar"])
+def test_a_terminal_that_is_stopped_stops_nothing(tmp_path: Path, disks: list[str], kind: str) -> None:
+    """Ctrl-S, and nobody presses Ctrl-Q: the work is done, and the command ends."""
+    terminal = screens.Terminal(80, 24)
+    termios.tcflow(terminal.follower, termios.TCOOFF)
+    words = ["send", SLOWLY, f"--progress={kind}", *disks, f"file:{tmp_path}/stream"]
+    with screens.running(terminal, *words) as process:
+        assert process.wait(screens.TIMEOUT) == 0
+    assert terminal.rows() == []
+    terminal.hang_up()
 
 
 @pytest.mark.parametrize("name", ["vt100", "dumb"])

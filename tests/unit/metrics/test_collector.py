@@ -191,3 +191,30 @@ def test_figures_of_a_migration_are_its_statistics(tmp_path: Path) -> None:
         assert [each[f"disk_size_bytes{ {'disk': name} }"] for name in names] == [2 * MIB, 2 * MIB]
         assert [each[f"disk_blocks{ {'disk': name} }"] for name in names] == [2, 2]
     assert [found[f"disk_remaining_bytes{ {'disk': name} }"] for name in names] == [0, 0]
+
+
+NAMES = {
+    *("phase", "succeeded", "failed", "start_time_seconds", "end_time_seconds", "elapsed_seconds"),
+    *("data_processed_bytes", "data_remaining_bytes", "data_total_bytes", "transfer_rate_bytes", "dirty_rate_bytes"),
+    *("downtime_seconds", "downtime_limit_seconds", "expected_downtime_seconds", "rounds", "not_converging"),
+    *("idle_seconds", "stalled", "disk_size_bytes", "disk_remaining_bytes", "disk_blocks", "disk_resent_blocks"),
+    "disk_packs",
+}
+"""All of them, in KubeVirt's manner: what it is about, what is counted, and the unit at the end."""
+
+
+def test_names_are_those_of_the_guide() -> None:
+    """Dashboards and alerts know them: one that goes, or comes, is a change that is said."""
+    statistics = stats.OutgoingStatistics(downtime=0.1)
+    statistics.disks["vda"] = stats.SentDiskStatistics("vda", MIB)
+    collector = metrics.MigrationMetrics("m")
+    collector.follow(statistics)
+    for event in (stats.StatusChanged(0.0, "active"), PROGRESSED, stats.StatusChanged(1.0, "completed")):
+        collector(event)
+    families = list(collector.collect())
+    assert {family.name for family in families} == {f"blkmig_migration_{name}" for name in NAMES}
+    assert {family.type for family in families} == {"gauge"}
+    guide = (Path(__file__).parents[3] / "docs/guides/watch.md").read_text()
+    assert [name for name in NAMES if f"`{name}" not in guide] == []
+    [phases] = [line for line in guide.splitlines() if line.startswith("| `phase{phase=")]
+    assert [each for each in metrics.PHASES if f"`{each}`" not in phases] == []
