@@ -101,5 +101,5 @@ def figures(recorded: recorder.Recorder) -> list[tuple[str, str]]:
     elif recorded.rounds:
         again = sum(disk.resent_blocks for disk in found.disks.values())
         packs = sum(disk.packs for disk in found.disks.values())
-        shown += [("dirty rounds, as seen here", str(len(recorded.rounds) - 1)), ("came again", _again(again, packs))]
+        shown += [("rounds seen here", str(len(recorded.rounds) - 1)), ("came again", _again(again, packs))]
     return shown

@@ -123,7 +123,7 @@ def test_a_failure_has_its_kind_and_no_text_that_may_be_secret(
 ) -> None:
     disk = blkmig.MemoryBackend(bytearray(os.urandom(MIB)), name="vda")
     with pytest.raises(errors.ChannelError):
-        blkmig.outgoing([disk], "exec:SECRET=x; exit 3", on_progress=spans.MigrationSpans("exec")).__enter__()
+        blkmig.outgoing([disk], f"unix:{tmp_path}/SECRET", on_progress=spans.MigrationSpans("exec")).__enter__()
     cancelled = spans.MigrationSpans("m")
     cancelled(stats.StatusChanged(0.0, "setup"))
     cancelled(stats.StatusChanged(0.0, "cancelled"))
