@@ -86,8 +86,8 @@ class CompressedReads(reads.BlockReads):
         self._order.popleft()
         self._collected += 1
         self._ahead -= expected
-        wire = head.counted_bytes if head.frame is None else len(head.frame)
-        self._effort.sends(head.counted_bytes, 0 if is_zero(head) else wire, time.monotonic() - began)
+        nbytes = 0 if is_zero(head) else head.counted_bytes
+        self._effort.sends(nbytes, nbytes if head.frame is None else len(head.frame), time.monotonic() - began)
         return head
 
     def put(self, blk: device.BlkMigBlock) -> None:

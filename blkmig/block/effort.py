@@ -10,6 +10,9 @@ A payload is compressed only if its frame is there when the link comes to it, so
 they would be in time for too little of what the link carries, nothing is compressed but one payload now and then, which
 tells how fast they are by then: on a fast link all processors are for the payloads themselves.
 
+What a receiver makes of frames shows only in how fast a disk is sent. So now and then the other way is tried for two
+windows, without frames or with them, and kept if that was clearly faster.
+
 The level goes up while the workers are idle for most of the time, and down while they are late. A step after which less
 of the disks was sent than before is taken back.
 
@@ -41,6 +44,15 @@ LOOK_SHARE: Final = 100
 """Where it is not worth it, one payload is compressed after so long, to see whether it is by now; and after so many
 times what that took."""
 
+FIRST_TRIAL: Final = 4
+TRIAL_EVERY: Final = 80
+TRIAL_WINDOWS: Final = 2
+"""A trial begins behind so many windows, at first and later on. Only its last window counts: before that, the link, and
+the receiver, still have what was sent the other way."""
+
+FASTER: Final = 1.1
+"""A trial has won if so much more was sent."""
+
 IDLE, LATE, LOSS = 0.25, 0.5, 0.97
 
 
@@ -65,7 +77,9 @@ class Effort:
         self._look_seconds = LOOK_SECONDS
         self._step = 0
         self._hold = HOLD_WINDOWS
-        self._rate_before = 0.0
+        self._rate_before = self._rate_kept = 0.0
+        self._is_on = True
+        self._until_trial, self._of_trial = FIRST_TRIAL, 0
         self._forget_window()
 
     def _forget_window(self) -> None:
@@ -73,8 +87,8 @@ class Effort:
         self._payload = self._wire = self._asked = self._late = 0
 
     def is_worth_it(self) -> bool:
-        """Return whether the workers are fast enough for this link to be of use."""
-        return self._always or self.rate >= WORTH * self.link_rate
+        """Return whether the workers are fast enough for this link to be of use, and frames make it faster."""
+        return self._always or (self._is_on and self.rate >= WORTH * self.link_rate)
 
     def wants(self, nbytes: int, *, queued: int, ahead: int, hurries: bool) -> bool:
         """Return whether a payload is to be compressed that comes behind `queued` bytes for the workers, and behind
@@ -82,7 +96,7 @@ class Effort:
         if not self.link_rate or (self._always and not hurries):
             return True
         if not self.is_worth_it():
-            if self._clock() - self._looked < self._look_seconds:
+            if not self._is_on or self._clock() - self._looked < self._look_seconds:
                 return False
             self._looked = self._clock()
             return True
@@ -112,14 +126,31 @@ class Effort:
         self._mark = now
         self._payload += payload
         self._wire += wire
-        if self._busy + self._waited >= WINDOW_SECONDS:
+        if self._payload and self._busy + self._waited >= WINDOW_SECONDS:  # zeros alone tell nothing
             self._end_window()
 
     def _end_window(self) -> None:
         seconds = self._busy + self._waited
         self.link_rate = self._wire / self._busy if self._busy else self.link_rate
-        self._choose_level(self._payload / seconds, self._worked / (seconds * self._workers))
+        rate = self._payload / seconds
+        if not self._try(rate) and self._is_on:
+            self._choose_level(rate, self._worked / (seconds * self._workers))
         self._forget_window()
+
+    def _try(self, rate: float) -> bool:
+        """Begin or end a trial of the other way if it is time for that; return whether one goes on."""
+        if self._of_trial:
+            self._of_trial -= 1
+            if not self._of_trial:
+                self._is_on ^= rate < FASTER * self._rate_kept
+                self._until_trial = TRIAL_EVERY
+                self._step, self._hold = 0, HOLD_WINDOWS
+            return True
+        self._until_trial -= 1
+        if self._until_trial > 0 or self._always:
+            return False
+        self._rate_kept, self._is_on, self._of_trial = rate, not self._is_on, TRIAL_WINDOWS
+        return True
 
     def _choose_level(self, rate: float, share: float) -> None:
         """Choose the next level, after `rate` bytes of the disks a second, and workers busy for this share of it."""

@@ -14,10 +14,10 @@ MB = 1_000_000
 class Line:
     """A link of `link` bytes a second, and one worker of `worker` bytes a second whose frames have the half."""
 
-    def __init__(self, link: float, worker: float, *, always: bool = False) -> None:
+    def __init__(self, link: float, worker: float, *, always: bool = False, receiver: float = 1e12) -> None:
         self.now = 0.0
         self.effort = effort.Effort(always=always, workers=1, clock=lambda: self.now)
-        self._link, self.worker = link, worker
+        self._link, self.worker, self.receiver = link, worker, receiver
         self.compressed = 0
         self._free_at = 0.0  # when the worker has done all it was given
         self.order: list[tuple[bool, float]] = []
@@ -35,7 +35,7 @@ class Line:
             self.now += waited
             wire = MIB // 2 if is_frame else MIB
             self.effort.sends(MIB, wire, waited)
-            self.now += wire / self._link
+            self.now += max(wire / self._link, MIB / self.receiver if is_frame else 0.0)
         return blocks * MIB / (self.now - began)
 
     def _take(self) -> None:
@@ -50,7 +50,7 @@ class Line:
         self.order.append((wants, self._free_at if wants else self.now))
 
 
-@pytest.mark.parametrize(("link", "least"), [(10 * MB, 1.95), (112 * MB, 1.9), (200 * MB, 1.8), (400 * MB, 1.2)])
+@pytest.mark.parametrize(("link", "least"), [(10 * MB, 1.9), (112 * MB, 1.9), (200 * MB, 1.8), (400 * MB, 1.2)])
 def test_a_slow_link_carries_more(link: float, least: float) -> None:
     assert Line(link, 450 * MB).run(3000) > least * link
 
@@ -71,6 +71,16 @@ def test_a_fast_link_is_left_alone() -> None:
     before, since = line.compressed, line.now
     line.run(10_000)
     assert line.compressed - before <= (line.now - since) / effort.LOOK_SECONDS + 1
+
+
+def test_a_receiver_that_is_slow_to_decompress() -> None:
+    """It looks like a slow link, and the more is compressed, the slower it gets."""
+    line = Line(112 * MB, 450 * MB, receiver=40 * MB)
+    line.run(500)
+    assert line.run(8000) > 0.97 * 112 * MB
+    line.receiver = 1e12
+    line.run(5000)
+    assert line.run(8000) > 1.9 * 112 * MB, "it has got faster, which is noticed"
 
 
 def test_a_worker_that_gets_faster_is_noticed() -> None:
