@@ -32,6 +32,7 @@ from .hashing import is_available as can_hash
 from .load import BlockLoadHandlers, LoadDevice
 from .log import SentLog
 from .loss import Counts, take_back_in_flight
+from .proofs import Proofs
 from .proving import Difference, Proving
 from .save import BlockSaveHandlers
 from .sizes import SaidSizes
@@ -62,6 +63,7 @@ __all__ = [
     "LoadBuffers",
     "LoadDevice",
     "OnExtra",
+    "Proofs",
     "Proving",
     "SaidSizes",
     "SentLog",

@@ -60,6 +60,10 @@ class Proofs:
         self.records = self.blocks = 0
         """Records PROOF that were handed out, and how many blocks they prove whole."""
 
+        self._log: list[proofwords.Proof] | None = None  # handed out since the last barrier, once there is one
+        self._awaited: list[proofwords.Proof] = []  # those before it, which it is to acknowledge
+        self._awaited_records = self._acknowledged_records = 0
+
     # -- the migration thread ----------------------------------------------------------------------------------------
 
     def _have_read(self, index: int, block: int, count: int) -> None:
@@ -82,9 +86,36 @@ class Proofs:
                 raise self._error
             found, self._shared.ready = self._shared.ready, collections.deque()
         joined = list(_joined(found))
+        if self._log is not None:
+            self._log += joined
         self.records += len(joined)
         self.blocks += sum(proof.count for proof in joined)
         return [proof.encode() for proof in joined]
+
+    # What was handed out and is not acknowledged is said again when the link is lost. It is as good as it was, for a
+    # proof is of this disk, and ends when its block is put again, which the loss has marked where it was put in vain.
+
+    def keep_log(self) -> None:
+        """Keep what is handed out, from now on, until a barrier behind it is acknowledged."""
+        self._log = []
+
+    def barrier(self) -> None:
+        """Take note that a barrier was sent, and the one before it was acknowledged."""
+        assert self._log is not None
+        self._awaited, self._log, self._awaited_records = self._log, [], self.records
+
+    def acknowledged(self) -> None:
+        """Forget what the last barrier is about."""
+        self._awaited, self._acknowledged_records = [], self._awaited_records
+
+    def take_back(self) -> None:
+        """Have everything be told again that is not acknowledged, because the link was lost."""
+        assert self._log is not None
+        lost, self._awaited, self._log = self._awaited + self._log, [], []
+        self.records = self._acknowledged_records
+        self.blocks -= sum(proof.count for proof in lost)
+        with self._changed:
+            self._shared.ready.extendleft(reversed(lost))
 
     def is_behind(self) -> bool:
         """Return whether blocks that were sent are still to be read again, or to be told of."""
@@ -98,6 +129,7 @@ class Proofs:
 
     def last_records(self) -> Iterator[bytes]:
         """Yield the bodies of the records PROOF that go after the pause."""
+        yield from self.take_records()  # those that were lost with a link behind COMMIT
         for disk in self._disks:
             for proof in disk.pieces():
                 self.records += 1

@@ -67,7 +67,7 @@ class Proving:
         # Under the lock.
         self._changed = threading.Condition()
         self._backlog = prooftable.Backlog()
-        self._taken = self._done = 0
+        self._taken = self._done = self._forgotten = 0
         self._stops = False
         self._error: BaseException | None = None
         self._disks = []
@@ -91,6 +91,16 @@ class Proving:
         """Return whether the source has proven anything."""
         return self._taken > 0
 
+    @property
+    def count(self) -> int:
+        """Return how many records PROOF have come, but for those that the source says again after a lost link."""
+        return self._taken - self._forgotten
+
+    def rewind(self, count: int) -> None:
+        """Count on from here, because the link was lost: whatever came since comes again, and counts then."""
+        with self._changed:
+            self._forgotten = self._taken - count
+
     def take_proof(self, body: bytes, position: int) -> None:
         """Take a record PROOF. Raises for a damaged one, and what the thread has met."""
         proof = proofwords.decode(body, self._shapes, position)
@@ -109,7 +119,7 @@ class Proving:
         """Return how many records have come, and how many of them are still to be compared before the pause."""
         with self._changed:
             is_now = self._is_beside or not self._is_loading
-            return self._taken, self._taken - self._done if is_now else 0
+            return self.count, self._taken - self._done if is_now else 0
 
     def loading_is_over(self) -> None:
         """Take note that nothing is stored any more: what could not be compared before is now."""
@@ -118,7 +128,7 @@ class Proving:
 
     def take_proven(self, body: bytes, position: int) -> None:
         """Take the record PROVEN, with which the proofs end."""
-        if self._is_loading or proofwords.decode_proven(body, position) != self._taken:
+        if self._is_loading or proofwords.decode_proven(body, position) != self.count:
             raise proofwords.damaged("PROVEN", position)
         self._knows_all = True
 

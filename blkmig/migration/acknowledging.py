@@ -38,6 +38,9 @@ class Mark:
     packs: int = 0
     """Packs of all disks that had come."""
 
+    proofs: int = 0
+    """Records PROOF that had come."""
+
     counts: tuple[tuple[block.BlkLoadDevice, block.CoverageCounts], ...] = ()
 
 
@@ -79,8 +82,8 @@ class Acknowledger:
         """Whether all disks can be flushed while they are written."""
         return all(device.backend.flushes_beside for device in self._devices)
 
-    def barrier(self, number: int, packs: int, position: int) -> None:
-        """Take barrier `number`, before which so many packs came. Blocks until what was put off is written.
+    def barrier(self, number: int, packs: int, proofs: int, position: int) -> None:
+        """Take barrier `number`, before which so many packs and proofs came. Blocks until what was put off is written.
 
         Raises :class:`~blkmig.errors.StreamError` for a number out of order, and a barrier that came too early.
         """
@@ -89,7 +92,7 @@ class Acknowledger:
             if self._pending is not None or number != self._last.number + 1:
                 raise errors.StreamError(f"BARRIER {number} where {self._last.number + 1} is due", position=position)
             before = {id(device): counts for device, counts in self._last.counts}
-        mark = Mark(number, packs, tuple((device, device.coverage.counts()) for device in self._devices))
+        mark = Mark(number, packs, proofs, tuple((device, device.coverage.counts()) for device in self._devices))
         touched = [device for device, counts in mark.counts if counts != before.get(id(device))]
         for device in touched:
             device.backend.drain()

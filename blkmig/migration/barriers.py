@@ -49,6 +49,7 @@ class Barriers:
         self._clock = clock
         # Set by `open`.
         self._log: block.SentLog | None = None
+        self._proofs: block.Proofs | None = None
         self._first_at = self._last_at = 0.0
         self._acknowledged_counts: block.Counts
         self._sent_counts: block.Counts
@@ -59,6 +60,9 @@ class Barriers:
     def open(self) -> None:
         """Begin to keep what is sent, because the target takes barriers."""
         self._log = self._block.blk_mig.log = block.SentLog()
+        self._proofs = self._block.blk_mig.proofs
+        if self._proofs is not None:
+            self._proofs.keep_log()
         self._acknowledged_counts = self._sent_counts = block.Counts.of(self._block.blk_mig)
         self._questions.on_ack = self._heard
         self._last_at = self._clock()
@@ -92,6 +96,8 @@ class Barriers:
     def _send(self, log: block.SentLog) -> None:
         self.sent += 1
         log.barrier()
+        if self._proofs is not None:
+            self._proofs.barrier()
         self._sent_counts = block.Counts.of(self._block.blk_mig)
         self._last_at, self._sent_position = self._clock(), self._connection.f.position
         with self._connection.explaining_errors():
@@ -105,9 +111,18 @@ class Barriers:
             return
         self.acknowledged = number
         self._log.acknowledged()
+        if self._proofs is not None:
+            self._proofs.acknowledged()
         self._acknowledged_counts, self._acknowledged_position = self._sent_counts, self._sent_position
         self._figures.stats.barriers = number
         self._figures.notify(stats.Acknowledged(self._figures.elapsed(), number))
+
+    def ask_again(self, last_ack: int) -> None:
+        """Go on behind COMMIT on another connection: nothing is sent again but what proves the disks."""
+        if self.acknowledged < last_ack <= self.sent:
+            self._heard(last_ack, 0)
+        if self._proofs is not None:
+            self._proofs.take_back()
 
     # -- after a loss --------------------------------------------------------------------------------------------------
 
@@ -124,6 +139,8 @@ class Barriers:
             self._heard(last_ack, 0)
         self.sent = last_ack
         self._acknowledged_counts.restore(self._block.blk_mig)
+        if self._proofs is not None:
+            self._proofs.take_back()
         self._sent_position = self._acknowledged_position = self._connection.f.position
         self._last_at = self._clock()
         return self._log.take_back()

@@ -48,7 +48,7 @@ class Completing:
         """Bring the migration to its end and return True, or False where the pause was given up: it goes on then."""
         self._life.require("active")
         with self._bounds.saying_why():
-            self._proving.until_compared()
+            self._wait_until_compared()
         self._figures.enter("device")
         self._convergence.release_throttle()
         held = self._make_pause()
@@ -82,6 +82,13 @@ class Completing:
         finally:
             self._life.end(None)
         return True
+
+    def _wait_until_compared(self) -> None:
+        while True:
+            try:
+                return self._proving.until_compared()
+            except errors.ChannelError as error:
+                self._session.go_on(error)
 
     def _make_pause(self) -> pause.Pause:
         return pause.Pause(

@@ -187,7 +187,7 @@ class IncomingMigration:
             unlocks=not self.parameters.verify,
         )
         assert self._listener is not None
-        self._session.attach(self._listener, loader, f, taken)
+        self._session.attach(self._listener, loader, f, taken, self._read_back)
         try:
             with comparing.answering(loader) as self._answers:
                 stream = loader.loadvm()

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .. import block, channel, errors, savevm
-from . import acknowledging, farewell, gathering, lobby, received, taking, targets
+from . import acknowledging, farewell, gathering, lobby, readback, received, taking, targets
 
 DEAD_SECONDS = 20.0
 GRACE_SECONDS = 30.0
@@ -60,6 +60,7 @@ class IncomingSession:
         self._loader: savevm.LoadVM
         self._f: channel.InputQEMUFile
         self._taking: taking.Taking
+        self._read_back: readback.ReadBack
         # Set by the source's SESSION.
         self._seconds = 0.0
         self._acknowledger: acknowledging.Acknowledger | None = None
@@ -72,9 +73,12 @@ class IncomingSession:
         loader: savevm.LoadVM,
         f: channel.InputQEMUFile,
         taken: taking.Taking,
+        read_back: readback.ReadBack,
     ) -> None:
-        """Take part in the loading of `f`, which `listener` has accepted; the disks are handed over to `taken`."""
+        """Take part in the loading of `f`, which `listener` has accepted; the disks are handed over to `taken`, and
+        what proves them goes to `read_back`."""
         self._listener, self._loader, self._f, self._taking = listener, loader, f, taken
+        self._read_back = read_back
         self._block.on_section_begins = self._section_begins
         self._block.on_barrier = self._take_barrier
         self._block.on_extra[block.ExtraKind.SESSION] = self._take
@@ -141,7 +145,7 @@ class IncomingSession:
     def _take_barrier(self, number: int, position: int) -> None:
         if self._acknowledger is None or self._taking.is_decided:
             raise errors.StreamError("a BARRIER without a session, or behind COMMIT", position=position)
-        self._acknowledger.barrier(number, self._block.packs, position)
+        self._acknowledger.barrier(number, self._block.packs, self._read_back.count, position)
         self._is_patient = True
         # The source may wait for this one, and send nothing: as long as it would have patience with a flush.
         self._f.set_idle_timeout(self._idle_timeout * savevm.PATIENCE)
@@ -197,7 +201,9 @@ class IncomingSession:
         self._loader.way_back.go_on(f)
         self._figures.go_on(f)
         mark = self._acknowledger.rewind()
-        if not self._taking.is_taken:
+        if self._taking.is_taken:
+            self._read_back.go_on(f, mark.proofs)
+        else:
             self._taking.keep_ready(lambda: self._rewind(f, mark))
         self._loader.way_back.answer_session(
             savevm.SessionAnswer(INCARNATION, mark.number, self._block.numbers, takes_barriers=True, waits=True)
@@ -208,3 +214,4 @@ class IncomingSession:
         for device, counts in mark.counts:
             device.link_lost(counts)
         self._block.link_lost(f, mark.packs)
+        self._read_back.go_on(f, mark.proofs)

@@ -125,9 +125,9 @@ class OutgoingSession:
             and savevm.Ability.BARRIERS in self._block.abilities
             and self._questions.is_answered
             and self._connection.can_be_opened_again
-            # What other sections have sent, what was said of the disks' bases, and proofs, nobody takes back.
+            # What other sections have sent, and what was said of the disks' bases, nobody takes back.
             and sum(entry.handlers.is_active() for entry in self._savevm) == 1
-            and not (chosen.digests and (chosen.shared_base or self._block.proves))
+            and not (chosen.digests and chosen.shared_base)
         )
 
     def _session(self, *, is_over: bool = False) -> savevm.Session:
@@ -166,6 +166,7 @@ class OutgoingSession:
         def go_on(answer: savevm.SessionAnswer) -> T:
             if answer.last_number != number:
                 raise errors.StreamError(f"the target knows END {answer.last_number}, not {number}", position=0)
+            self._barriers.ask_again(answer.last_ack)
             return ask()
 
         self._connection.abort()

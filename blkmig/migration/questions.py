@@ -156,6 +156,7 @@ class Questions(hearing.Hearing):
     def link_is_back(self, number: int) -> None:
         """Go on behind the last FLUSH or END that the target has seen, which it may have answered on the lost link."""
         self._barriers = number
+        self.proof_result = None  # it counts what came on the lost link
 
     def await_while(self, is_due: Callable[[], bool], doing: str) -> None:
         """Read what the target says as long as `is_due`. Blocks.

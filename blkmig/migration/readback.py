@@ -38,6 +38,7 @@ class ReadBack:
         # Set when the table has come.
         self._proving: block.Proving | None = None
         self._numbers: list[int] = []
+        self._f: channel.InputQEMUFile
         self._told: tuple[int, int] | None = None
         self._told_at = 0.0
 
@@ -54,7 +55,8 @@ class ReadBack:
         self._numbers = [number for number, entry in enumerate(table) if entry.size]
         self._proving = block.Proving([(devices[table[number].name], table[number].size) for number in self._numbers])
         self._block.on_extra[block.ExtraKind.PROOF] = self._proving.take_proof
-        self._block.on_section = lambda: self._report(loader, f)
+        self._f = f
+        self._block.on_section = lambda: self._report(loader)
 
     def check(self, is_proven: bool, position: int) -> None:
         """Raise :class:`~blkmig.errors.StreamError` for a stream that says it is proven where nobody has offered that.
@@ -62,13 +64,24 @@ class ReadBack:
         if is_proven and self._proving is None:
             raise errors.StreamError("the stream promises proofs for which nobody has asked", position=position)
 
-    def _report(self, loader: savevm.LoadVM, f: channel.InputQEMUFile) -> None:
+    @property
+    def count(self) -> int:
+        """Return how many records have come that count."""
+        return 0 if self._proving is None else self._proving.count
+
+    def go_on(self, f: channel.InputQEMUFile, count: int) -> None:
+        """Take what comes on `f`, because the link before it was lost, and count on from `count`."""
+        self._f, self._told = f, None
+        if self._proving is not None:
+            self._proving.rewind(count)
+
+    def _report(self, loader: savevm.LoadVM) -> None:
         assert self._proving is not None
         progress, now = self._proving.progress(), time.monotonic()
         if progress == self._told or (progress[1] and now - self._told_at < REPORT_SECONDS):
             return
         self._told, self._told_at = progress, now
-        f.payload_came()  # a source that waits for the comparing has nothing else to send
+        self._f.payload_came()  # a source that waits for the comparing has nothing else to send
         loader.way_back.proof_result(savevm.ProofResult(savevm.Outcome.UNDER_WAY, *progress))
 
     def finish(self, loader: savevm.LoadVM, f: channel.InputQEMUFile) -> None:
@@ -87,8 +100,8 @@ class ReadBack:
             while not proving.knows_all:
                 self._await_more(f)
                 block.get_extra(f, kinds)
-                self._report(loader, f)
-            found = proving.finish(lambda: self._report(loader, f), self._look, heartbeat.BEAT_SECONDS)
+                self._report(loader)
+            found = proving.finish(lambda: self._report(loader), self._look, heartbeat.BEAT_SECONDS)
         except (errors.ChannelError, errors.TruncatedStream) as error:
             raise errors.ChannelError(
                 "waiting for the last proofs of the disks",

@@ -29,10 +29,12 @@ class Case:
 
     def __init__(self, folder: Path, cuts: list[Cut], *, moves: bool, **chosen: Any) -> None:
         self.target = folder / "t.raw"
-        self.receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": self.target})
+        verify = chosen.get("digests", False)
+        self.receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": self.target}, verify=verify)
         self.relay = MessageCutter(self.receiver.uri, cuts)
         self.disk = blkmig.MemoryBackend(bytearray(CONTENT), name="d")
-        options = {"idle_timeout": 1.0, "connect_timeout": 5.0, "reconnect": 20, "downtime_limit": 30, **chosen}
+        idle = 3.0 if any(how == "silence" for *_, how in cuts) else 30.0  # what is silent is found only by that
+        options = {"idle_timeout": idle, "connect_timeout": 5.0, "reconnect": 20, "downtime_limit": 30, **chosen}
         parameters = blkmig.MigrationParameters(writers_after="refuse" if moves else "release", **options)
         self.on_loss: Callable[[], None] = lambda: None
         self.migration = blkmig.outgoing([self.disk], self.relay.uri, parameters, on_progress=self._tell)
@@ -85,6 +87,15 @@ def test_a_link_that_comes_back(tmp_path: Path, message: Message, where: Where, 
         assert case.target.read_bytes() == CONTENT
         assert case.writes() == ("refused" if moves else "done")
         assert moves or {path.name for path in folder.iterdir()} == {"t.raw"}
+
+
+@pytest.mark.parametrize("message", MESSAGES)
+def test_what_is_proven_is_so_on_the_next_link(tmp_path: Path, message: Message) -> None:
+    case = Case(tmp_path, [(message, "within", "reset")], moves=True, digests=True)
+    case.send()
+    assert case.result().disks["d"].verified
+    assert case.migration.stats.verified
+    assert (case.relay.done, case.migration.stats.reconnects) == (1, 1)
 
 
 def test_link_after_link(tmp_path: Path, is_long: bool) -> None:

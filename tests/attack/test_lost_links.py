@@ -48,6 +48,7 @@ def cut_again_and_again(folder: Path, seed: int, count: int) -> None:
         granularity=rng.choice((4096, 65536, MIB)),
         reading=rng.choice(("inline", "parallel")),
         digests=rng.random() < 0.2,
+        verify=rng.random() < 0.4,
         switchover="manual",
     )
     run.run(is_file=rng.random() < 0.5, live=live)

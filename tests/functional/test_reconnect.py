@@ -25,7 +25,9 @@ def statuses(told: list[stats.Event]) -> list[str]:
 
 
 @pytest.mark.parametrize("how", ["reset", "end", "silence"])
-@pytest.mark.parametrize("chosen", [{}, {"reading": "parallel"}, {"zero_blocks": False}, {"digests": True}], ids=str)
+@pytest.mark.parametrize(
+    "chosen", [{}, {"reading": "parallel"}, {"zero_blocks": False}, {"digests": True}, {"verify": True}], ids=str
+)
 def test_a_lost_link_comes_back(tmp_path: Path, how: cutter.How, chosen: dict[str, Any]) -> None:
     run = Lossy(tmp_path, 1, [(5 * MIB + 777, how), (50, how), (2 * MIB, how)], 12 * MIB + 1536, **chosen)
     run.run()
@@ -62,7 +64,10 @@ def test_cuts_at_random_under_writers(tmp_path: Path, seed: int) -> None:
     live: list[tuple[float, cutter.How]] = [(rng.random() * 0.05, rng.choice(("reset", "end"))) for _ in range(4)]
     granularity = rng.choice((4096, 65536, MIB))
     reading = rng.choice(("inline", "parallel"))
-    run = Lossy(tmp_path, seed, cuts, *sizes, granularity=granularity, reading=reading, switchover="manual")
+    verify = bool(seed % 3)
+    run = Lossy(
+        tmp_path, seed, cuts, *sizes, granularity=granularity, reading=reading, switchover="manual", verify=verify
+    )
     run.run(is_file=bool(seed % 2), live=live)
 
 

@@ -73,14 +73,19 @@ def cut_live(migration: blkmig.OutgoingMigration, relay: cutter.Cutter, cuts: li
 
 
 class Lossy:
-    """One move of `sizes` random disks with so many cuts; `outgoing` and `incoming` are the figures of both ends."""
+    """One move of `sizes` random disks with so many cuts; `outgoing` and `incoming` are the figures of both ends.
+
+    With `verify` the disks are proven, too.
+    """
 
     made: Callable[[random.Random, int], bytes] = random.Random.randbytes
     """What makes the contents of a disk."""
 
     def __init__(self, folder: Path, seed: int, cuts: list[tuple[int, cutter.How]], *sizes: int, **chosen: Any) -> None:
         self._folder, self._seed, self._cuts, self._sizes = folder, seed, cuts, sizes
+        self._verify = chosen.pop("verify", False)
         self._chosen = {"writers_after": "refuse", "idle_timeout": 1.0, "connect_timeout": 5.0, **chosen}
+        self._chosen["digests"] = self._verify or self._chosen.get("digests", False)
         self.migration: blkmig.OutgoingMigration
         self.outgoing: stats.OutgoingStatistics
         self.incoming: stats.IncomingStatistics
@@ -101,7 +106,8 @@ class Lossy:
         rng = random.Random(self._seed)
         names = [f"d{number}" for number in range(len(self._sizes))]
         contents = [type(self).made(rng, size) for size in self._sizes]
-        receiver = lab.Receiver("tcp:127.0.0.1:0", {name: self._folder / f"{name}.raw" for name in names})
+        targets = {name: self._folder / f"{name}.raw" for name in names}
+        receiver = lab.Receiver("tcp:127.0.0.1:0", targets, verify=self._verify)
         with contextlib.ExitStack() as stack:
             disks: list[LocalBackend] = []
             for name, content in zip(names, contents, strict=True):
@@ -125,6 +131,8 @@ class Lossy:
             for name, disk in zip(names, disks, strict=True):
                 target = (self._folder / f"{name}.raw").read_bytes()
                 assert target == disk.pread(0, disk.size), f"seed {self._seed}, {self._cuts}: disk {name!r} differs"
+        assert self.outgoing.verified == self._verify, f"seed {self._seed}, {self._cuts}"
+        assert all(disk.verified == self._verify for disk in self.incoming.disks.values())
         # A link that is cut before it has been answered is no link.
         assert self.incoming.reconnects >= self.outgoing.reconnects, f"seed {self._seed}, {self._cuts}"
         if some:
