@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from . import base
 
 
@@ -71,10 +74,14 @@ class InDoubt(base.MigrationError):
     At the target: nobody knows whether it is stored that it takes the disks; or, with a source that does not know
     COMMIT, all is on stable storage, and the link broke when the source was told. The target stays. Also where a
     receiver meets disks that one before it had taken when it was killed: they have their names then, and nothing was
-    received.
+    received. `taken` is what its session file said then, {} in all other cases.
     """
 
     exit_code = 7
+
+    def __init__(self, message: str, *, taken: Mapping[str, Any] | None = None) -> None:
+        super().__init__(message)
+        self.taken: Mapping[str, Any] = {} if taken is None else taken
 
 
 class Cancelled(base.MigrationError):

@@ -98,6 +98,9 @@ class SessionFile:
         self.says: dict[str, Any] = {}
         """What it says; empty for one in which nothing was stored."""
 
+        self.stored_at = 0.0
+        """When that was stored, by the clock of the file system, if it was there before."""
+
         self._pid = os.getpid()
         self._fd = -1
         while self._fd < 0:
@@ -120,7 +123,8 @@ class SessionFile:
             raise errors.DeviceBusy("cannot be migrated", device=device, cause=cause)
 
     def _read(self) -> None:
-        nbytes = os.fstat(self._fd).st_size
+        about = os.fstat(self._fd)
+        nbytes, self.stored_at = about.st_size, about.st_mtime
         half = nbytes // 2
         if nbytes > MAX_BYTES or half % PAGE:
             raise self.damaged()

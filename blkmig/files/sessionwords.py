@@ -4,6 +4,7 @@
 ::
 
     says      {"state": one of `State`, "id": text, "disks": [disk, ...]}, or {} where nothing was stored
+              {"key": 32 hex digits, "seconds": number, "end": number}, too, of a receiver whose source may ask again
     see       {"state": "see", "id": text, "first": [folder, name]}
     a disk    {"path": text, "inode": number, "replaces": number, "size": number}, the numbers where they are known
 """
@@ -11,6 +12,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -31,8 +33,17 @@ def is_sound(says: Mapping[str, Any]) -> bool:
     if state == "see":
         first = says.get("first")
         return isinstance(first, list) and len(first) == 2 and _is_text(first[0]) and _is_name(first[1])
+    if not _is_session(says):
+        return False
     disks = says.get("disks")
     return isinstance(disks, list) and all(map(_is_disk, disks))
+
+
+def _is_session(says: Mapping[str, Any]) -> bool:
+    if "seconds" not in says:
+        return True
+    is_key = isinstance(says.get("key"), str) and re.fullmatch("[0-9a-f]{32}", says["key"]) is not None
+    return is_key and all(_is_number(says.get(key)) and says[key] < 1 << 32 for key in ("seconds", "end"))
 
 
 def _is_disk(about: object) -> bool:

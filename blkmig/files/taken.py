@@ -22,6 +22,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,13 @@ def _meet(place: Path, name: str, disk: str, *, device: str) -> Mapping[str, Any
             return None
         if found.says.get("state") == "noted":
             raise errors.InDoubt(_NOTED.format(disk, found.path))
-        if found.says.get("state") == "committing":
-            nameless = give_names(found)
-            raise errors.InDoubt(_describe_taken(found, nameless))
+        said, is_asked = found.says, found.stored_at + found.says.get("seconds", 0) > time.time()
+        if said.get("state") == "committing" or (said.get("state") == "committed" and is_asked):
+            nameless = give_names(found) if said["state"] == "committing" else {}
+            is_asked = is_asked and not nameless
+            if is_asked:  # by whoever meets this now, and nobody later
+                found.store(_settled(found.says))
+            raise errors.InDoubt(_describe_taken(found, nameless), taken=said if is_asked else None)
         is_left = found.says.get("state") == "open" and found.says.get("side") == "target"
         return next((about for about in found.says["disks"] if about["path"] == disk), None) if is_left else None
 
@@ -98,6 +103,11 @@ def give_names(found: sessionfile.SessionFile) -> dict[int, str]:
     if not nameless:
         found.store({**found.says, "state": "committed"})
     return nameless
+
+
+def _settled(says: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the same without the word that a source may ask."""
+    return {key: value for key, value in says.items() if key != "seconds"}
 
 
 def give_name(about: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
+import math
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,6 +78,10 @@ class SessionFiles:
             self._files.append(made)
             leads = {"id": self._says["id"], "state": "see", "first": [str(places[0][0].absolute()), places[0][1]]}
             made.begin(self._says if made is self._files[0] else leads)
+
+    def may_be_asked(self, key: bytes, seconds: float) -> None:
+        """Have the next store say how a source may come again within so many seconds: whoever meets it answers."""
+        self._says |= {"key": key.hex(), "seconds": math.ceil(seconds)}
 
     def store(self, state: sessionwords.State, number: int) -> None:
         """Store what was decided of END `number`, where there is a place. Blocks.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from .. import block, disk, errors, params, sources, stats
-from . import asked, endpoints, fitting, leaving, made, naming, room, sessions
+from . import afterwards, asked, endpoints, fitting, leaving, made, naming, room, sessions
 
 Target = disk.BlockBackend | str | os.PathLike[str]
 
@@ -76,8 +76,12 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         """Compare and open what was named, before the source at `uri` is listened to; nothing is written.
 
         Raises :class:`~blkmig.errors.ParameterError` for files that are the same, and errors of the disks; then nothing
-        stays open, and nothing that was made is left.
+        stays open, and nothing that was made is left. For disks that have come before, the source may be waited for.
         """
+        with afterwards.answering(uri, self._parameters.tls):
+            self._prepare(uri)
+
+    def _prepare(self, uri: str) -> None:
         try:
             self._endpoints = endpoints.Targets(uri)
             for key, target in self._targets.items():

@@ -29,6 +29,7 @@ from .return_path import (
     find_reason,
     last_words,
     read_message,
+    send_word,
 )
 from .savestate import SaveState
 from .sessions import (
@@ -119,4 +120,5 @@ __all__ = [
     "parse_end",
     "parse_session",
     "read_message",
+    "send_word",
 ]

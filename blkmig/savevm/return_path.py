@@ -87,6 +87,12 @@ def send_message(f: OutputQEMUFile, kind: int, data: bytes) -> None:
     f.flush()
 
 
+def send_word(f: OutputQEMUFile, word: sessions.SessionAnswer | words.Done) -> None:
+    """Say a word of blkmig's to a source that is known to understand it. Blocks until the link took it."""
+    kind = words.MIG_RP_MSG_DONE if isinstance(word, words.Done) else words.MIG_RP_MSG_SESSION
+    send_message(f, kind, word.encode())
+
+
 def encode(kind: int, data: bytes) -> bytes:
     """Return one message to the source."""
     return struct.pack(">HH", kind, len(data)) + data

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A receiver that was killed when it had taken its disks, and a source that asks: whoever is started next answers.
+
+::
+
+    killed    COMMIT n ─ "committing" is stored ─ killed
+    source                         the link is lost ─ "blkS" ... "blkS" ─────────────────── COMMIT n ─ it knows
+    next      the session file: names ─ listen ───────────────────────── SESSION, DONE n ──────────────────── exit 7
+
+The session file has the session's key, and when it was stored; a source that may still ask is waited for as long as
+the killed receiver would have waited. Nothing is received.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from .. import channel, credentials, errors, savevm
+from . import farewell
+
+logger = logging.getLogger(__name__)
+
+MOST_SECONDS = 4000.0
+"""No receiver waits longer, whatever a clock says that was set."""
+
+INCARNATION = 1
+
+
+@contextlib.contextmanager
+def answering(uri: str, tls: credentials.TlsParameters | None) -> Iterator[None]:
+    """Answer at `uri` the source of disks that the body finds taken, and then raise what it has raised. Blocks."""
+    try:
+        yield
+    except errors.InDoubt as error:
+        if error.taken:
+            logger.warning("%s; its source is waited for, for %s s at most, to be told", error, error.taken["seconds"])
+            with errors.keeping(error):
+                has_asked = _answer(uri, tls, error.taken)
+                error.add_note("its source has asked, and knows" if has_asked else "its source has not asked")
+        raise
+
+
+def _answer(uri: str, tls: credentials.TlsParameters | None, taken: Mapping[str, Any]) -> bool:
+    """Wait for the source, and tell it that the disks were taken; return whether it has come."""
+    deadline = time.monotonic() + min(taken["seconds"], MOST_SECONDS)
+    magic = savevm.AGAIN_MAGIC + bytes.fromhex(taken["key"])
+    with contextlib.closing(channel.listen(uri, tls=tls)) as listener:
+        while listener.takes_several and (left := deadline - time.monotonic()) > 0:
+            try:
+                f = listener.accept(timeout=left, magics=[magic], nbytes=savevm.AGAIN_NBYTES)
+            except errors.ChannelTimeout:
+                break
+            with contextlib.suppress(errors.ChannelError, errors.TruncatedStream), contextlib.ExitStack() as stack:
+                stack.callback(f.abort)
+                if not savevm.parse_again(f.get_buffer(savevm.AGAIN_NBYTES)).seconds:
+                    break  # it has given up
+                _tell(f, taken["end"])
+                return True
+    return False
+
+
+def _tell(f: channel.InputQEMUFile, number: int) -> None:
+    """Say DONE, whatever the source says: it can only say COMMIT once more, and what ends its stream."""
+    f.set_idle_timeout(farewell.CLOSE_SECONDS)
+    back = f.return_path()
+    assert back is not None
+    answer = savevm.SessionAnswer(INCARNATION, 0, number, takes_barriers=True, waits=True)
+    savevm.send_word(back, answer)
+    savevm.send_word(back, savevm.Done(number, ()))
+    with contextlib.suppress(errors.ChannelError, errors.TruncatedStream):
+        farewell.read_on(f, farewell.CLOSE_SECONDS)
