@@ -10,15 +10,18 @@ from typing import Any
 
 import cutter
 import lab
+import peers
 import pytest
 import section_reader
 import tee
+import tls
+import tls_links
 from lossy import Lossy, many_barriers
 
 import blkmig
 from blkmig import cli, errors, savevm, stats, zstd
 from blkmig.block import extras
-from blkmig.channel import link
+from blkmig.channel import link, sending
 from blkmig.savevm import words
 
 MIB = lab.MIB
@@ -239,3 +242,27 @@ def test_a_lost_link_comes_back(tmp_path: Path, seed: int, compress: str) -> Non
     )
     run.run(is_file=bool(seed % 2))
     assert run.outgoing.saved_by_compression > 0
+
+
+@pytest.mark.parametrize("compress", ["zstd", "auto"])
+def test_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: str) -> None:
+    """TLS notices damage by itself, so neither payloads nor frames have checksums; the disk is proven as well."""
+    peers.require("openssl")
+    monkeypatch.setattr(sending.SendingFile, "is_local", property(lambda self: False))
+    trust = tls_links.trusting(tls.make_certificates(tmp_path / "pki", host="localhost"))
+    disk, made, compressor = text_disk(), set[bool](), zstd.Compressor
+
+    def make(level: int, *, has_checksum: bool) -> zstd.Compressor:
+        made.add(has_checksum)
+        return compressor(level, has_checksum=has_checksum)
+
+    monkeypatch.setattr(zstd, "Compressor", make)
+    with tls_links.receiving(tmp_path / "t.raw", trust, verify=True) as (uri, outcome):
+        sent = blkmig.send([disk], uri, tls=trust, digests=True, compress=compress)
+        came = outcome.result(30)
+    assert (tmp_path / "t.raw").read_bytes() == disk.pread(0, disk.size)
+    assert sent.verified
+    assert sent.saved_by_compression > 2 * MIB
+    assert isinstance(came, stats.IncomingStatistics)
+    check_both(sent, came)
+    assert made == {False}
