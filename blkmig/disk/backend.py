@@ -218,11 +218,12 @@ class BlockBackend(abc.ABC):
         return None
 
     def about_to_move(self) -> bool:
-        """Take note that the end of a move's stream is about to leave: from then on, the target may own the disk.
+        """Take note that the end of a move's stream leaves soon: from then on, the target may own the disk.
 
-        Called with the writers held. A disk of another program leaves the note there, for whoever cleans up after a
-        run that is killed. False: the target cannot use the disk before `release_writers` with `refuse`, because only
-        that gives it the rest of the VM. Then a word that does not come leaves no doubt, and the writers go on here.
+        Called with the writers held; if they go on after all, with the next `release_writers`, it is taken back. A disk
+        of another program leaves the note there, for whoever cleans up after a run that is killed. False: the target
+        cannot use the disk before `release_writers` with `refuse`, because only that gives it the rest of the VM. Then
+        a word that does not come leaves no doubt, and the writers go on here.
         """
         return True
 
