@@ -4,16 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from . import credentials, errors, paths, settings, units, zstd
 
 MAX_PARALLEL_IO = 16
 """The most reads in flight, over all disks together: more would starve the disks' other users (QEMU 2.12's figure)."""
-
-MAX_CONNECTIONS = 16
-"""The most connections of one stream."""
 
 MAX_IO_BUFFERS = 512
 """The most block buffers that a caller may ask for; reads in flight and blocks that wait to be sent share them."""
@@ -161,7 +158,7 @@ class MigrationParameters:
         if self.reconnect is not None:
             settings.set_number(self, "reconnect", 0, 86400)
         if self.connections != "auto":
-            settings.set_whole(self, "connections", 1, MAX_CONNECTIONS)
+            settings.set_whole(self, "connections", 1, 16)
         if self.timeout is not None:
             settings.set_number(self, "timeout", 0, float("inf"))
         if self.max_rounds is not None:
@@ -262,6 +259,14 @@ class IncomingParameters:
     tls: credentials.TlsParameters | None = None
     """Certificates, for listening at ``tls:``."""
 
+    allow: Sequence[str] = ()
+    """Networks, as ``10.0.0.0/8``, or addresses, from which a source may connect at ``tcp:`` or ``tls:``. Others are
+    closed at once. Without any, every address may."""
+
+    insecure: bool = False
+    """At a plain address that other machines can reach, answer whoever connects also about old copies, and let them be
+    resumed. Without it, and without `allow`, all of a disk comes then."""
+
     state_dir: str | None = None
     """The folder for session files, which say who has the disks after this process was killed; it must be there. None:
     beside the disks, and of devices and NBD exports there are none."""
@@ -277,6 +282,7 @@ class IncomingParameters:
         object.__setattr__(self, "delta", {name: paths.check("an old copy", old) for name, old in self.delta.items()})
         if self.compares and self.incremental:
             raise errors.ParameterError("only the top layers come: leave out incremental, or delta and in_place")
+        settings.set_networks(self)
         if self.accept_timeout is not None:
             settings.set_number(self, "accept_timeout", 0, 1e9)
         settings.check_tls(self)

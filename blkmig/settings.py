@@ -7,7 +7,7 @@ import dataclasses
 import os
 from typing import Any
 
-from . import credentials, errors, units
+from . import credentials, errors, networks, units
 
 
 def set_flags(parameters: Any) -> None:
@@ -35,6 +35,14 @@ def set_folder(parameters: Any) -> None:
     if not os.fspath(said):
         raise errors.ParameterError("the name of the folder for session files is empty; the present one is called .")
     object.__setattr__(parameters, "state_dir", os.path.realpath(said))
+
+
+def set_networks(parameters: Any) -> None:
+    """Make the networks that may connect a tuple; raise :class:`~blkmig.errors.ParameterError` for what is none."""
+    if isinstance(parameters.allow, str):
+        raise errors.WrongType(f"allow must be a list of networks, not {parameters.allow!r}")
+    object.__setattr__(parameters, "allow", tuple(parameters.allow or ()))
+    networks.parse(parameters.allow)
 
 
 def set_number(parameters: object, name: str, low: float, high: float) -> None:

@@ -114,6 +114,10 @@ class Reception:
             raise errors.ChannelError("accepting a connection", uri=self._link.uri, cause=error) from error
         sock.setblocking(False)
         candidate = self._make(sock)
+        if not candidate.is_admitted:
+            logger.warning("a connection from %s was closed: its address is not allowed (--allow)", candidate.name)
+            candidate.drop("its address is not allowed")
+            return
         self._make_room(candidate.host)
         self._candidates[sock.fileno()] = candidate
 

@@ -35,7 +35,7 @@ class Candidate:
     is_plain = True
     address_kind = uri.TcpAddress
 
-    def __init__(self, sock: socket.socket, listening: str) -> None:
+    def __init__(self, sock: socket.socket, listening: str, *, is_admitted: bool = True) -> None:
         self.socket = sock
         self.begun = b""
         self.deadline = time.monotonic() + OPENING_SECONDS
@@ -43,6 +43,9 @@ class Candidate:
         self.host = host_of(sock)
         self.progress = 0
         """How much it has shown of what it is; who has shown least makes room."""
+
+        self.is_admitted = is_admitted
+        """It comes from where connections may come from."""
 
         self.is_refused = False
 

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from .. import credentials, errors
-from . import accepting, candidates, link, listening, measured, qemufile, sockets, streams, uri
+from .. import credentials, errors, networks
+from . import accepting, arrivals, candidates, link, listening, measured, qemufile, sockets, streams, uri
 
 if TYPE_CHECKING:
     from . import tls
@@ -26,20 +26,26 @@ def connect(
     return Connector(address, tls=tls).connect(timeout=timeout)
 
 
-def listen(address: str, *, tls: credentials.TlsParameters | None = None) -> Listener:
+def listen(
+    address: str, *, tls: credentials.TlsParameters | None = None, allow: Sequence[str] = ()
+) -> Listener:
     """Open the receiving side of the URI `address`: sockets listen from now on, the others open in accept().
 
-    `tls` is for tls:; without it the listener makes a token there. Raises ParameterError and ChannelError.
+    `tls` is for tls:; without it the listener makes a token there. With `allow`, which is for tcp: and tls:, only who
+    comes from one of these networks is served. Raises ParameterError and ChannelError.
     """
     parsed = uri.parse_uri(address)
     if not isinstance(parsed, uri.TlsAddress):
         _check_tls(parsed, tls)
+    allowed = networks.parse(allow)
+    if allowed and not isinstance(parsed, uri.TcpAddress):
+        raise errors.ParameterError(f"{parsed} is not reached by a network: --allow is for tcp: and tls:")
     security = _receiver_security(tls) if isinstance(parsed, uri.TlsAddress) else None
     if not isinstance(parsed, uri.TcpAddress | uri.UnixAddress):
         return Listener(parsed, None)
     sock = listening.listen(parsed)
     try:
-        return Listener(listening.bound_address(sock, parsed), sock, security)
+        return Listener(listening.bound_address(sock, parsed), sock, security, allowed)
     except (OSError, errors.ChannelError) as error:
         listening.stop_listening(sock, parsed)
         if isinstance(error, errors.ChannelError):
@@ -127,7 +133,11 @@ class Listener:
     """The receiving side of an address, before the stream. `uri` is where to connect to, its port never 0."""
 
     def __init__(
-        self, address: uri.Address, sock: socket.socket | None, security: tls.Security | None = None
+        self,
+        address: uri.Address,
+        sock: socket.socket | None,
+        security: tls.Security | None = None,
+        allow: Sequence[networks.Network] = (),
     ) -> None:
         self.uri = str(address)
         self._address = address
@@ -135,19 +145,17 @@ class Listener:
         self._link = link.Link(self.uri)
         self._is_closed = False
         self._socket_file = os.lstat(address.path) if isinstance(address, uri.UnixAddress) else None
-        self._security = security
+        self._security, self._allow = security, allow
         self._reception: accepting.Reception | None = None  # whose candidates may be taken by the next accept()
+        self.is_exposed = not (sock is None or security or allow) and listening.is_exposed(sock)
+        """Whether any other machine may reach it, so that whoever does can send to it."""
+
         self._measurements = None if sock is None else measured.Measurements(sock if security is None else None)
 
     @property
     def token(self) -> str:
         """Return what makes a sender trusted, "" where certificates do, or nothing must."""
         return "" if self._security is None else self._security.token
-
-    @property
-    def is_exposed(self) -> bool:
-        """Return whether other machines may reach it, so that whoever does can send to it."""
-        return self._security is None and self._socket is not None and listening.is_exposed(self._socket)
 
     @property
     def takes_several(self) -> bool:
@@ -218,11 +226,7 @@ class Listener:
             self._reception = None
 
     def _candidate(self, sock: socket.socket) -> candidates.Candidate:
-        if self._security is None:
-            return candidates.Candidate(sock, self.uri)
-        from . import handshakes
-
-        return handshakes.SecuredCandidate(sock, self.uri, self._security)
+        return arrivals.candidate_of(sock, self.uri, self._security, self._allow)
 
     def _accepted(self, timeout: float | None) -> socket.socket:
         assert self._socket is not None

@@ -16,8 +16,8 @@ EXAMPLES = (
     "blkmig receive file:vda.stream vda=vda.qcow2,format=qcow2",
     "blkmig receive tcp::4444 --incremental vda=x.raw          # x.raw holds the base already",
     "blkmig receive tls::4444 --tls-certificates pki --into /srv/disks",
-    "blkmig receive --delta vda=old.raw tcp::4444 vda=new.raw  # only what differs from old.raw comes",
-    "blkmig receive --in-place tcp::4444 vda=old.raw           # old.raw itself is written over",
+    "blkmig receive --delta vda=old.raw --allow 10.0.0.7 tcp::4444 vda=new.raw  # only what differs comes",
+    "blkmig receive --in-place --allow 10.0.0.7 tcp::4444 vda=old.raw           # old.raw is written over",
 )
 
 
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
         with incoming, signals.current().cancelling(incoming.cancel):
             if args.uri.startswith(("tcp:", "tls:", "unix:")):
                 output.print_listening(incoming.uri)
-            if incoming.is_exposed and not args.insecure:
+            if incoming.is_exposed:
                 output.print_note(security.EXPOSED.format(uri=incoming.uri))
             watch.begin(incoming)
             with tokens.shown(incoming.token, incoming.uri, args.token_file):

@@ -10,7 +10,8 @@ from . import arguments, tokens
 
 EXPOSED = (
     "anybody who reaches {uri} can write these targets, until a source has connected: listen at an address that only "
-    "the source's network reaches, at tls: with certificates, or say --insecure"
+    "the source's network reaches, say --allow NET, listen at tls:, or say --insecure; meanwhile nobody is answered "
+    "about old copies, and nothing is resumed"
 )
 
 
@@ -44,9 +45,13 @@ def add_options(parser: argparse.ArgumentParser, end: credentials.End) -> None:
         "it, if stderr is a terminal)"
     )
     parser.add_argument("--token-file", type=arguments.word, metavar="FILE", help=writes)
-    parser.add_argument(
-        "--insecure", action="store_true", help="do not warn that whoever reaches the address can write the targets"
+    networks = "take connections only from NET, as 10.0.0.0/8, or one address; may be said several times"
+    parser.add_argument("--allow", action="append", default=[], type=arguments.word, metavar="NET", help=networks)
+    trusts = (
+        "do not warn that whoever reaches a plain address can write the targets, and answer whoever comes about old "
+        "copies"
     )
+    parser.add_argument("--insecure", action="store_true", help=trusts)
 
 
 def parameters_of(args: argparse.Namespace) -> credentials.TlsParameters | None:

@@ -21,6 +21,11 @@ from . import questions
 
 logger = logging.getLogger(__name__)
 
+EXPOSED = (
+    "the old copies were not compared, because anybody could have asked what they hold: say --allow NET, tls:, or "
+    "--insecure"
+)
+
 
 # -- the sending side ------------------------------------------------------------------------------------------------
 
@@ -47,8 +52,8 @@ def check_resumes(parameters: params.MigrationParameters, handlers: block.BlockS
     if parameters.resume and handlers.take_answer is None:
         raise errors.ParameterError(
             "nothing can be resumed: the target does not offer to compare what it holds: it is a QEMU, an older "
-            "blkmig, or one without blkmig[verify], a channel without an answer, or it was told --incremental; send "
-            "without --resume"
+            "blkmig, or one without blkmig[verify], a channel without an answer, it was told --incremental, or anybody "
+            "can reach it (receive --allow NET); send without --resume"
         )
 
 
@@ -68,8 +73,10 @@ def _why_not(parameters: params.MigrationParameters) -> str:
 # -- the receiving side ----------------------------------------------------------------------------------------------
 
 
-def abilities(parameters: params.IncomingParameters) -> savevm.Ability:
-    """Return what HELLO offers: to compare at once, or if the source resumes."""
+def abilities(parameters: params.IncomingParameters, is_exposed: bool) -> savevm.Ability:
+    """Return what HELLO offers: to compare at once, or if the source resumes; nothing of that to who may be anybody."""
+    if is_exposed:
+        return savevm.OURS & ~(savevm.Ability.DELTA | savevm.Ability.RESUME)
     if parameters.compares:
         return savevm.OURS & ~savevm.Ability.RESUME
     return savevm.OURS & ~(savevm.Ability.DELTA | (savevm.Ability.RESUME if parameters.incremental else 0))
@@ -82,10 +89,12 @@ def answering(loader: savevm.LoadVM) -> Iterator[block.Answers]:
         yield answers
 
 
-def check_table(parameters: params.IncomingParameters, table: Sequence[block.TableDisk], position: int) -> bool:
+def check_table(
+    parameters: params.IncomingParameters, table: Sequence[block.TableDisk], position: int, is_exposed: bool
+) -> bool:
     """Return whether the disks of a table are resumed. Raises StreamError if that was not offered."""
     resumes = any(entry.resumes for entry in table)
-    if resumes and savevm.Ability.RESUME not in abilities(parameters):
+    if resumes and savevm.Ability.RESUME not in abilities(parameters, is_exposed):
         raise errors.StreamError("the table resumes disks, which nobody has offered", position=position)
     if resumes and not block.can_hash():
         raise errors.ParameterError(f"what is left of the disks cannot be compared: {block.MISSING}")
@@ -120,7 +129,11 @@ def end(answers: block.Answers | None) -> None:
         answers.close()
 
 
-def note_what_was_not(parameters: params.IncomingParameters, statistics: stats.IncomingStatistics) -> None:
+def note_what_was_not(
+    parameters: params.IncomingParameters, statistics: stats.IncomingStatistics, is_exposed: bool
+) -> None:
     """Say that all of the disks came although there are old copies, if it is so."""
-    if parameters.compares and not any(disk.same_bytes for disk in statistics.disks.values()):
+    if parameters.compares and is_exposed:
+        statistics.notes.append(EXPOSED)
+    elif parameters.compares and not any(disk.same_bytes for disk in statistics.disks.values()):
         statistics.notes.append("nothing was the same as in the old copies, or the source did not compare: all came")

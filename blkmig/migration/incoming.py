@@ -83,7 +83,8 @@ class IncomingMigration:
         self._targets.prepare(self._requested_uri)
         with contextlib.ExitStack() as stack:
             stack.push(self._targets)
-            self._listener = stack.enter_context(channel.listen(self._requested_uri, tls=self.parameters.tls))
+            tls, allow = self.parameters.tls, self.parameters.allow
+            self._listener = stack.enter_context(channel.listen(self._requested_uri, tls=tls, allow=allow))
             self._stack.push(stack.pop_all())
         return self
 
@@ -105,14 +106,13 @@ class IncomingMigration:
 
     @property
     def is_exposed(self) -> bool:
-        """Return whether another machine may reach the address, where whoever does can write the targets."""
-        return self._listener is not None and self._listener.is_exposed
+        """Return whether any machine may reach the address, and who does can write the targets: see `insecure`."""
+        return self._listener is not None and self._listener.is_exposed and not self.parameters.insecure
 
     def run(self) -> stats.IncomingStatistics:
         """Wait for the source, load all disks, check and flush them, tell the source, and return the statistics.
 
-        Blocks. On any error the source is told, if it listens, and the targets must be taken as incomplete. What is
-        verified is so after the source was told that everything is on stable storage, for its guest may wait for that.
+        Blocks. On any error the source is told, and the targets are incomplete. What is verified is so behind our word.
         """
         assert self._listener is not None
         if self.stats.status != "none":
@@ -132,7 +132,7 @@ class IncomingMigration:
             with errors.keeping(error):
                 self._figures.set_status("cancelled" if cancelled else "failed")
             raise
-        comparing.note_what_was_not(self.parameters, self.stats)
+        comparing.note_what_was_not(self.parameters, self.stats, self.is_exposed)
         self._figures.set_status("completed")
         return self.stats
 
@@ -167,7 +167,7 @@ class IncomingMigration:
         self._block.on_described = lambda *counts: self._targets.check_counts(*counts, position=f.position)
         self._block.on_sizes = self._targets.check_announced
         answers: dict[int, savevm.Answer] = {questions.ASK_TREES: hearing.KNOWS_TREES}
-        abilities = comparing.abilities(self.parameters) & self._read_back.abilities
+        abilities = comparing.abilities(self.parameters, self.is_exposed) & self._read_back.abilities
         answers |= {savevm.ASK: savevm.Hello(abilities=abilities), savevm.ASK_ALIVE: savevm.Alive()}
         loader = savevm.LoadVM(
             self.savevm, f, observer=self._observer, answers=answers, on_loss=self._session.next_link
@@ -273,7 +273,7 @@ class IncomingMigration:
     ) -> Mapping[bytes, block.BlkLoadDevice]:
         """Open the targets of all disks of a section ``blkmig``, and tell the source."""
         self._targets.announced = self._block.sizes
-        self._targets.leaving.resumes = comparing.check_table(self.parameters, table, position)
+        self._targets.leaving.resumes = comparing.check_table(self.parameters, table, position, self.is_exposed)
         devices = admission.admit(table, position, self._targets, self._open, loader)
         self._read_back.begin(table, devices, loader, f)
         comparing.begin(self._answers, self.parameters, self._block, table, devices, f)

@@ -22,6 +22,7 @@ FLOORS = {
     "portable": 1,
     "units": 1,
     "paths": 1,
+    "networks": 1,
     "params": 1,
     "settings": 1,
     "stats": 1,
