@@ -21,7 +21,7 @@ from typing import Any
 import savevm_streams as streams
 
 import blkmig
-from blkmig import block, channel, errors, migration, savevm, sources, units
+from blkmig import block, channel, errors, migration, savevm, sources, units, zstd
 from blkmig.block import TableDisk, askwords, proofwords, table
 from blkmig.channel import token
 from blkmig.disk import BlockGeometry
@@ -90,6 +90,13 @@ def extras(data: bytes) -> None:
     handlers.load_start("blkmig", 0)
     with stream_of(data) as f, contextlib.suppress(errors.MigrationError):
         handlers.load_state(f, 1)
+
+
+def frames(data: bytes) -> None:
+    """Decompress a frame; the first two bytes say how many it is of."""
+    nbytes = int.from_bytes(data[:2], "big")
+    with contextlib.suppress(zstd.FrameError):
+        assert len(zstd.decompress(data[2:], nbytes)) == nbytes
 
 
 def return_path_words(data: bytes) -> None:
@@ -218,7 +225,14 @@ def zeros(**parameters: Any) -> bytes:
 
 def whole_streams() -> list[bytes]:
     kinds: list[Any] = ["block", "blkmig"]
-    return [zeros(format=kind, digests=digests) for kind in kinds for digests in (False, True)]
+    plain = [zeros(format=kind, digests=digests) for kind in kinds for digests in (False, True)]
+    return [*plain, recorded(format="blkmig", compress="zstd")]
+
+
+def each_frame() -> list[bytes]:
+    contents = [bytes(600), random.Random(1).randbytes(300).hex().encode(), b"ab" * 4096]
+    made = [zstd.Compressor(1, has_checksum=has_checksum) for has_checksum in (False, True)]
+    return [len(data).to_bytes(2, "big") + compressor.frame(data) for data in contents for compressor in made]
 
 
 def sections() -> list[bytes]:
@@ -258,6 +272,7 @@ TARGETS: dict[str, tuple[Callable[[bytes], None], Callable[[], list[bytes]]]] = 
     "load": (load, whole_streams),
     "inspect": (inspect, whole_streams),
     "extras": (extras, sections),
+    "frames": (frames, each_frame),
     "return-path": (return_path_words, messages),
     "bodies": (bodies, parts),
     "description": (description, descriptions),
