@@ -20,8 +20,8 @@ import threading
 
 from . import session, tls
 
-PIECE_NBYTES = 1 << 18
-"""What is read from the socket, and decrypted, in one go. It stays in the CPU's cache: see docs/decisions/tls.md."""
+PIECE_NBYTES = 1 << 19
+"""What is read from the socket, and decrypted, in one go: see docs/decisions/tls.md."""
 
 MOST_REPLIES = 1 << 16
 """Bytes that OpenSSL may have to say by itself, while nothing is sent with which they would leave."""
