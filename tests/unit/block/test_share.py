@@ -25,6 +25,7 @@ class Channel:
     takes_pages: bool = True
     keeps_pages: bool = False
     is_answered: bool = True
+    is_sealed: bool = False
     is_local: bool = True
     is_shared: bool = False
     words: list[int] = dataclasses.field(default_factory=list)
