@@ -32,6 +32,9 @@ RATE: Final = 400e6
 """Bytes per second of one worker, before anything is known."""
 
 WINDOW_SECONDS: Final = 0.25
+WINDOW_BYTES: Final = 16 << 20
+"""What is seen is judged after so long, and so many bytes of the disks: a few blocks tell nothing of a slow link."""
+
 HOLD_WINDOWS: Final = 4
 BACK_WINDOWS: Final = 40
 """So many windows the level stays as it is after a step, and after one that was taken back."""
@@ -50,7 +53,7 @@ TRIAL_WINDOWS: Final = 2
 """A trial begins behind so many windows, at first and later on. Only its last window counts: before that, the link, and
 the receiver, still have what was sent the other way."""
 
-FASTER: Final = 1.1
+FASTER: Final = 1.2
 """A trial has won if so much more was sent."""
 
 IDLE, LATE, LOSS = 0.25, 0.5, 0.97
@@ -126,7 +129,7 @@ class Effort:
         self._mark = now
         self._payload += payload
         self._wire += wire
-        if self._payload and self._busy + self._waited >= WINDOW_SECONDS:  # zeros alone tell nothing
+        if self._payload >= WINDOW_BYTES and self._busy + self._waited >= WINDOW_SECONDS:
             self._end_window()
 
     def _end_window(self) -> None:

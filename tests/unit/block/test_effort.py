@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from blkmig.block import effort
@@ -14,7 +16,11 @@ MB = 1_000_000
 class Line:
     """A link of `link` bytes a second, and one worker of `worker` bytes a second whose frames have the half."""
 
+    jitter = 0.0
+    """The part of a block's time on the link that comes and goes at random."""
+
     def __init__(self, link: float, worker: float, *, always: bool = False, receiver: float = 1e12) -> None:
+        self._rng = random.Random(int(link))
         self.now = 0.0
         self.effort = effort.Effort(always=always, workers=1, clock=lambda: self.now)
         self._link, self.worker, self.receiver = link, worker, receiver
@@ -35,7 +41,8 @@ class Line:
             self.now += waited
             wire = MIB // 2 if is_frame else MIB
             self.effort.sends(MIB, wire, waited)
-            self.now += max(wire / self._link, MIB / self.receiver if is_frame else 0.0)
+            seconds = wire / self._link * (1 + self._rng.uniform(-self.jitter, self.jitter))
+            self.now += max(seconds, MIB / self.receiver if is_frame else 0.0)
         return blocks * MIB / (self.now - began)
 
     def _take(self) -> None:
@@ -53,6 +60,14 @@ class Line:
 @pytest.mark.parametrize(("link", "least"), [(10 * MB, 1.9), (112 * MB, 1.9), (200 * MB, 1.8), (400 * MB, 1.2)])
 def test_a_slow_link_carries_more(link: float, least: float) -> None:
     assert Line(link, 450 * MB).run(3000) > least * link
+
+
+@pytest.mark.parametrize("link", [5 * MB, 12 * MB, 13 * MB, 60 * MB, 112 * MB])
+def test_a_link_that_comes_and_goes(link: float) -> None:
+    """A window of a few blocks tells nothing: a trial must not be won by chance."""
+    line = Line(link, 450 * MB)
+    line.jitter = 0.9
+    assert line.run(4000) > 1.85 * link
 
 
 @pytest.mark.parametrize("link", [112 * MB, 450 * MB, 1100 * MB, 3000 * MB])
