@@ -92,10 +92,12 @@ class Records:
                 return True
 
     def drain(self, sock: socket.socket) -> None:
-        """Drop what has come: closing a socket with unread bytes resets it, and what was said last is lost."""
+        """Drop a goodbye that has come: closing a socket with unread bytes resets it, and what was said last is lost.
+
+        A peer that goes on to send is reset, as it is to be.
+        """
         with self._lock, contextlib.suppress(OSError):
-            while sock.recv_into(self._room):
-                pass
+            sock.recv_into(self._room)
 
     def _open_one(self, sock: socket.socket) -> int | None:
         """Have a record opened; return its bytes, 0 at the end, None if none has come."""

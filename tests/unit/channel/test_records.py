@@ -169,6 +169,23 @@ def test_what_breaks_comes_behind_what_came(ends: tuple[End, End]) -> None:
         one.read(1)  # the alert
 
 
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "PIECE_NBYTES", 1 << 14)
+
+
+def test_what_has_come_is_dropped_once(small_pieces: None, ends: tuple[End, End]) -> None:
+    """A peer that sends all the time does not hold up whoever closes."""
+    one, other = ends
+    one.socket.send(one.records.goodbye())
+    other.records.drain(other.socket)
+    assert not select.select([other.socket], [], [], 0)[0]
+    for _ in range(3):
+        one.socket.send(bytes(1 << 14))
+    other.records.drain(other.socket)
+    assert len(other.socket.recv(1 << 20)) == 2 << 14
+
+
 @contextlib.contextmanager
 def openssl_client(folder: Path) -> Iterator[tuple[End, subprocess.Popen[bytes]]]:
     """Yield this end of a connection that ``openssl s_client`` has made, and that."""
