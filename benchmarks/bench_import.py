@@ -13,6 +13,16 @@ from harness import jobs
 
 ALLOWANCE = 0.025  # seconds
 EVERYTHING = "import blkmig; blkmig.send, blkmig.receive, blkmig.FileBackend"
+FIRST_ALLOWANCE = 0.08
+FIRST = """
+import sys, threading, blkmig
+disks = [blkmig.MemoryBackend(bytearray(1 << 20), name="vda") for _ in range(2)]
+with blkmig.incoming("unix:" + sys.argv[1], {"vda": disks[1]}) as incoming:
+    receiver = threading.Thread(target=incoming.run)
+    receiver.start()
+    blkmig.send([disks[0]], incoming.uri)
+    receiver.join()
+"""
 COMMAND = "import sys; from blkmig.cli import main; sys.exit(main())"
 
 
@@ -24,26 +34,36 @@ def python(arena):
 
 
 @pytest.fixture
-def bare(python):
-    """Return the side of a Python that does nothing, and has the allowance added."""
+def bare_and(python):
+    """Return the side of a Python that does nothing, and has an allowance added."""
 
-    def run():
-        start = time.perf_counter()
-        subprocess.run(python("pass"), check=True)
-        return {"wall": time.perf_counter() - start + ALLOWANCE}
+    def side(allowance):
+        def run():
+            start = time.perf_counter()
+            subprocess.run(python("pass"), check=True)
+            return {"wall": time.perf_counter() - start + allowance}
 
-    return run
+        return run
+
+    return side
 
 
-def test_import(ratio, python, bare):
+def test_import(ratio, python, bare_and):
     """``import blkmig`` takes at most 25 ms more than a Python that does nothing."""
-    ratio({"import blkmig": python("import blkmig"), "python + 25 ms": bare}, group="import blkmig", max_time=15)
+    sides = {"import blkmig": python("import blkmig"), "python + 25 ms": bare_and(ALLOWANCE)}
+    ratio(sides, group="import blkmig", max_time=15)
 
 
-def test_everything(ratio, python, bare):
+def test_everything(ratio, python, bare_and):
     """And so does all that sending and receiving files needs."""
-    sides = {"send and receive": python(EVERYTHING), "python + 25 ms": bare}
+    sides = {"send and receive": python(EVERYTHING), "python + 25 ms": bare_and(ALLOWANCE)}
     ratio(sides, group="send and receive loaded", max_time=15)
+
+
+def test_first_migration(ratio, python, bare_and, tmp_path):
+    """The first send and the first receive of a process, both in one, take at most 80 ms more: most are imports."""
+    sides = {"first migration": python(FIRST, tmp_path / "socket"), "python + 80 ms": bare_and(FIRST_ALLOWANCE)}
+    ratio(sides, group="first send and receive", max_time=15)
 
 
 def test_command(ratio, python):

@@ -261,11 +261,3 @@ def _forget_all() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_all)
-
-
-def describe_status(status: int) -> str:
-    """Return how a command ended, for a person."""
-    if status < 0:
-        return f"the command was ended by signal {-status}"
-    hint = {126: ", it cannot be run", 127: ", it was not found"}.get(status, "")
-    return f"the command ended with exit status {status}{hint}"

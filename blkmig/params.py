@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from . import credentials, errors, paths, settings, units, zstd
+from . import errors, paths, settings, units, zstd
+
+if TYPE_CHECKING:
+    from . import credentials
 
 MAX_PARALLEL_IO = 16
 """The most reads in flight, over all disks together: more would starve the disks' other users (QEMU 2.12's figure)."""
@@ -168,7 +171,7 @@ class MigrationParameters:
         if any("\ud800" <= char <= "\udfff" for char in self.machine):
             raise errors.ParameterError(f"machine must be a text, not {self.machine!r}")
         settings.check_tls(self)
-        self._check_resume()
+        settings.check_resume(self)
         self._set_granularity()
         for name, allowed in (
             ("switchover", ("auto", "manual")),
@@ -187,18 +190,6 @@ class MigrationParameters:
             raise errors.ParameterError(f"nothing of the section 'block' is compressed: {LEAVE_COMPRESS}")
         if self.compress == "zstd" and not zstd.is_available():
             raise errors.ParameterError(f"payloads cannot be compressed: {zstd.MISSING}")
-
-    def _check_resume(self) -> None:
-        against = {
-            "delta=False": not self.delta,
-            "shared_base": self.shared_base,
-            'format="block"': self.format == "block",
-            "return_path=False": not self.return_path,
-            "a QEMU": self.is_for_qemu,
-        }
-        for what, is_said in against.items():
-            if self.resume and is_said:
-                raise errors.ParameterError(f"resume compares what a blkmig holds, so it does not go with {what}")
 
     @property
     def is_for_qemu(self) -> bool:

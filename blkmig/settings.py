@@ -7,7 +7,7 @@ import dataclasses
 import os
 from typing import Any
 
-from . import credentials, errors, networks, units
+from . import errors, networks, units
 
 
 def set_flags(parameters: Any) -> None:
@@ -21,8 +21,26 @@ def set_flags(parameters: Any) -> None:
 
 def check_tls(parameters: Any) -> None:
     """Raise :class:`~blkmig.errors.WrongType` for what does not say whom to trust."""
-    if not isinstance(parameters.tls, credentials.TlsParameters | None):
+    if parameters.tls is None:
+        return
+    from . import credentials
+
+    if not isinstance(parameters.tls, credentials.TlsParameters):
         raise errors.WrongType(f"tls must be TlsParameters, not {parameters.tls!r}")
+
+
+def check_resume(parameters: Any) -> None:
+    """Raise :class:`~blkmig.errors.ParameterError` for what cannot go on where an earlier migration has ended."""
+    against = {
+        "delta=False": not parameters.delta,
+        "shared_base": parameters.shared_base,
+        'format="block"': parameters.format == "block",
+        "return_path=False": not parameters.return_path,
+        "a QEMU": parameters.is_for_qemu,
+    }
+    for what, is_said in against.items():
+        if parameters.resume and is_said:
+            raise errors.ParameterError(f"resume compares what a blkmig holds, so it does not go with {what}")
 
 
 def set_folder(parameters: Any) -> None:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What a migration tells about itself: statistics that can be read at any time, and the events of `on_progress`.
+"""What a migration tells about itself: statistics that can be read at any time, and the events of `on_progress`, which
+are loaded when somebody listens.
 
 Sizes are bytes, times are seconds, rates are bytes per second. All figures count what was sent or written, never what
 was only submitted.
@@ -8,58 +9,33 @@ was only submitted.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING
 
+from . import later
 from .diskstats import DiskStatistics as DiskStatistics
 from .diskstats import SentDiskStatistics as SentDiskStatistics
 from .diskstats import SizeSource as SizeSource
+from .roundstats import MAX_ROUNDS_KEPT as MAX_ROUNDS_KEPT
+from .roundstats import Phase as Phase
+from .roundstats import ReceivingPhase as ReceivingPhase
+from .roundstats import RoundStatistics as RoundStatistics
+from .roundstats import Status as Status
+from .roundstats import StreamFormat as StreamFormat
 
-Status = Literal["none", "setup", "active", "reconnecting", "device", "completed", "failed", "cancelling", "cancelled"]
-"""The states of a migration, in QEMU's words; "device" is the last pass, with the writers held. In "reconnecting", the
-link was lost: the source tries to come again, the target waits for it."""
+if TYPE_CHECKING:
+    from .events import Acknowledged as Acknowledged
+    from .events import Event as Event
+    from .events import NotConverging as NotConverging
+    from .events import Progressed as Progressed
+    from .events import Received as Received
+    from .events import Reconnecting as Reconnecting
+    from .events import RoundEnded as RoundEnded
+    from .events import StatusChanged as StatusChanged
 
-StreamFormat = Literal["block", "blkmig"]
-"""The section that carries the disks: QEMU's, or the one between two blkmigs."""
-
-Phase = Literal["setup", "bulk", "dirty", "switchover", "waiting"]
-"""What a migration does. In "waiting" it waits for the target, which brings everything to stable storage."""
-
-ReceivingPhase = Literal["bulk", "dirty", "storing"]
-"""What the receiving end does, as far as the stream tells. "storing" is the time from the stream's end until everything
-is on stable storage and checked."""
-
-
-@dataclasses.dataclass(slots=True)
-class RoundStatistics:
-    """One pass over the disks: number 0 is the bulk phase, the others are dirty rounds, the last is the final pass."""
-
-    number: int
-    dirty_bytes: int
-    """Bytes that were dirty when the round began; for the bulk phase, the size of the disks."""
-
-    transferred: int = 0
-    """Bytes on the wire."""
-
-    seconds: float = 0.0
-    redirtied_bytes: int = 0
-    """Bytes that the writers dirtied while the round ran."""
-
-    blocks: int = 0
-    """Blocks sent, zero blocks included. It is 0, as `packs` is, if the final pass began instead of the round."""
-
-    packs: int = 0
-    """Packs sent."""
-
-    @property
-    def bandwidth(self) -> float:
-        """Wire bytes per second of this round."""
-        return self.transferred / self.seconds if self.seconds else 0.0
-
-    @property
-    def dirty_rate(self) -> float:
-        """Bytes per second that the writers dirtied while the round ran."""
-        return self.redirtied_bytes / self.seconds if self.seconds else 0.0
-
+__getattr__ = later.opener(
+    __name__,
+    events="Acknowledged Event NotConverging Progressed Received Reconnecting RoundEnded StatusChanged",
+)
 
 @dataclasses.dataclass(slots=True)
 class OutgoingStatistics:
@@ -167,121 +143,3 @@ class IncomingStatistics:
     total_time: float = 0.0
     notes: list[str] = dataclasses.field(default_factory=list)
     """What a user should know although nothing failed, such as sizes that were inferred or skipped sections."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Event:
-    """Something that happened in a migration; `elapsed` seconds after it began."""
-
-    elapsed: float
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class StatusChanged(Event):
-    """The migration is in another state."""
-
-    status: Status
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Acknowledged(Event):
-    """The target has everything on stable storage that was sent before barrier `number`."""
-
-    number: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Reconnecting(Event):
-    """The link was lost, and is opened again."""
-
-    why: str
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Progressed(Event):
-    """A regular report, about ten a second."""
-
-    phase: Phase
-    percent: float
-    """The part of the phase that is done: in the bulk phase of all data, in a round of what was dirty at its begin."""
-
-    transferred: int
-    """Bytes on the wire."""
-
-    remaining: int
-    """Bytes of the disks that are still to be sent: data without holes, and what is dirty. It is an estimate for those
-    parts of the disks that have not been asked yet."""
-
-    total: int
-    """Size of the disks, holes included."""
-
-    bandwidth: float
-    """What the link has carried of late; 0 while that is not known."""
-
-    dirty_rate: float
-    expected_downtime: float | None
-    """Seconds that the pause would take if it began now; None in the bulk phase, where no pause begins. How long the
-    first pause takes depends on the rounds: only they tell which blocks are written once, and which again and again. A
-    prediction before the migration is what `forecast` is for."""
-
-    round_number: int
-    disk_rate: float = 0.0
-    """Bytes of the disks that the bulk phase reads in a second: zeros count, holes do not."""
-
-    time_left: float | None = None
-    """Seconds until the pause, at the present rates; None if that is not known, or if the pause would never come."""
-    same_bytes: int = 0  # of data, which the target held already, so that they were not sent
-    saved_by_compression: int = 0  # with what is on the wire, about what that is of the disks
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class NotConverging(Event):
-    """The migration does not converge: the rounds leave as much as those before them.
-
-    It is told after the third such round, and then each time their number has doubled.
-    """
-
-    dirty_rate: float
-    bandwidth: float
-    pending: int
-    """Bytes that the last round has left."""
-
-    threshold_size: int
-    """Bytes that would fit the downtime limit."""
-
-    round_number: int
-    written_rate: float | None = None
-    """Bytes per second that the writers write, as the disks count them; None if they do not. The dirty rate is higher,
-    because it counts whole granules."""
-
-    granule: int = 1 << 20
-    """The least number of bytes that one write dirties."""
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class RoundEnded(Event):
-    """A pass over the disks is done."""
-
-    round: RoundStatistics
-    pending: int
-    threshold_size: int
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Received(Event):
-    """A regular report of the receiving end."""
-
-    transferred: int
-    blocks: int
-    zero_blocks: int
-    percent: int
-    """The part of the disks that has come, holes included, as the source says."""
-
-    bandwidth: float = 0.0
-    """Bytes of the stream that have come in a second, of late."""
-
-    time_left: float | None = None
-    """Seconds until every block has come once; None while that is not known."""
-    phase: ReceivingPhase = "bulk"
-    same_bytes: int = 0  # which the targets held already, as the source says; zeros count, too
-    saved_by_compression: int = 0

@@ -16,29 +16,33 @@ Whether a payload goes that way as bytes or as pages of a file is decided in `pa
 docs/architecture/way-of-a-block.md has every step.
 """
 
-from .answering import Answers
-from .askwords import MAX_ASKS
-from .basewords import BaseRun
-from .buffers import LoadBuffers
-from .checks import NAMELESS_TWICE, why_left_out
-from .choice import DiskChoice
+from typing import TYPE_CHECKING
+
+from .. import later
 from .compressed import Coming as ComingFrame
 from .compressed import check as check_frame
-from .coverage import MAX_INFERRED_BYTES, BlockCoverage, CoverageCounts, CoverageRoom, grown
-from .digests import combine_digests, combine_disks, tree_of
-from .extras import ExtraKind, OnExtra, extra, get_extra
-from .hashing import MISSING
-from .hashing import is_available as can_hash
-from .load import BlockLoadHandlers, LoadDevice
-from .log import SentLog
-from .loss import Counts, take_back_in_flight
-from .proofs import Proofs
-from .proving import Difference, Proving
-from .save import BlockSaveHandlers
-from .sizes import SaidSizes
-from .table import TableDisk, barrier_records, flush_records, records
-from .target import BlkLoadDevice
-from .wire import FORMATS, Format
+
+if TYPE_CHECKING:
+    from .answering import Answers
+    from .askwords import MAX_ASKS
+    from .basewords import BaseRun
+    from .buffers import LoadBuffers
+    from .checks import NAMELESS_TWICE, why_left_out
+    from .choice import DiskChoice
+    from .coverage import MAX_INFERRED_BYTES, BlockCoverage, CoverageCounts, CoverageRoom, grown
+    from .digests import combine_digests, combine_disks, tree_of
+    from .extras import ExtraKind, OnExtra, extra, get_extra
+    from .hashing import MISSING, can_hash
+    from .load import BlockLoadHandlers, LoadDevice
+    from .log import SentLog
+    from .loss import Counts, take_back_in_flight
+    from .proofs import Proofs
+    from .proving import Difference, Proving
+    from .save import BlockSaveHandlers
+    from .sizes import SaidSizes
+    from .table import TableDisk, barrier_records, flush_records, records
+    from .target import BlkLoadDevice
+    from .wire import FORMATS, Format
 
 __all__ = [
     "FORMATS",
@@ -82,3 +86,27 @@ __all__ = [
     "tree_of",
     "why_left_out",
 ]
+
+__getattr__ = later.opener(
+    __name__,
+    answering="Answers",
+    askwords="MAX_ASKS",
+    basewords="BaseRun",
+    buffers="LoadBuffers",
+    checks="NAMELESS_TWICE why_left_out",
+    choice="DiskChoice",
+    coverage="MAX_INFERRED_BYTES BlockCoverage CoverageCounts CoverageRoom grown",
+    digests="combine_digests combine_disks tree_of",
+    extras="ExtraKind OnExtra extra get_extra",
+    hashing="MISSING can_hash",
+    load="BlockLoadHandlers LoadDevice",
+    log="SentLog",
+    loss="Counts take_back_in_flight",
+    proofs="Proofs",
+    proving="Difference Proving",
+    save="BlockSaveHandlers",
+    sizes="SaidSizes",
+    table="TableDisk barrier_records flush_records records",
+    target="BlkLoadDevice",
+    wire="FORMATS Format",
+)

@@ -67,7 +67,7 @@ class Answers:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="blkmig-digest", daemon=True)
             self._thread.start()
-        disk = self._table[ask.index]
+        disk = self._table[ask.disk]
         self._requests.put((ask, self._devices[disk.name], disk.size))
 
     def same(self, body: bytes, position: int) -> None:

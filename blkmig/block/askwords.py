@@ -18,10 +18,9 @@ multiples of the piece: here the last block does not start early, as it does whe
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from .. import _core, errors
 from ..savevm import digestwords
@@ -47,19 +46,18 @@ Range = tuple[int, int]
 """Offset and bytes."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(NamedTuple):
     """The question for the digests of pieces of a disk."""
 
     number: int
-    index: int
+    disk: int
     shift: int
     ranges: tuple[Range, ...]
     """Each offset, and how many pieces."""
 
     def encode(self) -> bytes:
         """Return the record's body."""
-        return _ASK.pack(self.number, self.index, self.shift) + b"".join(_ASKED.pack(*each) for each in self.ranges)
+        return _ASK.pack(self.number, self.disk, self.shift) + b"".join(_ASKED.pack(*each) for each in self.ranges)
 
     def pieces(self, size: int) -> Iterator[Range]:
         """Yield offset and bytes of each piece of a disk of `size` bytes."""

@@ -21,10 +21,10 @@ BLAKE2b, of 16 bytes, of the digests of its blocks, one after the other (see `di
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from .. import _core, errors
 from ..disk import geometry
@@ -39,12 +39,11 @@ _WORD = 4
 _NO_FOOTER = 1 << 8 * _WORD
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class BaseRun:
+class BaseRun(NamedTuple):
     """Neighbouring blocks that only the base holds, and the digest of what it holds there."""
 
     first: int
-    count: int
+    nblocks: int
     digest: bytes
 
 
@@ -72,7 +71,7 @@ def say(marks: int, name: bytes, runs: Sequence[BaseRun]) -> list[bytes]:
 
 def _statement(name: bytes, runs: Sequence[BaseRun]) -> bytes:
     text = _HEAD.pack(len(name), len(runs)) + name
-    text += b"".join(_RUN.pack(run.first, run.count, run.digest) for run in runs)
+    text += b"".join(_RUN.pack(run.first, run.nblocks, run.digest) for run in runs)
     text += bytes(-len(text) % _WORD)
     return text + _CRC.pack(zlib.crc32(text))
 
@@ -121,9 +120,9 @@ class SaidBase:
         if size is None:
             raise damaged(position)
         for run in runs:
-            if run.first < end or not run.count:
+            if run.first < end or not run.nblocks:
                 raise damaged(position)
-            end = run.first + run.count
+            end = run.first + run.nblocks
         if end > geometry.BlockGeometry(size).nblocks:
             raise damaged(position)
         self._ends[name] = end

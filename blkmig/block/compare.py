@@ -28,9 +28,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
-from .. import _core, channel, disk, errors, savevm
+from .. import _core, channel, disk, errors
 from ..savevm import digestwords
 from . import askwords, bulk, device, digests, extras, hashing, pieces, send, state
 
@@ -42,9 +42,6 @@ FINER_BLOCKS = 16
 
 WAIT_SECONDS = 0.02
 """A wait for an answer ends after this long, so that a section ends and a cancel is heard."""
-
-TakeAnswer = Callable[[float], savevm.Digest | None]
-"""Given seconds, return the answer that has come, or comes within them; None if there is none. May raise."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -58,7 +55,7 @@ class _Request:
 class Comparison:
     """What is asked, answered and settled; of one disk after the other, numbered as in the table from 0 on."""
 
-    def __init__(self, take_answer: TakeAnswer) -> None:
+    def __init__(self, take_answer: state.TakeAnswer) -> None:
         self._take_answer = take_answer
         self._number = 0
         self._asked: collections.deque[_Request] = collections.deque()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 import itertools
 import struct
 import sys
@@ -25,17 +25,17 @@ MAX_RANGES = 1024
 """So many ranges of missing blocks are listed; of more, the number of blocks is told."""
 
 
-@dataclasses.dataclass(slots=True)
 class PackTally:
     """What both ends count of the packs of one disk, so that the receiver notices one that is not what was sent."""
 
-    packs: int = 0
-    nbytes: int = 0
-    chain: int = 0
-    """A CRC-32 that goes on from pack to pack; see `add`."""
+    def __init__(self) -> None:
+        self.packs = 0
+        self.nbytes = 0
+        self.chain = 0
+        """A CRC-32 that goes on from pack to pack; see `add`."""
 
-    end: int = 0
-    """Where the farthest extent ends."""
+        self.end = 0
+        """Where the farthest extent ends."""
 
     def add(self, extents: Extents, *, number: int, blocks: int, resent: int, resent_sum: int) -> None:
         """Count a pack before which so many blocks of the disk went, or came; of the others see `BlockCoverage`.
@@ -161,7 +161,7 @@ class BlockCoverage:
 
     def counts(self) -> CoverageCounts:
         """Return what was counted so far."""
-        return self.blocks, self.resent_blocks, self.resent_sum, dataclasses.replace(self.packs)
+        return self.blocks, self.resent_blocks, self.resent_sum, copy.copy(self.packs)
 
     def rewind(self, counts: CoverageCounts) -> None:
         """Count on from `counts`, those of the last barrier that was acknowledged, because the link was lost.
@@ -171,7 +171,8 @@ class BlockCoverage:
         """
         end = self.packs.end
         self.blocks, self.resent_blocks, self.resent_sum, packs = counts
-        self.packs = dataclasses.replace(packs, end=end)
+        self.packs = copy.copy(packs)
+        self.packs.end = end
         self.counts_all = True
 
     def check_pack(self, extents: Extents, position: int) -> None:

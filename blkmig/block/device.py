@@ -5,24 +5,26 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from typing import TYPE_CHECKING, NamedTuple
 
 from .. import _core, disk, diskmap
-from ..disk import geometry
+from ..disk.geometry import BlockGeometry
 from .coverage import PackTally
-from .digests import DigestTree
-from .pieces import ComparedBlock
-from .proof import DiskProof
 from .savings import Savings
 
+if TYPE_CHECKING:
+    from .digests import DigestTree
+    from .pieces import ComparedBlock
+    from .proof import DiskProof
 
-@dataclasses.dataclass(slots=True, eq=False)
+
 class BlkMigDevState:
     """One disk that is being sent (`bmds` in QEMU)."""
 
     # Set in save_setup, then read-only.
     backend: disk.BlockBackend
     name: bytes
-    geometry: geometry.BlockGeometry
+    geometry: BlockGeometry
     shared_base: bool
     dirty_bitmap: disk.DirtyBitmap
     mapping: _core.Mapping | None
@@ -31,30 +33,30 @@ class BlkMigDevState:
     digests: bytearray | None
     """Sixteen bytes for each block, as it was sent last; None where nobody asked for digests."""
 
-    disk_digests: bytearray | None = dataclasses.field(default=None, kw_only=True)
+    disk_digests: bytearray | None = None
     """The same for all blocks, sent or not; None where every block is sent, and where nobody asked for digests."""
 
-    hashed: _core.Bitmap | None = dataclasses.field(default=None, kw_only=True)
+    hashed: _core.Bitmap | None = None
     """The blocks of `disk_digests` that were hashed before bulk, while only the base held them; None without that
     phase."""
 
-    tree: DigestTree | None = dataclasses.field(default=None, kw_only=True)
+    tree: DigestTree | None = None
     """The tree over the digests of all that the disk holds; None where nobody asked for digests."""
 
-    sent: _core.Bitmap | None = dataclasses.field(default=None, kw_only=True)
+    sent: _core.Bitmap | None = None
     """The blocks that were sent at least once; None where every block is sent."""
 
-    proof: DiskProof | None = dataclasses.field(default=None, kw_only=True)
+    proof: DiskProof | None = None
     """What the target compares with its storage beside the stream; None where nobody asked for that."""
 
-    whole_from: int = dataclasses.field(default=1, kw_only=True)
+    whole_from: int = 1
     """A dirty block goes whole from so many marked bits on; below that, only what they stand for goes."""
 
-    map: diskmap.DiskMap | None = dataclasses.field(default=None, kw_only=True)
+    map: diskmap.DiskMap | None = None
     """What a picture of the disk needs; None where nobody wants one."""
 
     # Migration thread only.
-    blocker: contextlib.ExitStack = dataclasses.field(default_factory=contextlib.ExitStack, init=False)
+    blocker: contextlib.ExitStack
     """Keeps other migrations off the disk and the tracker attached; closing it undoes both."""
 
     aio_bitmap: _core.Bitmap
@@ -76,8 +78,8 @@ class BlkMigDevState:
     sent_blocks: int = 0
     """Blocks sent, zero blocks included; packs are in `packs`."""
 
-    packs: PackTally = dataclasses.field(default_factory=PackTally)
-    savings: Savings = dataclasses.field(default_factory=Savings)
+    packs: PackTally
+    savings: Savings
 
     completed_sectors: int = 0
     """Sectors of the bulk phase that were sent, or skipped because only the base holds them."""
@@ -92,6 +94,36 @@ class BlkMigDevState:
     allocated_start: int = 0
     allocated_end: int = 0
     """The extent that the top layer holds, as the disk named it last: inside it nobody asks again."""
+
+    def __init__(
+        self,
+        *,
+        backend: disk.BlockBackend,
+        name: bytes,
+        geometry: BlockGeometry,
+        shared_base: bool,
+        dirty_bitmap: disk.DirtyBitmap,
+        mapping: _core.Mapping | None,
+        digests: bytearray | None,
+        aio_bitmap: _core.Bitmap,
+        disk_digests: bytearray | None = None,
+        sent: _core.Bitmap | None = None,
+        whole_from: int = 1,
+    ) -> None:
+        self.backend = backend
+        self.name = name
+        self.geometry = geometry
+        self.shared_base = shared_base
+        self.dirty_bitmap = dirty_bitmap
+        self.mapping = mapping
+        self.digests = digests
+        self.disk_digests = disk_digests
+        self.sent = sent
+        self.whole_from = whole_from
+        self.blocker = contextlib.ExitStack()
+        self.aio_bitmap = aio_bitmap
+        self.packs = PackTally()
+        self.savings = Savings()
 
     @property
     def goes_whole(self) -> bool:
@@ -113,8 +145,7 @@ class BlkMigDevState:
         return self.backend.name
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Pack:
+class Pack(NamedTuple):
     """Extents of one disk that go together; see `packs`."""
 
     extents: disk.Extents

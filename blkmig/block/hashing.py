@@ -26,7 +26,7 @@ def _library() -> Any:
     return importlib.import_module("blake3")
 
 
-def is_available() -> bool:
+def can_hash() -> bool:
     """Return whether `hash_of` can do its work here."""
     try:
         _library()

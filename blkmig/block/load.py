@@ -12,7 +12,7 @@ from typing import Protocol
 
 from .. import _core, channel, errors, savevm
 from ..disk.extents import Extents
-from . import basewords, extras, records, sizes, table, wire
+from . import basewords, extras, runs, sizes, table, wire
 
 
 class LoadDevice(Protocol):
@@ -128,7 +128,7 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
             self._take_table(f)
         while True:
             position = f.position
-            flags, name, sector, count = records.next_run(f)
+            flags, name, sector, count = runs.next_run(f)
             if flags & _core.FLAG_DEVICE_BLOCK:
                 if not self._has_block:
                     self._begin_blocks(position)
@@ -159,7 +159,7 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
     def _take_table(self, f: channel.InputQEMUFile) -> None:
         """Read the table, with which the section must begin."""
         position = f.position
-        flags, _, count, _ = records.next_run(f)
+        flags, _, count, _ = runs.next_run(f)
         if flags != wire.FLAG_TABLE:
             raise errors.StreamError("the section 'blkmig' does not begin with its table of disks", position=position)
         self.table = table.get_table(f, count, position)

@@ -5,7 +5,8 @@ barrier. What was sent is in `log`. Migration thread only.
 
 from __future__ import annotations
 
-import dataclasses
+import copy
+from typing import NamedTuple
 
 from . import coverage, log, send, state
 
@@ -30,16 +31,14 @@ def take_back_in_flight(blk_mig: state.BlkMigState) -> int:
     return nbytes
 
 
-@dataclasses.dataclass(slots=True)
-class _DiskCounts:
+class _DiskCounts(NamedTuple):
     resent_blocks: int
     resent_sum: int
     sent_blocks: int
     packs: coverage.PackTally
 
 
-@dataclasses.dataclass(slots=True)
-class Counts:
+class Counts(NamedTuple):
     """What the description will say of all records up to a barrier."""
 
     packs: int
@@ -51,7 +50,7 @@ class Counts:
         return cls(
             blk_mig.counted_packs,
             [
-                _DiskCounts(bmds.resent_blocks, bmds.resent_sum, bmds.sent_blocks, dataclasses.replace(bmds.packs))
+                _DiskCounts(bmds.resent_blocks, bmds.resent_sum, bmds.sent_blocks, copy.copy(bmds.packs))
                 for bmds in blk_mig.bmds_list
             ],
         )
@@ -65,5 +64,5 @@ class Counts:
         blk_mig.counted_packs = self.packs
         for bmds, counts in zip(blk_mig.bmds_list, self.disks, strict=True):
             bmds.resent_blocks, bmds.resent_sum = counts.resent_blocks, counts.resent_sum
-            bmds.sent_blocks, bmds.packs = counts.sent_blocks, dataclasses.replace(counts.packs)
+            bmds.sent_blocks, bmds.packs = counts.sent_blocks, copy.copy(counts.packs)
             bmds.counts_all = True

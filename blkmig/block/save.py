@@ -23,14 +23,12 @@ from .. import _core, channel, disk, errors, params, passage, savevm
 from . import (
     base,
     choice,
-    compare,
     compressing,
     description,
     dirty,
     engine,
     extras,
     lastround,
-    proofs,
     setup,
     start,
     state,
@@ -66,7 +64,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         self.abilities = savevm.Ability(0)
         """What the target of a section ``blkmig`` can do beyond the first edition, and this end, too."""
 
-        self.take_answer: compare.TakeAnswer | None = None
+        self.take_answer: state.TakeAnswer | None = None
         """What gets the target's answers, where it holds old copies and only what differs is to be sent. Set it before
         `save_setup`."""
 
@@ -152,6 +150,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             has_checks=self._departure.checked,
         )
         if self.take_answer is not None:
+            from . import compare  # here: a plain copy has no old one to compare with
             blk_mig.comparison = compare.Comparison(self.take_answer)
         try:
             for bmds in setup.taken_into_use(
@@ -160,7 +159,8 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
                 blk_mig.bmds_list.append(bmds)
                 blk_mig.total_sector_sum += bmds.geometry.total_sectors
             blk_mig.dirty_disk = len(blk_mig.bmds_list)  # no dirty round is under way
-            blk_mig.proofs = proofs.Proofs(blk_mig.bmds_list) if self.proves else None
+            if self.proves:
+                blk_mig.prove()
             if self._departure.payload == "lent":
                 f.share_pages()
             if self.format == "blkmig":

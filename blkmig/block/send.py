@@ -3,8 +3,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from .. import _core, _output, channel, errors
-from . import checksums, compressed, coverage, device, digests, pieces, proof, state, wire
+from . import checksums, compressed, coverage, device, digests, state, wire
+
+if TYPE_CHECKING:
+    from . import pieces, proof
 
 
 def blk_send(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.BlkMigBlock) -> None:

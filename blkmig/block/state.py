@@ -10,11 +10,18 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import dataclasses
-from typing import Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
-from .. import _core, channel
-from . import device, log, proofs, reads
+from .. import _core, channel, savevm
+from . import device, log
+from .reads import BlockReads
+
+if TYPE_CHECKING:
+    from . import proofs
+
+TakeAnswer = Callable[[float], savevm.Digest | None]
+"""Given seconds, return the answer that has come, or comes within them; None if there is none. May raise."""
 
 
 class Comparison(Protocol):
@@ -27,13 +34,12 @@ class Comparison(Protocol):
         """Take a block that was read."""
 
 
-@dataclasses.dataclass(slots=True, eq=False)
 class BlkMigState:
     """The disks of one migration and how far they are."""
 
     # Set in save_setup, then read-only.
-    reads: reads.BlockReads
-    bmds_list: list[device.BlkMigDevState] = dataclasses.field(default_factory=list)
+    reads: BlockReads
+    bmds_list: list[device.BlkMigDevState]
     total_sector_sum: int = 0
     zero_blocks: bool = True
     has_checks: bool = False
@@ -45,7 +51,7 @@ class BlkMigState:
     """What the bulk phase goes by where the target holds old copies; None where it does not."""
 
     # Migration thread only.
-    blk_list: collections.deque[device.BlkMigBlock] = dataclasses.field(default_factory=collections.deque)
+    blk_list: collections.deque[device.BlkMigBlock]
     """Blocks that were read and wait to be sent, in the order in which their reads completed."""
 
     submitted: int = 0
@@ -101,6 +107,28 @@ class BlkMigState:
 
     fetch_seconds: float = 0.0
     """How long it took to fetch what is dirty when this round began, in seconds: the pause has to fetch it, too."""
+
+    def __init__(
+        self,
+        *,
+        reads: BlockReads,
+        bmds_list: list[device.BlkMigDevState] | None = None,
+        total_sector_sum: int = 0,
+        zero_blocks: bool = True,
+        has_checks: bool = False,
+    ) -> None:
+        self.reads = reads
+        self.bmds_list = bmds_list or []
+        self.total_sector_sum = total_sector_sum
+        self.zero_blocks = zero_blocks
+        self.has_checks = has_checks
+        self.blk_list = collections.deque()
+
+    def prove(self) -> None:
+        """Prove the disks beside the stream from now on; of `bmds_list` all are there."""
+        from . import proofs
+
+        self.proofs = proofs.Proofs(self.bmds_list)
 
     @property
     def read_done(self) -> int:

@@ -16,11 +16,10 @@ A receiver believes no size: it uses them to refuse early, and the description a
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 import zlib
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from .. import _core, channel, errors
 from . import wire
@@ -36,8 +35,7 @@ _FLAGS: Final = _SHARED_BASE | _RESUMES
 MIN_GRANULE: Final = 4096
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class TableDisk:
+class TableDisk(NamedTuple):
     """One disk of the table."""
 
     name: bytes

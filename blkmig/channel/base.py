@@ -15,7 +15,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Concatenate, NoReturn, ParamSpec, Self, TypeVar
 
-from .. import _output, children, errors
+from .. import _output, errors
 from . import link
 
 P = ParamSpec("P")
@@ -150,7 +150,7 @@ class QEMUFile:
             return OSError(error.errno, f"{error.strerror}; {unknown.strerror}")
         if status is None:
             return error
-        return OSError(error.errno, f"{error.strerror}; {children.describe_status(status)}")
+        return OSError(error.errno, f"{error.strerror}; {describe_status(status)}")
 
     def command_words(self) -> str:
         """Return how the command at the other end has ended, if it did and went wrong; "" else."""
@@ -158,7 +158,7 @@ class QEMUFile:
             status = self._transport.child_status(link.CHILD_GRACE_SECONDS)
         except ChildProcessError as unknown:
             return f"; {unknown.strerror}"
-        return f"; {children.describe_status(status)}" if status else ""
+        return f"; {describe_status(status)}" if status else ""
 
     def _wait_for_command(self, seconds: float | None = None, *, allowed: tuple[int, ...] = ()) -> None:
         """Wait up to `seconds` for an exec: command to end; raises ChannelError for a bad exit status, or none."""
@@ -167,7 +167,7 @@ class QEMUFile:
         except ChildProcessError as error:
             raise errors.ChannelError("closing", uri=self.uri, cause=error) from error
         if status and status not in allowed:
-            raise errors.ChannelError("closing", uri=self.uri, cause=children.describe_status(status))
+            raise errors.ChannelError("closing", uri=self.uri, cause=describe_status(status))
 
     def _close_transport(self) -> None:
         self._is_closed = self._link.careful = True
@@ -176,3 +176,11 @@ class QEMUFile:
         except OSError as error:
             kind = errors.LocalFileError if self._transport.local_file else errors.ChannelError
             raise kind("closing", uri=self.uri, cause=error) from error
+
+
+def describe_status(status: int) -> str:
+    """Return how a command ended, for a person."""
+    if status < 0:
+        return f"the command was ended by signal {-status}"
+    hint = {126: ", it cannot be run", 127: ", it was not found"}.get(status, "")
+    return f"the command ended with exit status {status}{hint}"

@@ -18,7 +18,7 @@ import socket
 from collections.abc import Sequence
 
 from .. import errors
-from . import joining, link, qemufile, sockets, splitting, stripes
+from . import buffers, joining, link, qemufile, sockets, splitting, stripes
 
 PAIR_NBYTES = 1 << 19
 """Bytes that may wait in the pair: little, because a connection has room of its own, and what waits delays the last."""
@@ -84,7 +84,7 @@ class BundledTransport(link.Transport):
 
     def has_left(self) -> bool:
         """Return whether the peer's machine has everything that was put. Raises OSError if the link broke."""
-        return not link.unsent_nbytes(self.fd) and self._mover.has_left()
+        return not buffers.unsent_nbytes(self.fd) and self._mover.has_left()
 
     def why_broken(self) -> OSError | None:
         """Return why the link broke."""

@@ -14,22 +14,21 @@ A link is cancelled from any thread or signal handler; everything else belongs t
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
 import os
 import select
 import socket
 import struct
-import subprocess
-import sys
-import termios
 import threading
 import time
 import weakref
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .. import _output, children, errors
+from .. import _output, errors
 from . import buffers
+
+if TYPE_CHECKING:
+    import subprocess
 
 CHILD_GRACE_SECONDS = 1.0
 """How long a command may take to end by itself when its channel is aborted, or to explain a broken pipe."""
@@ -223,7 +222,7 @@ class Transport:
             return True
         if code := self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             raise OSError(code, os.strerror(code))
-        return not unsent_nbytes(self.fd)
+        return not buffers.unsent_nbytes(self.fd)
 
     def why_broken(self) -> OSError | None:
         """Return why the link broke, where the descriptor itself does not tell."""
@@ -260,6 +259,8 @@ class Transport:
         """
         if self.child is None:
             return None
+        from .. import children  # here: only commands need it, and with it comes `subprocess`
+
         deadline = None if seconds is None else time.monotonic() + seconds
         while (status := children.exit_status(self.child)) is None:
             if deadline is not None and time.monotonic() >= deadline:
@@ -271,6 +272,8 @@ class Transport:
         """Make the command and what it has started end, by force if it must be, and forget it; never raises."""
         child, self.child = self.child, None
         if child is not None:
+            from .. import children
+
             children.end(child, CHILD_GRACE_SECONDS)
 
 
@@ -283,11 +286,6 @@ def _forget_all() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_all)
-
-
-def unsent_nbytes(fd: int) -> int:
-    """Return the bytes in a socket that the peer's machine does not have yet. Raises OSError."""
-    return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)
 
 
 def is_local(sock: socket.socket) -> bool:

@@ -7,7 +7,6 @@ Errors leave here as ChannelError with a word on what to do next.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import ipaddress
 import os
@@ -128,7 +127,7 @@ def bound_address(sock: socket.socket, asked: sockets.SocketAddress) -> sockets.
     """Return where `sock` listens: `asked` with the port that the system chose, if it had to."""
     if isinstance(asked, uri.UnixAddress):
         return asked
-    return dataclasses.replace(asked, port=sock.getsockname()[1])
+    return asked._replace(port=sock.getsockname()[1])
 
 
 def is_exposed(sock: socket.socket) -> bool:

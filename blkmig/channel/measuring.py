@@ -24,7 +24,6 @@ be anything: a count that cannot be ends the measuring, and of many reports few 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import pathlib
 import select
@@ -32,6 +31,7 @@ import socket
 import struct
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from .. import errors, units
 from . import link, sockets, uri
@@ -64,8 +64,7 @@ REPORT = struct.Struct(">Q")
 _CREDENTIALS = struct.Struct("3i")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class LinkSpeed:
+class LinkSpeed(NamedTuple):
     """What was measured: bytes per second, and the seconds after which a receiver has what was sent just now."""
 
     bandwidth: float

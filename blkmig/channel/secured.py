@@ -15,7 +15,7 @@ import ssl
 import time
 
 from .. import errors
-from . import link, records, session, sockets, tls
+from . import buffers, link, records, session, sockets, tls
 
 DOING = "TLS handshake"
 
@@ -51,7 +51,7 @@ class SecuredTransport(link.Transport):
                 words = words[self._sock.send(words) :]
             except BlockingIOError:
                 if not self.link.wait(patience or None, self.fd, select.POLLOUT):
-                    before, queued = queued, link.unsent_nbytes(self.fd)
+                    before, queued = queued, buffers.unsent_nbytes(self.fd)
                     if queued >= before:
                         raise OSError(errno.ETIME, os.strerror(errno.ETIME)) from None
 

@@ -12,7 +12,7 @@ import select
 import socket
 from collections.abc import Sequence
 
-from . import link, mover, stripes
+from . import buffers, link, mover, stripes
 
 
 class Splitter(mover.Mover):
@@ -127,5 +127,5 @@ class Splitter(mover.Mover):
 
 def _queued(lane: stripes.SendingLane) -> int:
     with contextlib.suppress(OSError):
-        return link.unsent_nbytes(lane.fd)
+        return buffers.unsent_nbytes(lane.fd)
     return 0

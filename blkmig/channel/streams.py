@@ -15,10 +15,9 @@ import os
 import pathlib
 import socket
 import stat
-import subprocess
 import time
 
-from .. import children, errors, units
+from .. import errors, units
 from . import link, sockets, uri
 
 PIPE_BUFFERS = (4 * units.MiB, 2 * units.MiB, units.MiB)
@@ -73,6 +72,10 @@ def _open_command(connection: link.Link, command: str, *, writing: bool) -> link
     Of its other streams, what it prints goes to our standard error, because our standard output may be read by a
     program, and its standard input is empty, because ssh and others swallow what they find there.
     """
+    import subprocess  # here, and in the next one: only commands need them
+
+    from .. import children
+
     children.require_statuses()
     read_end, write_end = os.pipe2(os.O_CLOEXEC)
     ours, theirs = (write_end, read_end) if writing else (read_end, write_end)
@@ -91,6 +94,8 @@ def _open_command(connection: link.Link, command: str, *, writing: bool) -> link
 
 def _open_two_way_command(connection: link.Link, command: str) -> link.Transport:
     """Start `command` with one socket as its standard input and output."""
+    from .. import children
+
     children.require_statuses()
     ours, theirs = socket.socketpair()
     with theirs:

@@ -17,13 +17,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, NamedTuple
 
 from .. import errors, paths, units
+
+if TYPE_CHECKING:
+    from .. import credentials
 
 FORMS = "tcp:HOST:PORT, tls:HOST:PORT, unix:PATH, exec:COMMAND, fd:N, file:PATH[,offset=N] or -"
 
@@ -34,14 +36,16 @@ _RECEIVES, _SENDS = (re.compile(rf"\bblkmig\b[^|;&<>\n]*\s{verb}\s") for verb in
 _TCP = re.compile(r"(?P<host>\[[^\[\]]+\]|[^:\[\]]*):(?P<port>\d{1,5})", re.ASCII)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class TcpAddress:
+class TcpAddress(NamedTuple):
     """A host, "" for none, and a port."""
 
     host: str
     port: int
 
-    scheme: ClassVar[str] = "tcp"
+    @property
+    def scheme(self) -> str:
+        """What its URI begins with."""
+        return "tcp"
 
     def __str__(self) -> str:
         """Return the URI, an IPv6 address in brackets."""
@@ -49,15 +53,18 @@ class TcpAddress:
         return f"{self.scheme}:{host}:{self.port}"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
 class TlsAddress(TcpAddress):
     """A host, "" for none, and a port, at which TLS is spoken."""
 
-    scheme: ClassVar[str] = "tls"
+    __slots__ = ()
+
+    @property
+    def scheme(self) -> str:
+        """What its URI begins with."""
+        return "tls"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class UnixAddress:
+class UnixAddress(NamedTuple):
     """The path of a Unix stream socket."""
 
     path: str
@@ -67,8 +74,7 @@ class UnixAddress:
         return f"unix:{self.path}"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ExecAddress:
+class ExecAddress(NamedTuple):
     """A command for /bin/sh."""
 
     command: str
@@ -86,8 +92,7 @@ class ExecAddress:
         return f"exec:{self.command}"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class FdAddress:
+class FdAddress(NamedTuple):
     """An open file descriptor of this process."""
 
     fd: int
@@ -97,8 +102,7 @@ class FdAddress:
         return f"fd:{self.fd}"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class FileAddress:
+class FileAddress(NamedTuple):
     """A file, from byte `offset` on."""
 
     path: str
@@ -110,9 +114,16 @@ class FileAddress:
         return f"file:{path},offset={self.offset}" if self.offset else f"file:{path}"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
 class StdioAddress:
-    """Standard output for a sender, standard input for a receiver."""
+    """Standard output for a sender, standard input for a receiver. All are equal."""
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether the other one is one, too."""
+        return isinstance(other, StdioAddress)
+
+    def __hash__(self) -> int:
+        """Return the same for all."""
+        return hash(StdioAddress)
 
     def __str__(self) -> str:
         """Return the URI."""
@@ -138,16 +149,27 @@ def parse_uri(uri: str) -> Address:
     return parse(uri, rest)
 
 
+def check_tls(address: Address, parameters: credentials.TlsParameters | None) -> None:
+    """Refuse TLS that would be left out, and an address of TLS without certificates."""
+    if parameters is not None and not isinstance(address, TlsAddress):
+        raise errors.ParameterError(f"{address} has no TLS, and certificates were said: say tls:HOST:PORT, or leave "
+                                    "them out")  # fmt: skip
+    if parameters is None and isinstance(address, TlsAddress):
+        from .. import credentials
+
+        raise errors.ParameterError(f"{address}: {credentials.ADVICE} (--tls-certificates), or the receiver's token")
+
+
 def _bad(uri: str, why: str) -> errors.ParameterError:
     return errors.ParameterError(f"bad address {uri!r}: {why} (the forms are {FORMS})")
 
 
 def _parse_tcp(uri: str, rest: str, kind: type[TcpAddress] = TcpAddress) -> TcpAddress:
-    match = _TCP.fullmatch(rest)
+    match, scheme = _TCP.fullmatch(rest), uri.partition(":")[0]
     if match is None:
         ipv6 = rest.count(":") > 1 and "[" not in rest
-        raise _bad(uri, f"an IPv6 address goes into brackets, as in {kind.scheme}:[::1]:4444" if ipv6
-                   else f"say {kind.scheme}:HOST:PORT")  # fmt: skip
+        raise _bad(uri, f"an IPv6 address goes into brackets, as in {scheme}:[::1]:4444" if ipv6
+                   else f"say {scheme}:HOST:PORT")  # fmt: skip
     port = int(match["port"])
     if port > 65535:
         raise _bad(uri, "a port is from 0 to 65535")

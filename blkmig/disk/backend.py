@@ -60,6 +60,9 @@ class BlockBackend(abc.ABC):
     min_granularity: int = 4096
     """How fine the marks are that its tracker gets, in bytes: a bitmap that is finer tells no more."""
 
+    size_unit: int = 1
+    """Sizes are multiples of so many bytes: a disk of another size has the next one, as an image has whole sectors."""
+
     is_growable: bool = False
     """Whether `resize` works: a new regular file whose final size is not yet known."""
 

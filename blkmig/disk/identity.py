@@ -9,11 +9,11 @@ two of them are the same bytes, whether its name still leads to it, and whether 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 _SYSFS = Path("/sys/dev/block")
 
@@ -21,8 +21,7 @@ Key = tuple[str, int, int, str]
 """("file", device, inode, ""), ("device", major, minor, ""), or ("name", folder's device, its inode, NAME)."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class KnownFile:
+class KnownFile(NamedTuple):
     """A file or a device as it was when it was opened; `about` is None for one that did not exist yet.
 
     `is_tracked` says that writes to it are expected and known: it is a target, or somebody marks them.
@@ -81,7 +80,7 @@ class KnownFile:
         with contextlib.suppress(OSError):
             now = Path(self.path).stat()
             if self.about is not None and _key_of(now) == _key_of(self.about):
-                return dataclasses.replace(self, about=now)
+                return self._replace(about=now)
         return self
 
     def change(self) -> str | None:

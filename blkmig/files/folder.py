@@ -7,9 +7,7 @@ Whoever moves or replaces the folder, or puts a symlink in the place of a file, 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
-import hashlib
 import os
 from pathlib import Path
 
@@ -26,6 +24,8 @@ def hidden_name(name: str, suffix: str) -> str:
     plain = f".{name}{suffix}"
     if len(os.fsencode(plain)) <= MAX_NAME_BYTES:
         return plain
+    import hashlib  # here: hardly any name is as long
+
     digest = hashlib.sha256(os.fsencode(name)).hexdigest()[:_DIGEST_CHARACTERS]
     room = MAX_NAME_BYTES - len(suffix) - len(digest) - 2
     return f".{os.fsdecode(os.fsencode(name)[:room])}-{digest}{suffix}"
@@ -98,6 +98,8 @@ class Folder:
 
     def _rename_noreplace(self, old: str, new: str) -> bool:
         """Return whether the system could do it."""
+        import ctypes  # here: only what is made anew is renamed
+
         call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
         if call is None:
             return False

@@ -19,12 +19,12 @@ for an incoming migration).
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import fcntl
 import logging
 import os
 import struct
+from typing import NamedTuple
 
 from .. import errors
 from . import lockholders
@@ -43,8 +43,7 @@ _UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOLCK, errno.EOPNOT
 _logger = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Permissions:
+class Permissions(NamedTuple):
     """What the holder does to an image, and what it lets nobody else do."""
 
     doing: str

@@ -16,9 +16,7 @@ what it has read before it acts on it: what a failed store has left in the page 
 
 from __future__ import annotations
 
-import dataclasses
 import errno
-import hashlib
 import json
 import os
 import stat
@@ -26,7 +24,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from .. import errors
 from . import folder, locks
@@ -56,11 +54,12 @@ def where(disk: str, state_dir: str | None) -> tuple[Path, str]:
     path = Path(disk)
     if state_dir is None:
         return path.parent, path.name
+    import hashlib  # here: beside their disks they need none
+
     return Path(state_dir), f"{path.name}-{hashlib.sha256(os.fsencode(disk)).hexdigest()[:_DIGEST_CHARACTERS]}"
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Disk:
+class Disk(NamedTuple):
     """One disk of a session: where it is, and of a file that is made, which one."""
 
     path: str
@@ -76,7 +75,7 @@ class Disk:
 
     def says(self) -> dict[str, Any]:
         """Return what the text says of it."""
-        return {key: value for key, value in dataclasses.asdict(self).items() if value is not None}
+        return {key: value for key, value in self._asdict().items() if value is not None}
 
 
 class SessionFile:

@@ -52,7 +52,7 @@ class SharedMapBackend(backend.BlockBackend):
         self._map = dirtymap.DirtyMap(path, size=self.size, device=self.name)
         self.min_granularity = self._map.granularity
         # Written by another program, on purpose, and marked.
-        self.files = tuple(dataclasses.replace(file, is_tracked=True) for file in (*source.files, self._map.known))
+        self.files = tuple(file._replace(is_tracked=True) for file in (*source.files, self._map.known))
 
     def open_reader(self, *, is_target: bool) -> storage.StorageReader | None:
         """Return a reader of the source."""

@@ -4,15 +4,17 @@
 What a migration itself does not need, the forecast and the inspection, is loaded when it is first used.
 """
 
-from .calls import incoming, outgoing, receive, send
-from .incoming import IncomingMigration
-from .outgoing import OutgoingMigration
+from typing import TYPE_CHECKING
 
-TYPE_CHECKING = False
+from .. import later
+
 if TYPE_CHECKING:
+    from .calls import incoming, outgoing, receive, send
     from .forecasting import Forecast, forecast
+    from .incomingmigration import IncomingMigration
     from .inspecteddisk import InspectedDisk, RecordListener
     from .inspection import Inspection, as_json, inspect
+    from .outgoingmigration import OutgoingMigration
 
 __all__ = [
     "Forecast",
@@ -30,23 +32,21 @@ __all__ = [
     "send",
 ]
 
-_FORECASTING = ("Forecast", "forecast")
-_INSPECTED = ("InspectedDisk", "RecordListener")
 
 
-def __getattr__(name: str) -> object:
-    """Load what is asked for, once."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name in _FORECASTING:
-        from . import forecasting as module
-    elif name in _INSPECTED:
-        from . import inspecteddisk as module  # type: ignore[no-redef]
-    else:
-        from . import inspection as module  # type: ignore[no-redef]
-    globals()[name] = value = getattr(module, name)
-    return value
+
 
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+__getattr__ = later.opener(
+    __name__,
+    calls="incoming outgoing receive send",
+    forecasting="Forecast forecast",
+    incomingmigration="IncomingMigration",
+    inspecteddisk="InspectedDisk RecordListener",
+    inspection="Inspection as_json inspect",
+    outgoingmigration="OutgoingMigration",
+)

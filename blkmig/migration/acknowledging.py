@@ -21,17 +21,16 @@ Who owns what: `_lock` guards everything that both threads change. It is a leaf:
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from .. import block, errors
 from . import heartbeat
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Mark:
+class Mark(NamedTuple):
     """How far the stream was at a barrier."""
 
     number: int = 0

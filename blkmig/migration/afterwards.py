@@ -17,10 +17,13 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .. import channel, credentials, errors, savevm
+from .. import channel, errors, savevm
 from . import farewell
+
+if TYPE_CHECKING:
+    from .. import credentials
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ been said.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from .. import block, errors, savevm
 
@@ -17,8 +17,7 @@ KNOWN_VERSIONS = (1, 2)
 SEALED_SINCE = 2
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AnnouncedDisk:
+class AnnouncedDisk(NamedTuple):
     """What the description says of one disk; see `block.description`. None: it does not say."""
 
     name: str

@@ -11,7 +11,6 @@ import functools
 from collections.abc import Callable
 
 from .. import block, diskmap, stats
-from . import figures
 
 
 class Arrivals:
@@ -43,5 +42,5 @@ class Arrivals:
             self.close_round()
             self._began = (self._clock(), self._transferred())
             self.rounds.append(stats.RoundStatistics(self.rounds[-1].number + 1 if self.rounds else 0, 0))
-            del self.rounds[1 : len(self.rounds) - figures.MAX_ROUNDS_KEPT]
+            del self.rounds[1 : len(self.rounds) - stats.MAX_ROUNDS_KEPT]
         self._last = place

@@ -115,7 +115,7 @@ class Barriers:
             self._proofs.acknowledged()
         self._acknowledged_counts, self._acknowledged_position = self._sent_counts, self._sent_position
         self._figures.stats.barriers = number
-        self._figures.notify(stats.Acknowledged(self._figures.elapsed(), number))
+        self._figures.notify(lambda: stats.Acknowledged(self._figures.elapsed(), number))
 
     def ask_again(self, last_ack: int) -> None:
         """Go on behind COMMIT on another connection: nothing is sent again but what proves the disks."""

@@ -32,7 +32,7 @@ class BaseCheck:
         assert isinstance(device, block.BlkLoadDevice)
         geometry = disk.BlockGeometry(size)
         for run in runs:
-            if device.digest_of_run(geometry, run.first, run.count, self._next_block) != run.digest:
+            if device.digest_of_run(geometry, run.first, run.nblocks, self._next_block) != run.digest:
                 raise _wrong_base(device.statistics.name, geometry, run)
 
     def _next_block(self) -> None:
@@ -46,7 +46,7 @@ class BaseCheck:
 
 def _wrong_base(name: str, geometry: disk.BlockGeometry, run: block.BaseRun) -> errors.WrongBase:
     start, _ = geometry.block_range(run.first)
-    last, nbytes = geometry.block_range(run.first + run.count - 1)
+    last, nbytes = geometry.block_range(run.first + run.nblocks - 1)
     return errors.WrongBase(
         f"disk {name!r}: the target does not hold the source's base, nothing was written; they differ for the first "
         f"time between the offsets {start} and {last + geometry.clip(last, nbytes)}: begin with a copy of the base on "

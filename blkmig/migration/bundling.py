@@ -15,7 +15,7 @@ All of it belongs to the migration thread.
 from __future__ import annotations
 
 import logging
-import secrets
+import os
 import time
 from collections.abc import Sequence
 
@@ -65,7 +65,7 @@ class Bundling:
         count = self._count()
         if count == 1:
             return
-        why_not = self._why_not() or self._open(savevm.Bundle(secrets.token_bytes(savevm.ID_NBYTES), count))
+        why_not = self._why_not() or self._open(savevm.Bundle(os.urandom(savevm.ID_NBYTES), count))
         if not why_not:
             self._stats.connections = count
         elif self._chosen != "auto" or self._connection.takes_several:

@@ -6,14 +6,16 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .. import disk, params, paths, stats
-from ..sources import together
-from . import asked, figures
-from . import targets as load_targets
-from .incoming import IncomingMigration
-from .outgoing import OutgoingMigration
+from .. import params, stats
+
+if TYPE_CHECKING:
+    from .. import disk
+    from . import figures
+    from . import targets as load_targets
+    from .incomingmigration import IncomingMigration
+    from .outgoingmigration import OutgoingMigration
 
 
 def outgoing(
@@ -24,6 +26,8 @@ def outgoing(
     on_progress: figures.OnProgress | None = None,
 ) -> OutgoingMigration:
     """Return a migration of `disks` to `uri`, driven step by step in a ``with``; see :class:`OutgoingMigration`."""
+    from .outgoingmigration import OutgoingMigration  # here, as in the others: an end loads nothing of the other one
+
     return OutgoingMigration(disks, uri, parameters, on_progress=on_progress)
 
 
@@ -57,6 +61,11 @@ def sending(
 
     It is made when they are open: opening them takes as long as `connect_timeout` allows, and nothing ends it.
     """
+    from .. import disk, paths
+    from ..sources import together
+    from . import asked
+    from .outgoingmigration import OutgoingMigration
+
     chosen = params.MigrationParameters(**parameters)
     timeouts: dict[str, Any] = {"connect_timeout": chosen.connect_timeout, "idle_timeout": chosen.idle_timeout}
     with contextlib.ExitStack() as opened:
@@ -85,6 +94,8 @@ def incoming(
     on_progress: figures.OnProgress | None = None,
 ) -> IncomingMigration:
     """Return a migration that comes in on `uri`, to be run in a ``with``; see :class:`IncomingMigration`."""
+    from .incomingmigration import IncomingMigration
+
     targets = {} if targets is None else targets
     return IncomingMigration(uri, targets, parameters, into=into, by_index=by_index, on_progress=on_progress)
 

@@ -13,11 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from .. import block, channel, errors, params, savevm, stats
 from ..block import ExtraKind
-from . import questions
+
+if TYPE_CHECKING:
+    from . import questions
 
 logger = logging.getLogger(__name__)
 
@@ -82,11 +85,27 @@ def abilities(parameters: params.IncomingParameters, is_exposed: bool) -> savevm
     return savevm.OURS & ~(savevm.Ability.DELTA | (savevm.Ability.RESUME if parameters.incremental else 0))
 
 
-@contextlib.contextmanager
-def answering(loader: savevm.LoadVM) -> Iterator[block.Answers]:
+class Answering:
+    """What answers the questions of one stream: nothing, until somebody asks for it."""
+
+    def __init__(self, loader: savevm.LoadVM) -> None:
+        self._loader = loader
+        self._answers: block.Answers | None = None
+
+    def open(self) -> block.Answers:
+        """Return what answers from now on; call it once."""
+        self._answers = block.Answers(self._loader.way_back.digest)
+        return self._answers
+
+    def close(self) -> None:
+        """Answer nothing any more. Blocks. Twice does no harm."""
+        if self._answers is not None:
+            self._answers.close()
+
+
+def answering(loader: savevm.LoadVM) -> contextlib.closing[Answering]:
     """Have the questions of a stream be answered while it is loaded, from `begin` on."""
-    with contextlib.closing(block.Answers(loader.way_back.digest)) as answers:
-        yield answers
+    return contextlib.closing(Answering(loader))
 
 
 def check_table(
@@ -102,7 +121,7 @@ def check_table(
 
 
 def begin(
-    answers: block.Answers | None,
+    answers: Answering | None,
     parameters: params.IncomingParameters,
     handlers: block.BlockLoadHandlers,
     table: Sequence[block.TableDisk],
@@ -119,11 +138,12 @@ def begin(
         return take_and_count
 
     if answers is not None and (parameters.compares or any(entry.resumes for entry in table)):
-        handlers.on_extra |= {ExtraKind.ASK: counted(answers.ask), ExtraKind.SAME: counted(answers.same)}
-        answers.begin(table, devices)
+        found = answers.open()
+        handlers.on_extra |= {ExtraKind.ASK: counted(found.ask), ExtraKind.SAME: counted(found.same)}
+        found.begin(table, devices)
 
 
-def end(answers: block.Answers | None) -> None:
+def end(answers: Answering | None) -> None:
     """Answer nothing any more: nothing is compared behind the bulk phase, and the disks may be let go. Blocks."""
     if answers is not None:
         answers.close()

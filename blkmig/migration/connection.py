@@ -15,9 +15,13 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from .. import block, channel, credentials, errors, savevm, texts
+from .. import block, channel, errors, savevm, texts
 from . import reasons
+
+if TYPE_CHECKING:
+    from .. import credentials
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,13 @@ decides, and changes nothing but the writers' speed. All of it belongs to the mi
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from .. import _core, block, disk, errors, params, stats, units
-from . import autoconverge, figures, standby, written
+from . import figures, standby, written
+
+if TYPE_CHECKING:
+    from . import autoconverge
 
 WORTH = 0.75
 """One more round is worth its time if the last one sent at most this share of what the one before it sent, and left at
@@ -58,7 +62,11 @@ class Convergence:
         self._standstill = Standstill()
         self._written = written.WrittenRate(measured.elapsed)
         self._standby = standby.StandBy(parameters, handlers, measured, look)
-        self._auto_converge = autoconverge.AutoConverge(handlers) if parameters.auto_converge else None
+        self._auto_converge: autoconverge.AutoConverge | None = None
+        if parameters.auto_converge:
+            from . import autoconverge
+
+            self._auto_converge = autoconverge.AutoConverge(handlers)
         # Any thread may set these, nobody clears them.
         self.switchover_requested = False
 
@@ -216,7 +224,7 @@ class Convergence:
         pending, threshold = self._figures.pending(), self.threshold_size()
         if self._parameters.switchover == "auto" and self._standstill.is_worth_telling(pending, threshold):
             self._figures.notify(
-                stats.NotConverging(
+                lambda: stats.NotConverging(
                     elapsed=self._figures.elapsed(),
                     dirty_rate=ended.dirty_rate,
                     bandwidth=self._figures.stats.bandwidth,

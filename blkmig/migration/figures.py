@@ -20,13 +20,11 @@ from collections.abc import Callable, Iterator
 from .. import _core, block, savevm, stats
 from . import connection, outlook, sentdisks
 
-OnProgress = Callable[[stats.Event], None]
+OnProgress = Callable[["stats.Event"], None]
 PROGRESS_SECONDS = 0.1
 
 WINDOW_SECONDS = 0.1
 """Bandwidth is measured over windows of at least this length: QEMU's BUFFER_DELAY."""
-
-MAX_ROUNDS_KEPT = 1000
 
 
 class BandwidthMeter:
@@ -172,7 +170,7 @@ class Figures:
         position = self._connection.transferred
         self._round_start = (self._clock(), position, blk_mig.sent_bytes, blk_mig.transferred, blk_mig.packs)
         rounds.append(stats.RoundStatistics(rounds[-1].number + 1 if rounds else 0, dirty_bytes))
-        del rounds[1 : len(rounds) - MAX_ROUNDS_KEPT]
+        del rounds[1 : len(rounds) - stats.MAX_ROUNDS_KEPT]
         if self.stats.status == "device":
             self._phase = "switchover"
 
@@ -207,7 +205,7 @@ class Figures:
         if status == "active":  # bulk or dirty, as the handlers say
             self._phase, self._has_told_waiting = "bulk", False
             self._outlook.begin_bulk()
-        self.notify(stats.StatusChanged(self.elapsed(), status))
+        self.notify(lambda: stats.StatusChanged(self.elapsed(), status))
 
     def finish(self, status: stats.Status) -> None:
         """Enter the last state."""
@@ -222,7 +220,7 @@ class Figures:
         if self._on_progress is None or (now - self._last_report < PROGRESS_SECONDS and not at_once):
             return
         self._last_report = now
-        self.notify(self._progressed())
+        self.notify(self._progressed)
 
     def _progressed(self) -> stats.Progressed:
         """Return a report of how far the migration is."""
@@ -260,12 +258,13 @@ class Figures:
         total = dirty_bytes if dirty_bytes > sent else sent + self._outlook.left
         return 100.0 * sent / total if total else 100.0
 
-    def notify(self, event: stats.Event) -> None:
-        """Call the caller's callback."""
+    def notify(self, event: Callable[[], stats.Event]) -> None:
+        """Call the caller's callback, if there is one, with what `event` makes."""
         if self._on_progress is None:
             return
+        told = event()
         try:
-            self._on_progress(event)
+            self._on_progress(told)
         except Exception as error:
             if not self._is_postponing:
                 raise

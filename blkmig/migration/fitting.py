@@ -8,13 +8,12 @@ is written. For a QEMU's disk the difference is found when a block comes that do
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import pathlib
+from typing import NamedTuple
 
 from .. import block, disk, errors, params, sources, stats
 from ..files import FileBackend, folder
-from ..nbd import image, qemuimg
 
 ADVICE = "say --keep-tail if what it holds behind the disk is to stay, or remove it and receive again"
 
@@ -47,7 +46,7 @@ def check_known_size(
     if fact.size < size:
         too_small = OSError(errno.EFBIG, cause)  # the status that the source hears
         raise errors.DeviceError(f"{fact.path!r} is too small", device=fact.label, cause=too_small)
-    if fact.is_file and not parameters.keep_tail and not is_rounded(size, fact.size, is_image=fact.is_image):
+    if fact.is_file and not parameters.keep_tail and not is_rounded(size, fact.size, fact.size_unit):
         raise errors.DeviceError(f"{fact.path!r} is too large", device=fact.label, cause=f"{cause}; {ADVICE}")
 
 
@@ -68,15 +67,14 @@ def _check_said_size(label: str, said: int | None, announced: int | None) -> Non
         raise errors.ParameterError(f"{label} has {announced} bytes, not {said} as was said; nothing was written")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Existing:
+class _Existing(NamedTuple):
     """A target that was there before its disk came, and keeps its size."""
 
     label: str
     path: str
     size: int
     is_file: bool
-    is_image: bool
+    size_unit: int
 
     @classmethod
     def of(cls, target: sources.TargetFile | disk.BlockBackend, name: str) -> _Existing | None:
@@ -84,12 +82,12 @@ class _Existing:
         if isinstance(target, sources.TargetFile):
             if target.size is None:
                 return None
-            return cls(target.label, target.path, target.size, target.is_fixed_file, target.is_image)
+            return cls(target.label, target.path, target.size, target.is_fixed_file, target.size_unit)
         if target.is_growable:
             return None
         path = target.files[0].path if target.files else target.name
         is_file = bool(target.files) and target.files[0].is_regular
-        return cls(name, path, target.size, is_file, isinstance(target, image.ImageBackend))
+        return cls(name, path, target.size, is_file, target.size_unit)
 
 
 def check_settled_size(
@@ -101,20 +99,19 @@ def check_settled_size(
         return
     files = device.backend.files
     is_file = bool(files) and files[0].is_regular
-    is_image = isinstance(device.backend, image.ImageBackend)
     if device.statistics.size_source == "target":
         if is_file:
             statistics.notes.append(f"disk {name!r}: size not in the stream, taken as the {has} bytes of its target")
-    elif has > size and not is_rounded(size, has, is_image=is_image):
+    elif has > size and not is_rounded(size, has, device.backend.size_unit):
         if is_file and not parameters.keep_tail:
             cause = f"it has {has} bytes, and the disk {size}: all of that was written, and old bytes follow; {ADVICE}"
             raise errors.DeviceError(f"{files[0].path!r} is too large", device=name, cause=cause)
         statistics.notes.append(f"disk {name!r} has {size} bytes, its target {has}: the rest keeps what it held")
 
 
-def is_rounded(size: int, has: int, *, is_image: bool) -> bool:
-    """Return whether that is the size of an image for a disk of `size` bytes: images count in sectors."""
-    return is_image and has == -(-size // qemuimg.SECTOR) * qemuimg.SECTOR
+def is_rounded(size: int, has: int, unit: int) -> bool:
+    """Return whether that is the size of a target for a disk of `size` bytes, if it is counted in `unit` bytes."""
+    return has == -(-size // unit) * unit
 
 
 def check_is_named(backend: disk.BlockBackend) -> None:

@@ -11,9 +11,6 @@ from collections.abc import Callable, Iterator
 from .. import channel, errors, savevm
 from . import connection, digestbox
 
-KNOWS_TREES = 0x54524545
-"""The value of a PONG which says that the target verifies digests in the form of a tree."""
-
 LONGEST_WAIT = 86400.0
 """Seconds that the kernel is asked to wait at a time, where nothing bounds a wait."""
 
@@ -97,7 +94,7 @@ class Hearing(abc.ABC):
             self.proof_result = value
         if isinstance(value, savevm.Digest):
             self.digests.keep(value, position)
-        if kind == savevm.MIG_RP_MSG_PONG and value == KNOWS_TREES:
+        if kind == savevm.MIG_RP_MSG_PONG and value == savevm.KNOWS_TREES:
             self.knows_trees = True
         if isinstance(value, savevm.Word) or (kind == savevm.MIG_RP_MSG_PONG and not self._is_answer(value)):
             self._connection.is_no_qemu()

@@ -181,7 +181,7 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
             "reached_eof": stream.reached_eof,
             "vmdescription": stream.vmdescription is not None,
             "device_state_nbytes": stream.drained_bytes,
-            "sections": [dataclasses.asdict(section) for section in stream.sections],
+            "sections": [section._asdict() for section in stream.sections],
         },
         "disks": [
             {**dataclasses.asdict(disk.statistics), "rounds": disk.rounds, "missing": disk.statistics.missing}

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import secrets
+import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -91,7 +91,7 @@ class OutgoingSession:
             if self._parameters.reconnect:
                 self._figures.stats.notes.append(NO_SESSION)
         elif self._can_be_offered():
-            self._key = secrets.token_bytes(savevm.KEY_NBYTES)
+            self._key = os.urandom(savevm.KEY_NBYTES)
             self._block.session = block.extra(block.ExtraKind.SESSION, self._session().encode())
 
     def begin(self) -> None:
@@ -147,7 +147,7 @@ class OutgoingSession:
         self._connection.abort()
         self._note_loss()
         self._figures.enter("reconnecting")
-        self._figures.notify(stats.Reconnecting(self._figures.elapsed(), str(error)))
+        self._figures.notify(lambda: stats.Reconnecting(self._figures.elapsed(), str(error)))
         nbytes = block.take_back_in_flight(self._block.blk_mig)
         last_ack = self._connect_again(error, lambda answer: answer.last_ack)
         nbytes += self._barriers.go_on(last_ack)
@@ -172,7 +172,7 @@ class OutgoingSession:
         self._connection.abort()
         self._note_loss()
         self._figures.enter("reconnecting")
-        self._figures.notify(stats.Reconnecting(self._figures.elapsed(), str(error)))
+        self._figures.notify(lambda: stats.Reconnecting(self._figures.elapsed(), str(error)))
         done = self._connect_again(error, go_on)
         self._figures.link_is_back(0)
         self._figures.enter("device")

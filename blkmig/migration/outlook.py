@@ -15,9 +15,12 @@ from __future__ import annotations
 
 import collections
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from .. import _core, block, errors
-from ..block import bulk, device
+
+if TYPE_CHECKING:
+    from ..block import device
 
 CELLS = 1024
 """What a disk's data is counted in: so much memory per disk, whatever its size."""
@@ -74,6 +77,8 @@ class DataAhead:
 
     def ask(self) -> None:
         """Ask the disk for its next extent of data. Blocks as that does."""
+        from ..block import bulk  # here: the receiving end, whose rates are counted here, too, has no bulk phase
+
         backend, offset = self._bmds.backend, self._asked_offset
         try:
             if self._bmds.shared_base:

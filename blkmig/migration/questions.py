@@ -26,10 +26,6 @@ from typing import Any
 from .. import block, errors, savevm
 from . import connection, hearing, reasons
 
-ASK_TREES = 0x74726565
-"""The value of the PING that asks whether the target verifies digests in the form of a tree: `hearing.KNOWS_TREES` says
-that it does. Whoever does not know the question answers a PING like any other."""
-
 BASE_PING = 0x62617365
 """The value of the PING that asks whether the target has compared the disks' bases."""
 
@@ -66,7 +62,7 @@ class Questions(hearing.Hearing):
     def ask_for_trees(self, state: savevm.SaveState) -> None:
         """Ask whether the target knows digests in the form of a tree; it has until the pause to say so."""
         if self._connection.return_path is not None:
-            state.send_ping(self._connection.f, ASK_TREES)
+            state.send_ping(self._connection.f, savevm.ASK_TREES)
 
     def look(self) -> None:
         """Raise if the caller cancels, or if the target has ended the migration. Does not wait."""
@@ -264,4 +260,4 @@ class Questions(hearing.Hearing):
     def _is_answer(self, value: object) -> bool:
         """Return whether a PONG answers one of our PINGs."""
         is_barrier = isinstance(value, int) and BARRIER_PING < value <= BARRIER_PING + self._barriers
-        return is_barrier or value in (ASK_TREES, BASE_PING, savevm.ASK)
+        return is_barrier or value in (savevm.ASK_TREES, BASE_PING, savevm.ASK)

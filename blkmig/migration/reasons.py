@@ -36,13 +36,13 @@ def refused(
 
     Raises :class:`~blkmig.errors.StreamError` for one that the table does not have; the reply ends at `position`.
     """
-    if any(refusal.index >= len(table) for refusal in refusals):
+    if any(refusal.disk >= len(table) for refusal in refusals):
         raise errors.StreamError("the target refuses a disk that nobody has offered", position=position)
-    texts = [f"disk {table[refusal.index].label!r}: {refusal.text}" for refusal in refusals]
+    texts = [f"disk {table[refusal.disk].label!r}: {refusal.text}" for refusal in refusals]
     first = refusals[0]
     return errors.TargetFailed(
         f"the target does not take {'; '.join(texts)}",
-        device=table[first.index].label,
+        device=table[first.disk].label,
         errno=first.errno or None,
     )
 
@@ -52,6 +52,6 @@ def nameless(refusals: Sequence[savevm.Refusal], table: Sequence[block.TableDisk
     first = refusals[0]
     return errors.TargetFailed(
         f"the target has everything, but not under its name: {'; '.join(refusal.text for refusal in refusals)}",
-        device=table[first.index].label if first.index < len(table) else None,
+        device=table[first.disk].label if first.disk < len(table) else None,
         errno=first.errno or None,
     )

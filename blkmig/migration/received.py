@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from .. import block, channel, stats
-from . import arrivals, figures, outlook
+from . import arrivals, outlook
+
+if TYPE_CHECKING:
+    from . import figures
 
 PROGRESS_SECONDS = 0.1
 

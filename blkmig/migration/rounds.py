@@ -90,7 +90,7 @@ class Rounds:
         is_worth_telling = self._convergence.round_ended(ended)
         if is_worth_telling:
             pending, threshold = self._figures.pending(), self._convergence.threshold_size()
-            self._figures.notify(stats.RoundEnded(self._figures.elapsed(), ended, pending, threshold))
+            self._figures.notify(lambda: stats.RoundEnded(self._figures.elapsed(), ended, pending, threshold))
         self._figures.begin_round(self._block.blk_mig.round_dirty_bytes)
 
     def fetch_anew(self) -> None:

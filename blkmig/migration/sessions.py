@@ -15,7 +15,7 @@ import contextlib
 import errno
 import logging
 import math
-import secrets
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -66,7 +66,7 @@ class SessionFiles:
         if self._state_dir is None and not all(disk.is_file for disk in self._disks):
             raise OSError(errno.ENOTSUP, "not every disk is a file")
         self._says = {
-            "id": secrets.token_hex(16),
+            "id": os.urandom(16).hex(),
             "side": self._side,
             "state": "open",
             "disks": [disk.says() for disk in self._disks],

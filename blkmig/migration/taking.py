@@ -20,7 +20,6 @@ does not give the disks back; the disks are unlocked before DONE, because the so
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
@@ -204,7 +203,7 @@ _UNKNOWN = (
 
 def as_if_ended(stream: savevm.LoadedStream, end: savevm.End) -> savevm.LoadedStream:
     """Return what a stream holds at `end`, as if it were over there."""
-    ended = tuple(dataclasses.replace(section, ended=True) for section in stream.sections)
-    return dataclasses.replace(
-        stream, sections=ended, vmdescription=end.description, vmdescription_state=end.state
+    ended = tuple(section._replace(ended=True) for section in stream.sections)
+    return stream._replace(
+        sections=ended, vmdescription=end.description, vmdescription_state=end.state
     )

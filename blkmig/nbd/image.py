@@ -32,6 +32,8 @@ class ImageBackend(exported.ExportedDisk):
     uses the image, :class:`~blkmig.errors.FormatError` if it is of another format.
     """
 
+    size_unit = qemuimg.SECTOR
+
     def __init__(
         self,
         path: str | os.PathLike[str],

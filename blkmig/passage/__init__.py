@@ -26,7 +26,18 @@ A decision ends as the kind of the block buffers, which is set when they are mad
     piped     it may be pages that nobody has looked at                        received
 """
 
-from .receiving import Arrival, arrival
-from .sending import Departure, departure
+from typing import TYPE_CHECKING
+
+from .. import later
+
+if TYPE_CHECKING:
+    from .receiving import Arrival, arrival
+    from .sending import Departure, departure
 
 __all__ = ["Arrival", "Departure", "arrival", "departure"]
+
+__getattr__ = later.opener(
+    __name__,
+    receiving="Arrival arrival",
+    sending="Departure departure",
+)

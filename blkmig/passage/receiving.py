@@ -26,14 +26,12 @@ Invariants:
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from .. import disk
 
 
-@dataclasses.dataclass(frozen=True)
-class Arrival:
+class Arrival(NamedTuple):
     """How the blocks of one disk arrive."""
 
     payload: Literal["moved", "piped"]

@@ -80,9 +80,8 @@ Invariants:
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from .. import _core, disk, params
 
@@ -111,8 +110,7 @@ class Channel(Protocol):
         """Return whether a bit that changes on the way breaks the link, as with TLS."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Departure:
+class Departure(NamedTuple):
     """How the blocks of one outgoing stream travel."""
 
     payload: Literal["own", "mapped", "lent", "given"]

@@ -15,10 +15,9 @@ The subsections have no length of their own, so an unknown one cannot be skipped
 
 from __future__ import annotations
 
-import dataclasses
 import struct
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from .. import errors
 from . import container
@@ -38,8 +37,7 @@ FIXED_PAGE_BITS: Final = {"clipper": 13, "sun4u": 13, "sun4v": 13, "niagara": 13
 """Machines of the targets whose pages are always 8 KiB; they do not say so."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Configuration:
+class Configuration(NamedTuple):
     """The configuration section as read; the default is that of a stream without one."""
 
     machine: str | None = None
@@ -78,7 +76,7 @@ def get_configuration(f: InputQEMUFile) -> Configuration:
             raise errors.StreamError(f"subsection {name!r} comes twice", position=position)
         seen.add(name)
         field, read = _SUBSECTIONS[name]
-        found = dataclasses.replace(found, **{field: read(f)})
+        found = found._replace(**{field: read(f)})
     return found
 
 

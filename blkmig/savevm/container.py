@@ -16,8 +16,7 @@ PART and END are type, u32 section id. A footer is 7e and the same section id. A
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from .. import errors
 from . import bundles
@@ -65,8 +64,7 @@ COMMAND_LENGTHS: Final = {MIG_CMD_OPEN_RETURN_PATH: 0, MIG_CMD_PING: 4, MIG_CMD_
 """Bytes of data of the commands that are understood. A package's content comes behind its command."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ContainerFormat:
+class ContainerFormat(NamedTuple):
     """Which optional parts of the container a stream is written with. The default suits every QEMU since 2.4."""
 
     machine: str = ""

@@ -13,11 +13,10 @@ Each of the first and third is the only record of a PART. END and FLUSH are coun
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import json
 import struct
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from .. import errors
 from . import vmdescription
@@ -39,8 +38,7 @@ class Kind(enum.IntEnum):
     """The disks of a VM that a QEMU moves: they are the target's once that QEMU hands over."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class End:
+class End(NamedTuple):
     """That the image is whole, and what the source says of it, as at the end of the stream."""
 
     number: int
@@ -54,8 +52,7 @@ class End:
         return _NUMBER.pack(number) + vmdescription.seal(text)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Commit:
+class Commit(NamedTuple):
     """That the image of END `number` is the target's."""
 
     number: int

@@ -8,10 +8,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from .. import errors, texts
 
@@ -33,8 +32,7 @@ class Outcome(enum.IntEnum):
     FAILED = 3
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class ProofResult:
+class ProofResult(NamedTuple):
     """How far a receiver is, or what it has found: the first difference, or why it cannot tell."""
 
     outcome: Outcome

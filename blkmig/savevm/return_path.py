@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 MIG_RP_MSG_SHUT: Final = 1
 MIG_RP_MSG_PONG: Final = 2
 
-WRONG_BASE: Final = errno.EL2NSYNC
+WRONG_BASE: Final[int] = errno.EL2NSYNC
 """The status of a receiver that has found another base than the source's; no disk and no file system answers that."""
 
-DAMAGED: Final = errno.EILSEQ
+DAMAGED: Final[int] = errno.EILSEQ
 """The status of a receiver to which a payload came that is not what was sent."""
 
 _LENGTHS: Final = {

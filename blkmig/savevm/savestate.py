@@ -17,7 +17,6 @@ One thread drives a SaveState; nothing here locks.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 import struct
 from collections.abc import Callable, Iterable, Iterator
@@ -34,19 +33,21 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-@dataclasses.dataclass(slots=True)
 class SaveStateEntry:
     """A registered live section; the first four fields change before setup only."""
 
-    idstr: str
-    instance_id: int
-    version_id: int
-    handlers: SaveVMHandlers
-    section_id: int
-    """The id on the wire of the saving side. A loader learns its peer's ids from START."""
+    def __init__(
+        self, idstr: str, instance_id: int, version_id: int, handlers: SaveVMHandlers, section_id: int
+    ) -> None:
+        self.idstr = idstr
+        self.instance_id = instance_id
+        self.version_id = version_id
+        self.handlers = handlers
+        self.section_id = section_id
+        """The id on the wire of the saving side. A loader learns its peer's ids from START."""
 
-    started: bool = False
-    cleaned: bool = False
+        self.started = False
+        self.cleaned = False
 
     def start_header(self) -> bytes:
         """Return the header of the START section."""

@@ -7,7 +7,6 @@ QEMU; but two sections never share an id.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -22,23 +21,23 @@ MAX_SECTIONS: Final = 1024
 """Live sections at most; a real stream has a handful."""
 
 
-@dataclasses.dataclass(slots=True)
 class LoadStateEntry:
-    """A live section of the stream, from its START on."""
+    """A live section of the stream, from its START on; one that is not `is_registered` is being skipped."""
 
-    idstr: str
-    instance_id: int
-    version_id: int
-    handlers: SaveVMHandlers
-    is_registered: bool
-    """False: it is being skipped."""
+    def __init__(
+        self, idstr: str, instance_id: int, version_id: int, handlers: SaveVMHandlers, is_registered: bool
+    ) -> None:
+        self.idstr = idstr
+        self.instance_id = instance_id
+        self.version_id = version_id
+        self.handlers = handlers
+        self.is_registered = is_registered
+        self.section_id = 0
+        """The id of the latest START."""
 
-    section_id: int = 0
-    """The id of the latest START."""
-
-    parts: int = 0
-    nbytes: int = 0
-    ended: bool = False
+        self.parts = 0
+        self.nbytes = 0
+        self.ended = False
 
     def info(self) -> stream.SectionInfo:
         """Return what came of the section so far."""

@@ -13,9 +13,8 @@ Whoever has the 16 bytes of the key may go on with the session, so they are rand
 
 from __future__ import annotations
 
-import dataclasses
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from .. import errors
 
@@ -36,11 +35,10 @@ _WAITS: Final = 2
 ANSWER_NBYTES: Final = _ANSWER.size
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Session:
+class Session(NamedTuple):
     """Which session a connection belongs to, and which of its connections it is."""
 
-    key: bytes = dataclasses.field(repr=False)
+    key: bytes
     incarnation: int
     """Which of its sending processes this is: the target's number for it, 0 before it has said one."""
 
@@ -49,6 +47,10 @@ class Session:
 
     seconds: int
     """How long the source tries to come again after the link is lost. 0: it does not, and the session ends."""
+
+    def __repr__(self) -> str:
+        """Return all but the key, which makes whoever has it the source."""
+        return f"Session(incarnation={self.incarnation}, attempt={self.attempt}, seconds={self.seconds})"
 
     def encode(self) -> bytes:
         """Return the body of the record."""
@@ -59,8 +61,7 @@ class Session:
         return AGAIN_MAGIC + self.encode()
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class SessionAnswer:
+class SessionAnswer(NamedTuple):
     """What the target says to that."""
 
     incarnation: int

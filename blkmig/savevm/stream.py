@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
     from . import vmdescription as _vmdescription
@@ -47,8 +46,7 @@ class StreamObserver:
         """Take note of the description: `nbytes` of JSON; None if that is no JSON object, or longer than is read."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SectionInfo:
+class SectionInfo(NamedTuple):
     """What came of one live section."""
 
     idstr: str
@@ -65,8 +63,7 @@ class SectionInfo:
     """Its END (or a FULL, which is all in one) was read completely."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoadedStream:
+class LoadedStream(NamedTuple):
     """What a stream held besides what its handlers took out of it."""
 
     version: int

@@ -24,11 +24,10 @@ from above what parsing takes, and one that takes too much is not read.
 from __future__ import annotations
 
 import collections
-import dataclasses
 import json
 import re
 import zlib
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from . import container
 
@@ -117,8 +116,7 @@ def _state_nbytes(described: dict[str, Any]) -> int:
     return fields + sum(_SUBSECTION_HEADER + len(sub["vmsd_name"]) + _state_nbytes(sub) for sub in subsections)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class StreamEnd:
+class StreamEnd(NamedTuple):
     """Where the stream ended, counted from where draining began."""
 
     eof_offset: int

@@ -22,11 +22,10 @@ that nobody knows. Texts come from another host, and are made printable here.
 
 from __future__ import annotations
 
-import dataclasses
 import enum
 import importlib.util
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from .. import errors, texts, zstd
 from . import bundles, digestwords, results, sessions
@@ -45,6 +44,12 @@ ASK: Final = 0x626C6B32
 
 ASK_ALIVE: Final = 0x616C6976
 """The value of the PING that asks for signs of life in words; who knows none of them answers PONG."""
+
+ASK_TREES: Final = 0x74726565
+"""The value of the PING that asks whether the target verifies digests in the form of a tree: `KNOWS_TREES` says so."""
+
+KNOWS_TREES: Final = 0x54524545
+"""The value of the PONG that says so."""
 
 VERSION: Final = 1
 """The version of the section that this blkmig speaks."""
@@ -106,8 +111,7 @@ LENGTHS: Final = {
 """Bytes of each message, at least and at most."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(NamedTuple):
     """Which versions of the section a receiver takes, and what it can do beyond the first edition."""
 
     lowest: int = VERSION
@@ -129,17 +133,15 @@ class Hello:
         return struct.pack(">HHI", self.lowest, self.highest, self.abilities)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Refusal:
+class Refusal(NamedTuple):
     """A disk that the receiver does not take: its place in the table, and why."""
 
-    index: int
+    disk: int
     errno: int
     text: str
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """Which disks of the table the receiver refuses; none: it takes them all."""
 
     refusals: tuple[Refusal, ...] = ()
@@ -149,8 +151,7 @@ class Reply:
         return struct.pack(">H", len(self.refusals)) + b"".join(map(_encode_refusal, self.refusals))
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Failure:
+class Failure(NamedTuple):
     """Why a receiver has failed: its own words, and the disk and the offset where there are such."""
 
     text: str
@@ -166,8 +167,7 @@ class Failure:
         return _ERROR.pack(self.errno, offset, len(name)) + name + struct.pack(">H", len(text)) + text
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Alive:
+class Alive(NamedTuple):
     """A sign of life of a receiver that takes its time: what it is at, "" if there is nothing to say."""
 
     text: str = ""
@@ -177,8 +177,7 @@ class Alive:
         return texts.cut(self.text, MAX_ALIVE_TEXT)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Done:
+class Done(NamedTuple):
     """That the disks are the receiver's own, by COMMIT `number`; `nameless` are those that have not got their names."""
 
     number: int
@@ -217,7 +216,7 @@ def parse_reply(data: bytes, position: int, *, name: str = "REPLY") -> Reply:
         if length > MAX_REFUSAL_TEXT:
             raise _damaged(name, position)
         refusals.append(Refusal(index, code, _text(data[at - length : at])))
-    indices = {refusal.index for refusal in refusals}
+    indices = {refusal.disk for refusal in refusals}
     if len(indices) != count or at != len(data) or not all(index < MAX_REFUSALS for index in indices):
         raise _damaged(name, position)
     return Reply(tuple(refusals))
@@ -235,7 +234,7 @@ def parse_error(data: bytes, position: int) -> Failure:
 
 def _encode_refusal(refusal: Refusal) -> bytes:
     text = texts.cut(refusal.text, MAX_REFUSAL_TEXT)
-    return _REFUSAL.pack(refusal.index, refusal.errno, len(text)) + text
+    return _REFUSAL.pack(refusal.disk, refusal.errno, len(text)) + text
 
 
 def _text(data: bytes) -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from .. import _core, errors
 from ..disk import backend, identity
-from ..files import copying, inplace, partial
+from ..files import partial
 from ..files.file import FileBackend
 from . import opening
+
+if TYPE_CHECKING:
+    from ..files import inplace
 
 
 class Reuse:
@@ -57,6 +61,8 @@ class Reuse:
     def take(self, target: backend.BlockBackend, path: str) -> None:
         """Prepare the target at `path`, which exists. Blocks."""
         if self.in_place:
+            from ..files import inplace
+
             with errors.failing(f"cannot open {path!r}", device=self._label):
                 self._mark = inplace.take(target, path, self._label)
 
@@ -121,6 +127,8 @@ class OldCopy:
             ) as old,
             errors.failing(f"cannot copy {os.fspath(self._text)!r}", device=self._label),
         ):
+            from ..files import copying
+
             if isinstance(old, FileBackend) and (source := old.plain_fd()) is not None:
                 copying.copy_contents(source, fd, old.size)
             else:

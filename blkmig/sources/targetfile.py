@@ -11,7 +11,6 @@ is made under a hidden name (see `partial.py`), and gets its size when its disk 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 from .. import errors, units
 from ..disk import backend, identity
-from ..files import folder, inplace, partial, sessionfile, taken
+from ..files import folder, partial, sessionfile, taken
 from . import leftover, oldcopy, opening, refusing
 
 FOLDER_SUFFIX = ".raw"
@@ -83,9 +82,9 @@ class TargetFile:
         return None if self._backend is None or self._backend.is_growable else self._backend.size
 
     @property
-    def is_image(self) -> bool:
-        """Whether the target is an image, whose format counts in sectors."""
-        return not self._described.is_raw
+    def size_unit(self) -> int:
+        """Return of how many bytes the size of a target that exists is a multiple, once it is prepared."""
+        return 1 if self._backend is None else self._backend.size_unit
 
     @property
     def is_fixed_file(self) -> bool:
@@ -218,6 +217,8 @@ class TargetFile:
         if taken is not None:
             taken.name = name
             if resumes:
+                from ..files import inplace
+
                 inplace.settle(taken)
             return taken
         assert self._partial is not None
@@ -237,7 +238,7 @@ class TargetFile:
     def about(self) -> sessionfile.Disk:
         """Return what a session file says of it; of a file that is made, once it is prepared."""
         if self._partial is not None:
-            return dataclasses.replace(self._partial.about(), size=self._disk_size)
+            return self._partial.about()._replace(size=self._disk_size)
         if self._is_nbd:
             return sessionfile.Disk(self.path, is_file=False)
         real = self._real()

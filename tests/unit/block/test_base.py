@@ -64,7 +64,7 @@ def digest_of_block(block: bytes) -> bytes:
 
 
 def digest_of(content: bytes, run: basewords.BaseRun) -> bytes:
-    return basewords.digest_of_run(map(digest_of_block, blocks_of(content)[run.first : run.first + run.count]))
+    return basewords.digest_of_run(map(digest_of_block, blocks_of(content)[run.first : run.first + run.nblocks]))
 
 
 def play(seed: int) -> bool:
@@ -129,7 +129,7 @@ def test_a_block_that_was_written_and_discarded_is_left_out() -> None:
     layered.step = step
     runs = [run for _, run in phase(handlers, f)]
     assert next(steps) >= 2
-    assert [(run.first, run.count) for run in runs] == [(0, 1), (2, 1)]
+    assert [(run.first, run.nblocks) for run in runs] == [(0, 1), (2, 1)]
     assert all(run.digest == digest_of(content, run) for run in runs)
     layered.hold_writers()
     handlers.save_live_complete_precopy(f)
@@ -159,7 +159,7 @@ def test_exactly_what_the_base_alone_holds_is_said_and_hashed_once(size: int, to
     said = phase(handlers, f)
     assert handlers.base.has_ended() == bool(said)
     assert not handlers.base.has_ended()
-    blocks = [block for _, run in said for block in range(run.first, run.first + run.count)]
+    blocks = [block for _, run in said for block in range(run.first, run.first + run.nblocks)]
     assert blocks == [block for block in range(shape.nblocks) if block not in taken]
     handlers.save_live_complete_precopy(f)
     assert len(layered.reads) == len(set(layered.reads)) == shape.nblocks

@@ -38,7 +38,7 @@ def test_what_a_qemu_may_lack_is_told_of_what_may_be_a_qemu() -> None:
 
 def test_who_says_pong_unasked_is_no_qemu() -> None:
     """E13: a blkmig that flushes gives signs of life; a QEMU answers PINGs alone."""
-    for value, may_be_qemu in ((questions.BARRIER_PING + 1, True), (questions.ASK_TREES, True), (7, False)):
+    for value, may_be_qemu in ((questions.BARRIER_PING + 1, True), (savevm.ASK_TREES, True), (7, False)):
         with return_paths.linked() as (link, target):
             asked = questions.Questions(link, return_paths.no_blocks("block"))
             asked.begin_barrier(savevm.SaveState())

@@ -109,14 +109,14 @@ def test_every_departure(mapping: _core.Mapping, count: int) -> None:
             facts["reading"] = look_up(known["reading"], facts)
             runs, told = look_up(known["runs"], facts), look_up(known["told"], facts)
             decided = passage.departure(disks, f, parameters, shared_base=layers, can_check=offered)  # type: ignore[arg-type]
-            assert dataclasses.asdict(decided) == {
-                "payload": facts["payload"],
-                "reading": facts["reading"],
-                "runs": runs == "yes",
-                "told": told == "yes",
-                "checked": checked == "yes",
-                "compressed": "no",
-            }, facts
+            assert decided == passage.Departure(
+                payload=facts["payload"],  # type: ignore[arg-type]
+                reading=facts["reading"],  # type: ignore[arg-type]
+                runs=runs == "yes",
+                told=told == "yes",
+                checked=checked == "yes",
+                compressed="no",
+            ), facts
             check_borrowed_bytes(decided, disks, f, parameters)
             seen.add((decided.payload, decided.reading, decided.runs, decided.told))
     assert len(seen) == 15, "some decision is never made"
@@ -158,7 +158,7 @@ def test_runs_are_sent_from_what_is_one_file(mapping: _core.Mapping) -> None:
     assert decided.runs
     assert decided.runs_from(file) is mapping  # type: ignore[arg-type]
     assert decided.runs_from(other) is None  # type: ignore[arg-type]
-    assert dataclasses.replace(decided, runs=False).runs_from(file) is None  # type: ignore[arg-type]
+    assert passage.Departure("own", "inline", False, False, False).runs_from(file) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("takes_pages", FLAGS)
@@ -170,7 +170,7 @@ def test_every_arrival(takes_pages: bool) -> None:
 
 def test_decisions_are_frozen() -> None:
     for decided in (passage.Arrival("moved"), passage.Departure("own", "inline", False, False, False)):
-        with pytest.raises(dataclasses.FrozenInstanceError):
+        with pytest.raises(AttributeError):
             decided.payload = "piped"  # type: ignore[misc,assignment]
 
 

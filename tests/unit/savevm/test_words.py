@@ -98,7 +98,7 @@ def test_mutations_are_errors_or_words_within_bounds() -> None:
         except errors.StreamError:
             continue
         refusals = found.refusals if isinstance(found, words.Reply) else ()
-        assert all(refusal.index < words.MAX_REFUSALS and refusal.text.isprintable() for refusal in refusals)
+        assert all(refusal.disk < words.MAX_REFUSALS and refusal.text.isprintable() for refusal in refusals)
         assert isinstance(found, words.Reply | words.Failure | words.Done)
         assert not isinstance(found, words.Failure) or found.text.isprintable()
 

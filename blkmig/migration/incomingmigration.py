@@ -8,26 +8,25 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from .. import block, channel, errors, params, savevm, stats
 from . import (
     admission,
     announcement,
-    basecheck,
     comparing,
     farewell,
-    figures,
-    hearing,
     incomingsession,
     judging,
-    questions,
     readback,
     received,
     safekeeping,
     taking,
 )
 from . import targets as load_targets
+
+if TYPE_CHECKING:
+    from . import figures
 
 
 class IncomingMigration:
@@ -72,7 +71,7 @@ class IncomingMigration:
         self._stack = contextlib.ExitStack()
         self._listener: channel.Listener | None = None
         self._f: channel.InputQEMUFile | None = None
-        self._answers: block.Answers | None = None  # while the stream is loaded
+        self._answers: comparing.Answering | None = None  # while the stream is loaded
         self._cancel_requested = self.is_awaited = False
         """The latter: the source waits, or has waited, for the word that all is on stable storage."""
 
@@ -166,7 +165,7 @@ class IncomingMigration:
         self._block.on_extra |= self._buffers.on_extra()
         self._block.on_described = lambda *counts: self._targets.check_counts(*counts, position=f.position)
         self._block.on_sizes = self._targets.check_announced
-        answers: dict[int, savevm.Answer] = {questions.ASK_TREES: hearing.KNOWS_TREES}
+        answers: dict[int, savevm.Answer] = {savevm.ASK_TREES: savevm.KNOWS_TREES}
         abilities = comparing.abilities(self.parameters, self.is_exposed) & self._read_back.abilities
         answers |= {savevm.ASK: savevm.Hello(abilities=abilities), savevm.ASK_ALIVE: savevm.Alive()}
         loader = savevm.LoadVM(
@@ -175,6 +174,7 @@ class IncomingMigration:
         self._block.on_table = lambda table, position: self._admit(table, position, loader, f)
         self._block.on_flush = lambda number: self._flush(number, loader)
         if self.parameters.incremental:
+            from . import basecheck
             check = basecheck.BaseCheck(loader.beat, self._check_cancelled).check
             self._block.on_base = check if self.parameters.verify else lambda *_: None
         self._taking = taken = taking.Taking(
