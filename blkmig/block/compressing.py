@@ -65,8 +65,6 @@ class CompressedReads(reads.BlockReads):
 
     def submit(self, blk: device.BlkMigBlock) -> None:
         """Start the read that `blk` describes."""
-        if not (self._order or self._reading or self._collected):
-            self._effort.begins()
         blk.frame = None
         self._inner.submit(blk)
         self._reading += 1
@@ -92,7 +90,9 @@ class CompressedReads(reads.BlockReads):
 
     def put(self, blk: device.BlkMigBlock) -> None:
         """Take `blk` back into the pool: it was sent, or nobody will send it."""
-        self._collected -= blk.bmds is not None and self._collected > 0
+        if self._collected and blk.bmds is not None:
+            self._collected -= 1
+            self._effort.sent()
         super().put(blk)
 
     def close(self) -> None:

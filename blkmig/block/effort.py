@@ -108,10 +108,6 @@ class Effort:
         self._late += not is_in_time
         return is_in_time
 
-    def begins(self) -> None:
-        """Count the link's time from now on: nothing was under way."""
-        self._mark = self._clock()
-
     def worked(self, nbytes: int, frame: int | None, seconds: float) -> None:
         """Take note that a worker took so long to make a frame of so many bytes of `nbytes`, or to find that they do
         not shrink."""
@@ -123,12 +119,14 @@ class Effort:
 
     def sends(self, payload: int, wire: int, waited: float) -> None:
         """Take note that `payload` bytes of a disk go to the link, as `wire` bytes, after a wait for the workers."""
-        now = self._clock()
-        self._busy += max(0.0, now - self._mark - waited)
         self._waited += waited
-        self._mark = now
+        self._mark = self._clock()
         self._payload += payload
         self._wire += wire
+
+    def sent(self) -> None:
+        """Take note that the link has taken them: what lies between two payloads is not its time."""
+        self._busy += self._clock() - self._mark
         if self._payload >= WINDOW_BYTES and self._busy + self._waited >= WINDOW_SECONDS:
             self._end_window()
 

@@ -97,6 +97,22 @@ def test_closing_waits_for_the_workers() -> None:
     blk_mig.reads.close()
 
 
+def test_the_time_of_the_link_counts_also_with_one_buffer() -> None:
+    """Where nothing is compressed, one block is under way at a time, and a trial must come to its end."""
+    now = 0.0
+    tuned = effort.Effort(always=False, workers=1, clock=lambda: now)
+    pool = compressing.CompressedReads(reads.InlineReads(payload="own"), 1, workers=1, tuned=tuned, has_checksum=False)
+    blk_mig, bmds = state_of(sim.LayeredDisk(NOISE * 20), pool)
+    for block in range(20):
+        submit(blk_mig, bmds, block)
+        assert send.collect_one(blk_mig, wait=True)
+        now += 0.1
+        blk_mig.reads.put(blk_mig.blk_list.popleft())
+        now += 5  # a pause between two rounds
+    assert tuned.link_rate == pytest.approx(MIB / 0.1, rel=0.1)
+    blk_mig.reads.close()
+
+
 @pytest.mark.parametrize("payload", [NOISE, NOISE[:4096], NOISE[: MIB // 2] + TEXT[:4096] + NOISE[MIB // 2 + 4096 :]])
 def test_what_does_not_shrink_is_no_frame(payload: bytes) -> None:
     assert compressing.frame_of(memoryview(payload), zstd.Compressor(1, has_checksum=False)) is None

@@ -32,9 +32,8 @@ class Line:
     def run(self, blocks: int) -> float:
         """Send so many blocks, 15 of them ahead of the link; return the bytes of the disk that went in a second."""
         began = self.now
-        self.effort.begins()
         for _ in range(blocks):
-            while len(self.order) < 15:
+            while len(self.order) < (15 if self.effort.is_worth_it() else 1):
                 self._take()
             is_frame, ready = self.order.pop(0)
             waited = max(0.0, ready - self.now)
@@ -43,6 +42,7 @@ class Line:
             self.effort.sends(MIB, wire, waited)
             seconds = wire / self._link * (1 + self._rng.uniform(-self.jitter, self.jitter))
             self.now += max(seconds, MIB / self.receiver if is_frame else 0.0)
+            self.effort.sent()
         return blocks * MIB / (self.now - began)
 
     def _take(self) -> None:
