@@ -319,8 +319,14 @@ def test_the_source_cannot_store_its_note(tmp_path: Path) -> None:
     assert isinstance(target, errors.MigrationError)
     disk.pwrite(b"mine", 0)
     disk.close()
-    assert left(tmp_path) == set()
+    assert left(tmp_path) == {".d.raw.blkmig-partial", ".d.raw.blkmig"}  # for a source that resumes, and no more
     assert not (tmp_path / ".s.raw.blkmig").exists()
+    with blkmig.FileBackend(tmp_path / "s.raw", name="d") as again:
+        other = lab.Receiver(f"unix:{tmp_path}/s2", {"d": tmp_path / "d.raw"})
+        blkmig.send([again], other.uri)
+        other.result()
+        assert (tmp_path / "d.raw").read_bytes() == again.pread(0, MIB)
+    assert left(tmp_path) == {"d.raw"}
 
 
 def test_a_name_that_cannot_be_given(tmp_path: Path) -> None:
