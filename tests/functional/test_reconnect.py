@@ -47,7 +47,7 @@ def test_what_was_acknowledged_is_not_sent_again(tmp_path: Path) -> None:
         migration = blkmig.outgoing([disk], relay.uri, chosen, on_progress=told.append)
         with migration:
             migration.run()
-    assert receiver.result().reconnects == 1
+        assert receiver.result().reconnects == 1  # before the relay resets what is still on its way
     assert (tmp_path / "t.raw").read_bytes() == content
     assert migration.stats.taken_back_bytes < 32 * MIB
     assert migration.stats.barriers >= 4

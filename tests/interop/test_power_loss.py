@@ -100,7 +100,7 @@ def test_what_was_acknowledged_is_there(
                         migration.iterate()
                     seen.sent = list(source.stamps)
                 migration.complete()
-        receiver.result()
+            receiver.result()
         assert relay.done == len(cuts) == migration.stats.reconnects, f"seed {seed}"
         for length, stamps in seen.heard:
             check(file, length, stamps, rng, seed)
