@@ -47,7 +47,7 @@ LOOK_SHARE: Final = 100
 """Where it is not worth it, one payload is compressed after so long, to see whether it is by now; and after so many
 times what that took."""
 
-FIRST_TRIAL: Final = 4
+FIRST_TRIAL: Final = 1
 TRIAL_EVERY: Final = 80
 TRIAL_WINDOWS: Final = 2
 """A trial begins behind so many windows, at first and later on. Only its last window counts: before that, the link, and
@@ -81,7 +81,7 @@ class Effort:
         self._step = 0
         self._hold = HOLD_WINDOWS
         self._rate_before = self._rate_kept = 0.0
-        self._is_on = True
+        self._is_on = False  # until it is seen what the link takes: on a fast one, frames cost from the first on
         self._until_trial, self._of_trial = FIRST_TRIAL, 0
         self._forget_window()
 
@@ -96,7 +96,7 @@ class Effort:
     def wants(self, nbytes: int, *, queued: int, ahead: int, hurries: bool) -> bool:
         """Return whether a payload is to be compressed that comes behind `queued` bytes for the workers, and behind
         `ahead` bytes for the link. If it `hurries`, the link is not to wait for workers, whatever was asked for."""
-        if not self.link_rate or (self._always and not hurries):
+        if self._always and not (hurries and self.link_rate):
             return True
         if not self.is_worth_it():
             if not self._is_on or self._clock() - self._looked < self._look_seconds:

@@ -20,7 +20,7 @@ from lossy import Lossy, many_barriers
 
 import blkmig
 from blkmig import cli, errors, savevm, stats, zstd
-from blkmig.block import extras
+from blkmig.block import effort, extras
 from blkmig.channel import link, sending
 from blkmig.savevm import words
 
@@ -34,6 +34,12 @@ __all__ = ["many_barriers"]
 def far(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every link leads to another machine."""
     monkeypatch.setattr(link, "is_local", lambda sock: False)
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have auto compress from the first payload on, before it is seen what the link takes."""
+    monkeypatch.setattr(effort.Effort, "wants", lambda self, nbytes, **others: True)
 
 
 def text(rng: random.Random, nbytes: int) -> bytes:
@@ -124,7 +130,7 @@ def test_a_link_within_the_machine_is_left_alone(tmp_path: Path) -> None:
     assert sent.saved_by_compression == 0
 
 
-@pytest.mark.usefixtures("far")
+@pytest.mark.usefixtures("far", "eager")
 @pytest.mark.parametrize("chosen", [{}, {"compress": "zstd"}, {"digests": True}, {"granularity": MIB}], ids=str)
 def test_a_link_that_leaves_the_machine(tmp_path: Path, chosen: dict[str, Any]) -> None:
     data, sent = sent_to(tmp_path, **chosen)
@@ -227,7 +233,7 @@ class LossyText(Lossy):
         return text(rng, nbytes)
 
 
-@pytest.mark.usefixtures("many_barriers", "far")
+@pytest.mark.usefixtures("many_barriers", "far", "eager")
 @pytest.mark.parametrize("compress", ["zstd", "auto"])
 @pytest.mark.parametrize("seed", range(4))
 def test_a_lost_link_comes_back(tmp_path: Path, seed: int, compress: str) -> None:
@@ -244,6 +250,7 @@ def test_a_lost_link_comes_back(tmp_path: Path, seed: int, compress: str) -> Non
     assert run.outgoing.saved_by_compression > 0
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("compress", ["zstd", "auto"])
 def test_over_tls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compress: str) -> None:
     """TLS notices damage by itself, so neither payloads nor frames have checksums; the disk is proven as well."""
