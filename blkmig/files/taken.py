@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -54,13 +55,15 @@ def _meet(place: Path, name: str, disk: str, *, device: str) -> Mapping[str, Any
             return None
         if found.says.get("state") == "noted":
             raise errors.InDoubt(_NOTED.format(disk, found.path))
-        said, is_asked = found.says, found.stored_at + found.says.get("seconds", 0) > time.time()
+        said, left = found.says, _seconds_left(found)
+        is_asked = left > 0
         if said.get("state") == "committing" or (said.get("state") == "committed" and is_asked):
             nameless = give_names(found) if said["state"] == "committing" else {}
             is_asked = is_asked and not nameless
             if is_asked:  # by whoever meets this now, and nobody later
                 found.store(_settled(found.says))
-            raise errors.InDoubt(_describe_taken(found, nameless), taken=said if is_asked else None)
+            taken = {**said, "seconds": left} if is_asked else None
+            raise errors.InDoubt(_describe_taken(found, nameless), taken=taken)
         is_left = found.says.get("state") == "open" and found.says.get("side") == "target"
         return next((about for about in found.says["disks"] if about["path"] == disk), None) if is_left else None
 
@@ -103,6 +106,12 @@ def give_names(found: sessionfile.SessionFile) -> dict[int, str]:
     if not nameless:
         found.store({**found.says, "state": "committed"})
     return nameless
+
+
+def _seconds_left(found: sessionfile.SessionFile) -> int:
+    """Return for how long a source may still ask what was decided, by a clock that may have been set meanwhile."""
+    seconds: int = found.says.get("seconds", 0)
+    return math.ceil(min(seconds, found.stored_at + seconds - time.time()))
 
 
 def _settled(says: Mapping[str, Any]) -> dict[str, Any]:

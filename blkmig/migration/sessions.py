@@ -92,6 +92,15 @@ class SessionFiles:
             with errors.failing("cannot store the session file", device=Path(self._disks[0].path).name):
                 self._files[0].store({**self._says, "state": state, "end": number})
 
+    def nobody_asks(self) -> None:
+        """Store that the source knows what was decided: whoever meets the file does not wait for it. Blocks.
+
+        Raises :class:`~blkmig.errors.DeviceError` if that is not on stable storage for sure.
+        """
+        self._says.pop("seconds", None)
+        if self._files:
+            self.store(self._files[0].says["state"], self._files[0].says["end"])
+
     @property
     def state(self) -> sessionwords.State | None:
         """Return what was stored last; None without a place."""

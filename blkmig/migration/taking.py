@@ -183,7 +183,9 @@ class Taking:
         """Take note that the source has DONE: it has ended the stream."""
         if self._kind == savevm.Kind.VM:
             self._statistics.notes.append("the disks are those of a VM: in use here once its QEMU has handed over")
-        if not self.nameless:
+        if self.nameless:
+            self._later(self._targets.session.nobody_asks)
+        else:
             self._targets.session.remove()
 
     def check_names(self) -> None:

@@ -32,6 +32,7 @@ RUN_SECONDS = 30
 """A run that takes longer waits without a bound."""
 
 EXIT_IN_DOUBT = 7
+EXIT_STOPPED = 128 + signal.SIGTERM
 GRACE_SECONDS = 0.5
 """A receiver whose sender failed has this long to notice; one that still listens then is stopped."""
 
@@ -97,7 +98,8 @@ def run(folder: pathlib.Path, arms: dict[str, tuple[str, int, int]]) -> dict[str
                      arms.get("receive", nothing), "receive")  # fmt: skip
     while not socket.exists() and not has_ended(receiver) and time.monotonic() < deadline:
         time.sleep(0.001)
-    sender = start(folder, ["send", f"v={folder / 'a.raw'}", f"unix:{socket}"], arms.get("send", nothing), "send")
+    words = ["send", f"v={folder / 'a.raw'}", f"unix:{socket}", "--reconnect=2"]  # for so long a receiver is asked
+    sender = start(folder, words, arms.get("send", nothing), "send")
     codes = {"send": wait(sender, deadline)}
     was_stopped = codes["send"] != 0 and not ends_soon(receiver)
     if was_stopped:
@@ -156,7 +158,8 @@ def main(say: Callable[[str], object] = print) -> None:
         reached = result["calls"][end].get(name, 0) >= number or not result["calls"][end]
         if name and reached and any(result["codes"].values()):
             again = run(folder, {})
-            if again["codes"]["receive"] == EXIT_IN_DOUBT:  # it has settled who has the disk, and says what to do
+            if again["codes"]["receive"] in (EXIT_IN_DOUBT, EXIT_STOPPED):
+                # It has settled who has the disk, and said what to do, or still waited for the source to ask.
                 again = run(folder, {})
             result["again"] = again["codes"] | {"equal": again["equal"]}
         clean(folder)

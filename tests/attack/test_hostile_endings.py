@@ -275,7 +275,7 @@ def moved(folder: Path) -> tuple[Any, Any, blkmig.FileBackend]:
     disk = blkmig.FileBackend(folder / "s.raw", name="d")
     error: BaseException | None = None
     try:
-        blkmig.send([disk], receiver.uri, writers_after="refuse", downtime_limit=30)
+        blkmig.send([disk], receiver.uri, writers_after="refuse", downtime_limit=30, reconnect=1)
     except errors.MigrationError as caught:
         error = caught
     return error, error_of(receiver), disk
