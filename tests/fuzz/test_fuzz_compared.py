@@ -56,15 +56,15 @@ def test_ask(seed: int) -> None:
     shift = rng.choice(askwords.SHIFTS)
     start = rng.randrange(3) << shift
     ask = askwords.Ask(7, rng.choice((0, 2)), shift, ((start, 1), (start + (2 << shift) if shift < 20 else 3 << 20, 1)))
-    ask = ask if ask.index == 0 or shift < 20 else askwords.Ask(7, 2, shift, ((0, 3),))
+    ask = ask if ask.disk == 0 or shift < 20 else askwords.Ask(7, 2, shift, ((0, 3),))
     assert askwords.parse_ask(ask.encode(), DISKS, 0) == ask
     try:
         found = askwords.parse_ask(damaged(rng, ask.encode()), DISKS, 0)
     except errors.StreamError:
         return
-    pieces = list(found.pieces(DISKS[found.index].size))
+    pieces = list(found.pieces(DISKS[found.disk].size))
     assert 0 < len(pieces) <= digestwords.MAX_PIECES
-    assert all(nbytes > 0 and offset + nbytes <= DISKS[found.index].size for offset, nbytes in pieces)
+    assert all(nbytes > 0 and offset + nbytes <= DISKS[found.disk].size for offset, nbytes in pieces)
 
 
 @pytest.mark.parametrize("seed", range(300))
