@@ -19,6 +19,7 @@ import contextlib
 import errno
 import socket
 import struct
+from typing import Any
 
 from . import link
 
@@ -33,6 +34,10 @@ class BadChunk(OSError):
 
     def __init__(self, why: str) -> None:
         super().__init__(errno.EBADMSG, f"the connections of the stream do not fit together: {why}")
+        self._why = why
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self._why,), self.__dict__
 
 
 class SendingLane:

@@ -168,7 +168,7 @@ class TestMetadata:
     def test_requirements(self, built: Built) -> None:
         """Whoever only imports the package gets numpy; everything else is asked for."""
         metadata = built.metadata()
-        extras = {"checksums", "cli", "qemu", "verify", "metrics", "completion", "live", "tls", "gates"}
+        extras = {"checksums", "cli", "qemu", "verify", "metrics", "completion", "live", "tls", "zstd", "gates"}
         extras |= {"docs", "test", "lint"}
         assert set(metadata.get_all("Provides-Extra", [])) == extras
         always = [line for line in metadata.get_all("Requires-Dist", []) if "extra ==" not in line]

@@ -28,7 +28,7 @@ sys.path[:0] = %r
 import blkmig
 print("imported", flush=True)
 try:
-    blkmig.send
+    blkmig.MemoryBackend(bytearray(512))
 except ImportError as error:
     print("refused:", error, flush=True)
 ''' % (sys.path,)
