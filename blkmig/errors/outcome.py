@@ -85,6 +85,10 @@ class InDoubt(base.MigrationError):
 
 
 class Cancelled(base.MigrationError):
-    """The migration was cancelled; both disks are closed, the source is still in use, the target is incomplete."""
+    """The migration was cancelled; both disks are closed, the source is still in use, the target is incomplete.
+
+    Not so if only the proof of `verify` was still under way: then a note says that the target has taken everything, and
+    the writers of a move stay refused.
+    """
 
     exit_code = 130
