@@ -2,8 +2,9 @@
 """The ``blkmig`` command.
 
 stdout is for results, stderr for progress and errors. Exit codes: 0 done and, if asked, verified · 1 failed · 2 usage ·
-3 contents differ or blocks are missing · 4 did not converge within the limits · 5 link lost · 6 disk busy or locked ·
-7 in doubt: the target may own the disk, but did not confirm it · 129, 130 and 143 cancelled by HUP, Ctrl-C and TERM.
+3 contents differ, blocks are missing, or comparing was cut short · 4 did not converge within the limits · 5 link lost ·
+6 disk busy or locked · 7 in doubt: the target may own the disk, but did not confirm it · 129, 130 and 143 cancelled by
+HUP, Ctrl-C and TERM.
 """
 
 from __future__ import annotations

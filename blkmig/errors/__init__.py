@@ -25,6 +25,7 @@
     ├── IncompleteMigration             3   the stream ended well, but blocks never came
     ├── ContentMismatch                 3   the two disks differ
     │   └── WrongBase                   3   ... before anything was written: the target does not hold the source's base
+    ├── NotVerified                     3   the target has taken everything, and comparing was cut short
     ├── NotConverged                    4   the writers are faster than the link
     ├── InDoubt                         7   the target has everything, or may have, and one end does not know
     └── Cancelled                     130
@@ -39,7 +40,7 @@ from __future__ import annotations
 from .base import DisplayInUse, MigrationError, ParameterError, StateError, WrongType, keeping
 from .disks import DeviceBusy, DeviceError, FormatError, failing
 from .link import ChannelError, ChannelTimeout, DamagedOnTheWay, LocalFileError, TargetFailed
-from .outcome import Cancelled, ContentMismatch, IncompleteMigration, InDoubt, NotConverged, WrongBase
+from .outcome import Cancelled, ContentMismatch, IncompleteMigration, InDoubt, NotConverged, NotVerified, WrongBase
 from .stream import OutOfRange, SourceReadError, StreamError, TruncatedStream, UnknownDevice, UnsupportedStream
 
 __all__ = [
@@ -57,6 +58,7 @@ __all__ = [
     "LocalFileError",
     "MigrationError",
     "NotConverged",
+    "NotVerified",
     "OutOfRange",
     "ParameterError",
     "SourceReadError",

@@ -33,6 +33,15 @@ class ContentMismatch(base.MigrationError):
         self.offset = offset
 
 
+class NotVerified(base.MigrationError):
+    """The target has taken everything, as its word says, and whoever was to compare was cancelled, or had no time left.
+
+    The target is complete, and the writers of a move stay refused: the disk is the target's.
+    """
+
+    exit_code = 3
+
+
 class WrongBase(ContentMismatch):
     """The target does not hold what the source's base holds; nothing was written."""
 
@@ -85,10 +94,6 @@ class InDoubt(base.MigrationError):
 
 
 class Cancelled(base.MigrationError):
-    """The migration was cancelled; both disks are closed, the source is still in use, the target is incomplete.
-
-    Not so if only the proof of `verify` was still under way: then a note says that the target has taken everything, and
-    the writers of a move stay refused.
-    """
+    """The migration was cancelled; both disks are closed, the source is still in use, the target is incomplete."""
 
     exit_code = 130

@@ -91,8 +91,8 @@ class Proving:
     def finish(self) -> None:
         """After the target's word: prove what was sent last, hear what the target has found, and close the stream.
 
-        Blocks. Raises :class:`~blkmig.errors.ContentMismatch` if a disk differs. A lost link and a cancel take nothing
-        back any more, and say so.
+        Blocks. Raises :class:`~blkmig.errors.ContentMismatch` if a disk differs. A lost link, a cancel and a time-out
+        take nothing back any more, and say so.
         """
         proofs, f, path = self._block.blk_mig.proofs, self._connection.f, self._connection.return_path
         if proofs is None or path is None:
@@ -104,9 +104,13 @@ class Proving:
                 f.put_buffer(block.extra(block.ExtraKind.PROVEN, proofs.proven()))
                 f.flush()
                 result = self._await_result(savevm.Patience(path, time.monotonic))
-        except (errors.ChannelError, errors.Cancelled) as error:
+        except errors.ChannelError as error:
             error.add_note("the target has taken everything before; it is complete, but not verified")
             raise
+        except errors.Cancelled as error:  # which says that the source is the owner
+            raise errors.NotVerified(
+                "the target has taken everything and is complete, but not verified: comparing was cut short"
+            ) from error
         self._connection.end_stream()
         self._figures.stats.notes += proofs.notes
         if result.outcome == savevm.Outcome.FAILED:
