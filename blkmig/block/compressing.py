@@ -16,7 +16,6 @@ them until it is in `_done`; the two queues are the only things shared.
 from __future__ import annotations
 
 import collections
-import contextlib
 import os
 import queue
 import threading
@@ -98,12 +97,7 @@ class CompressedReads(reads.BlockReads):
     def close(self) -> None:
         """Wait until nobody reads or compresses any more, then end the threads."""
         self._inner.close()
-        for _ in self._threads:
-            self._requests.put(None)
-        for thread in self._threads:
-            with contextlib.suppress(RuntimeError):  # it could not be started
-                thread.join()
-        self._threads.clear()
+        reads.end_threads(self._threads, self._requests)
         self._order.clear()
         self._pending.clear()
         super().close()

@@ -138,12 +138,7 @@ class ParallelReads(BlockReads):
 
     def close(self) -> None:
         """Wait until every read in flight is over, then end the threads."""
-        for _ in self._threads:
-            self._requests.put(None)
-        for thread in self._threads:
-            with contextlib.suppress(RuntimeError):  # it could not be started
-                thread.join()
-        self._threads.clear()
+        end_threads(self._threads, self._requests)
         super().close()
 
     def _run(self) -> None:
@@ -176,3 +171,13 @@ def read(blk: device.BlkMigBlock) -> None:
             blk.buf.filled(blk.nbytes)
     except BaseException as error:
         blk.error = error
+
+
+def end_threads(threads: list[threading.Thread], requests: queue.SimpleQueue[device.BlkMigBlock | None]) -> None:
+    """Have `threads` end, each by a None among the `requests` that they take, and wait for them."""
+    for _ in threads:
+        requests.put(None)
+    for thread in threads:
+        with contextlib.suppress(RuntimeError):  # it could not be started
+            thread.join()
+    threads.clear()

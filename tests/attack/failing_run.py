@@ -14,18 +14,17 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import importlib
 import json
 import os
 import pathlib
-import pkgutil
 import signal
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-import blkmig
+import forks
+
 from blkmig import cli
 
 RUN_SECONDS = 30
@@ -37,16 +36,6 @@ GRACE_SECONDS = 0.5
 """A receiver whose sender failed has this long to notice; one that still listens then is stopped."""
 
 shim = ctypes.CDLL(None)
-
-
-def import_everything() -> None:
-    """Load all modules, so that the calls that are counted are those of a migration and not of imports."""
-    for module in pkgutil.walk_packages(blkmig.__path__, "blkmig."):
-        if not module.name.startswith(("blkmig.gates", "blkmig.__main__")):
-            try:
-                importlib.import_module(module.name)
-            except ImportError:  # an extra that is not installed
-                continue
 
 
 def start(folder: pathlib.Path, words: list[str], arm: tuple[str, int, int], label: str) -> int:
@@ -151,7 +140,7 @@ def main(say: Callable[[str], object] = print) -> None:
     """Fail each call of the chosen kind, one a run."""
     folder, end, name, error = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
     step, number = map(int, [*sys.argv[5:], *"11"[len(sys.argv[5:]) :]])
-    import_everything()
+    forks.import_everything()
     while True:
         result = run(folder, {end: (name, number if name else 0, error)})
         result["failed"] = f"{end}: {name} number {number}, {errno.errorcode.get(error, error)}"

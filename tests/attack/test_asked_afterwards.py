@@ -6,12 +6,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 import lab
 import pytest
 from pauses import Call
@@ -52,9 +51,7 @@ class Case:
         self.target.parent.mkdir()
         self.disk = blkmig.MemoryBackend(bytearray(CONTENT), name="d")
         reading, ready = os.pipe()
-        self.pid = os.fork()
-        if not self.pid:
-            self._receive(point, ready)
+        self.pid = forks.start(lambda: self._receive(point, ready))
         os.close(ready)
         assert os.read(reading, 1) == b"!"
         os.close(reading)
@@ -64,19 +61,13 @@ class Case:
         os.waitpid(self.pid, 0)
 
     def _receive(self, point: str, ready: int) -> None:
-        try:
-            if point == STORED:
-                sessions.SessionFiles.store = die_when_stored(sessions.SessionFiles.store)  # type: ignore[method-assign]
-            else:
-                setattr(*POINTS[point], die)
-            with self.receiver() as receiver:
-                os.write(ready, b"!")
-                receiver.run()
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(1)
+        if point == STORED:
+            sessions.SessionFiles.store = die_when_stored(sessions.SessionFiles.store)  # type: ignore[method-assign]
+        else:
+            setattr(*POINTS[point], die)
+        with self.receiver() as receiver:
+            os.write(ready, b"!")
+            receiver.run()
 
     def _send(self) -> None:
         with self.migration:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import pathlib
 import random
 import shutil
@@ -77,9 +78,10 @@ def migrations(folder: pathlib.Path, library: pathlib.Path) -> Migrations:
     """Return what runs migrations in which the calls called `name` fail at one end, and returns how they went."""
 
     def run(end: str, name: str, error: int, *steps: int) -> list[dict[str, Any]]:
+        path = os.pathsep.join([command.environment()["PYTHONPATH"], str(HERE.parent / "support")])
         done = subprocess.run(
             [sys.executable, HERE / "failing_run.py", folder, end, name, str(error), *map(str, steps)],
-            env=command.environment() | {"LD_PRELOAD": str(library)},
+            env=os.environ | {"PYTHONPATH": path, "LD_PRELOAD": str(library)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

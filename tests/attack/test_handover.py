@@ -14,15 +14,14 @@ import os
 import random
 import signal
 import socket
-import sys
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import forks
 import lab
 import pytest
-from pauses import Call
+from pauses import outcome_of_write
 
 import blkmig
 from blkmig import errors
@@ -92,16 +91,7 @@ def at(owner: type, method: str, what: Callable[[], None], *, after: bool) -> No
 
 def fork(report: Path, body: Callable[[], dict[str, Any]]) -> int:
     """Run `body` in a child and return its pid; the child leaves what `body` returns in `report`."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        report.write_text(json.dumps(body()))
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(0)
+    return forks.start(lambda: report.write_text(json.dumps(body())))
 
 
 class Case:
@@ -129,7 +119,7 @@ class Case:
             options: dict[str, Any] = {"writers_after": after, "connect_timeout": 20, "downtime_limit": 30}
             options["reconnect"] = 0
             outcome = outcome_of(lambda: blkmig.send([one, two], self.uri, **options))
-            return {"outcome": outcome, "writes": writes(one)}
+            return {"outcome": outcome, "writes": outcome_of_write(one)}
 
     def receive(self, ready: int) -> dict[str, Any]:
         with self.receiver() as receiver:
@@ -192,19 +182,6 @@ def outcome_of(call: Callable[[], object]) -> str:
         return "in doubt"
     except errors.MigrationError:
         return "failed"
-    return "done"
-
-
-def writes(disk: blkmig.BlockBackend) -> str:
-    """Return what becomes of a write: it is done, refused, or held."""
-    assert isinstance(disk, blkmig.FileBackend)
-    writing = Call(lambda: disk.pwrite(b"mine", 0))
-    if not writing.is_over(0.05) and not writing.is_over(1):
-        return "held"
-    try:
-        writing.result()
-    except errors.MigrationError:
-        return "refused"
     return "done"
 
 

@@ -11,15 +11,13 @@ import functools
 import os
 import random
 import signal
-import sys
 import threading
 import time
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import command
+import forks
 import lab
 import peers
 import pytest
@@ -88,20 +86,6 @@ def die_at(owner: type, method: str, count: int) -> None:
         return original(*args, **options)
 
     setattr(owner, method, dying)
-
-
-def fork(body: Callable[[], None]) -> int:
-    """Run `body` in a child and return its pid; the child never comes back."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        body()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(1)
 
 
 def wait_killed(pid: int) -> None:
@@ -213,7 +197,7 @@ def test_a_killed_receiver(case: Case, phase: str) -> None:
             os.write(writing, b"!")
             receiver.run()
 
-    pid = fork(receive)
+    pid = forks.start(receive)
     os.close(writing)
     assert os.read(reading, 1) == b"!"
     os.close(reading)
@@ -231,7 +215,7 @@ def test_a_killed_sender(case: Case, phase: str) -> None:
         case.send()
 
     with case.receiver() as receiver:
-        pid = fork(send)
+        pid = forks.start(send)
         is_whole = True
         try:
             receiver.run()

@@ -12,7 +12,7 @@ import cutter
 import lab
 import pytest
 from messages import Cut, Message, MessageCutter, Where
-from pauses import Call
+from pauses import outcome_of_write
 
 import blkmig
 from blkmig import errors, stats
@@ -57,17 +57,6 @@ class Case:
         with self.relay:
             return self.receiver.result()
 
-    def writes(self) -> str:
-        """Return what becomes of a write of the source: it is done, refused, or held."""
-        writing = Call(lambda: self.disk.pwrite(b"mine", 0))
-        if not writing.is_over(0.05) and not writing.is_over(1):
-            return "held"
-        try:
-            writing.result()
-        except errors.MigrationError:
-            return "refused"
-        return "done"
-
 
 @pytest.mark.parametrize("moves", [True, False], ids=["move", "copy"])
 @pytest.mark.parametrize("where", WHERE)
@@ -85,7 +74,7 @@ def test_a_link_that_comes_back(tmp_path: Path, message: Message, where: Where, 
         assert incoming.reconnects == case.migration.stats.reconnects
         assert case.relay.done == 1
         assert case.target.read_bytes() == CONTENT
-        assert case.writes() == ("refused" if moves else "done")
+        assert outcome_of_write(case.disk) == ("refused" if moves else "done")
         assert moves or {path.name for path in folder.iterdir()} == {"t.raw"}
 
 
@@ -116,7 +105,7 @@ def test_link_after_link(tmp_path: Path, is_long: bool) -> None:
         # Once COMMIT has begun to leave, neither END nor READY comes again: a cut that waits for one is not made.
         assert 0 < case.relay.done <= len(cuts), f"seed {seed}, {cuts}"
         assert case.target.read_bytes() == CONTENT, f"seed {seed}, {cuts}"
-        assert case.writes() == ("refused" if moves else "done"), f"seed {seed}, {cuts}"
+        assert outcome_of_write(case.disk) == ("refused" if moves else "done"), f"seed {seed}, {cuts}"
 
 
 @pytest.mark.parametrize("moves", [True, False], ids=["move", "copy"])
@@ -142,7 +131,7 @@ def test_a_link_that_stays_away(tmp_path: Path, message: Message, where: Where, 
     assert has_taken == case.target.exists()
     assert not has_taken or case.target.read_bytes() == CONTENT
     expected = {"done": "refused" if moves else "done", "in doubt": "held", "failed": "done"}[outcome]
-    assert case.writes() == expected
+    assert outcome_of_write(case.disk) == expected
     assert outcome != "done" or has_taken
     assert not moves or outcome != "failed" or not has_taken, "two owners"
     assert outcome != "in doubt" or (moves and message in MESSAGES[2:])

@@ -7,12 +7,11 @@ import contextlib
 import os
 import random
 import signal
-import sys
 import threading
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import forks
 import lab
 import pytest
 import writer_threads
@@ -24,19 +23,6 @@ from blkmig.files import partial
 MIB = lab.MIB
 SIZE = 48 * MIB + 512
 LONG_RUNS = 100
-
-
-def fork(body: Callable[[], object]) -> int:
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        body()
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(0)
 
 
 def killing(nbytes: int) -> Callable[[stats.Event], None]:
@@ -86,7 +72,7 @@ class Case:
             with blkmig.FileBackend(self.source, name="d") as disk, Writers(disk, self.seed):
                 blkmig.send([disk], self.uri, max_bandwidth=100 * MIB, on_progress=killing(nbytes))
 
-        os.waitpid(fork(send), 0)
+        os.waitpid(forks.start(send), 0)
         assert is_away.wait(30)
         receiver.migration.cancel()
         with pytest.raises(errors.Cancelled):
@@ -101,7 +87,7 @@ class Case:
                 os.write(ready, b"!")
                 migration.run()
 
-        pid = fork(receive)
+        pid = forks.start(receive)
         os.close(ready)
         assert os.read(reading, 1) == b"!"
         os.close(reading)

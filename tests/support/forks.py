@@ -4,9 +4,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
+import pkgutil
 import signal
+import sys
+import traceback
 from collections.abc import Callable, Iterator
+
+import blkmig
 
 SECONDS = 30
 """A child that hangs is ended after that."""
@@ -27,6 +33,31 @@ def living_child() -> Iterator[None]:
         os.close(reading)
         os.close(writing)
         assert os.waitpid(pid, 0)[1] == 0
+
+
+def import_everything() -> None:
+    """Load all modules: a thread that loads one while its process forks leaves it locked for good in the child."""
+    for module in pkgutil.walk_packages(blkmig.__path__, "blkmig."):
+        if not module.name.startswith(("blkmig.gates", "blkmig.__main__")):
+            with contextlib.suppress(ImportError):  # an extra that is not installed
+                importlib.import_module(module.name)
+
+
+def start(body: Callable[[], object]) -> int:
+    """Run `body` in a forked child and return its pid; the child never comes back, and exits with 1 if it raised."""
+    import_everything()
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        body()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
 
 
 def in_a_child(call: Callable[[], object]) -> str:

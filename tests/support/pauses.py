@@ -12,6 +12,8 @@ import lab
 import pytest
 
 import blkmig
+from blkmig import errors
+from blkmig.disk import LocalBackend
 
 MIB = lab.MIB
 LONG = 30  # seconds that nothing here takes
@@ -47,6 +49,18 @@ class Call:
         if self._error is not None:
             raise self._error
         return self._value
+
+
+def outcome_of_write(disk: LocalBackend) -> str:
+    """Return what becomes of a write: it is done, refused, or held."""
+    writing = Call(lambda: disk.pwrite(b"mine", 0))
+    if not writing.is_over(0.05) and not writing.is_over(1):
+        return "held"
+    try:
+        writing.result()
+    except errors.MigrationError:
+        return "refused"
+    return "done"
 
 
 @contextlib.contextmanager
