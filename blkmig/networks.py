@@ -35,6 +35,20 @@ def _parse_one(text: str) -> Network:
     return found
 
 
+def place_of(host: str) -> str:
+    """Return the place of the address `host`: its /64 network, where one host may have as many addresses as it likes.
+
+    For an IPv4 address, and a link-local one, whose network is that of all hosts on the link, it is the address itself.
+    """
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv4Address) or address.is_link_local:
+        return host
+    return str(ipaddress.IPv6Network((address.packed[:8] + bytes(8), 64)))
+
+
 def admits(networks: Sequence[Network], host: str) -> bool:
     """Return whether somebody at the address `host` may connect: anybody may without networks.
 

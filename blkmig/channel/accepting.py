@@ -8,6 +8,7 @@
                     ├─ who says that it measures the link: its bytes are counted (see `measured`)
                     └─ closed: the wrong first bytes, no TLS where it must be, an end, nothing within 10 s,
                        or a 17th came, or the 5th of one address
+    not heard yet: others have failed to prove who they are where it comes from (see `refusals`)
 
 So port scans, other protocols and connections that say nothing cost a receiver nothing, and hold nobody up: a real
 sender says its first bytes in the moment in which it is accepted. One thread; waits hear the link's cancel.
@@ -22,7 +23,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from .. import errors
-from . import candidates, link, measured, measuring
+from . import candidates, link, measured, measuring, refusals
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class Reception:
         connection: link.Link,
         listening: socket.socket,
         measurements: measured.Measurements,
+        failed: refusals.Refusals,
         *,
         make: Callable[[socket.socket], candidates.Candidate],
         magics: Sequence[bytes],
@@ -66,6 +68,7 @@ class Reception:
         self._make = make
         self._candidates: dict[int, candidates.Candidate] = {}
         self._measurements = measurements
+        self._failed = failed
 
     def first(self, timeout: float | None) -> candidates.Candidate:
         """Return the first that begins. Raises ChannelTimeout, Cancelled and ChannelError."""
@@ -82,7 +85,7 @@ class Reception:
                 self._measurements.hear(ready)
                 self._drop_the_silent()
                 if deadline is not None and time.monotonic() >= deadline:
-                    why = f"nobody connected within {timeout:g} s with a migration"
+                    why = f"nobody connected within {timeout:g} s with a migration{self._who_failed}"
                     raise errors.ChannelTimeout("waiting for the source", uri=self._link.uri, cause=why)
         finally:
             self._measurements.stop_counting()
@@ -95,11 +98,17 @@ class Reception:
 
     def _wait(self, deadline: float | None) -> set[int]:
         """Return the descriptors that have something to say."""
-        moments = [candidate.deadline for candidate in self._candidates.values()] + self._measurements.moments()
+        now = time.monotonic()
+        heard = [fd for fd, candidate in self._candidates.items() if candidate.heard_from <= now]
+        moments = [candidate.moment(now) for candidate in self._candidates.values()] + self._measurements.moments()
         if deadline is not None:
             moments.append(deadline)
-        seconds = None if not moments else max(0.0, min(moments) - time.monotonic())
-        return self._link.wait_any(seconds, [self._listening.fileno(), *self._candidates, *self._measurements.fds()])
+        seconds = None if not moments else max(0.0, min(moments) - now)
+        return self._link.wait_any(seconds, [self._listening.fileno(), *heard, *self._measurements.fds()])
+
+    @property
+    def _who_failed(self) -> str:
+        return f", and {self._failed.count} did that could not prove that they may" if self._failed.count else ""
 
     def _accept(self) -> None:
         """Take one more connection; without room or descriptors, in place of another one."""
@@ -119,6 +128,7 @@ class Reception:
             candidate.drop("its address is not allowed")
             return
         self._make_room(candidate.host)
+        candidate.hold(self._failed.seconds(candidate.host))
         self._candidates[sock.fileno()] = candidate
 
     def _make_room(self, host: str) -> None:
@@ -126,7 +136,7 @@ class Reception:
         why = "others have come, and it has not begun yet"
         same = [fd for fd, candidate in self._candidates.items() if host and candidate.host == host]
         if len(same) >= MAX_PER_ADDRESS:
-            self._drop_the_least(same, why)
+            self._drop_the_least(same, why, is_its_own=True)
         elif len(self._candidates) >= MAX_CANDIDATES:
             self._drop_the_least(self._candidates, why)
 
@@ -140,7 +150,7 @@ class Reception:
         try:
             alive = candidate.read(self._nbytes)
         except candidates.Refused as error:
-            candidate.refuse(str(error))
+            candidate.refuse(f"{error}{self._failed.note(candidate.host)}")
             return None
         if alive and candidate.is_plain and measuring.HEADER.startswith(candidate.begun):
             if candidate.begun == measuring.HEADER:
@@ -148,7 +158,7 @@ class Reception:
         elif not self._may_begin(candidate.begun):
             self._drop(fd, _no_migration(candidate.begun[: self._nbytes]), said=True)
         elif not alive:
-            self._drop(fd, "it ended before its stream began")
+            self._drop(fd, "it ended before its stream began", is_its_own=True)
         elif candidate.is_ready and len(candidate.begun) >= self._nbytes:
             return self._candidates.pop(fd)
         return None
@@ -160,15 +170,19 @@ class Reception:
         now, seconds = time.monotonic(), candidates.OPENING_SECONDS
         for fd, candidate in list(self._candidates.items()):
             if now >= candidate.deadline:
-                self._drop(fd, f"its stream did not begin within {seconds:g} s", said=not candidate.is_refused)
+                why, said = f"its stream did not begin within {seconds:g} s", not candidate.is_refused
+                self._drop(fd, why, said=said, is_its_own=True)
 
-    def _drop_the_least(self, among: Iterable[int], why: str) -> None:
+    def _drop_the_least(self, among: Iterable[int], why: str, *, is_its_own: bool = False) -> None:
         """Drop the one that has shown least of what it is, and of several the one that came first."""
         seen = self._candidates
-        self._drop(min(among, key=lambda fd: (seen[fd].progress, seen[fd].deadline)), why)
+        self._drop(min(among, key=lambda fd: (seen[fd].progress, seen[fd].deadline)), why, is_its_own=is_its_own)
 
-    def _drop(self, fd: int, why: str, *, said: bool = False) -> None:
+    def _drop(self, fd: int, why: str, *, said: bool = False, is_its_own: bool = False) -> None:
+        """Close a connection; where `is_its_own` says that this is due to where it came from, that may be a failure."""
         candidate = self._candidates.pop(fd)
+        if is_its_own and candidate.has_tried and not candidate.is_refused:
+            why += self._failed.note(candidate.host)
         if said:  # who meant to send should find out why nothing comes
             logger.warning("a connection from %s was closed: %s", candidate.name, why)
         candidate.drop(why)

@@ -39,6 +39,9 @@ class Candidate:
         self.socket = sock
         self.begun = b""
         self.deadline = time.monotonic() + OPENING_SECONDS
+        self.heard_from = 0.0
+        """When it may begin, on the clock of ``time.monotonic``: nothing is read of it before."""
+
         self.name = sockets.peer_uri(sock, listening, kind=self.address_kind)
         self.host = host_of(sock)
         self.progress = 0
@@ -53,6 +56,20 @@ class Candidate:
     def is_ready(self) -> bool:
         """Return whether it is who it must be, so that its stream can begin."""
         return True
+
+    @property
+    def has_tried(self) -> bool:
+        """Return whether it has begun to prove who it is, and has not done so yet."""
+        return False
+
+    def hold(self, seconds: float) -> None:
+        """Have it wait for so long before it is heard; its time begins then."""
+        self.heard_from = time.monotonic() + seconds
+        self.deadline = self.heard_from + OPENING_SECONDS
+
+    def moment(self, now: float) -> float:
+        """Return when it is to be looked at next, even if it says nothing."""
+        return self.heard_from if self.heard_from > now else self.deadline
 
     def read(self, nbytes: int) -> bool:
         """Read what has come of the first `nbytes`; False at the end of the connection, or when it broke.

@@ -35,6 +35,11 @@ class SecuredCandidate(candidates.Candidate):
         """Return whether the handshake is over, and the sender allowed."""
         return self._session.is_secure
 
+    @property
+    def has_tried(self) -> bool:
+        """Return whether it has begun a handshake that is not over."""
+        return self._session.speaks_tls and not self._session.is_secure
+
     def read(self, nbytes: int) -> bool:
         """Go on with the handshake, and then read what has come of the stream; it may be more than `nbytes`."""
         try:

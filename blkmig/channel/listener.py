@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from .. import errors, networks
-from . import accepting, arrivals, candidates, link, listening, measured, qemufile, sockets, streams, uri
+from . import accepting, arrivals, candidates, link, listening, measured, qemufile, refusals, sockets, streams, uri
 
 if TYPE_CHECKING:
     from .. import credentials
@@ -64,6 +64,7 @@ class Listener:
         self._is_closed = False
         self._socket_file = os.lstat(address.path) if isinstance(address, uri.UnixAddress) else None
         self._security, self._allow = security, allow
+        self._failed = refusals.Refusals()
         self._reception: accepting.Reception | None = None  # whose candidates may be taken by the next accept()
         self.is_exposed = not (sock is None or security or allow) and listening.is_exposed(sock)
         """Whether any other machine may reach it, so that whoever does can send to it."""
@@ -79,6 +80,11 @@ class Listener:
     def takes_several(self) -> bool:
         """Return whether a source can come again, while nobody has closed this."""
         return self._socket is not None
+
+    @property
+    def notes(self) -> list[str]:
+        """Return what is to be said of those who have connected and were refused, if there were any."""
+        return self._failed.notes
 
     def accept(
         self, *, timeout: float | None, magics: Sequence[bytes] = (), nbytes: int = 0, keep: bool = False
@@ -130,7 +136,10 @@ class Listener:
         if self._reception is None or self._reception.magics is not magics:
             self._close_reception()
             self._reception = accepting.Reception(
-                self._link, self._socket, self._measurements, make=self._candidate, magics=magics, nbytes=nbytes
+                *(self._link, self._socket, self._measurements, self._failed),
+                make=self._candidate,
+                magics=magics,
+                nbytes=nbytes,
             )
         try:
             return self._reception.first(timeout)

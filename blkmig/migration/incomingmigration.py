@@ -66,8 +66,7 @@ class IncomingMigration:
         self._buffers, self._room = block.LoadBuffers(), block.CoverageRoom()
         for name in block.FORMATS:
             self.savevm.register_savevm_live(name, 0, 1, self._block)
-        self._requested_uri = uri
-        self._observer = observer
+        self._requested_uri, self._observer = uri, observer
         self._stack = contextlib.ExitStack()
         self._listener: channel.Listener | None = None
         self._f: channel.InputQEMUFile | None = None
@@ -132,6 +131,7 @@ class IncomingMigration:
                 self._figures.set_status("cancelled" if cancelled else "failed")
             raise
         comparing.note_what_was_not(self.parameters, self.stats, self.is_exposed)
+        self.stats.notes += self._listener.notes
         self._figures.set_status("completed")
         return self.stats
 

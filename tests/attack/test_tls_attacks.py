@@ -16,7 +16,7 @@ import pytest
 import tls
 import tls_links
 from receivers import connected
-from tls_links import TIMEOUT, Between, receiving, trusting
+from tls_links import TIMEOUT, Between, hello, receiving, trusting
 
 import blkmig
 from blkmig import errors
@@ -108,15 +108,6 @@ def test_a_record_that_comes_twice(certificates: Path, source: Path, tmp_path: P
     assert isinstance(lost, errors.ChannelError)
     assert "what came was changed on its way" in str(lost)
     assert not (tmp_path / "copy.raw").exists()
-
-
-def hello() -> bytes:
-    """Return what begins a handshake."""
-    leaving = ssl.MemoryBIO()
-    secured = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_bio(ssl.MemoryBIO(), leaving, server_hostname="localhost")
-    with contextlib.suppress(ssl.SSLWantReadError):
-        secured.do_handshake()
-    return leaving.read()
 
 
 STALLS: list[Callable[[], bytes]] = [

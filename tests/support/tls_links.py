@@ -6,6 +6,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import socket
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -27,6 +28,15 @@ def trusting(folder: Path, **others: object) -> blkmig.TlsParameters:
 def named(uri: str) -> str:
     """Return the address of a receiver on this machine with the name that its certificate has."""
     return uri.replace("127.0.0.1", "localhost")
+
+
+def hello() -> bytes:
+    """Return what begins a handshake."""
+    leaving = ssl.MemoryBIO()
+    secured = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_bio(ssl.MemoryBIO(), leaving, server_hostname="localhost")
+    with contextlib.suppress(ssl.SSLWantReadError):
+        secured.do_handshake()
+    return leaving.read()
 
 
 @contextlib.contextmanager

@@ -55,3 +55,20 @@ def test_against_the_bits(seed: int) -> None:
     text = f"{ipaddress.IPv4Address(network)}/{prefix}"
     for host in (str(ipaddress.IPv4Address(other)), f"::ffff:{ipaddress.IPv4Address(other)}"):
         assert networks.admits(networks.parse([text]), host) is same, f"seed {seed}"
+
+
+@pytest.mark.parametrize(
+    ("host", "place"),
+    [
+        ("192.0.2.1", "192.0.2.1"),
+        ("2001:db8:0:1:2:3:4:5", "2001:db8:0:1::/64"),
+        ("2001:db8:0:1::", "2001:db8:0:1::/64"),
+        ("::1", "::/64"),
+        ("fe80::1%eth0", "fe80::1%eth0"),
+        ("fe80::1", "fe80::1"),
+        ("", ""),
+        ("nowhere", "nowhere"),
+    ],
+)
+def test_the_place_of_an_address(host: str, place: str) -> None:
+    assert networks.place_of(host) == place
