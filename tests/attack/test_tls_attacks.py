@@ -49,7 +49,8 @@ def send_through(
             blkmig.send([source], between.uri, tls=trust, reconnect=0, **parameters)
         except errors.MigrationError as error:
             failed = error
-        return between.records, failed, running.exception(TIMEOUT)
+        lost = running.exception(TIMEOUT)  # first: a sender that waits for no word ends while records still pass
+        return between.records, failed, lost
 
 
 def cut_before(last: int) -> tls_links.Change:
