@@ -10,6 +10,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+from typing import NoReturn
+
 from .. import errors
 from . import base, breaking, link, rate, receiving, sending
 
@@ -49,6 +53,16 @@ class OutputQEMUFile(sending.SendingFile):
         """Return whether the way back was opened, on which the peer says that it has everything."""
         return self._return_path is not None and not self._is_one_way
 
+    def _keep(self, error: errors.MigrationError, cause: BaseException | None) -> NoReturn:
+        """Raise `error`; of an answer that could not be sent, end the link.
+
+        Whoever asked would wait for it, and this end for what follows on it, both with a link that looks whole.
+        """
+        if self._transport.is_answer and self._transport.socket is not None:
+            with contextlib.suppress(OSError):  # it is gone
+                self._transport.socket.shutdown(socket.SHUT_RDWR)
+        super()._keep(error, cause)
+
     def abort(self) -> None:
         """Close without flushing, and the return path as well; never raises, twice does no harm."""
         super().abort()
@@ -79,6 +93,16 @@ class InputQEMUFile(receiving.ReceivingFile):
             if self._return_path is not None:
                 self._return_path.set_idle_timeout(self._idle_timeout)
         return self._return_path
+
+    def _fail(self, error: BaseException) -> None:
+        """Raise what `error` means: an end may be this one's own, because an answer could not be sent."""
+        back = None if self._return_path is None else self._return_path._error
+        if isinstance(error, EOFError) and isinstance(back, errors.ChannelError):
+            self._link.check()
+            why = f"the other end could not be answered: {back.why}"
+            cause = why if back.errno is None else OSError(back.errno, why)
+            self._keep(errors.ChannelError(self._where(), uri=self.uri, cause=cause), error)
+        super()._fail(error)
 
     def breaker(self) -> breaking.Breaker | None:
         """Return what ends this file from any other thread; None for a channel that goes one way."""

@@ -87,7 +87,7 @@ class ReadBack:
     def finish(self, loader: savevm.LoadVM, f: channel.InputQEMUFile) -> None:
         """After the word: take the last proofs, compare, tell the source, and raise if a disk differs. Blocks.
 
-        Raises :class:`~blkmig.errors.ContentMismatch`.
+        Raises :class:`~blkmig.errors.ContentMismatch`, and ChannelError for a link that is lost, or was before.
         """
         proving = self._proving
         assert proving is not None
@@ -102,7 +102,7 @@ class ReadBack:
                 block.get_extra(f, kinds)
                 self._report(loader)
             found = proving.finish(lambda: self._report(loader), self._look, heartbeat.BEAT_SECONDS)
-        except (errors.ChannelError, errors.TruncatedStream) as error:
+        except (errors.ChannelError, errors.TruncatedStream, errors.StateError) as error:  # the latter: it is closed
             raise errors.ChannelError(
                 "waiting for the last proofs of the disks",
                 uri=f.uri,

@@ -3,11 +3,12 @@
 
 ::
 
-    failing_run.py FOLDER END NAME ERRNO [STEP [FIRST]]      END: "send" or "receive"
+    failing_run.py [--OPTION | END=--OPTION]... FOLDER END NAME ERRNO [STEP [FIRST]]      END: "send" or "receive"
 
 imports the package once, and then forks both ends for each call named NAME that the chosen end makes, beginning with
 number FIRST and in steps of STEP. It prints one JSON object a run: what was failed, how both ends exited and what they
-said, and whether the target is there and equal. NAME "" fails nothing and prints what each end calls, how often.
+said, and whether the target is there and equal. NAME "" fails nothing and prints what each end calls, how often. An
+option is given to that end, or to both.
 """
 
 from __future__ import annotations
@@ -79,15 +80,16 @@ def has_ended(pid: int) -> bool:
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
-def run(folder: pathlib.Path, arms: dict[str, tuple[str, int, int]]) -> dict[str, Any]:
-    """Run both ends, with what is armed in each, and return how it went."""
+def run(folder: pathlib.Path, arms: dict[str, tuple[str, int, int]], options: dict[str, list[str]]) -> dict[str, Any]:
+    """Run both ends, with what is armed in each and their own `options`, and return how it went."""
     socket, nothing = folder / "link", ("", 0, 0)
     deadline = time.monotonic() + RUN_SECONDS
-    receiver = start(folder, ["receive", f"unix:{socket}", f"v={folder / 'copy.raw'}"],
-                     arms.get("receive", nothing), "receive")  # fmt: skip
+    words = ["receive", f"unix:{socket}", f"v={folder / 'copy.raw'}", *options["receive"]]
+    receiver = start(folder, words, arms.get("receive", nothing), "receive")
     while not socket.exists() and not has_ended(receiver) and time.monotonic() < deadline:
         time.sleep(0.001)
     words = ["send", f"v={folder / 'a.raw'}", f"unix:{socket}", "--reconnect=2"]  # for so long a receiver is asked
+    words += options["send"]
     sender = start(folder, words, arms.get("send", nothing), "send")
     codes = {"send": wait(sender, deadline)}
     was_stopped = codes["send"] != 0 and not ends_soon(receiver)
@@ -136,20 +138,32 @@ def clean(folder: pathlib.Path) -> None:
             path.unlink()
 
 
+def options_of(words: list[str]) -> dict[str, list[str]]:
+    """Return the options of each end."""
+    options: dict[str, list[str]] = {"send": [], "receive": []}
+    for word in words:
+        end, equals, option = word.partition("=--")
+        for chosen in [end] if equals else options:
+            options[chosen].append(f"--{option}" if equals else word)
+    return options
+
+
 def main(say: Callable[[str], object] = print) -> None:
     """Fail each call of the chosen kind, one a run."""
-    folder, end, name, error = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
-    step, number = map(int, [*sys.argv[5:], *"11"[len(sys.argv[5:]) :]])
+    given = [word for word in sys.argv[1:] if "--" in word]
+    options, words = options_of(given), sys.argv[1 + len(given) :]
+    folder, end, name, error = pathlib.Path(words[0]), words[1], words[2], int(words[3])
+    step, number = map(int, [*words[4:], *"11"[len(words[4:]) :]])
     forks.import_everything()
     while True:
-        result = run(folder, {end: (name, number if name else 0, error)})
+        result = run(folder, {end: (name, number if name else 0, error)}, options)
         result["failed"] = f"{end}: {name} number {number}, {errno.errorcode.get(error, error)}"
         reached = result["calls"][end].get(name, 0) >= number or not result["calls"][end]
         if name and reached and any(result["codes"].values()):
-            again = run(folder, {})
+            again = run(folder, {}, options)
             if again["codes"]["receive"] in (EXIT_IN_DOUBT, EXIT_STOPPED):
                 # It has settled who has the disk, and said what to do, or still waited for the source to ask.
-                again = run(folder, {})
+                again = run(folder, {}, options)
             result["again"] = again["codes"] | {"equal": again["equal"]}
         clean(folder)
         if name and not reached:

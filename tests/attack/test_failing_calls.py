@@ -77,10 +77,10 @@ Migrations = Callable[..., list[dict[str, Any]]]
 def migrations(folder: pathlib.Path, library: pathlib.Path) -> Migrations:
     """Return what runs migrations in which the calls called `name` fail at one end, and returns how they went."""
 
-    def run(end: str, name: str, error: int, *steps: int) -> list[dict[str, Any]]:
+    def run(end: str, name: str, error: int, *steps: int, options: tuple[str, ...] = ()) -> list[dict[str, Any]]:
         path = os.pathsep.join([command.environment()["PYTHONPATH"], str(HERE.parent / "support")])
         done = subprocess.run(
-            [sys.executable, HERE / "failing_run.py", folder, end, name, str(error), *map(str, steps)],
+            [sys.executable, HERE / "failing_run.py", *options, folder, end, name, str(error), *map(str, steps)],
             env=os.environ | {"PYTHONPATH": path, "LD_PRELOAD": str(library)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -102,6 +102,8 @@ def faults(result: dict[str, Any]) -> list[str]:
             found.append(f"{end} does not end" if code is None else f"{end} crashes, exit code {code}")
         if "Traceback" in said[end] or "Exception ignored" in said[end]:
             found.append(f"{end} shows a traceback")
+        if "(state is" in said[end]:
+            found.append(f"{end} tells of a state of its own")
         if code and "blkmig: " not in said[end] and "write" not in result["failed"]:
             found.append(f"{end} does not say why")
         if code == 0 and not result["equal"]:
@@ -136,6 +138,25 @@ def test_every_call_fails_once(migrations: Migrations, end: str, is_long: bool) 
         results += migrations(end, name, error_of(name), step)
     assert len(results) >= len(plain["calls"][end])
     if wrong := story(results):
+        pytest.fail(wrong, pytrace=False)
+
+
+ENDS = {
+    "a copy": (),
+    "a move": ("send=--move",),
+    "a proven move": ("--verify", "send=--move"),
+    "several connections": ("send=--connections=3",),
+    "no session": ("send=--reconnect=0",),
+    "the first edition": ("send=--format=block",),
+}
+
+
+@pytest.mark.parametrize("kind", ENDS)
+@pytest.mark.parametrize("end", ["send", "receive"])
+def test_every_message_that_cannot_be_sent(migrations: Migrations, end: str, kind: str, is_long: bool) -> None:
+    """Whoever waits for it sees at once that the link is dead: nobody waits for a time-out, an asker is answered."""
+    step = 1 if is_long or end == "receive" else PART - 1  # a sender looks for its target's reason for a second
+    if wrong := story(migrations(end, "sendmsg", errno.EIO, step, options=ENDS[kind])):
         pytest.fail(wrong, pytrace=False)
 
 

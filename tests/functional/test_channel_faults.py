@@ -12,7 +12,7 @@ import socket
 from collections.abc import Iterator
 
 import pytest
-from fault_pairs import TIMEOUT, put_until_error, reset, tcp_pair
+from fault_pairs import TIMEOUT, fail_to_answer, put_until_error, reset, tcp_pair
 
 from blkmig import channel, errors
 
@@ -190,3 +190,16 @@ def test_the_return_path_can_be_read_after_a_send_failed() -> None:
         peer.close()
         put_until_error(f)
         assert back.get_be32() == 42
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "unix"])
+def test_an_answer_that_cannot_be_sent_ends_the_link(tmp_path: pathlib.Path, scheme: str) -> None:
+    """Both ends see it: who waits for the answer, and who would wait for what comes after it."""
+    uri = "tcp:127.0.0.1:0" if scheme == "tcp" else f"unix:{tmp_path}/s"
+    with (
+        channel.listen(uri) as listener,
+        channel.connect(listener.uri, timeout=TIMEOUT) as f,
+        listener.accept(timeout=TIMEOUT) as peer,
+    ):
+        fail_to_answer(f, peer)
+        f.abort()

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import descriptors
+import fault_pairs
 import peers
 import pytest
 import tls
@@ -60,6 +61,10 @@ def test_everything_arrives_both_ways(pair: Pair, limit: int) -> None:
             nbytes = put_everything(sender)
             sender.flush()
             assert got.result(TIMEOUT) == nbytes
+
+
+def test_an_answer_that_cannot_be_sent_ends_the_link(pair: Pair) -> None:
+    fault_pairs.fail_to_answer(*pair)
 
 
 def test_the_return_path_outlives_the_stream(pair: Pair) -> None:

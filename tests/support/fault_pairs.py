@@ -42,3 +42,23 @@ def put_until_error(f: channel.OutputQEMUFile) -> errors.ChannelError:
         except errors.ChannelError as error:
             return error
     pytest.fail("the peer is gone and nothing was said")
+
+
+def fail_to_answer(f: channel.OutputQEMUFile, peer: channel.InputQEMUFile) -> None:
+    """Have `peer` fail to answer, because its answers are not taken, and see that both ends hear of that at once."""
+    back, answers = f.return_path(), peer.return_path()
+    assert back is not None
+    assert answers is not None
+    f.put_be32(7)
+    f.flush()
+    answers.set_idle_timeout(0.05)
+    for end in (peer, back):
+        end.set_idle_timeout(TIMEOUT, first=TIMEOUT)
+    with pytest.raises(errors.ChannelTimeout, match="took nothing"):
+        answers.put_buffer(bytes(64 << 20))
+    assert peer.get_be32() == 7, "what has come is lost"
+    with pytest.raises(errors.ChannelError, match="could not be answered: the other end took nothing"):
+        peer.get_byte()
+    with contextlib.suppress(errors.ChannelError):  # over TLS it is cut off
+        while back.get_some(1 << 16):
+            pass
