@@ -245,7 +245,7 @@ class BlkLoadDevice:
                 "got blocks that it cannot have", device=self.statistics.name, cause=f"its size is {size} bytes"
             )
         self.statistics.size, self.statistics.size_source = size, source
-        if self.backend.is_growable:
+        if self.backend.is_growable and size != self.backend.size:  # setting it writes the last page, as memory has it
             self.backend.resize(size)
 
     def digest(
