@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import os
 import random
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 import lab
 import pytest
+from disks import mounted
 
 import blkmig
 from blkmig import errors
@@ -178,23 +178,8 @@ def test_a_byte_that_changes_between_send_and_second_read_is_found(
 def file_system(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """Yield a file system's folder, and the file below it that holds it."""
     image, folder = tmp_path / "image", tmp_path / "mounted"
-    with image.open("wb") as file:
-        file.truncate(64 * MIB)
-    folder.mkdir()
-    if os.getuid() != 0:
-        pytest.skip("mounting takes root")
-    subprocess.run(["mkfs.ext4", "-q", image], check=True)
-    for _ in range(10):  # a loop device may be read-only for a moment, because it is some other test's that ends now
-        command = ["mount", "--read-write", "-o", "loop", image, folder]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if not done.returncode:
-            break
-    else:
-        pytest.skip(f"no loop device can be mounted here: {done.stderr}")
-    try:
+    with mounted(image, folder, 64 * MIB):
         yield folder, image
-    finally:
-        subprocess.run(["umount", "--lazy", folder], check=True)  # the errors of a test keep its disks
 
 
 def flip_below(image: Path, marker: bytes) -> None:

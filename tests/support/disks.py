@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import random
 import subprocess
 from collections.abc import Iterator
@@ -55,6 +56,26 @@ def loop_device(path: Path, *options: str) -> Iterator[str]:
         yield device
     finally:
         subprocess.run(["losetup", "--detach", device], check=True)
+
+
+@contextlib.contextmanager
+def mounted(image: Path, folder: Path, size: int) -> Iterator[None]:
+    """Mount a new file system at `folder` that the file `image` holds, of `size` bytes, below a loop device."""
+    peers.require("mkfs.ext4", "mount")
+    if os.getuid() != 0:
+        peers.lacking("mounting a file system takes root")
+    with image.open("wb") as file:
+        file.truncate(size)
+    folder.mkdir()
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    with loop_device(image) as device:
+        done = subprocess.run(["mount", device, folder], capture_output=True, text=True, check=False)
+        if done.returncode:
+            peers.lacking(f"no file system can be mounted: {done.stderr.strip()}")
+        try:
+            yield
+        finally:
+            subprocess.run(["umount", "--lazy", folder], check=True)  # the errors of a test keep its disks
 
 
 @contextlib.contextmanager
