@@ -160,6 +160,7 @@ class Reception:
         elif not alive:
             self._drop(fd, "it ended before its stream began", is_its_own=True)
         elif candidate.is_ready and len(candidate.begun) >= self._nbytes:
+            self._failed.forget(candidate.host)
             return self._candidates.pop(fd)
         return None
 

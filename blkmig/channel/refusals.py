@@ -61,6 +61,10 @@ class Refusals:
         seconds = _delay(times)
         return f"; {times} tries from there have failed, so the next one waits {seconds:g} s" if seconds else ""
 
+    def forget(self, host: str) -> None:
+        """Have nobody wait who comes from where `host` is: one of them has proved to be the sender's."""
+        self.places.pop(networks.place_of(host), None)
+
     def seconds(self, host: str) -> float:
         """Return how long a connection that comes now from `host` has to wait."""
         place = networks.place_of(host)

@@ -129,6 +129,26 @@ def test_the_sender_at_the_same_address_gets_in(tmp_path: Path, monkeypatch: pyt
 
 
 @pytest.mark.usefixtures("for_ever")
+def test_the_other_connections_of_who_has_proved_it_do_not_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the first one has to, because of others at the same address; here its time has come at once."""
+    receiver = lab.Receiver("tls:127.0.0.1:0", {"d": tmp_path / "t.raw"})
+    fail(receiver.uri, 2, breaks_tls, SENDER)
+    waits: list[float] = []
+    original = refusals.Refusals.seconds
+
+    def seconds(self: refusals.Refusals, host: str) -> float:
+        waits.append(original(self, host))
+        return 0.0
+
+    monkeypatch.setattr(refusals.Refusals, "seconds", seconds)
+    send(receiver, b"x" * MIB, connections=3)
+    receiver.result()
+    assert [bool(wait) for wait in waits] == [True, False, False]
+
+
+@pytest.mark.usefixtures("for_ever")
 def test_who_only_looks_whether_somebody_listens_has_not_failed(tmp_path: Path) -> None:
     """As programs do that watch over services."""
     receiver = lab.Receiver("tls:127.0.0.1:0", {"d": tmp_path / "t.raw"})

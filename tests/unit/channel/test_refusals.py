@@ -65,6 +65,18 @@ def test_it_is_forgotten() -> None:
     assert failed.seconds("192.0.2.1") == 0.0
 
 
+def test_who_has_proved_it_begins_anew() -> None:
+    failed = refusals.Refusals(Clock())
+    failed.forget("192.0.2.1")
+    for host in ("192.0.2.1", "192.0.2.2"):
+        for _ in range(5):
+            failed.note(host)
+    failed.forget("192.0.2.1")
+    assert failed.seconds("192.0.2.1") == 0.0
+    assert failed.seconds("192.0.2.2") == refusals.MOST_SECONDS
+    assert failed.count == 10
+
+
 def test_what_is_kept_does_not_grow() -> None:
     """However many places there are: the one that failed longest ago makes room."""
     failed = refusals.Refusals(Clock())
