@@ -50,8 +50,7 @@ class Connection:
     ) -> None:
         # Set here, then read-only.
         self.uri = uri
-        self._tls = tls
-        self._connector = self.another()
+        self._connector = channel.Connector(uri, tls=tls)
         self._block = handlers
         self._beside: list[channel.Connector] = []  # those of `open_another`; one appends, any thread reads
         # Migration thread only.
@@ -100,7 +99,7 @@ class Connection:
 
     def another(self) -> channel.Connector:
         """Return another way to the same target."""
-        return channel.Connector(self.uri, tls=self._tls)
+        return self._connector.another()
 
     @property
     def takes_several(self) -> bool:

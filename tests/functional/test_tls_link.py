@@ -6,13 +6,16 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import os
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import cutter
 import descriptors
 import fault_pairs
+import lab
 import peers
 import pytest
 import tls
@@ -234,6 +237,23 @@ def test_a_link_over_tls_is_sealed(certificates: Path) -> None:
     with tls_links.pair(certificates) as (f, _), channel.connect("exec:cat >/dev/null", timeout=TIMEOUT) as plain:
         assert f.is_sealed
         assert not plain.is_sealed
+
+
+@pytest.mark.parametrize("connections", [1, 3])
+def test_who_is_trusted_is_said_once(certificates: Path, tmp_path: Path, connections: int) -> None:
+    """Files that go away meanwhile, or are replaced, end nothing: other connections, and later ones, need none."""
+    mine = shutil.copytree(certificates, tmp_path / "pki")
+    content = os.urandom(8 << 20)
+    receiver = lab.Receiver("tls:localhost:0", {"d": tmp_path / "t.raw"}, tls=trusting(certificates))
+    with cutter.Cutter(receiver.uri.replace("[::1]", "127.0.0.1"), [(1 << 20, "reset")]) as relay:
+        parameters = blkmig.MigrationParameters(tls=trusting(mine), connections=connections)
+        disk = blkmig.MemoryBackend(bytearray(content), name="d")
+        with blkmig.outgoing([disk], tls_links.named(relay.uri), parameters) as migration:
+            shutil.rmtree(mine)
+            migration.run()
+        receiver.result()
+    assert (migration.stats.connections, migration.stats.reconnects) == (connections, 1)
+    assert (tmp_path / "t.raw").read_bytes() == content
 
 
 @pytest.mark.parametrize("reconnect", [None, 0])

@@ -32,13 +32,14 @@ class Cutter:
     """
 
     def __init__(self, target: str, cuts: Iterable[tuple[int, How]]) -> None:
-        host, _, port = target.removeprefix("tcp:").rpartition(":")
+        scheme, _, place = target.partition(":")
+        host, _, port = place.rpartition(":")
         self._target = host, int(port)
         cuts = list(cuts)
         self._cuts, self._planned = iter(cuts), len(cuts)
         self._server = socket.create_server(("127.0.0.1", 0))
         self._links: list[Link] = []
-        self.uri = f"tcp:127.0.0.1:{self._server.getsockname()[1]}"
+        self.uri = f"{scheme}:127.0.0.1:{self._server.getsockname()[1]}"
         self.connections = self.done = 0
         """Connections that came, and cuts that were made."""
 
