@@ -75,7 +75,7 @@ def cut_live(migration: blkmig.OutgoingMigration, relay: cutter.Cutter, cuts: li
 class Lossy:
     """One move of `sizes` random disks with so many cuts; `outgoing` and `incoming` are the figures of both ends.
 
-    With `verify` the disks are proven, too.
+    With `verify` the disks are proven, too; at a `uri` of tls: the receiver's token makes both ends trust each other.
     """
 
     made: Callable[[random.Random, int], bytes] = random.Random.randbytes
@@ -84,6 +84,7 @@ class Lossy:
     def __init__(self, folder: Path, seed: int, cuts: list[tuple[int, cutter.How]], *sizes: int, **chosen: Any) -> None:
         self._folder, self._seed, self._cuts, self._sizes = folder, seed, cuts, sizes
         self._verify = chosen.pop("verify", False)
+        self._uri = chosen.pop("uri", "tcp:127.0.0.1:0")
         self._chosen = {"writers_after": "refuse", "idle_timeout": 1.0, "connect_timeout": 5.0, **chosen}
         self._chosen["digests"] = self._verify or self._chosen.get("digests", False)
         self.migration: blkmig.OutgoingMigration
@@ -107,7 +108,9 @@ class Lossy:
         names = [f"d{number}" for number in range(len(self._sizes))]
         contents = [type(self).made(rng, size) for size in self._sizes]
         targets = {name: self._folder / f"{name}.raw" for name in names}
-        receiver = lab.Receiver("tcp:127.0.0.1:0", targets, verify=self._verify)
+        receiver = lab.Receiver(self._uri, targets, verify=self._verify)
+        if receiver.migration.token:
+            self._chosen["tls"] = blkmig.TlsParameters(token=receiver.migration.token)
         with contextlib.ExitStack() as stack:
             disks: list[LocalBackend] = []
             for name, content in zip(names, contents, strict=True):

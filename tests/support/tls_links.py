@@ -73,19 +73,26 @@ def receiving(
 
 
 class Between:
-    """Listens, and passes on to `uri` what comes, record by record, as `change` says; answers pass as they are."""
+    """Listens, and passes on to `uri` what comes, record by record, as `change` says; answers pass as they are.
 
-    def __init__(self, uri: str, change: Change = lambda number, record: record) -> None:
+    What is changed is connection number `which`, as they come; the others pass as they are.
+    """
+
+    def __init__(self, uri: str, change: Change = lambda number, record: record, *, which: int = 0) -> None:
         self._port = int(uri.rpartition(":")[2])
-        self._change = change
+        self._change, self._which = change, which
         self.records = 0
-        """Records of the sender that were passed on."""
+        """Records of the sender that were passed on, on that connection."""
+
+        self.passed = bytearray()
+        """These records."""
 
         self.may_read = threading.Event()
         """While it is not set, nothing is taken."""
 
         self.may_read.set()
         self._both: list[socket.socket] = []
+        self._relays: list[threading.Thread] = []
         self._server = socket.create_server(("127.0.0.1", 0))
         self.uri = f"tls:localhost:{self._server.getsockname()[1]}"
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -96,20 +103,32 @@ class Between:
 
     def __exit__(self, *_exc: object) -> None:
         self.may_read.set()
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)  # which wakes who waits in accept()
         self._server.close()
         for sock in self._both:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-        self._thread.join(TIMEOUT)
+        for thread in (self._thread, *self._relays):
+            thread.join(TIMEOUT)
 
     def _run(self) -> None:
-        with contextlib.suppress(OSError), self._server.accept()[0] as near:
+        with contextlib.suppress(OSError):
+            while True:
+                near = self._server.accept()[0]
+                is_changed = len(self._relays) == self._which
+                relay = threading.Thread(target=self._relay, args=(near, is_changed), daemon=True)
+                self._relays.append(relay)
+                relay.start()
+
+    def _relay(self, near: socket.socket, is_changed: bool) -> None:
+        with contextlib.suppress(OSError), near:
             with socket.create_connection(("127.0.0.1", self._port)) as far:
                 self._both += [near, far]
                 back = threading.Thread(target=pass_on, args=(far, near), daemon=True)
                 back.start()
                 with contextlib.suppress(OSError):
-                    self._pass_records(near, far)
+                    self._pass_records(near, far) if is_changed else pass_on(near, far)
                 with contextlib.suppress(OSError):
                     far.shutdown(socket.SHUT_WR)
                 with contextlib.suppress(OSError):  # what was cut off is taken, and goes nowhere
@@ -125,6 +144,7 @@ class Between:
                 return
             far.sendall(record)
             self.records += 1
+            self.passed += record
 
 
 def pass_on(source: socket.socket, target: socket.socket) -> None:
