@@ -17,17 +17,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
-from . import disk, errors, params, stats
+from . import disk, errors, logs, params, stats
 from .migration import calls, figures
 from .migration import targets as load_targets
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 CANCEL_SECONDS = 60.0
 """How long a cancelled task waits for its migration to end; all that it waits for then has bounds below that."""

@@ -7,13 +7,12 @@ only the base holds them. Blocks from it on will be read later, so clearing thei
 
 from __future__ import annotations
 
-import logging
 import time
 
-from .. import _core, _output, channel, errors, params
+from .. import _core, _output, channel, errors, logs, params
 from . import device, digests, holes, send, state
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 MAX_RUN_BLOCKS = 64
 RUN_SECONDS = 0.02
 """A run of blocks ends after this long, so that progress is told and a cancel is heard."""

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable
 
-from .. import disk, params, units
+from .. import disk, logs, params, units
 from . import checks, wire
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 
 class DiskChoice:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
 from .. import _core, disk, diskmap
@@ -158,7 +157,6 @@ class Pack(NamedTuple):
     """How many blocks there are from the first one to the last one that it touches."""
 
 
-@dataclasses.dataclass(slots=True, eq=False)
 class BlkMigBlock:
     """One block, or one pack, on its way from a disk to the stream (`blk` in QEMU), with the buffer that carries it.
 
@@ -166,31 +164,46 @@ class BlkMigBlock:
     has it until it is completed, then the migration thread sends it and takes it back into the pool.
     """
 
-    buf: _core.BlockBuffer
-    bmds: BlkMigDevState | None = None
-    block: int = 0
-    offset: int = 0
-    nbytes: int = 0
-    pack: Pack | None = None
-    """What it is of one or several blocks; None for a whole block."""
+    __slots__ = (
+        "block",
+        "bmds",
+        "buf",
+        "bulk_sectors",
+        "compared",
+        "counted_bytes",
+        "error",
+        "frame",
+        "nblocks",
+        "nbytes",
+        "offset",
+        "pack",
+        "taken",
+    )
 
-    taken: disk.Extents | None = None
-    """The extents whose marks were cleared; None for a whole block, as one of the bulk phase is, holes and all."""
+    def __init__(self, buf: _core.BlockBuffer) -> None:
+        self.buf = buf
+        self.bmds: BlkMigDevState | None = None
+        self.block = self.offset = self.nbytes = 0
+        self.pack: Pack | None = None
+        """What it is of one or several blocks; None for a whole block."""
 
-    compared: ComparedBlock | None = None
-    """What the target has said of the block, for a block that is compared before it is sent; see `compare`."""
+        self.taken: disk.Extents | None = None
+        """The extents whose marks were cleared; None for a whole block, as one of the bulk phase is, holes and all."""
 
-    nblocks: int = 1
-    """How many blocks, from `block` on, count as being read while it is."""
+        self.compared: ComparedBlock | None = None
+        """What the target has said of the block, for a block that is compared before it is sent; see `compare`."""
 
-    bulk_sectors: int = 0
-    """How far the bulk phase is when this block is sent; 0 for a dirty block."""
+        self.nblocks = 1
+        """How many blocks, from `block` on, count as being read while it is."""
 
-    counted_bytes: int = _core.BLOCK_SIZE
-    """How many bytes it counts for in what is left and what was sent."""
+        self.bulk_sectors = 0
+        """How far the bulk phase is when this block is sent; 0 for a dirty block."""
 
-    frame: bytes | None = None
-    """The payload, compressed, where that is what is sent; see `compressing`."""
+        self.counted_bytes = _core.BLOCK_SIZE
+        """How many bytes it counts for in what is left and what was sent."""
 
-    error: BaseException | None = None
-    """What the read raised; the migration thread raises it again when it collects the block."""
+        self.frame: bytes | None = None
+        """The payload, compressed, where that is what is sent; see `compressing`."""
+
+        self.error: BaseException | None = None
+        """What the read raised; the migration thread raises it again when it collects the block."""

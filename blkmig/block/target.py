@@ -13,9 +13,9 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
 
-from .. import _core, channel, disk, errors, passage, stats
+from .. import _core, channel, disk, errors, stats
 from ..disk import geometry
-from ..disk.extents import Extents
+from ..passage import arrival
 from . import basewords, buffers, checks, compressed, coverage, digests, savings, sizes, vouched
 
 GROWTH_BYTES = 64 << 20
@@ -42,7 +42,7 @@ class BlkLoadDevice:
         A size that only the stream says is not sure: it may cost no more memory than a size that nobody knows.
         """
         self.backend = backend
-        self.arrival = passage.arrival(backend)
+        self.arrival = arrival(backend)
         self.statistics = statistics
         self.is_new = is_new or backend.is_growable
         limit = coverage.MAX_INFERRED_BYTES if size is None else size
@@ -86,7 +86,7 @@ class BlkLoadDevice:
             raise errors.DeviceError("cannot write", device=label, cause=error, offset=offset, nbytes=nbytes) from error
         self._came(block, 1)
 
-    def load_pack(self, f: channel.InputQEMUFile, extents: Extents, position: int, number: int) -> None:
+    def load_pack(self, f: channel.InputQEMUFile, extents: disk.Extents, position: int, number: int) -> None:
         """Write the extents of a pack when all of it has come; what lies past the disk's end is slack. Blocks.
 
         No earlier block comes after it: `write_extents` writes behind what `write_block` has put off, see `disk`.

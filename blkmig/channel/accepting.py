@@ -17,15 +17,14 @@ sender says its first bytes in the moment in which it is accepted. One thread; w
 from __future__ import annotations
 
 import errno
-import logging
 import socket
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from .. import errors
+from .. import errors, logs
 from . import candidates, link, measured, measuring, refusals
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 MAX_CANDIDATES = 16
 MAX_PER_ADDRESS = 4

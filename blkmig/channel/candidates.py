@@ -7,13 +7,13 @@ One that has to agree on TLS first is in `handshakes`.
 from __future__ import annotations
 
 import contextlib
-import logging
 import socket
 import time
 
+from .. import logs
 from . import link, sockets, uri
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 OPENING_SECONDS = 10.0
 """How long a connection may take to say how its stream begins, and for the handshake before."""

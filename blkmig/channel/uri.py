@@ -32,7 +32,7 @@ FORMS = "tcp:HOST:PORT, tls:HOST:PORT, unix:PATH, exec:COMMAND, fd:N, file:PATH[
 SUN_PATH_MAX = 107
 """Bytes of the longest path that a Unix socket can have on Linux."""
 
-_RECEIVES, _SENDS = (re.compile(rf"\bblkmig\b[^|;&<>\n]*\s{verb}\s") for verb in ("receive", "send"))
+_RECEIVES, _SENDS = (rf"\bblkmig\b[^|;&<>\n]*\s{verb}\s" for verb in ("receive", "send"))
 _TCP = re.compile(r"(?P<host>\[[^\[\]]+\]|[^:\[\]]*):(?P<port>\d{1,5})", re.ASCII)
 
 

@@ -21,12 +21,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import logging
 import os
 import struct
 from typing import NamedTuple
 
-from .. import errors
+from .. import errors, logs
 from . import lockholders
 
 CONSISTENT_READ, WRITE, WRITE_UNCHANGED, RESIZE = range(4)
@@ -40,7 +39,7 @@ _F_OFD_SETLK = 37
 FLOCK = struct.Struct("hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid (0 for these locks)
 _UNSUPPORTED = frozenset({errno.EINVAL, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP})
 
-_logger = logging.getLogger(__name__)
+_logger = logs.Logger(__name__)
 
 
 class Permissions(NamedTuple):

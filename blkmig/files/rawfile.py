@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import os
 import stat
 import sys
 from pathlib import Path
 
-from .. import _core, errors
+from .. import _core, errors, logs
 from ..disk import backend, identity
 from ..disk import extents as disk_extents
 from . import blockdevice, folder, locks, probe, storing, writeback
@@ -25,7 +24,7 @@ CLUSTER = 1 << 16
 """Zeros inside a block of data become holes in steps of this size: smaller ones only fragment the file."""
 
 _STAT_BLOCK = 512  # bytes that st_blocks counts, whatever the file system's blocks are
-_logger = logging.getLogger(__name__)
+_logger = logs.Logger(__name__)
 
 
 class RawFile:

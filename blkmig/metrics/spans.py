@@ -15,15 +15,14 @@ spans, and an event costs one comparison.
 
 from __future__ import annotations
 
-import logging
 import sys
 import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from .. import errors, stats, texts
+from .. import errors, logs, stats, texts
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 MOST_ROUNDS = 100
 """Of more rounds than that there are no spans; the migration's span says how many there were."""

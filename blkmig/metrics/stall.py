@@ -6,14 +6,14 @@ The migration itself may be blocked then, and cannot say it.
 
 from __future__ import annotations
 
-import logging
 import math
 from typing import Any
 
+from .. import logs
 from . import collector
 from .ticking import Ticking
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 REPEAT_SECONDS = 300.0
 """A migration that stalls again and again is told this far apart, unless it is in another phase by then."""

@@ -6,15 +6,14 @@ It stays there afterwards, so that whoever collects learns how the migration end
 
 from __future__ import annotations
 
-import logging
 import os
 from typing import Any
 
-from .. import ownfile
+from .. import logs, ownfile
 from . import library
 from .ticking import Ticking
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 MARK = b"# HELP blkmig_"
 

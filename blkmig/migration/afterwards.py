@@ -14,18 +14,17 @@ the killed receiver would have waited. Nothing is received.
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .. import channel, errors, savevm
+from .. import channel, errors, logs, savevm
 from . import farewell
 
 if TYPE_CHECKING:
     from .. import credentials
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 MOST_SECONDS = 4000.0
 """No receiver waits longer, whatever a clock says that was set."""

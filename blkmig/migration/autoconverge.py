@@ -17,13 +17,12 @@ the rounds after that are shorter and tell more.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 
-from .. import _core, block, stats, units
+from .. import _core, block, logs, stats, units
 from . import written
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 BAD_SHARE = 0.5
 """A round is bad if it dirties more than this part of what it sends: QEMU's figure."""

@@ -14,15 +14,14 @@ All of it belongs to the migration thread.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Sequence
 
-from .. import block, channel, errors, params, savevm, stats
+from .. import block, channel, errors, logs, params, savevm, stats
 from . import connection, questions
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 ROUND_TRIP_SECONDS = 0.015
 """By default there is one more connection for each so many seconds of the round trip. Then each has 1.9 MB under way at
@@ -95,8 +94,8 @@ class Bundling:
         others: list[channel.OutputQEMUFile] = []
         try:
             why_not = self._connect(bundle, others)
-            count = self._questions.await_bundled(JOIN_SECONDS, is_ready=False).count
-            if count == bundle.count and not why_not:
+            count = self._questions.await_bundled(JOIN_SECONDS, is_ready=False).connections
+            if count == bundle.connections and not why_not:
                 with self._connection.explaining_errors():
                     channel.split(self._connection.f, others)
                 return ""
@@ -112,7 +111,7 @@ class Bundling:
         """Open the others, and have each say what it is; return why not all are open, "" if they are."""
         end = time.monotonic() + OPEN_SECONDS
         try:
-            for index in range(1, bundle.count):
+            for index in range(1, bundle.connections):
                 f = self._connection.open_another(timeout=max(end - time.monotonic(), 0.001))
                 others.append(f)
                 f.put_buffer(bundle.preface(index))

@@ -12,17 +12,16 @@ A target offers it for all of its disks or for none. One that holds nothing answ
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .. import block, channel, errors, params, savevm, stats
+from .. import block, channel, errors, logs, params, savevm, stats
 from ..block import ExtraKind
 
 if TYPE_CHECKING:
     from . import questions
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 EXPOSED = (
     "the old copies were not compared, because anybody could have asked what they hold: say --allow NET, tls:, or "

@@ -13,17 +13,16 @@ alone may be called by any thread and any signal handler, so it takes no lock.
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from .. import block, channel, errors, savevm, texts
+from .. import block, channel, errors, logs, savevm, texts
 from . import reasons
 
 if TYPE_CHECKING:
     from .. import credentials
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 HINT = "look at the target's messages"
 QEMU_HINT = (

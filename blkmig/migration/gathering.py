@@ -12,13 +12,12 @@ stays on its first connection. Loading thread only.
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Iterator
 
-from .. import channel, errors, savevm
+from .. import channel, errors, logs, savevm
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 GATHER_SECONDS = 10.0
 """How long the others may take to come, all together."""
@@ -53,15 +52,15 @@ def take(
 
     Raises :class:`~blkmig.errors.ChannelError` if `f` breaks, and Cancelled.
     """
-    say(savevm.Bundled(bundle.count, is_ready=True))
+    say(savevm.Bundled(bundle.connections, is_ready=True))
     found = _gather(bundle, others)
     count = 1
-    if len(found) == bundle.count - 1:
+    if len(found) == bundle.connections - 1:
         if f.has_more:
             raise errors.StreamError("something follows a BUNDLE before its answer", position=f.position)
         try:
             channel.join(f, [found[index] for index in sorted(found)])
-            count = bundle.count
+            count = bundle.connections
         except errors.ChannelError as error:
             logger.warning("the stream stays on one connection: %s", error)
     if count == 1:
@@ -74,7 +73,7 @@ def _gather(bundle: savevm.Bundle, others: Next) -> dict[int, channel.InputQEMUF
     found: dict[int, channel.InputQEMUFile] = {}
     end = time.monotonic() + GATHER_SECONDS
     try:
-        while len(found) < bundle.count - 1 and (left := end - time.monotonic()) > 0:
+        while len(found) < bundle.connections - 1 and (left := end - time.monotonic()) > 0:
             if (f := others(left)) is None:
                 break
             index = bundle.index_of(f.get_buffer(savevm.PREFACE_NBYTES))

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from .. import block, channel, errors, params, savevm, stats
+from ..savevm import LoadVM  # loaded now, and not when a source waits for the answer
 from . import (
     admission,
     announcement,
@@ -168,7 +169,7 @@ class IncomingMigration:
         answers: dict[int, savevm.Answer] = {savevm.ASK_TREES: savevm.KNOWS_TREES}
         abilities = comparing.abilities(self.parameters, self.is_exposed) & self._read_back.abilities
         answers |= {savevm.ASK: savevm.Hello(abilities=abilities), savevm.ASK_ALIVE: savevm.Alive()}
-        loader = savevm.LoadVM(
+        loader = LoadVM(
             self.savevm, f, observer=self._observer, answers=answers, on_loss=self._session.next_link
         )
         self._block.on_table = lambda table, position: self._admit(table, position, loader, f)
@@ -216,14 +217,14 @@ class IncomingMigration:
         f.close()
         taken.check_names()
 
-    def _verify(self, announced: announcement.Announcement, loader: savevm.LoadVM, f: channel.InputQEMUFile) -> None:
+    def _verify(self, announced: announcement.Announcement, loader: LoadVM, f: channel.InputQEMUFile) -> None:
         """Read the targets back, as far as that was not done before, when the source has had our word."""
         if announced.is_proven:
             self._read_back.finish(loader, f)
         else:
             safekeeping.verify(self._targets, announced, self._check_cancelled, is_told=True)
 
-    def _end_with_a_word(self, f: channel.InputQEMUFile, loader: savevm.LoadVM, stream: savevm.LoadedStream) -> None:
+    def _end_with_a_word(self, f: channel.InputQEMUFile, loader: LoadVM, stream: savevm.LoadedStream) -> None:
         """Bring a stream that came whole, and whose source waits for no more than our word, to its end."""
         try:
             announced = self._judge(stream)
@@ -252,7 +253,7 @@ class IncomingMigration:
             self._verify(announced, loader, f)
         f.close()
 
-    def _give_reason(self, loader: savevm.LoadVM, error: BaseException) -> None:
+    def _give_reason(self, loader: LoadVM, error: BaseException) -> None:
         assert self._f is not None
         self._session.give_reason(error)
         farewell.give_reason(loader, self._f, error)
@@ -269,7 +270,7 @@ class IncomingMigration:
         return device
 
     def _admit(
-        self, table: Sequence[block.TableDisk], position: int, loader: savevm.LoadVM, f: channel.InputQEMUFile
+        self, table: Sequence[block.TableDisk], position: int, loader: LoadVM, f: channel.InputQEMUFile
     ) -> Mapping[bytes, block.BlkLoadDevice]:
         """Open the targets of all disks of a section ``blkmig``, and tell the source."""
         self._targets.announced = self._block.sizes
@@ -279,7 +280,7 @@ class IncomingMigration:
         comparing.begin(self._answers, self.parameters, self._block, table, devices, f)
         return devices
 
-    def _flush(self, number: int, loader: savevm.LoadVM) -> None:
+    def _flush(self, number: int, loader: LoadVM) -> None:
         """Bring all to stable storage before the pause, and let go of what would take time to free in it."""
         if loader.is_awaited:
             safekeeping.make_durable(self._targets, loader, self._check_cancelled)
@@ -290,9 +291,8 @@ class IncomingMigration:
     def _judge(self, stream: savevm.LoadedStream) -> announcement.Announcement:
         self._figures.all_has_come()
         comparing.end(self._answers)
-        return judging.judge(
-            stream, self._block, self._targets, self._open, self.parameters, self.stats, self._read_back.check
-        )
+        room = self._block, self._targets, self._open, self.parameters, self.stats
+        return judging.judge(stream, *room, self._read_back.check)
 
     def _check_cancelled(self) -> None:
         """Raise if somebody has cancelled."""

@@ -19,16 +19,15 @@ queue is always newer than the one that is being read.
 from __future__ import annotations
 
 import contextlib
-import logging
 import queue
 import threading
 import time
 from collections.abc import Iterator
 
-from .. import channel, errors, savevm
+from .. import channel, errors, logs, savevm
 from . import gathering
 
-log = logging.getLogger(__name__)
+log = logs.Logger(__name__)
 
 RETRY_SECONDS = 1.0
 """How long to wait before the next try where no connection can be taken, as without a descriptor."""

@@ -8,15 +8,14 @@ these disks before a person has looked.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from .. import disk, errors
+from .. import disk, errors, logs
 from ..files import sessionfile, taken
 from . import sessions
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 
 class Note:

@@ -9,14 +9,13 @@ write that fails raises the error (ENOSPC).
 
 from __future__ import annotations
 
-import logging
 import os
 import pathlib
 import stat
 
-from .. import units
+from .. import logs, units
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 _STAT_BLOCK = 512  # bytes that st_blocks counts
 

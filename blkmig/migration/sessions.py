@@ -13,17 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import logging
 import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from .. import errors
+from .. import errors, logs
 from ..files import folder, sessionfile, sessionwords
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 Side = Literal["source", "target"]
 

@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .. import errors
+from .. import errors, logs
 from . import address, graph, objects, qmp
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 Json = Mapping[str, Any]
 

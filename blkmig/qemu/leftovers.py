@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import glob
-import logging
 import pathlib
 import socket
 from collections.abc import Iterator
 
-from .. import errors
+from .. import errors, logs
 from . import marks, objects, qmp, server, throttle
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 
 @dataclasses.dataclass(slots=True)

@@ -14,18 +14,17 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import logging
 import secrets
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from .. import errors
+from .. import errors, logs
 from ..nbd import connection as nbd_connection
 from ..nbd import uri as nbd_uri
 from . import address, qmp, server
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 PREFIX = "blkmig-"
 

@@ -19,14 +19,13 @@ nothing for HAND_OVER_SECONDS, the outcome is not known, and both sides are left
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Callable
 from typing import Any
 
-from .. import errors
+from .. import errors, logs
 from . import graph, marks, qmp, writers
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 CAPABILITIES = ("pause-before-switchover", "events")
 RETURN_PATH = "return-path"

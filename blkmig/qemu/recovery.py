@@ -15,14 +15,13 @@ user says `force`: two VMs on copies of one disk are worse than none.
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable
 
-from .. import errors
+from .. import errors, logs
 from . import leftovers, marks, preswitchover, qmp
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 GUEST_SECONDS = 10.0
 ASK_SECONDS = 0.02

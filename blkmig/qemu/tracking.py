@@ -21,16 +21,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from .. import errors
+from .. import errors, logs
 from ..disk import dirty
 from ..nbd import connection as nbd_connection
 from ..nbd import extents
 from . import discover, graph, objects, qmp
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 GRANULARITY = 64 << 10
 """The most bytes that a bit of QEMU's bitmaps stands for; that takes 2 MiB of memory for each TiB of disk."""

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
-from .. import errors
+from .. import errors, logs
 from . import objects, qmp
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 
 def attempt(connection: qmp.QmpConnection, undo: Callable[[], None], what: str) -> None:

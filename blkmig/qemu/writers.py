@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import logging
 from collections.abc import Callable
 
-from .. import errors
+from .. import errors, logs
 from . import discover, exportnames, graph, guest, marks, objects, qmp
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 
 Undo = Callable[[], Callable[[], object]]

@@ -14,9 +14,8 @@ says the count, the stream comes in chunks over all of them: see `channel.stripe
 
 from __future__ import annotations
 
-import dataclasses
 import struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from .. import errors
 
@@ -41,16 +40,19 @@ _PREFACE: Final = struct.Struct(f">{len(BUNDLE_MAGIC)}s{ID_NBYTES}sIII")
 PREFACE_NBYTES: Final = _PREFACE.size
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Bundle:
+class Bundle(NamedTuple):
     """Which connections belong together, and how many they are, the first one included."""
 
-    id: bytes = dataclasses.field(repr=False)
-    count: int
+    id: bytes
+    connections: int
+
+    def __repr__(self) -> str:
+        """Leave the id out, by which a connection is taken for one of ours."""
+        return f"Bundle(connections={self.connections})"
 
     def encode(self) -> bytes:
         """Return the data of the command."""
-        return _BODY.pack(self.id, self.count)
+        return _BODY.pack(self.id, self.connections)
 
     @property
     def magic(self) -> bytes:
@@ -59,33 +61,33 @@ class Bundle:
 
     def preface(self, index: int) -> bytes:
         """Return what connection `index` says first; the first one, 0, says nothing."""
-        return _PREFACE.pack(BUNDLE_MAGIC, self.id, VERSION, index, self.count)
+        return _PREFACE.pack(BUNDLE_MAGIC, self.id, VERSION, index, self.connections)
 
     def index_of(self, preface: bytes) -> int | None:
         """Return which connection has said this, that begins with `magic`; None if none of the bundle does."""
         *_, version, index, count = _PREFACE.unpack(preface)
-        is_ours = (version, count) == (VERSION, self.count) and 0 < index < self.count
+        is_ours = (version, count) == (VERSION, self.connections) and 0 < index < self.connections
         return index if is_ours else None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Bundled:
+class Bundled(NamedTuple):
     """The target's word: over how many connections."""
 
-    count: int
+    connections: int
     is_ready: bool
     """It waits for the connections; otherwise they are there."""
 
     def encode(self) -> bytes:
         """Return the message's data."""
-        return struct.pack(">H", self.count)
+        return struct.pack(">H", self.connections)
 
 
 def parse_bundle(data: bytes, position: int) -> Bundle:
     """Return what a BUNDLE says. Raises :class:`~blkmig.errors.StreamError` for what no blkmig says."""
     found = Bundle(*_BODY.unpack(data))
-    if not 2 <= found.count <= MAX_COUNT:
-        raise errors.StreamError(f"BUNDLE of {found.count} connections: 2 to {MAX_COUNT} can be", position=position)
+    if not 2 <= found.connections <= MAX_COUNT:
+        why = f"BUNDLE of {found.connections} connections: 2 to {MAX_COUNT} can be"
+        raise errors.StreamError(why, position=position)
     return found
 
 

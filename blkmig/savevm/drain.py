@@ -8,16 +8,15 @@ and nothing follows.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from .. import errors
+from .. import errors, logs
 from . import container, vmdescription
 
 if TYPE_CHECKING:
     from ..channel import InputQEMUFile
 
-log = logging.getLogger(__name__)
+log = logs.Logger(__name__)
 
 DRAIN_PIECE: Final = 256 << 10
 

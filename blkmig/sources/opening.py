@@ -14,10 +14,9 @@ the path of a file that exists. The modules for a kind of disk are imported when
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import pathlib
-from typing import Any, TypeGuard
+from typing import Any, NamedTuple, TypeGuard
 
 from .. import errors, paths, units
 from ..disk import backend, local
@@ -33,8 +32,7 @@ CONNECT_SECONDS = 30.0
 IDLE_SECONDS = 60.0
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class FileDescription:
+class FileDescription(NamedTuple):
     """A disk in a file, as a text describes it."""
 
     path: str
@@ -43,10 +41,6 @@ class FileDescription:
     base_format: str | None = None
     direct: bool = False
     locking: bool = True
-
-    def __post_init__(self) -> None:
-        """Refuse options that are no bools."""
-        units.check_flags(direct=self.direct, locking=self.locking)
 
     @property
     def is_raw(self) -> bool:
@@ -128,6 +122,7 @@ def is_live(text: str | os.PathLike[str]) -> bool:
 
 def describe(text: str | os.PathLike[str], *, direct: bool = False) -> FileDescription:
     """Take apart ``PATH[,option=value]...``. Raises :class:`~blkmig.errors.ParameterError`."""
+    units.check_flags(direct=direct)
     path = paths.check("a disk", text)
     if not path:
         raise errors.ParameterError(f"{path!r} names no file")

@@ -47,7 +47,7 @@ class TargetFile:
         idle_timeout: float = opening.IDLE_SECONDS,
         state_dir: str | None = None,
     ) -> None:
-        units.check_flags(overwrite=overwrite, incremental=incremental)
+        units.check_flags(overwrite=overwrite, incremental=incremental, direct=direct)
         self.label = label
         self.is_new = False
         """Whether the file is made for the disk, or was an empty file before."""

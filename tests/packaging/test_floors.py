@@ -20,6 +20,7 @@ FLOORS = {
     "_storing": 0,
     "errors": 1,
     "later": 1,
+    "logs": 1,
     "portable": 1,
     "units": 1,
     "paths": 1,

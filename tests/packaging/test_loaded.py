@@ -24,9 +24,10 @@ RECEIVE = """
 import json, sys, blkmig
 before = {*sys.modules}
 with blkmig.incoming("tcp:127.0.0.1:0", {"vda": sys.argv[1]}) as migration:
+    listening = {*sys.modules}
     print(migration.uri, flush=True)
     migration.run()
-print(json.dumps(sorted({*sys.modules} - before)))
+print(json.dumps([sorted(listening - before), sorted({*sys.modules} - listening)]))
 """
 
 SEND = """
@@ -59,6 +60,7 @@ ELSEWHERE = {
     "hashlib": "digests and long names",
     "ctypes": "what Python has no call for",
     "subprocess": "commands",
+    "logging": "what there is to say",
     "tempfile": "tables of hashes",
     "ssl": "TLS",
     "uuid": "a VM's",
@@ -78,12 +80,14 @@ MOST = {"send": 165, "receive": 165}
 @functools.cache
 def loaded(side: str) -> frozenset[str]:
     """Return what one end has loaded when a copy of one file over TCP is done."""
-    return {"send": ends()[0], "receive": ends()[1]}[side]
+    sent, listening, running = ends()
+    return {"send": sent, "receive": listening | running}[side]
 
 
 @functools.cache
-def ends() -> tuple[frozenset[str], frozenset[str]]:
-    """Copy a file from a process to another one, and return what both have loaded for it."""
+def ends() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
+    """Copy a file from a process to another one, and return what was loaded: by the sender, by the receiver before it
+    waited, and by the receiver since then."""
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "vda.raw")
         source.write_bytes(b"x" * (3 << 20))
@@ -96,7 +100,7 @@ def ends() -> tuple[frozenset[str], frozenset[str]]:
                 [sys.executable, "-c", SEND, str(source), uri], stdout=subprocess.PIPE, check=True, timeout=60
             )
             received, _ = receiver.communicate(timeout=60)
-    return frozenset(json.loads(sent.stdout)), frozenset(json.loads(received))
+    return frozenset(json.loads(sent.stdout)), *map(frozenset, json.loads(received))
 
 
 @pytest.mark.parametrize("side", ["send", "receive"])
@@ -115,6 +119,11 @@ def test_an_end_loads_nothing_of_the_other_one(side: str) -> None:
 def test_few_modules_are_loaded(side: str) -> None:
     ours = [name for name in loaded(side) if name.startswith("blkmig.")]
     assert MOST[side] * 3 // 4 < len(ours) <= MOST[side], ours
+
+
+def test_a_receiver_has_loaded_what_it_needs_before_its_source_comes() -> None:
+    """Otherwise the source waits for it."""
+    assert ends()[2] == frozenset()
 
 
 ROOMS = sorted(
