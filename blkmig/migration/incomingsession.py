@@ -17,10 +17,13 @@ All of it belongs to the loading thread; `acknowledging` and `lobby` have thread
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from .. import block, channel, errors, savevm
 from . import acknowledging, farewell, gathering, lobby, readback, received, taking, targets
+
+logger = logging.getLogger(__name__)
 
 DEAD_SECONDS = 20.0
 GRACE_SECONDS = 30.0
@@ -170,6 +173,7 @@ class IncomingSession:
             raise error
         self._figures.set_status("reconnecting")
         self._targets.leaving.is_link_away = True
+        self._say_what_is_waited_for(error)
         while True:
             self._f.abort()
             f = self._lobby.next(self._seconds)
@@ -185,6 +189,18 @@ class IncomingSession:
             self._targets.leaving.is_link_away = False
             self._figures.set_status("active")
             return f
+
+    def _say_what_is_waited_for(self, error: errors.MigrationError) -> None:
+        if self._taking.is_taken:
+            logger.warning(
+                "all disks are complete here, and the link was lost: their source is waited for, for %g s at most, "
+                "because it may not know that yet, and asks then; an interrupt (Ctrl-C) ends the wait, and takes "
+                "nothing back: %s",
+                self._seconds,
+                error,
+            )
+        else:
+            logger.warning("the link was lost; its source is waited for, for %g s at most: %s", self._seconds, error)
 
     def _look(self) -> None:
         """Raise if somebody has cancelled, unless the disks are this host's: then it has only stopped waiting."""

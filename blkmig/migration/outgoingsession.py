@@ -22,6 +22,7 @@ All of it belongs to the migration thread.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import time
@@ -30,6 +31,8 @@ from typing import TypeVar
 
 from .. import block, errors, params, savevm, stats
 from . import barriers, bundling, connection, figures, questions
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -144,10 +147,7 @@ class OutgoingSession:
         """
         if not self._comes_again or isinstance(error, errors.LocalFileError | errors.DamagedOnTheWay):
             raise error
-        self._connection.abort()
-        self._note_loss()
-        self._figures.enter("reconnecting")
-        self._figures.notify(lambda: stats.Reconnecting(self._figures.elapsed(), str(error)))
+        self._lose_link(error)
         nbytes = block.take_back_in_flight(self._block.blk_mig)
         last_ack = self._connect_again(error, lambda answer: answer.last_ack)
         nbytes += self._barriers.go_on(last_ack)
@@ -169,14 +169,19 @@ class OutgoingSession:
             self._barriers.ask_again(answer.last_ack)
             return ask()
 
-        self._connection.abort()
-        self._note_loss()
-        self._figures.enter("reconnecting")
-        self._figures.notify(lambda: stats.Reconnecting(self._figures.elapsed(), str(error)))
+        self._lose_link(error)
         done = self._connect_again(error, go_on)
         self._figures.link_is_back(0)
         self._figures.enter("device")
         return done
+
+    def _lose_link(self, error: errors.ChannelError) -> None:
+        """Reset the link, which was lost with `error`, and say that it is opened again."""
+        self._connection.abort()
+        self._note_loss()
+        logger.warning("the link was lost, and is opened again, for %g s at most: %s", self._seconds, error)
+        self._figures.enter("reconnecting")
+        self._figures.notify(lambda: stats.Reconnecting(self._figures.elapsed(), str(error)))
 
     def _note_loss(self) -> None:
         """Begin to count the time of this loss, unless the link has carried nothing since the last one."""

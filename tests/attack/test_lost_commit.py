@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import command
 import cutter
 import lab
 import pytest
@@ -22,6 +24,14 @@ CONTENT = random.Random(1).randbytes(3 * MIB + 1536)
 MESSAGES: tuple[Message, ...] = ("END", "READY", "COMMIT", "DONE")
 WHERE: tuple[Where, ...] = ("before", "within", "behind")
 HOWS: tuple[cutter.How, ...] = ("reset", "end", "silence")
+
+
+class LastCut(MessageCutter):
+    """A relay that lets nobody through any more once it has cut the link."""
+
+    def _cut(self, link: cutter.Link, how: cutter.How) -> None:
+        self.refuses.set()
+        super()._cut(link, how)
 
 
 class Case:
@@ -147,3 +157,23 @@ def test_a_receiver_that_waits_for_nothing_more_ends_when_it_is_told_to(tmp_path
     assert any("they have moved all the same" in note for note in notes), notes
     assert case.target.read_bytes() == CONTENT
     case.disk.release_writers()
+
+
+@pytest.mark.parametrize("moves", [True, False], ids=["move", "copy"])
+def test_who_waits_for_a_lost_link_says_so(tmp_path: Path, moves: bool) -> None:
+    """At both ends: for what, how long at most, and that the target has everything; an interrupt ends that well."""
+    source, target = tmp_path / "s.raw", tmp_path / "t.raw"
+    source.write_bytes(CONTENT)
+    with command.receiver("tcp:127.0.0.1:0", f"d={target}") as receiver:
+        with LastCut(receiver.uri, [("DONE", "before", "reset")]) as relay:
+            move = ["--move"] if moves else []
+            sent = command.run("send", f"d={source}", relay.uri, "--reconnect=0.5", "--progress=none", *move)
+            said = receiver.read_until("at most")
+            receiver.process.send_signal(signal.SIGINT)
+            received = receiver.finish()
+    assert "the link was lost, and is opened again, for 0.5 s at most" in sent.stderr, sent.stderr
+    assert sent.exit_code == (7 if moves else 5), sent.stderr
+    assert "all disks are complete here, and the link was lost: their source is waited for, for 51 s at most" in said
+    assert "Ctrl-C" in said
+    assert received.exit_code == 0, received.stderr
+    assert target.read_bytes() == CONTENT

@@ -84,6 +84,13 @@ class Receiver:
             raise AssertionError(f"blkmig receive does not listen: {self.finish().stderr}")
         self.uri = words[2]
 
+    def read_until(self, words: str) -> str:
+        """Read what it says up to the line that has these words, or to its end, and return all of it."""
+        assert self.process.stderr is not None
+        while words not in self._stderr.decode() and (line := self.process.stderr.readline()):
+            self._stderr += line
+        return self._stderr.decode()
+
     def finish(self) -> Outcome:
         """Wait for its end."""
         return finish(self.process, self._stderr)
