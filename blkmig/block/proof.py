@@ -20,8 +20,11 @@ hold, or there would be another mark. A piece that was not written since then is
 depends on when a mark is made, fetched or taken, so a writer can cause no false alarm.
 
 A block of which nothing was put since it was read again is proven whole, by one hash that goes to the target while the
-disk is live. The pieces of all other blocks go after the pause. Nothing is read or hashed in the pause but what the
-last round sends, and the pause does not begin before each block was read again once.
+disk is live. The pieces of all other blocks go after the pause. So do always those of two blocks that overlap, for the
+target stores what comes of one of them over what came of the other, and the order of that is the order of their reads.
+
+Nothing is read or hashed in the pause but what the last round sends, and the pause does not begin before each block was
+read again once.
 """
 
 from __future__ import annotations
@@ -64,6 +67,8 @@ class DiskProof:
         self._piece = bitmap.granularity
         self._per_block = bitmap.bits_per_block
         self._have_read = have_read
+        overlaps = self._shape.nblocks > 1 and self._shape.last_offset % _core.BLOCK_SIZE
+        self._alone = self._shape.nblocks - 2 * bool(overlaps)  # blocks from this one on overlap
 
         # Bits are set by the threads without the lock, before they read, and cleared under it.
         self.fresh = _core.Bitmap(self._shape.nblocks * self._per_block)
@@ -80,17 +85,8 @@ class DiskProof:
     # -- the migration thread ----------------------------------------------------------------------------------------
 
     def bulk_sent(self, block: int, count: int) -> None:
-        """Have `count` blocks read again that the bulk phase has put.
-
-        Where the last block overlaps its neighbour, that one waits for it: the last block may come as zeros and then
-        its data, and whoever reads the neighbour back in between sees these zeros.
-        """
-        last, stop = self._shape.nblocks - 1, block + count
-        if last and self._shape.last_offset % _core.BLOCK_SIZE:
-            block = min(block, last - 1) if stop > last else block
-            stop -= stop == last
-        if block < stop:
-            self._have_read(block, stop - block)
+        """Have `count` blocks read again that the bulk phase has put."""
+        self._have_read(block, count)
 
     def block_sent(self, block: int, data: memoryview) -> None:
         """Note the hashes of a block that a dirty round has put; `data` is the private copy."""
@@ -162,13 +158,13 @@ class DiskProof:
             self._shared.ready.append(proofwords.Proof(self.index, "zeros", block, count))
 
     def _keep_fresh(self, block: int, hashes: bytes | None) -> bool:
-        """Keep the hashes of the pieces of a block that are still fresh; return whether all are. Under the lock.
+        """Keep the hashes of the pieces of a block that are still fresh; return whether it is whole. Under the lock.
 
         None: all of them are zeros, for which the table has zero bytes, and at first nothing else.
         """
         start = block * self._per_block
         stop = start + self._per_block
-        is_whole = self.fresh.count(start, stop) == self._per_block
+        is_whole = block < self._alone and self.fresh.count(start, stop) == self._per_block
         while start < stop and (area := self.fresh.next_dirty_area(start, stop)) is not None:
             number, count = area
             at = (number - block * self._per_block) * hashing.HASH_SIZE

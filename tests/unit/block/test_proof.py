@@ -125,15 +125,19 @@ def test_a_put_while_its_block_is_read_leaves_the_other_pieces_to_the_read() -> 
     assert said.hashes == hashing.hashes_of(memoryview(bytes(source.image)), 4096)
 
 
-def test_the_neighbour_of_an_overlapping_last_block_waits_for_it() -> None:
-    source = Source(bytes(3 * MIB + 512))
-    for block in range(4):
-        source.proof.bulk_sent(block, 1)
-    assert source.due == [(0, 1), (1, 1), (2, 2)]
-    source.due.clear()
-    source.proof.bulk_sent(0, 4)
-    source.proof.bulk_sent(0, 3)
-    assert source.due == [(0, 4), (0, 2)]
+@pytest.mark.parametrize("size", [MIB + 512, 3 * MIB + 512])
+def test_blocks_that_overlap_are_not_compared_while_the_disk_is_live(size: int) -> None:
+    """The records of either of them change what the target holds of both, in whatever order they are put."""
+    last = size // MIB
+    for order in ((last - 1, last), (last, last - 1)):
+        source = Source(random.Random(1).randbytes(size))
+        for block in order:
+            source.proof.bulk_sent(block, 1)
+        assert source.due == [(block, 1) for block in order], "each is read again when it was put"
+        source.read_again()
+        assert all(said.block + said.count <= last - 1 for said in source.shared.ready)
+        assert [said.block for said in source.proof.pieces()] == [last - 1, last]
+        source.check()
 
 
 def test_words_are_read_as_they_were_written() -> None:
