@@ -55,8 +55,10 @@ class _Request:
 class Comparison:
     """What is asked, answered and settled; of one disk after the other, numbered as in the table from 0 on."""
 
-    def __init__(self, take_answer: state.TakeAnswer) -> None:
+    def __init__(self, take_answer: state.TakeAnswer, blk_mig: state.BlkMigState) -> None:
         self._take_answer = take_answer
+        self._zero_blocks = blk_mig.zero_blocks
+        blk_mig.reads.decide = self.decide
         self._number = 0
         self._asked: collections.deque[_Request] = collections.deque()
         self._answered: collections.deque[pieces.ComparedBlock] = collections.deque()
@@ -83,14 +85,29 @@ class Comparison:
             bmds.bulk_completed = True
         return False
 
-    def settle(self, blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.BlkMigBlock) -> None:
-        """Send of a block that was read what the target does not hold, or have finer digests be asked for."""
+    def decide(self, blk: device.BlkMigBlock) -> None:
+        """Say what is sent of a block that was read; where it is parts of it, the buffer holds only these then."""
         bmds, compared, buf = blk.bmds, blk.compared, blk.buf
         assert bmds is not None
         assert compared is not None
-        self._reading -= 1
         copy = buf.payload[compared.offset - blk.offset :][: compared.nbytes]
-        verdict = compared.judge(copy, hashing.hash_of, is_zero=buf.is_zero and blk_mig.zero_blocks)
+        is_zero = buf.is_zero and self._zero_blocks
+        compared.verdict = verdict = compared.judge(copy, hashing.hash_of, is_zero=is_zero)
+        blk.has_payload = verdict in (pieces.Verdict.WHOLE, pieces.Verdict.PARTS)
+        if verdict in (pieces.Verdict.SAME, pieces.Verdict.PARTS) and bmds.digests is not None:
+            send.note_digests(bmds, compared.block, digests.digest_of(buf.payload))
+        if verdict is pieces.Verdict.PARTS:
+            _gather(blk, compared.differing())
+
+    def settle(self, blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.BlkMigBlock) -> None:
+        """Send of a block that was read what the target does not hold, or have finer digests be asked for."""
+        bmds, compared = blk.bmds, blk.compared
+        assert bmds is not None
+        assert compared is not None
+        self._reading -= 1
+        if compared.verdict is None:
+            self.decide(blk)
+        verdict = compared.verdict
         if verdict is pieces.Verdict.FINER:
             compared.split()
             self._finer.append(compared)
@@ -100,13 +117,11 @@ class Comparison:
         if verdict is pieces.Verdict.WHOLE:
             send.blk_send(blk_mig, f, blk)
             return
-        if bmds.digests is not None:
-            send.note_digests(bmds, compared.block, digests.digest_of(buf.payload))
         same = [(compared.offset, compared.nbytes)]
         if verdict is pieces.Verdict.PARTS:
             same = compared.same()
-            _send_parts(blk_mig, f, bmds, blk, compared.differing())
-        if not buf.is_zero:
+            _send_parts(blk_mig, f, bmds, blk)
+        if not blk.buf.is_zero:
             blk_mig.same_bytes += sum(nbytes for _, nbytes in same)
         self._add_same(same)
         if verdict is pieces.Verdict.PARTS or len(self._same) >= askwords.MAX_RANGES:
@@ -228,14 +243,8 @@ class Comparison:
         return not (self._asked or self._answered or self._finer or self._reading)
 
 
-def _send_parts(
-    blk_mig: state.BlkMigState,
-    f: channel.OutputQEMUFile,
-    bmds: device.BlkMigDevState,
-    blk: device.BlkMigBlock,
-    ranges: list[askwords.Range],
-) -> None:
-    """Send these ranges of the block in `blk` as a pack; its buffer holds only them afterwards."""
+def _gather(blk: device.BlkMigBlock, ranges: list[askwords.Range]) -> None:
+    """Make a pack of these ranges of the block in `blk`; its buffer holds only them afterwards."""
     data, done = blk.buf.data, 0
     extents: disk.Extents = []
     for offset, nbytes in ranges:
@@ -245,6 +254,12 @@ def _send_parts(
         done += nbytes
     blk.buf.gathered()
     blk.pack = device.Pack(extents, done, 1)
+
+
+def _send_parts(
+    blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState, blk: device.BlkMigBlock
+) -> None:
+    """Send the pack in `blk`, which is a part of its block."""
     sectors, blk.bulk_sectors = blk.bulk_sectors, 0  # it is no block without its holes: the rest of it is the same
     send.send_pack(blk_mig, f, bmds, blk)
     blk.bulk_sectors, blk.pack = sectors, None  # what is settled is the block

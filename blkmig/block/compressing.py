@@ -6,6 +6,7 @@
                                      workers       each makes a frame of one payload, or finds that it does not shrink
 
 What was read first is sent first, whatever the workers do: an older read of a block never comes behind a younger one.
+Of a block that the target may hold, what differs is found first (`decide` of `compare`), and that alone is compressed.
 One block at a time is handed out, so that the next reads begin while the link takes it. `effort` says which payloads
 are compressed, and how well.
 
@@ -83,7 +84,7 @@ class CompressedReads(reads.BlockReads):
         self._order.popleft()
         self._collected += 1
         self._ahead -= expected
-        nbytes = 0 if is_zero(head) else head.counted_bytes
+        nbytes = payload_bytes(head)
         self._effort.sends(nbytes, nbytes if head.frame is None else len(head.frame), time.monotonic() - began)
         return head
 
@@ -109,7 +110,9 @@ class CompressedReads(reads.BlockReads):
             self._reading -= 1
             while self._pending and self._take_done(wait=False):
                 pass
-            expected = 0 if is_zero(blk) else blk.counted_bytes
+            if blk.compared is not None and blk.error is None and self.decide is not None:
+                self.decide(blk)
+            expected = payload_bytes(blk)
             if self._is_wanted(blk):
                 self._compress(blk)
                 expected = int(expected * self._effort.ratio)
@@ -127,14 +130,15 @@ class CompressedReads(reads.BlockReads):
         return True
 
     def _is_wanted(self, blk: device.BlkMigBlock) -> bool:
-        """Return whether the payload is to be compressed: zeros have none, and what is compared may not be sent."""
-        if blk.error is not None or is_zero(blk) or blk.compared is not None:
+        """Return whether the payload is to be compressed: zeros have none, nor has what the target holds."""
+        nbytes = payload_bytes(blk)
+        if blk.error is not None or not nbytes:
             return False
-        return self._effort.wants(blk.counted_bytes, queued=self._queued, ahead=self._ahead, hurries=self.hurries)
+        return self._effort.wants(nbytes, queued=self._queued, ahead=self._ahead, hurries=self.hurries)
 
     def _compress(self, blk: device.BlkMigBlock) -> None:
-        self._pending[blk] = blk.counted_bytes
-        self._queued += blk.counted_bytes
+        self._pending[blk] = payload_bytes(blk)
+        self._queued += self._pending[blk]
         if len(self._threads) < min(len(self._pending), self._max_workers):
             thread = threading.Thread(target=self._run, name="blkmig-zstd", daemon=True)
             self._threads.append(thread)  # first: an interrupted start may have started it
@@ -149,16 +153,18 @@ class CompressedReads(reads.BlockReads):
             try:
                 if level not in compressors:
                     compressors[level] = zstd.Compressor(level, has_checksum=self._has_checksum)
-                with blk.buf.data as data, data[: blk.counted_bytes] as payload:
+                with blk.buf.data as data, data[: payload_bytes(blk)] as payload:
                     blk.frame = frame_of(payload, compressors[level])
             except BaseException as error:
                 blk.error = error
             self._done.put((blk, time.monotonic() - began))
 
 
-def is_zero(blk: device.BlkMigBlock) -> bool:
-    """Return whether a block is nothing but zeros."""
-    return blk.pack is None and blk.buf.is_zero
+def payload_bytes(blk: device.BlkMigBlock) -> int:
+    """Return how many bytes are sent of a block that was read: none of zeros, nor of what the target holds."""
+    if blk.pack is not None:
+        return blk.pack.nbytes
+    return 0 if blk.buf.is_zero or not blk.has_payload else blk.counted_bytes
 
 
 def frame_of(payload: memoryview, compressor: zstd.Compressor) -> bytes | None:

@@ -173,6 +173,7 @@ class BlkMigBlock:
         "counted_bytes",
         "error",
         "frame",
+        "has_payload",
         "nblocks",
         "nbytes",
         "offset",
@@ -192,6 +193,9 @@ class BlkMigBlock:
 
         self.compared: ComparedBlock | None = None
         """What the target has said of the block, for a block that is compared before it is sent; see `compare`."""
+
+        self.has_payload = True
+        """Some of it is to be sent, if it is not zeros: not where the target has it, or more is to be asked."""
 
         self.nblocks = 1
         """How many blocks, from `block` on, count as being read while it is."""

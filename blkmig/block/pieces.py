@@ -66,6 +66,9 @@ class ComparedBlock:
         self.shift = _COARSE
         """How fine the pieces are that were asked for last, or are to be asked for."""
 
+        self.verdict: Verdict | None = None
+        """What becomes of the copy that was read last; None until it was judged."""
+
         self._pieces = [_Piece(offset, nbytes)]
         self._asked = self._pieces  # those of them whose digests are awaited, or came last
         self._differing: list[_Piece] = []
@@ -109,7 +112,7 @@ class ComparedBlock:
 
     def split(self) -> None:
         """Have what differs be asked for in finer pieces, after the verdict FINER."""
-        self.shift = _NEXT[self.shift]
+        self.shift, self.verdict = _NEXT[self.shift], None
         self._asked = []
         pieces: list[_Piece] = []
         for piece in self._pieces:

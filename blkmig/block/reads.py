@@ -18,6 +18,7 @@ import abc
 import contextlib
 import queue
 import threading
+from collections.abc import Callable
 from typing import Literal
 
 from .. import _core, params, passage
@@ -33,6 +34,9 @@ class BlockReads(abc.ABC):
 
     pack_extents = MAX_EXTENTS
     """A pack that has so many extents is large enough."""
+
+    decide: Callable[[device.BlkMigBlock], None] | None = None
+    """Says what is sent of a block that is compared, when it was read; None where nothing is."""
 
     hurries = False
     """The writers are held, or are about to be: what can be left out is left out."""

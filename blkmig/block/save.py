@@ -151,7 +151,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         )
         if self.take_answer is not None:
             from . import compare  # here: a plain copy has no old one to compare with
-            blk_mig.comparison = compare.Comparison(self.take_answer)
+            blk_mig.comparison = compare.Comparison(self.take_answer, blk_mig)
         try:
             for bmds in setup.taken_into_use(
                 disks, self._departure, self._parameters, shared_base=shared_base, section=self.format

@@ -257,7 +257,7 @@ def submit(
 
     What was read is sent, or `compared` first.
     """
-    blk.bmds, blk.block, blk.pack, blk.compared = bmds, block, pack, compared
+    blk.bmds, blk.block, blk.pack, blk.compared, blk.has_payload = bmds, block, pack, compared, True
     if pack is None:
         blk.nblocks, blk.counted_bytes = 1, _core.BLOCK_SIZE
         blk.offset, blk.nbytes = bmds.geometry.block_range(block)
