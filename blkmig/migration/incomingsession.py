@@ -17,13 +17,12 @@ All of it belongs to the loading thread; `acknowledging` and `lobby` have thread
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 
-from .. import block, channel, errors, savevm
+from .. import block, channel, errors, logs, savevm
 from . import acknowledging, farewell, gathering, lobby, readback, received, taking, targets
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 DEAD_SECONDS = 20.0
 GRACE_SECONDS = 30.0

@@ -22,17 +22,16 @@ All of it belongs to the migration thread.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from .. import block, errors, params, savevm, stats
+from .. import block, errors, logs, params, savevm, stats
 from . import barriers, bundling, connection, figures, questions
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 T = TypeVar("T")
 
