@@ -74,7 +74,7 @@ def test_over_several(tmp_path: Path, count: int, reconnect: float | None) -> No
 
 Words = Callable[[savevm.Bundle], bytes]
 WRONG: dict[str, Words] = {
-    "another bundle": lambda bundle: savevm.Bundle(bytes(16), bundle.count).preface(1),
+    "another bundle": lambda bundle: savevm.Bundle(bytes(16), bundle.connections).preface(1),
     "a migration of its own": lambda bundle: b"QEVM\0\0\0\3" + bytes(64),
     "another session": lambda bundle: savevm.AGAIN_MAGIC + bytes(64),
     "the first one": lambda bundle: bundle.preface(0),
