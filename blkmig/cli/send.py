@@ -234,7 +234,8 @@ def print_result(result: stats.OutgoingStatistics, args: argparse.Namespace, *, 
     if result.verified:
         rows.append(("verified", "the target has read its storage back, and holds the same"))
     elif args.verify:
-        rows.append(("verified", "the target does that, and says it there: look at its exit code"))
+        where = "the target does that if it was told to (receive --verify), and says it there: look at its exit code"
+        rows.append(("verified", where))
     output.print_table(rows, is_stdout_taken=is_stdout_taken)
 
 

@@ -105,7 +105,7 @@ class Bundling:
             abort(others)
             raise
         abort(others)
-        return why_not or "they have not come to the target in time"
+        return why_not or "the target has not taken them all in time"
 
     def _connect(self, bundle: savevm.Bundle, others: list[channel.OutputQEMUFile]) -> str:
         """Open the others, and have each say what it is; return why not all are open, "" if they are."""

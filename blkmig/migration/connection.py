@@ -162,7 +162,7 @@ class Connection:
         with self.losing("waiting for the target's word that it has everything"):
             reason = savevm.await_shut(self.return_path, on_pong=self.is_no_qemu)
         if reason:
-            raise self.target_failed(reason, "received everything, but failed")
+            raise self.target_failed(reason, reasons.ALL_SENT)
         if not goes_on:
             self.end_stream()
 
@@ -193,9 +193,7 @@ class Connection:
         """Take note that the target is a blkmig, by what it says."""
         self._is_qemu = False
 
-    def target_failed(
-        self, reason: savevm.Reason, what: str = "has ended the migration before the stream's end"
-    ) -> errors.MigrationError:
+    def target_failed(self, reason: savevm.Reason, what: str = reasons.BEFORE_END) -> errors.MigrationError:
         """Return the error for what the target has said of its end, and take note that it does not use what it has."""
         self.has_target_failed = reason != 0
         return reasons.failed(what, reason, self.uri)

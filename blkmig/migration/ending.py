@@ -150,7 +150,7 @@ class Ending:
             held.leave_note()  # as the note, beside the target's flush
         if kind == savevm.Kind.MOVE:
             self._note.store(number)
-        self._questions.end_barrier(has_everything=True)
+        self._questions.end_barrier(all_is_sent=True)
         if kind != savevm.Kind.COPY:
             self._check_last_round(held)  # not before: the flush may have taken its time
             held.begin_commit()

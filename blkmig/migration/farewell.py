@@ -89,7 +89,7 @@ def give_word(loader: savevm.LoadVM, f: channel.InputQEMUFile, *, goes_on: bool 
                 DOING,
                 uri=f.uri,
                 cause=_cause(error),
-                hint="the source has given up, and its writers may have gone on: migrate again",
+                hint="the source has given up, or its host has failed; its writers may have gone on: migrate again",
             ) from error
         raise _in_doubt(f, error) from error
     try:

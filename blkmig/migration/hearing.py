@@ -9,7 +9,7 @@ import abc
 from collections.abc import Callable, Iterator
 
 from .. import channel, errors, savevm
-from . import connection, digestbox
+from . import connection, digestbox, reasons
 
 LONGEST_WAIT = 86400.0
 """Seconds that the kernel is asked to wait at a time, where nothing bounds a wait."""
@@ -19,10 +19,6 @@ LEAST_MESSAGE_SECONDS = 1.0
 
 Message = tuple[int, "int | savevm.Word | None"]
 """What came on the return path: its type and its value."""
-
-HAS_ENDED = "has ended the migration before the stream's end"
-HAS_EVERYTHING = "received everything, but failed"
-"""What a target does that says of its failure early, or when it was told that this is all."""
 
 
 class Hearing(abc.ABC):
@@ -71,7 +67,7 @@ class Hearing(abc.ABC):
         finally:
             path.set_idle_timeout(idle, first=idle)
 
-    def _read_before_end(self, path: channel.InputQEMUFile, what: str = HAS_ENDED) -> Message:
+    def _read_before_end(self, path: channel.InputQEMUFile, what: str = reasons.BEFORE_END) -> Message:
         """Return the next message; raise if it is one that ends the migration. Blocks."""
         position = path.position
         kind, value = savevm.read_message(path)

@@ -77,7 +77,7 @@ def _why_not(
     if not asked.is_answered:  # or not any more
         return "" if parameters.format == "blkmig" else "nobody can be asked"
     if hello is None:
-        return f"the target has not said within {seconds:g} s that it takes it: it is a QEMU, or an older blkmig"
+        return f"the target has not said within {seconds:g} s that it takes it: it is a QEMU, an older blkmig, or slow"
     if not hello.is_understood:
         return f"the target takes versions {hello.lowest} to {hello.highest} of it, and here is version 1"
     handlers.abilities = hello.common_abilities

@@ -220,10 +220,10 @@ class Questions(hearing.Hearing):
                 assert isinstance(value, savevm.Failure | int)
                 raise self._connection.target_failed(value, "has not taken the disks")
             if kind == savevm.MIG_RP_MSG_SHUT:
-                raise errors.StreamError("the target ends without having taken the disks", position=position)
+                raise errors.StreamError("the target ends, and does not say that it has the disks", position=position)
             patience.heard(value if isinstance(value, int | savevm.Alive) else None)
 
-    def end_barrier(self, *, has_everything: bool = False) -> None:
+    def end_barrier(self, *, all_is_sent: bool = False) -> None:
         """Wait for the answer to the last `begin_barrier`, or `begin_end`; a one-way channel has none. Blocks.
 
         A target that flushes gives signs of life, for which it may be ten times as long idle.
@@ -236,7 +236,7 @@ class Questions(hearing.Hearing):
         if flushes:
             answer = (savevm.MIG_RP_MSG_READY, self._barriers)
             end = time.monotonic() + path.idle_timeout * savevm.PATIENCE
-        what = hearing.HAS_EVERYTHING if has_everything else hearing.HAS_ENDED
+        what = reasons.ALL_SENT if all_is_sent else reasons.BEFORE_END
         with self._connection.losing("waiting for the target to take what was sent"):
             while self._read_before_end(path, what) != answer:
                 if flushes and time.monotonic() < end:

@@ -7,6 +7,11 @@ from collections.abc import Sequence
 
 from .. import block, errors, savevm
 
+BEFORE_END = "has ended the migration before the stream's end"
+ALL_SENT = "said, when everything was sent, that it has failed"
+"""What a target has done that says so early, or when it was told that this is all. How much of it had come there by
+then, and was written, nobody knows here."""
+
 
 def failed(what: str, reason: savevm.Reason, uri: str) -> errors.MigrationError:
     """Return the error for a target at `uri` that `what`, by the status of its SHUT or by its own words."""

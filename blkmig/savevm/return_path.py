@@ -56,6 +56,7 @@ _OWN_WORDS: Final = {
     0: "it says that it has everything, which cannot be",
     errno.ECANCELED: "it was cancelled there",
     errno.ENODEV: "it has no disk of that name",
+    errno.EFBIG: "a disk is larger than its target there is, or may become",
     errno.EBADMSG: "what it got is no stream as it must be",
     errno.ENODATA: "blocks are missing there",
     WRONG_BASE: "it does not hold the base of the disk that is sent, nothing was written there: make it a copy of that "

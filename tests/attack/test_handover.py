@@ -77,7 +77,7 @@ def at(owner: type, method: str, what: Callable[[], None], *, after: bool) -> No
 
     @functools.wraps(original)
     def struck(*args: Any, **options: Any) -> Any:
-        is_now = method != "end_barrier" or options.get("has_everything", False)
+        is_now = method != "end_barrier" or options.get("all_is_sent", False)
         is_first = is_now and next(calls, False)
         if is_first and not after:
             what()

@@ -90,7 +90,7 @@ def test_an_index_that_comes_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     content = random.Random(2).randbytes(2 * MIB)
     result = send(tmp_path, content, reconnect)
     assert result.connections == 1
-    assert result.notes == ["the stream goes over one connection, not 3: they have not come to the target in time"]
+    assert result.notes == ["the stream goes over one connection, not 3: the target has not taken them all in time"]
 
 
 @pytest.mark.parametrize("data", [b"", bytes(17), bytes(16) + b"\0\1", bytes(16) + b"\0\x11", bytes(19)])

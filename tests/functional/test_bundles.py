@@ -88,7 +88,7 @@ def test_others_that_do_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         receiver.result()
     assert (tmp_path / "t.raw").read_bytes() == content
     assert (migration.stats.connections, migration.stats.reconnects) == (1, 0)
-    assert "have not come to the target in time" in migration.stats.notes[0]
+    assert "the target has not taken them all in time" in migration.stats.notes[0]
 
 
 @pytest.mark.usefixtures("many_barriers")

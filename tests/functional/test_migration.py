@@ -189,7 +189,7 @@ def test_digests_verify(tmp_path: Path) -> None:
             tmp_path, "tcp", [disk], {"d": tmp_path / "t.raw"}, receive={"verify": True}, digests=True
         )
         assert received.disks["d"].verified
-        with pytest.raises(errors.MigrationError, match="target received everything, but failed"):
+        with pytest.raises(errors.MigrationError, match="said, when everything was sent, that it has failed"):
             lab.migrate(tmp_path, "tcp", [disk], {"d": tmp_path / "u.raw"}, receive={"verify": True})
 
 
