@@ -20,11 +20,11 @@ MIB = lab.MIB
 
 def wrong(bundle: savevm.Bundle) -> list[bytes]:
     """Return what none of the bundle's connections says, though some of it has its id."""
-    other = savevm.Bundle(bytes(16), bundle.count)
-    out_of_range = savevm.Bundle(bundle.id, bundle.count).preface(bundle.count)
+    other = savevm.Bundle(bytes(16), bundle.connections)
+    out_of_range = savevm.Bundle(bundle.id, bundle.connections).preface(bundle.connections)
     version = bytearray(bundle.preface(1))
     version[23] = 2
-    counted = savevm.Bundle(bundle.id, bundle.count + 1).preface(1)
+    counted = savevm.Bundle(bundle.id, bundle.connections + 1).preface(1)
     return [other.preface(1), out_of_range, bundle.preface(0), bytes(version), counted,
             b"", b"GET / HTTP/1.0\r\n\r\n" * 3, bundle.preface(1)[:31]]  # fmt: skip
 
