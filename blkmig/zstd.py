@@ -26,6 +26,9 @@ MISSING: Final = "the Python library for zstd is missing: pip install 'blkmig[zs
 LIBRARY: Final = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 PARENT, _COMPILED = ("", "_zstd") if sys.version_info >= (3, 14) else ("backports", "backports.zstd")
 
+HEAD_NBYTES: Final = 18
+"""The most bytes of a frame that `check_head` looks at."""
+
 _MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _SINGLE_SEGMENT: Final = 0x20
 _RESERVED: Final = 0x08
@@ -96,7 +99,7 @@ def decompress(frame: Buffer, nbytes: int) -> bytes:
 
 def check_head(frame: Buffer, nbytes: int) -> None:
     """Raise :class:`FrameError` unless `frame` begins like a frame of `nbytes` bytes that may come; see RFC 8878."""
-    head = bytes(memoryview(frame)[:18])
+    head = bytes(memoryview(frame)[:HEAD_NBYTES])
     if head[:4] != _MAGIC or len(head) < 6:
         raise FrameError("it is no zstd frame")
     flags = head[4]

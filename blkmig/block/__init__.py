@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from .. import later
 from .compressed import Coming as ComingFrame
-from .compressed import check as check_frame
 
 if TYPE_CHECKING:
     from .answering import Answers
@@ -74,7 +73,6 @@ __all__ = [
     "TableDisk",
     "barrier_records",
     "can_hash",
-    "check_frame",
     "combine_digests",
     "combine_disks",
     "extra",

@@ -56,18 +56,28 @@ class Coming:
 
     def get(self, f: channel.InputQEMUFile, nbytes: int) -> bytes:
         """Get the frame, whose payload has `nbytes` bytes. Blocks."""
+        return f.get_buffer(self._next(f, nbytes))
+
+    def skip(self, f: channel.InputQEMUFile, nbytes: int) -> int:
+        """Pass over the frame, whose payload has `nbytes` bytes; only its head is looked at, and no library is needed.
+
+        Returns its length. Blocks. Raises :class:`~blkmig.errors.StreamError`.
+        """
+        position, count = f.position, self._next(f, nbytes)
+        head = f.get_buffer(min(count, zstd.HEAD_NBYTES))
+        try:
+            zstd.check_head(head, nbytes)
+        except zstd.FrameError as error:
+            raise _damaged(error, position) from error
+        f.skip(count - len(head))
+        return count
+
+    def _next(self, f: channel.InputQEMUFile, nbytes: int) -> int:
+        """Return the length of the frame that comes now."""
         count, self.nbytes = self.nbytes, 0
         if count > most_bytes(nbytes):  # before anything is allocated
             raise errors.StreamError(f"a frame of {count} bytes for {nbytes} bytes of payload", position=f.position)
-        return f.get_buffer(count)
-
-
-def check(frame: bytes, nbytes: int, position: int) -> None:
-    """Raise :class:`~blkmig.errors.StreamError` unless `frame` begins like one of `nbytes` bytes; no library needed."""
-    try:
-        zstd.check_head(frame, nbytes)
-    except zstd.FrameError as error:
-        raise _damaged(error, position) from error
+        return count
 
 
 def unpack(frame: bytes, buf: _core.BlockBuffer, nbytes: int, position: int) -> None:

@@ -184,12 +184,32 @@ static int stream_need(struct stream *s, size_t n)
     return rc;
 }
 
+/* Pass over the next n bytes of a file without reading them: 1 if that was done, 0 if they are to be read. Few are, and all
+ * of a file that has not so many more: reading finds out where it ends. Nothing is staged. */
+static int stream_jump(struct stream *s, uint64_t n)
+{
+    struct stat st;
+    off_t at;
+
+    if (s->kind != STREAM_FILE || n < s->capacity || fstat(s->fd, &st) < 0 || !S_ISREG(st.st_mode))
+        return 0;
+    at = lseek(s->fd, 0, SEEK_CUR);
+    if (at < 0 || at > st.st_size || n > (uint64_t)(st.st_size - at) || lseek(s->fd, n, SEEK_CUR) < 0)
+        return 0;
+    s->position += n;
+    return 1;
+}
+
 /* Drop n bytes, which are payload if they are `useful`. With the GIL. */
 static int stream_skip(struct stream *s, uint64_t n, int useful)
 {
     size_t staged;
 
     for (; n; n -= staged) {
+        if (stream_check(s) < 0)
+            return -1;
+        if (s->head == s->tail && stream_jump(s, n))
+            return 0;
         if (stream_need(s, 1) < 0)
             return -1;
         staged = n < s->tail - s->head ? n : s->tail - s->head;

@@ -98,9 +98,7 @@ class InspectedDisk:
         if not self._frames.nbytes:
             f.skip(nbytes)
             return
-        position, frame = f.position, self._frames.get(f, nbytes)
-        block.check_frame(frame, nbytes, position)
-        self.statistics.saved_by_compression += nbytes - len(frame)
+        self.statistics.saved_by_compression += nbytes - self._frames.skip(f, nbytes)
 
     def _came(self, number: int, count: int, *, is_zero: bool = False) -> None:
         """Count `count` blocks from block `number` on."""
