@@ -26,6 +26,11 @@ Next = Callable[[float], channel.InputQEMUFile | None]
 """Waits so many seconds for a connection, and returns it, or None."""
 
 
+def abilities(listener: channel.Listener) -> savevm.Ability:
+    """Return what HELLO offers of it: nothing of it where one connection alone leads to this receiver."""
+    return savevm.OURS if listener.takes_several else savevm.OURS & ~savevm.Ability.BUNDLE
+
+
 class Entrance:
     """Where the others come if there is no lobby: the listener, at which nobody else waits."""
 

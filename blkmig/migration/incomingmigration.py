@@ -17,6 +17,7 @@ from . import (
     announcement,
     comparing,
     farewell,
+    gathering,
     incomingsession,
     judging,
     readback,
@@ -166,12 +167,11 @@ class IncomingMigration:
         self._block.on_extra |= self._buffers.on_extra()
         self._block.on_described = lambda *counts: self._targets.check_counts(*counts, position=f.position)
         self._block.on_sizes = self._targets.check_announced
-        answers: dict[int, savevm.Answer] = {savevm.ASK_TREES: savevm.KNOWS_TREES}
-        abilities = comparing.abilities(self.parameters, self.is_exposed) & self._read_back.abilities
-        answers |= {savevm.ASK: savevm.Hello(abilities=abilities), savevm.ASK_ALIVE: savevm.Alive()}
-        loader = LoadVM(
-            self.savevm, f, observer=self._observer, answers=answers, on_loss=self._session.next_link
-        )
+        answers: dict[int, savevm.Answer] = {savevm.ASK_TREES: savevm.KNOWS_TREES, savevm.ASK_ALIVE: savevm.Alive()}
+        assert self._listener is not None
+        offered = comparing.abilities(self.parameters, self.is_exposed) & gathering.abilities(self._listener)
+        answers[savevm.ASK] = savevm.Hello(abilities=offered & self._read_back.abilities)
+        loader = LoadVM(self.savevm, f, observer=self._observer, answers=answers, on_loss=self._session.next_link)
         self._block.on_table = lambda table, position: self._admit(table, position, loader, f)
         self._block.on_flush = lambda number: self._flush(number, loader)
         if self.parameters.incremental:
@@ -187,7 +187,6 @@ class IncomingMigration:
             self._check_cancelled,
             unlocks=not self.parameters.verify,
         )
-        assert self._listener is not None
         self._session.attach(self._listener, loader, f, taken, self._read_back)
         try:
             with comparing.answering(loader) as self._answers:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import random
 import secrets
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,23 @@ def test_a_target_that_takes_one_only(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(savevm.words, "OURS", savevm.OURS & ~savevm.Ability.BUNDLE)
     result = move("tcp:127.0.0.1:0", tmp_path, b"x" * MIB, connections=4)
     assert result.connections == 1
+    assert result.notes == ["the stream goes over one connection, not 4: the target does not take more"]
+
+
+def test_a_target_that_was_given_its_link(tmp_path: Path) -> None:
+    """Nobody else comes to a socket that its receiver has from another program, so it offers no more than that one."""
+
+    def receive(server: socket.socket) -> None:
+        link, _ = server.accept()
+        with link:
+            blkmig.receive(f"fd:{link.fileno()}", {"d": tmp_path / "t.raw"})
+
+    disk = blkmig.MemoryBackend(bytearray(b"x" * MIB), name="d")
+    with socket.create_server(("127.0.0.1", 0)) as server, concurrent.futures.ThreadPoolExecutor() as pool:
+        received = pool.submit(receive, server)
+        result = blkmig.send([disk], f"tcp:127.0.0.1:{server.getsockname()[1]}", connections=4)
+        received.result()
+    assert (tmp_path / "t.raw").read_bytes() == b"x" * MIB
     assert result.notes == ["the stream goes over one connection, not 4: the target does not take more"]
 
 
