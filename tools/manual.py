@@ -79,7 +79,7 @@ def sentence(action: argparse.Action) -> str:
     only_default = re.fullmatch(r"\(default: (.*)\)", text)
     if only_default:
         return f"Default: {only_default[1]}."
-    text = re.sub(r"(?<![\w-])--[a-z][a-z-]*[a-z]", r"`\g<0>`", text).rstrip(".") + "."
+    text = re.sub(r"(?<![\w-])--[a-z][a-z-]*[a-z](?:=[a-z]+)?", r"`\g<0>`", text).rstrip(".") + "."
     return text[:1].upper() + text[1:] if re.match(r"[a-z]+\W?(\s|$)", text) else text
 
 

@@ -12,8 +12,9 @@ Section = tuple[str, list[Part]]
 
 DESCRIPTION: list[Part] = [
     "`blkmig` copies disks while they are being written. It sends every block once, then sends again what was written "
-    "meanwhile, round after round, and ends with a short pause in which the writers are held. The stream is the "
-    "`block` section of QEMU's migration stream, so a QEMU up to 9.0 can be at either end.",
+    "meanwhile, round after round, and ends with a short pause in which the writers are held. The stream is that of "
+    "QEMU's own migration, with its section `block`, so a QEMU up to 9.0 can be at either end; two blkmigs that can "
+    "answer each other speak a section of their own.",
     "Results go to stdout; progress, notes and errors go to stderr. Options may stand anywhere after the command, but "
     "not behind a `--`. Sizes take K, M, G and T, which are powers of 1024.",
 ]
@@ -30,7 +31,8 @@ AFTER: list[Section] = [
                 ),
                 (
                     "`tls:HOST:PORT`",
-                    "The same with TLS: both ends have certificates, and check each other's. See `--tls-certificates`.",
+                    "The same with TLS: both ends have certificates, and check each other's (`--tls-certificates`), or "
+                    "the sender has a token of the receiver's (`--token`).",
                 ),
                 ("`unix:PATH`", "A Unix stream socket."),
                 ("`exec:COMMAND`", "The standard input or output of a shell command, as a pipe. "
@@ -77,9 +79,17 @@ AFTER: list[Section] = [
                 ("`0`", "Done. With `receive --verify`: and verified."),
                 ("`1`", "Failed. Also: the work was done, and its result could not be written to stdout."),
                 ("`2`", "The command line makes no sense, or an image is not of the format that was said."),
-                ("`3`", "The contents differ, or blocks are missing."),
+                (
+                    "`3`",
+                    "The contents differ, blocks are missing, or comparing was cut short when the target had "
+                    "everything.",
+                ),
                 ("`4`", "The migration did not converge: within `--timeout` or `--max-rounds`, or in three pauses."),
-                ("`5`", "The link was lost, or the stream ended too early."),
+                (
+                    "`5`",
+                    "The link was lost, the stream ended too early, or what came is not what was sent, by its "
+                    "checksum.",
+                ),
                 ("`6`", "A disk is busy or locked."),
                 (
                     "`7`",
@@ -101,8 +111,15 @@ AFTER: list[Section] = [
                 (
                     "`.NAME.blkmig-partial`",
                     "A target that is being made, beside NAME. It gets its own name when everything is on stable "
-                    "storage. What a killed run has left is replaced when the same command is given again. Of a NAME "
-                    "that is too long for that, a part stands there, and a digest.",
+                    "storage. What a killed run has left is replaced when the same command is given again, unless the "
+                    "source says `--resume`: then it goes on from there. Of a NAME that is too long for that, a part "
+                    "stands there, and a digest.",
+                ),
+                (
+                    "`.NAME.blkmig`",
+                    "The session file of the disk NAME, beside it or in the folder of `--state-dir`, while it moves or "
+                    "arrives. It says who has the disk, for whoever comes after a kill or a lost link. When all went "
+                    "well it is gone; that of a source whose move has ended in doubt stays, see exit status 7.",
                 ),
                 ("`DIR/NAME.raw`", "What `receive --into DIR` makes of the disk NAME."),
                 ("`SOCKET.qmp`", "The QMP socket of `serve --nbd unix:SOCKET`, unless `--qmp` says another one."),
@@ -111,9 +128,9 @@ AFTER: list[Section] = [
                     "In the folder of the Python package: what `--progress=json` writes, as a JSON schema.",
                 ),
             ],
-            "blkmig has no configuration file and keeps no state between two runs. While it sends the disks of a QEMU "
-            "it keeps marks inside that QEMU, as objects whose names begin with `blkmig-`. They are gone when it ends, "
-            "and `blkmig cleanup` undoes what a killed run has left.",
+            "blkmig has no configuration file, and a run that ends well leaves none of these but the complete disks. "
+            "While it sends the disks of a QEMU it keeps marks inside that QEMU, as objects whose names begin with "
+            "`blkmig-`. They are gone when it ends, and `blkmig cleanup` undoes what a killed run has left.",
         ],
     ),
     (
@@ -122,11 +139,30 @@ AFTER: list[Section] = [
             [
                 ("`PATH`", "Where qemu-nbd, qemu-storage-daemon and the commands of `exec:` are looked for."),
                 (
+                    "`BLKMIG_PROGRESS`, `BLKMIG_METRICS`, `BLKMIG_METRICS_LISTEN`, `BLKMIG_REPORT`, `BLKMIG_LOG_JSON`, "
+                    "`BLKMIG_STATE_DIR`",
+                    "What `--progress`, `--metrics`, `--metrics-listen`, `--report`, `--log-json` and `--state-dir` "
+                    "say, for commands that have the option and do not say it. An empty value is none.",
+                ),
+                (
                     "`NOTIFY_SOCKET`",
                     "Set by systemd for a unit of `Type=notify`: `receive` tells it when it listens, `send` when its "
                     "target is connected, and both how far they are.",
                 ),
-                ("`TMPDIR`", "Where `demo` puts its disks, and where sockets to qemu-nbd are made."),
+                (
+                    "`JOURNAL_STREAM`",
+                    "Set by systemd where stderr goes to the journal: then each line says its priority.",
+                ),
+                (
+                    "`TERM`, `NO_COLOR`",
+                    "A terminal called `dumb` or `unknown` gets plain lines; with `NO_COLOR` the live view has no "
+                    "colours.",
+                ),
+                (
+                    "`TMPDIR`",
+                    "Where `demo` puts its disks, and where sockets to qemu-nbd are made, as a rule in /tmp. Also "
+                    "where `send --verify` and `receive --verify` keep the hashes of large disks, else in /var/tmp.",
+                ),
                 (
                     "`HOME`",
                     "`nbds://` without `tls-certificates=` looks for a user's certificates in .pki/libnbd below it.",

@@ -32,7 +32,7 @@ def add_command(commands: Any) -> None:
         summary="print what completes command lines of blkmig in a shell (needs blkmig[completion])",
         examples=EXAMPLES,
     )
-    parser.add_argument("shell", choices=SHELLS, help="the shell")
+    parser.add_argument("shell", choices=SHELLS, help="bash or zsh")
 
 
 def run(args: argparse.Namespace) -> int:

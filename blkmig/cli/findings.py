@@ -38,7 +38,7 @@ class Finding:
 LIBRARIES = (
     ("numpy", "numpy", "disks in memory", "pip install numpy"),
     ("qemu.qmp", "qemu.qmp", "disks of a running QEMU: qemu:", "pip install 'blkmig[qemu]'"),
-    ("blake3", "blake3", "--incremental --verify between two blkmigs", "pip install 'blkmig[verify]'"),
+    ("blake3", "blake3", "--verify between two blkmigs, --delta, --in-place, --resume", "pip install 'blkmig[verify]'"),
     ("xxhash", "xxhash", "checksums of payloads between two machines", "pip install 'blkmig[checksums]'"),
     ("backports.zstd", "backports.zstd", "--compress; Python 3.14 has a zstd of its own", "pip install 'blkmig[zstd]'"),
     ("prometheus-client", "prometheus-client", "--metrics, --metrics-listen", "pip install 'blkmig[metrics]'"),
@@ -98,7 +98,7 @@ def kernel() -> Iterator[Finding]:
     group = "kernel"
     yield Finding(group, "Linux", platform.release(), "the page cache's and the disks' own calls")
     huge = "on demand" if hugepages.are_had() else ""
-    yield Finding(group, "huge pages", huge, "a receiver's buffers with fewer faults",
+    yield Finding(group, "huge pages", huge, "a sender gives a pipe pages, and copies less: exec:, fd:, -",
                   "echo madvise >/sys/kernel/mm/transparent_hugepage/enabled")  # fmt: skip
     yield Finding(group, "pipes", _read("/proc/sys/fs/pipe-max-size"), "bytes that a pipe may hold: exec:, fd:, -")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

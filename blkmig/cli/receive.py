@@ -59,7 +59,7 @@ def add_command(commands: Any) -> None:
         parser,
         peer="source",
         incremental="the targets hold the base already: write only what comes",
-        verify="read everything back and compare it with the digests",
+        verify="read everything back, and compare it with what the source says of its disks (send --verify)",
         direct="write around the page cache",
     )
     security.add_options(parser, "server")

@@ -48,8 +48,8 @@ def add_options(parser: argparse.ArgumentParser, end: credentials.End) -> None:
     networks = "take connections only from NET, as 10.0.0.0/8, or one address; may be said several times"
     parser.add_argument("--allow", action="append", default=[], type=arguments.word, metavar="NET", help=networks)
     trusts = (
-        "do not warn that whoever reaches a plain address can write the targets, and answer whoever comes about old "
-        "copies"
+        "do not warn that whoever reaches a plain address can write the targets, answer whoever comes about old "
+        "copies, and let disks be resumed by them"
     )
     parser.add_argument("--insecure", action="store_true", help=trusts)
 

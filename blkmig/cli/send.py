@@ -65,8 +65,7 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
 
 def add_stream(parser: argparse.ArgumentParser) -> None:
     """Add the options about what is sent, and how."""
-    parser.add_argument("--no-zero-blocks", dest="zero_blocks", action="store_false",
-                        help="send zeros as data")  # fmt: skip
+    parser.add_argument("--no-zero-blocks", dest="zero_blocks", action="store_false", help="send zeros as data")
     parser.add_argument("--no-delta", dest="delta", action="store_false",
                         help="send everything to a target that offers to compare with an old copy")  # fmt: skip
     parser.add_argument("--reading", choices=("auto", "inline", "parallel"), default="auto",
@@ -75,9 +74,9 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
                         help="the section that carries the disks: QEMU's, or the one between two blkmigs (default: "
                         "blkmig where the target says that it takes it, else block)")  # fmt: skip
     parser.add_argument("--compress", choices=("auto", "off", "zstd"), default="auto",
-                        help="compress what is sent to a blkmig that can decompress it: never, all that shrinks, or "
-                        "(auto) as far as that is worth it, and only where the link leaves this machine (default: "
-                        "auto)")  # fmt: skip
+                        help="compress what is sent to a blkmig that can decompress it: off, never; zstd, all that "
+                        "shrinks; auto, as far as that is worth it, and only where the link leaves this machine "
+                        "(default: auto)")  # fmt: skip
     parser.add_argument("--qemu", action="store_true", help="the target is a QEMU: refuse what it cannot load")
     parser.add_argument("--machine", default="", metavar="TYPE", help="machine type of the target QEMU; "
                         "needed for types of 2.3 and older")  # fmt: skip
@@ -89,18 +88,19 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
                         "(default: 30)")  # fmt: skip
     parser.add_argument("--connections", type=arguments.count, default="auto", metavar="N",
                         help="over how many connections the stream goes to a blkmig, 1 to 16 (default: auto, one, and "
-                        "more on a long way, from a round trip of 15 ms on)")  # fmt: skip
+                        "on a long way one more for each 15 ms of the round trip)")  # fmt: skip
     parser.add_argument("--reconnect", type=float, metavar="SECONDS",
-                        help="how long to try to come again when the link to a blkmig is lost, which waits as long, "
-                        "unless it compares with old copies; 0: not at all (default: 60)")  # fmt: skip
-    parser.add_argument("--resume", action="store_true", help="go on where a migration has ended whose link was lost "
-                        "for good, or of which one end was killed, once its receiver was started again: what is there "
-                        "is compared, and what differs is sent")  # fmt: skip
+                        help="how long to try to open the link to a blkmig again when it is lost; the receiver waits "
+                        "as long, unless it compares with old copies; 0: not at all (default: 60)")  # fmt: skip
+    parser.add_argument("--resume", action="store_true", help="go on where a migration has ended, because its link was "
+                        "lost for good, or one end was killed; start its receiver again before. What that has is "
+                        "compared, and what differs is sent")  # fmt: skip
     arguments.add_both_ends(
         parser,
         peer="target",
         incremental="send only what the top layer of each disk holds",
-        verify="put digests into the stream, for receive --verify",
+        verify="have the target compare what it has stored with the source, if it is told to by receive --verify; two "
+        "blkmigs with blkmig[verify] do so while the disks are sent, and both say what came of it",
         direct="read around the page cache",
     )
 

@@ -33,6 +33,7 @@ IN_TEXT = re.compile(r"([\w)\]]+)\.(_[a-z]\w*)")
 """The same in a program that a test has another process run."""
 
 WITHOUT_A_SEAM = {
+    "tests/docs/test_facts.py": {"_actions": "argparse has no public list of a parser's options"},
     "tests/docs/test_manual.py": {"_actions": "argparse has no public list of a parser's options"},
     "tests/unit/gates/test_plugin.py": {"_initrequest": "what plugins that run a test again do to pytest's items"},
 }

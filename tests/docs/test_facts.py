@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the pages list is what the code has: threads, extras, variables, options, abilities, messages, statuses."""
+
+from __future__ import annotations
+
+import errno
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from blkmig import errors, savevm
+from blkmig.block import ExtraKind
+from blkmig.cli import parser
+from blkmig.migration import farewell
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+WIRE = (DOCS / "wire" / "blkmig.md").read_text()
+CODE = {path: path.read_text() for path in sorted((ROOT / "blkmig").rglob("*.py"))}
+
+OF_OTHERS = {"--maxprocesses", "--sparse", "--inplace", "--strict", "--strip-debug"}
+OF_OTHERS |= {"--bench-dir", "--quick", "--rivals"}
+"""Options of pytest, of programs that the pages speak of, and of the benchmarks; those of the gates have one word."""
+
+NOT_FOR_USERS = {"cli", "docs", "lint"}
+"""Extras that bring nothing, or are for work on blkmig itself."""
+
+
+def all_errors(kind: type[errors.MigrationError] = errors.MigrationError) -> set[type[errors.MigrationError]]:
+    return {kind}.union(*map(all_errors, kind.__subclasses__()))
+
+
+def rows(text: str, heading: str) -> list[list[str]]:
+    """Return the cells of the first table behind the line that ends with `heading`."""
+    lines = text.partition(f"{heading}\n")[2].splitlines()
+    first = next(index for index, line in enumerate(lines) if line.startswith("|"))
+    table = [line for line in lines[first:] if line]
+    length = next((index for index, line in enumerate(table) if not line.startswith("|")), len(table))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table[2:length]]
+
+
+def test_every_thread_has_a_name_on_its_page() -> None:
+    made = re.compile(r'(?:name=|self\.start\(|super\(\)\.__init__\(|_Call\()"((?:blkmig|demo)-[a-z-]+)"')
+    started = {name for text in CODE.values() for name in made.findall(text)}
+    table = rows((DOCS / "architecture" / "threads.md").read_text(), "## The threads")
+    shown = {name for first, *_ in table for name in re.findall(r"`([a-z-]+)`", first)}
+    assert len(started) > 20
+    assert shown == started
+
+
+def test_every_extra_is_on_the_first_page() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    shown = re.findall(r"^\| `blkmig\[(\w+)\]` \|", (DOCS / "index.md").read_text(), re.MULTILINE)
+    assert {*shown} == {*extras} - NOT_FOR_USERS
+
+
+def test_every_variable_is_in_the_manual() -> None:
+    read = {name for text in CODE.values() for name in re.findall(r'environ(?:\.get\(|\[)"(\w+)"', text)}
+    read |= {*parser.FROM_ENVIRONMENT.values()}
+    said = (DOCS / "reference" / "command.md").read_text().partition("## Environment")[2]
+    assert len(read) > 8
+    assert [name for name in sorted(read) if f"`{name}`" not in said] == []
+
+
+def test_options_are_those_of_the_command() -> None:
+    top = parser.build_parser(parser.ALL_MODULES)
+    commands = (top, *top.commands.values())
+    known = {option for each in commands for action in each._actions for option in action.option_strings}
+    pages = [*ROOT.glob("*.md"), *DOCS.rglob("*.md"), ROOT / "benchmarks" / "README.md"]
+    unknown = {
+        (page.name, option)
+        for page in pages
+        for option in re.findall(r"(?<![\w-])--[a-z][-a-z]+", page.read_text())
+        if option not in known | OF_OTHERS and not option.startswith("--gates")
+    }
+    assert unknown == set()
+
+
+def test_abilities_are_those_of_hello() -> None:
+    table = rows(WIRE, "those that\nare not described on this page are not written.")
+    shown = {name: int(number, 16) for number, name in (cells[0].split() for cells in table)}
+    assert shown == {ability.name: ability.value for ability in savevm.Ability}
+
+
+def test_kinds_are_those_of_the_records() -> None:
+    (said,) = re.findall(r"Kinds 1 to (\d+) are called ([A-Z, and]+);", WIRE)
+    names = said[1].replace(" and ", ", ").split(", ")
+    assert len(names) == int(said[0])
+    numbers = {name: number for number, name in enumerate(names, 1)}
+    assert {kind.name: numbers.get(kind.name) for kind in ExtraKind} == {kind.name: kind.value for kind in ExtraKind}
+
+
+def test_statuses_are_those_of_a_failure() -> None:
+    """Of an error that has no errno of its own: what SHUT says of it stands in the container's page."""
+    table = rows((DOCS / "wire" / "container.md").read_text(), "or 1 where none does:")
+    shown = {getattr(errno, cells[0]) for cells in table if cells[0].startswith("E")}
+    assert shown == {farewell.status_of(kind.__new__(kind)) for kind in all_errors()} - {farewell.FAILED}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/guides/targets.md"])
+def test_exit_codes_are_those_of_the_errors(page: str) -> None:
+    text = (ROOT / page).read_text()
+    text = text[text.lower().index("exit codes") :] if page == "README.md" else text.partition("## Exit codes")[2]
+    codes = {0} | {kind.exit_code for kind in all_errors()}
+    assert [code for code in sorted(codes) if not re.search(rf"\b{code}\b", text)] == []
