@@ -290,7 +290,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         is_left = may_be_left and self.leaving.is_left(exc, self.devices)
         if is_left:
             self._made.leave()
-        with contextlib.ExitStack() as stack:
+        with errors.keeping(exc), contextlib.ExitStack() as stack:
             stack.callback(self.session.close if self._is_taken or is_left else self.session.remove)
             stack.callback(self._made.discard, exc, dict(zip(self._came, self.devices, strict=True)))
             if isinstance(exc, Exception):

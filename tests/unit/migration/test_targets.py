@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
@@ -245,3 +246,31 @@ def test_a_run_that_must_fail_overwrites_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p1", "recorded", "stream"]
     received_from(tmp_path, stream, {"v": target}, into=tmp_path / "d", sizes={"": len(content), "x": 5})
     assert target.read_bytes() == content
+
+
+def test_a_disk_that_cannot_be_closed_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write of it that was put off fails, too, where the file system is full: what became of the targets is told."""
+    sources = [blkmig.MemoryBackend(bytearray(b"x" * 2 * MIB), name=name) for name in "ab"]
+    stream = lab.record(tmp_path, list(sources))
+    full = OSError(errno.ENOSPC, "full")
+
+    def fail_to_write(self: blkmig.FileBackend, *_: object) -> None:
+        if self.name == "b":
+            raise self.failed("cannot write", full)
+
+    def fail_to_close(self: blkmig.FileBackend) -> None:
+        close(self)
+        if self.name == "a":
+            raise errors.DeviceError("cannot write late", device="a", cause=full)
+
+    close = blkmig.FileBackend.close
+    monkeypatch.setattr(blkmig.FileBackend, "write_block", fail_to_write)
+    monkeypatch.setattr(blkmig.FileBackend, "close", fail_to_close)
+    targets: dict[str, object] = {name: tmp_path / name for name in "ab"}
+    with pytest.raises(errors.DeviceError, match="disk 'b': cannot write:") as caught:
+        received_from(tmp_path, stream, targets)
+    told = "\n".join(caught.value.__notes__)
+    for name in targets:
+        assert f"{str(targets[name])!r} was not made: what had come of it is removed" in told
+    assert "and then: disk 'a': cannot write late: full" in told
+    assert not any(Path(str(path)).exists() for path in targets.values())
