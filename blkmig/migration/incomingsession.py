@@ -172,10 +172,9 @@ class IncomingSession:
             raise error
         self._figures.set_status("reconnecting")
         self._targets.leaving.is_link_away = True
-        self._say_what_is_waited_for(error)
         while True:
             self._f.abort()
-            f = self._lobby.next(self._seconds)
+            f = self._lobby.next(self._seconds, lambda: self._say_what_is_waited_for(error))
             self._look()
             if f is None:
                 raise error

@@ -21,13 +21,15 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from .. import channel, errors, logs, savevm
 from . import gathering
 
 log = logs.Logger(__name__)
+
+QUIET_SECONDS = 1.0
+"""A source that comes again, or says that it does not, needs less: nobody is told that it is waited for."""
 
 RETRY_SECONDS = 1.0
 """How long to wait before the next try where no connection can be taken, as without a descriptor."""
@@ -54,16 +56,21 @@ class Lobby:
 
     # -- the loading thread --------------------------------------------------------------------------------------------
 
-    def next(self, seconds: float) -> channel.InputQEMUFile | None:
+    def next(self, seconds: float, say: Callable[[], None]) -> channel.InputQEMUFile | None:
         """Wait for the link on which the source goes on; None if it does not come, or says that it does not.
 
-        Blocks for `seconds` at most. Whoever closes the listener, or cancels it, ends the wait.
+        Blocks for `seconds` at most; calls `say` when it takes more than a moment. Whoever closes the listener, or
+        cancels it, ends the wait.
         """
-        end = time.monotonic() + seconds
+        moment = min(seconds, QUIET_SECONDS)
         try:
-            arrived = self._arrivals.get(timeout=max(0.0, end - time.monotonic()))
+            arrived = self._arrivals.get(timeout=moment)
         except queue.Empty:
-            return None
+            say()
+            try:
+                arrived = self._arrivals.get(timeout=seconds - moment)
+            except queue.Empty:
+                return None
         with self._lock:
             while arrived is not None and not self._arrivals.empty():
                 arrived[0].abort()
