@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from typing import ClassVar
 
 from .. import portable
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class MigrationError(portable.Portable, Exception):
@@ -41,6 +44,11 @@ class StateError(MigrationError):
         super().__init__(f"{message} (state is {state!r}, must be {required!r})")
         self.state = state
         self.required = required
+
+
+def advice(cause: OSError | str) -> str:
+    """Return what to do about a system's error; "" where its own text says it."""
+    return "make room there, and start again" if isinstance(cause, OSError) and cause.errno in _FULL else ""
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ class DeviceError(base.MigrationError):
         where = "" if offset is None else f" at offset {offset}"
         length = "" if nbytes is None else f", {nbytes} bytes"
         why = cause if isinstance(cause, str) else (cause.strerror or str(cause))
-        super().__init__(f"disk {device!r}: {doing}{where}{length}: {why}")
+        hint = base.advice(cause)
+        super().__init__(f"disk {device!r}: {doing}{where}{length}: {why}{hint and '; '}{hint}")
         self.doing = doing
         self.device = device
         self.offset = offset

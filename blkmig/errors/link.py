@@ -25,6 +25,7 @@ class ChannelError(base.MigrationError):
         hint: str = "",
     ) -> None:
         why = cause if isinstance(cause, str) else (cause.strerror or str(cause))
+        hint = hint or base.advice(cause)  # of a file that a stream goes to
         where = "" if device is None else f"; disk {device!r} was at offset {offset}"
         super().__init__(f"{doing}: {why} [{uri}]{where}{hint and '; '}{hint}")
         self.doing = doing

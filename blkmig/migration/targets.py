@@ -139,7 +139,8 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             backend = target
         else:
             if size is not None and announced is None:
-                self._room.want(target.path, size)
+                self._room.want_for(target, size)
+                self._room.warn()
             opened = target.open(name or f"number {len(self.devices)}", size, resumes=self.leaving.resumes)
             backend = self._stack.enter_context(opened)
         if backend.is_read_only:
@@ -199,9 +200,10 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             target, size = self._targets[key], self.announced.of(key)
             unnamed -= size or 0
             if size is not None and isinstance(target, sources.TargetFile):
-                self._room.want(target.path, size)
+                self._room.want_for(target, size)
         if self._into is not None:
             self._room.want(self._into, unnamed)
+        self._room.warn()
 
     def _names(self) -> list[str]:
         return [key for key in self._targets if isinstance(key, str)]

@@ -102,7 +102,9 @@ def test_a_full_disk() -> None:
     f = channel.connect("file:/dev/full", timeout=TIMEOUT)
     error = put_until_error(f)
     assert error.errno == errno.ENOSPC
-    assert str(error) == "sending at byte 0: No space left on device [file:/dev/full]"
+    assert str(error) == (
+        "sending at byte 0: No space left on device [file:/dev/full]; make room there, and start again"
+    )
     with pytest.raises(errors.ChannelError):
         f.close()
 

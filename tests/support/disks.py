@@ -79,6 +79,24 @@ def mounted(image: Path, folder: Path, size: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def mounted_memory(folder: Path, size: int) -> Iterator[None]:
+    """Mount a new tmpfs of `size` bytes at `folder`."""
+    peers.require("mount")
+    if os.getuid() != 0:
+        peers.lacking("mounting a file system takes root")
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        peers.lacking(f"no file system can be mounted: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@contextlib.contextmanager
 def open_disk(kind: str, folder: Path, contents: bytes, *, below: bytes = b"") -> Iterator[disk.LocalBackend]:
     """Open a disk of `kind` that shows `contents`, or for an overlay shows them where `below` is not shown."""
     path = folder / f"{kind}.raw"

@@ -272,5 +272,5 @@ def test_a_disk_that_cannot_be_closed_hides_no_error(tmp_path: Path, monkeypatch
     told = "\n".join(caught.value.__notes__)
     for name in targets:
         assert f"{str(targets[name])!r} was not made: what had come of it is removed" in told
-    assert "and then: disk 'a': cannot write late: full" in told
+    assert "and then: disk 'a': cannot write late: full; make room there" in told
     assert not any(Path(str(path)).exists() for path in targets.values())
