@@ -23,7 +23,7 @@ held       given up, while the migration may still be blocked   the link is rese
            in a send, a read or a wait for PONG, or READY
 ending     the link is cut: nothing follows a torn END          has EOF left: in doubt; else as before
 left       nothing: now `idle_timeout` counts, and `timeout`    in doubt, but for a target that says that it failed
-over       nothing: the writers are not held                    the link is reset
+over       nothing: the writers are not held                    the link is reset; those of a move are refused
 =========  ===================================================  ======================================================
 
 A target that freezes is one whose bound passes. Why this loses nothing: up to END a pause is a round like any other,
@@ -91,7 +91,7 @@ class Pause:
         self._state: State = "holding"
         # Migration thread only.
         self._alarm: watchdog.Alarm | None = None
-        self._may_be_owned = False
+        self._may_be_owned = self._has_moved = False
         # Set by one thread, waited for by the other.
         self._hold_ended = threading.Event()
         self._are_let_go = threading.Event()
@@ -188,11 +188,10 @@ class Pause:
 
         They are refused on all disks, also after an error of one, which is raised at the end.
         """
+        self._has_moved = self._may_be_owned  # first: whatever interrupts this, `abandon` refuses them, too
         self._change("over")
         try:
-            with contextlib.ExitStack() as stack:
-                for backend in reversed(self._disks):
-                    stack.callback(backend.release_writers, refuse=True)
+            self._release_all(refuse=True)
         finally:
             self.downtime = self._clock() - self._held_at
         return self.downtime
@@ -222,7 +221,7 @@ class Pause:
             if is_given_up:
                 self.finish_giving_up()
             else:
-                self._release_all()
+                self._release_all(refuse=self._has_moved)
                 if not was_over:
                     self.downtime = self._clock() - self._held_at
 
@@ -257,11 +256,11 @@ class Pause:
                 return
             self._hold_ended.wait(REPEAT_SECONDS)
 
-    def _release_all(self) -> None:
-        """Let all writers go on, whatever one of the disks says; the first error is raised at the end."""
+    def _release_all(self, *, refuse: bool = False) -> None:
+        """Let all writers go on, or refuse them, whatever one disk says; the first error is raised at the end."""
         with contextlib.ExitStack() as stack:
             for backend in reversed(self._disks):
-                stack.callback(backend.release_writers)
+                stack.callback(backend.release_writers, refuse=refuse)
 
     def describe_doubt(self, error: BaseException) -> str:
         """Say what `error` leaves in doubt, and what to do about it on which side."""

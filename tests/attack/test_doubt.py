@@ -15,7 +15,7 @@ from typing import Any
 import lab
 import pytest
 import valve
-from pauses import MIB, NBLOCKS, Call, disk_of, until
+from pauses import MIB, NBLOCKS, Call, disk_of, outcome_of_write, until
 from return_paths import PONG, READY, RESUME_ACK, SHUT, linked, message, no_blocks
 
 import blkmig
@@ -166,6 +166,27 @@ def test_ctrl_c_while_the_word_is_waited_for(tmp_path: Path, again_in: str) -> N
     assert not writing.is_over(0.05)
     disk.release_writers()
     writing.result()
+
+
+@pytest.mark.parametrize("section", ["block", "blkmig"])
+def test_ctrl_c_while_the_writers_are_refused(tmp_path: Path, section: str) -> None:
+    """The target has said that the disks are its own: an interrupt before the last one is refused frees none of them.
+    """
+    disks = [blkmig.MemoryBackend(bytearray(b"x" * MIB), name=name) for name in ("one", "two")]
+    for disk in disks:
+        original, calls = disk.release_writers, iter([True])
+
+        def interrupted(*, refuse: bool = False, original: Any = original, calls: Iterator[bool] = calls) -> None:
+            if next(calls, False):
+                raise KeyboardInterrupt
+            original(refuse=refuse)
+
+        disk.release_writers = interrupted  # type: ignore[method-assign]
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {disk.name: tmp_path / f"{disk.name}.raw" for disk in disks})
+    with pytest.raises(KeyboardInterrupt):
+        blkmig.send(disks, receiver.uri, writers_after="refuse", format=section)
+    receiver.join()
+    assert [outcome_of_write(disk) for disk in disks] == ["refused", "refused"]
 
 
 def test_what_the_writers_write_after_a_cancel_is_in_no_complete_image(tmp_path: Path) -> None:
