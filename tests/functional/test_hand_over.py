@@ -13,7 +13,7 @@ import pytest
 import blkmig
 from blkmig import _core, block, errors, savevm, stats
 from blkmig.cli import wording
-from blkmig.migration import announcement
+from blkmig.migration import announcement, incomingmigration
 
 MIB = lab.MIB
 
@@ -139,7 +139,11 @@ def test_digests_of_a_move_do_not_grow_with_the_disk(
     """B2: what a receiver of before can read is sent to one that does not say that it knows better."""
     if not knows:
         load = savevm.LoadVM
-        monkeypatch.setattr(savevm, "LoadVM", lambda state, f, **options: load(state, f, observer=options["observer"]))
+
+        def load_as_before(state: savevm.SaveState, f: Any, **options: Any) -> savevm.LoadVM:
+            return load(state, f, observer=options["observer"])
+
+        monkeypatch.setattr(incomingmigration, "LoadVM", load_as_before)
     recorded = Recorded(monkeypatch)
     disks = [
         blkmig.MemoryBackend(bytearray(b"x" * 4 * MIB), name="d"),
