@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""What `on_progress` is told. The names are those of `stats`, which loads them when somebody listens."""
+"""What `on_progress` is told. The names are those of `stats`, which loads them when somebody listens.
+
+Sizes are bytes, times are seconds, rates are bytes per second.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,10 @@ from .roundstats import Phase, ReceivingPhase, RoundStatistics, Status
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened in a migration; `elapsed` seconds after it began."""
+    """Something that happened in a migration."""
 
     elapsed: float
+    """Seconds since the migration began."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -20,13 +24,15 @@ class StatusChanged(Event):
     """The migration is in another state."""
 
     status: Status
+    """The state that it is in now."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Acknowledged(Event):
-    """The target has everything on stable storage that was sent before barrier `number`."""
+    """The target has everything on stable storage that was sent before a barrier."""
 
     number: int
+    """The number of the barrier: 1, 2, 3 ..."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -34,13 +40,16 @@ class Reconnecting(Event):
     """The link was lost, and is opened again."""
 
     why: str
+    """What was wrong with it, as the error of a lost link says it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Progressed(Event):
-    """A regular report, about ten a second."""
+    """A regular report of the sending end, about ten a second."""
 
     phase: Phase
+    """What the migration does now."""
+
     percent: float
     """The part of the phase that is done: in the bulk phase of all data, in a round of what was dirty at its begin."""
 
@@ -58,19 +67,27 @@ class Progressed(Event):
     """What the link has carried of late; 0 while that is not known."""
 
     dirty_rate: float
+    """What the writers have dirtied in a second: of late in the bulk phase, then in the last round that has ended."""
+
     expected_downtime: float | None
     """Seconds that the pause would take if it began now; None in the bulk phase, where no pause begins. How long the
     first pause takes depends on the rounds: only they tell which blocks are written once, and which again and again. A
     prediction before the migration is what `forecast` is for."""
 
     round_number: int
+    """Which round it is: 0 in the bulk phase, then 1, 2, 3 ..."""
+
     disk_rate: float = 0.0
     """Bytes of the disks that the bulk phase reads in a second: zeros count, holes do not."""
 
     time_left: float | None = None
     """Seconds until the pause, at the present rates; None if that is not known, or if the pause would never come."""
-    same_bytes: int = 0  # of data, which the target held already, so that they were not sent
-    saved_by_compression: int = 0  # with what is on the wire, about what that is of the disks
+
+    same_bytes: int = 0
+    """Bytes of data that the target held already, so that they were not sent."""
+
+    saved_by_compression: int = 0
+    """Bytes by which payloads that were compressed were shorter on the wire."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -81,7 +98,11 @@ class NotConverging(Event):
     """
 
     dirty_rate: float
+    """What the writers dirty in a second."""
+
     bandwidth: float
+    """What the link carries in a second."""
+
     pending: int
     """Bytes that the last round has left."""
 
@@ -89,6 +110,8 @@ class NotConverging(Event):
     """Bytes that would fit the downtime limit."""
 
     round_number: int
+    """The round that has ended."""
+
     written_rate: float | None = None
     """Bytes per second that the writers write, as the disks count them; None if they do not. The dirty rate is higher,
     because it counts whole granules."""
@@ -102,8 +125,13 @@ class RoundEnded(Event):
     """A pass over the disks is done."""
 
     round: RoundStatistics
+    """Its figures; number 0 is the bulk phase."""
+
     pending: int
+    """Bytes that are left to be sent."""
+
     threshold_size: int
+    """Bytes that would fit the downtime limit."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -111,8 +139,14 @@ class Received(Event):
     """A regular report of the receiving end."""
 
     transferred: int
+    """Bytes of the stream that have come."""
+
     blocks: int
+    """Blocks that have come, zero blocks included; one that comes again counts again."""
+
     zero_blocks: int
+    """Those that came as zeros."""
+
     percent: int
     """The part of the disks that has come, holes included, as the source says."""
 
@@ -121,6 +155,12 @@ class Received(Event):
 
     time_left: float | None = None
     """Seconds until every block has come once; None while that is not known."""
+
     phase: ReceivingPhase = "bulk"
-    same_bytes: int = 0  # which the targets held already, as the source says; zeros count, too
+    """What this end does, as far as the stream tells."""
+
+    same_bytes: int = 0
+    """Bytes that the targets held already, as the source has found by comparing; zeros count, too."""
+
     saved_by_compression: int = 0
+    """Bytes by which payloads that were compressed were shorter on the wire."""

@@ -25,9 +25,11 @@ MAX_ROUNDS_KEPT = 1000
 
 @dataclasses.dataclass(slots=True)
 class RoundStatistics:
-    """One pass over the disks: number 0 is the bulk phase, the others are dirty rounds, the last is the final pass."""
+    """One pass over the disks: the bulk phase, then dirty rounds, at last the final pass."""
 
     number: int
+    """0 is the bulk phase, the others are counted from 1 on."""
+
     dirty_bytes: int
     """Bytes that were dirty when the round began; for the bulk phase, the size of the disks."""
 
@@ -35,6 +37,8 @@ class RoundStatistics:
     """Bytes on the wire."""
 
     seconds: float = 0.0
+    """How long the pass took."""
+
     redirtied_bytes: int = 0
     """Bytes that the writers dirtied while the round ran."""
 

@@ -42,6 +42,8 @@ class OutgoingStatistics:
     """The figures of an outgoing migration. The migration thread writes them; readers see each figure whole."""
 
     status: Status = "none"
+    """The state of the migration."""
+
     format: StreamFormat | None = None
     """The section that is sent; None before that is decided."""
 
@@ -82,15 +84,23 @@ class OutgoingStatistics:
     """Over how many connections the stream goes."""
 
     reconnects: int = 0
-    taken_back_bytes: int = 0
-    """How often the link was lost and came back, and how many bytes of the disks were to be sent again therefore."""
+    """How often the link was lost and came back."""
 
-    same_bytes: int = 0  # of data, which the target held already; zeros are not counted
+    taken_back_bytes: int = 0
+    """Bytes of the disks that had to be sent again because of that."""
+
+    same_bytes: int = 0
+    """Bytes of data that the target held already; zeros are not counted."""
+
     rounds: list[RoundStatistics] = dataclasses.field(default_factory=list)
     """The bulk phase, the dirty rounds (the last thousand of them) and the final pass."""
 
     setup_time: float = 0.0
+    """Seconds until the migration was set up: connected, with its disks in use, and the target's reply."""
+
     total_time: float = 0.0
+    """Seconds since the migration began; while it runs, up to its last section."""
+
     downtime: float | None = None
     """Seconds from the hold of the writers to their release; if the disk moved, to the target's word."""
 
@@ -107,8 +117,14 @@ class OutgoingStatistics:
     """See :class:`Progressed`."""
 
     bandwidth: float = 0.0
+    """What the link has carried of late in a second; 0 while that is not known."""
+
     dirty_rate: float = 0.0
-    verified: bool = False  # the target has read its storage back, and it holds what the disks did in the pause
+    """What the writers have dirtied in a second, in the last round that has ended."""
+
+    verified: bool = False
+    """Whether the target has read its storage back, and it holds what the disks did in the pause."""
+
     notes: list[str] = dataclasses.field(default_factory=list)
     """What a user should know although nothing failed, such as sources that other programs changed."""
 
@@ -129,6 +145,8 @@ class IncomingStatistics:
     """The figures of an incoming migration."""
 
     status: Status = "none"
+    """The state of the migration."""
+
     format: StreamFormat | None = None
     """The section that came; None before it starts."""
 
@@ -136,10 +154,16 @@ class IncomingStatistics:
     """Bytes of the stream that were read."""
 
     disks: dict[str, DiskStatistics] = dataclasses.field(default_factory=dict)
+    """The figures of each disk, by its name; it is there from its first block on, or from the table that names it."""
+
     percent: int = 0
+    """The part of the disks that has come, holes included, as the source says."""
+
     reconnects: int = 0
     """How often the link was lost and the source came again."""
 
     total_time: float = 0.0
+    """Seconds since the source has connected; while the stream comes, up to the last report of `on_progress`."""
+
     notes: list[str] = dataclasses.field(default_factory=list)
     """What a user should know although nothing failed, such as sizes that were inferred or skipped sections."""

@@ -35,6 +35,8 @@ class Forecast:
     counts as a blkmig like this one, unless somebody has said that it is a QEMU."""
 
     disk_bytes: int
+    """Size of all disks that would be sent, holes included."""
+
     data_bytes: int
     """What bulk would read: blocks that are not holes, or are sent all the same; whole ones, but for a disk's last."""
 
@@ -55,8 +57,14 @@ class Forecast:
     """Different bytes dirtied per second, in whole pieces or blocks, over the whole time of watching."""
 
     rounds: int
+    """Dirty rounds between the bulk phase and the pause."""
+
     total_bytes: int
+    """Bytes that would be sent, those of the pause included."""
+
     total_time: float
+    """Seconds from the first block to the end of the pause."""
+
     downtime: float
     """Where the disks move, the time that the target takes to bring all to stable storage comes on top of it."""
 

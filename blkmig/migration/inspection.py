@@ -34,9 +34,17 @@ class Inspection:
     """What a stream holds."""
 
     stream: savevm.LoadedStream
+    """The container: version, machine type, sections, commands, description."""
+
     disks: list[inspecteddisk.InspectedDisk]
+    """What came of each disk, in the order of their first blocks."""
+
     verdict: Verdict
+    """Whether it is whole: complete, or why not."""
+
     reason: str
+    """The verdict in words."""
+
     percent: int
     """The last progress that the source reported."""
 

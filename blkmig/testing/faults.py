@@ -47,12 +47,14 @@ class Stop:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What happens to certain calls of one `verb` of a disk: at least one of `stop`, `short`, `corrupt` and `error`.
+    """What happens to certain calls of one verb of a disk: at least one of `stop`, `short`, `corrupt` and `error`.
 
     In this order: the call stands still, is done in part, damages what it reads or writes, fails.
     """
 
     verb: Verb
+    """Which calls they are."""
+
     nth: int = 1
     """Which of the calls it happens to first, from 1; only those count that `offset` allows."""
 

@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
 import errno
+import inspect
 import re
+import textwrap
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from blkmig import errors, savevm
+import blkmig
+from blkmig import errors, migration, savevm, stats, testing
 from blkmig.block import ExtraKind
 from blkmig.cli import parser
 from blkmig.migration import farewell
@@ -26,6 +31,12 @@ OF_OTHERS |= {"--bench-dir", "--quick", "--rivals"}
 
 NOT_FOR_USERS = {"cli", "docs", "lint"}
 """Extras that bring nothing, or are for work on blkmig itself."""
+
+
+SHOWN = [getattr(module, name) for module in (stats, blkmig) for name in dir(module) if name[0].isupper()]
+SHOWN += [migration.Forecast, migration.Inspection, testing.Fault]
+RECORDS = sorted({each for each in SHOWN if dataclasses.is_dataclass(each)}, key=lambda each: each.__name__)
+"""What the reference shows field by field."""
 
 
 def all_errors(kind: type[errors.MigrationError] = errors.MigrationError) -> set[type[errors.MigrationError]]:
@@ -62,6 +73,16 @@ def test_every_variable_is_in_the_manual() -> None:
     said = (DOCS / "reference" / "command.md").read_text().partition("## Environment")[2]
     assert len(read) > 8
     assert [name for name in sorted(read) if f"`{name}`" not in said] == []
+
+
+@pytest.mark.parametrize("kind", RECORDS, ids=lambda kind: kind.__name__)
+def test_every_field_is_described(kind: type) -> None:
+    (defined,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(defined, ast.ClassDef)
+    following = zip(defined.body, [*defined.body[1:], ast.Pass()], strict=True)
+    fields = [(field, behind) for field, behind in following if isinstance(field, ast.AnnAssign)]
+    bare = [ast.unparse(field.target) for field, behind in fields if not isinstance(behind, ast.Expr)]
+    assert bare == []
 
 
 def test_options_are_those_of_the_command() -> None:
