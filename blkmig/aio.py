@@ -78,8 +78,9 @@ async def areceive(
     status is ``setup``, comes when the address can be connected to.
 
     Cancelling the task cancels the migration. Then this waits until it has ended, for a minute at most, and raises
-    ``asyncio.CancelledError``: the targets are incomplete, and new ones have kept their hidden names. Where everything
-    is on stable storage by then, and the source knows, this returns its figures; any other error is raised.
+    ``asyncio.CancelledError``: the targets are incomplete, and new ones are removed, but for what a sender may resume.
+    Where everything is on stable storage by then, and the source knows, this returns its figures; any other error is
+    raised.
     """
 
     def run(call: _Call[stats.IncomingStatistics]) -> stats.IncomingStatistics:
