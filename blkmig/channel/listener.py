@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 
 
 def listen(
-    address: str, *, tls: credentials.TlsParameters | None = None, allow: Sequence[str] = ()
+    address: str, *, tls: credentials.TlsParameters | None = None, allow: Sequence[str] = (), secret: bytes = b""
 ) -> Listener:
     """Open the receiving side of the URI `address`: sockets listen from now on, the others open in accept().
 
-    `tls` is for tls:; without it the listener makes a token there. With `allow`, which is for tcp: and tls:, only who
-    comes from one of these networks is served. Raises ParameterError and ChannelError.
+    `tls` is for tls:; without it the listener makes a token there, the same as an earlier one if it has the `secret` of
+    that. With `allow`, which is for tcp: and tls:, only who comes from one of these networks is served. Raises
+    ParameterError and ChannelError.
     """
     parsed = uri.parse_uri(address)
     if not isinstance(parsed, uri.TlsAddress):
@@ -34,7 +35,7 @@ def listen(
     allowed = networks.parse(allow)
     if allowed and not isinstance(parsed, uri.TcpAddress):
         raise errors.ParameterError(f"{parsed} is not reached by a network: --allow is for tcp: and tls:")
-    security = _receiver_security(tls) if isinstance(parsed, uri.TlsAddress) else None
+    security = _receiver_security(tls, secret) if isinstance(parsed, uri.TlsAddress) else None
     if not isinstance(parsed, uri.TcpAddress | uri.UnixAddress):
         return Listener(parsed, None)
     sock = listening.listen(parsed)
@@ -80,6 +81,11 @@ class Listener:
     def takes_several(self) -> bool:
         """Return whether a source can come again, while nobody has closed this."""
         return self._socket is not None
+
+    @property
+    def secret(self) -> bytes:
+        """Return what the token was made of, b"" if there is none: a later listener takes the same token with it."""
+        return b"" if self._security is None else self._security.secret
 
     @property
     def notes(self) -> list[str]:
@@ -204,7 +210,7 @@ class Listener:
         self.close()
 
 
-def _receiver_security(parameters: credentials.TlsParameters | None) -> tls.Security:
+def _receiver_security(parameters: credentials.TlsParameters | None, secret: bytes) -> tls.Security:
     from . import tls
 
-    return tls.offered_security() if parameters is None else tls.receiver_security(parameters)
+    return tls.offered_security(secret) if parameters is None else tls.receiver_security(parameters)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import ssl
 import time
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,9 @@ class Security:
     token: str = dataclasses.field(default="", repr=False)
     """What makes a sender trusted that has no certificate of an authority."""
 
+    secret: bytes = dataclasses.field(default=b"", repr=False)
+    """What that was made of."""
+
     expires_at: float = math.inf
     """When that is over, on the clock of ``time.monotonic``."""
 
@@ -83,12 +87,17 @@ def sender_trust(parameters: credentials.TlsParameters, host: str) -> Trust:
     return Trust(context, hostname, said.pin)
 
 
-def offered_security() -> Security:
-    """Return what a receiver demands that has no certificates: its token. Raises ParameterError if it can make none."""
+def offered_security(secret: bytes) -> Security:
+    """Return what a receiver demands that has no certificates: its token. Raises ParameterError if it can make none.
+
+    It is made anew, or, from the `secret` of an earlier one, as that was.
+    """
+    secret = secret or os.urandom(token.SECRET_NBYTES)
     context = _bare_context(ssl.PROTOCOL_TLS_SERVER, "1.3")
     context.verify_mode, context.num_tickets = ssl.CERT_REQUIRED, 0
-    made = token.offer(context)
-    return Security(context, token=made.text(), expires_at=time.monotonic() + token.LIFETIME_SECONDS)
+    made = token.offer(context, secret)
+    expires_at = time.monotonic() + token.LIFETIME_SECONDS
+    return Security(context, token=made.text(), secret=secret, expires_at=expires_at)
 
 
 def receiver_security(parameters: credentials.TlsParameters) -> Security:

@@ -10,7 +10,8 @@
 So it is plain mutual TLS. A token is of one receiver: it is worth nothing when that has ended, or after a day. Whoever
 has it may be the sender; the disk can be read by nobody but the receiver that made it.
 
-A token is never in an address, an argument, the environment, a log or an error.
+A token is never in an address, an argument, the environment, a log or an error. What it was made of is in the session
+file while a source may come to ask what was decided, so that a receiver that is started again can answer it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from .. import errors
 VERSION = 1
 PIN_NBYTES = SEED_NBYTES = 32
 CHECK_NBYTES = 4
+SECRET_NBYTES = 32 + SEED_NBYTES
 LIFETIME_SECONDS = 86400.0
 """How long a receiver takes its token."""
 
@@ -71,13 +73,16 @@ class Token:
         return cls(said[1 : 1 + PIN_NBYTES], said[1 + PIN_NBYTES :])
 
 
-def offer(context: ssl.SSLContext) -> Token:
-    """Give a receiver's `context` a key and a certificate of its own, trust in one sender, and return its token."""
+def offer(context: ssl.SSLContext, secret: bytes) -> Token:
+    """Give a receiver's `context` a key and a certificate of its own, trust in one sender, and return its token.
+
+    All of it follows from `secret`, of `SECRET_NBYTES` random bytes: the receiver's key, and the seed of the sender's.
+    """
     made = _library()
-    key = made.ed25519.Ed25519PrivateKey.generate()
+    key = made.ed25519.Ed25519PrivateKey.from_private_bytes(secret[:-SEED_NBYTES])
     certificate = _certificate(made, key, "blkmig receiver")
     _load(context, made, key, certificate)
-    token = Token(hashlib.sha256(certificate).digest(), os.urandom(SEED_NBYTES))
+    token = Token(hashlib.sha256(certificate).digest(), secret[-SEED_NBYTES:])
     context.load_verify_locations(cadata=_sender(made, token)[1])
     return token
 

@@ -4,7 +4,8 @@
 ::
 
     says      {"state": one of `State`, "id": text, "disks": [disk, ...]}, or {} where nothing was stored
-              {"key": 32 hex digits, "seconds": number, "end": number}, too, of a receiver whose source may ask again
+              {"key": 32 hex digits, "seconds": number, "end": number}, too, of a receiver whose source may ask again,
+              {"secret": 128 hex digits}, too, if it had a token: what that was made of, see `channel.token`
     see       {"state": "see", "id": text, "first": [folder, name]}
     a disk    {"path": text, "inode": number, "replaces": number, "size": number}, the numbers where they are known
 """
@@ -18,6 +19,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 State = Literal["open", "noted", "committing", "committed", "see"]
+
+OF_WHO_ASKS = ("seconds", "secret")
+"""What is said only while a source may ask."""
 
 _MOST = (1 << 64) - 1
 """Numbers of files are no larger."""
@@ -42,8 +46,12 @@ def is_sound(says: Mapping[str, Any]) -> bool:
 def _is_session(says: Mapping[str, Any]) -> bool:
     if "seconds" not in says:
         return True
-    is_key = isinstance(says.get("key"), str) and re.fullmatch("[0-9a-f]{32}", says["key"]) is not None
-    return is_key and all(_is_number(says.get(key)) and says[key] < 1 << 32 for key in ("seconds", "end"))
+    are_keys = _is_hex(says.get("key"), 32) and ("secret" not in says or _is_hex(says["secret"], 128))
+    return are_keys and all(_is_number(says.get(key)) and says[key] < 1 << 32 for key in ("seconds", "end"))
+
+
+def _is_hex(value: object, count: int) -> bool:
+    return isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{count}}}", value) is not None
 
 
 def _is_disk(about: object) -> bool:

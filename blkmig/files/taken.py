@@ -115,8 +115,8 @@ def _seconds_left(found: sessionfile.SessionFile) -> int:
 
 
 def _settled(says: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the same without the word that a source may ask."""
-    return {key: value for key, value in says.items() if key != "seconds"}
+    """Return the same without the words that a source may ask."""
+    return {key: value for key, value in says.items() if key not in sessionwords.OF_WHO_ASKS}
 
 
 def give_name(about: Mapping[str, Any]) -> None:

@@ -7,8 +7,8 @@
     source                         the link is lost ─ "blkS" ... "blkS" ─────────────────── COMMIT n ─ it knows
     next      the session file: names ─ listen ───────────────────────── SESSION, DONE n ──────────────────── exit 7
 
-The session file has the session's key, and when it was stored; a source that may still ask is waited for as long as
-the killed receiver would have waited. Nothing is received.
+The session file has the session's key, what its token was made of, and when it was stored; a source that may still ask
+is waited for as long as the killed receiver would have waited. Nothing is received.
 """
 
 from __future__ import annotations
@@ -40,17 +40,22 @@ def answering(uri: str, tls: credentials.TlsParameters | None) -> Iterator[None]
     except errors.InDoubt as error:
         if error.taken:
             logger.warning("%s; its source is waited for, for %s s at most, to be told", error, error.taken["seconds"])
+            secret = bytes.fromhex(error.taken.get("secret", ""))
+            error.taken = {name: value for name, value in error.taken.items() if name != "secret"}
             with errors.keeping(error):
-                has_asked = _answer(uri, tls, error.taken)
+                has_asked = _answer(uri, tls, error.taken, secret)
                 error.add_note("its source has asked, and knows" if has_asked else "its source has not asked")
         raise
 
 
-def _answer(uri: str, tls: credentials.TlsParameters | None, taken: Mapping[str, Any]) -> bool:
-    """Wait for the source, and tell it that the disks were taken; return whether it has come."""
+def _answer(uri: str, tls: credentials.TlsParameters | None, taken: Mapping[str, Any], secret: bytes) -> bool:
+    """Wait for the source, and tell it that the disks were taken; return whether it has come.
+
+    Where it has a token, that is made again of its `secret`, for the source trusts nobody else.
+    """
     deadline = time.monotonic() + min(taken["seconds"], MOST_SECONDS)
     magic = savevm.AGAIN_MAGIC + bytes.fromhex(taken["key"])
-    with contextlib.closing(channel.listen(uri, tls=tls)) as listener:
+    with contextlib.closing(channel.listen(uri, tls=None if secret else tls, secret=secret)) as listener:
         while listener.takes_several and (left := deadline - time.monotonic()) > 0:
             try:
                 f = listener.accept(timeout=left, magics=[magic], nbytes=savevm.AGAIN_NBYTES)

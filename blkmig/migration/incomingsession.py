@@ -122,7 +122,7 @@ class IncomingSession:
             self._seconds = DEAD_SECONDS + min(session.seconds, MOST_SECONDS) + GRACE_SECONDS
             self._lobby = lobby.Lobby(self._listener, session, self._f)
             self._targets.leaving.has_session = True
-            self._targets.session.may_be_asked(session.key, self._seconds)
+            self._targets.session.may_be_asked(session.key, self._seconds, self._listener.secret)
         way_back.answer_session(
             savevm.SessionAnswer(INCARNATION, 0, 0, takes_barriers=takes_barriers, waits=self._lobby is not None)
         )

@@ -78,9 +78,14 @@ class SessionFiles:
             leads = {"id": self._says["id"], "state": "see", "first": [str(places[0][0].absolute()), places[0][1]]}
             made.begin(self._says if made is self._files[0] else leads)
 
-    def may_be_asked(self, key: bytes, seconds: float) -> None:
-        """Have the next store say how a source may come again within so many seconds: whoever meets it answers."""
+    def may_be_asked(self, key: bytes, seconds: float, secret: bytes) -> None:
+        """Have the next store say how a source may come again within so many seconds: whoever meets it answers.
+
+        `secret` is what the token was made of that the source has, b"" if it has none.
+        """
         self._says |= {"key": key.hex(), "seconds": math.ceil(seconds)}
+        if secret:
+            self._says["secret"] = secret.hex()
 
     def store(self, state: sessionwords.State, number: int) -> None:
         """Store what was decided of END `number`, where there is a place. Blocks.
@@ -96,7 +101,8 @@ class SessionFiles:
 
         Raises :class:`~blkmig.errors.DeviceError` if that is not on stable storage for sure.
         """
-        self._says.pop("seconds", None)
+        for name in sessionwords.OF_WHO_ASKS:
+            self._says.pop(name, None)
         if self._files:
             self.store(self._files[0].says["state"], self._files[0].says["end"])
 

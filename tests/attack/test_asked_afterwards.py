@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
-from collections.abc import Callable
+import socket
+import stat
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,8 @@ from pauses import Call
 
 import blkmig
 from blkmig import errors
-from blkmig.files import sessionfile
+from blkmig.channel import token
+from blkmig.files import folder, sessionfile
 from blkmig.migration import made, sessions, targets
 from blkmig.savevm import commands
 
@@ -43,19 +47,36 @@ def die_when_stored(store: Callable[..., None]) -> Callable[..., None]:
     return struck
 
 
+def free_port() -> int:
+    """Return a port of this machine that nobody listens at."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
+
+
+def said_by(file: Path) -> Mapping[str, Any]:
+    """Return what a session file says."""
+    with contextlib.closing(folder.Folder(file.parent)) as place:
+        found = sessionfile.SessionFile(place, "t.raw", device="t", create=False)
+        with contextlib.closing(found):
+            return dict(found.says)
+
+
 class Case:
     """A move whose receiver is killed at a point of the end."""
 
-    def __init__(self, folder: Path, point: str, *, reconnect: float = 20) -> None:
-        self.uri, self.target = f"unix:{folder}/s", folder / "to" / "t.raw"
+    def __init__(self, folder: Path, point: str, *, reconnect: float = 20, by_token: bool = False) -> None:
+        self.uri, self.target = f"tls:127.0.0.1:{free_port()}" if by_token else f"unix:{folder}/s", folder / "to/t.raw"
         self.target.parent.mkdir()
         self.disk = blkmig.MemoryBackend(bytearray(CONTENT), name="d")
         reading, ready = os.pipe()
         self.pid = forks.start(lambda: self._receive(point, ready))
         os.close(ready)
-        assert os.read(reading, 1) == b"!"
-        os.close(reading)
-        parameters = blkmig.MigrationParameters(writers_after="refuse", reconnect=reconnect, downtime_limit=30)
+        with open(reading) as file:  # noqa: PTH123
+            self.token = file.readline()[1:]
+        tls = blkmig.TlsParameters(token=self.token) if by_token else None
+        parameters = blkmig.MigrationParameters(
+            writers_after="refuse", reconnect=reconnect, downtime_limit=30, tls=tls
+        )
         self.migration = blkmig.outgoing([self.disk], self.uri, parameters)
         self.sending = Call(self._send)
         os.waitpid(self.pid, 0)
@@ -66,7 +87,7 @@ class Case:
         else:
             setattr(*POINTS[point], die)
         with self.receiver() as receiver:
-            os.write(ready, b"!")
+            os.write(ready, f"!{receiver.token}\n".encode())
             receiver.run()
 
     def _send(self) -> None:
@@ -82,10 +103,14 @@ class Case:
         return caught.value
 
 
+@pytest.mark.parametrize("by_token", [False, True])
 @pytest.mark.parametrize("point", [STORED, *POINTS])
-def test_the_next_receiver_answers(tmp_path: Path, point: str) -> None:
-    case = Case(tmp_path, point)
-    assert "its source has asked, and knows" in case.meet().__notes__
+def test_the_next_receiver_answers(tmp_path: Path, point: str, by_token: bool) -> None:
+    """Also where the source trusts nobody but who has made its token."""
+    case = Case(tmp_path, point, by_token=by_token)
+    met = case.meet()
+    assert "its source has asked, and knows" in met.__notes__
+    assert "secret" not in met.taken
     case.sending.result()
     assert case.target.read_bytes() == CONTENT
     with pytest.raises(errors.DeviceError, match="moved"):
@@ -105,6 +130,23 @@ def test_a_source_that_has_given_up_is_not_waited_for(tmp_path: Path) -> None:
     assert not hasattr(case.meet(), "__notes__")
     assert case.target.read_bytes() == CONTENT
     case.disk.release_writers()
+
+
+def test_what_the_token_was_made_of_is_kept_while_somebody_may_ask(tmp_path: Path) -> None:
+    """And is nobody's but this user's; whoever has another token is told nothing."""
+    case = Case(tmp_path, STORED, by_token=True)
+    file = case.target.with_name(sessionfile.session_name(case.target.name))
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert case.token.encode() not in file.read_bytes()
+    assert said_by(file)["secret"]
+    meeting = Call(case.meet)
+    stranger = blkmig.MemoryBackend(bytearray(MIB), name="x")
+    other = blkmig.TlsParameters(token=token.Token(bytes(32), bytes(32)).text())
+    with pytest.raises(errors.ChannelError):
+        blkmig.send([stranger], case.uri, reconnect=0, connect_timeout=5, tls=other)
+    case.sending.result()
+    assert "its source has asked, and knows" in meeting.result().__notes__
+    assert "secret" not in said_by(file)
 
 
 def test_a_stranger_is_told_nothing(tmp_path: Path) -> None:

@@ -193,7 +193,7 @@ def in_the_middle(uri: str) -> Iterator[tuple[str, list[bytes]]]:
     heard: list[bytes] = []
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.verify_mode = ssl.CERT_OPTIONAL
-    token.offer(context)
+    token.offer(context, bytes(token.SECRET_NBYTES))
     context.verify_mode = ssl.CERT_NONE
     server = socket.create_server(("127.0.0.1", 0))
 

@@ -104,6 +104,26 @@ def test_a_receiver_says_so_before_anything_is_touched(tmp_path: Path) -> None:
     assert disk.read_bytes() == b"x" * 4096
 
 
+@pytest.mark.parametrize(
+    ("said", "is_sound"),
+    [
+        ({"key": "0" * 32, "seconds": 60, "end": 1}, True),
+        ({"key": "0" * 32, "seconds": 60, "end": 1, "secret": "a1" * 64}, True),
+        ({"key": "0" * 31, "seconds": 60, "end": 1}, False),
+        ({"seconds": 60, "end": 1, "secret": "a1" * 64}, False),
+        ({"key": "0" * 32, "seconds": 1 << 32, "end": 1}, False),
+        *(
+            ({"key": "0" * 32, "seconds": 60, "end": 1, "secret": bad}, False)
+            for bad in ("", "a1" * 63, "a1" * 65, "A1" * 64, "zz" * 64, "a1" * 64 + "\n", 7, None, ["a1" * 64])
+        ),
+    ],
+    ids=str,
+)
+def test_what_answers_a_source_that_asks(said: dict[str, Any], is_sound: bool) -> None:
+    says = {"id": "1", "side": "target", "state": "committing", "disks": [], **said}
+    assert sessionwords.is_sound(says) is is_sound
+
+
 def test_what_blkmig_writes_is_sound(tmp_path: Path) -> None:
     """Whatever the names of the disks are."""
     for name in ("d.raw", "ä ö", "\udcff", "x" * 255, ".d", "..."):
