@@ -137,6 +137,11 @@ def format_rate(bytes_per_second: float) -> str:
     return f"{format_size(bytes_per_second)}/s"
 
 
+def counted(count: int, one: str, many: str = "") -> str:
+    """Return how many there are of something: ``"1 pack"``, ``"2 packs"``; `many` is for what has another plural."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
 def describe_pieces(granule: int) -> str:
     """Say what a figure of dirty bytes counts: ``"of whole blocks"``, ``"in pieces of 4.0 KiB"``."""
     return "of whole blocks" if granule == MiB else f"in pieces of {format_size(granule)}"

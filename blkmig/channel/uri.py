@@ -227,3 +227,4 @@ _PARSERS: dict[str, Callable[[str, str], Address]] = {
     "fd": _parse_fd,
     "file": _parse_file,
 }
+SCHEMES = frozenset(_PARSERS)

@@ -138,6 +138,21 @@ def each_once(pairs: Iterable[tuple[Key, Value]], what: str) -> dict[Key, Value]
     return found
 
 
+def check_address(uri: str, others: Iterable[str], *, place: str) -> None:
+    """Refuse what stands in the place of the address if another word is one; then do what `check_descriptor` does.
+
+    `place` says where the address has to stand.
+    """
+    found = None if _is_address(uri) else next(filter(_is_address, others), None)
+    if found is not None:
+        raise errors.ParameterError(f"{uri!r} is not an address of a stream, as {found!r} is: {place}")
+    check_descriptor(uri)
+
+
+def _is_address(text: str) -> bool:
+    return text == "-" or text.partition(":")[0] in address.SCHEMES
+
+
 def check_descriptor(uri: str) -> None:
     """Refuse ``fd:N`` unless N was given to this command; call it before anything is opened.
 

@@ -37,7 +37,7 @@ class Finding:
 
 LIBRARIES = (
     ("numpy", "numpy", "disks in memory", "pip install numpy"),
-    ("qemu.qmp", "qemu.qmp", "disks of a running QEMU: qemu:", "pip install 'blkmig[qemu]'"),
+    ("qemu.qmp", "qemu.qmp", "disks of a running QEMU", "pip install 'blkmig[qemu]'"),
     ("blake3", "blake3", "--verify between two blkmigs, --delta, --in-place, --resume", "pip install 'blkmig[verify]'"),
     ("xxhash", "xxhash", "checksums of payloads between two machines", "pip install 'blkmig[checksums]'"),
     ("backports.zstd", "backports.zstd", "--compress; Python 3.14 has a zstd of its own", "pip install 'blkmig[zstd]'"),

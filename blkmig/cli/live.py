@@ -21,7 +21,7 @@ from typing import Self
 
 from .. import diskmap, stats
 from ..migration import outlook
-from . import output, view
+from . import output, view, wording
 
 FRAME_SECONDS = 0.5
 """The time between two frames, at least."""
@@ -88,7 +88,7 @@ class LiveReporter:
         match event:
             case stats.Progressed() | stats.Received():
                 seen.progress = event
-            case stats.RoundEnded():
+            case stats.RoundEnded() if wording.is_told(event):
                 seen.rounds = (*seen.rounds, event)[-ROUNDS:]
             case stats.NotConverging():
                 seen.not_converging = event

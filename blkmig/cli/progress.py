@@ -87,6 +87,8 @@ class RoundLines:
         """Show the rounds that have ended, if a line is due, and whether the migration does not converge."""
         columns = output.stderr.columns()
         if isinstance(event, stats.RoundEnded):
+            if not wording.is_told(event):
+                return
             self._waiting.append(event)
             if event.elapsed - self._last >= LINE_SECONDS or not event.round.number:
                 self._flush(event.elapsed, columns)

@@ -69,7 +69,7 @@ def add_command(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    arguments.check_descriptor(args.uri)
+    arguments.check_address(args.uri, args.disks, place="the address comes first, blkmig receive URI [NAME=]DISK ...")
     named = [arguments.named(text) for text in args.disks]
     targets = arguments.each_once(((name, path) for name, path in named if name is not None), "disk")
     in_order = enumerate(path for name, path in named if name is None)
@@ -129,11 +129,12 @@ def print_result(result: stats.IncomingStatistics, args: argparse.Namespace, *, 
 
 def describe_disk(received: stats.DiskStatistics) -> str:
     """Return a line about one disk."""
-    text = f"{units.format_size(received.size or 0)}, {received.blocks} blocks, {received.zero_blocks} zero"
+    text = units.format_size(received.size or 0)
+    text += f", {units.counted(received.blocks, 'block')}, {received.zero_blocks} zero"
     if received.resent_blocks:
         text += f", {received.resent_blocks} sent again"
     if received.packs:
-        text += f", {units.format_size(received.pack_bytes)} in {received.packs} packs"
+        text += f", {units.format_size(received.pack_bytes)} in {units.counted(received.packs, 'pack')}"
     if received.saved_by_compression:
         text += f", {units.format_size(received.saved_by_compression)} saved by compressing"
     if received.same_bytes:

@@ -125,7 +125,7 @@ def add_live(parser: parsing.CommandParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
-    arguments.check_descriptor(args.uri)
+    arguments.check_address(args.uri, args.disks, place="the address comes last, blkmig send [NAME=]DISK ... URI")
     displays.check_writing(args.uri)  # before anything is shown
     parameters = parameters_of(args)
     if args.bandwidth is not None and args.dry_run is None:

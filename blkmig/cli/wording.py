@@ -94,7 +94,7 @@ def receiving(event: stats.Received, columns: int | None, *, elapsed: float | No
             (1, f"received {units.format_size(event.transferred)}"),
             (3, "" if event.time_left is None else f"{clock(event.time_left)} to go"),
             (4, units.format_rate(event.bandwidth) if event.bandwidth else ""),
-            (5, f"{event.blocks} blocks"),
+            (5, units.counted(event.blocks, "block")),
             (6, same(event)),
             (8, compressed(event)),
         ],
@@ -115,11 +115,18 @@ def compressed(event: stats.Progressed | stats.Received) -> str:
 
 def on_the_wire(result: stats.OutgoingStatistics) -> str:
     """Say what was sent, and what compressing has saved of it."""
-    text = f"{units.format_size(result.transferred)} in {result.blocks} blocks, {result.zero_blocks} zero"
+    blocks = units.counted(result.blocks, "block")
+    text = f"{units.format_size(result.transferred)} in {blocks}, {result.zero_blocks} zero"
     if result.packs:
-        text += f", and {result.packs} packs"
+        text += f", and {units.counted(result.packs, 'pack')}"
     saved = result.saved_by_compression
     return text + (f"; {units.format_size(saved)} saved by compressing" if saved else "")
+
+
+def is_told(event: stats.RoundEnded) -> bool:
+    """Return whether a round is worth a line: not if nothing was dirty, as while the target compares."""
+    done = event.round
+    return bool(not done.number or done.blocks or done.packs or event.pending)
 
 
 def rounds(ended: Sequence[stats.RoundEnded], columns: int | None) -> str:

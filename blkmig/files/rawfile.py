@@ -88,6 +88,8 @@ class RawFile:
             self.fd = os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o600)  # the umask may take more away
             return False
         mode = Path(self.path).stat().st_mode
+        if stat.S_ISDIR(mode):
+            raise OSError(errno.EISDIR, "it is a folder, not a file or a block device")
         if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
             raise OSError(errno.EINVAL, "neither a regular file nor a block device")
         if stat.S_ISBLK(mode) and self.writable and permissions is not None:

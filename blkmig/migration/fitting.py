@@ -44,7 +44,8 @@ def check_known_size(
         return
     cause = f"it has {fact.size} bytes, and the disk {size}, {who}; nothing was written"
     if fact.size < size:
-        too_small = OSError(errno.EFBIG, cause)  # the status that the source hears
+        advice = "give it a larger one, or remove it and receive again"
+        too_small = OSError(errno.EFBIG, f"{cause}; {advice}")  # with the status that the source hears
         raise errors.DeviceError(f"{fact.path!r} is too small", device=fact.label, cause=too_small)
     if fact.is_file and not parameters.keep_tail and not is_rounded(size, fact.size, fact.size_unit):
         raise errors.DeviceError(f"{fact.path!r} is too large", device=fact.label, cause=f"{cause}; {ADVICE}")

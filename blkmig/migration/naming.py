@@ -18,7 +18,8 @@ def label_of(key: str | int) -> str:
 def unknown_device(name: str, index: int, known: list[str]) -> str:
     """Say what to do about a disk that nobody expected."""
     if name:
-        return f"the stream holds a disk {name!r}, but targets were given for {', '.join(map(repr, known)) or 'none'}"
+        given = ", ".join(map(repr, known)) or "none"
+        return f"the stream holds a disk {name!r}, but targets were given for {given}: say {name}=PATH"
     what = (
         "the stream holds a disk without a name, as a QEMU sends for -blockdev without a drive id"
         if index == 0

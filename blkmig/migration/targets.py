@@ -106,7 +106,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
     ) -> sources.TargetFile:
         return sources.TargetFile(
             text,
-            label=key if isinstance(key, str) and key else naming.label_of(key),
+            label=key if isinstance(key, str) and key else f"number {key}",
             into=into,
             overwrite=self._parameters.overwrite,
             incremental=self._parameters.incremental,

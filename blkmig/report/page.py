@@ -103,9 +103,9 @@ def _disks(recorded: recorder.Recorder) -> str:
 def _disk(
     recorded: recorder.Recorder, disk: stats.SentDiskStatistics | stats.DiskStatistics, *, is_one_of_many: bool
 ) -> str:
-    said = [svg.size(disk.size or 0), f"{disk.blocks} blocks"]
+    said = [svg.size(disk.size or 0), units.counted(disk.blocks, "block")]
     said += [f"{disk.resent_blocks} again"] if disk.resent_blocks else []
-    said += [f"{disk.packs} packs"] if disk.packs else []
+    said += [units.counted(disk.packs, "pack")] if disk.packs else []
     said += ["verified"] if isinstance(disk, stats.DiskStatistics) and disk.verified else []
     strip = ""
     if disk.name in recorded.maps:

@@ -38,13 +38,13 @@ def sentences(recorded: recorder.Recorder) -> list[str]:
         said.append(f"{units.format_size(found.transferred)} came in {units.format_duration(found.total_time)}.")
         verified = sum(disk.verified for disk in found.disks.values())
         if verified:
-            said.append(f"{_count(verified, 'disk was', 'disks were')} read back and compared with the source.")
+            said.append(f"{units.counted(verified, 'disk was', 'disks were')} read back and compared with the source.")
     return said + found.notes
 
 
 def _outgoing(recorded: recorder.Recorder, found: stats.OutgoingStatistics) -> list[str]:
     size, seconds = units.format_size(found.transferred), units.format_duration(found.total_time)
-    said = [f"{_count(len(found.disks), 'disk', 'disks')} of {units.format_size(found.disk_bytes)}: {size} went over "
+    said = [f"{units.counted(len(found.disks), 'disk')} of {units.format_size(found.disk_bytes)}: {size} went over "
             f"the wire in {seconds}."]  # fmt: skip
     if found.downtime is not None:
         within = "within" if found.downtime <= found.downtime_limit else "over"
@@ -58,7 +58,7 @@ def _outgoing(recorded: recorder.Recorder, found: stats.OutgoingStatistics) -> l
         said.append(f"{left} were left to be sent.{goes_on}")
     if found.pauses_given_up:
         given_up = units.format_duration(found.downtime_given_up)
-        said.append(f"{_count(found.pauses_given_up, 'pause', 'pauses')} took too long and had to be given up; the "
+        said.append(f"{units.counted(found.pauses_given_up, 'pause')} took too long and had to be given up; the "
                     f"writers were held for {given_up} more in them.")  # fmt: skip
     told = recorded.not_converging
     if told is not None:
@@ -72,13 +72,9 @@ def _outgoing(recorded: recorder.Recorder, found: stats.OutgoingStatistics) -> l
 
 
 def _again(blocks: int, packs: int) -> str:
-    shown = [_count(blocks, "block", "blocks")] if blocks else []
-    shown += [_count(packs, "pack", "packs")] if packs else []
+    shown = [units.counted(blocks, "block")] if blocks else []
+    shown += [units.counted(packs, "pack")] if packs else []
     return ", ".join(shown) or "nothing"
-
-
-def _count(number: int, one: str, many: str) -> str:
-    return f"{number} {one if number == 1 else many}"
 
 
 def figures(recorded: recorder.Recorder) -> list[tuple[str, str]]:

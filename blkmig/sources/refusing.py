@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import stat
 from pathlib import Path
 
 from .. import errors
@@ -24,9 +26,19 @@ def check_holds_base(there: identity.KnownFile, path: str, label: str) -> None:
     raise errors.DeviceError(f"cannot open {path!r}", device=label, cause=cause)
 
 
+def check_is_no_folder(there: identity.KnownFile, path: str, label: str) -> None:
+    """Refuse a folder in the place of a disk."""
+    if there.about is not None and stat.S_ISDIR(there.about.st_mode):
+        cause = f"it is a folder: name a file in it, or say --into {path!r} for all disks of the stream"
+        raise errors.DeviceError(f"cannot open {path!r}", device=label, cause=OSError(errno.EISDIR, cause))
+
+
 def check_is_a_name(described: str, real: Path, path: str, label: str) -> None:
-    """Refuse the name of a folder, and a device that is missing."""
+    """Refuse the name of a folder, one in a folder that is missing, and a device that is missing."""
     if described.endswith("/"):
         raise errors.ParameterError(f"{described!r} is no name for a file: say --into for a folder")
     with errors.failing(f"cannot open {path!r}", device=label):
         partial.check_takes_files(real)
+    if not real.parent.exists():
+        cause = OSError(errno.ENOENT, "its folder does not exist: make it first")
+        raise errors.DeviceError(f"cannot create {path!r}", device=label, cause=cause)

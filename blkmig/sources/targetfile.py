@@ -143,6 +143,7 @@ class TargetFile:
             self._begin(str(real.parent), real.name)
             self.reuse.fill(self._partial, self.path, is_raw=self._described.is_raw)
         else:
+            refusing.check_is_no_folder(there, self.path, self.label)
             self._backend = opening.open_file(self._described, name=self.label)
             self.reuse.take(self._backend, self.path)
 

@@ -33,7 +33,7 @@ class TestOpen:
 
     @pytest.mark.parametrize(
         ("name", "why"),
-        [("missing.raw", "No such file"), ("folder", "neither a regular file"), ("fifo", "neither a regular file")],
+        [("missing.raw", "No such file"), ("folder", "it is a folder"), ("fifo", "neither a regular file")],
     )
     def test_what_is_no_disk(self, tmp_path, name, why):
         (tmp_path / "folder").mkdir()

@@ -92,7 +92,7 @@ def test_figures_are_those_of_the_statistics(tmp_path: Path) -> None:
         f"time {units.format_duration(found.total_time)}",
         f"blocks {found.blocks} of them zero {found.zero_blocks}",
         "sent again 1 pack",
-        "vda 4 MiB, 4 blocks, 1 packs",
+        "vda 4 MiB, 4 blocks, 1 pack",
         "downtime limit 0.3 return path yes",
     ):
         assert figure in page.text

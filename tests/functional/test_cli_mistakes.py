@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What somebody in a hurry types: each message says what happened, where, and what to do next."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+from pathlib import Path
+
+import command
+import pytest
+
+from blkmig import cli
+
+MIB = 1 << 20
+
+
+def said(words: list[str], capfd: pytest.CaptureFixture[str], exit_code: int) -> str:
+    """Return what the command says of these words, in its last line."""
+    assert cli.main(words) == exit_code
+    found = capfd.readouterr().err
+    assert "Traceback" not in found
+    return found.splitlines()[-1]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("vda.raw").write_bytes(b"x" * MIB)
+    Path("folder").mkdir()
+
+
+@pytest.mark.parametrize("words", [["send", "tcp:host:4444", "vda.raw"], ["send", "vda.raw", "unix:s", "vdb.raw"]])
+def test_the_address_comes_last_of_a_sender(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    found = said(words, capfd, 2)
+    assert found == (
+        f"blkmig: {words[-1]!r} is not an address of a stream, as {words[-2]!r} is: the address comes last, "
+        "blkmig send [NAME=]DISK ... URI"
+    )
+
+
+def test_the_address_comes_first_of_a_receiver(capfd: pytest.CaptureFixture[str]) -> None:
+    assert said(["receive", "vda=x.raw", "tcp::4444"], capfd, 2) == (
+        "blkmig: 'vda=x.raw' is not an address of a stream, as 'tcp::4444' is: the address comes first, "
+        "blkmig receive URI [NAME=]DISK ..."
+    )
+
+
+def test_a_folder_is_no_disk(capfd: pytest.CaptureFixture[str]) -> None:
+    assert said(["send", "folder", "file:s"], capfd, 1) == (
+        "blkmig: disk 'folder': cannot open 'folder': it is a folder, not a file or a block device"
+    )
+    assert said(["receive", "unix:s", "folder"], capfd, 1) == (
+        "blkmig: disk 'number 0': cannot open 'folder': it is a folder: name a file in it, or say --into 'folder' for "
+        "all disks of the stream"
+    )
+
+
+def test_a_folder_that_is_not_there(capfd: pytest.CaptureFixture[str]) -> None:
+    assert said(["receive", "unix:s", "vda=not/there/x.raw"], capfd, 1) == (
+        "blkmig: disk 'vda': cannot create 'not/there/x.raw': its folder does not exist: make it first"
+    )
+
+
+def both(receive: list[str], send: list[str], *, limit: str = "") -> tuple[command.Outcome, command.Outcome]:
+    """Run both ends, the receiver below a `limit` of its shell; return what the sender and the receiver say."""
+    line = f"{limit}; exec {shlex.join(command.command('receive', 'unix:s', *receive))}"
+    receiver = subprocess.Popen(
+        ["bash", "-c", line.removeprefix("; ")],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=command.environment(),
+    )
+    assert receiver.stderr is not None
+    first = receiver.stderr.readline()
+    sent = command.run("send", *send, "unix:s")
+    return sent, command.finish(receiver, first)
+
+
+def test_a_target_of_another_name() -> None:
+    for end in both(["vdX=x.raw"], ["vda.raw"]):
+        assert end.exit_code == 1
+        assert "the stream holds a disk 'vda', but targets were given for 'vdX': say vda=PATH" in end.stderr
+
+
+def test_a_target_that_is_too_small() -> None:
+    Path("x.raw").write_bytes(b"x" * 512)
+    for end in both(["vda=x.raw"], ["vda.raw"]):
+        assert end.exit_code == 1
+        assert "nothing was written; give it a larger one, or remove it and receive again" in end.stderr
+
+
+def test_a_receiver_that_does_not_verify() -> None:
+    """The sender does not say that anything was verified."""
+    sent, came = both(["vda=x.raw"], ["--verify", "vda.raw"])
+    assert (sent.exit_code, came.exit_code) == (0, 0)
+    assert "verified      the target does that if it was told to (receive --verify)" in sent.stdout
+    assert "verified" not in came.stdout
+
+
+def test_rounds_in_which_nothing_is_sent_are_not_told() -> None:
+    """While the target compares, the sender goes on with rounds; nobody has written."""
+    sent, came = both(["--verify", "vda=x.raw"], ["--verify", "vda.raw"])
+    assert (sent.exit_code, came.exit_code) == (0, 0)
+    assert "dirty rounds  0\n" in sent.stdout
+    assert "round" not in sent.stderr
+
+
+def test_one_pack_is_one() -> None:
+    with Path("vda.raw").open("wb") as file:
+        file.truncate(MIB)
+        os.pwrite(file.fileno(), b"x", 0)
+    sent, came = both(["vda=x.raw"], ["vda.raw"])
+    assert "in 1 block, 1 zero, and 1 pack\n" in sent.stdout
+    assert "1.0 MiB, 1 block, 1 zero, 4.0 KiB in 1 pack\n" in came.stdout
