@@ -111,6 +111,11 @@ class Ending:
 
     # -- in four messages --------------------------------------------------------------------------------------------
 
+    def look_for_notes(self) -> None:
+        """Refuse a move of disks that may have moved before, before anybody connects. Blocks; raises as `Note.look`."""
+        if self._parameters.writers_after == "refuse":
+            self._note.look([backend for backend in self._block.disks.all if not backend.is_read_only])
+
     def begin_note(self) -> None:
         """Find a place for the note of a move, before anything is sent. Blocks; raises as `Note.begin`."""
         if savevm.Ability.COMMIT in self._block.abilities and self._kind() == savevm.Kind.MOVE:

@@ -25,10 +25,10 @@ class Note:
         self._state_dir = state_dir
         self._files = sessions.SessionFiles("source", state_dir)
 
-    def begin(self, disks: Sequence[disk.BlockBackend]) -> None:
-        """Find a place for it: beside the disks that outlive this process. Blocks.
+    def look(self, disks: Sequence[disk.BlockBackend]) -> list[sessionfile.Disk]:
+        """Look for earlier notes of disks that are to move, in whatever section and to whom; return the disks. Blocks.
 
-        Raises :class:`~blkmig.errors.InDoubt` if an earlier note says that one of them may have moved, and
+        Raises :class:`~blkmig.errors.InDoubt` if one says that its disk may have moved, and
         :class:`~blkmig.errors.DeviceError`.
         """
         found = [(backend.name, backend.files[0]) for backend in disks if backend.files]
@@ -36,7 +36,11 @@ class Note:
         for name, path, _ in paths:
             with errors.failing("cannot look for its session file", device=name):
                 taken.meet(path, device=name, state_dir=self._state_dir)
-        self._files.begin([sessionfile.Disk(path, is_file=file.is_regular) for _, path, file in paths])
+        return [sessionfile.Disk(path, is_file=file.is_regular) for _, path, file in paths]
+
+    def begin(self, disks: Sequence[disk.BlockBackend]) -> None:
+        """Find a place for it: beside the disks that outlive this process. Blocks; raises as `look`."""
+        self._files.begin(self.look(disks))
 
     def store(self, number: int) -> None:
         """Store it for END `number`. Raises :class:`~blkmig.errors.DeviceError`: then COMMIT must not leave."""

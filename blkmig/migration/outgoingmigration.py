@@ -267,6 +267,7 @@ class OutgoingMigration:
     def _setup(self) -> None:
         """Connect and write everything before the first part."""
         self._bounds.begin()
+        self._ending.look_for_notes()
         beginning.begin(
             self.parameters,
             self._block,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,25 @@ def test_a_folder_for_session_files_that_is_not_there(tmp_path: Path, side: str)
         disk.pwrite(b"mine", 0)
     receiver.join()
     assert left(tmp_path) == set()
+
+
+@pytest.mark.parametrize("section", ["block", "blkmig"])
+def test_a_disk_that_may_have_moved_moves_nowhere(tmp_path: Path, section: str) -> None:
+    """In whatever section, as to a QEMU; nobody is connected to, and a copy is free to go."""
+    source = tmp_path / "d.raw"
+    source.write_bytes(b"x" * MIB)
+    with contextlib.closing(sessionfile.folder.Folder(tmp_path)) as place:
+        note = sessionfile.SessionFile(place, source.name, device="d")
+        note.begin({"id": "1", "side": "source", "state": "noted", "disks": [{"path": str(source)}]})
+        note.close()
+    with blkmig.FileBackend(source, name="d") as disk:
+        with pytest.raises(errors.InDoubt, match="may have moved"):
+            blkmig.send([disk], f"unix:{tmp_path}/nobody", writers_after="refuse", format=section, connect_timeout=20)
+        disk.pwrite(b"mine", 0)
+        receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "t.raw"})
+        blkmig.send([disk], receiver.uri, format=section)
+        receiver.result()
+    assert left(tmp_path) == {"d.raw", ".d.raw.blkmig"}
 
 
 def test_without_a_place_it_is_said_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
