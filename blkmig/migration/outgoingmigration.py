@@ -235,7 +235,8 @@ class OutgoingMigration:
 
         On success the writers are released or refused, as `writers_after` says. The downtime runs from hold to release;
         where the disk moves (``refuse``), to the target's word that it has everything. On failure they go on, but for
-        :class:`~blkmig.errors.InDoubt`: then they stay held until somebody calls `release_writers` of their disks.
+        :class:`~blkmig.errors.InDoubt`: then they stay held until somebody calls `release_writers` of their disks. What
+        verifying finds behind the target's word takes no move back: the error, or a note of it, says that it has moved.
 
         A pause that takes longer than `downtime_bound` is given up: the writers go on, and this raises
         :class:`~blkmig.errors.NotConverged`. Then the migration is still active, and may be completed later.

@@ -61,9 +61,10 @@ def open_disks(
     """Open the disk that `text` names; for a QEMU this may be several disks. Whoever opens them closes them.
 
     `name` is the disk's name on the wire. With ``writable=False`` nobody writes the disk through these objects; that
-    suits a source that is not in use. `connect_timeout` is how many seconds an NBD or QMP server may take until it is
-    ready. `idle_timeout` is how many seconds it may be silent while requests are in flight, 0 for ever. Options in
-    `qemu` are those of :func:`.qemu.open_qemu`.
+    suits a source that is not in use. `connect_timeout` is how many seconds an NBD server may take until it is ready,
+    and the monitor of a QEMU for its greeting, but no more than 5 for that. `idle_timeout` is how many seconds an NBD
+    server may be silent while requests are in flight, 0 for ever. Options in `qemu` are those of
+    :func:`.qemu.open_qemu`.
 
     Raises :class:`~blkmig.errors.ParameterError` for a text that makes no sense, and the errors of the disk's class.
     """

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The end in four messages, as a relay hears it, read by who knows docs/wire/blkmig.md and nothing of the package."""
+"""The first question and the end in four messages, as a relay hears them.
+
+They are read by who knows docs/wire/blkmig.md and nothing of the package.
+"""
 
 from __future__ import annotations
 
@@ -63,6 +66,14 @@ def test_the_plain_reader_hears_four_messages(tmp_path: Path, writers_after: str
     flushes = [(READY, struct.pack(">I", each)) for each in range(1, number)]
     ending = [(READY, struct.pack(">I", number)), (DONE, struct.pack(">IH", number, 0))]
     assert words_of(bytes(relay.words)) == flushes + ending
+
+
+def test_the_question_and_its_answer(tmp_path: Path) -> None:
+    """A receiver that has all libraries, and neither compares nor verifies."""
+    relay = recorded(tmp_path, "release")
+    shown = re.findall(r"^([0-9a-f ]+?) +(source|target) +(?:PING|HELLO)", PAGE.read_text(), re.MULTILINE)
+    assert [side for _, side in shown] == ["source", "target"]
+    assert all(bytes.fromhex(row) in {"source": relay.stream, "target": relay.words}[side] for row, side in shown)
 
 
 def test_the_example(tmp_path: Path) -> None:
