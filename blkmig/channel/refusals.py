@@ -3,10 +3,13 @@
 
 ::
 
-    failed from one place        0   1    2   3   4   5 ...
-    the next one waits so long   0   0   0.5  1   2   4 s, never more
+    failed from one place        0   1    2    3   4 ...
+    the next one waits so long   0   0  0.25  0.5  1 s, never more
 
-Nobody is locked out: a stranger at the sender's own address (behind the same router, say) has it wait for four seconds.
+So of one place four handshakes are begun in a second, whoever is there, and the messages about them are as few. Nobody
+is locked out: a stranger at the sender's own address (behind the same router, say) has it wait for a second. It is no
+longer, because a connection that waits can be pushed out: four others of its place in that time do it.
+
 A place is an address, or the /64 network of an IPv6 one, of which one host may have as many as it likes. The table has
 a bounded number of places; the one that has failed longest ago makes room.
 """
@@ -18,9 +21,8 @@ from collections.abc import Callable
 
 from .. import networks
 
-FIRST_SECONDS = 0.5
-MOST_SECONDS = 4.0
-"""A sender tries for `connect_timeout`, which is 30 s by default: it must get in whoever else is where it is."""
+FIRST_SECONDS = 0.25
+MOST_SECONDS = 1.0
 
 FORGOTTEN_SECONDS = 60.0
 """A place from which nothing has failed for so long begins anew."""

@@ -23,11 +23,11 @@ def test_it_grows_and_has_a_bound() -> None:
     for _ in range(8):
         seen.append(failed.seconds("192.0.2.1"))
         failed.note("192.0.2.1")
-    assert seen == [0, 0, 0.5, 1, 2, 4, 4, 4]
+    assert seen == [0, 0, 0.25, 0.5, 1, 1, 1, 1]
     assert failed.count == 8
-    clock.now += 3.0
-    assert failed.seconds("192.0.2.1") == 1.0
-    clock.now += 1.0
+    clock.now += 0.75
+    assert failed.seconds("192.0.2.1") == 0.25
+    clock.now += 0.25
     assert failed.seconds("192.0.2.1") == 0.0
 
 
@@ -42,7 +42,7 @@ def test_who_mistyped_once_does_not_wait() -> None:
     failed = refusals.Refusals(Clock())
     assert failed.note("192.0.2.1") == ""
     assert failed.seconds("192.0.2.1") == 0.0
-    assert failed.note("192.0.2.1") == "; 2 tries from there have failed, so the next one waits 0.5 s"
+    assert failed.note("192.0.2.1") == "; 2 tries from there have failed, so the next one waits 0.25 s"
 
 
 def test_others_do_not_wait() -> None:
@@ -95,12 +95,12 @@ def test_against_a_model_that_keeps_everything() -> None:
     failed = refusals.Refusals(clock)
     past: dict[str, list[float]] = {}
     for step in range(3000):
-        clock.now += rng.choice((0, 0.25, 1, 5, 61)) if rng.random() < 0.5 else 0.0
+        clock.now += rng.choice((0, 0.125, 0.5, 5, 61)) if rng.random() < 0.5 else 0.0
         host = f"192.0.2.{rng.randrange(5)}"
         times = past.setdefault(host, [])
         if times and clock.now - times[-1] >= refusals.FORGOTTEN_SECONDS:
             times.clear()
-        delay = 0.0 if len(times) < 2 else min(4.0, 0.5 * 2 ** (len(times) - 2))
+        delay = 0.0 if len(times) < 2 else min(1.0, 0.25 * 2 ** (len(times) - 2))
         expected = max(0.0, times[-1] + delay - clock.now) if times else 0.0
         assert failed.seconds(host) == expected, f"seed 7, step {step}"
         if rng.random() < 0.6:
