@@ -55,8 +55,8 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
                         help="give a pause up when it takes FACTOR times the limit, and at least 1 s: the writers go "
                         "on, and so do the rounds. The end of a --move is never taken back (default: 4)")  # fmt: skip
     parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up if the migration has not converged "
-                        "by then, whatever it is waiting for")  # fmt: skip
-    parser.add_argument("--max-rounds", type=int, metavar="N", help="give up if N dirty rounds do not converge")
+                        "by then, whatever it is waiting for (default: no limit)")  # fmt: skip
+    parser.add_argument("--max-rounds", type=int, metavar="N", help="give up after N dirty rounds (default: no limit)")
     parser.add_argument("--granularity", default="auto", metavar="SIZE",
                         help="keep track of writes in pieces of 4K to 1M (default: auto, as fine as is cheap where "
                         "the target takes such pieces, else 1M)")  # fmt: skip

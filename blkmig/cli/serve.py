@@ -37,9 +37,8 @@ def add_command(commands: Any) -> None:
         metavar="ADDRESS",
         help="where clients connect: unix:PATH, tcp:HOST:PORT",
     )
-    serve.add_argument(
-        "--qmp", type=arguments.word, metavar="PATH", help="the socket for blkmig (default: that of --nbd with .qmp)"
-    )
+    serve.add_argument("--qmp", type=arguments.word, metavar="PATH", help="the socket for blkmig, which must be said "
+                       "with tcp: (default: that of --nbd with .qmp)")  # fmt: skip
 
     cleanup = arguments.add_command(
         commands,

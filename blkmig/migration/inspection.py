@@ -59,8 +59,9 @@ def inspect(
     observer: savevm.StreamObserver | None = None,
     records: inspecteddisk.RecordListener | None = None,
 ) -> Inspection:
-    """Read the stream `f` to its end, or as far as it is whole, and return what it holds.
+    """Read the stream `f` to its end, or as far as it is whole, and return what it holds. Blocks.
 
+    `f` is what ``blkmig.channel.listen(uri)`` returns from its ``accept(timeout=None)``; whoever opens it closes it.
     `sizes` maps names of disks to exact sizes, "" to that of every other disk, where the stream does not say them.
     Raises only errors of the channel; what is wrong with the stream is the verdict.
     """
