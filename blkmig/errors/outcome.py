@@ -34,9 +34,9 @@ class ContentMismatch(base.MigrationError):
 
 
 class NotVerified(base.MigrationError):
-    """The target has taken everything, as its word says, and whoever was to compare was cancelled, or had no time left.
+    """The target has all, as its word says, and who was to compare was cancelled, had no time, or could not.
 
-    The target is complete, and the writers of a move stay refused: the disk is the target's.
+    The target is complete, and the writers of a move stay refused: the disk is the target's. Either end raises it.
     """
 
     exit_code = 3

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
+from collections.abc import Iterator
 
 from .. import channel, errors, savevm
 
@@ -121,6 +122,17 @@ def give_reason(loader: savevm.LoadVM, f: channel.InputQEMUFile, error: BaseExce
         loader.finish(status_of(error), failure_of(error))
         if isinstance(error, Exception):  # who interrupts this program does not want to wait
             read_on(f, DRAIN_SECONDS)
+
+
+@contextlib.contextmanager
+def behind_the_word() -> Iterator[None]:
+    """Compare, in a ``with``, when the source has our word: a cancel takes nothing back then, and says so."""
+    try:
+        yield
+    except errors.Cancelled as error:
+        raise errors.NotVerified(
+            "everything has come and is complete here, but it is not verified: comparing was cut short"
+        ) from error
 
 
 def read_on(f: channel.InputQEMUFile, seconds: float) -> bool:

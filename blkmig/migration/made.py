@@ -28,6 +28,9 @@ class MadeTargets:
         self.folders: list[pathlib.Path] = []
         """Those that were made, the outermost first."""
 
+        self.is_whole = False
+        """Everything has come, and stays: the source has handed it over, or may have our word."""
+
         self._targets: list[sources.TargetFile] = []
         self._is_left = False
 
@@ -48,14 +51,18 @@ class MadeTargets:
 
     def keep(self) -> None:
         """Remove nothing from now on: what was made may be the only owner's disk."""
-        self.folders.clear()
-        for target in self._targets:
-            target.keep()
+        self.is_whole = True
+        self._stay()
 
     def leave(self) -> None:
         """Remove nothing from now on: a source may resume."""
         self._is_left = True
-        self.keep()
+        self._stay()
+
+    def _stay(self) -> None:
+        self.folders.clear()
+        for target in self._targets:
+            target.keep()
 
     def give_names(self) -> dict[str, errors.MigrationError]:
         """Give every file its name, on stable storage; return why those that did not get theirs did not, by label."""
@@ -77,6 +84,7 @@ class MadeTargets:
 
     def confirm(self) -> None:
         """Take note that everything stays."""
+        self.is_whole = True
         self.folders.clear()
         for target in self._targets:
             target.confirm()
@@ -88,10 +96,11 @@ class MadeTargets:
         `came` are those that were opened for a disk, and how it was received. What fails is raised when all was tried.
         """
         targets, self._targets = self._targets, []
+        is_known = self.is_whole and not isinstance(exc, errors.InDoubt)  # to the source: then there is no more to say
         with contextlib.ExitStack() as stack:
             stack.callback(self._remove_folders)
             for target in targets:
-                stack.callback(_discard, target, exc, came.get(target), is_left=self._is_left)
+                stack.callback(_discard, target, exc, came.get(target), is_left=self._is_left, is_known=is_known)
 
     def _sync(self) -> None:
         for target in self._targets:  # the first flush makes the others quick
@@ -105,12 +114,17 @@ class MadeTargets:
 
 
 def _discard(
-    target: sources.TargetFile, exc: BaseException | None, received: block.BlkLoadDevice | None, *, is_left: bool
+    target: sources.TargetFile,
+    exc: BaseException | None,
+    received: block.BlkLoadDevice | None,
+    *,
+    is_left: bool,
+    is_known: bool,
 ) -> None:
     with errors.keeping(exc):
         is_written = received is not None and received.statistics.has_come
         is_gone = target.discard(withdraw=isinstance(exc, errors.MigrationError), is_written=is_written)
-        if isinstance(exc, Exception) and target.is_new and received is not None:
+        if isinstance(exc, Exception) and target.is_new and received is not None and not is_known:
             exc.add_note(_became(target.path, is_gone=is_gone, is_left=is_left))
 
 

@@ -114,7 +114,10 @@ class Proving:
         self._connection.end_stream()
         self._figures.stats.notes += proofs.notes
         if result.outcome == savevm.Outcome.FAILED:
-            raise errors.TargetFailed(f"the target cannot tell whether its disks are equal: {result.text}")
+            raise errors.NotVerified(
+                "the target has taken everything and is complete, but not verified: it cannot tell whether its disks "
+                f"are equal: {result.text}"
+            )
         if result.outcome == savevm.Outcome.DIFFERS:
             raise self._mismatch(result)
         self._figures.stats.verified = True

@@ -87,7 +87,8 @@ class ReadBack:
     def finish(self, loader: savevm.LoadVM, f: channel.InputQEMUFile) -> None:
         """After the word: take the last proofs, compare, tell the source, and raise if a disk differs. Blocks.
 
-        Raises :class:`~blkmig.errors.ContentMismatch`, and ChannelError for a link that is lost, or was before.
+        Raises :class:`~blkmig.errors.ContentMismatch`, :class:`~blkmig.errors.NotVerified` after a cancel, and
+        ChannelError for a link that is lost, or was before.
         """
         proving = self._proving
         assert proving is not None
@@ -97,11 +98,12 @@ class ReadBack:
             block.ExtraKind.PROVEN: proving.take_proven,
         }
         try:
-            while not proving.knows_all:
-                self._await_more(f)
-                block.get_extra(f, kinds)
-                self._report(loader)
-            found = proving.finish(lambda: self._report(loader), self._look, heartbeat.BEAT_SECONDS)
+            with farewell.behind_the_word():
+                while not proving.knows_all:
+                    self._await_more(f)
+                    block.get_extra(f, kinds)
+                    self._report(loader)
+                found = proving.finish(lambda: self._report(loader), self._look, heartbeat.BEAT_SECONDS)
         except (errors.ChannelError, errors.TruncatedStream, errors.StateError) as error:  # the latter: it is closed
             raise errors.ChannelError(
                 "waiting for the last proofs of the disks",

@@ -3,10 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 from .. import errors, savevm
-from . import heartbeat, targets, verdict
+from . import farewell, heartbeat, targets, verdict
 from .announcement import Announcement
 
 
@@ -31,7 +32,8 @@ def verify(
     """Read everything back, and close the targets. The source may have had our word (`is_told`), which is that all is
     on stable storage, no more. Blocks."""
     try:
-        verdict.verify_digests(came.devices, announced, check_cancelled)
+        with farewell.behind_the_word() if is_told else contextlib.nullcontext():
+            verdict.verify_digests(came.devices, announced, check_cancelled)
         came.close()
     except errors.MigrationError as error:
         if is_told:

@@ -295,6 +295,6 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         with errors.keeping(exc), contextlib.ExitStack() as stack:
             stack.callback(self.session.close if self._is_taken or is_left else self.session.remove)
             stack.callback(self._made.discard, exc, dict(zip(self._came, self.devices, strict=True)))
-            if isinstance(exc, Exception):
+            if isinstance(exc, Exception) and not self._made.is_whole:
                 stack.callback(leaving.say_what_is_broken, exc, self.devices, self._came)
             stack.push(self._stack)

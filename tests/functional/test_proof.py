@@ -239,7 +239,7 @@ def test_a_target_that_cannot_be_read_back_says_so_at_both_ends(
 
     disk = blkmig.MemoryBackend(bytearray(b"x" * SIZE), name="d")
     receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": Unreadable(bytearray(SIZE), name="d")}, verify=True)
-    with pytest.raises(errors.TargetFailed, match=r"cannot tell whether.*cannot read at offset"):
+    with pytest.raises(errors.NotVerified, match=r"is complete.*cannot tell whether.*cannot read at offset"):
         blkmig.send([disk], receiver.uri, digests=True)
     with pytest.raises(errors.DeviceError, match="cannot read"):
         receiver.result()
