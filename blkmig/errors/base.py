@@ -48,7 +48,7 @@ class StateError(MigrationError):
 
 def advice(cause: OSError | str) -> str:
     """Return what to do about a system's error; "" where its own text says it."""
-    return "make room there, and start again" if isinstance(cause, OSError) and cause.errno in _FULL else ""
+    return "make room there" if isinstance(cause, OSError) and cause.errno in _FULL else ""
 
 
 @contextlib.contextmanager

@@ -87,6 +87,20 @@ class Folder:
             return False
         return True
 
+    def give_name(self, old: str, new: str) -> None:
+        """Give the file `old` the name `new`; EEXIST if there is one. `old` stays a name of it, where there can be two.
+
+        A second name may take room that the file system does not have; to take the first one away needs none.
+        """
+        try:
+            has_both = self.link(old, new)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            has_both = False
+        if not has_both:
+            self.rename(old, new, replace=False)
+
     def rename(self, old: str, new: str, *, replace: bool) -> None:
         """Call the file `old` `new`; without `replace`, EEXIST if there is such a file."""
         if not replace and not self._rename_noreplace(old, new):

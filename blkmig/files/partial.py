@@ -235,8 +235,8 @@ class Partial:
         if self._replaced is not None:
             look_like(self.fd, self._replaced)
             self._place.rename(self.mark, self.name, replace=True)
-        elif not self._is_in_place and not self._place.link(self.mark, self.name):
-            self._place.rename(self.mark, self.name, replace=False)
+        elif not self._is_in_place:
+            self._place.give_name(self.mark, self.name)
         self._state = "published"
 
     def sync(self) -> None:

@@ -133,10 +133,11 @@ def give_name(about: Mapping[str, Any]) -> None:
             raise OSError(errno.ENOENT, f"neither {path} nor {place.path / mark} is the disk that came")
         elif there is not None and there.st_ino != about.get("replaces"):
             raise OSError(errno.EEXIST, f"somebody else has made {path} meanwhile, so it is {place.path / mark}")
-        elif there is not None or not place.link(mark, path.name):
-            if there is not None:
-                _look_like(place, mark, there)
-            place.rename(mark, path.name, replace=there is not None)
+        elif there is None:
+            place.give_name(mark, path.name)
+        else:
+            _look_like(place, mark, there)
+            place.rename(mark, path.name, replace=True)
         place.sync()
         _remove_mark(place, mark, about["inode"])
 

@@ -193,9 +193,13 @@ class Taking:
         for first, *others in [list(self.nameless.values())] if self.nameless else []:
             for other in others:
                 first.add_note(f"and: {other}")
-            first.add_note("the disk is this host's all the same, under its hidden name in that folder")
+            what = _UNNAMED if self._targets.session.state is None else _NAMED_LATER
+            first.add_note(f"the disk is this host's all the same, under its hidden name in that folder: {what}")
             raise first
 
+
+_NAMED_LATER = "start this command again, which gives it its name"
+_UNNAMED = "rename it yourself, before anything else is received there, which would begin with it anew"
 
 _UNKNOWN = (
     "in doubt: the source has handed its disks over, and whether that is on stable storage here is not known ({0}). "

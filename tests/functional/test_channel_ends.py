@@ -103,7 +103,7 @@ def test_a_full_disk() -> None:
     error = put_until_error(f)
     assert error.errno == errno.ENOSPC
     assert str(error) == (
-        "sending at byte 0: No space left on device [file:/dev/full]; make room there, and start again"
+        "sending at byte 0: No space left on device [file:/dev/full]; make room there"
     )
     with pytest.raises(errors.ChannelError):
         f.close()

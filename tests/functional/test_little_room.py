@@ -81,7 +81,7 @@ def test_disks_that_do_not_fit(
         assert (came.errno, came.exit_code) == (errno.ENOSPC, 1)
         assert came.device in CONTENTS  # each disk is stored by a thread of its own
         assert f"at offset {came.offset}" in str(came)
-        assert str(came).endswith("No space left on device; make room there, and start again")
+        assert str(came).endswith("No space left on device; make room there")
         assert isinstance(sent, errors.TargetFailed)
         assert (sent.errno, sent.exit_code) == (errno.ENOSPC, 1)
         if section == "blkmig":
@@ -109,4 +109,18 @@ def test_each_end_says_what_to_do(tmp_path: Path) -> None:
     for end in (sent, came, filed):
         assert end.exit_code == 1
         assert "Traceback" not in end.stderr
-        assert end.stderr.count("No space left on device") == end.stderr.count("make room there, and start again") == 1
+        assert end.stderr.count("No space left on device") == end.stderr.count("make room there") == 1
+
+
+@pytest.mark.parametrize("section", ["blkmig", "block"])
+@pytest.mark.parametrize("writers_after", ["release", "refuse"])
+def test_a_name_takes_no_room(tmp_path: Path, section: str, writers_after: str) -> None:
+    """Where there can be no file besides the disk's, and no second name for it, it gets its name all the same."""
+    with disks.mounted_memory(tmp_path / "mounted", 32 * MIB, inodes=2):
+        target = tmp_path / "mounted" / "a.raw"
+        receiver = lab.Receiver(f"unix:{tmp_path}/s", {"a": target})
+        source = blkmig.MemoryBackend(bytearray(CONTENTS["a"]), name="a")
+        sent = blkmig.send([source], receiver.uri, format=section, writers_after=writers_after)
+        assert (sent.notes, receiver.result().notes) == ([], [])
+        assert target.read_bytes() == CONTENTS["a"]
+        assert [*target.parent.iterdir()] == [target]

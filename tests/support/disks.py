@@ -79,15 +79,14 @@ def mounted(image: Path, folder: Path, size: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def mounted_memory(folder: Path, size: int) -> Iterator[None]:
-    """Mount a new tmpfs of `size` bytes at `folder`."""
+def mounted_memory(folder: Path, size: int, *, inodes: int = 0) -> Iterator[None]:
+    """Mount a new tmpfs of `size` bytes at `folder`, for so many files and folders, itself included, 0: for any."""
     peers.require("mount")
     if os.getuid() != 0:
         peers.lacking("mounting a file system takes root")
     folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True, text=True, check=False
-    )
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={size},nr_inodes={inodes}", "tmpfs", folder]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
     if done.returncode:
         peers.lacking(f"no file system can be mounted: {done.stderr.strip()}")
     try:
