@@ -49,6 +49,20 @@ def test_scans_garbage_and_squatters_cost_nothing(uri: str, source: Path, tmp_pa
     assert (tmp_path / "copy.raw").read_bytes() == source.read_bytes()
 
 
+def test_a_second_migration_is_called_that(
+    uri: str, source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with receiving(uri, tmp_path / "copy.raw") as (where, running):
+        with blkmig.MemoryBackend(bytearray(MIB), name="d") as disk, blkmig.outgoing([disk], where) as migration:
+            migration.iterate()
+            with pytest.raises(errors.ChannelError):
+                blkmig.send([source], where)
+            migration.run()
+        assert running.result(TIMEOUT)
+    assert "was closed: it begins another migration, and one is under way here" in caplog.text
+    assert "no migration" not in caplog.text
+
+
 def connect_for_ever(uri: str) -> None:
     while True:
         channel.connect(uri, timeout=TIMEOUT).abort()
