@@ -145,6 +145,12 @@ class SessionFile:
             raise self.damaged()
         return says
 
+    @property
+    def is_private(self) -> bool:
+        """Whether nobody but this user may open it; one that was there before may be somebody else's."""
+        about = os.fstat(self._fd)
+        return about.st_uid == os.geteuid() and not stat.S_IMODE(about.st_mode) & 0o077
+
     def damaged(self) -> OSError:
         """Return the error of a file that no blkmig has written."""
         return OSError(

@@ -81,10 +81,11 @@ class SessionFiles:
     def may_be_asked(self, key: bytes, seconds: float, secret: bytes) -> None:
         """Have the next store say how a source may come again within so many seconds: whoever meets it answers.
 
-        `secret` is what the token was made of that the source has, b"" if it has none.
+        `secret` is what the token was made of that the source has, b"" if it has none. It is not said in a file that
+        others may open: then whoever meets it has a token of its own, which the source does not have.
         """
         self._says |= {"key": key.hex(), "seconds": math.ceil(seconds)}
-        if secret:
+        if secret and self._files and self._files[0].is_private:
             self._says["secret"] = secret.hex()
 
     def store(self, state: sessionwords.State, number: int) -> None:
