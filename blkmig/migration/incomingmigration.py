@@ -213,7 +213,7 @@ class IncomingMigration:
         self._figures.set_totals()
         if self.parameters.verify:
             self._verify(taken.announced, loader, f)
-        f.close()
+        taken.later(f.close)
         taken.check_names()
 
     def _verify(self, announced: announcement.Announcement, loader: LoadVM, f: channel.InputQEMUFile) -> None:

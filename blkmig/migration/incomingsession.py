@@ -81,6 +81,7 @@ class IncomingSession:
         what proves them goes to `read_back`."""
         self._listener, self._loader, self._f, self._taking = listener, loader, f, taken
         self._read_back = read_back
+        taken.on_told = self._hurry
         self._block.on_section_begins = self._section_begins
         self._block.on_barrier = self._take_barrier
         self._block.on_extra[block.ExtraKind.SESSION] = self._take
@@ -93,8 +94,20 @@ class IncomingSession:
             self._lobby.say_last(words, LAST_SECONDS)
 
     def stop_waiting(self) -> None:
-        """Do not wait for another link any more, now or later. From any thread, or a signal handler."""
+        """Wait for no other link any more, now or later, and for nothing of a source that has DONE.
+
+        Only for disks that are, or may be, this host's. From any thread, or a signal handler.
+        """
         self._listener.cancel()
+        if self._taking.is_told:
+            self._f.cancel()
+
+    def _hurry(self) -> None:
+        """Wait for the rest of the stream for a moment only, if somebody has cancelled."""
+        try:
+            self._check_cancelled()
+        except errors.Cancelled:
+            self._f.set_idle_timeout(farewell.CLOSE_SECONDS)
 
     def close(self) -> None:
         """End the threads and stop listening. Twice does no harm."""
@@ -186,6 +199,8 @@ class IncomingSession:
                 continue
             self._targets.leaving.is_link_away = False
             self._figures.set_status("active")
+            if self._taking.is_taken:
+                self._hurry()
             return f
 
     def _say_what_is_waited_for(self, error: errors.MigrationError) -> None:

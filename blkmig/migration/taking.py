@@ -67,8 +67,14 @@ class Taking:
         self.announced = Announcement()
         """What the source says of the disks that were taken."""
 
-        # Only ever goes on; read by any thread.
+        self.on_told: Callable[[], None] = lambda: None
+        """Called when DONE was said."""
+
+        # Only ever go on; read by any thread.
         self._state: State = "storing"
+        self.is_told = False
+        """The source has DONE, or its link has broken: nothing is owed to it any more."""
+
         handlers.on_extra[block.ExtraKind.END] = self._take_end
         handlers.on_extra[block.ExtraKind.COMMIT] = self._take_commit
 
@@ -119,8 +125,8 @@ class Taking:
             self._take()
         self._say_done()
         if not self.nameless:
-            self._later(self._targets.confirm)  # first: a disk that is marked counts as half made
-            self._later(lambda: self._targets.session.store("committed", self._number))
+            self.later(self._targets.confirm)  # first: a disk that is marked counts as half made
+            self.later(lambda: self._targets.session.store("committed", self._number))
 
     def _is_fresh(self) -> bool:
         """Return whether nothing has come since an image was ready."""
@@ -143,7 +149,7 @@ class Taking:
         self._state = "taken"
         self._block.close()
         if self._unlocks:
-            self._later(self._targets.close)
+            self.later(self._targets.close)
 
     def _say_done(self) -> None:
         labels = [entry.label for entry in self._block.table or ()]
@@ -152,9 +158,11 @@ class Taking:
             for label, error in self.nameless.items()
             if label in labels
         ]
-        self._later(lambda: self._loader.way_back.done(self._number, refusals))
+        self.later(lambda: self._loader.way_back.done(self._number, refusals))
+        self.is_told = True
+        self.on_told()
 
-    def _later(self, call: Callable[[], object]) -> None:
+    def later(self, call: Callable[[], object]) -> None:
         """Do what has to be done once the disks are taken; what fails is told, and gives nothing back."""
         try:
             call()
@@ -170,13 +178,13 @@ class Taking:
             )
 
     def link_was_lost(self, error: errors.MigrationError) -> None:
-        """Take note that the link broke behind DONE, which the source may not have."""
+        """Take note that the link broke behind DONE, which the source may not have, or that nobody waits any more."""
         if self._kind != savevm.Kind.MOVE:
             self.source_knows()  # or not: it has a copy to itself, or a QEMU that decides
             return
         self._statistics.notes.append(
-            f"the disks are this host's now, and the link broke ({error}): if the source says that it is in doubt, "
-            "they have moved all the same"
+            f"the disks are this host's now, and the source was not heard to its end ({error}): if it says that it is "
+            "in doubt, they have moved all the same"
         )
 
     def source_knows(self) -> None:
@@ -184,7 +192,7 @@ class Taking:
         if self._kind == savevm.Kind.VM:
             self._statistics.notes.append("the disks are those of a VM: in use here once its QEMU has handed over")
         if self.nameless:
-            self._later(self._targets.session.nobody_asks)
+            self.later(self._targets.session.nobody_asks)
         else:
             self._targets.session.remove()
 

@@ -18,6 +18,7 @@ from pauses import outcome_of_write
 
 import blkmig
 from blkmig import errors, stats
+from blkmig.migration import made
 
 MIB = lab.MIB
 CONTENT = random.Random(1).randbytes(3 * MIB + 1536)
@@ -177,3 +178,31 @@ def test_who_waits_for_a_lost_link_says_so(tmp_path: Path, moves: bool) -> None:
     assert "Ctrl-C" in said
     assert received.exit_code == 0, received.stderr
     assert target.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("when", ["behind DONE", "before DONE"])
+@pytest.mark.parametrize("reconnect", [0, 20])
+def test_a_cancel_is_heard_while_the_end_of_the_stream_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reconnect: int, when: str
+) -> None:
+    """From a source that stands still behind DONE, with no time-out at all; the end is a good one."""
+    target, disk = tmp_path / "t.raw", blkmig.MemoryBackend(bytearray(CONTENT), name="d")
+    give_names = made.MadeTargets.give_names
+
+    def cancelled(self: made.MadeTargets) -> dict[str, errors.MigrationError]:
+        if when == "before DONE":
+            receiver.migration.cancel()
+        return give_names(self)
+
+    monkeypatch.setattr(made.MadeTargets, "give_names", cancelled)
+    receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": target}, idle_timeout=0)
+    with MessageCutter(receiver.uri, [("DONE", "behind", "silence")]) as relay:
+        blkmig.send(
+            [disk], relay.uri, writers_after="refuse", reconnect=reconnect, idle_timeout=5, downtime_limit=30
+        )
+        if when == "behind DONE":
+            receiver.migration.cancel()
+        notes = receiver.result().notes
+    assert any("they have moved all the same" in note for note in notes), notes
+    assert target.read_bytes() == CONTENT
+    assert outcome_of_write(disk) == "refused"

@@ -66,6 +66,16 @@ def test_what_becomes_of_the_command_after_its_word(tmp_path: Path, caplog: pyte
     assert "has said that it has everything; and then: closing: the command ended with exit status 9" in caplog.text
 
 
+def test_what_becomes_of_a_command_whose_disks_were_taken(tmp_path: Path) -> None:
+    """They are here, so it is told, and is no failure."""
+    (tmp_path / "s.raw").write_bytes(CONTENT)
+    sender = f"exec:{blkmig_words('send', f'd={tmp_path}/s.raw', '-', '--move')}; exit 9"
+    came = blkmig.receive(sender, {"d": tmp_path / "t.raw"})
+    assert came.status == "completed"
+    assert "the disks are here, but: closing: the command ended with exit status 9" in "\n".join(came.notes)
+    assert (tmp_path / "t.raw").read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize("section", ["auto", "block", "blkmig"])
 def test_who_cannot_answer_is_sent_to_as_through_a_pipe(
     tmp_path: Path, section: str, caplog: pytest.LogCaptureFixture

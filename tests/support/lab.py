@@ -17,7 +17,10 @@ from blkmig import block, channel, savevm, stats
 
 MIB = 1 << 20
 SIZES = (512, 1000, MIB - 512, MIB, MIB + 512, 2 * MIB + 1000, 3 * MIB, 5 * MIB + 1536)
-PARAMETERS = ("sizes", "incremental", "verify", "direct", "state_dir", "delta", "in_place", "allow", "insecure", "tls")
+PARAMETERS = (
+    *("sizes", "incremental", "verify", "direct", "state_dir", "delta", "in_place", "allow", "insecure", "tls"),
+    "idle_timeout",
+)
 CHANNELS = ("tcp", "tcp6", "unix", "socket", "pipe", "file", "exec")
 
 
