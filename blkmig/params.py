@@ -131,7 +131,8 @@ class MigrationParameters:
     resume: bool = False
     """Go on where an earlier migration of these disks has ended, because its link was lost for good or one end was
     killed. The target compares what is there of them, and what differs is sent. Start the receiver again before, as it
-    was started then. A target that has nothing of the disks refuses. There is no `reconnect` meanwhile."""
+    was started then, unless it still waits: then the key goes on that the killed process has left beside its disks, or
+    in `state_dir`. A target that has nothing of the disks refuses. There is no `reconnect` meanwhile."""
 
     connections: int | Literal["auto"] = "auto"
     """Over how many connections the stream goes to a blkmig at ``tcp:``, ``tls:`` or ``unix:``, 1 to 16. ``auto``: one,

@@ -86,7 +86,8 @@ class Answers:
 
     def _run(self) -> None:
         buf = _core.BlockBuffer("own")
-        with contextlib.suppress(errors.ChannelError, errors.Cancelled):  # whoever loads the stream meets the same
+        # Whoever loads the stream meets the same, or has given the link up already.
+        with contextlib.suppress(errors.ChannelError, errors.Cancelled, errors.StateError):
             while (request := self._requests.get()) is not None:
                 ask, device, size = request
                 pieces = tuple(self._answer(ask, device, size, buf))

@@ -47,8 +47,8 @@ OUT_OF_DESCRIPTORS = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 class Reception:
     """The connections that come: wait for the first that has sent `nbytes` bytes which begin with one of `magics`.
 
-    Without any, they begin as they like. That list may change meanwhile. Who has not begun when one comes may do so in
-    the next wait, if there is one.
+    Without any, they begin as they like. That list may change meanwhile. Of one that begins with the bytes of `short`,
+    as many are enough as it says. Who has not begun when one comes may do so in the next wait, if there is one.
     """
 
     def __init__(
@@ -61,11 +61,13 @@ class Reception:
         make: Callable[[socket.socket], candidates.Candidate],
         magics: Sequence[bytes],
         nbytes: int,
+        short: tuple[bytes, int] | None = None,
     ) -> None:
         self._link = connection
         self._listening = listening
         self.magics = magics
         self._nbytes = nbytes
+        self._short = short
         self._make = make
         self._candidates: dict[int, candidates.Candidate] = {}
         self._measurements = measurements
@@ -160,13 +162,18 @@ class Reception:
             self._drop(fd, _no_migration(candidate.begun[: self._nbytes]), said=True)
         elif not alive:
             self._drop(fd, "it ended before its stream began", is_its_own=True)
-        elif candidate.is_ready and len(candidate.begun) >= self._nbytes:
+        elif candidate.is_ready and self._has_begun(candidate.begun):
             self._failed.forget(candidate.host)
             return self._candidates.pop(fd)
         return None
 
     def _may_begin(self, begun: bytes) -> bool:
         return not self.magics or any(magic.startswith(begun[: len(magic)]) for magic in self.magics)
+
+    def _has_begun(self, begun: bytes) -> bool:
+        if self._short is not None and begun.startswith(self._short[0]):
+            return len(begun) >= self._short[1]
+        return len(begun) >= self._nbytes
 
     def _drop_the_silent(self) -> None:
         now, seconds = time.monotonic(), candidates.OPENING_SECONDS

@@ -93,20 +93,26 @@ class Listener:
         return self._failed.notes
 
     def accept(
-        self, *, timeout: float | None, magics: Sequence[bytes] = (), nbytes: int = 0, keep: bool = False
+        self,
+        *,
+        timeout: float | None,
+        magics: Sequence[bytes] = (),
+        nbytes: int = 0,
+        short: tuple[bytes, int] | None = None,
+        keep: bool = False,
     ) -> qemufile.InputQEMUFile:
         """Wait for the source and return its stream; None waits as long as it takes.
 
         With `magics`, the first connection is taken that has sent `nbytes` bytes which begin with one of them (see
-        `accepting`). These bytes stay the first of the stream. The others are closed, unless `keep` says that they may
-        be taken by the next call, with the same list.
+        `accepting`), or, of one that begins as `short` says, as many as that says. These bytes stay the first of the
+        stream. The others are closed, unless `keep` says that they may be taken by the next call, with the same list.
         Raises ChannelTimeout after `timeout` seconds, Cancelled, and ChannelError. May be called again.
         """
         if self._is_closed:
             raise errors.StateError(f"nobody listens any more [{self.uri}]", state="closed", required="listening")
         self._link.check()
         if isinstance(self._address, uri.TcpAddress | uri.UnixAddress):
-            return self._accept_socket(timeout, magics, nbytes, keep)
+            return self._accept_socket(timeout, magics, nbytes, short, keep)
         connection = link.Link(self.uri)
         try:
             return qemufile.InputQEMUFile(streams.open_stream(connection, self._address, writing=False))
@@ -115,12 +121,12 @@ class Listener:
             raise
 
     def _accept_socket(
-        self, timeout: float | None, magics: Sequence[bytes], nbytes: int, keep: bool
+        self, timeout: float | None, magics: Sequence[bytes], nbytes: int, short: tuple[bytes, int] | None, keep: bool
     ) -> qemufile.InputQEMUFile:
         assert self._socket is not None
         assert self._measurements is not None
         if magics or self._security is not None:
-            first = self._first(timeout, magics, nbytes, keep)
+            first = self._first(timeout, magics, nbytes, short, keep)
         else:
             first = self._candidate(self._accepted(timeout))
         try:
@@ -135,7 +141,7 @@ class Listener:
             raise errors.ChannelError("accepting a connection", uri=self.uri, cause=error) from error
 
     def _first(
-        self, timeout: float | None, magics: Sequence[bytes], nbytes: int, keep: bool
+        self, timeout: float | None, magics: Sequence[bytes], nbytes: int, short: tuple[bytes, int] | None, keep: bool
     ) -> candidates.Candidate:
         assert self._socket is not None
         assert self._measurements is not None
@@ -146,6 +152,7 @@ class Listener:
                 make=self._candidate,
                 magics=magics,
                 nbytes=nbytes,
+                short=short,
             )
         try:
             return self._reception.first(timeout)

@@ -93,8 +93,8 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
                         help="how long to try to open the link to a blkmig again when it is lost; the receiver waits "
                         "as long, unless it compares with old copies; 0: not at all (default: 60)")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on where a migration has ended, because its link was "
-                        "lost for good, or one end was killed; start its receiver again before. What that has is "
-                        "compared, and what differs is sent")  # fmt: skip
+                        "lost for good, or one end was killed; start its receiver again before, unless it still waits. "
+                        "What it has is compared, and what differs is sent")  # fmt: skip
     arguments.add_both_ends(
         parser,
         peer="target",

@@ -157,18 +157,19 @@ class SessionFile:
             errno.EUCLEAN, f"{self.path} is no session file of blkmig, or damaged: remove it when you know what it is"
         )
 
-    def begin(self, says: Mapping[str, Any]) -> None:
+    def begin(self, says: Mapping[str, Any], *, is_durable: bool = True) -> None:
         """Store what a new session says; its later stores may add a few hundred bytes."""
         half = -(-(_HEAD.size + len(_encode(says)) + _ROOM) // PAGE) * PAGE
         os.ftruncate(self._fd, 0)
         os.posix_fallocate(self._fd, 0, 2 * half)
         self._number, self._slot = 0, 1
-        self.store(says)
-        os.fsync(self._fd)
-        self._place.sync()
+        self.store(says, is_durable=is_durable)
+        if is_durable:
+            os.fsync(self._fd)
+            self._place.sync()
 
-    def store(self, says: Mapping[str, Any]) -> None:
-        """Store what it says from now on; it is on stable storage when this returns. Blocks."""
+    def store(self, says: Mapping[str, Any], *, is_durable: bool = True) -> None:
+        """Store what it says from now on; it is on stable storage when this returns, if it `is_durable`. Blocks."""
         text, number = _encode(says), self._number + 1
         half = os.fstat(self._fd).st_size // 2
         slot = _HEAD.pack(MAGIC, number, len(text), _checksum(number, text)) + text
@@ -177,7 +178,8 @@ class SessionFile:
         self._number = number  # spent, whatever becomes of it
         if os.pwrite(self._fd, slot, (1 - self._slot) * half) < len(slot):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        os.fdatasync(self._fd)
+        if is_durable:
+            os.fdatasync(self._fd)
         self._slot = 1 - self._slot
         self.says = dict(says)
 

@@ -32,7 +32,9 @@ from .. import errors
 from . import folder, partial, sessionfile, sessionwords
 
 
-def meet(disk: str, *, device: str, state_dir: str | None = None) -> Mapping[str, Any] | None:
+def meet(
+    disk: str, *, device: str, state_dir: str | None = None, settled: bytes | None = None
+) -> Mapping[str, Any] | None:
     """Look for a session file of `disk`, a path or a URI, which a migration wants to make, write or send. Blocks.
 
     It may be beside the disk, or in `state_dir`. A path leads through no link. Returns if nothing speaks against that
@@ -44,16 +46,18 @@ def meet(disk: str, *, device: str, state_dir: str | None = None) -> Mapping[str
     places = [sessionfile.where(disk, state_dir)] if state_dir is not None else []
     if Path(disk).is_absolute():
         places.append(sessionfile.where(disk, None))
-    found = [_meet(place, name, disk, device=device) for place, name in places]
+    found = [_meet(place, name, disk, device=device, settled=settled) for place, name in places]
     return next(filter(None, found), None)
 
 
-def _meet(place: Path, name: str, disk: str, *, device: str) -> Mapping[str, Any] | None:
+def _meet(place: Path, name: str, disk: str, *, device: str, settled: bytes | None) -> Mapping[str, Any] | None:
     with contextlib.ExitStack() as stack:
         found = _find(place, name, stack, device=device)
         if found is None:
             return None
         if found.says.get("state") == "noted":
+            if settled is not None and found.says.get("key") == settled.hex():
+                return None
             raise errors.InDoubt(_NOTED.format(disk, found.path))
         said, left = found.says, _seconds_left(found)
         is_asked = left > 0

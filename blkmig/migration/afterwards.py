@@ -54,20 +54,35 @@ def _answer(uri: str, tls: credentials.TlsParameters | None, taken: Mapping[str,
     Where it has a token, that is made again of its `secret`, for the source trusts nobody else.
     """
     deadline = time.monotonic() + min(taken["seconds"], MOST_SECONDS)
-    magic = savevm.AGAIN_MAGIC + bytes.fromhex(taken["key"])
+    key = bytes.fromhex(taken["key"])
+    magics = [savevm.AGAIN_MAGIC + key, savevm.RESUME_MAGIC + key]
     with contextlib.closing(channel.listen(uri, tls=None if secret else tls, secret=secret)) as listener:
         while listener.takes_several and (left := deadline - time.monotonic()) > 0:
             try:
-                f = listener.accept(timeout=left, magics=[magic], nbytes=savevm.AGAIN_NBYTES)
+                f = listener.accept(timeout=left, magics=magics, nbytes=savevm.AGAIN_NBYTES)
             except errors.ChannelTimeout:
                 break
             with contextlib.suppress(errors.ChannelError, errors.TruncatedStream), contextlib.ExitStack() as stack:
                 stack.callback(f.abort)
+                if f.starts_with(savevm.RESUME_MAGIC):
+                    f.skip(savevm.AGAIN_NBYTES)
+                    tell_owner(f, savevm.Resumed(savevm.Waiting.OWNER, taken["end"]))
+                    return True
                 if not savevm.parse_again(f.get_buffer(savevm.AGAIN_NBYTES)).seconds:
                     break  # it has given up
                 _tell(f, taken["end"])
                 return True
     return False
+
+
+def tell_owner(f: channel.InputQEMUFile, word: savevm.Resumed) -> None:
+    """Tell another process of the source on `f`, which resumes, that the disks are this host's. Never raises."""
+    with contextlib.suppress(errors.ChannelError, errors.TruncatedStream):
+        f.set_idle_timeout(farewell.CLOSE_SECONDS)
+        back = f.return_path()
+        assert back is not None
+        savevm.send_word(back, word)
+        farewell.read_on(f, farewell.CLOSE_SECONDS)
 
 
 def _tell(f: channel.InputQEMUFile, number: int) -> None:

@@ -29,6 +29,12 @@ class Arrivals:
         found = diskmap.ArrivedMap(functools.partial(self._at, len(self.maps)))
         self.maps[name] = device.coverage.map = found
 
+    def begin_anew(self) -> None:
+        """Forget the disks: they come from the beginning once more, in rounds that go on."""
+        self.close_round()
+        self.maps.clear()
+        self._last = (1 << 62, 0)
+
     def close_round(self) -> None:
         """Note how long the present round has taken by now, and what has come."""
         if self.rounds:

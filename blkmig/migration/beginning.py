@@ -32,7 +32,9 @@ def begin(
     handlers.disks.check_any_is_sent()
     sources.check()
     opened = sources.open_output()
-    f = link.connect(timeout=connect_timeout, opened=opened)
+    if not session.resume(timeout=connect_timeout):
+        link.connect(timeout=connect_timeout, opened=opened)
+    f = link.f
     sources.output_is_open()
     f.set_rate_limit(int(parameters.max_bandwidth))
     f.set_idle_timeout(parameters.idle_timeout)

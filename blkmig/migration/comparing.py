@@ -84,6 +84,16 @@ def abilities(parameters: params.IncomingParameters, is_exposed: bool) -> savevm
     return savevm.OURS & ~(savevm.Ability.DELTA | (savevm.Ability.RESUME if parameters.incremental else 0))
 
 
+def why_not_resumed(parameters: params.IncomingParameters, is_exposed: bool) -> str:
+    """Return why a receiver offers nothing to a source that resumes; "" if it does."""
+    if abilities(parameters, is_exposed) & (savevm.Ability.DELTA | savevm.Ability.RESUME) and block.can_hash():
+        return ""
+    return (
+        "nothing can be resumed here: anybody can reach this receiver (--allow NET), it was told --incremental, or it "
+        "lacks blkmig[verify]"
+    )
+
+
 class Answering:
     """What answers the questions of one stream: nothing, until somebody asks for it."""
 

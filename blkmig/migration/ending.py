@@ -112,14 +112,21 @@ class Ending:
     # -- in four messages --------------------------------------------------------------------------------------------
 
     def look_for_notes(self) -> None:
-        """Refuse a move of disks that may have moved before, before anybody connects. Blocks; raises as `Note.look`."""
+        """Refuse a move of disks that may have moved before, before anybody connects. Blocks; raises as `Note.look`.
+
+        What the session has noted that is resumed is settled by its receiver: `begin_note` looks again.
+        """
         if self._parameters.writers_after == "refuse":
-            self._note.look([backend for backend in self._block.disks.all if not backend.is_read_only])
+            known = self._session.find_known()
+            settled = None if known is None else known.key
+            self._note.look(
+                [backend for backend in self._block.disks.all if not backend.is_read_only], settled=settled
+            )
 
     def begin_note(self) -> None:
         """Find a place for the note of a move, before anything is sent. Blocks; raises as `Note.begin`."""
         if savevm.Ability.COMMIT in self._block.abilities and self._kind() == savevm.Kind.MOVE:
-            self._note.begin(self._block.sent_disks())
+            self._note.begin(self._block.sent_disks(), key=self._session.key, settled=self._session.settles)
 
     @contextlib.contextmanager
     def settling_note(self, held: pause.Pause) -> Iterator[None]:

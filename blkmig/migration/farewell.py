@@ -135,6 +135,18 @@ def behind_the_word() -> Iterator[None]:
         ) from error
 
 
+def tell(f: channel.InputQEMUFile, error: BaseException) -> None:
+    """Tell a source on `f` that has begun no stream why this end failed; never raises. Blocks for two seconds at most.
+    """
+    with contextlib.suppress(errors.MigrationError):
+        back = f.return_path()
+        assert back is not None
+        back.put_buffer(savevm.last_words(status_of(error), failure_of(error)))
+        back.close()
+        if isinstance(error, Exception):
+            read_on(f, DRAIN_SECONDS)
+
+
 def read_on(f: channel.InputQEMUFile, seconds: float) -> bool:
     """Read and drop what comes until the stream ends, then True, or `seconds` are over. Raises if the link broke."""
     deadline = time.monotonic() + seconds

@@ -29,7 +29,7 @@ class Hearing(abc.ABC):
         self._clock = clock
         self._connection = link
         # Migration thread only.
-        self._is_reply_due = self._is_session_due = self._is_bundle_due = False
+        self._is_reply_due = self._is_session_due = self._is_bundle_due = self._is_resumed_due = False
         self.has_heard = False
         """Anything has come."""
 
@@ -80,6 +80,8 @@ class Hearing(abc.ABC):
             raise errors.StreamError("the target replies to what nobody has asked", position=position)
         if isinstance(value, savevm.SessionAnswer) and not self._is_session_due:
             raise errors.StreamError("the target speaks of a session, and nobody has asked", position=position)
+        if isinstance(value, savevm.Resumed) and not self._is_resumed_due:
+            raise errors.StreamError("the target speaks of what is resumed, and nobody has asked", position=position)
         if isinstance(value, savevm.Bundled) and not self._is_bundle_due:
             raise errors.StreamError("the target speaks of connections, and nobody has asked", position=position)
         if kind == savevm.MIG_RP_MSG_ACK and isinstance(value, int):

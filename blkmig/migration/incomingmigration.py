@@ -1,34 +1,34 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""The incoming side of a migration: listen, load, check, make durable, and only then say that it is done."""
+"""The incoming side of a migration: listen, load, check, make durable, and only then say that it is done.
+
+::
+
+    listen ─ a source comes ─ a loading: its stream, into the targets ──────────────────────── done
+                               └─ another process of that source resumes: what has come is left
+                                  └─ the next loading: its stream, into targets that it opens anew ─ done
+
+**A loading that is given up is over before the next source hears a word.** Its threads have ended, all that it has
+put off is written, and its targets are closed. So nothing that an older process of the source has sent can come after
+what the next one sends, and no COMMIT of it can count.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from .. import block, channel, errors, params, savevm, stats
-from ..savevm import LoadVM  # loaded now, and not when a source waits for the answer
-from . import (
-    admission,
-    announcement,
-    comparing,
-    farewell,
-    gathering,
-    incomingsession,
-    judging,
-    readback,
-    received,
-    safekeeping,
-    taking,
-)
+from .. import channel, errors, params, savevm, stats
+from . import comparing, farewell, incomingsession, loading, received
 from . import targets as load_targets
 
 if TYPE_CHECKING:
-    from . import figures
+    from . import arrivals, figures
+
+TAKEN_OVER = "another sender has gone on with --resume, and compared what had come"
 
 
 class IncomingMigration:
@@ -52,37 +52,26 @@ class IncomingMigration:
     ) -> None:
         self.parameters = parameters or params.IncomingParameters()
         self.savevm = savevm.SaveState()
-        self._block = block.BlockLoadHandlers(self._open)
-        self._figures = received.IncomingFigures(self._block, on_progress, clock)
-        self.stats, self.keep_maps = self._figures.stats, self._figures.keep_maps
-        self._targets = load_targets.TargetSet(targets, self.parameters, self.stats, into=into, by_index=by_index)
-        self._session = incomingsession.IncomingSession(
-            self._block,
-            self._targets,
-            self._figures,
-            idle_timeout=self.parameters.idle_timeout,
-            on_link=self._take_link,
-            check_cancelled=self._check_cancelled,
-        )
-        self._read_back = readback.ReadBack(self.parameters, self._block, self.stats, self._check_cancelled)
-        self._buffers, self._room = block.LoadBuffers(), block.CoverageRoom()
-        for name in block.FORMATS:
-            self.savevm.register_savevm_live(name, 0, 1, self._block)
-        self._requested_uri, self._observer = uri, observer
+        self._figures = received.IncomingFigures(on_progress, clock)
+        self.stats = self._figures.stats
+        self._requested_uri = uri
+        self._wanted, self._into, self._by_index = targets, into, by_index
+        self._observer = observer
         self._stack = contextlib.ExitStack()
         self._listener: channel.Listener | None = None
         self._f: channel.InputQEMUFile | None = None
-        self._answers: comparing.Answering | None = None  # while the stream is loaded
-        self._cancel_requested = self.is_awaited = False
-        """The latter: the source waits, or has waited, for the word that all is on stable storage."""
+        self._cancel_requested = False
+        self._loading = self._another()
 
-        self._taking: taking.Taking | None = None
+    def keep_maps(self) -> arrivals.Arrivals:
+        """Return where the maps of the disks will be, by name, as they come, and the rounds; call it before `run`."""
+        return self._figures.keep_maps()
 
     def __enter__(self) -> Self:
         """Listen, where the URI says so; `uri` is then the actual address."""
-        self._targets.prepare(self._requested_uri)
+        self._loading.prepare(self._requested_uri)
         with contextlib.ExitStack() as stack:
-            stack.push(self._targets)
+            stack.enter_context(self._loading)
             tls, allow = self.parameters.tls, self.parameters.allow
             self._listener = stack.enter_context(channel.listen(self._requested_uri, tls=tls, allow=allow))
             self._stack.push(stack.pop_all())
@@ -109,6 +98,11 @@ class IncomingMigration:
         """Return whether any machine may reach the address, and who does can write the targets: see `insecure`."""
         return self._listener is not None and self._listener.is_exposed and not self.parameters.insecure
 
+    @property
+    def is_awaited(self) -> bool:
+        """Return whether the source waits, or has waited, for the word that all is on stable storage."""
+        return self._loading.is_awaited
+
     def run(self) -> stats.IncomingStatistics:
         """Wait for the source, load all disks, check and flush them, tell the source, and return the statistics.
 
@@ -125,8 +119,7 @@ class IncomingMigration:
             self._figures.begin(f)
             self._figures.set_status("active")
             self._check_cancelled()
-            with self._targets, contextlib.closing(self._read_back), contextlib.closing(self._session):
-                self._load(f)
+            self._load(f)
         except BaseException as error:
             cancelled = isinstance(error, errors.Cancelled) or not isinstance(error, Exception)
             with errors.keeping(error):
@@ -140,158 +133,90 @@ class IncomingMigration:
     def cancel(self) -> None:
         """Stop as soon as possible: `run` raises :class:`~blkmig.errors.Cancelled`. From any thread."""
         self._cancel_requested = True
-        if self._taking is not None and self._taking.is_decided:
-            self._session.stop_waiting()
+        if self._loading.is_decided:
+            self._loading.stop_waiting()
             return  # the disks are here by now, and the source is to know that
         if self._listener is not None:
             self._listener.cancel()
         if self._f is not None:
             self._f.cancel()
-        self._targets.cancel()
+        self._loading.cancel()
 
     # -- steps -------------------------------------------------------------------------------------------------------
+
+    def _another(self) -> loading.Loading:
+        """Return a loading that has opened nothing yet."""
+        return loading.Loading(
+            self._wanted,
+            self.parameters,
+            self.savevm,
+            self._figures,
+            into=self._into,
+            by_index=self._by_index,
+            observer=self._observer,
+            on_link=self._take_link,
+            check_cancelled=self._check_cancelled,
+        )
 
     def _accept(self, listener: channel.Listener) -> channel.InputQEMUFile:
         """Wait for the first connection that is a migration; others are refused once its disks are known."""
         accept, idle = self.parameters.accept_timeout, self.parameters.idle_timeout
-        f = listener.accept(timeout=accept, magics=[savevm.QEMU_VM_FILE_MAGIC], nbytes=savevm.HEADER_NBYTES)
+        magics, header = [savevm.QEMU_VM_FILE_MAGIC, savevm.RESUME_MAGIC], savevm.HEADER_NBYTES
+        short = savevm.QEMU_VM_FILE_MAGIC, header
+        f = listener.accept(timeout=accept, magics=magics, nbytes=savevm.AGAIN_NBYTES, short=short)
         f.set_idle_timeout(idle, first=accept or 0.0)
         return f
 
     def _load(self, f: channel.InputQEMUFile) -> None:
-        """Load the stream and bring it to its end, good or bad.
-
-        The source's guest may stand still until our word comes. So nothing that grows with the disks is done before
-        that but to bring to stable storage what is not there yet: what was written is read back afterwards.
+        """Load the stream of the source on `f`, or of the last of its processes: each may resume after the one before.
         """
-        self._block.on_extra |= self._buffers.on_extra()
-        self._block.on_described = lambda *counts: self._targets.check_counts(*counts, position=f.position)
-        self._block.on_sizes = self._targets.check_announced
-        answers: dict[int, savevm.Answer] = {savevm.ASK_TREES: savevm.KNOWS_TREES, savevm.ASK_ALIVE: savevm.Alive()}
-        assert self._listener is not None
-        offered = comparing.abilities(self.parameters, self.is_exposed) & gathering.abilities(self._listener)
-        answers[savevm.ASK] = savevm.Hello(abilities=offered & self._read_back.abilities)
-        loader = LoadVM(self.savevm, f, observer=self._observer, answers=answers, on_loss=self._session.next_link)
-        self._block.on_table = lambda table, position: self._admit(table, position, loader, f)
-        self._block.on_flush = lambda number: self._flush(number, loader)
-        if self.parameters.incremental:
-            from . import basecheck
-            check = basecheck.BaseCheck(loader.beat, self._check_cancelled).check
-            self._block.on_base = check if self.parameters.verify else lambda *_: None
-        self._taking = taken = taking.Taking(
-            self._targets,
-            self._block,
-            loader,
-            lambda end: self._judge(taking.as_if_ended(loader.summary(), end)),
-            self.stats,
-            self._check_cancelled,
-            unlocks=not self.parameters.verify,
-        )
-        self._session.attach(self._listener, loader, f, taken, self._read_back)
-        try:
-            with comparing.answering(loader) as self._answers:
-                stream = loader.loadvm()
-            self.is_awaited = loader.is_awaited
-        except errors.MigrationError as error:
-            if not taken.is_taken:
-                if not isinstance(error, errors.InDoubt):
-                    taken.is_refused(error)
-                    self._give_reason(loader, error)
-                raise
-            self.is_awaited = loader.is_awaited
-            taken.link_was_lost(error)
-        except BaseException as error:
-            if not taken.is_decided:
-                self._give_reason(loader, error)
-            raise
-        else:
-            f = self._f or f  # another one, if the link was lost
-            if not taken.is_taken:
-                self._end_with_a_word(f, loader, stream)
+        resumed = None
+        if f.starts_with(savevm.RESUME_MAGIC):
+            resumed = savevm.parse_again(f.get_buffer(savevm.AGAIN_NBYTES))
+            self._welcome(f, savevm.Waiting.NOBODY)
+        while True:
+            try:
+                with self._loading as present:
+                    assert self._listener is not None
+                    present.load(f, self._listener, resumed=resumed, is_exposed=self.is_exposed)
                 return
-            taken.source_knows()
-        self._figures.set_totals()
-        if self.parameters.verify:
-            self._verify(taken.announced, loader, f)
-        taken.later(f.close)
-        taken.check_names()
+            except incomingsession.TakenOver as taken_over:
+                f, resumed = taken_over.arrival.f, taken_over.arrival.session
+            with self._telling(f):
+                self._begin_anew(f)
 
-    def _verify(self, announced: announcement.Announcement, loader: LoadVM, f: channel.InputQEMUFile) -> None:
-        """Read the targets back, as far as that was not done before, when the source has had our word."""
-        if announced.is_proven:
-            self._read_back.finish(loader, f)
-        else:
-            safekeeping.verify(self._targets, announced, self._check_cancelled, is_told=True)
+    def _begin_anew(self, f: channel.InputQEMUFile) -> None:
+        """Have a loading ready for the process of the source on `f`, in place of one that was given up."""
+        f.set_idle_timeout(self.parameters.idle_timeout)
+        self._figures.begin_anew(f)
+        self._loading = self._another()
+        self._stack.enter_context(self._loading)
+        self._check_cancelled()  # behind that: whoever cancels sets the flag first, and then cancels what is there
+        self._loading.prepare(self._requested_uri)
+        self._check_cancelled()
+        self.stats.notes.append(TAKEN_OVER)
+        self._welcome(f, savevm.Waiting.RECEIVER)
+        self._figures.set_status("active")
 
-    def _end_with_a_word(self, f: channel.InputQEMUFile, loader: LoadVM, stream: savevm.LoadedStream) -> None:
-        """Bring a stream that came whole, and whose source waits for no more than our word, to its end."""
+    def _welcome(self, f: channel.InputQEMUFile, waiting: savevm.Waiting) -> None:
+        """Tell a source that resumes whom it has met."""
+        back = f.return_path()
+        assert back is not None
+        savevm.send_word(back, savevm.Resumed(waiting))
+
+    @contextlib.contextmanager
+    def _telling(self, f: channel.InputQEMUFile) -> Iterator[None]:
+        """Tell the source on `f`, which has not begun its stream, why this end fails in the body."""
         try:
-            announced = self._judge(stream)
-            safekeeping.make_durable(self._targets, loader, self._check_cancelled)
-            self._session.close()
-            self._check_cancelled()
-            self._figures.set_totals()
-            verifies_later = self.parameters.verify and loader.is_awaited
-            if self.parameters.verify and not verifies_later:
-                safekeeping.verify(self._targets, announced, self._check_cancelled, is_told=False)
-            if not verifies_later:
-                self._targets.close()  # whoever waits for our word may open the disks the moment it comes
-            self._targets.publish()
+            yield
         except BaseException as error:
-            self._give_reason(loader, error)
+            farewell.tell(f, error)
             raise
-        try:
-            farewell.give_word(loader, f, goes_on=announced.is_proven)
-        except errors.ChannelError:
-            raise  # the source did not get it, so the targets are taken back
-        except BaseException:
-            self._targets.confirm()  # it may have got it
-            raise
-        self._targets.confirm()
-        if verifies_later:
-            self._verify(announced, loader, f)
-        f.close()
-
-    def _give_reason(self, loader: LoadVM, error: BaseException) -> None:
-        assert self._f is not None
-        self._session.give_reason(error)
-        farewell.give_reason(loader, self._f, error)
 
     def _take_link(self, f: channel.InputQEMUFile) -> None:
         """Take note of the link on which the source of a session goes on."""
         self._f = f
         self._stack.callback(f.abort)
-
-    def _open(self, name: str, position: int) -> block.BlkLoadDevice:
-        """Open the target of the disk called `name`, which appears at `position`."""
-        device = self._figures.watched(name, self._targets.open(name, position))
-        device.join(self._buffers, self._room)
-        return device
-
-    def _admit(
-        self, table: Sequence[block.TableDisk], position: int, loader: LoadVM, f: channel.InputQEMUFile
-    ) -> Mapping[bytes, block.BlkLoadDevice]:
-        """Open the targets of all disks of a section ``blkmig``, and tell the source."""
-        self._targets.announced = self._block.sizes
-        self._targets.leaving.resumes = comparing.check_table(self.parameters, table, position, self.is_exposed)
-        devices = admission.admit(table, position, self._targets, self._open, loader)
-        self._read_back.begin(table, devices, loader, f)
-        comparing.begin(self._answers, self.parameters, self._block, table, devices, f)
-        return devices
-
-    def _flush(self, number: int, loader: LoadVM) -> None:
-        """Bring all to stable storage before the pause, and let go of what would take time to free in it."""
-        if loader.is_awaited:
-            safekeeping.make_durable(self._targets, loader, self._check_cancelled)
-            loader.way_back.ready(number)
-            for device in self._targets.devices:
-                device.rest()
-
-    def _judge(self, stream: savevm.LoadedStream) -> announcement.Announcement:
-        self._figures.all_has_come()
-        comparing.end(self._answers)
-        room = self._block, self._targets, self._open, self.parameters, self.stats
-        return judging.judge(stream, *room, self._read_back.check)
 
     def _check_cancelled(self) -> None:
         """Raise if somebody has cancelled."""

@@ -7,10 +7,16 @@
                                                      │  wait; the targets stay open and locked
                                                      └─ a newer link ─ drain ─ SESSION: last ACK ─ records ...
     COMMIT ─ DONE ─ the link is lost ─ wait; nothing is open any more ─ a newer link ─ SESSION ─ COMMIT ─ DONE
+    another process of the source, which resumes ─ `TakenOver`: what has come is left, and compared by the next loading
+                                                 └ behind DONE: RESUMED, it has the disks; nobody else is waited for
 
 What came before the last ACK stays. What came after it may have come or not, the source sends it again; so the counts
 that the description will be held against go back to the last ACK, at both ends (see `block.log`). Half a record has no
 effect: whatever is written, or counted, is so when all of it has come.
+
+**No COMMIT counts behind that.** This thread alone takes the disks, and it is the one that raises `TakenOver`: so a
+receiver that says to the next process of the source that the disks are the source's never takes them by what an older
+one has said.
 
 All of it belongs to the loading thread; `acknowledging` and `lobby` have threads of their own.
 """
@@ -18,9 +24,10 @@ All of it belongs to the loading thread; `acknowledging` and `lobby` have thread
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NoReturn
 
 from .. import block, channel, errors, logs, savevm
-from . import acknowledging, farewell, gathering, lobby, readback, received, taking, targets
+from . import acknowledging, afterwards, farewell, gathering, lobby, readback, received, taking, targets
 
 logger = logs.Logger(__name__)
 
@@ -34,7 +41,15 @@ LAST_SECONDS = 0.5
 """How long what a source still sends is dropped, so that it finds why this end was cancelled."""
 
 INCARNATION = 1
-"""The number of the sending process, as the receiver counts them: it takes one."""
+"""The number of the process that begins a session; those that resume it count on."""
+
+
+class TakenOver(Exception):
+    """Another process of the source resumes, on the connection of `arrival`."""
+
+    def __init__(self, arrival: lobby.Arrival) -> None:
+        super().__init__("another process of the source resumes")
+        self.arrival = arrival
 
 
 class IncomingSession:
@@ -63,7 +78,8 @@ class IncomingSession:
         self._f: channel.InputQEMUFile
         self._taking: taking.Taking
         self._read_back: readback.ReadBack
-        # Set by the source's SESSION.
+        self._refusal: Callable[[], str]
+        # Set by the source's SESSION, or at once for one that resumes.
         self._seconds = 0.0
         self._acknowledger: acknowledging.Acknowledger | None = None
         self._lobby: lobby.Lobby | None = None
@@ -76,12 +92,21 @@ class IncomingSession:
         f: channel.InputQEMUFile,
         taken: taking.Taking,
         read_back: readback.ReadBack,
+        *,
+        resumed: savevm.Session | None,
+        refusal: Callable[[], str],
     ) -> None:
         """Take part in the loading of `f`, which `listener` has accepted; the disks are handed over to `taken`, and
-        what proves them goes to `read_back`."""
+        what proves them goes to `read_back`.
+
+        `resumed` is what a source has said that resumes. `refusal` says why none can at this receiver, "" if one can.
+        """
         self._listener, self._loader, self._f, self._taking = listener, loader, f, taken
         self._read_back = read_back
         taken.on_told = self._hurry
+        self._refusal = refusal
+        if resumed is not None and resumed.seconds and listener.takes_several:
+            self._open_lobby(resumed, resumed.incarnation, goes_on=False)
         self._block.on_section_begins = self._section_begins
         self._block.on_barrier = self._take_barrier
         self._block.on_extra[block.ExtraKind.SESSION] = self._take
@@ -121,7 +146,8 @@ class IncomingSession:
     def _take(self, body: bytes, position: int) -> None:
         """Begin the session that the source asks for."""
         session = savevm.parse_session(body, position)
-        if self._acknowledger is not None or (session.incarnation, session.attempt) != (0, 1):
+        is_first = self._acknowledger is None and self._lobby is None
+        if not is_first or (session.incarnation, session.attempt) != (0, 1):
             raise errors.StreamError("a SESSION that begins a second time", position=position)
         for kind in (block.ExtraKind.ASK, block.ExtraKind.SAME):  # an answer on a lost link would not come again
             self._block.on_extra.pop(kind, None)
@@ -132,12 +158,18 @@ class IncomingSession:
         self._targets.settle = self._acknowledger.settle
         takes_barriers = self._acknowledger.can_flush
         if takes_barriers and session.seconds and self._listener.takes_several:
-            self._seconds = DEAD_SECONDS + min(session.seconds, MOST_SECONDS) + GRACE_SECONDS
-            self._lobby = lobby.Lobby(self._listener, session, self._f)
+            self._open_lobby(session, INCARNATION, goes_on=True)
             self._targets.leaving.has_session = True
-            self._targets.session.may_be_asked(session.key, self._seconds, self._listener.secret)
         way_back.answer_session(
             savevm.SessionAnswer(INCARNATION, 0, 0, takes_barriers=takes_barriers, waits=self._lobby is not None)
+        )
+
+    def _open_lobby(self, session: savevm.Session, incarnation: int, *, goes_on: bool) -> None:
+        """Wait for the source whenever its link is lost."""
+        self._seconds = DEAD_SECONDS + min(session.seconds, MOST_SECONDS) + GRACE_SECONDS
+        self._targets.session.may_be_asked(session.key, self._seconds, self._listener.secret)
+        self._lobby = lobby.Lobby(
+            self._listener, session, self._f, incarnation=incarnation, goes_on=goes_on, refusal=self._refusal
         )
 
     def _take_bundle(self, bundle: savevm.Bundle, position: int) -> None:
@@ -150,7 +182,8 @@ class IncomingSession:
 
     def _section_begins(self) -> None:
         if self._acknowledger is None:
-            if self._block.format == "block" or self._block.table is not None:
+            is_known = self._block.format == "block" or self._block.table is not None
+            if is_known and self._lobby is None:
                 self._listener.close()  # nobody else is taken
             return
         self._acknowledger.check()
@@ -187,12 +220,15 @@ class IncomingSession:
         self._targets.leaving.is_link_away = True
         while True:
             self._f.abort()
-            f = self._lobby.next(self._seconds, lambda: self._say_what_is_waited_for(error))
+            arrived = self._lobby.next(self._seconds, lambda: self._say_what_is_waited_for(error))
             self._look()
-            if f is None:
+            if arrived is None:
                 raise error
+            f = arrived.f
             self._on_link(f)
             self._look()
+            if arrived.resumes:
+                self._give_way(arrived, error)
             try:
                 self._go_on(f)
             except errors.ChannelError:
@@ -214,6 +250,14 @@ class IncomingSession:
             )
         else:
             logger.warning("the link was lost; its source is waited for, for %g s at most: %s", self._seconds, error)
+
+    def _give_way(self, arrived: lobby.Arrival, error: errors.MigrationError) -> NoReturn:
+        """Have another process of the source go on, or tell it that the disks are this host's."""
+        if not self._taking.is_taken:
+            self._targets.leaving.is_taken_over = True
+            raise TakenOver(arrived)
+        afterwards.tell_owner(arrived.f, self._taking.resumed())
+        raise error
 
     def _look(self) -> None:
         """Raise if somebody has cancelled, unless the disks are this host's: then it has only stopped waiting."""

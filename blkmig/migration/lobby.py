@@ -6,10 +6,16 @@
     loading thread   link 1 ── lost ─── next ───────────────────► link 2 ───────
     blkmig-lobby     ... a connection that begins with the session ─┘ link 1 is broken off, whatever it does
 
-Whoever comes must begin with the key of the session, and have a higher number than all before; see `channel.accepting`
-for the others. Who says that it does not come again ends the session. A source comes again because it believes the
-link to be lost. This end may not know that yet, or not find out for minutes, so the old link is broken off at once:
-what has arrived on it may still be read, nothing else.
+Whoever comes must begin with the key of the session. The same process of the source has a higher number than on all
+links before. Who says that it does not come again ends the session. Another process of the source, which resumes, has a
+higher incarnation; it is the last one that this lobby takes, for with it everything begins anew (see `receiver`). All
+others are told why they are not taken, and closed. A source comes again because it believes the link to be lost, or the
+process before to be dead. This end may not know that yet, or not find out for minutes, so the old link is broken off at
+once: what has arrived on it may still be read, nothing else.
+
+**One source.** Incarnations only ever grow, and one that is not higher than that of the link which is read is never
+taken: so of two processes with one session, whichever came first, the older one is told to end, and of two equal ones
+the second.
 
 Who owns what: `_lock` guards the newest number and the breaker of the link that is being read. A link and its breaker
 belong to this thread until they are in the queue, then to the loading thread. Numbers only ever grow, so a link in the
@@ -19,12 +25,13 @@ queue is always newer than the one that is being read.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import queue
 import threading
 from collections.abc import Callable, Iterator
 
 from .. import channel, errors, logs, savevm
-from . import gathering
+from . import gathering, refusing
 
 log = logs.Logger(__name__)
 
@@ -35,28 +42,64 @@ RETRY_SECONDS = 1.0
 """How long to wait before the next try where no connection can be taken, as without a descriptor."""
 
 
-class Lobby:
-    """Takes the connections of `session` that come to `listener`, whose first one is `f`."""
+@dataclasses.dataclass(frozen=True, slots=True)
+class Arrival:
+    """A connection of the source: `session` is what it has said first."""
 
-    def __init__(self, listener: channel.Listener, session: savevm.Session, f: channel.InputQEMUFile) -> None:
+    f: channel.InputQEMUFile
+    session: savevm.Session
+    breaker: channel.Breaker
+    resumes: bool
+    """It is another process of the source, and its stream begins behind our answer."""
+
+    def drop(self) -> None:
+        """Close what nobody wants any more."""
+        self.f.abort()
+        self.breaker.close()
+
+
+class Lobby:
+    """Takes the connections of `session` that come to `listener`, whose first one is `f`.
+
+    `goes_on` is whether a process of the source goes on with its stream when the link is lost. Otherwise only another
+    one comes. `refusal` says why none can, "" if one can; any thread calls it.
+    """
+
+    def __init__(
+        self,
+        listener: channel.Listener,
+        session: savevm.Session,
+        f: channel.InputQEMUFile,
+        *,
+        incarnation: int,
+        goes_on: bool,
+        refusal: Callable[[], str],
+    ) -> None:
         # Set here, then read-only.
         self._listener = listener
-        self._again = savevm.AGAIN_MAGIC + session.key
-        self._magics = [self._again]  # how a connection begins that is taken; the loading thread adds one
+        self._key = session.key
+        self._incarnation = incarnation
+        self._goes_on = goes_on
+        self._refusal = refusal
+        # How a connection begins that is looked at; the loading thread adds one.
+        self._magics = [savevm.QEMU_VM_FILE_MAGIC, savevm.AGAIN_MAGIC, savevm.RESUME_MAGIC]
         self._others: queue.SimpleQueue[channel.InputQEMUFile] = queue.SimpleQueue()
-        self._arrivals: queue.SimpleQueue[tuple[channel.InputQEMUFile, channel.Breaker] | None] = queue.SimpleQueue()
+        self._arrivals: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()
+        # The thread's own.
+        self._refused = refusing.Refused()
         # Guarded by `_lock`.
         self._lock = threading.Lock()
         self._newest = session.attempt
         self._breaker = f.breaker()
         # Set once, by whoever ends it.
         self._is_closed = threading.Event()
+        self._has_successor = False
         self._thread = threading.Thread(target=self._run, name="blkmig-lobby", daemon=True)
         self._thread.start()
 
     # -- the loading thread --------------------------------------------------------------------------------------------
 
-    def next(self, seconds: float, say: Callable[[], None]) -> channel.InputQEMUFile | None:
+    def next(self, seconds: float, say: Callable[[], None]) -> Arrival | None:
         """Wait for the link on which the source goes on; None if it does not come, or says that it does not.
 
         Blocks for `seconds` at most; calls `say` when it takes more than a moment. Whoever closes the listener, or
@@ -73,13 +116,12 @@ class Lobby:
                 return None
         with self._lock:
             while arrived is not None and not self._arrivals.empty():
-                arrived[0].abort()
-                arrived[1].close()
+                arrived.drop()
                 arrived = self._arrivals.get()
             if arrived is None:
                 return None
-            self._replace_breaker(arrived[1])
-        return arrived[0]
+            self._replace_breaker(arrived.breaker)
+        return arrived
 
     @contextlib.contextmanager
     def taking(self, magic: bytes) -> Iterator[gathering.Next]:
@@ -115,18 +157,19 @@ class Lobby:
                 self._breaker.say_last(data, seconds)
 
     def close(self) -> None:
-        """End the thread and stop listening. Twice does no harm."""
+        """End the thread and stop listening, unless another process of the source needs that. Twice does no harm."""
         self._is_closed.set()
-        self._listener.cancel()
+        if not self._has_successor:
+            self._listener.cancel()
         self._thread.join()
         while not self._arrivals.empty():
             if (arrived := self._arrivals.get()) is not None:
-                arrived[0].abort()
-                arrived[1].close()
+                arrived.drop()
         self._drop_others()
         with self._lock:
             self._replace_breaker(None)
-        self._listener.close()
+        if not self._has_successor:
+            self._listener.close()
 
     def _replace_breaker(self, breaker: channel.Breaker | None) -> None:
         if self._breaker is not None:
@@ -137,7 +180,7 @@ class Lobby:
 
     def _run(self) -> None:
         try:
-            while not self._is_closed.is_set():
+            while not (self._is_closed.is_set() or self._has_successor):
                 try:
                     self._take_one()
                 except errors.Cancelled:
@@ -146,26 +189,64 @@ class Lobby:
                     log.warning("a source that comes again cannot be taken: %s", error)
                     self._is_closed.wait(RETRY_SECONDS)
         finally:
-            self._arrivals.put(None)
+            self._refused.close()
+            if not self._has_successor:
+                self._arrivals.put(None)
 
     def _take_one(self) -> None:
-        """Wait for one connection that begins with the session's key, and hand it over if it is a newer one."""
-        f = self._listener.accept(timeout=None, magics=self._magics, nbytes=savevm.AGAIN_NBYTES, keep=True)
-        if not f.starts_with(self._again):
-            self._others.put(f)
+        """Wait for one connection that is looked at, and hand it over if it is a newer one of the session."""
+        short = savevm.QEMU_VM_FILE_MAGIC, savevm.HEADER_NBYTES
+        try:
+            f = self._listener.accept(
+                timeout=self._refused.seconds, magics=self._magics, nbytes=savevm.AGAIN_NBYTES, short=short, keep=True
+            )
+        except errors.ChannelTimeout:
+            self._refused.close()
             return
+        if f.starts_with(savevm.QEMU_VM_FILE_MAGIC):
+            self._refused.tell(f, refusing.BUSY)
+        elif f.starts_with(savevm.AGAIN_MAGIC) or f.starts_with(savevm.RESUME_MAGIC):
+            self._take_session(f, resumes=f.starts_with(savevm.RESUME_MAGIC))
+        else:
+            self._others.put(f)
+
+    def _take_session(self, f: channel.InputQEMUFile, *, resumes: bool) -> None:
         with contextlib.ExitStack() as on_refusal:
             on_refusal.callback(f.abort)
-            session = savevm.parse_again(f.get_buffer(savevm.AGAIN_NBYTES))
+            try:
+                session = savevm.parse_again(f.get_buffer(savevm.AGAIN_NBYTES))
+            except errors.StreamError:
+                return  # no blkmig says that
+            why_not = self._why_not(session, resumes=resumes)
+            if why_not is not None:
+                on_refusal.pop_all()
+                self._refused.tell(f, why_not)
+                return
             breaker = f.breaker()
             assert breaker is not None
             on_refusal.callback(breaker.close)
             with self._lock:
-                if session.attempt <= self._newest:
+                if not resumes and session.attempt <= self._newest:
                     return
                 self._newest = session.attempt
-                if session.seconds:
+                self._has_successor = resumes
+                if session.seconds or resumes:
                     on_refusal.pop_all()
-                self._arrivals.put((f, breaker) if session.seconds else None)
+                    self._arrivals.put(Arrival(f, session, breaker, resumes))
+                else:
+                    self._arrivals.put(None)
                 if self._breaker is not None:
                     self._breaker.break_off()
+
+    def _why_not(self, session: savevm.Session, *, resumes: bool) -> refusing.Why | None:
+        """Return why who says that is not taken; None if it may be."""
+        if session.key != self._key:
+            return refusing.BUSY
+        if resumes:
+            if session.incarnation <= self._incarnation:
+                return refusing.OLDER
+            why_not = self._refusal()
+            return refusing.Why(why_not) if why_not else None
+        if session.incarnation != self._incarnation:
+            return refusing.superseded(self._incarnation)
+        return None if self._goes_on or not session.seconds else refusing.OLDER

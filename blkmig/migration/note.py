@@ -25,9 +25,10 @@ class Note:
         self._state_dir = state_dir
         self._files = sessions.SessionFiles("source", state_dir)
 
-    def look(self, disks: Sequence[disk.BlockBackend]) -> list[sessionfile.Disk]:
+    def look(self, disks: Sequence[disk.BlockBackend], *, settled: bytes | None = None) -> list[sessionfile.Disk]:
         """Look for earlier notes of disks that are to move, in whatever section and to whom; return the disks. Blocks.
 
+        One of the session that is `settled` counts no more: its target has said that it has not taken the disks.
         Raises :class:`~blkmig.errors.InDoubt` if one says that its disk may have moved, and
         :class:`~blkmig.errors.DeviceError`.
         """
@@ -35,12 +36,19 @@ class Note:
         paths = [(name, str(Path(file.path).resolve()), file) for name, file in found]
         for name, path, _ in paths:
             with errors.failing("cannot look for its session file", device=name):
-                taken.meet(path, device=name, state_dir=self._state_dir)
+                taken.meet(path, device=name, state_dir=self._state_dir, settled=settled)
         return [sessionfile.Disk(path, is_file=file.is_regular) for _, path, file in paths]
 
-    def begin(self, disks: Sequence[disk.BlockBackend]) -> None:
-        """Find a place for it: beside the disks that outlive this process. Blocks; raises as `look`."""
-        self._files.begin(self.look(disks))
+    def begin(
+        self, disks: Sequence[disk.BlockBackend], *, key: bytes | None = None, settled: bytes | None = None
+    ) -> None:
+        """Find a place for it, which will say the `key` of the session: beside the disks that outlive this process.
+
+        Blocks; raises as `look`.
+        """
+        if key is not None:
+            self._files.has_key(key)
+        self._files.begin(self.look(disks, settled=settled))
 
     def store(self, number: int) -> None:
         """Store it for END `number`. Raises :class:`~blkmig.errors.DeviceError`: then COMMIT must not leave."""

@@ -8,6 +8,7 @@
                                                           │  connect: "blkS", the next attempt ─ SESSION: last ACK
                                                           └─ take back what was sent after that ─ sections ...
     COMMIT n ... the link is lost ─ "blkS" ─ SESSION ─ COMMIT n again ─ DONE n
+    killed, and another process: "blkR", the next incarnation ─ RESUMED ─ a stream of its own, which compares
 
 There is one only between two blkmigs, on a channel that can be opened again. A reset of the old link comes before
 anything else: none of its bytes may reach the target once new ones have been read. What the target's process knows
@@ -29,7 +30,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from .. import block, errors, logs, params, savevm, stats
-from . import barriers, bundling, connection, figures, questions
+from . import barriers, bundling, connection, figures, keyfile, questions, resuming
 
 logger = logs.Logger(__name__)
 
@@ -42,6 +43,11 @@ FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
 """Seconds between two attempts; each delay is twice the one before."""
 
 NO_SESSION = "the target compares with old copies that it holds: a link that is lost does not come back (--reconnect)"
+
+SUPERSEDED = (
+    "another sender has gone on with this migration, and this one ends [{}]. If that one moves the disks, do not use "
+    "them here before it has ended: with exit code 0, they are the target's"
+)
 
 STEADY_SECONDS = 20.0
 """A link that has lasted so long has carried something, and is lost anew."""
@@ -75,17 +81,50 @@ class OutgoingSession:
         self._clock = clock
         self._bundling = bundling.Bundling(parameters, handlers, save_state, link, asked, measured.stats)
         self._barriers = barriers.Barriers(handlers, save_state, link, asked, measured, clock=clock)
+        self._key_file = keyfile.KeyFile(parameters.state_dir)
+        self._resuming = resuming.Resuming(link, asked, self._key_file)
         # Set while the migration begins.
+        self._known: keyfile.Known | None = None
         self._key: bytes | None = None
         self._incarnation = 0
-        self._comes_again = False
+        self._is_offered = self._comes_again = False
         # When the present loss began, and which link is the last one.
         self._attempt = 1
         self._lost_at = self._connected_at = -math.inf
         self._acknowledged_before = 0
-        self._is_completed = False
+        self._is_completed = self._is_superseded = False
 
     # -- the beginning -------------------------------------------------------------------------------------------------
+
+    def resume(self, *, timeout: float) -> bool:
+        """Open the first link to a receiver that may wait for another process of this source, which has left its key.
+
+        Returns whether it is open. Blocks; raises as `Resuming.connect`, and `KeyFile.find`.
+        """
+        known = self.find_known()
+        if known is None:
+            return False
+        idle_timeout = self._parameters.idle_timeout
+        is_open = self._resuming.connect(known, self._most_seconds(), timeout=timeout, idle_timeout=idle_timeout)
+        if is_open:
+            self._key, self._incarnation = known
+        return is_open
+
+    def find_known(self) -> keyfile.Known | None:
+        """Return the session that a process before this one has left, if it is to be resumed. Raises as `resume`."""
+        if self._known is None and self._parameters.resume and self._connection.takes_several:
+            self._known = self._key_file.find(self._block.disks.all)
+        return self._known
+
+    @property
+    def settles(self) -> bytes | None:
+        """Return the key of a session of which it is known that its target has not taken the disks, if there is one."""
+        return self._key if self._resuming.is_owner else None
+
+    @property
+    def key(self) -> bytes | None:
+        """Return the key of the session, if there is one."""
+        return self._key
 
     def offer(self) -> None:
         """Have START say SESSION, if there can be one; call it once the section is chosen."""
@@ -93,17 +132,21 @@ class OutgoingSession:
             if self._parameters.reconnect:
                 self._figures.stats.notes.append(NO_SESSION)
         elif self._can_be_offered():
-            self._key = os.urandom(savevm.KEY_NBYTES)
+            self._key, self._is_offered = os.urandom(savevm.KEY_NBYTES), True
+            # First: a target that has heard of the session waits for it.
+            self._key_file.begin(self._block.disks.all, keyfile.Known(self._key, keyfile.FIRST))
             self._block.session = block.extra(block.ExtraKind.SESSION, self._session().encode())
 
     def begin(self) -> None:
         """Hear what the target says to SESSION, behind its reply. Blocks."""
-        if self._key is None:
+        if not self._is_offered:
             return
         answer = self._questions.await_session(math.inf)
         self._incarnation, self._comes_again = answer.incarnation, answer.takes_barriers and answer.waits
         if self._comes_again:
             self._barriers.open()
+        else:
+            self._key_file.remove()
 
     def spread(self) -> None:
         """Have the stream go over several connections, where it is to; nothing of the first part is sent."""
@@ -134,8 +177,11 @@ class OutgoingSession:
 
     def _session(self, *, is_over: bool = False) -> savevm.Session:
         assert self._key is not None
-        seconds = 0 if is_over else min(math.ceil(self._seconds), savevm.MAX_SECONDS)
+        seconds = 0 if is_over else self._most_seconds()
         return savevm.Session(self._key, self._incarnation, self._attempt, seconds)
+
+    def _most_seconds(self) -> int:
+        return min(math.ceil(self._seconds), savevm.MAX_SECONDS)
 
     # -- a link that was lost ------------------------------------------------------------------------------------------
 
@@ -211,6 +257,9 @@ class OutgoingSession:
             idle_timeout=self._parameters.idle_timeout,
         )
         answer = self._questions.await_session(seconds)
+        if answer.incarnation != self._incarnation:
+            self._is_superseded = True
+            raise errors.InDoubt(SUPERSEDED.format(self._connection.uri))
         f.set_rate_limit(int(self._parameters.max_bandwidth))
         self._bundling.begin()
         self._block.link_is_back(f)
@@ -219,10 +268,19 @@ class OutgoingSession:
         return answer
 
     def close(self) -> None:
-        """Tell a target that waits for us that nobody comes again. Blocks for a moment; twice does no harm."""
-        key_is_known = self._key is not None and not self._is_completed and not self._connection.has_target_failed
-        if not key_is_known:
-            return
+        """Tell a target that waits for us that nobody comes again. Blocks for a moment; twice does no harm.
+
+        The key stays where that may not be known.
+        """
+        is_over = self._is_completed
+        if self._key is not None and not self._is_superseded:
+            is_over = is_over or self._connection.has_target_failed or self._say_goodbye()
+        if is_over:
+            self._key_file.remove()
+        self._key_file.close()
+
+    def _say_goodbye(self) -> bool:
+        """Return whether the target has been told, as far as that is seen here."""
         self._attempt += 1
         word, self._key = self._session(is_over=True).again(), None
         with contextlib.suppress(errors.MigrationError), contextlib.ExitStack() as stack:
@@ -231,3 +289,5 @@ class OutgoingSession:
             f.set_idle_timeout(GOODBYE_SECONDS)
             f.put_buffer(word)
             f.close()
+            return True
+        return False

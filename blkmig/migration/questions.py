@@ -138,6 +138,19 @@ class Questions(hearing.Hearing):
             why = f"it has said nothing of it within {seconds:.3g} s"
             raise errors.ChannelTimeout(doing, uri=self._connection.uri, cause=why)
 
+    def await_resumed(self) -> savevm.Resumed:
+        """Return what the target says to another process of a session, within the idle time-out. Blocks."""
+        path = self._connection.return_path
+        assert path is not None
+        doing, self._is_resumed_due = "waiting for the target's word on what is to be resumed", True
+        with self._connection.losing(doing):
+            for _, value in self._heard_within(path.idle_timeout or math.inf):
+                if isinstance(value, savevm.Resumed):
+                    self._is_resumed_due = False
+                    return value
+            why = f"it has said nothing of it within {path.idle_timeout:g} s (--idle-timeout)"
+            raise errors.ChannelTimeout(doing, uri=self._connection.uri, cause=why)
+
     def await_bundled(self, seconds: float, *, is_ready: bool) -> savevm.Bundled:
         """Return what the target says next to a BUNDLE, within `seconds`: that it waits, or what it has. Blocks."""
         doing, self._is_bundle_due = "waiting for the target to take several connections", True

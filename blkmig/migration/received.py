@@ -16,16 +16,15 @@ PROGRESS_SECONDS = 0.1
 
 
 class IncomingFigures:
-    """The figures of what `handlers` load. All of it belongs to the thread that loads."""
+    """The figures of what is loaded, from `load` on. All of it belongs to the thread that loads."""
 
-    def __init__(
-        self, handlers: block.BlockLoadHandlers, on_progress: figures.OnProgress | None, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, on_progress: figures.OnProgress | None, clock: Callable[[], float]) -> None:
         # Set here, then read-only.
         self.stats = stats.IncomingStatistics()
-        self._block = handlers
         self._on_progress = on_progress
         self._clock = clock
+        # Of the present loading.
+        self._block: block.BlockLoadHandlers
         self._f: channel.InputQEMUFile | None = None
         self._before = 0  # bytes that came on links that were lost
         self._started = 0.0
@@ -33,6 +32,11 @@ class IncomingFigures:
         self._rate = outlook.Rate()
         self._phase: stats.ReceivingPhase = "bulk"
         self._arrivals: arrivals.Arrivals | None = None
+
+    def load(self, handlers: block.BlockLoadHandlers) -> None:
+        """Count from now on what `handlers` load."""
+        self._block = handlers
+        self._block.on_progress = self._report if self._on_progress is not None else None
 
     def keep_maps(self) -> arrivals.Arrivals:
         """Return where the maps of the disks will be, by name, as they come, and the rounds; call it before `run`."""
@@ -48,7 +52,6 @@ class IncomingFigures:
     def begin(self, f: channel.InputQEMUFile) -> None:
         """Count from now on what comes in `f`."""
         self._f, self._started = f, self._clock()
-        self._block.on_progress = self._report if self._on_progress is not None else None
 
     def go_on(self, f: channel.InputQEMUFile) -> None:
         """Count what comes in `f`, too: the link before it was lost."""
@@ -56,6 +59,16 @@ class IncomingFigures:
         self._before += self._f.position
         self._f = f
         self.stats.reconnects += 1
+
+    def begin_anew(self, f: channel.InputQEMUFile) -> None:
+        """Forget the disks, which come from the beginning in `f`; what has come of them before was sent all the same.
+        """
+        self.go_on(f)
+        self.stats.disks.clear()
+        self.stats.notes.clear()
+        self.stats.percent, self._phase = 0, "bulk"
+        if self._arrivals is not None:
+            self._arrivals.begin_anew()
 
     def all_has_come(self) -> None:
         """Tell the caller that the stream is at its end; what follows is to bring it to stable storage."""

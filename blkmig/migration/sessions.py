@@ -37,6 +37,7 @@ class SessionFiles:
         self._files: list[sessionfile.SessionFile] = []
         self._disks: Sequence[sessionfile.Disk] = ()
         self._says: dict[str, Any] = {}
+        self._asked: dict[str, Any] = {}
 
     def begin(self, disks: Sequence[sessionfile.Disk]) -> None:
         """Make them, for disks that outlive this process. Blocks.
@@ -84,9 +85,13 @@ class SessionFiles:
         `secret` is what the token was made of that the source has, b"" if it has none. It is not said in a file that
         others may open: then whoever meets it has a token of its own, which the source does not have.
         """
-        self._says |= {"key": key.hex(), "seconds": math.ceil(seconds)}
-        if secret and self._files and self._files[0].is_private:
-            self._says["secret"] = secret.hex()
+        self._asked = {"key": key.hex(), "seconds": math.ceil(seconds)}
+        if secret:
+            self._asked["secret"] = secret.hex()
+
+    def has_key(self, key: bytes) -> None:
+        """Have the next store say the key of the session: its other end can say what became of it."""
+        self._asked = {"key": key.hex()}
 
     def store(self, state: sessionwords.State, number: int) -> None:
         """Store what was decided of END `number`, where there is a place. Blocks.
@@ -95,7 +100,10 @@ class SessionFiles:
         """
         if self._files:
             with errors.failing("cannot store the session file", device=Path(self._disks[0].path).name):
-                self._files[0].store({**self._says, "state": state, "end": number})
+                asked = dict(self._asked)
+                if not self._files[0].is_private:
+                    asked.pop("secret", None)
+                self._files[0].store({**self._says, **asked, "state": state, "end": number})
 
     def nobody_asks(self) -> None:
         """Store that the source knows what was decided: whoever meets the file does not wait for it. Blocks.
@@ -103,7 +111,7 @@ class SessionFiles:
         Raises :class:`~blkmig.errors.DeviceError` if that is not on stable storage for sure.
         """
         for name in sessionwords.OF_WHO_ASKS:
-            self._says.pop(name, None)
+            self._asked.pop(name, None)
         if self._files:
             self.store(self._files[0].says["state"], self._files[0].says["end"])
 

@@ -177,6 +177,10 @@ class Taking:
                 "doubt, let its writers go on"
             )
 
+    def resumed(self) -> savevm.Resumed:
+        """Return what another process of the source is told once the disks are taken."""
+        return savevm.Resumed(savevm.Waiting.OWNER, self._number)
+
     def link_was_lost(self, error: errors.MigrationError) -> None:
         """Take note that the link broke behind DONE, which the source may not have, or that nobody waits any more."""
         if self._kind != savevm.Kind.MOVE:

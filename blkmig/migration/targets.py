@@ -58,7 +58,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         self._made = made.MadeTargets()
         self.session = sessions.SessionFiles("target", parameters.state_dir)  # what was decided, from `begin` on
         self._is_taken = False
-        self._came: list[sources.TargetFile | None] = []  # those of `devices`; None: opened by the caller
+        self.came: list[sources.TargetFile | None] = []  # those of `devices`; None: opened by the caller
         self._appeared = 0  # disks that somebody has asked the target of
         self.announced = block.SaidSizes()
         """How large the stream says that its disks are, before they come."""
@@ -152,14 +152,14 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         device = block.BlkLoadDevice(backend, statistics, size=size, is_size_sure=said is not None, is_new=is_new)
         self._statistics.disks[name] = statistics
         self.devices.append(device)
-        self._came.append(target if isinstance(target, sources.TargetFile) else None)
+        self.came.append(target if isinstance(target, sources.TargetFile) else None)
         return device
 
     def begin(self, *, is_awaited: bool) -> None:
         """Note beside the disks that are open that they are about to be written. Blocks."""
         if is_awaited:
             self.session.begin(self._made.abouts())
-        for target in filter(None, self._came):
+        for target in filter(None, self.came):
             target.reuse.begin()
 
     def is_wanted(self, name: str) -> bool:
@@ -294,7 +294,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             self._made.leave()
         with errors.keeping(exc), contextlib.ExitStack() as stack:
             stack.callback(self.session.close if self._is_taken or is_left else self.session.remove)
-            stack.callback(self._made.discard, exc, dict(zip(self._came, self.devices, strict=True)))
+            stack.callback(self._made.discard, exc, dict(zip(self.came, self.devices, strict=True)))
             if isinstance(exc, Exception) and not self._made.is_whole:
-                stack.callback(leaving.say_what_is_broken, exc, self.devices, self._came)
+                stack.callback(leaving.say_what_is_broken, exc, self.devices, self.came)
             stack.push(self._stack)

@@ -49,6 +49,12 @@ _LENGTHS: Final = {
 TLS_ALERT: Final = 0x1503, 3
 """How the refusal of a receiver begins that speaks TLS, to who does not."""
 
+_KINDS: Final[dict[type, int]] = {
+    words.Done: words.MIG_RP_MSG_DONE,
+    sessions.SessionAnswer: words.MIG_RP_MSG_SESSION,
+    sessions.Resumed: sessions.MIG_RP_MSG_RESUMED,
+}
+
 Reason = int | words.Failure
 """Why a loader has failed: the status of its SHUT, or better, what it has said in ERROR before."""
 
@@ -88,10 +94,9 @@ def send_message(f: OutputQEMUFile, kind: int, data: bytes) -> None:
     f.flush()
 
 
-def send_word(f: OutputQEMUFile, word: sessions.SessionAnswer | words.Done) -> None:
+def send_word(f: OutputQEMUFile, word: sessions.SessionAnswer | sessions.Resumed | words.Done) -> None:
     """Say a word of blkmig's to a source that is known to understand it. Blocks until the link took it."""
-    kind = words.MIG_RP_MSG_DONE if isinstance(word, words.Done) else words.MIG_RP_MSG_SESSION
-    send_message(f, kind, word.encode())
+    send_message(f, _KINDS[type(word)], word.encode())
 
 
 def encode(kind: int, data: bytes) -> bytes:
@@ -135,6 +140,8 @@ def read_message(f: InputQEMUFile) -> tuple[int, int | words.Word | None]:
         return kind, results.parse_proof_result(f.get_buffer(length), position)
     if kind == words.MIG_RP_MSG_SESSION:
         return kind, sessions.parse_answer(f.get_buffer(length))
+    if kind == sessions.MIG_RP_MSG_RESUMED:
+        return kind, sessions.parse_resumed(f.get_buffer(length), position)
     if kind == digestwords.MIG_RP_MSG_DIGEST:
         return kind, digestwords.parse_digest(f.get_buffer(length), position)
     if kind in bundles.LENGTHS:

@@ -7,12 +7,15 @@
     the target    SESSION, 0x800a, behind REPLY                   incarnation, last ACK, last number, flags
     the source    on each later connection, before all else       "blkS" and the same 28 bytes
     the target                                                    SESSION, 0x800a
+    another process of that source, before its stream             "blkR" and 28 such bytes, the next incarnation
+    the target                                                    RESUMED, 0x800e   u8 state, u32 number
 
 Whoever has the 16 bytes of the key may go on with the session, so they are random, and nobody prints them.
 """
 
 from __future__ import annotations
 
+import enum
 import struct
 from typing import Final, NamedTuple
 
@@ -22,6 +25,9 @@ KEY_NBYTES: Final = 16
 
 AGAIN_MAGIC: Final = b"blkS"
 """How a connection begins that goes on with a session; a stream of its own begins with QEVM."""
+
+RESUME_MAGIC: Final = b"blkR"
+"""How a connection begins on which another process of the source begins a stream."""
 
 MAX_SECONDS: Final = 86400
 """A source that comes again later than that does not come again."""
@@ -33,6 +39,11 @@ _ANSWER: Final = struct.Struct(">IIII")
 _TAKES_BARRIERS: Final = 1
 _WAITS: Final = 2
 ANSWER_NBYTES: Final = _ANSWER.size
+
+MIG_RP_MSG_RESUMED: Final = 0x800E
+_RESUMED: Final = struct.Struct(">BI")
+LENGTHS: Final = {MIG_RP_MSG_RESUMED: (_RESUMED.size, _RESUMED.size)}
+"""Bytes of the message, at least and at most."""
 
 
 class Session(NamedTuple):
@@ -60,6 +71,10 @@ class Session(NamedTuple):
         """Return what a connection begins with that goes on with the session."""
         return AGAIN_MAGIC + self.encode()
 
+    def resume(self) -> bytes:
+        """Return what a connection begins with on which another process of the source begins its stream."""
+        return RESUME_MAGIC + self.encode()
+
 
 class SessionAnswer(NamedTuple):
     """What the target says to that."""
@@ -83,6 +98,40 @@ class SessionAnswer(NamedTuple):
         return _ANSWER.pack(self.incarnation, self.last_ack, self.last_number, flags)
 
 
+class Waiting(enum.IntEnum):
+    """Who a process of the source meets that resumes."""
+
+    NOBODY = 0
+    """A receiver that has not met this session. It says nothing of the disks' owner."""
+
+    RECEIVER = 1
+    """The one that has received from the process before. It has not taken the disks, and takes no END of that process
+    any more: the source is their owner."""
+
+    OWNER = 2
+    """The same, and it has taken the disks."""
+
+
+class Resumed(NamedTuple):
+    """What the target says to a process that resumes."""
+
+    waiting: Waiting
+    number: int = 0
+    """That of the COMMIT by which it has taken the disks."""
+
+    def encode(self) -> bytes:
+        """Return the message's data."""
+        return _RESUMED.pack(*self)
+
+
+def parse_resumed(data: bytes, position: int) -> Resumed:
+    """Return what a RESUMED says. Raises :class:`~blkmig.errors.StreamError` for what no blkmig says."""
+    waiting, number = _RESUMED.unpack(data)
+    if waiting not in list(Waiting):
+        raise errors.StreamError(f"RESUMED of state {waiting}, which nobody knows", position=position)
+    return Resumed(Waiting(waiting), number)
+
+
 def parse_session(body: bytes, position: int) -> Session:
     """Return what a SESSION says. Raises :class:`~blkmig.errors.StreamError` for what no blkmig says."""
     if len(body) != _BODY.size:
@@ -96,7 +145,8 @@ def parse_session(body: bytes, position: int) -> Session:
 
 
 def parse_again(data: bytes) -> Session:
-    """Return what a connection says that begins with `AGAIN_MAGIC`; raises StreamError as `parse_session`."""
+    """Return what a connection says that begins with `AGAIN_MAGIC`, or `RESUME_MAGIC`; raises StreamError as
+    `parse_session`."""
     return parse_session(data[len(AGAIN_MAGIC) :], 0)
 
 

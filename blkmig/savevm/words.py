@@ -14,6 +14,7 @@
     ALIVE 0x8008   text: what the receiver is at
     0x8009         see `results`
     0x800c, 0x800d see `bundles`
+    RESUMED 0x800e u8 state, u32 number: see `sessions`
 
 A receiver says the first when the source asks for it, by a PING of the value `ASK`, and the others only if it has said
 the first; ALIVE only if the source has asked for that, too, by a PING of the value `ASK_ALIVE`. An errno of 0 is one
@@ -107,6 +108,7 @@ LENGTHS: Final = {
     MIG_RP_MSG_ALIVE: (0, MAX_ALIVE_TEXT),
     **results.LENGTHS,
     **bundles.LENGTHS,
+    **sessions.LENGTHS,
 }
 """Bytes of each message, at least and at most."""
 
@@ -188,7 +190,7 @@ class Done(NamedTuple):
         return struct.pack(">I", self.number) + Reply(self.nameless).encode()
 
 
-_Elsewhere = digestwords.Digest | results.ProofResult | sessions.SessionAnswer | bundles.Bundled
+_Elsewhere = digestwords.Digest | results.ProofResult | sessions.SessionAnswer | sessions.Resumed | bundles.Bundled
 Word = Hello | Reply | Failure | Done | Alive | _Elsewhere
 
 

@@ -52,12 +52,12 @@ class TargetFile:
         self.is_new = False
         """Whether the file is made for the disk, or was an empty file before."""
 
+        self.may_be_left = False  # what has come of it may be, for a source that resumes
         self._into = into
         self._overwrite = overwrite
         self._incremental = incremental
         self._text = text
-        self._idle_timeout = idle_timeout
-        self._state_dir = state_dir
+        self._idle_timeout, self._state_dir = idle_timeout, state_dir
         self._left: Mapping[str, Any] | None = None  # what a killed receiver has noted of this target
         self._disk_size: int | None = None
         self._backend: backend.BlockBackend | None = None
@@ -183,12 +183,12 @@ class TargetFile:
 
     def _begin(self, place: str | os.PathLike[str], name: str, *, replace: bool = False) -> None:
         self.is_new = True
-        may_be_resumed = self._described.is_raw and not (self.reuse.is_filled or self._incremental)
+        self.may_be_left = self._described.is_raw and not (self.reuse.is_filled or self._incremental)
         try:
             with self._failing("create"):
                 self._folder = folder.Folder(place, create=self._into is not None)
                 self._partial = partial.Partial(
-                    self._folder, name, device=self.label, replace=replace, take_up=may_be_resumed
+                    self._folder, name, device=self.label, replace=replace, take_up=self.may_be_left
                 )
         except errors.DeviceError as error:
             is_refused = isinstance(error.__cause__, FileExistsError) and not Path(self.path).is_symlink()

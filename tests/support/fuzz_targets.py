@@ -111,6 +111,7 @@ def return_path_words(data: bytes) -> None:
 
 PARSERS: list[Callable[[bytes], object]] = [
     lambda body: sessions.parse_session(body, 0),
+    lambda body: sessions.parse_resumed(body[:5].ljust(5), 0),
     lambda body: handover.parse_end(body, 0),
     lambda body: handover.parse_commit(body, 0),
     lambda body: proofwords.decode(body, SHAPES, 0),

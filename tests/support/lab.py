@@ -79,6 +79,11 @@ class Receiver:
         finally:
             self.migration.__exit__(None, None, None)
 
+    @property
+    def is_over(self) -> bool:
+        """Return whether the receiver has ended, well or not."""
+        return not self._thread.is_alive()
+
     def join(self) -> None:
         """Wait until the receiver has ended, well or not."""
         self._thread.join(30)

@@ -11,7 +11,7 @@ import pytest
 import savevm_streams as streams
 
 from blkmig import channel, errors, savevm
-from blkmig.savevm import return_path, words
+from blkmig.savevm import return_path, sessions, words
 
 REFUSALS = (
     words.Refusal(0, 28, "no space"),
@@ -26,9 +26,11 @@ WORDS: list[tuple[int, words.Word]] = [
     (words.MIG_RP_MSG_ERROR, words.Failure("")),
     (words.MIG_RP_MSG_DONE, words.Done(7)),
     (words.MIG_RP_MSG_DONE, words.Done(0xFFFFFFFF, REFUSALS)),
+    (sessions.MIG_RP_MSG_RESUMED, sessions.Resumed(sessions.Waiting.RECEIVER)),
+    (sessions.MIG_RP_MSG_RESUMED, sessions.Resumed(sessions.Waiting.OWNER, 0xFFFFFFFF)),
     (words.MIG_RP_MSG_ERROR, words.Failure("é" * 500, 0, 0, "d" * 255)),
 ]
-TEXTS = [word for word in WORDS if word[0] != words.MIG_RP_MSG_HELLO]
+TEXTS = [word for word in WORDS if word[0] not in (words.MIG_RP_MSG_HELLO, sessions.MIG_RP_MSG_RESUMED)]
 MUTATIONS = 3000
 
 
@@ -46,6 +48,17 @@ def read(said: bytes) -> Iterator[tuple[int, object]]:
 def test_round_trip(kind: int, word: words.Word) -> None:
     said = message(kind, word.encode())
     assert list(read(said * 2)) == [(kind, word)] * 2
+
+
+def test_resumed_has_a_state_that_is_known() -> None:
+    with pytest.raises(errors.StreamError, match="RESUMED of state 3"):
+        list(read(message(sessions.MIG_RP_MSG_RESUMED, b"\3\0\0\0\0")))
+
+
+def test_how_a_process_resumes() -> None:
+    said = sessions.Session(bytes(range(16)), 2, 1, 60)
+    assert said.resume() == b"blkR" + bytes(range(16)) + struct.pack(">III", 2, 1, 60)
+    assert sessions.parse_again(said.resume()) == said
 
 
 def test_ready_is_a_number() -> None:

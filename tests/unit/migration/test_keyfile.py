@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The key of a session beside the source's disks: who finds it, and what is no such file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import blkmig
+from blkmig import errors
+from blkmig.files import folder, sessionfile
+from blkmig.migration import keyfile
+
+KNOWN = keyfile.Known(bytes(range(16)), keyfile.FIRST)
+
+
+@contextlib.contextmanager
+def disks(folder: Path, *sizes: int) -> Iterator[list[blkmig.BlockBackend]]:
+    with contextlib.ExitStack() as stack:
+        found: list[blkmig.BlockBackend] = [blkmig.MemoryBackend(bytearray(512), name="m")]
+        for number, size in enumerate(sizes):
+            (folder / f"{number}.raw").write_bytes(bytes(size))
+            found.append(stack.enter_context(blkmig.FileBackend(folder / f"{number}.raw", name=f"d{number}")))
+        yield found
+
+
+def begun(found: list[blkmig.BlockBackend], state_dir: str | None = None) -> keyfile.KeyFile:
+    file = keyfile.KeyFile(state_dir)
+    file.begin(found, KNOWN)
+    return file
+
+
+def test_each_process_has_the_next_number(tmp_path: Path) -> None:
+    with disks(tmp_path, 512, 1024) as found:
+        begun(found).close()
+        for number in (2, 3):
+            file = keyfile.KeyFile(None)
+            assert file.find(found) == keyfile.Known(KNOWN.key, number)
+            file.close()
+        assert [path.name for path in tmp_path.glob(".*")] == [".0.raw.source.blkmig"]
+
+
+def test_whoever_lives_keeps_others_out(tmp_path: Path) -> None:
+    with disks(tmp_path, 512) as found:
+        file = begun(found)
+        with pytest.raises(errors.DeviceBusy, match="it goes on by itself, or end it"):
+            keyfile.KeyFile(None).find(found)
+        begun(found).remove()  # one of its own migration has none, and is none the worse for it
+        file.remove()
+        assert keyfile.KeyFile(None).find(found) is None
+        assert not list(tmp_path.glob(".*"))
+
+
+def test_other_disks_are_refused(tmp_path: Path) -> None:
+    with disks(tmp_path, 512, 1024) as found:
+        begun(found).close()
+        for others in (found[:2], [*found, blkmig.MemoryBackend(bytearray(512), name="x")]):
+            with pytest.raises(errors.ParameterError, match="had other disks"):
+                keyfile.KeyFile(None).find(others)
+        assert keyfile.KeyFile(None).find(found[::-1]) is not None or found[-1].files[0].path.endswith("1.raw")
+
+
+def test_a_folder_for_it(tmp_path: Path) -> None:
+    (state := tmp_path / "state").mkdir()
+    with disks(tmp_path, 512) as found:
+        begun(found, str(state)).close()
+        assert len(list(state.iterdir())) == 1
+        assert not list(tmp_path.glob(".*"))
+        assert keyfile.KeyFile(None).find(found) is None
+        file = keyfile.KeyFile(str(state))
+        assert file.find(found) is not None
+        file.remove()
+        assert not list(state.iterdir())
+
+
+def test_nothing_secret_stands_where_others_may_read_it(tmp_path: Path) -> None:
+    path = tmp_path / ".0.raw.source.blkmig"
+    path.touch(0o644)
+    with disks(tmp_path, 512) as found:
+        begun(found).close()
+        assert path.read_bytes() == b""
+        path.unlink()
+        begun(found).close()
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_without_a_place_there_is_none(tmp_path: Path) -> None:
+    with disks(tmp_path) as found:
+        begun(found).close()
+        assert keyfile.KeyFile(None).find(found) is None
+    with disks(tmp_path, 512) as found:
+        begun(found, str(tmp_path / "missing")).close()
+        assert keyfile.KeyFile(str(tmp_path / "missing")).find(found) is None
+
+
+KEY = b'{"key":"%s","incarnation":%s}'
+
+
+@pytest.mark.parametrize(
+    "says",
+    [
+        *(b"", b"x" * 8192, b"x" * 100, b'{"key":5}'),
+        *(KEY % (b"00", b"1"), KEY % (b"0" * 32, b"true"), KEY % (b"0" * 32, b"0")),
+    ],
+)
+def test_what_is_no_such_file(tmp_path: Path, says: bytes) -> None:
+    with disks(tmp_path, 512) as found:
+        begun(found).close()
+        path = tmp_path / ".0.raw.source.blkmig"
+        if says.startswith(b"{"):
+            path.unlink()
+            with contextlib.closing(folder.Folder(tmp_path)) as place:
+                file = sessionfile.SessionFile(place, "0.raw.source", device="d")
+                file.begin(json.loads(says))
+                file.close()
+        else:
+            path.write_bytes(says)
+        assert keyfile.KeyFile(None).find(found) is None
