@@ -52,3 +52,4 @@ def test_examples_run(tmp_path: Path, page: Path) -> None:
     done = place.run(pages.script(page), timeout=TIMEOUT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+    assert pages.not_printed(page, done.stdout) == []

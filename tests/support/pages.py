@@ -9,6 +9,8 @@ A comment before a block says what it is; readers do not see it::
     <!-- run: qmp SOCKET -->     json: tell it a QEMU's monitor, line by line
     <!-- file: NAME -->          write it into a file
     <!-- not run: REASON -->     it is not run, because
+    <!-- prints -->              the examples print these lines
+    <!-- prints like -->         they print a table with these words in its first column, in this order
     <!-- commands -->            tests/interop/test_readme.py runs its lines
     <!-- hidden: COMMAND -->     without a block: run this, too: to wait for something, or to look at a result
 
@@ -24,7 +26,7 @@ import textwrap
 from pathlib import Path
 
 RUNNABLE = {"sh", "bash", "console", "python", "toml"}
-MARK = re.compile(r"<!-- (run|file|not run|hidden|commands)(?:: (.*))? -->")
+MARK = re.compile(r"<!-- (run|file|not run|hidden|commands|prints|prints like)(?:: (.*))? -->")
 FENCE = re.compile(r"(\s*)```\s*([a-z]*)(.*)")
 END = "END_OF_THE_EXAMPLE"
 
@@ -61,7 +63,7 @@ class Example:
                 return f"bash -c {shlex.quote('exec ' + self.text)} >started 2>&1 & started=$!"
             case "run", argument, "json" if argument.startswith("qmp "):
                 return f"qmp {argument.removeprefix('qmp ')} {' '.join(map(shlex.quote, self.text.splitlines()))}"
-            case "not run" | "commands" | "", _, _:
+            case "not run" | "commands" | "prints" | "prints like" | "", _, _:
                 return ""
         raise ValueError(f"line {self.line}: nobody knows how to {self.kind} {self.language}: {self.argument}")
 
@@ -93,6 +95,23 @@ def examples(page: Path) -> list[Example]:
         elif line.strip() and mark is not None:
             raise ValueError(f"{page}:{number}: no block follows the mark before this")
     return found
+
+
+def not_printed(page: Path, said: str) -> list[str]:
+    """Return what a page shows as printed, and is not in what its examples have said."""
+    column = [first_column(line) for line in said.splitlines()]
+    found = [each.text for each in examples(page) if each.kind == "prints" and each.text not in said]
+    for each in examples(page):
+        if each.kind == "prints like":
+            rest = iter(column)
+            shown = [line for line in each.text.splitlines() if line[:1].strip()]  # and no line that goes on
+            found += [line for line in shown if first_column(line) not in rest]
+    return found
+
+
+def first_column(line: str) -> str:
+    """Return what stands in a line before its first gap."""
+    return re.split(r"\s{2,}", line.rstrip(), maxsplit=1)[0]
 
 
 def script(page: Path) -> str:
