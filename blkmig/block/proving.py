@@ -116,8 +116,13 @@ class Proving:
             self._begin()
 
     def progress(self) -> tuple[int, int]:
-        """Return how many records have come, and how many of them are still to be compared before the pause."""
+        """Return how many records have come, and how many of them are still to be compared before the pause.
+
+        Raises what the thread has met: a source that has proven everything waits, and sends no record more.
+        """
         with self._changed:
+            if self._error is not None:
+                raise self._error
             is_now = self._is_beside or not self._is_loading
             return self.count, self._taken - self._done if is_now else 0
 

@@ -161,6 +161,19 @@ def test_every_message_that_cannot_be_sent(migrations: Migrations, end: str, kin
 
 
 @pytest.mark.parametrize("end", ["send", "receive"])
+def test_every_read_and_flush_of_what_is_proven(migrations: Migrations, end: str) -> None:
+    """What fails beside the stream, in the thread that reads back, ends it: nobody waits for what is not compared."""
+    (plain,) = migrations(end, "", errno.EIO, options=("--verify",))
+    results = []
+    for name in ("fdatasync", "pread64", "preadv64", "preadv64v2"):
+        if name in plain["calls"][end]:
+            results += migrations(end, name, errno.EIO, 1, options=("--verify",))
+    assert results
+    if wrong := story(results):
+        pytest.fail(wrong, pytrace=False)
+
+
+@pytest.mark.parametrize("end", ["send", "receive"])
 def test_interrupted_calls_are_made_again(migrations: Migrations, end: str, is_long: bool) -> None:
     """EINTR is no failure."""
     (plain,) = migrations(end, "", errno.EIO)
