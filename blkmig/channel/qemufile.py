@@ -38,6 +38,11 @@ class OutputQEMUFile(sending.SendingFile):
                 self._return_path.set_idle_timeout(self._idle_timeout, first=self._idle_timeout)
         return self._return_path
 
+    def why_broken(self) -> str:
+        """Return why what was put cannot leave, "" if nothing is known to be in its way."""
+        why = self._transport.why_broken()
+        return "" if why is None else why.strerror or str(why)
+
     def go_one_way(self) -> None:
         """Take what comes back for no answers from now on: nobody at the other end speaks."""
         self._is_one_way = True

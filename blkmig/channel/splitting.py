@@ -49,13 +49,19 @@ class Splitter(mover.Mover):
             while not self._has_sent_all:
                 self._step()
         except OSError as error:
-            self.broken = stripes.explained([lane.transport for lane in self._lanes], error)
-            self.reset()  # what was sent must not look whole
+            self._break(stripes.explained([lane.transport for lane in self._lanes], error))
         except Exception as error:  # without memory, for one: whoever waits must hear of it
-            self.broken = OSError(errno.ECONNABORTED, f"the stream could not be split: {error!r}")
-            self.reset()
+            self._break(OSError(errno.ECONNABORTED, f"the stream could not be split: {error!r}"))
         finally:
             self._end()
+
+    def _break(self, why: OSError) -> None:
+        """End all connections: what was sent must not look whole, and who waits for an answer waits for nothing."""
+        self.broken = why
+        self.reset()
+        for lane in self._lanes:
+            with contextlib.suppress(OSError):  # it is reset
+                lane.socket.shutdown(socket.SHUT_RDWR)
 
     def _step(self) -> None:
         """Wait until something can be done, and do it."""

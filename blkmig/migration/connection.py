@@ -205,7 +205,9 @@ class Connection:
             with self.explaining_errors():
                 yield
         except errors.TruncatedStream as error:
-            raise self._broken(doing, self.uri, "it closed the link") from error
+            own = "" if self._f is None else self._f.why_broken()
+            why = f"nothing leaves any more: {own}" if own else "it closed the link"
+            raise self._broken(doing, self.uri, why) from error
 
     # -- the end -----------------------------------------------------------------------------------------------------
 

@@ -160,6 +160,14 @@ def test_every_message_that_cannot_be_sent(migrations: Migrations, end: str, kin
         pytest.fail(wrong, pytrace=False)
 
 
+@pytest.mark.parametrize("name", ["send", "recv"])
+def test_every_call_that_spreads_a_stream(migrations: Migrations, name: str, is_long: bool) -> None:
+    """The thread that has the connections fails, and the one that waits for an answer hears of it."""
+    step = 1 if is_long else PART - 1
+    if wrong := story(migrations("send", name, errno.EIO, step, options=("send=--connections=3",))):
+        pytest.fail(wrong, pytrace=False)
+
+
 @pytest.mark.parametrize("end", ["send", "receive"])
 def test_every_read_and_flush_of_what_is_proven(migrations: Migrations, end: str) -> None:
     """What fails beside the stream, in the thread that reads back, ends it: nobody waits for what is not compared."""

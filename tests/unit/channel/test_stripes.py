@@ -43,6 +43,32 @@ def end_all(peers: list[socket.socket], count: int) -> None:
         peer.shutdown(socket.SHUT_WR)
 
 
+def test_who_waits_for_an_answer_sees_that_nothing_leaves() -> None:
+    """The connection of the answers is another one than that which broke, and its descriptor stays open."""
+    with contextlib.ExitStack() as stack:
+        files, peers = [], []
+        for _ in range(3):
+            near, far = socket.socketpair()
+            near.setblocking(False)
+            peers.append(stack.enter_context(far))
+            files.append(channel.OutputQEMUFile(link.Transport(link.Link("test:"), near)))
+        back = files[0].return_path()
+        assert back is not None
+        back.set_idle_timeout(SECONDS, first=SECONDS)
+        channel.split(files[0], files[1:])
+        stack.callback(files[0].abort)
+        assert files[0].why_broken() == ""
+        peers[1].close()
+        files[0].put_buffer(bytes(64 << 10))
+        files[0].put_buffer(bytes(64 << 10))
+        with contextlib.suppress(errors.ChannelError):
+            for _ in range(100):
+                files[0].put_buffer(bytes(stripes.CHUNK_NBYTES))
+        with pytest.raises(errors.TruncatedStream):
+            back.get_byte()
+        assert "Broken pipe" in files[0].why_broken()
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_any_split_of_any_pieces(seed: int) -> None:
     """The oracle is what was sent. Pieces of chunks come in any portions, on connections of any order."""
