@@ -24,6 +24,7 @@ from typing import Any
 
 import disks
 import lab
+import nbd_servers
 import pytest
 
 import blkmig
@@ -41,7 +42,7 @@ BELOW = [
     *(("source", kind, moment) for moment in ("it is sent", "it is read again") for kind in ("mounted", "device")),
 ]
 ABOVE = [
-    *(("target", kind, moment) for moment in MOMENTS for kind in ("plain", "mounted", "device")),
+    *(("target", kind, moment) for moment in MOMENTS for kind in ("plain", "mounted", "device", "nbd")),
     *(("source", "plain", moment) for moment in ("it is sent", "it is read again")),
 ]
 SHORT, LONG = 2 * max(len(BELOW), len(ABOVE)), 200
@@ -63,7 +64,7 @@ class Store:
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Store]]:
-    """Yield a plain folder, a file system on a loop device, and a loop device."""
+    """Yield a plain folder, the same for files behind an NBD server, a file system on a loop device, and the device."""
     folder = tmp_path_factory.mktemp("stores")
     (folder / "plain").mkdir()
     with (folder / "device").open("wb") as file:
@@ -74,6 +75,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Store
     ):
         yield {
             "plain": Store(folder / "plain"),
+            "nbd": Store(folder / "plain"),
             "mounted": Store(folder / "mounted", folder / "image"),
             "device": Store(Path(device), folder / "device"),
         }
@@ -178,9 +180,12 @@ class Run:
         self.disk = self._open(source, content, name, is_memory=self.moment == "it is sent" and not seed % 2)
         other = blkmig.MemoryBackend(bytearray(lab.random_disk(rng, 3 * MIB)), name="ab".replace(name, ""))
         self.disks: list[LocalBackend] = sorted([self.disk, other], key=lambda disk: disk.name)
-        self.targets = {name: target, other.name: folder / f"{seed}.other"}
-        if rng.random() < 0.5 and not target.exists():
+        self.targets: dict[str, Any] = {name: target, other.name: folder / f"{seed}.other"}
+        self.stack = contextlib.ExitStack()
+        if (kind == "nbd" or rng.random() < 0.5) and not target.exists():
             target.write_bytes(rng.randbytes(SIZE))
+        if kind == "nbd":
+            self.targets[name] = self.stack.enter_context(nbd_servers.nbdkit("file", target)).uri
         self.target = target
         self._hook(monkeypatch)
 
@@ -274,9 +279,9 @@ class Run:
             ),
         )
         raised: list[errors.MigrationError] = []
-        with contextlib.ExitStack() as stack:
+        with self.stack:
             for disk in self.disks:
-                stack.enter_context(disk)
+                self.stack.enter_context(disk)
             for end in (lambda: self._send(migration), receiver.result):
                 try:
                     end()
