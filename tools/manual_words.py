@@ -95,9 +95,9 @@ AFTER: list[Section] = [
                     "`7`",
                     "In doubt. The disk was to move and the target's word did not come, so the target may own the "
                     "disk; the message says where to look, on both sides. Later moves of such a disk are refused with "
-                    "it. At the receiving end: the disk is complete, and the source may not know; nobody knows whether "
-                    "it is stored that the disk was taken; or a receiver that was killed had taken the disk, and it is "
-                    "complete now.",
+                    "it. With `send --resume`: the target had taken the disk already. At the receiving end: the disk "
+                    "is complete, and the source may not know; nobody knows whether it is stored that the disk was "
+                    "taken; or a receiver that was killed had taken the disk, and it is complete now.",
                 ),
                 ("`129`, `130`, `143`", "Cancelled by HUP, by INT (Ctrl-C) and by TERM."),
             ],
@@ -120,6 +120,12 @@ AFTER: list[Section] = [
                     "The session file of the disk NAME, beside it or in the folder of `--state-dir`, while it moves or "
                     "arrives. It says who has the disk, for whoever comes after a kill or a lost link. When all went "
                     "well it is gone; that of a source whose move has ended in doubt stays, see exit status 7.",
+                ),
+                (
+                    "`.NAME.source.blkmig`",
+                    "The key of a session, at the source, beside the first disk NAME or in the folder of "
+                    "`--state-dir`. After a kill it is what `send --resume` needs to go on with a receiver that still "
+                    "waits.",
                 ),
                 ("`DIR/NAME.raw`", "What `receive --into DIR` makes of the disk NAME."),
                 ("`SOCKET.qmp`", "The QMP socket of `serve --nbd unix:SOCKET`, unless `--qmp` says another one."),

@@ -8,7 +8,7 @@
 
 Whoever comes must begin with the key of the session. The same process of the source has a higher number than on all
 links before. Who says that it does not come again ends the session. Another process of the source, which resumes, has a
-higher incarnation; it is the last one that this lobby takes, for with it everything begins anew (see `receiver`). All
+higher incarnation; it is the last one that this lobby takes, for with it everything begins anew (see `loading`). All
 others are told why they are not taken, and closed. A source comes again because it believes the link to be lost, or the
 process before to be dead. This end may not know that yet, or not find out for minutes, so the old link is broken off at
 once: what has arrived on it may still be read, nothing else.

@@ -12,8 +12,9 @@ import zlib
 from pathlib import Path
 from typing import Any, get_args
 
+import blkmig
 from blkmig.files import folder, sessionfile, sessionwords
-from blkmig.migration import sessions
+from blkmig.migration import keyfile, sessions
 
 PAGE = (Path(__file__).parents[2] / "docs" / "wire" / "session-file.md").read_text()
 
@@ -49,6 +50,16 @@ def test_the_plain_reader_finds_what_was_stored_last(tmp_path: Path) -> None:
     assert {*says, *leads[1], *(key for each in says["disks"] for key in each)} <= keys
 
 
+def test_the_key_of_a_session(tmp_path: Path) -> None:
+    disk = blkmig.FileBackend(tmp_path / "a.raw", create_size=1 << 20)
+    keys = keyfile.KeyFile(None)
+    with disk, contextlib.closing(keys):
+        keys.begin([disk], keyfile.Known(bytes(range(16)), 3))
+    (says,) = slots((tmp_path / ".a.raw.source.blkmig").read_bytes()).values()
+    assert says == {"key": bytes(range(16)).hex(), "incarnation": 3, "sent": [["a", 1 << 20]]}
+    assert {*re.findall(r"^\| `(\w+)` \|", PAGE.partition("## The key of a session")[2], re.MULTILINE)} == {*says}
+
+
 def test_names(tmp_path: Path) -> None:
     """Those in a folder for all, and one that is too long."""
     digest = hashlib.sha256(b"/srv/vda.raw").hexdigest()[:16]
@@ -61,7 +72,7 @@ def test_names(tmp_path: Path) -> None:
 
 
 def test_states_are_those_of_the_page() -> None:
-    table = PAGE.partition("| state | at |")[2]
+    table = PAGE.partition("| state | at |")[2].partition("## ")[0]
     assert {*re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)} == {*get_args(sessionwords.State)}
 
 
