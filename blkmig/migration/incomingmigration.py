@@ -81,6 +81,8 @@ class IncomingMigration:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Close everything; a migration that did not complete leaves its targets incomplete."""
+        if self._f is not None:
+            self._f.abort()  # the newest link: those before it were closed when they were lost
         self._stack.close()
 
     @property
@@ -115,7 +117,6 @@ class IncomingMigration:
         try:
             self._check_cancelled()
             self._f = f = self._accept(self._listener)
-            self._stack.callback(f.abort)
             self._figures.begin(f)
             self._figures.set_status("active")
             self._check_cancelled()
@@ -216,7 +217,6 @@ class IncomingMigration:
     def _take_link(self, f: channel.InputQEMUFile) -> None:
         """Take note of the link on which the source of a session goes on."""
         self._f = f
-        self._stack.callback(f.abort)
 
     def _check_cancelled(self) -> None:
         """Raise if somebody has cancelled."""

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import errno
+import gc
+import logging
 import os
 import random
 from pathlib import Path
@@ -14,7 +16,7 @@ import pytest
 from lossy import MIB, Lossy, many_barriers, random_cuts
 
 import blkmig
-from blkmig import block, errors, stats
+from blkmig import block, channel, errors, stats
 from blkmig.files import rawfile
 
 __all__ = ["many_barriers"]
@@ -110,3 +112,29 @@ def test_a_failed_flush_poisons_the_session(
     assert there.value.errno == errno.EIO
     assert not (tmp_path / "t.raw").exists()
     disk.pwrite(b"in use", 0)
+
+
+def test_a_link_that_was_lost_is_forgotten(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Neither end keeps anything of it, however many there are."""
+    caplog.set_level(logging.CRITICAL)  # or the messages would be kept, with their errors, and all that these have seen
+    receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": tmp_path / "t.raw"})
+    disk = blkmig.MemoryBackend(bytearray(b"x" * MIB), name="d")
+    parameters = blkmig.MigrationParameters(reconnect=30, downtime_limit=30)
+    kept: list[int] = []
+    with cutter.Cutter(receiver.uri, []) as relay:
+        with blkmig.outgoing([disk], relay.uri, parameters) as migration:
+            for number in range(12):
+                relay.cut_now("reset")
+                while migration.stats.reconnects <= number:
+                    disk.pwrite(b"w", 0)
+                    migration.iterate()
+                kept.append(_alive(channel.InputQEMUFile, channel.OutputQEMUFile))
+            migration.run()
+        assert receiver.result().reconnects == 12
+    assert min(kept[-3:]) <= max(kept[:3]), kept
+    assert (tmp_path / "t.raw").read_bytes() == disk.pread(0, MIB)
+
+
+def _alive(*kinds: type) -> int:
+    gc.collect()
+    return sum(type(each) in kinds for each in gc.get_objects())
