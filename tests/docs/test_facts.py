@@ -16,9 +16,10 @@ import pytest
 
 import blkmig
 from blkmig import errors, migration, savevm, stats, testing
-from blkmig.block import ExtraKind
+from blkmig.block import ExtraKind, wire
 from blkmig.cli import parser
-from blkmig.migration import farewell
+from blkmig.migration import bundling, farewell, outgoingsession
+from blkmig.savevm import words
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -111,6 +112,46 @@ def test_kinds_are_those_of_the_records() -> None:
     assert len(names) == int(said[0])
     numbers = {name: number for number, name in enumerate(names, 1)}
     assert {kind.name: numbers.get(kind.name) for kind in ExtraKind} == {kind.name: kind.value for kind in ExtraKind}
+
+
+def test_messages_are_those_of_the_return_path() -> None:
+    table = rows(WIRE, "begins with a [session](#sessions), or is refused for one.")
+    assert {int(cells[0], 16) for cells in table} == {*words.LENGTHS}
+
+
+def test_flags_are_those_of_the_records() -> None:
+    table = rows(WIRE, "[pack](#packs).")
+    shown = {cells[1]: int(cells[0], 16) for cells in table if "+" not in cells[0]}
+    own = {name.removeprefix("FLAG_"): value for name, value in vars(wire).items() if name.startswith("FLAG_")}
+    assert own.items() <= shown.items()
+
+
+PARAMETERS = [("send", blkmig.MigrationParameters), ("receive", blkmig.IncomingParameters)]
+
+
+@pytest.mark.parametrize(("command", "kind"), PARAMETERS)
+def test_defaults_are_those_that_the_help_says(command: str, kind: type) -> None:
+    fields = {field.name: field.default for field in dataclasses.fields(kind)}
+    fields["reconnect"] = outgoingsession.RECONNECT_SECONDS
+    actions = parser.build_command(command)._actions
+    said = {action.dest: re.search(r"\(default: (\d[\d.]*)\)", action.help or "") for action in actions}
+    numbers = {dest: float(found[1]) for dest, found in said.items() if found and dest in fields}
+    assert numbers == {dest: fields[dest] for dest in numbers}
+    assert "idle_timeout" in numbers
+
+
+def test_messages_of_tls_are_those_of_the_guide() -> None:
+    table = rows((DOCS / "guides" / "tls.md").read_text(), "## What goes wrong")
+    shown = [cells[0].strip("`").removesuffix(": ...") for cells in table]
+    assert len(shown) > 5
+    assert [message for message in shown if not any(message in text for text in CODE.values())] == []
+
+
+def test_connections_are_as_many_as_the_guide_says() -> None:
+    table = rows((DOCS / "guides" / "far-away.md").read_text(), "goes over several connections where the way is long:")
+    for trip, count in table:
+        milliseconds = int(re.findall(r"\d+", trip)[0]) - ("less" in trip)
+        assert bundling.count_for((milliseconds + 0.01) / 1000) == int(count), trip
 
 
 def test_statuses_are_those_of_a_failure() -> None:
