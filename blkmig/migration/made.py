@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pathlib
 from collections.abc import Mapping
 
@@ -136,4 +137,6 @@ def _became(path: str, *, is_gone: bool, is_left: bool) -> str:
             f"{path!r} was not made, and what had come of it is kept under a hidden name: start this command again, "
             "and send with --resume; whatever else is received there begins anew"
         )
+    if not os.path.lexists(path):
+        return f"all of {path!r} has come, and is there under a hidden name; the source may not know"
     return f"{path!r} is complete, but the source may not know"

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import blkmig
 from blkmig import errors
 from blkmig.files import sessionfile
+from blkmig.migration import sessions
 
 MIB = lab.MIB
 
@@ -92,3 +94,27 @@ def test_without_a_place_it_is_said_at_the_start(tmp_path: Path, caplog: pytest.
             blkmig.send([disk], receiver.uri, writers_after="refuse", downtime_limit=30)
         receiver.result()
     assert caplog.text.count("no session file can be made (Read-only file system)") == 2
+
+
+def test_what_came_and_may_be_this_hosts_is_told_by_its_hidden_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store that decides it has failed: no target has its name, and none is said to be complete there."""
+
+    def full(self: sessions.SessionFiles, state: str, number: int) -> None:
+        if state == "committing":
+            raise errors.DeviceError("cannot store the session file", device="d", cause=OSError(errno.ENOSPC, "full"))
+
+    monkeypatch.setattr(sessions.SessionFiles, "store", full)
+    receiver = receive(tmp_path)
+    disk = blkmig.MemoryBackend(bytearray(b"x" * MIB), name="d")
+    with pytest.raises(errors.InDoubt):
+        blkmig.send([disk], receiver.uri, writers_after="refuse", reconnect=0)
+    with pytest.raises(errors.InDoubt, match="full; make room there") as caught:
+        receiver.result()
+    path = tmp_path / "d.raw"
+    told = f"all of {str(path)!r} has come, and is there under a hidden name; the source may not know"
+    assert caught.value.__notes__ == [told]
+    assert not path.exists()
+    assert path.with_name(".d.raw.blkmig-partial").read_bytes() == b"x" * MIB
+    disk.release_writers()
