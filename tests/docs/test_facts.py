@@ -147,6 +147,14 @@ def test_messages_of_tls_are_those_of_the_guide() -> None:
     assert [message for message in shown if not any(message in text for text in CODE.values())] == []
 
 
+def test_the_contract_of_cimport_is_on_its_page() -> None:
+    contract = (ROOT / "blkmig" / "_core.pxd").read_text().partition('"""\n    enum:')[2].partition("no contract")[0]
+    names = re.findall(r'(\w+) "blkmig_\w+"', contract, re.IGNORECASE) + re.findall(r"cdef inline \w+ (\w+)", contract)
+    page = (DOCS / "reference" / "core.md").read_text()
+    assert len(names) > 25
+    assert [name for name in names if not re.search(rf"`{name}[`(]", page)] == []
+
+
 def test_connections_are_as_many_as_the_guide_says() -> None:
     table = rows((DOCS / "guides" / "far-away.md").read_text(), "goes over several connections where the way is long:")
     for trip, count in table:
