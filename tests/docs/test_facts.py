@@ -30,6 +30,8 @@ OF_OTHERS = {"--maxprocesses", "--sparse", "--inplace", "--strict", "--strip-deb
 OF_OTHERS |= {"--bench-dir", "--quick", "--rivals"}
 """Options of pytest, of programs that the pages speak of, and of the benchmarks; those of the gates have one word."""
 
+SOURCES = {".py", ".pyx", ".pxd", ".h", ".json"}
+
 NOT_FOR_USERS = {"cli", "docs", "lint"}
 """Extras that bring nothing, or are for work on blkmig itself."""
 
@@ -84,6 +86,22 @@ def test_every_field_is_described(kind: type) -> None:
     fields = [(field, behind) for field, behind in following if isinstance(field, ast.AnnAssign)]
     bare = [ast.unparse(field.target) for field, behind in fields if not isinstance(behind, ast.Expr)]
     assert bare == []
+
+
+@pytest.mark.parametrize("folder", ["architecture", "wire"])
+def test_names_are_those_of_the_code(folder: str) -> None:
+    """What stands between backquotes, wherever in the code, the tests or their names."""
+    files = [path for room in ("blkmig", "tests") for path in (ROOT / room).rglob("*") if path.suffix in SOURCES]
+    known = {part for path in files for part in (path.stem, path.parent.name)}
+    known |= {word for path in files for word in re.findall(r"\w+", path.read_text())}
+    said = {
+        (page.name, word)
+        for page in (DOCS / folder).glob("*.md")
+        for quoted in re.findall(r"`([\w./:()]+)`", page.read_text())
+        for word in re.findall(r"[A-Za-z_]\w{3,}", quoted)
+    }
+    assert len(said) > 50
+    assert {(page, word) for page, word in said if word not in known} == set()
 
 
 def test_options_are_those_of_the_command() -> None:
