@@ -126,7 +126,8 @@ class MigrationParameters:
 
     reconnect: float | None = None
     """Seconds to try to come again when the link to a blkmig is lost; 0 fails at once; None: 60. Only what the target
-    has not stored by then is sent again. A target that compares with old copies does not wait: see `delta`."""
+    has not stored by then is sent again. A target that compares with old copies does not wait, and refuses
+    seconds that were said: see `delta`."""
 
     resume: bool = False
     """Go on where an earlier migration of these disks has ended, because its link was lost for good or one end was

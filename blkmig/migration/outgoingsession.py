@@ -30,7 +30,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from .. import block, errors, logs, params, savevm, stats
-from . import barriers, bundling, connection, figures, keyfile, questions, resuming
+from . import barriers, bundling, connection, figures, keyfile, questions, reasons, resuming
 
 logger = logs.Logger(__name__)
 
@@ -41,13 +41,6 @@ RECONNECT_SECONDS = 60.0
 
 FIRST_DELAY, LONGEST_DELAY = 0.1, 5.0
 """Seconds between two attempts; each delay is twice the one before."""
-
-NO_SESSION = "the target compares with old copies that it holds: a link that is lost does not come back (--reconnect)"
-
-SUPERSEDED = (
-    "another sender has gone on with this migration, and this one ends [{}]. If that one moves the disks, do not use "
-    "them here before it has ended: with exit code 0, they are the target's"
-)
 
 STEADY_SECONDS = 20.0
 """A link that has lasted so long has carried something, and is lost anew."""
@@ -88,6 +81,7 @@ class OutgoingSession:
         self._key: bytes | None = None
         self._incarnation = 0
         self._is_offered = self._comes_again = False
+        self._is_base_due = parameters.digests and parameters.shared_base
         # When the present loss began, and which link is the last one.
         self._attempt = 1
         self._lost_at = self._connected_at = -math.inf
@@ -127,10 +121,14 @@ class OutgoingSession:
         return self._key
 
     def offer(self) -> None:
-        """Have START say SESSION, if there can be one; call it once the section is chosen."""
+        """Have START say SESSION, if there can be one; call it once the section is chosen.
+
+        Raises :class:`~blkmig.errors.ParameterError` if somebody has asked for one, and the disks are compared. Nothing
+        was opened at the target.
+        """
         if self._block.take_answer is not None:
-            if self._parameters.reconnect:
-                self._figures.stats.notes.append(NO_SESSION)
+            if self._parameters.reconnect and not self._block.resumes:
+                raise errors.ParameterError(reasons.NO_SESSION)
         elif self._can_be_offered():
             self._key, self._is_offered = os.urandom(savevm.KEY_NBYTES), True
             # First: a target that has heard of the session waits for it.
@@ -159,20 +157,23 @@ class OutgoingSession:
         """Send a barrier if it is due; wait if too much is not acknowledged. Blocks."""
         self._barriers.section_ended()
 
+    def base_is_checked(self) -> None:
+        """Take note that the target has compared the disks' bases. What is said of them before nobody takes back: until
+        now a lost link ends the migration."""
+        self._is_base_due = False
+
     def completed(self) -> None:
         """Take note that the target has everything: nobody needs to be told that the session ends."""
         self._is_completed = True
 
     def _can_be_offered(self) -> bool:
-        chosen = self._parameters
         return (
             self._seconds > 0
             and savevm.Ability.BARRIERS in self._block.abilities
             and self._questions.is_answered
             and self._connection.can_be_opened_again
-            # What other sections have sent, and what was said of the disks' bases, nobody takes back.
+            # What other sections have sent nobody takes back.
             and sum(entry.handlers.is_active() for entry in self._savevm) == 1
-            and not (chosen.digests and chosen.shared_base)
         )
 
     def _session(self, *, is_over: bool = False) -> savevm.Session:
@@ -190,7 +191,10 @@ class OutgoingSession:
 
         Raises `error` if there is no session, or its time is over; TargetFailed if the target has failed meanwhile.
         """
-        if not self._comes_again or isinstance(error, errors.LocalFileError | errors.DamagedOnTheWay):
+        is_no_link = isinstance(error, errors.LocalFileError | errors.DamagedOnTheWay)
+        if not self._comes_again or self._is_base_due or is_no_link:
+            if self._block.format == "blkmig" and not is_no_link:
+                reasons.advise(error, compares=self._block.take_answer is not None, base_is_due=self._is_base_due)
             raise error
         self._lose_link(error)
         nbytes = block.take_back_in_flight(self._block.blk_mig)
@@ -259,7 +263,7 @@ class OutgoingSession:
         answer = self._questions.await_session(seconds)
         if answer.incarnation != self._incarnation:
             self._is_superseded = True
-            raise errors.InDoubt(SUPERSEDED.format(self._connection.uri))
+            raise errors.InDoubt(reasons.SUPERSEDED.format(self._connection.uri))
         f.set_rate_limit(int(self._parameters.max_bandwidth))
         self._bundling.begin()
         self._block.link_is_back(f)

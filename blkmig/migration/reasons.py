@@ -13,6 +13,30 @@ ALL_SENT = "said, when everything was sent, that it has failed"
 then, and was written, nobody knows here."""
 
 
+NO_SESSION = (
+    "the target compares with old copies that it holds, and a link that is lost does not come back then: send without "
+    "--reconnect, or everything with --no-delta"
+)
+SUPERSEDED = (
+    "another sender has gone on with this migration, and this one ends [{}]. If that one moves the disks, do not use "
+    "them here before it has ended: with exit code 0, they are the target's"
+)
+
+
+def advise(error: errors.ChannelError, *, compares: bool, base_is_due: bool) -> None:
+    """Note at `error`, which is a link that does not come back, what to do next, where that is more than to migrate
+    again."""
+    if compares:
+        error.add_note(
+            "start the receiver again as before, and send again: what it holds is compared, and what differs is sent"
+        )
+    elif base_is_due:
+        error.add_note(
+            "the link was lost while the disks' bases were compared, and nothing was written yet: start the receiver "
+            "again, and send again"
+        )
+
+
 def failed(what: str, reason: savevm.Reason, uri: str) -> errors.MigrationError:
     """Return the error for a target at `uri` that `what`, by the status of its SHUT or by its own words."""
     if isinstance(reason, int):

@@ -32,8 +32,8 @@ class Why(NamedTuple):
 
 BUSY: Final = Why(
     "this receiver has received a part of another migration, and waits for its sender, or for one that says --resume "
-    "where that one was: it has left the session's key beside its disks. For any other one, end this receiver first: "
-    "what has come is kept, and a receiver that is started anew can be sent to with --resume"
+    "where that one was: it has left the session's key beside its disks. For any other one, also where nothing can be "
+    "resumed (--incremental), end this receiver first, and start it again"
 )
 OLDER: Final = Why("another sender goes on with this migration: only one can, and it is not this one")
 

@@ -79,6 +79,7 @@ class Rounds:
         self._questions.look()
         if self._block.base.has_ended():
             self._questions.await_base_checked(self._savevm)
+            self._session.base_is_checked()
         self._session.section_ended()
         return self._figures.section_ended()
 

@@ -229,19 +229,37 @@ def test_with_proof_under_a_writer(tmp_path: Path, seed: int) -> None:
     assert (tmp_path / "t.raw").read_bytes() == (tmp_path / "s.raw").read_bytes()
 
 
-@pytest.mark.parametrize("reconnect", [None, 60])
-def test_a_link_that_is_lost_is_the_end(tmp_path: Path, reconnect: float | None) -> None:
-    """There is no session, and who has asked for one is told."""
+def test_who_asks_for_a_link_that_comes_back_is_refused(tmp_path: Path) -> None:
+    """Before anything is opened at the target, and with what to say instead."""
+    target = tmp_path / "t.raw"
+    target.write_bytes(bytes(MIB))
+    disk = blkmig.MemoryBackend(bytearray(b"x" * MIB), name="d")
+    for chosen in ({"reconnect": 60}, {"reconnect": 60, "delta": False}, {"reconnect": 0}):
+        receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": target}, in_place=True)
+        if chosen == {"reconnect": 60}:
+            with pytest.raises(errors.ParameterError, match="send without --reconnect, or everything with --no-delta"):
+                blkmig.send([disk], receiver.uri, **chosen)
+            with pytest.raises(errors.MigrationError):
+                receiver.result()
+            assert target.read_bytes() == bytes(MIB)
+        else:
+            blkmig.send([disk], receiver.uri, **chosen)
+            receiver.result()
+            assert target.read_bytes() == b"x" * MIB
+
+
+def test_a_link_that_is_lost_is_the_end(tmp_path: Path) -> None:
+    """There is no session; and what to do next is said."""
     target = tmp_path / "t.raw"
     target.write_bytes(bytes(16 * MIB))
     receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": target}, in_place=True)
     disk = blkmig.MemoryBackend(bytearray(random.Random(1).randbytes(16 * MIB)), name="d")
     with cutter.Cutter(receiver.uri, [(4 * MIB, "reset")]) as relay:
-        migration = blkmig.outgoing([disk], relay.uri, blkmig.MigrationParameters(reconnect=reconnect))
-        with pytest.raises(errors.ChannelError), migration:
+        migration = blkmig.outgoing([disk], relay.uri)
+        with pytest.raises(errors.ChannelError) as caught, migration:
             migration.run()
         with pytest.raises(errors.MigrationError):
             receiver.result()
         assert relay.connections == 1
     assert migration.stats.reconnects == migration.stats.barriers == 0
-    assert any("--reconnect" in note for note in migration.stats.notes) == (reconnect is not None)
+    assert any("start the receiver again" in note for note in caught.value.__notes__)

@@ -1,0 +1,221 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Old copies and top layers, and a link that is cut, a sender or a receiver that is killed: what the user is told to do
+then ends equal, and nobody waits without a bound.
+
+The grid: what the target holds before, what is lost, and whether the next sender says --resume.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import cutter
+import dying
+import forks
+import lab
+import pytest
+
+import blkmig
+from blkmig import errors, stats
+
+MIB = lab.MIB
+SIZE = 10 * MIB + 1536
+Holds = Literal["delta", "in_place", "incremental", "verified"]
+HOLDS: tuple[Holds, ...] = ("delta", "in_place", "incremental", "verified")
+LOST = (errors.ChannelError, errors.TruncatedStream)
+CUT = 3 * MIB
+
+
+class Case:
+    """A disk and its target, which holds something of it."""
+
+    def __init__(self, folder: Path, holds: Holds) -> None:
+        rng = random.Random(7)
+        self.holds, self.folder = holds, folder
+        self.is_top = holds in ("incremental", "verified")
+        (folder / "to").mkdir()
+        self.target = folder / "to" / "t.raw"
+        self.old = folder / "old.raw"
+        base = rng.randbytes(SIZE)
+        (folder / "base").write_bytes(base)
+        with (folder / "s.raw").open("wb") as file:
+            file.truncate(SIZE)
+        with self.disk(writable=True) as disk:
+            for start in range(0, 8 * MIB, MIB):
+                disk.pwrite(rng.randbytes(MIB - 4096), start)
+        (self.old if holds == "delta" else self.target).write_bytes(base)
+        self.uri = "tcp:127.0.0.1:0"
+
+    @contextlib.contextmanager
+    def disk(self, *, writable: bool = False) -> Iterator[blkmig.BlockBackend]:
+        with blkmig.FileBackend(
+            self.folder / "s.raw", base=self.folder / "base", name="d", writable=writable
+        ) as disk:
+            yield disk
+
+    @property
+    def receives(self) -> dict[str, Any]:
+        """What the receiver is told."""
+        return {
+            "delta": {"delta": {"d": self.old}},
+            "in_place": {"in_place": True},
+            "incremental": {"incremental": True},
+            "verified": {"incremental": True, "verify": True},
+        }[self.holds]
+
+    @property
+    def sends(self) -> dict[str, Any]:
+        """What the sender is told."""
+        return {"shared_base": self.is_top, "digests": self.holds == "verified", "max_bandwidth": 40 * MIB}
+
+    def receiver(self) -> lab.Receiver:
+        return lab.Receiver("tcp:127.0.0.1:0", {"d": self.target}, **self.receives)
+
+    def check_equal(self) -> None:
+        with self.disk() as disk:
+            assert self.target.read_bytes() == disk.pread(0, SIZE)
+        assert {path.name for path in self.target.parent.iterdir()} == {"t.raw"}
+        assert not list(self.folder.glob(".*"))
+
+
+def killing(event: stats.Event) -> None:
+    if isinstance(event, stats.Progressed | stats.Received) and event.transferred >= CUT:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def cut(case: Case) -> None:
+    """Cut the link, which comes back where nothing is compared."""
+    receiver = case.receiver()
+    with case.disk() as disk, cutter.Cutter(receiver.uri, [(CUT, "reset")]) as relay:
+        if case.is_top:
+            assert blkmig.send([disk], relay.uri, **case.sends).reconnects == 1
+            receiver.result()
+            return
+        with pytest.raises(errors.ChannelError) as caught:
+            blkmig.send([disk], relay.uri, **case.sends)
+        assert "start the receiver again" in "".join(caught.value.__notes__)
+    fails(receiver)
+
+
+def kill_sender(case: Case) -> None:
+    """Kill a sender; a receiver that waits for it cannot be resumed, says so, and is ended."""
+    receiver = case.receiver()
+
+    def send() -> None:
+        with case.disk() as disk:
+            blkmig.send([disk], receiver.uri, on_progress=killing, **case.sends)
+
+    os.waitpid(forks.start(send), 0)
+    if case.is_top:
+        with case.disk() as disk, pytest.raises(errors.TargetFailed, match="end this receiver first, and start it"):
+            blkmig.send([disk], receiver.uri, **case.sends)
+        receiver.migration.cancel()
+        with pytest.raises(errors.Cancelled):
+            receiver.result()
+    else:
+        fails(receiver)
+
+
+def fails(receiver: lab.Receiver) -> None:
+    """The receiver ends by itself, and says what became of the target."""
+    with pytest.raises(LOST) as caught:
+        receiver.result()
+    assert "what had come of it is removed" in caught.value.__notes__[0] or "do not use it" in caught.value.__notes__[0]
+
+
+def kill_receiver(case: Case) -> None:
+    reading, ready = os.pipe()
+
+    def receive() -> None:
+        parameters = blkmig.IncomingParameters(**case.receives)
+        targets = {"d": case.target}
+        with blkmig.IncomingMigration("tcp:127.0.0.1:0", targets, parameters, on_progress=killing) as migration:
+            os.write(ready, migration.uri.encode())
+            migration.run()
+
+    pid = forks.start(receive)
+    os.close(ready)
+    uri = os.read(reading, 100).decode()
+    os.close(reading)
+    waits = {"reconnect": 0.2} if case.is_top else {}
+    with case.disk() as disk, pytest.raises(errors.ChannelError) as caught:
+        blkmig.send([disk], uri, **waits, **case.sends)
+    assert any("start the receiv" in note for note in caught.value.__notes__)
+    os.waitpid(pid, 0)
+
+
+LOSSES = {"cut": cut, "sender": kill_sender, "receiver": kill_receiver}
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("holds", HOLDS)
+def test_what_is_to_be_done_then(tmp_path: Path, holds: Holds, loss: str, resumes: bool) -> None:
+    case = Case(tmp_path, holds)
+    LOSSES[loss](case)
+    if case.is_top and loss == "cut":
+        case.check_equal()
+        return
+    if case.is_top and resumes:
+        with pytest.raises(errors.ParameterError, match="does not go with shared_base"):
+            blkmig.MigrationParameters(resume=True, **case.sends)
+        return
+    receiver = case.receiver()
+    with case.disk() as disk:
+        found = blkmig.send([disk], receiver.uri, resume=resumes, **case.sends)
+    incoming = receiver.result()
+    case.check_equal()
+    assert case.is_top or found.same_bytes > 0
+    assert holds != "verified" or incoming.disks["d"].verified
+
+
+@pytest.mark.parametrize("nbytes", [200, 300, 330, 400, 600, 1500])
+def test_a_link_that_is_lost_while_the_bases_are_compared(tmp_path: Path, nbytes: int) -> None:
+    """It does not come back, as what is said of the bases cannot be taken back; behind that it does."""
+    case = Case(tmp_path, "verified")
+    receiver = case.receiver()
+    before = case.target.read_bytes()
+    with case.disk() as disk, cutter.Cutter(receiver.uri, [(nbytes, "reset")]) as relay:
+        advice = ""
+        try:
+            blkmig.send([disk], relay.uri, **case.sends)
+        except errors.ChannelError as error:
+            advice = "".join(error.__notes__)
+        if advice:
+            assert "start the receiver again" in advice
+            with pytest.raises(errors.MigrationError):
+                receiver.result()
+            assert case.target.read_bytes() == before
+            receiver = case.receiver()
+            blkmig.send([disk], receiver.uri, **case.sends)
+    assert receiver.result().disks["d"].verified
+    case.check_equal()
+
+
+@pytest.mark.parametrize("holds", ["incremental", "verified"])
+def test_cut_again_and_again_under_writers(tmp_path: Path, holds: Holds, is_long: bool) -> None:
+    """What is verified is so on the last of the links, too."""
+    first = random.randrange(1 << 32) if is_long else 1
+    for number in range(30 if is_long else 2):
+        seed = first + number
+        print(f"seed {seed}")
+        rng = random.Random(seed)
+        (folder := tmp_path / str(number)).mkdir()
+        case = Case(folder, holds)
+        receiver = case.receiver()
+        cuts: list[tuple[int, cutter.How]] = [(rng.randrange(MIB, 6 * MIB), "reset") for _ in range(3)]
+        with (
+            case.disk(writable=True) as disk,
+            dying.Writers(disk, seed),
+            cutter.Cutter(receiver.uri, cuts) as relay,
+        ):
+            found = blkmig.send([disk], relay.uri, writers_after="refuse", downtime_limit=5, **case.sends)
+            assert found.reconnects >= 1, f"seed {seed}"
+        assert receiver.result().disks["d"].verified == (holds == "verified"), f"seed {seed}"
+        case.check_equal()
