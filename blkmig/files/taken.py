@@ -179,7 +179,8 @@ def _describe_taken(found: sessionfile.SessionFile, nameless: Mapping[int, str])
 
 _NOTED = (
     "the disk at {0} may have moved: a move of it, which was killed or lost its link, had handed it over, and the "
-    "target's word did not come. Look on the target: if its receiver ended with exit code 0, the disk has moved, do "
-    "not use it here. If it was killed, start `blkmig receive` there once more with the same disk, which settles it. "
-    "Only if the target has not taken the disk, it is this host's: remove {1} then"
+    "target's word did not come. Look on the target: if its receiver ended with exit code 0, or said that the disk is "
+    "complete there, the disk has moved, do not use it here. If it was killed, start `blkmig receive` there once more "
+    "with the same disk, which settles it. Only if the target has not taken the disk, it is this host's: remove {1} "
+    "then"
 )

@@ -269,8 +269,9 @@ class Pause:
         return (
             f"in doubt: all of {names} was handed over, and the target's word that it has it did not come "
             f"({why}): the target may own the disk, so its writers here stay held. "
-            "Look on the target when its receiver has ended, not only fallen silent. If it ended with exit code 0 or "
-            "its QEMU runs, the disk has moved: do not use it here. If it was killed, start `blkmig receive` there "
+            "Look on the target when its receiver has ended, not only fallen silent. If it ended with exit code 0, or "
+            "says that the disk is complete there, or its QEMU runs, the disk has moved: do not use it here. If it was "
+            "killed, start `blkmig receive` there "
             "once more with the same disk: it says whether the disk has moved. If it has not, stop the target for "
             "good, and only then let the writers here go on: for a QEMU `blkmig cleanup --force qemu:QMP_SOCKET`, in "
             "a program release_writers() of each disk; and remove .NAME.blkmig beside the first disk, if it is there"

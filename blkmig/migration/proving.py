@@ -12,6 +12,7 @@ size of the disks. After the word nothing is at stake any more but the verdict. 
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 from .. import block, channel, errors, savevm
@@ -92,7 +93,7 @@ class Proving:
         """After the target's word: prove what was sent last, hear what the target has found, and close the stream.
 
         Blocks. Raises :class:`~blkmig.errors.ContentMismatch` if a disk differs. A lost link, a cancel and a time-out
-        take nothing back any more, and say so.
+        take nothing back any more: they are :class:`~blkmig.errors.NotVerified`.
         """
         proofs, f, path = self._block.blk_mig.proofs, self._connection.f, self._connection.return_path
         if proofs is None or path is None:
@@ -104,14 +105,13 @@ class Proving:
                 f.put_buffer(block.extra(block.ExtraKind.PROVEN, proofs.proven()))
                 f.flush()
                 result = self._await_result(savevm.Patience(path, time.monotonic))
-        except errors.ChannelError as error:
-            error.add_note("the target has taken everything before; it is complete, but not verified")
-            raise
-        except errors.Cancelled as error:  # which says that the source is the owner
+        except errors.MigrationError as error:  # which sounds as if the source were the owner, or should try again
+            why = "comparing was cut short" if isinstance(error, errors.Cancelled) else error
             raise errors.NotVerified(
-                "the target has taken everything and is complete, but not verified: comparing was cut short"
+                f"the target has taken everything and is complete, but not verified: {why}"
             ) from error
-        self._connection.end_stream()
+        with contextlib.suppress(errors.ChannelError, errors.Cancelled):  # its verdict is here
+            self._connection.end_stream()
         self._figures.stats.notes += proofs.notes
         if result.outcome == savevm.Outcome.FAILED:
             raise errors.NotVerified(

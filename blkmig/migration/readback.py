@@ -87,8 +87,8 @@ class ReadBack:
     def finish(self, loader: savevm.LoadVM, f: channel.InputQEMUFile) -> None:
         """After the word: take the last proofs, compare, tell the source, and raise if a disk differs. Blocks.
 
-        Raises :class:`~blkmig.errors.ContentMismatch`, :class:`~blkmig.errors.NotVerified` after a cancel, and
-        ChannelError for a link that is lost, or was before.
+        Raises :class:`~blkmig.errors.ContentMismatch`, and :class:`~blkmig.errors.NotVerified` after a cancel or with a
+        link that is lost, or was before.
         """
         proving = self._proving
         assert proving is not None
@@ -105,11 +105,9 @@ class ReadBack:
                     self._report(loader)
                 found = proving.finish(lambda: self._report(loader), self._look, heartbeat.BEAT_SECONDS)
         except (errors.ChannelError, errors.TruncatedStream, errors.StateError) as error:  # the latter: it is closed
-            raise errors.ChannelError(
-                "waiting for the last proofs of the disks",
-                uri=f.uri,
-                cause="the link broke",
-                hint="everything has come and is complete, but it is not verified",
+            raise errors.NotVerified(
+                "everything has come and is complete here, but it is not verified: the link broke while the last "
+                f"proofs of the disks were waited for ({error})"
             ) from error
         except errors.MigrationError as error:
             with contextlib.suppress(errors.MigrationError):

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import lab
+import messages
+import pauses
 import pytest
 
 import blkmig
@@ -76,3 +78,21 @@ def test_a_difference_says_nothing_else_of_the_disk(tmp_path: Path) -> None:
         with pytest.raises(errors.ContentMismatch) as caught:
             receiver.result()
     assert "a part of the disk" not in "\n".join(getattr(caught.value, "__notes__", ()))
+
+
+@pytest.mark.parametrize("moves", [True, False], ids=["move", "copy"])
+def test_a_link_that_is_lost_behind_the_word(tmp_path: Path, moves: bool) -> None:
+    """Neither end sounds as if it were to be tried again: the disk is the target's."""
+    target, disk = tmp_path / "t.raw", blkmig.MemoryBackend(bytearray(CONTENT), name="d")
+    receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": target}, verify=True, idle_timeout=1)
+    after = "refuse" if moves else "release"
+    with messages.MessageCutter(receiver.uri, [("DONE", "behind", "silence")]) as relay:
+        with pytest.raises(errors.NotVerified, match="the target has taken everything and is complete") as caught:
+            blkmig.send(
+                *([disk], relay.uri), digests=True, writers_after=after, reconnect=0, idle_timeout=1, downtime_limit=30
+            )
+        with pytest.raises(errors.NotVerified, match="is complete here, but it is not verified: the link broke"):
+            receiver.result()
+    assert isinstance(caught.value.__cause__, errors.ChannelError)
+    assert target.read_bytes() == CONTENT
+    assert pauses.outcome_of_write(disk) == ("refused" if moves else "done")

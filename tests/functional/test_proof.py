@@ -317,7 +317,7 @@ def test_a_source_that_goes_away_before_its_last_proofs_leaves_a_whole_disk(
     with pytest.raises(errors.NotVerified, match="not verified") as sent:
         blkmig.send([disk], receiver.uri, digests=True)
     assert isinstance(sent.value.__cause__, errors.Cancelled)
-    with pytest.raises(errors.ChannelError, match="it is not verified"):
+    with pytest.raises(errors.NotVerified, match="it is not verified"):
         receiver.result()
     assert (tmp_path / "t.raw").read_bytes() == content
 
