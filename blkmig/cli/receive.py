@@ -30,7 +30,7 @@ def add_command(commands: Any) -> None:
         summary="take the disks of a migration, from blkmig or from a QEMU 2.2 to 9.0",
         description="Listens on tcp:, tls: and unix:, reads exec:, fd:, file: and - (stdin). A target that does not "
         "exist is made under a hidden name in the same folder, for this user only, and gets its own name when it is "
-        "complete. A target is complete only if the exit code is 0.",
+        "complete. A target is complete if the exit code is 0; after 3 and 7 the message says what it is.",
         examples=EXAMPLES,
     )
     parser.add_argument("uri", type=arguments.word, metavar="URI", help=arguments.URI_HELP)
