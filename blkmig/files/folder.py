@@ -35,7 +35,8 @@ class Folder:
     """The folder at `path`. Every call raises :class:`OSError`; `close` may be called twice."""
 
     def __init__(self, path: str | os.PathLike[str], *, create: bool = False) -> None:
-        """Open it; with `create`, make it and what is missing above it, for this user only."""
+        """Open it; with `create`, make it and what is missing above it, for this user only, on stable storage. Blocks.
+        """
         self.path = Path(path).absolute()
         self.made: list[Path] = []
         """The folders that were made, the outermost first."""
@@ -45,6 +46,7 @@ class Folder:
                 if not os.path.lexists(folder):
                     folder.mkdir(mode=0o700, exist_ok=True)
                     self.made.append(folder)
+                    sync_folder(folder.parent)  # `sync` is for the names in it, not for its own
         self._fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def check_writable(self) -> None:
