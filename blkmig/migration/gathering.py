@@ -60,17 +60,18 @@ def take(
     say(savevm.Bundled(bundle.connections, is_ready=True))
     found = _gather(bundle, others)
     count = 1
-    if len(found) == bundle.connections - 1:
-        if f.has_more:
-            raise errors.StreamError("something follows a BUNDLE before its answer", position=f.position)
-        try:
-            channel.join(f, [found[index] for index in sorted(found)])
-            count = bundle.connections
-        except errors.ChannelError as error:
-            logger.warning("the stream stays on one connection: %s", error)
-    if count == 1:
+    with contextlib.ExitStack() as unused:
         for other in found.values():
-            other.abort()
+            unused.callback(other.abort)
+        if len(found) == bundle.connections - 1:
+            if f.has_more:
+                raise errors.StreamError("something follows a BUNDLE before its answer", position=f.position)
+            try:
+                channel.join(f, [found[index] for index in sorted(found)])
+                unused.pop_all()
+                count = bundle.connections
+            except errors.ChannelError as error:
+                logger.warning("the stream stays on one connection: %s", error)
     say(savevm.Bundled(count, is_ready=False))
 
 
