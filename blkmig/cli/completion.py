@@ -13,7 +13,7 @@ from . import parser as parsing
 
 SHELLS = ("bash", "zsh")
 
-PATHS = ("FILE", "PATH", "URI", "NAME=IMAGE", "[NAME=]DISK")
+PATHS = ("FILE", "PATH", "URI", "STREAM", "NAME=IMAGE", "[NAME=]DISK")
 """Words that are, or may be, names of files."""
 
 EXAMPLES = (

@@ -75,6 +75,13 @@ def test_bash_completes(tmp_path: Path) -> None:
     assert {*done.stdout.split()} == {"--max-bandwidth", "--max-rounds"}
 
 
+@pytest.mark.parametrize("name", ["send", "receive", "inspect", "serve"])
+def test_words_that_name_files_are_completed_as_files(name: str) -> None:
+    pytest.importorskip("shtab")
+    script = command.run("completion", "bash").stdout
+    assert f"_shtab_blkmig_{name}_pos_0_COMPGEN=_shtab_compgen_files" in script
+
+
 def test_completion_without_its_library(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert cli.main(["completion", "bash"]) == 2
