@@ -166,6 +166,8 @@ def _bad(uri: str, why: str) -> errors.ParameterError:
 
 def _parse_tcp(uri: str, rest: str, kind: type[TcpAddress] = TcpAddress) -> TcpAddress:
     match, scheme = _TCP.fullmatch(rest), uri.partition(":")[0]
+    if rest.startswith("//"):
+        raise _bad(uri, f"there are no slashes in it: say {scheme}:HOST:PORT")
     if match is None:
         ipv6 = rest.count(":") > 1 and "[" not in rest
         raise _bad(uri, f"an IPv6 address goes into brackets, as in {scheme}:[::1]:4444" if ipv6

@@ -61,7 +61,7 @@ def add_both_ends(parser: argparse.ArgumentParser, *, peer: str, incremental: st
     parser.add_argument("--incremental", action="store_true", help=incremental)
     parser.add_argument("--verify", action="store_true", help=verify)
     parser.add_argument("--direct", action="store_true", help=direct)
-    parser.add_argument("--idle-timeout", type=float, default=60.0, metavar="SECONDS",
+    parser.add_argument("--idle-timeout", type=duration, default=60.0, metavar="SECONDS",
                         help=f"how long the {peer} may be idle; 0: for ever (default: 60)")  # fmt: skip
     parser.add_argument("--state-dir", type=word, metavar="DIR", help="where session files are, which say who has the "
                         "disks after a kill (default: beside the disks; of devices and NBD exports there are "
@@ -98,6 +98,14 @@ def count(text: str) -> int | str:
     if text == "auto" or text.isdecimal():
         return text if text == "auto" else int(text[:9])
     raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a whole number")
+
+
+def duration(text: str) -> float:
+    """Parse what may be a number of seconds for argparse; the parameters know which ones make sense."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds: say it without a unit") from None
 
 
 def seconds(text: str) -> float:

@@ -53,7 +53,7 @@ def add_command(commands: Any) -> None:
                         help="bytes per second that the writer writes (default: 24MiB)")  # fmt: skip
     parser.add_argument("--max-bandwidth", type=arguments.size, default=160 << 20, metavar="SIZE",
                         help="bytes per second on the wire, 0 for all there is (default: 160MiB)")  # fmt: skip
-    parser.add_argument("--downtime-limit", type=float, default=0.05, metavar="SECONDS",
+    parser.add_argument("--downtime-limit", type=arguments.duration, default=0.05, metavar="SECONDS",
                         help="how long the writer may be held at the end (default: 0.05)")  # fmt: skip
     parser.add_argument(
         "--dir",

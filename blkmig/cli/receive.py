@@ -54,8 +54,8 @@ def add_command(commands: Any) -> None:
                         help="where disk number INDEX of the stream goes; the first disk is number 0")  # fmt: skip
     parser.add_argument("--size", action="append", default=[], metavar="[NAME=]SIZE",
                         help="exact size of a disk, where the stream does not say it")  # fmt: skip
-    parser.add_argument("--accept-timeout", type=float, metavar="SECONDS", help="how long to wait for the source "
-                        "(default: as long as it takes)")  # fmt: skip
+    parser.add_argument("--accept-timeout", type=arguments.duration, metavar="SECONDS", help="how long to wait for the "
+                        "source (default: as long as it takes)")  # fmt: skip
     arguments.add_both_ends(
         parser,
         peer="source",

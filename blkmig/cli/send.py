@@ -49,13 +49,13 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-bandwidth", type=arguments.size, default=0, metavar="SIZE",
                         help="bytes per second on the wire while the writers write; the pause is never limited "
                         "(default: no limit)")  # fmt: skip
-    parser.add_argument("--downtime-limit", type=float, default=0.3, metavar="SECONDS",
+    parser.add_argument("--downtime-limit", type=arguments.duration, default=0.3, metavar="SECONDS",
                         help="how long the writers may be held at the end (default: 0.3)")  # fmt: skip
     parser.add_argument("--downtime-factor", type=float, default=4.0, metavar="FACTOR",
                         help="give a pause up when it takes FACTOR times the limit, and at least 1 s: the writers go "
                         "on, and so do the rounds. The end of a --move is never taken back (default: 4)")  # fmt: skip
-    parser.add_argument("--timeout", type=float, metavar="SECONDS", help="give up if the migration has not converged "
-                        "by then, whatever it is waiting for (default: no limit)")  # fmt: skip
+    parser.add_argument("--timeout", type=arguments.duration, metavar="SECONDS", help="give up if the migration has "
+                        "not converged by then, whatever it is waiting for (default: no limit)")  # fmt: skip
     parser.add_argument("--max-rounds", type=int, metavar="N", help="give up after N dirty rounds (default: no limit)")
     parser.add_argument("--granularity", default="auto", metavar="SIZE",
                         help="keep track of writes in pieces of 4K to 1M (default: auto, as fine as is cheap where "
@@ -83,13 +83,13 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-return-path", dest="return_path", action="store_false",
                         help="do not ask the target to confirm that it has everything, which QEMUs before 2.5 cannot "
                         "do; then only the target itself knows whether it failed")  # fmt: skip
-    parser.add_argument("--connect-timeout", type=float, default=30.0, metavar="SECONDS",
+    parser.add_argument("--connect-timeout", type=arguments.duration, default=30.0, metavar="SECONDS",
                         help="how long the target, and a server that has the disks, may take to answer the first time "
                         "(default: 30)")  # fmt: skip
     parser.add_argument("--connections", type=arguments.count, default="auto", metavar="N",
                         help="over how many connections the stream goes to a blkmig, 1 to 16 (default: auto, one, and "
                         "on a long way one more for each 15 ms of the round trip)")  # fmt: skip
-    parser.add_argument("--reconnect", type=float, metavar="SECONDS",
+    parser.add_argument("--reconnect", type=arguments.duration, metavar="SECONDS",
                         help="how long to try to open the link to a blkmig again when it is lost; the receiver waits "
                         "as long; one that compares with old copies cannot; 0: not at all (default: 60)")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on where a migration has ended, because its link was "

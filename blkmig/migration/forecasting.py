@@ -116,7 +116,7 @@ def forecast(
     if read is not None:
         link.disks_are_read_at(read.speed)
     if link.bandwidth <= 0:
-        raise errors.ParameterError("there is nothing to measure the bandwidth with: say it")
+        raise errors.ParameterError("there is nothing to measure the bandwidth with: say it (--bandwidth)")
     cells = rates.make_cells(watched, interval, count)
     if read is not None and parameters.zero_blocks:
         replay.split_zeros(cells, read.zero_share)

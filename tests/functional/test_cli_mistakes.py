@@ -47,6 +47,19 @@ def test_the_address_comes_first_of_a_receiver(capfd: pytest.CaptureFixture[str]
     )
 
 
+def test_an_address_is_no_url(capfd: pytest.CaptureFixture[str]) -> None:
+    for uri in ("tcp://host:4444", "tls://host:4444", "tcp://host"):
+        assert "there are no slashes in it: say " in said(["send", "vda.raw", uri], capfd, 2)
+
+
+@pytest.mark.parametrize(
+    "option", ["--downtime-limit", "--timeout", "--idle-timeout", "--connect-timeout", "--reconnect"]
+)
+def test_seconds_have_no_unit(option: str, capfd: pytest.CaptureFixture[str]) -> None:
+    found = said(["send", "vda.raw", "file:s", option, "300ms"], capfd, 2)
+    assert found == f"blkmig: argument {option}: '300ms' is not a number of seconds: say it without a unit"
+
+
 def test_a_folder_is_no_disk(capfd: pytest.CaptureFixture[str]) -> None:
     assert said(["send", "folder", "file:s"], capfd, 1) == (
         "blkmig: disk 'folder': cannot open 'folder': it is a folder, not a file or a block device"
