@@ -49,10 +49,10 @@ class MigrationParameters:
     """Bytes per second on the wire while the disk is live; 0 is unlimited. The last pass is never limited."""
 
     downtime_limit: float = 0.3
-    """Seconds that the writers may be held for the last pass. It decides when the pause begins."""
+    """Seconds that the writers may be held for the last pass, 0 to 2,000. It decides when the pause begins."""
 
     downtime_factor: float = 4.0
-    """How many times the downtime limit a pause may take before it is given up; see `downtime_bound`."""
+    """How many times the downtime limit a pause may take before it is given up, 1 at least; see `downtime_bound`."""
 
     shared_base: bool = False
     """Send only what the top layer of each disk holds; the target already has the base."""
@@ -74,10 +74,10 @@ class MigrationParameters:
     within a machine and into files. ``auto``: where the link leaves the machine, and as far as it is worth it."""
 
     max_rounds: int | None = None
-    """Give up after so many dirty rounds without convergence."""
+    """Give up after so many dirty rounds without convergence, 1 at least; None: after as many as it takes."""
 
     timeout: float | None = None
-    """Give up after so many seconds without convergence."""
+    """Give up after so many seconds without convergence, whatever is waited for; None: never."""
 
     auto_converge: bool = False
     """Slow the writers down to what the link can carry, once they dirty blocks faster than half of that."""
@@ -122,12 +122,12 @@ class MigrationParameters:
     """The target is a QEMU: refuse at once what a QEMU cannot load."""
 
     connect_timeout: float = 30.0
-    """Seconds to wait for the other end to answer."""
+    """Seconds to wait for the other end to answer, 0.001 to 86,400."""
 
     reconnect: float | None = None
-    """Seconds to try to come again when the link to a blkmig is lost; 0 fails at once; None: 60. Only what the target
-    has not stored by then is sent again. A target that compares with old copies does not wait, and refuses
-    seconds that were said: see `delta`."""
+    """Seconds to try to come again when the link to a blkmig is lost, up to 86,400; 0 fails at once; None: 60. Only
+    what the target has not stored by then is sent again. A target that compares with old copies does not wait, and
+    refuses seconds that were said: see `delta`."""
 
     resume: bool = False
     """Go on where an earlier migration of these disks has ended, because its link was lost for good or one end was
@@ -140,7 +140,7 @@ class MigrationParameters:
     and more the longer the round trip is, from 15 ms on."""
 
     idle_timeout: float = 60.0
-    """Seconds that the other end may be idle while it should take or confirm something; 0 waits for ever."""
+    """Seconds that the other end may be idle while it should take or confirm something, up to 86,400; 0: for ever."""
 
     tls: credentials.TlsParameters | None = None
     """Certificates, for a target at ``tls:``."""
@@ -234,7 +234,7 @@ class IncomingParameters:
     """Seconds to wait for the source to connect; None waits for ever."""
 
     idle_timeout: float = 60.0
-    """Seconds that the source may pass without sending anything of its disks or of its VM; 0 waits for ever."""
+    """Seconds that the source may send nothing of its disks or of its VM, up to 86,400; 0 waits for ever."""
 
     overwrite: bool = False
     """Replace files that a target folder holds already."""
