@@ -219,7 +219,8 @@ class IncomingSession:
         self._figures.set_status("reconnecting")
         self._targets.leaving.is_link_away = True
         while True:
-            self._f.abort()
+            self._lobby.break_off()
+            self._loader.way_back.drop(self._f)
             arrived = self._lobby.next(self._seconds, lambda: self._say_what_is_waited_for(error))
             self._look()
             if arrived is None:

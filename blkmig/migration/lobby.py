@@ -83,7 +83,7 @@ class Lobby:
         self._refusal = refusal
         # How a connection begins that is looked at; the loading thread adds one.
         self._magics = [savevm.QEMU_VM_FILE_MAGIC, savevm.AGAIN_MAGIC, savevm.RESUME_MAGIC]
-        self._others: queue.SimpleQueue[channel.InputQEMUFile] = queue.SimpleQueue()
+        self._others: queue.SimpleQueue[channel.InputQEMUFile | None] = queue.SimpleQueue()
         self._arrivals: queue.SimpleQueue[Arrival | None] = queue.SimpleQueue()
         # The thread's own.
         self._refused = refusing.Refused()
@@ -142,13 +142,20 @@ class Lobby:
     def _drop_others(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
-                self._others.get_nowait().abort()
+                if (other := self._others.get_nowait()) is not None:
+                    other.abort()
 
     def stop_receiving(self) -> None:
         """Have the loading thread find the end of the link that it reads. From any thread."""
         with self._lock:
             if self._breaker is not None:
                 self._breaker.stop_receiving()
+
+    def break_off(self) -> None:
+        """End both directions of the link that is read, whoever waits there. From any thread."""
+        with self._lock:
+            if self._breaker is not None:
+                self._breaker.break_off()
 
     def say_last(self, data: bytes, seconds: float) -> None:
         """Say `data` on the link that is read, if nothing else can be said on it. From any thread."""
@@ -190,6 +197,7 @@ class Lobby:
                     self._is_closed.wait(RETRY_SECONDS)
         finally:
             self._refused.close()
+            self._others.put(None)  # whoever waits there hears a cancel, too
             if not self._has_successor:
                 self._arrivals.put(None)
 

@@ -141,6 +141,15 @@ class Commands:
         with self._lock:
             self._f, self._return_path = f, f.return_path()
 
+    def drop(self, f: InputQEMUFile) -> None:
+        """Close a link that was lost, in both directions, when nobody is saying anything on it.
+
+        Otherwise what another thread says could get into whatever has its descriptor next. End the link before, or
+        this waits as long as such a thread does.
+        """
+        with self._lock:
+            f.abort()
+
     def ack(self, number: int) -> None:
         """Tell the source that what came before its BARRIER `number` is on stable storage. From any thread."""
         self._say(words.MIG_RP_MSG_ACK, struct.pack(">I", number))

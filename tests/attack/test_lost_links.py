@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import random
+import threading
 from pathlib import Path
 
 import cutter
@@ -16,8 +17,9 @@ import pytest
 from lossy import MIB, Lossy, many_barriers, random_cuts
 
 import blkmig
-from blkmig import block, channel, errors, stats
+from blkmig import block, channel, errors, savevm, stats
 from blkmig.files import rawfile
+from blkmig.savevm import return_path
 
 __all__ = ["many_barriers"]
 
@@ -138,3 +140,44 @@ def test_a_link_that_was_lost_is_forgotten(tmp_path: Path, caplog: pytest.LogCap
 def _alive(*kinds: type) -> int:
     gc.collect()
     return sum(type(each) in kinds for each in gc.get_objects())
+
+
+@pytest.mark.usefixtures("many_barriers")
+def test_nobody_speaks_on_a_link_while_it_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that says ACK may be at it when the link is lost: what it says must get into no other descriptor."""
+    inside, is_broken_off, closed_inside = threading.Event(), threading.Event(), []
+    send, abort, break_off = return_path.send_message, channel.InputQEMUFile.abort, channel.Breaker.break_off
+
+    def slow(f: channel.OutputQEMUFile, kind: int, data: bytes) -> None:
+        if kind == savevm.MIG_RP_MSG_ACK and not is_broken_off.is_set():
+            inside.set()
+            is_broken_off.wait(1)
+            is_broken_off.set()
+            inside.clear()
+        send(f, kind, data)
+
+    def noted(self: channel.InputQEMUFile) -> None:
+        if threading.current_thread() is not threading.main_thread() and inside.is_set():
+            closed_inside.append(self.uri)
+        abort(self)
+
+    def broken_off(self: channel.Breaker) -> None:
+        break_off(self)
+        is_broken_off.set()
+
+    monkeypatch.setattr(return_path, "send_message", slow)
+    monkeypatch.setattr(channel.InputQEMUFile, "abort", noted)
+    monkeypatch.setattr(channel.Breaker, "break_off", broken_off)
+    receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": tmp_path / "t.raw"})
+    disk = blkmig.MemoryBackend(bytearray(b"x" * 16 * MIB), name="d")
+    parameters = blkmig.MigrationParameters(reconnect=30, downtime_limit=30, max_bandwidth=100 * MIB)
+    with cutter.Cutter(receiver.uri, []) as relay:
+        with blkmig.outgoing([disk], relay.uri, parameters) as migration:
+            while not inside.is_set():
+                disk.pwrite(b"w", 0)
+                migration.iterate()
+            relay.cut_now("reset")
+            migration.run()
+        assert receiver.result().reconnects == 1
+    assert not closed_inside
+    assert (tmp_path / "t.raw").read_bytes() == disk.pread(0, 16 * MIB)

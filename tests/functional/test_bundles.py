@@ -17,8 +17,8 @@ import pytest
 from lossy import Lossy, many_barriers, random_cuts, writing
 
 import blkmig
-from blkmig import savevm, stats
-from blkmig.migration import bundling, gathering
+from blkmig import channel, errors, savevm, stats
+from blkmig.migration import bundling, connection, gathering
 
 MIB = lab.MIB
 __all__ = ["many_barriers"]
@@ -142,3 +142,23 @@ def delayed(folder: Path, seed: int) -> None:
     assert (relay.connections, migration.stats.connections) == (4, 4), f"seed {seed}"
     assert (folder / "t.raw").read_bytes() == disk.pread(0, disk.size), f"seed {seed}"
     (folder / "t.raw").unlink()
+
+
+@pytest.mark.parametrize("reconnect", [20, 0], ids=["session", "no session"])
+def test_a_cancel_is_heard_while_the_others_are_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reconnect: float
+) -> None:
+    """Nobody comes, and the receiver would wait for a long time."""
+    monkeypatch.setattr(gathering, "GATHER_SECONDS", 1000)
+
+    def nobody(self: connection.Connection, *, timeout: float) -> channel.OutputQEMUFile:
+        receiver.migration.cancel()
+        raise errors.ChannelError("opening another connection", uri=self.uri, cause="nobody comes")
+
+    monkeypatch.setattr(connection.Connection, "open_another", nobody)
+    receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": tmp_path / "t.raw"})
+    disk = blkmig.MemoryBackend(bytearray(b"x" * MIB), name="d")
+    with pytest.raises(errors.MigrationError):
+        blkmig.send([disk], receiver.uri, connections=3, reconnect=reconnect)
+    with pytest.raises(errors.Cancelled):
+        receiver.result()
