@@ -87,6 +87,11 @@ def expect_pages(buffer: _input.InputBuffer, *, is_tcp: bool) -> None:
     buffer.expect_pages(is_tcp)
 
 
+def unread_nbytes(fd: int) -> int:
+    """Return the bytes that have come to a socket or a pipe, and that nobody has read. Raises OSError."""
+    return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 def unsent_nbytes(fd: int) -> int:
     """Return the bytes in a socket that the peer's machine does not have yet. Raises OSError."""
     return int.from_bytes(fcntl.ioctl(fd, termios.TIOCOUTQ, bytes(4)), sys.byteorder)

@@ -7,6 +7,8 @@ block, and drop the GIL while they do.
 
 from __future__ import annotations
 
+import contextlib
+import select
 import socket
 
 from .. import _core, errors
@@ -185,6 +187,21 @@ class ReceivingFile(base.QEMUFile):
     def starts_with(self, begun: bytes) -> bool:
         """Return whether what was read of the channel, and nothing was consumed of it yet, begins so."""
         return self._begun.startswith(begun)
+
+    def count_come(self, seconds: float) -> int:
+        """Return how many bytes of the stream have come, those that nobody has got included. Never raises.
+
+        Also of a file that has failed. Waits for `seconds` at most, unless there is more, or the end. Over TLS, what
+        was not opened is not counted.
+        """
+        come, fd = self.position + self._buffer.staged, self._transport.fd
+        if fd >= 0 and self._transport.unseal is None:
+            with contextlib.suppress(OSError):
+                poller = select.poll()
+                poller.register(fd, select.POLLIN)
+                poller.poll(seconds * 1000)
+                come += buffers.unread_nbytes(fd)
+        return come
 
     def payload_came(self) -> None:
         """Say that what was got last counts as payload, so that the peer is not idle."""

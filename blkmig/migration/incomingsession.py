@@ -37,6 +37,9 @@ MOST_SECONDS = 3600.0
 """A lost source is waited for as long as it tries to come again, but no longer than an hour, and these times before
 and after: so long it may take to notice the loss, and to find the way."""
 
+MOMENT_SECONDS = 0.5
+"""How long what a source sends that has DONE may be on its way when the link cannot be read any more."""
+
 LAST_SECONDS = 0.5
 """How long what a source still sends is dropped, so that it finds why this end was cancelled."""
 
@@ -214,7 +217,7 @@ class IncomingSession:
         if self._acknowledger is not None:
             self._acknowledger.check()
         is_over = self._loader.has_ended or isinstance(error, errors.DamagedOnTheWay)
-        if self._lobby is None or is_over:
+        if self._lobby is None or is_over or self._taking.has_gone_on(self._f.count_come(MOMENT_SECONDS)):
             raise error
         self._figures.set_status("reconnecting")
         self._targets.leaving.is_link_away = True

@@ -20,6 +20,7 @@ does not give the disks back; the disks are unlocked before DONE, because the so
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal
 
@@ -59,6 +60,9 @@ class Taking:
         self._number = 0
         self._counts: list[tuple[int, int]] = []
         """How many blocks and packs of each disk had come when it was ready."""
+
+        self._through = math.inf
+        """How many bytes of the present link the source has sent when it has said COMMIT, at most."""
 
         self._kind = savevm.Kind.COPY
         self.nameless: dict[str, errors.MigrationError] = {}
@@ -107,6 +111,7 @@ class Taking:
     def _take_commit(self, body: bytes, position: int) -> None:
         """Take the disks, and say DONE."""
         said = savevm.parse_commit(body, position)
+        self._through = position + len(body) + _AROUND_BODY
         if self.is_taken and (said.number, said.kind) == (self._number, self._kind):
             self._say_done()  # it did not come, and is asked for on another link
             return
@@ -191,6 +196,14 @@ class Taking:
             "in doubt, they have moved all the same"
         )
 
+    def has_gone_on(self, nbytes: int) -> bool:
+        """Return whether a source has DONE, of whose link `nbytes` came before it was lost; ask once for each link.
+
+        Behind COMMIT it sends nothing before that.
+        """
+        through, self._through = self._through, math.inf
+        return self.is_taken and nbytes > through
+
     def source_knows(self) -> None:
         """Take note that the source has DONE: it has ended the stream."""
         if self._kind == savevm.Kind.VM:
@@ -209,6 +222,9 @@ class Taking:
             first.add_note(f"the disk is this host's all the same, under its hidden name in that folder: {what}")
             raise first
 
+
+_AROUND_BODY = 8 + 4 + 8 + 5
+"""Bytes of a COMMIT besides its body: word and length before that, EOS and the footer behind it."""
 
 _NAMED_LATER = "start this command again, which gives it its name"
 _UNNAMED = "rename it yourself, before anything else is received there, which would begin with it anew"

@@ -12,7 +12,8 @@ import lab
 import pytest
 
 import blkmig
-from blkmig import errors, files
+from blkmig import channel, errors, files
+from blkmig.savevm import commands
 
 MIB = 1 << 20
 OPEN_RETURN_PATH = struct.pack(">BHH", 8, 1, 0)
@@ -67,3 +68,39 @@ def test_a_source_that_gave_up_before_the_word_leaves_no_target(
     with pytest.raises(errors.ChannelError, match="the source has given up"):
         receiver.result()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.raw", "stream"]
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "unix"])
+@pytest.mark.parametrize("writers_after", ["release", "refuse"])
+def test_a_source_that_is_known_to_have_done_is_not_waited_for(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    scheme: str,
+    writers_after: str,
+) -> None:
+    """What it sends behind DONE has come, and cannot be read: it does not come again, since it has ended well."""
+    sent = threading.Event()
+    is_done: list[bool] = []
+
+    def done(self: commands.Commands, number: int, nameless: object) -> None:
+        say(self, number, ())
+        is_done.append(True)
+
+    def next_run(self: channel.InputQEMUFile) -> tuple[int, bytes, int, int]:
+        if is_done:
+            assert sent.wait(30)
+            raise errors.ChannelError("receiving", uri=self.uri, cause=OSError(5, "broken"))
+        return read(self)
+
+    say, read = commands.Commands.done, channel.InputQEMUFile.next_run
+    monkeypatch.setattr(commands.Commands, "done", done)
+    monkeypatch.setattr(channel.InputQEMUFile, "next_run", next_run)
+    uri = "tcp:127.0.0.1:0" if scheme == "tcp" else f"unix:{tmp_path}/s"
+    receiver = lab.Receiver(uri, {"d": tmp_path / "t.raw"})
+    disk = blkmig.MemoryBackend(bytearray(b"x" * MIB), name="d")
+    blkmig.send([disk], receiver.uri, writers_after=writers_after)
+    sent.set()
+    assert receiver.result().reconnects == 0
+    assert "is waited for" not in caplog.text
+    assert (tmp_path / "t.raw").read_bytes() == b"x" * MIB
