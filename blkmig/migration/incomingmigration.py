@@ -71,7 +71,7 @@ class IncomingMigration:
         """Listen, where the URI says so; `uri` is then the actual address."""
         self._loading.prepare(self._requested_uri)
         with contextlib.ExitStack() as stack:
-            stack.enter_context(self._loading)
+            stack.push(lambda *raised: self._loading.__exit__(*raised))  # the last one: those before are over by then
             tls, allow = self.parameters.tls, self.parameters.allow
             self._listener = stack.enter_context(channel.listen(self._requested_uri, tls=tls, allow=allow))
             self._stack.push(stack.pop_all())
@@ -191,7 +191,6 @@ class IncomingMigration:
         f.set_idle_timeout(self.parameters.idle_timeout)
         self._figures.begin_anew(f)
         self._loading = self._another()
-        self._stack.enter_context(self._loading)
         self._check_cancelled()  # behind that: whoever cancels sets the flag first, and then cancels what is there
         self._loading.prepare(self._requested_uri)
         self._check_cancelled()

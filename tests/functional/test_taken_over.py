@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from pathlib import Path
@@ -15,6 +16,7 @@ import tls_links
 import blkmig
 from blkmig import errors, savevm, stats
 from blkmig.files import sessionfile
+from blkmig.migration import loading
 
 MIB = dying.MIB
 MOMENTS: tuple[dying.Moment, ...] = ("bulk", "round", "END", "COMMIT")
@@ -49,6 +51,8 @@ def test_again_and_again(tmp_path: Path) -> None:
     case.kill("bulk")
     for moment in MOMENTS[1:]:
         case.kill(moment, resume=True)
+    gc.collect()
+    assert sum(type(each) is loading.Loading for each in gc.get_objects()) <= 2, "it keeps what was given up"
     case.resume()
     assert case.receiver.result().reconnects == 4
     case.check_equal()
