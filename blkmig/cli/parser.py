@@ -72,7 +72,10 @@ class CommandParser(argparse.ArgumentParser):
         """The parsers of the commands; only the parser of the whole command line has any."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise a UsageError."""
+        """Raise a UsageError. It says which variable has the option that it is about, if one has."""
+        for option, name in FROM_ENVIRONMENT.items():
+            if message.startswith(f"argument {option}: ") and os.environ.get(name):
+                message += f" ({name} is {os.environ[name]!r})"
         raise UsageError(message, self.format_usage())
 
     def _print_message(self, message: str, file: Any = None) -> None:

@@ -60,6 +60,13 @@ def test_seconds_have_no_unit(option: str, capfd: pytest.CaptureFixture[str]) ->
     assert found == f"blkmig: argument {option}: '300ms' is not a number of seconds: say it without a unit"
 
 
+def test_a_variable_is_named(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("BLKMIG_PROGRESS", "fancy")
+    found = said(["send", "vda.raw", "file:s"], capfd, 2)
+    assert found.startswith("blkmig: argument --progress: invalid choice: 'fancy'")
+    assert found.endswith(" (BLKMIG_PROGRESS is 'fancy')")
+
+
 def test_a_folder_is_no_disk(capfd: pytest.CaptureFixture[str]) -> None:
     assert said(["send", "folder", "file:s"], capfd, 1) == (
         "blkmig: disk 'folder': cannot open 'folder': it is a folder, not a file or a block device"
