@@ -32,47 +32,66 @@ MOST_SECONDS = 4000.0
 INCARNATION = 1
 
 
-@contextlib.contextmanager
-def answering(uri: str, tls: credentials.TlsParameters | None) -> Iterator[None]:
-    """Answer at `uri` the source of disks that the body finds taken, and then raise what it has raised. Blocks."""
-    try:
-        yield
-    except errors.InDoubt as error:
-        if error.taken:
-            logger.warning("%s; its source is waited for, for %s s at most, to be told", error, error.taken["seconds"])
-            secret = bytes.fromhex(error.taken.get("secret", ""))
-            error.taken = {name: value for name, value in error.taken.items() if name != "secret"}
-            with errors.keeping(error):
-                has_asked = _answer(uri, tls, error.taken, secret)
-                error.add_note("its source has asked, and knows" if has_asked else "its source has not asked")
-        raise
+class Answering:
+    """The wait for the source of disks that were taken; any thread, and any signal handler, may cancel it."""
 
+    def __init__(self) -> None:
+        # Whoever cancels sets the first and then looks at the second; whoever listens does it the other way round.
+        self._cancel_requested = False
+        self._listener: channel.Listener | None = None
 
-def _answer(uri: str, tls: credentials.TlsParameters | None, taken: Mapping[str, Any], secret: bytes) -> bool:
-    """Wait for the source, and tell it that the disks were taken; return whether it has come.
+    def cancel(self) -> None:
+        """Do not wait any more, now or later."""
+        self._cancel_requested = True
+        if self._listener is not None:
+            self._listener.cancel()
 
-    Where it has a token, that is made again of its `secret`, for the source trusts nobody else.
-    """
-    deadline = time.monotonic() + min(taken["seconds"], MOST_SECONDS)
-    key = bytes.fromhex(taken["key"])
-    magics = [savevm.AGAIN_MAGIC + key, savevm.RESUME_MAGIC + key]
-    with contextlib.closing(channel.listen(uri, tls=None if secret else tls, secret=secret)) as listener:
-        while listener.takes_several and (left := deadline - time.monotonic()) > 0:
-            try:
-                f = listener.accept(timeout=left, magics=magics, nbytes=savevm.AGAIN_NBYTES)
-            except errors.ChannelTimeout:
-                break
-            with contextlib.suppress(errors.ChannelError, errors.TruncatedStream), contextlib.ExitStack() as stack:
-                stack.callback(f.abort)
-                if f.starts_with(savevm.RESUME_MAGIC):
-                    f.skip(savevm.AGAIN_NBYTES)
-                    tell_owner(f, savevm.Resumed(savevm.Waiting.OWNER, taken["end"]))
+    @contextlib.contextmanager
+    def at(self, uri: str, tls: credentials.TlsParameters | None) -> Iterator[None]:
+        """Answer at `uri` the source of disks that the body finds taken, and then raise what it has raised. Blocks."""
+        try:
+            yield
+        except errors.InDoubt as error:
+            if error.taken:
+                seconds = error.taken["seconds"]
+                logger.warning("%s; its source is waited for, for %s s at most, to be told", error, seconds)
+                secret = bytes.fromhex(error.taken.get("secret", ""))
+                error.taken = {name: value for name, value in error.taken.items() if name != "secret"}
+                with errors.keeping(error):
+                    has_asked = self._answer(uri, tls, error.taken, secret)
+                    error.add_note("its source has asked, and knows" if has_asked else "its source has not asked")
+            raise
+
+    def _answer(
+        self, uri: str, tls: credentials.TlsParameters | None, taken: Mapping[str, Any], secret: bytes
+    ) -> bool:
+        """Wait for the source, and tell it that the disks were taken; return whether it has come.
+
+        Where it has a token, that is made again of its `secret`, for the source trusts nobody else.
+        """
+        deadline = time.monotonic() + min(taken["seconds"], MOST_SECONDS)
+        key = bytes.fromhex(taken["key"])
+        magics = [savevm.AGAIN_MAGIC + key, savevm.RESUME_MAGIC + key]
+        with contextlib.closing(channel.listen(uri, tls=None if secret else tls, secret=secret)) as listener:
+            self._listener = listener
+            if self._cancel_requested:
+                return False
+            while listener.takes_several and (left := deadline - time.monotonic()) > 0:
+                try:
+                    f = listener.accept(timeout=left, magics=magics, nbytes=savevm.AGAIN_NBYTES)
+                except (errors.ChannelTimeout, errors.Cancelled):
+                    break
+                with contextlib.suppress(errors.ChannelError, errors.TruncatedStream), contextlib.ExitStack() as stack:
+                    stack.callback(f.abort)
+                    if f.starts_with(savevm.RESUME_MAGIC):
+                        f.skip(savevm.AGAIN_NBYTES)
+                        tell_owner(f, savevm.Resumed(savevm.Waiting.OWNER, taken["end"]))
+                        return True
+                    if not savevm.parse_again(f.get_buffer(savevm.AGAIN_NBYTES)).seconds:
+                        break  # it has given up
+                    _tell(f, taken["end"])
                     return True
-                if not savevm.parse_again(f.get_buffer(savevm.AGAIN_NBYTES)).seconds:
-                    break  # it has given up
-                _tell(f, taken["end"])
-                return True
-    return False
+        return False
 
 
 def tell_owner(f: channel.InputQEMUFile, word: savevm.Resumed) -> None:

@@ -55,7 +55,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         self._endpoints: endpoints.Targets | None = None
         self._stack = contextlib.ExitStack()
         self._used: set[str | int] = set()
-        self._made = made.MadeTargets()
+        self._made, self._room = made.MadeTargets(), room.Room()
         self.session = sessions.SessionFiles("target", parameters.state_dir)  # what was decided, from `begin` on
         self._is_taken = False
         self.came: list[sources.TargetFile | None] = []  # those of `devices`; None: opened by the caller
@@ -63,11 +63,10 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         self.announced = block.SaidSizes()
         """How large the stream says that its disks are, before they come."""
 
-        self.leaving = leaving.Leaving()
+        self.leaving, self._afterwards = leaving.Leaving(), afterwards.Answering()
         self.settle: Callable[[], None] = lambda: None
         """Waits for the flush that is under way beside the writes, and raises what one has raised."""
 
-        self._room = room.Room()
         self.devices: list[block.BlkLoadDevice] = []
 
     # -- before somebody connects ------------------------------------------------------------------------------------
@@ -78,7 +77,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         Raises :class:`~blkmig.errors.ParameterError` for files that are the same, and errors of the disks; then nothing
         stays open, and nothing that was made is left. For disks that have come before, the source may be waited for.
         """
-        with afterwards.answering(uri, self._parameters.tls):
+        with self._afterwards.at(uri, self._parameters.tls):
             self._prepare(uri)
 
     def _prepare(self, uri: str) -> None:
@@ -242,7 +241,8 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             fitting.check_settled_size(device, self._parameters, self._statistics)
 
     def cancel(self) -> None:
-        """Have whatever waits in a disk raise Cancelled. From any thread."""
+        """Have whatever waits in a disk raise Cancelled, and no source be waited for. From any thread."""
+        self._afterwards.cancel()
         for device in list(self.devices):
             device.backend.cancel()
 

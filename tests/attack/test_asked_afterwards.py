@@ -16,7 +16,7 @@ from typing import Any
 import forks
 import lab
 import pytest
-from pauses import Call
+from pauses import Call, until
 
 import blkmig
 from blkmig import errors
@@ -128,6 +128,26 @@ def test_a_source_that_has_given_up_is_not_waited_for(tmp_path: Path) -> None:
     file = case.target.with_name(sessionfile.session_name(case.target.name))
     os.utime(file, (0, file.stat().st_mtime - 100))
     assert not hasattr(case.meet(), "__notes__")
+    assert case.target.read_bytes() == CONTENT
+    case.disk.release_writers()
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+def test_a_cancel_ends_the_wait(tmp_path: Path, caplog: pytest.LogCaptureFixture, when: str) -> None:
+    """Of a program that opens its receiver in one thread and cancels in another one; a source would have 50 s."""
+    case = Case(tmp_path, STORED, reconnect=0.1)
+    with pytest.raises(errors.InDoubt, match="did not come back"):
+        case.sending.result()
+    receiver = case.receiver()
+    if when == "before":
+        receiver.cancel()
+    entering = Call(receiver.__enter__)
+    until(lambda: "its source is waited for" in caplog.text)
+    if when == "meanwhile":
+        receiver.cancel()
+    with pytest.raises(errors.InDoubt, match="they are here, and complete") as caught:
+        entering.result()
+    assert "its source has not asked" in caught.value.__notes__
     assert case.target.read_bytes() == CONTENT
     case.disk.release_writers()
 
