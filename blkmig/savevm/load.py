@@ -14,7 +14,6 @@ is not parsed but drained to its end (:mod:`.vmdescription`).
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -76,8 +75,8 @@ class LoadVM:
                     self._get_records()
                 except (errors.ChannelError, errors.TruncatedStream) as error:
                     self._go_on(error)
-        except BaseException:
-            with contextlib.suppress(Exception):
+        except BaseException as error:
+            with errors.keeping(error):
                 savestate.run_cleanups(cleanups)
             raise
         savestate.run_cleanups(cleanups)

@@ -231,12 +231,14 @@ class SaveState:
 
 
 def run_cleanups(cleanups: Iterable[Callable[[], None]]) -> None:
-    """Call each of `cleanups`, whatever the others do; then raise the first error."""
+    """Call each of `cleanups`, whatever the others do; then raise the first error, with a note of each later one."""
     first: BaseException | None = None
     for cleanup in cleanups:
         try:
             cleanup()
         except BaseException as error:
+            if first is not None:
+                first.add_note(f"and then: {error}")
             first = first or error
     if first is not None:
         raise first

@@ -102,9 +102,10 @@ def test_the_error_of_a_handler_comes_through_and_is_not_hidden_by_cleanups() ->
             raise RuntimeError("cleanup")
 
     handlers = Broken()
-    with pytest.raises(errors.DeviceError, match="No space left"):
+    with pytest.raises(errors.DeviceError, match="No space left") as caught:
         load(block_stream(), handlers)
     assert handlers.calls == ["load_setup", "load_cleanup"]
+    assert caught.value.__notes__ == ["and then: cleanup"]
 
 
 def test_all_cleanups_run_and_the_first_error_wins() -> None:
@@ -121,9 +122,10 @@ def test_all_cleanups_run_and_the_first_error_wins() -> None:
     state = savevm.SaveState()
     for number in range(3):
         state.register_savevm_live("x", number, 1, Broken(number))
-    with streams.reading(HEADER + EOF) as f, pytest.raises(RuntimeError, match="cleanup 0"):
+    with streams.reading(HEADER + EOF) as f, pytest.raises(RuntimeError, match="cleanup 0") as caught:
         savevm.LoadVM(state, f).loadvm()
     assert calls == [0, 1, 2]
+    assert caught.value.__notes__ == ["and then: cleanup 1", "and then: cleanup 2"]
 
 
 def test_setup_that_fails() -> None:
