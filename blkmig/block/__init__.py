@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from .. import later
 from .compressed import Coming as ComingFrame
+from .zeropieces import Coming as ComingZeros
 
 if TYPE_CHECKING:
     from .answering import Answers
@@ -56,6 +57,7 @@ __all__ = [
     "BlockLoadHandlers",
     "BlockSaveHandlers",
     "ComingFrame",
+    "ComingZeros",
     "Counts",
     "CoverageCounts",
     "CoverageRoom",

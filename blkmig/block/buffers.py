@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from .. import _core, passage
-from . import checksums, compressed, extras
+from . import checksums, compressed, extras, zeropieces
 
 STORING_DISKS = 4
 """Disks that may have blocks waiting at the same time: bulk goes from disk to disk, and few are written in a round."""
@@ -39,9 +39,16 @@ class LoadBuffers:
         self.frames = compressed.Coming()
         """The same, about how it comes."""
 
+        self.zeros = zeropieces.Coming()
+        """The same, about what of it does not come."""
+
     def on_extra(self) -> dict[int, extras.OnExtra]:
         """Return what takes the records that say something of payloads, by their kind."""
-        return {extras.ExtraKind.CHECKS: self.checksums.take, extras.ExtraKind.ZSTD: self.frames.take}
+        return {
+            extras.ExtraKind.CHECKS: self.checksums.take,
+            extras.ExtraKind.ZSTD: self.frames.take,
+            extras.ExtraKind.ZEROS: self.zeros.take,
+        }
 
     def forget(self) -> None:
         """Have new buffers: a link was lost, which may have left a part of a payload in one of them."""
@@ -49,6 +56,7 @@ class LoadBuffers:
         self._storing.clear()
         self.checksums.forget()
         self.frames.forget()
+        self.zeros.forget()
 
     def lend(self, device: StoringDevice) -> _core.BlockBuffer:
         """Return the buffer for the blocks of `device`, until it is told to rest. May wait for another disk."""

@@ -139,15 +139,15 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         """Take every writable disk into use, start dirty tracking on all of them, write EOS. All or nothing."""
         if self._blk_mig is not None:
             raise errors.StateError("the block section is set up already", state="active", required="none")
-        disks, shared_base = self.disks.sent(), self.disks.shared_base
-        has = savevm.Ability
+        disks, shared_base, has = self.disks.sent(), self.disks.shared_base, savevm.Ability
         can = {"can_check": has.CHECKS in self.abilities, "can_compress": has.ZSTD in self.abilities}
-        can["compares"] = self.take_answer is not None
-        self._departure = passage.departure(disks, f, self._parameters, shared_base=shared_base, **can)
+        can |= {"compares": self.take_answer is not None, "shared_base": shared_base}
+        self._departure = passage.departure(disks, f, self._parameters, **can)
         blk_mig = state.BlkMigState(
             reads=compressing.chosen(self._departure, self._parameters),
             zero_blocks=self._parameters.zero_blocks,
             has_checks=self._departure.checked,
+            leaves_zeros_out=has.ZEROS in self.abilities and self._parameters.zero_blocks,
         )
         if self.take_answer is not None:
             from . import compare  # here: a plain copy has no old one to compare with

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .. import _core, _output, channel, errors
-from . import checksums, compressed, coverage, device, digests, state, wire
+from . import checksums, compressed, coverage, device, digests, state, wire, zeropieces
 
 if TYPE_CHECKING:
     from . import pieces, proof
@@ -80,7 +80,7 @@ def send_pack(
         put_frame_head(blk_mig, f, bmds, blk.frame, nbytes=pack.nbytes, seed=pack.extents[0][0])
         f.put_pack_header(wire.FLAG_PACK, bmds.name, pack.extents)
         f.put_buffer(blk.frame)
-    else:
+    elif blk.bulk_sectors or not _put_without_zeros(blk_mig, f, bmds, pack, blk.buf.data[: pack.nbytes]):
         if blk_mig.has_checks:
             f.put_buffer(checksums.record(blk.buf.data[: pack.nbytes], pack.extents[0][0]))
         f.put_pack(wire.FLAG_PACK, bmds.name, pack.extents, blk.buf)
@@ -96,6 +96,26 @@ def send_pack(
     blk_mig.pack_bytes += pack.nbytes
     bmds.savings.pack_went(pack.extents, pack.nbytes, bmds.geometry, blocks=bmds.sent_blocks)
     blk_mig.sent_bytes += pack.nbytes
+
+
+def _put_without_zeros(
+    blk_mig: state.BlkMigState,
+    f: channel.OutputQEMUFile,
+    bmds: device.BlkMigDevState,
+    pack: device.Pack,
+    payload: memoryview,
+) -> bool:
+    """Put a pack without the pieces of its `payload` that are zeros, if there are any; return whether. May block."""
+    body = zeropieces.find(payload, pack.extents) if blk_mig.leaves_zeros_out else b""
+    if not body:
+        return False
+    rest = b"".join(payload[start:stop] for start, stop in zeropieces.present(body, pack.extents))
+    head = checksums.record(rest, pack.extents[0][0]) if blk_mig.has_checks else b""
+    f.put_buffer(zeropieces.record(body) + head)
+    f.put_pack_header(wire.FLAG_PACK, bmds.name, pack.extents)
+    f.put_buffer(rest)
+    bmds.savings.by_zeros += pack.nbytes - len(rest)
+    return True
 
 
 def send_zero_run(

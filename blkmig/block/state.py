@@ -45,6 +45,9 @@ class BlkMigState:
     has_checks: bool = False
     """Payloads have checksums."""
 
+    leaves_zeros_out: bool = False
+    """What is zeros of a pack does not travel."""
+
     proofs: proofs.Proofs | None = None
     """What proves the disks beside the stream; None where nobody asked for that."""
     comparison: Comparison | None = None
@@ -116,12 +119,13 @@ class BlkMigState:
         total_sector_sum: int = 0,
         zero_blocks: bool = True,
         has_checks: bool = False,
+        leaves_zeros_out: bool = False,
     ) -> None:
         self.reads = reads
         self.bmds_list = bmds_list or []
         self.total_sector_sum = total_sector_sum
         self.zero_blocks = zero_blocks
-        self.has_checks = has_checks
+        self.has_checks, self.leaves_zeros_out = has_checks, leaves_zeros_out
         self.blk_list = collections.deque()
 
     def prove(self) -> None:

@@ -94,14 +94,13 @@ class BlkLoadDevice:
         self.coverage.check_pack(extents, position)
         if self._buf is None:
             self._buf = self.buffers.lend(self)
-        total = sum(nbytes for _, nbytes in extents)
-        start, (last, nbytes) = extents[0][0], extents[-1]
+        total, start, (last, nbytes) = sum(nbytes for _, nbytes in extents), extents[0][0], extents[-1]
         if self.buffers.frames.nbytes:
+            self.buffers.zeros.check_none(position)
             self._get_frame(f, total, start, start)
         else:
-            f.get_pack_payload(self._buf, total)
-            if self.buffers.checksums.is_on:
-                self._check_payload(f, self._buf.data[:total], start, start)
+            check = self._check_payload if self.buffers.checksums.is_on else None
+            self._savings.by_zeros += self.buffers.zeros.get(f, self._buf, extents, total, check)
         if self.backend.is_growable and last + nbytes > self.backend.size:
             self._grow(min(last + nbytes, self.coverage.limit))
         inside = [*extents[:-1], (last, min(nbytes, self.backend.size - last))]

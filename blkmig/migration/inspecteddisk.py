@@ -39,7 +39,12 @@ class InspectedDisk:
     """What came of one disk."""
 
     def __init__(
-        self, name: str, records: RecordListener, room: block.CoverageRoom, frames: block.ComingFrame
+        self,
+        name: str,
+        records: RecordListener,
+        room: block.CoverageRoom,
+        frames: block.ComingFrame,
+        zeros: block.ComingZeros,
     ) -> None:
         self.statistics = stats.DiskStatistics(name)
         self.coverage = block.BlockCoverage(name, block.MAX_INFERRED_BYTES, room=room)
@@ -56,6 +61,7 @@ class InspectedDisk:
 
         self._records = records
         self._frames = frames
+        self._zeros = zeros
 
     def load_block(self, f: channel.InputQEMUFile, sector: int, position: int) -> None:
         """Skip one block's payload and count it."""
@@ -70,7 +76,10 @@ class InspectedDisk:
         """Skip a pack's payload and count it."""
         self.coverage.check_pack(extents, position)
         nbytes = sum(length for _, length in extents)
-        self._skip(f, nbytes)
+        if self._frames.nbytes:
+            self._zeros.check_none(position)
+        runs = self._zeros.runs(extents, position)
+        self._skip(f, nbytes if runs is None else sum(stop - start for start, stop in runs))
         self.coverage.add_pack(extents, number=number)
         self._records.pack(self.statistics.name, extents, position)
         self.statistics.packs += 1

@@ -66,11 +66,11 @@ def inspect(
     Raises only errors of the channel; what is wrong with the stream is the verdict.
     """
     disks: list[inspecteddisk.InspectedDisk] = []
-    room, frames = block.CoverageRoom(), block.ComingFrame()
+    room, frames, zeros = block.CoverageRoom(), block.ComingFrame(), block.ComingZeros()
     listener = records or inspecteddisk.RecordListener()
 
     def open_device(name: str, position: int) -> inspecteddisk.InspectedDisk:
-        disks.append(inspecteddisk.InspectedDisk(name, listener, room, frames))
+        disks.append(inspecteddisk.InspectedDisk(name, listener, room, frames, zeros))
         return disks[-1]
 
     def note_table(table: Sequence[TableDisk], position: int) -> dict[bytes, inspecteddisk.InspectedDisk]:
@@ -83,7 +83,7 @@ def inspect(
     handlers.on_barrier = listener.barrier
     handlers.on_table = note_table
     handlers.on_extra = {kind: _note_extra(listener, kind) for kind in ExtraKind}
-    handlers.on_extra[ExtraKind.ZSTD] = frames.take
+    handlers.on_extra |= {ExtraKind.ZSTD: frames.take, ExtraKind.ZEROS: zeros.take}
     state = savevm.SaveState()
     for name in block.FORMATS:
         state.register_savevm_live(name, 0, 1, handlers)

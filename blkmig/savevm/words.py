@@ -70,6 +70,7 @@ class Ability(enum.IntFlag, boundary=enum.KEEP):
     ZSTD = 0x20
     BUNDLE = 0x40
     RESUME = 0x80
+    ZEROS = 0x100
 
 
 CHECKS: Final = Ability.CHECKS if importlib.util.find_spec("xxhash") is not None else Ability(0)
@@ -81,7 +82,9 @@ RESUME: Final = Ability.RESUME if importlib.util.find_spec("blake3") is not None
 ZSTD: Final = Ability.ZSTD if zstd.is_available() else Ability(0)
 """And of what compresses."""
 
-ALWAYS: Final = Ability.BARRIERS | Ability.COMMIT | Ability.DELTA | Ability.PROOF | Ability.BUNDLE
+ALWAYS: Final = (
+    Ability.BARRIERS | Ability.COMMIT | Ability.DELTA | Ability.PROOF | Ability.BUNDLE | Ability.ZEROS
+)
 OURS: Final = ALWAYS | RESUME | CHECKS | ZSTD
 """What this blkmig can do, at either end."""
 

@@ -17,7 +17,7 @@ import tee
 
 import blkmig
 from blkmig import _core, _output, zstd
-from blkmig.block import compressed, coverage, extras, hashing, proofwords, wire
+from blkmig.block import compressed, coverage, extras, hashing, proofwords, wire, zeropieces
 
 MIB = lab.MIB
 PAGE = Path(__file__).parents[2] / "docs" / "wire" / "blkmig.md"
@@ -106,6 +106,23 @@ def put(extents: list[tuple[int, int]], blk: _core.BlockBuffer) -> bytes:
     os.close(writable)
     with os.fdopen(readable, "rb") as file:
         return file.read()
+
+
+def test_the_example_of_zeros_in_a_pack() -> None:
+    """The bytes on the page are such a pack, for the reader of the page and for the package."""
+    text = PAGE.read_text().partition("<!-- example: zeros -->")[2].partition("```text\n")[2].partition("```")[0]
+    data = b"".join(bytes.fromhex(row[:24]) for row in text.splitlines() if "..." not in row) + b"B" * 4096
+    extents = [(4096, 8192)]
+    body = zeropieces.find(memoryview(bytes(4096) + b"B" * 4096), extents)
+    assert data.startswith(zeropieces.record(body) + struct.pack(">QB", 1 << 9 | 0x10, 1) + b"a")
+    assert zeropieces.present(body, extents) == [(4096, 8192)]
+    reader = section_reader.SectionReader(data)
+    reader.disks["a"] = section_reader.Disk("a", MIB, 4096, False, bytearray(b"x" * MIB))
+    for _ in range(2):
+        word = reader.reader.unpack(">Q")
+        reader.read_record(word & 0x1FF, word >> 9)
+    assert reader.reader.at_end()
+    assert reader.disks["a"].image[4096 : 3 * 4096 + 1] == bytes(4096) + b"B" * 4096 + b"x"
 
 
 def test_the_example_of_a_compressed_payload() -> None:

@@ -22,7 +22,7 @@ import savevm_streams as streams
 
 import blkmig
 from blkmig import block, channel, errors, migration, savevm, sources, units, zstd
-from blkmig.block import TableDisk, askwords, proofwords, table
+from blkmig.block import TableDisk, askwords, proofwords, table, zeropieces
 from blkmig.channel import token
 from blkmig.disk import BlockGeometry
 from blkmig.files import dirtymap, folder, sessionfile
@@ -109,8 +109,18 @@ def return_path_words(data: bytes) -> None:
 # -- bodies of EXTRAs ------------------------------------------------------------------------------------------------
 
 
+def zero_pieces(body: bytes) -> None:
+    """Take a ZEROS of some pack: what is there lies in its payload, piece by piece."""
+    coming, extents = zeropieces.Coming(), [(512, 9000 // 512 * 512), (40960, 4096), (50176, 512)]
+    coming.take(body, 0)
+    runs = coming.runs(extents, 0)
+    assert runs is not None
+    assert all(0 <= start < stop <= sum(nbytes for _, nbytes in extents) for start, stop in runs)
+
+
 PARSERS: list[Callable[[bytes], object]] = [
     lambda body: sessions.parse_session(body, 0),
+    lambda body: zero_pieces(body),
     lambda body: sessions.parse_resumed(body[:5].ljust(5), 0),
     lambda body: handover.parse_end(body, 0),
     lambda body: handover.parse_commit(body, 0),

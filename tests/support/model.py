@@ -217,13 +217,27 @@ def read_table(reader: Reader, stream: Stream) -> None:
     assert all(granule in [1 << shift for shift in range(12, 21)] for _, _, granule, _ in stream.table)
 
 
-def read_pack(reader: Reader, section: str, count: int) -> Record:
-    """Read the rest of a PACK of so many extents."""
+def put_zeros_back(reader: Reader, places: list[tuple[int, int]], zeros: bytes) -> None:
+    """Put the pieces of a payload that are zeros, by a ZEROS, where they would stand in what is read next."""
+    cells = [(extent, offset // 512) for extent in places for offset in range(extent[0], sum(extent), 512)]
+    pieces = [len(list(group)) * 512 for _, group in itertools.groupby(cells, lambda cell: (cell[0], cell[1] // 8))]
+    bits = [zeros[number // 8] >> (7 - number % 8) & 1 for number in range(8 * len(zeros))]
+    assert len(zeros) == -(-len(pieces) // 8)
+    assert [any(bits), any(bits[len(pieces) :])] == [True, False]
+    for number in itertools.compress(range(len(pieces)), bits):
+        place = reader.position + sum(pieces[:number])
+        reader.data = reader.data[:place] + bytes(pieces[number]) + reader.data[place:]
+
+
+def read_pack(reader: Reader, section: str, count: int, zeros: bytes = b"") -> Record:
+    """Read the rest of a PACK of so many extents, before which a ZEROS may have come."""
     name = reader.counted("disk")
     places = [(reader.unpack(">Q", "offset"), reader.unpack(">I", "length")) for _ in range(count)]
     assert 1 <= count <= 256
     assert sum(length for _, length in places) <= MIB
     assert all(one + length <= other for (one, length), (other, _) in itertools.pairwise(places))
+    if zeros:
+        put_zeros_back(reader, places, zeros)
     extents = [(offset, reader.take(length, "contents")) for offset, length in places]
     return Record(section, name, places[0][0] // 512, None, extents)
 
@@ -246,6 +260,7 @@ def parse_session(body: bytes) -> tuple[bytes, int, int, int]:
 
 def read_blocks(reader: Reader, section: str, stream: Stream) -> None:
     """Read the records of one section of the block handler."""
+    zeros = b""
     while True:
         assert reader.peek() != 0x7E, "the source could not read its disk"
         word = reader.unpack(">Q", describe_word)
@@ -255,13 +270,15 @@ def read_blocks(reader: Reader, section: str, stream: Stream) -> None:
             payload = None if flags & 8 else reader.take(MIB, "the contents of the block")
             stream.records.append(Record(section, name, sector, payload))
         elif flags == 0x10 and stream.table:
-            stream.records.append(read_pack(reader, section, sector))
+            stream.records.append(read_pack(reader, section, sector, zeros))
+            zeros = b""
         elif flags == 0x40 and stream.table:
             stream.flushes.append(sector)
         elif flags == 0x80 and stream.table:
             stream.barriers.append(sector)
         elif flags == 0x100 and stream.table:
             stream.extras.append((sector, read_extra(reader)))
+            zeros = stream.extras[-1][1] if sector == 8 else zeros
         elif flags & 4:
             stream.progress.append(sector)
         else:

@@ -112,6 +112,9 @@ class SectionReader:
         self.trace: list[str] = []
         self.extras: list[tuple[int, bytes]] = []
         self.flushes = self.packs = self.barriers = 0
+        self.zeros, self.left_out = b"", 0
+        """The last ZEROS, until its pack comes; how many pieces were left out."""
+
         self.frames = self.saved = self.frame = 0
         """Payloads that came as frames, and the bytes they saved; how long the frame is that comes next."""
 
@@ -220,9 +223,11 @@ class SectionReader:
                 assert self.ends()[-1][0] == self.flushes, "END and FLUSH are counted together"
             self.take_extra(*self.extras[-1])
         elif flags == PACK:
+            assert not (self.frame and self.zeros)
             places = self.reader.position + 1 + self.reader.peek()
             listed = self.reader.data[places : places + 12 * number]
             self.unpack_frame(places + 12 * number, sum(length for _, length in struct.iter_unpack(">QI", listed)))
+            self.put_zeros_back(places + 12 * number, list(struct.iter_unpack(">QI", listed)))
             self.read_pack(number)
         else:
             disk = self.disks[self.reader.counted()]
@@ -234,7 +239,7 @@ class SectionReader:
     def ends(self) -> list[tuple[int, Any]]:
         """Return the numbers of ENDs, with their descriptions, and of COMMITs, with their kinds, in their order."""
         found: list[tuple[int, Any]] = []
-        for kind, body in self.extras:
+        for kind, body in [extra for extra in self.extras if extra[0] in (2, 9)]:
             number = struct.unpack(">I", body[:4])[0]
             if kind == 9:
                 text, mark, checksum = body[4:].rpartition(b',"checksum":"')
@@ -248,7 +253,11 @@ class SectionReader:
         return found
 
     def take_extra(self, kind: int, body: bytes) -> None:
-        """Take a ZSTD, an ASK, with its answer, or a SAME."""
+        """Take a ZSTD, a ZEROS, an ASK, with its answer, or a SAME."""
+        if kind == 8:
+            assert not self.zeros
+            assert any(body)
+            self.zeros = body
         if kind == 10:
             assert self.frame == 0
             (self.frame,) = struct.unpack(">I", body)
@@ -265,6 +274,23 @@ class SectionReader:
                 assert pages <= disk.vouched, "nothing vouches for what is said to be the same"
                 disk.vouched -= pages
                 disk.settle(pages)
+
+    def put_zeros_back(self, place: int, extents: list[tuple[int, int]]) -> None:
+        """Where the payload of a pack begins at `place`, put what of it is zeros, by the last ZEROS."""
+        body, self.zeros = self.zeros, b""
+        if not body:
+            return
+        bits = "".join(f"{byte:08b}" for byte in body)
+        for offset, nbytes in extents:
+            while nbytes:
+                piece = min(nbytes, PAGE - offset % PAGE)
+                bit, bits = bits[0], bits[1:]
+                if bit == "1":
+                    self.reader.data = self.reader.data[:place] + bytes(piece) + self.reader.data[place:]
+                    self.left_out += 1
+                place, offset, nbytes = place + piece, offset + piece, nbytes - piece
+        assert len(bits) < 8
+        assert "1" not in bits
 
     def unpack_frame(self, place: int, nbytes: int) -> None:
         """Where a frame stands at `place`, put the payload of `nbytes` there that it holds."""
