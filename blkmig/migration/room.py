@@ -9,15 +9,14 @@ write that fails raises the error (ENOSPC), which says so.
 
 from __future__ import annotations
 
-import logging
 import os
 import pathlib
 import stat
 from typing import NamedTuple
 
-from .. import sources, units
+from .. import logs, sources, units
 
-logger = logging.getLogger(__name__)
+logger = logs.Logger(__name__)
 
 _STAT_BLOCK = 512  # bytes that st_blocks counts
 
