@@ -120,7 +120,16 @@ class IncomingMigration:
             self._figures.begin(f)
             self._figures.set_status("active")
             self._check_cancelled()
-            self._load(f)
+            resumed = self._hear_who_resumes(f)
+            while True:  # here, and not a call deeper: each record of the stream comes through it
+                try:
+                    with self._loading as present:
+                        present.load(f, self._listener, resumed=resumed, is_exposed=self.is_exposed)
+                    break
+                except incomingsession.TakenOver as taken_over:
+                    f, resumed = taken_over.arrival.f, taken_over.arrival.session
+                with self._telling(f):
+                    self._begin_anew(f)
         except BaseException as error:
             cancelled = isinstance(error, errors.Cancelled) or not isinstance(error, Exception)
             with errors.keeping(error):
@@ -168,23 +177,13 @@ class IncomingMigration:
         f.set_idle_timeout(idle, first=accept or 0.0)
         return f
 
-    def _load(self, f: channel.InputQEMUFile) -> None:
-        """Load the stream of the source on `f`, or of the last of its processes: each may resume after the one before.
-        """
-        resumed = None
-        if f.starts_with(savevm.RESUME_MAGIC):
-            resumed = savevm.parse_again(f.get_buffer(savevm.AGAIN_NBYTES))
-            self._welcome(f, savevm.Waiting.NOBODY)
-        while True:
-            try:
-                with self._loading as present:
-                    assert self._listener is not None
-                    present.load(f, self._listener, resumed=resumed, is_exposed=self.is_exposed)
-                return
-            except incomingsession.TakenOver as taken_over:
-                f, resumed = taken_over.arrival.f, taken_over.arrival.session
-            with self._telling(f):
-                self._begin_anew(f)
+    def _hear_who_resumes(self, f: channel.InputQEMUFile) -> savevm.Session | None:
+        """Return what the source on `f` says first, and answer it, if it resumes: nobody of its session was here."""
+        if not f.starts_with(savevm.RESUME_MAGIC):
+            return None
+        resumed = savevm.parse_again(f.get_buffer(savevm.AGAIN_NBYTES))
+        self._welcome(f, savevm.Waiting.NOBODY)
+        return resumed
 
     def _begin_anew(self, f: channel.InputQEMUFile) -> None:
         """Have a loading ready for the process of the source on `f`, in place of one that was given up."""
