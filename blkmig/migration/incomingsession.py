@@ -217,7 +217,9 @@ class IncomingSession:
         if self._acknowledger is not None:
             self._acknowledger.check()
         is_over = self._loader.has_ended or isinstance(error, errors.DamagedOnTheWay)
-        if self._lobby is None or is_over or self._taking.has_gone_on(self._f.count_come(MOMENT_SECONDS)):
+        if self._taking.is_taken and not is_over:
+            is_over = self._taking.has_gone_on(self._f.count_come(MOMENT_SECONDS))
+        if self._lobby is None or is_over:
             raise error
         self._figures.set_status("reconnecting")
         self._targets.leaving.is_link_away = True

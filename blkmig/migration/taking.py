@@ -202,7 +202,7 @@ class Taking:
         Behind COMMIT it sends nothing before that.
         """
         through, self._through = self._through, math.inf
-        return self.is_taken and nbytes > through
+        return nbytes > through
 
     def source_knows(self) -> None:
         """Take note that the source has DONE: it has ended the stream."""
