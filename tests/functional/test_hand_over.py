@@ -13,7 +13,7 @@ import pytest
 import blkmig
 from blkmig import _core, block, errors, savevm, stats
 from blkmig.cli import wording
-from blkmig.migration import announcement, incomingmigration
+from blkmig.migration import announcement, loading
 
 MIB = lab.MIB
 
@@ -143,7 +143,7 @@ def test_digests_of_a_move_do_not_grow_with_the_disk(
         def load_as_before(state: savevm.SaveState, f: Any, **options: Any) -> savevm.LoadVM:
             return load(state, f, observer=options["observer"])
 
-        monkeypatch.setattr(incomingmigration, "LoadVM", load_as_before)
+        monkeypatch.setattr(loading, "LoadVM", load_as_before)
     recorded = Recorded(monkeypatch)
     disks = [
         blkmig.MemoryBackend(bytearray(b"x" * 4 * MIB), name="d"),
