@@ -9,11 +9,10 @@ reading threads, see `reads.py`).
 from __future__ import annotations
 
 import collections
-import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
-from .. import _core, channel, savevm
+from .. import _core, channel, errors, savevm
 from . import device, log
 from .reads import BlockReads
 
@@ -169,10 +168,7 @@ class BlkMigState:
 
     def release(self) -> None:
         """Give everything back, whatever fails on the way; the first error is raised at the end. Blocks."""
-        with contextlib.ExitStack() as stack:
-            for bmds in self.bmds_list:
-                stack.callback(bmds.blocker.close)
-            stack.callback(self.blk_list.clear)
-            if self.proofs is not None:
-                stack.callback(self.proofs.close)
-            stack.callback(self.reads.close)  # first: no read may be in flight when the disks are let go
+        proofs = [] if self.proofs is None else [self.proofs.close]
+        blockers = [bmds.blocker.close for bmds in reversed(self.bmds_list)]
+        # The reads first: none may be in flight when the disks are let go.
+        errors.each([self.reads.close, *proofs, self.blk_list.clear, *blockers])

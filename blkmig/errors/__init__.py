@@ -37,7 +37,7 @@ process pool as what they are, with their fields, notes and cause.
 
 from __future__ import annotations
 
-from .base import DisplayInUse, MigrationError, ParameterError, StateError, WrongType, keeping
+from .base import DisplayInUse, MigrationError, ParameterError, StateError, WrongType, each, keeping
 from .disks import DeviceBusy, DeviceError, FormatError, failing
 from .link import ChannelError, ChannelTimeout, DamagedOnTheWay, LocalFileError, TargetFailed
 from .outcome import Cancelled, ContentMismatch, IncompleteMigration, InDoubt, NotConverged, NotVerified, WrongBase
@@ -70,6 +70,7 @@ __all__ = [
     "UnsupportedStream",
     "WrongBase",
     "WrongType",
+    "each",
     "failing",
     "keeping",
 ]

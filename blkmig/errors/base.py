@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar
 
 from .. import portable
@@ -59,4 +59,24 @@ def keeping(first: BaseException | None) -> Iterator[None]:
     except Exception as error:
         if first is None:
             raise
-        first.add_note(f"and then: {error}")
+        _add(first, error)
+
+
+def each(calls: Iterable[Callable[[], object]]) -> None:
+    """Call each of `calls`, whatever the others do; then raise the first error, with a note of each later one."""
+    first: BaseException | None = None
+    for call in calls:
+        try:
+            call()
+        except BaseException as error:
+            if first is not None:
+                _add(first, error)
+            first = first or error
+    if first is not None:
+        raise first
+
+
+def _add(first: BaseException, error: BaseException) -> None:
+    first.add_note(f"and then: {error}")
+    for note in getattr(error, "__notes__", ()):
+        first.add_note(note)

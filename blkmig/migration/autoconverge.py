@@ -16,10 +16,10 @@ the rounds after that are shorter and tell more.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import math
 
-from .. import _core, block, logs, stats, units
+from .. import _core, block, errors, logs, stats, units
 from . import written
 
 logger = logs.Logger(__name__)
@@ -73,9 +73,7 @@ class AutoConverge:
         """Give the writers their speed back."""
         if self._throttle.fraction < 1:
             self._throttle.fraction = 1.0
-            with contextlib.ExitStack() as stack:  # all of them, whatever one of them says
-                for backend in self._block.sent_disks():
-                    stack.callback(backend.throttle_writers, 1.0)
+            errors.each(functools.partial(each.throttle_writers, 1.0) for each in self._block.sent_disks())
 
 
 class Throttle:

@@ -14,7 +14,6 @@ Migration thread only. A fork's child has nothing of a migration: link and disks
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Sequence
 
@@ -64,8 +63,5 @@ class Life:
 
     def _clean_up(self, status: stats.Status | None = None) -> None:
         """Enter `status` and release everything."""
-        with contextlib.ExitStack() as stack:
-            for release in reversed(self._releases):
-                stack.callback(release)
-            if status is not None:
-                self._figures.enter(status)
+        entering = [] if status is None else [lambda: self._figures.enter(status)]
+        errors.each([*entering, *self._releases])

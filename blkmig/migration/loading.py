@@ -8,7 +8,7 @@ loading before is given up with what it has, and the next one begins as in a rec
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
@@ -96,10 +96,8 @@ class Loading:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End the threads and close the targets; those that did not become complete stay incomplete. Twice is fine."""
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._targets.__exit__, exc_type, exc, traceback)  # last: nothing writes any more
-            stack.callback(self._read_back.close)
-            stack.callback(self._session.close)
+        close_targets = functools.partial(self._targets.__exit__, exc_type, exc, traceback)
+        errors.each([self._session.close, self._read_back.close, close_targets])  # these last: nothing writes any more
 
     @property
     def is_decided(self) -> bool:

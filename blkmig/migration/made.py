@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -98,10 +99,9 @@ class MadeTargets:
         """
         targets, self._targets = self._targets, []
         is_known = self.is_whole and not isinstance(exc, errors.InDoubt)  # to the source: then there is no more to say
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._remove_folders)
-            for target in targets:
-                stack.callback(_discard, target, exc, came.get(target), is_left=self._is_left, is_known=is_known)
+        discard = functools.partial(_discard, exc=exc, is_left=self._is_left, is_known=is_known)
+        each = [functools.partial(discard, target, received=came.get(target)) for target in reversed(targets)]
+        errors.each([*each, self._remove_folders])
 
     def _sync(self) -> None:
         for target in self._targets:  # the first flush makes the others quick

@@ -43,6 +43,7 @@ waits for nothing, except in `leave_note`, where a disk may leave a note somewhe
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -205,10 +206,7 @@ class Pause:
     def abandon(self) -> None:
         """End the pause after an error: the writers go on once the link is reset, or stay held if it is in doubt."""
         if self.is_in_doubt():
-            with contextlib.ExitStack() as stack:
-                stack.callback(self._dog.forget, self._alarm)
-                for backend in self._disks:
-                    stack.callback(backend.leave_in_doubt)
+            errors.each([*(each.leave_in_doubt for each in self._disks), lambda: self._dog.forget(self._alarm)])
             return
         with self._lock:
             is_given_up, was_over = self._state == "given up", self._state == "over"
@@ -258,9 +256,7 @@ class Pause:
 
     def _release_all(self, *, refuse: bool = False) -> None:
         """Let all writers go on, or refuse them, whatever one disk says; the first error is raised at the end."""
-        with contextlib.ExitStack() as stack:
-            for backend in reversed(self._disks):
-                stack.callback(backend.release_writers, refuse=refuse)
+        errors.each(functools.partial(backend.release_writers, refuse=refuse) for backend in self._disks)
 
     def describe_doubt(self, error: BaseException) -> str:
         """Say what `error` leaves in doubt, and what to do about it on which side."""

@@ -10,6 +10,7 @@ keeps its size; an empty file counts as one that does not exist.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -288,13 +289,12 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         If the link refused the word, the source does not have it, and targets that got their names are taken back.
         After any other end, as by a signal, nobody knows whether the source has the word, and the targets stay.
         """
-        may_be_left = not self._is_taken and self.session.state is not None
-        is_left = may_be_left and self.leaving.is_left(exc, self.devices)
+        is_left = not self._is_taken and self.session.state is not None and self.leaving.is_left(exc, self.devices)
         if is_left:
             self._made.leave()
-        with errors.keeping(exc), contextlib.ExitStack() as stack:
-            stack.callback(self.session.close if self._is_taken or is_left else self.session.remove)
-            stack.callback(self._made.discard, exc, dict(zip(self.came, self.devices, strict=True)))
-            if isinstance(exc, Exception) and not self._made.is_whole:
-                stack.callback(leaving.say_what_is_broken, exc, self.devices, self.came)
-            stack.push(self._stack)
+        calls: list[Callable[[], object]] = [lambda: self._stack.__exit__(exc_type, exc, traceback)]
+        if isinstance(exc, Exception) and not self._made.is_whole:
+            calls.append(functools.partial(leaving.say_what_is_broken, exc, self.devices, self.came))
+        calls.append(lambda: self._made.discard(exc, dict(zip(self.came, self.devices, strict=True))))
+        with errors.keeping(exc):
+            errors.each([*calls, self.session.close if self._is_taken or is_left else self.session.remove])

@@ -77,9 +77,9 @@ class LoadVM:
                     self._go_on(error)
         except BaseException as error:
             with errors.keeping(error):
-                savestate.run_cleanups(cleanups)
+                errors.each(cleanups)
             raise
-        savestate.run_cleanups(cleanups)
+        errors.each(cleanups)
         return self.summary()
 
     @property

@@ -189,7 +189,7 @@ class SaveState:
 
     def state_cleanup(self) -> None:
         """Run `save_cleanup` of every section once; then raise the first error that one of them met, if any."""
-        run_cleanups(entry.handlers.save_cleanup for entry in self._uncleaned())
+        errors.each(entry.handlers.save_cleanup for entry in self._uncleaned())
 
     # -- within ------------------------------------------------------------------------------------------------------
 
@@ -228,17 +228,3 @@ class SaveState:
         """Close a section. A footer where the EOS word should be tells the loader of a read error, as from QEMU."""
         if self.format.footers:
             f.put_buffer(entry.header(container.QEMU_VM_SECTION_FOOTER))
-
-
-def run_cleanups(cleanups: Iterable[Callable[[], None]]) -> None:
-    """Call each of `cleanups`, whatever the others do; then raise the first error, with a note of each later one."""
-    first: BaseException | None = None
-    for cleanup in cleanups:
-        try:
-            cleanup()
-        except BaseException as error:
-            if first is not None:
-                first.add_note(f"and then: {error}")
-            first = first or error
-    if first is not None:
-        raise first

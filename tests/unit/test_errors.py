@@ -5,18 +5,21 @@ from __future__ import annotations
 
 import concurrent.futures
 import copy
+import functools
 import importlib
 import inspect
 import multiprocessing
 import pickle
 import pkgutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import pytest
 
 import blkmig
 from blkmig import _output, _storing, errors, portable
+from blkmig.migration import pause, watchdog
 
 
 def kinds() -> Iterator[type[BaseException]]:
@@ -133,3 +136,48 @@ def test_errors_come_out_of_a_pool() -> None:
     """`get` never returned."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
         check_all(lambda kind: pool.apply_async(raise_one, (kind,)).get(30))
+
+
+def test_each_is_called_and_no_error_is_lost() -> None:
+    """The first one is raised; what comes later is a note to it, with its own notes, also through `keeping`."""
+    calls: list[int] = []
+
+    def call(number: int) -> None:
+        calls.append(number)
+        if number % 2:
+            error = errors.MigrationError(f"error {number}")
+            error.add_note(f"note {number}")
+            raise error
+
+    with pytest.raises(errors.MigrationError, match="error 1") as caught:
+        errors.each(functools.partial(call, number) for number in range(6))
+    assert calls == list(range(6))
+    assert caught.value.__notes__ == ["note 1", "and then: error 3", "note 3", "and then: error 5", "note 5"]
+    first = errors.MigrationError("first")
+    with errors.keeping(first):
+        raise caught.value
+    assert first.__notes__ == ["and then: error 1", *caught.value.__notes__]
+
+
+def test_writers_of_several_disks_that_cannot_be_released() -> None:
+    """Of a pause that fails, too, nothing is lost."""
+
+    class Stuck(blkmig.MemoryBackend):
+        def release_writers(self, *, refuse: bool = False) -> None:
+            raise errors.DeviceError("cannot release its writers", device=self.name, cause="stuck")
+
+    disks = [Stuck(bytearray(4096), name=name) for name in ("one", "two")]
+    with pytest.raises(errors.ChannelError) as caught, pause.pausing(
+        pause.Pause(
+            list(disks),
+            watchdog.Watchdog(1.0),
+            clock=time.monotonic,
+            bound=60,
+            cut=lambda: None,
+            reset=lambda: None,
+            may_be_complete=lambda: False,
+        )
+    ):
+        raise errors.ChannelError("sending", uri="tcp:host:1", cause="it broke")
+    assert [note for note in caught.value.__notes__ if "'one'" in note and "and then" in note]
+    assert [note for note in caught.value.__notes__ if "'two'" in note and "and then" in note]
