@@ -29,8 +29,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else no exit status of a child could be learned
-            from . import outcome  # only now, because this import takes long, and signals are heard by now
-
+            try:
+                from . import outcome  # only now, because this import takes long, and signals are heard by now
+            except ImportError as error:  # of the compiled modules, or of a part of Python that is missing
+                _say(str(error))
+                return 1
             return outcome.run(words, heard)
         except signals.Interrupted as error:
             _say(str(error))

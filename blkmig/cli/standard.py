@@ -18,10 +18,12 @@ import os
 import stat
 import sys
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from .. import errors
-from ..disk import identity
-from ..migration import displays
+
+if TYPE_CHECKING:
+    from ..disk import identity
 
 _MODES = {0: os.O_WRONLY, 1: os.O_RDONLY, 2: os.O_RDWR}
 
@@ -58,6 +60,9 @@ def check_messages(words: Sequence[str]) -> None:
 
     Call it before anything is written. The file is recognized under any of its names.
     """
+    from ..disk import identity  # here, as below: `main` needs what is above it, also where nothing compiled loads
+    from ..migration import displays
+
     try:
         messages = identity.KnownFile.of(os.readlink("/proc/self/fd/2"), fd=2)  # noqa: PTH115 - it may be no path
     except (OSError, ValueError):
@@ -80,6 +85,8 @@ def _values(word: str) -> Iterator[str]:
 
 
 def _is_same(path: str, messages: identity.KnownFile) -> bool:
+    from ..disk import identity
+
     try:
         return identity.is_same(identity.KnownFile.of(path), messages)
     except (OSError, ValueError):

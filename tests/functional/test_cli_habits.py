@@ -134,3 +134,15 @@ def test_status(tmp_path: Path, kind: str) -> None:
     silent = notify.Notifier("")
     silent.tell(READY="1")
     assert not silent.is_wanted
+
+
+@pytest.mark.parametrize("words", [("doctor",), ("send", "vda.raw", "file:s"), ("send", "--help")])
+def test_compiled_modules_that_do_not_load_are_a_message(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with a routine that no CPU has: what the manual says of BLKMIG_ZERO_KERNEL."""
+    monkeypatch.setenv("BLKMIG_ZERO_KERNEL", "vax780")
+    done = command.run(*words)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("blkmig: BLKMIG_ZERO_KERNEL=vax780: no zero kernel is called 'vax780': use one of ")
+    assert done.stderr.count("\n") == 1
