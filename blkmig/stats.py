@@ -108,7 +108,7 @@ class OutgoingStatistics:
     """The limit that the caller set; `downtime` may have been longer."""
 
     pauses_given_up: int = 0
-    """Pauses that took longer than their bound: the writers went on, and the migration went back to rounds."""
+    """Pauses that took longer than their bound, or lost their link: the writers went on, and the rounds, too."""
 
     downtime_given_up: float = 0.0
     """Seconds that the writers were held in the pauses that were given up."""

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .. import _core, block, disk, errors, params, stats, units
-from . import figures, standby, written
+from . import attempts, figures, standby, written
 
 if TYPE_CHECKING:
     from . import autoconverge
@@ -32,9 +32,6 @@ STANDSTILL_ROUNDS = 3
 
 FRESH_SECONDS = 0.01
 """What was fetched from a remote tracker is good enough for a decision about the pause for so many seconds."""
-
-MAX_PAUSES_GIVEN_UP = 3
-"""So many pauses may be given up, each of which holds the writers up for as long as the bound allows."""
 
 
 class Convergence:
@@ -57,7 +54,7 @@ class Convergence:
         """The round in which what was pending began to fit the limit; None once a round has ended with it fitting."""
 
         self._sent_before_round = 0
-        self._pauses_given_up = 0
+        self._attempts = attempts.Attempts()
         self._was_link_lost = False
         self._standstill = Standstill()
         self._written = written.WrittenRate(measured.elapsed)
@@ -134,25 +131,30 @@ class Convergence:
         return False
 
     def pause_given_up(self, downtime: float) -> None:
-        """Take note of a pause that took too long: what was known about the rounds before it is worth nothing."""
-        self._pauses_given_up += 1
-        self._figures.stats.pauses_given_up += 1
-        self._figures.stats.downtime_given_up += downtime
-        self._descent = Descent()
+        """Take note of a pause that took too long."""
+        self._attempts.given_up()
+        self._begin_anew(downtime)
 
     def pause_lost(self, downtime: float) -> None:
         """Take note of a pause in which the link was lost, and came back."""
-        self.pause_given_up(downtime)
+        self._attempts.lost()
         self._was_link_lost = True
+        self._begin_anew(downtime)
+
+    def _begin_anew(self, downtime: float) -> None:
+        """Forget what was known about the rounds before a pause that did not end the migration: it is worth nothing."""
+        self._figures.stats.pauses_given_up += 1
+        self._figures.stats.downtime_given_up += downtime
+        self._descent = Descent()
 
     def check_pauses(self) -> None:
         """Raise :class:`~blkmig.errors.NotConverged` unless one more pause may be tried after one that was given up.
 
         Whoever has asked for the switchover is told at once.
         """
-        count = self._pauses_given_up
+        count = self._attempts.count
         is_lost, self._was_link_lost = self._was_link_lost, False
-        if count >= MAX_PAUSES_GIVEN_UP or (self._parameters.switchover == "manual" and not is_lost):
+        if self._attempts.are_too_many or (self._parameters.switchover == "manual" and not is_lost):
             raise self.not_converged("in the pause" if count == 1 else f"in {count} pauses")
         self._check_limits(self._figures.pending())
 
@@ -170,11 +172,7 @@ class Convergence:
         if blk_mig is not None:
             pending = self._figures.pending()
         bandwidth, dirty_rate = self._figures.stats.bandwidth, self._figures.stats.dirty_rate
-        pauses = ""
-        if self._pauses_given_up:
-            times = "a pause was" if self._pauses_given_up == 1 else f"{self._pauses_given_up} pauses were"
-            after = units.format_duration(self._parameters.downtime_bound)
-            pauses = f"; {times} given up after {after}: look whether the target hangs"
+        pauses = self._attempts.describe(self._parameters.downtime_bound)
         link = f"the link carries {units.format_rate(bandwidth)}"
         limit_now = units.format_duration(self._parameters.downtime_limit)
         if blk_mig is None or not blk_mig.bulk_completed:

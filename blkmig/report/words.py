@@ -58,7 +58,7 @@ def _outgoing(recorded: recorder.Recorder, found: stats.OutgoingStatistics) -> l
         said.append(f"{left} were left to be sent.{goes_on}")
     if found.pauses_given_up:
         given_up = units.format_duration(found.downtime_given_up)
-        said.append(f"{units.counted(found.pauses_given_up, 'pause')} took too long and had to be given up; the "
+        said.append(f"{units.counted(found.pauses_given_up, 'pause')} had to be given up; the "
                     f"writers were held for {given_up} more in them.")  # fmt: skip
     told = recorded.not_converging
     if told is not None:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +92,43 @@ def test_a_link_that_does_not_come_back(tmp_path: Path) -> None:
         with pytest.raises(errors.Cancelled):
             receiver.result()
     assert not (tmp_path / "t.raw").exists()
+
+
+class CutAtHold(blkmig.MemoryBackend):
+    """A disk whose link is cut each time that its writers are held, so many times."""
+
+    cut: Callable[[], None]
+    ncuts: float = 0
+
+    def hold_writers(self) -> None:
+        super().hold_writers()
+        if self.ncuts:
+            self.ncuts -= 1
+            self.cut()
+
+
+@pytest.mark.parametrize("ncuts", [5, math.inf])
+def test_a_link_that_is_lost_in_pauses(tmp_path: Path, ncuts: float) -> None:
+    """It came back each time, so these pauses took nobody too long; but one that breaks in each of them is told."""
+    content = random.Random(5).randbytes(3 * MIB)
+    receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": tmp_path / "t.raw"})
+    disk = CutAtHold(bytearray(content), name="d")
+    with cutter.Cutter(receiver.uri, []) as relay:
+        disk.cut, disk.ncuts = lambda: relay.cut_now("reset"), ncuts
+        migration = blkmig.outgoing([disk], relay.uri)
+        if ncuts == math.inf:
+            told = "the link was lost in 10 pauses: look at what breaks it"
+            with pytest.raises(errors.NotConverged, match=told), migration:
+                migration.run()
+            with pytest.raises(errors.MigrationError):
+                receiver.result()
+        else:
+            with migration:
+                migration.run()
+            receiver.result()
+            assert (tmp_path / "t.raw").read_bytes() == content
+    assert migration.stats.pauses_given_up == migration.stats.reconnects == min(ncuts, 10)
+    disk.pwrite(b"in use", 0)
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
