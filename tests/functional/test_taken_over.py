@@ -6,17 +6,20 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import dying
+import forks
+import pauses
 import pytest
 import tls_links
 
 import blkmig
 from blkmig import errors, savevm, stats
 from blkmig.files import sessionfile
-from blkmig.migration import loading
+from blkmig.migration import loading, made
 
 MIB = dying.MIB
 MOMENTS: tuple[dying.Moment, ...] = ("bulk", "round", "END", "COMMIT")
@@ -256,3 +259,59 @@ def test_a_receiver_that_does_not_know_the_word(tmp_path: Path, monkeypatch: pyt
     assert case.resume().same_bytes > 0
     case.receiver.result()
     case.check_equal()
+
+
+def test_a_receiver_that_has_not_met_the_session_settles_no_move(tmp_path: Path) -> None:
+    """It says nothing of who owns the disks, so the note of the killed process stands."""
+    case = dying.Case(tmp_path)
+    case.kill("COMMIT", writers_after="refuse")
+    case.receiver.migration.cancel()
+    with pytest.raises(errors.Cancelled):
+        case.receiver.result()
+    case.receive()
+    with pytest.raises(errors.InDoubt, match="may have moved"):
+        case.resume()
+    case.receiver.migration.cancel()
+    with pytest.raises(errors.MigrationError):
+        case.receiver.result()
+    assert not case.targets["d0"].exists()
+
+
+def test_the_next_receiver_tells_who_resumes_that_the_disks_were_taken(tmp_path: Path) -> None:
+    """Both ends were killed behind COMMIT: the session file has the key."""
+
+    def receive() -> None:
+        setattr(made.MadeTargets, "give_names", lambda *_: os.kill(os.getpid(), signal.SIGKILL))  # noqa: B010
+        with blkmig.IncomingMigration(case.uri, case.targets) as migration:
+            os.write(ready, b"!")
+            migration.run()
+
+    case = dying.Case(tmp_path)
+    case.receiver.migration.cancel()
+    with pytest.raises(errors.Cancelled):
+        case.receiver.result()
+    reading, ready = os.pipe()
+    receiver = forks.start(receive)
+    assert os.read(reading, 1) == b"!"
+    sender = case.start("DONE", writers_after="refuse")
+    assert exit_code(receiver) == exit_code(sender) == -signal.SIGKILL
+    os.close(reading)
+    os.close(ready)
+
+    def begin() -> None:
+        with blkmig.IncomingMigration(case.uri, case.targets):
+            pass
+
+    meets = pauses.Call(begin)
+    end = time.monotonic() + dying.END_SECONDS
+    told: errors.MigrationError | None = None
+    while not isinstance(told, errors.InDoubt):
+        assert time.monotonic() < end, told
+        try:
+            case.resume(connect_timeout=2.0)
+        except errors.MigrationError as error:  # until the receiver listens
+            told = error
+    assert "the target has taken the disks, by COMMIT" in str(told)
+    with pytest.raises(errors.InDoubt, match="they are here, and complete"):
+        meets.result()
+    case.check_contents()
