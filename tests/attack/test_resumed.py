@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
@@ -14,7 +13,7 @@ from pathlib import Path
 import forks
 import lab
 import pytest
-import writer_threads
+from writer_threads import SteadyWriter
 
 import blkmig
 from blkmig import errors, stats
@@ -33,20 +32,6 @@ def killing(nbytes: int) -> Callable[[stats.Event], None]:
             os.kill(os.getpid(), signal.SIGKILL)
 
     return look
-
-
-class Writers(writer_threads.WriterThreads):
-    """Writes an eighth of `disk` at random, a little at a time."""
-
-    def __init__(self, disk: blkmig.FileBackend, seed: int) -> None:
-        super().__init__([seed])
-        self._disk = disk
-
-    def write_until_stopped(self, rng: random.Random) -> None:
-        with contextlib.suppress(errors.DeviceError):  # it has moved
-            while not self.stop.wait(0.002):
-                nbytes = rng.choice((512, 4096, 65536))
-                self._disk.pwrite(rng.randbytes(nbytes), rng.randrange(SIZE // 8))
 
 
 class Case:
@@ -69,7 +54,7 @@ class Case:
         receiver = lab.Receiver(self.uri, {"d": self.target}, on_progress=look)
 
         def send() -> None:
-            with blkmig.FileBackend(self.source, name="d") as disk, Writers(disk, self.seed):
+            with blkmig.FileBackend(self.source, name="d") as disk, SteadyWriter(disk, self.seed, SIZE // 8):
                 blkmig.send([disk], self.uri, max_bandwidth=100 * MIB, on_progress=killing(nbytes))
 
         os.waitpid(forks.start(send), 0)
@@ -116,7 +101,7 @@ def run(folder: Path, seed: int, side: str, *, damages: bool) -> None:
     if side == "sender":
         case.kill_the_sender(nbytes)
     with blkmig.FileBackend(case.source, name="d") as disk:
-        with Writers(disk, seed + 1):
+        with SteadyWriter(disk, seed + 1, SIZE // 8):
             if side == "receiver":
                 case.kill_the_receiver(disk, nbytes)
             if damages:

@@ -20,6 +20,7 @@ import dying
 import forks
 import lab
 import pytest
+from writer_threads import SteadyWriter
 
 import blkmig
 from blkmig import errors, stats
@@ -212,7 +213,7 @@ def test_cut_again_and_again_under_writers(tmp_path: Path, holds: Holds, is_long
         cuts: list[tuple[int, cutter.How]] = [(rng.randrange(MIB, 6 * MIB), "reset") for _ in range(3)]
         with (
             case.disk(writable=True) as disk,
-            dying.Writers(disk, seed),
+            SteadyWriter(disk, seed, dying.SIZE // 4),
             cutter.Cutter(receiver.uri, cuts) as relay,
         ):
             found = blkmig.send([disk], relay.uri, writers_after="refuse", downtime_limit=5, **case.sends)

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 import forks
 import lab
-import writer_threads
+from writer_threads import SteadyWriter
 
 import blkmig
-from blkmig import errors, stats
+from blkmig import stats
 from blkmig.migration import questions
 
 MIB = lab.MIB
@@ -28,20 +28,6 @@ Moment = Literal["bulk", "round", "END", "COMMIT", "DONE", "never"]
 """Of END and COMMIT, right before it is sent; of DONE, before it is waited for."""
 
 END_SECONDS = 60
-
-
-class Writers(writer_threads.WriterThreads):
-    """Writes the first quarter of `disk` at random, a little at a time."""
-
-    def __init__(self, disk: blkmig.BlockBackend, seed: int) -> None:
-        super().__init__([seed])
-        self._disk = disk
-
-    def write_until_stopped(self, rng: random.Random) -> None:
-        with contextlib.suppress(errors.DeviceError):  # it has moved
-            while not self.stop.wait(0.002):
-                nbytes = rng.choice((512, 4096, 65536))
-                self._disk.pwrite(rng.randbytes(nbytes), rng.randrange(SIZE // 4))
 
 
 class Case:
@@ -87,7 +73,7 @@ class Case:
             ]
             if seed is not None:
                 for disk in opened:
-                    stack.enter_context(Writers(disk, seed))
+                    stack.enter_context(SteadyWriter(disk, seed, SIZE // 4))
             yield opened
 
     def start(self, moment: Moment, *, how: signal.Signals = signal.SIGKILL, nbytes: int = 0, **chosen: Any) -> int:

@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import random
 import threading
 from collections.abc import Iterable
 from typing import Self
+
+import blkmig
+from blkmig import errors
 
 
 class WriterThreads(abc.ABC):
@@ -39,3 +43,17 @@ class WriterThreads(abc.ABC):
             thread.join(30)
             assert not thread.is_alive(), "a writer hangs: somebody forgot to release it"
         assert not self.failures
+
+
+class SteadyWriter(WriterThreads):
+    """Writes the first `nbytes` of `disk` at random, a little at a time, until the disk has moved."""
+
+    def __init__(self, disk: blkmig.BlockBackend, seed: int, nbytes: int) -> None:
+        super().__init__([seed])
+        self._disk, self._nbytes = disk, nbytes
+
+    def write_until_stopped(self, rng: random.Random) -> None:
+        with contextlib.suppress(errors.DeviceError):  # it has moved
+            while not self.stop.wait(0.002):
+                nbytes = rng.choice((512, 4096, 65536))
+                self._disk.pwrite(rng.randbytes(nbytes), rng.randrange(self._nbytes))
