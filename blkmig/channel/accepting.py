@@ -151,7 +151,7 @@ class Reception:
                 self._drop(fd, "it was refused")
             return None
         try:
-            alive = candidate.read(self._nbytes)
+            alive = candidate.read(self._nbytes_of(candidate.begun))
         except candidates.Refused as error:
             candidate.refuse(f"{error}{self._failed.note(candidate.host)}")
             return None
@@ -166,6 +166,10 @@ class Reception:
             self._failed.forget(candidate.host)
             return self._candidates.pop(fd)
         return None
+
+    def _nbytes_of(self, begun: bytes) -> int:
+        """Return how many first bytes are read of one that has begun so. Behind a header of `measuring` is payload."""
+        return self._nbytes if len(begun) >= len(measuring.HEADER) else min(self._nbytes, len(measuring.HEADER))
 
     def _may_begin(self, begun: bytes) -> bool:
         return not self.magics or any(magic.startswith(begun[: len(magic)]) for magic in self.magics)

@@ -77,6 +77,8 @@ def each(calls: Iterable[Callable[[], object]]) -> None:
 
 
 def _add(first: BaseException, error: BaseException) -> None:
+    if error is first:
+        return  # a caller's function may raise one object each time
     first.add_note(f"and then: {error}")
     for note in getattr(error, "__notes__", ()):
         first.add_note(note)

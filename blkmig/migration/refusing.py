@@ -31,9 +31,9 @@ class Why(NamedTuple):
 
 
 BUSY: Final = Why(
-    "this receiver has received a part of another migration, and waits for its sender, or for one that says --resume "
-    "where that one was: it has left the session's key beside its disks. For any other one, also where nothing can be "
-    "resumed (--incremental), end this receiver first, and start it again"
+    "another migration has begun at this receiver: it is under way, or waits for its sender, or for one that says "
+    "--resume where that one was: it has left the session's key beside its disks. For any other one, also where "
+    "nothing can be resumed (--incremental), end this receiver first, and start it again"
 )
 OLDER: Final = Why("another sender goes on with this migration: only one can, and it is not this one")
 

@@ -159,6 +159,21 @@ def test_each_is_called_and_no_error_is_lost() -> None:
     assert first.__notes__ == ["and then: error 1", *caught.value.__notes__]
 
 
+def test_one_error_that_is_raised_again_is_no_second_one() -> None:
+    """A caller's function may raise the same object each time that it is called."""
+    error = ValueError("no")
+    error.add_note("why")
+
+    def call() -> None:
+        raise error
+
+    with pytest.raises(ValueError, match="no") as caught:
+        errors.each([call, call])
+    with errors.keeping(error):
+        call()
+    assert caught.value.__notes__ == ["why"]
+
+
 def test_writers_of_several_disks_that_cannot_be_released() -> None:
     """Of a pause that fails, too, nothing is lost."""
 
