@@ -198,8 +198,8 @@ class FileBackend(local.LocalBackend):
     def write_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> None:
         """Write a block; its zero clusters of 64 KiB become holes in a file. Drops the GIL."""
         offset, nbytes = self.check_range("cannot write", offset, nbytes)
-        self._check_writable()
         try:
+            self._check_writable()
             if self._base is None:
                 self._top.store(blk, offset, nbytes)
             else:
@@ -212,10 +212,10 @@ class FileBackend(local.LocalBackend):
         if self._base is not None:
             super().write_extents(blk, extents)
             return
-        self._check_writable()
         for offset, nbytes in extents:
             self.check_range("cannot write", offset, nbytes)
         with self.failing("cannot write"):
+            self._check_writable()
             self._top.store_extents(blk, extents)
 
     def _pwrite(self, view: memoryview, offset: int) -> None:
@@ -231,8 +231,7 @@ class FileBackend(local.LocalBackend):
         Writers of one cluster come one after the other: each would bring back what the other overwrote. A reader that
         comes in between sees the old bytes or the new ones.
         """
-        cluster = self._top.cluster_size
-        start = offset // cluster * cluster
+        start = offset // (cluster := self._top.cluster_size) * cluster
         end = min(-(-(offset + view.nbytes) // cluster) * cluster, self.size)
         with self._cluster_lock:
             if (start, end) != (offset, offset + view.nbytes):
@@ -258,6 +257,7 @@ class FileBackend(local.LocalBackend):
     def _check_writable(self) -> None:
         if not self._top.writable:
             raise errors.DeviceError("cannot be written", device=self.name, cause="it was opened for reading only")
+        self._top.check_size()  # else a write would give a file that was cut its size back, with holes
 
     def resize(self, size: int) -> None:
         """Grow a new file by a hole, or cut it. No migration may be reading it, and nothing may track it."""

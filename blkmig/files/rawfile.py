@@ -178,7 +178,7 @@ class RawFile:
             return max(offset, self.size) if error.errno == errno.ENXIO else offset
 
     def check_size(self) -> None:
-        """Raise :class:`OSError` if the file is shorter than it was: what was read past its end was no data."""
+        """Raise :class:`OSError` if the file is shorter than it was: what lay behind its end is lost."""
         if not self.is_device and (now := os.lseek(self.fd, 0, os.SEEK_END)) < self.size:
             raise OSError(errno.EIO, f"the file was cut from {self.size} to {now} bytes while it was in use")
 

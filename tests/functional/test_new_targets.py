@@ -11,6 +11,7 @@ from pathlib import Path
 
 import command
 import lab
+import pauses
 import peers
 import pytest
 from forks import in_a_child
@@ -18,7 +19,7 @@ from target_streams import CONTENT, marks
 from target_streams import stream as stream
 
 import blkmig
-from blkmig import errors, params, stats
+from blkmig import _core, errors, params, stats
 from blkmig.files import folder, partial
 from blkmig.migration import targets
 from blkmig.nbd import qemuimg
@@ -171,6 +172,33 @@ def test_a_target_of_another_size_at_the_end(tmp_path: Path, kind: str, size: in
         os.truncate(tmp_path / partial.partial_name("t.raw") if kind == "new" else target, size)
         with pytest.raises(errors.DeviceError, match="while it was written: it has"):
             chosen.publish()
+
+
+@pytest.mark.parametrize("kind", ["new", "existing", "backend"])
+@pytest.mark.parametrize("section", ["block", "blkmig"])
+def test_a_target_that_is_cut_and_grows_again(tmp_path: Path, kind: str, section: params.Format) -> None:
+    """A8: it has the right size at the end, by the blocks that come later; what was lost are those before."""
+    content = b"x" * 8 * MIB
+    target = tmp_path / "t.raw"
+    if kind != "new":
+        target.write_bytes(bytes(len(content)))
+    receiver = lab.Receiver("tcp:127.0.0.1:0", {"v": blkmig.FileBackend(target) if kind == "backend" else target})
+    cut = tmp_path / partial.partial_name("t.raw") if kind == "new" else target
+
+    class CutsInTheMiddle(blkmig.MemoryBackend):
+        """A source in whose middle the target is cut, when the blocks before have been stored."""
+
+        def read_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
+            if offset == 4 * MIB:
+                pauses.until(lambda: cut.exists() and cut.read_bytes()[:MIB] == content[:MIB])
+                os.truncate(cut, 512)
+            return super().read_block(blk, offset, nbytes)
+
+    source = CutsInTheMiddle(bytearray(content), name="v")
+    with pytest.raises(errors.MigrationError):
+        blkmig.send([source], receiver.uri, format=section, reading="inline", reconnect=0)
+    with pytest.raises(errors.DeviceError, match=r"was cut from \d+ to \d+ bytes while it was in use"):
+        receiver.result()
 
 
 @pytest.mark.parametrize("change", [remove, replace])
