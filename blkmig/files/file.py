@@ -117,8 +117,7 @@ class FileBackend(local.LocalBackend):
         try:
             if self._base is None:
                 return self._top.fill(blk, offset, nbytes)
-            if type(offset) is not int or type(nbytes) is not int:
-                offset, nbytes = units.index(offset), units.index(nbytes)
+            offset, nbytes = units.index(offset), units.index(nbytes)
             return self._fill_from_layers(self._base, blk, offset, max(0, min(nbytes, self.size - offset)))
         except OSError as error:
             raise self.failed("cannot read", error, offset, nbytes) from error
@@ -257,7 +256,8 @@ class FileBackend(local.LocalBackend):
     def _check_writable(self) -> None:
         if not self._top.writable:
             raise errors.DeviceError("cannot be written", device=self.name, cause="it was opened for reading only")
-        self._top.check_size()  # else a write would give a file that was cut its size back, with holes
+        if not self._top.is_device and os.lseek(self._top.fd, 0, os.SEEK_END) < self._top.size:
+            self._top.check_size()  # else the write would give a file that was cut its size back, with holes
 
     def resize(self, size: int) -> None:
         """Grow a new file by a hole, or cut it. No migration may be reading it, and nothing may track it."""
