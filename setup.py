@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Build the extensions, all with the same flags; everything else is in pyproject.toml.
+"""Build the extensions; everything else is in pyproject.toml.
 
 A wheel says what is in it, in ``.dist-info/sboms`` (PEP 770), for whoever looks for known faults of what is installed.
 
@@ -23,6 +23,9 @@ elif "-O" in os.environ.get("CFLAGS", ""):
     flags = ["-g1"]  # whoever builds a distribution knows which optimisation it wants
 else:
     flags = ["-O3", "-g1"]
+
+# A loop over records takes a tenth longer where it happens to begin in the middle of a cache line.
+LOOPS = {"_input": ["-falign-loops=64"]}
 
 # Of all of them: to build one too often costs seconds, one too seldom an hour.
 depends = [str(path) for kind in ("_*.pxd", "c/*.h", "c/*.pxd") for path in pathlib.Path("blkmig").glob(kind)]
@@ -74,7 +77,7 @@ setup(
             f"blkmig.{name}",
             [f"blkmig/{name}.pyx"],
             depends=depends,
-            extra_compile_args=[*flags, "-Wall", "-Wno-unused-function"],
+            extra_compile_args=[*flags, *LOOPS.get(name, []), "-Wall", "-Wno-unused-function"],
             extra_link_args=flags[:1] if sanitizers else [],
         )
         for name in ("_core", "_gate", "_output", "_input", "_storing")
