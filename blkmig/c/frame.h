@@ -173,10 +173,8 @@ size_t frame_count_run(const uint8_t *p, size_t n, size_t step, size_t most)
     return count;
 }
 
-/* Read the record at p, and the zero records behind it that continue it, of n bytes. By itself: its loops take up to a third
- * longer where the caller's code around them moves them. */
-static __attribute__((noinline, aligned(64)))
-struct frame_run frame_parse(const uint8_t *p, size_t n)
+/* Read the record at p, and the zero records behind it that continue it, of n bytes. */
+static struct frame_run frame_parse(const uint8_t *p, size_t n)
 {
     struct frame_run run = {0, 1, (const char *)p, 0, 0};
     uint64_t word;
