@@ -29,8 +29,6 @@ logger = logs.Logger(__name__)
 MOST_SECONDS = 4000.0
 """No receiver waits longer, whatever a clock says that was set."""
 
-INCARNATION = 1
-
 
 class Answering:
     """The wait for the source of disks that were taken; any thread, and any signal handler, may cancel it."""
@@ -109,7 +107,7 @@ def _tell(f: channel.InputQEMUFile, number: int) -> None:
     f.set_idle_timeout(farewell.CLOSE_SECONDS)
     back = f.return_path()
     assert back is not None
-    answer = savevm.SessionAnswer(INCARNATION, 0, number, takes_barriers=True, waits=True)
+    answer = savevm.SessionAnswer(savevm.FIRST_INCARNATION, 0, number, takes_barriers=True, waits=True)
     savevm.send_word(back, answer)
     savevm.send_word(back, savevm.Done(number, ()))
     with contextlib.suppress(errors.ChannelError, errors.TruncatedStream):

@@ -43,9 +43,6 @@ MOMENT_SECONDS = 0.5
 LAST_SECONDS = 0.5
 """How long what a source still sends is dropped, so that it finds why this end was cancelled."""
 
-INCARNATION = 1
-"""The number of the process that begins a session; those that resume it count on."""
-
 
 class TakenOver(Exception):
     """Another process of the source resumes, on the connection of `arrival`."""
@@ -161,11 +158,10 @@ class IncomingSession:
         self._targets.settle = self._acknowledger.settle
         takes_barriers = self._acknowledger.can_flush
         if takes_barriers and session.seconds and self._listener.takes_several:
-            self._open_lobby(session, INCARNATION, goes_on=True)
+            self._open_lobby(session, savevm.FIRST_INCARNATION, goes_on=True)
             self._targets.leaving.has_session = True
-        way_back.answer_session(
-            savevm.SessionAnswer(INCARNATION, 0, 0, takes_barriers=takes_barriers, waits=self._lobby is not None)
-        )
+        first, waits = savevm.FIRST_INCARNATION, self._lobby is not None
+        way_back.answer_session(savevm.SessionAnswer(first, 0, 0, takes_barriers=takes_barriers, waits=waits))
 
     def _open_lobby(self, session: savevm.Session, incarnation: int, *, goes_on: bool) -> None:
         """Wait for the source whenever its link is lost."""
@@ -285,8 +281,9 @@ class IncomingSession:
             self._read_back.go_on(f, mark.proofs)
         else:
             self._taking.keep_ready(lambda: self._rewind(f, mark))
+        first, came = savevm.FIRST_INCARNATION, self._block.numbers
         self._loader.way_back.answer_session(
-            savevm.SessionAnswer(INCARNATION, mark.number, self._block.numbers, takes_barriers=True, waits=True)
+            savevm.SessionAnswer(first, mark.number, came, takes_barriers=True, waits=True)
         )
 
     def _rewind(self, f: channel.InputQEMUFile, mark: acknowledging.Mark) -> None:

@@ -28,9 +28,6 @@ from ..files import folder, sessionfile
 logger = logs.Logger(__name__)
 
 SUFFIX: Final = ".source"
-FIRST: Final = 1
-"""The number of the process that begins a session, as every receiver says it."""
-
 _MOST: Final = (1 << 32) - 1
 
 

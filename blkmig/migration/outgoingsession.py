@@ -132,7 +132,7 @@ class OutgoingSession:
         elif self._can_be_offered():
             self._key, self._is_offered = os.urandom(savevm.KEY_NBYTES), True
             # First: a target that has heard of the session waits for it.
-            self._key_file.begin(self._block.disks.all, keyfile.Known(self._key, keyfile.FIRST))
+            self._key_file.begin(self._block.disks.all, keyfile.Known(self._key, savevm.FIRST_INCARNATION))
             self._block.session = block.extra(block.ExtraKind.SESSION, self._session().encode())
 
     def begin(self) -> None:

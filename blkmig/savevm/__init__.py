@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .sessions import (
         AGAIN_MAGIC,
         AGAIN_NBYTES,
+        FIRST_INCARNATION,
         KEY_NBYTES,
         MAX_SECONDS,
         RESUME_MAGIC,
@@ -74,6 +75,7 @@ __all__ = [
     "ASK_ALIVE",
     "ASK_TREES",
     "DAMAGED",
+    "FIRST_INCARNATION",
     "HEADER_NBYTES",
     "ID_NBYTES",
     "KEY_NBYTES",
@@ -151,8 +153,8 @@ __getattr__ = later.opener(
     return_path="DAMAGED MIG_RP_MSG_PONG MIG_RP_MSG_SHUT PATIENCE WRONG_BASE Patience Reason await_shut "
                 "describe_status find_reason last_words read_message send_word",
     savestate="SaveState",
-    sessions="AGAIN_MAGIC AGAIN_NBYTES KEY_NBYTES MAX_SECONDS RESUME_MAGIC Resumed Session SessionAnswer Waiting "
-             "parse_again parse_session",
+    sessions="AGAIN_MAGIC AGAIN_NBYTES FIRST_INCARNATION KEY_NBYTES MAX_SECONDS RESUME_MAGIC Resumed Session "
+             "SessionAnswer Waiting parse_again parse_session",
     stream="LoadedStream SectionInfo StreamObserver",
     words="ASK ASK_ALIVE ASK_TREES KNOWS_TREES MIG_RP_MSG_ACK MIG_RP_MSG_READY OURS Ability Alive Done Failure "
           "Hello Refusal Reply Word",

@@ -29,6 +29,9 @@ AGAIN_MAGIC: Final = b"blkS"
 RESUME_MAGIC: Final = b"blkR"
 """How a connection begins on which another process of the source begins a stream."""
 
+FIRST_INCARNATION: Final = 1
+"""The number of the process that begins a session; those that resume it count on."""
+
 MAX_SECONDS: Final = 86400
 """A source that comes again later than that does not come again."""
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 
 import blkmig
-from blkmig import errors
+from blkmig import errors, savevm
 from blkmig.files import folder, sessionfile
 from blkmig.migration import keyfile
 
-KNOWN = keyfile.Known(bytes(range(16)), keyfile.FIRST)
+KNOWN = keyfile.Known(bytes(range(16)), savevm.FIRST_INCARNATION)
 
 
 @contextlib.contextmanager
