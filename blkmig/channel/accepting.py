@@ -33,7 +33,7 @@ least of what they are, the one makes room that is there for longest."""
 
 TLS_BEGINS = b"\x16\x03"
 STREAM_BEGINS = b"QEVM"
-"""What is told of those that are not taken: see `savevm.container`."""
+"""How these begin whose right place is another one: see `savevm.container`."""
 
 GONE = (
     *(errno.ECONNABORTED, errno.EAGAIN, errno.ENETDOWN, errno.EPROTO, errno.ENOPROTOOPT, errno.EHOSTDOWN, errno.ENONET),
@@ -205,5 +205,5 @@ def _no_migration(begun: bytes) -> str:
     if begun.startswith(TLS_BEGINS):
         return "it begins TLS, and this receiver listens for a plain stream: say tls: here, or tcp: there"
     if begun.startswith(STREAM_BEGINS):
-        return "it begins another migration, and one is under way here"
+        return "it begins another migration than the one that this receiver is for"
     return f"this is no migration, it starts with {begun.hex(' ')}"
