@@ -198,7 +198,7 @@ class FileBackend(local.LocalBackend):
         """Write a block; its zero clusters of 64 KiB become holes in a file. Drops the GIL."""
         offset, nbytes = self.check_range("cannot write", offset, nbytes)
         try:
-            self._check_writable()
+            self._check_before_write()
             if self._base is None:
                 self._top.store(blk, offset, nbytes)
             else:
@@ -214,11 +214,11 @@ class FileBackend(local.LocalBackend):
         for offset, nbytes in extents:
             self.check_range("cannot write", offset, nbytes)
         with self.failing("cannot write"):
-            self._check_writable()
+            self._check_before_write()
             self._top.store_extents(blk, extents)
 
     def _pwrite(self, view: memoryview, offset: int) -> None:
-        self._check_writable()
+        self._check_before_write()
         if self._base is None:
             self._top.pwrite(view, offset)
         elif view.nbytes:
@@ -242,7 +242,7 @@ class FileBackend(local.LocalBackend):
             self._top.pwrite(view, start)
 
     def _pwrite_zeroes(self, offset: int, nbytes: int) -> None:
-        self._check_writable()
+        self._check_before_write()
         if self._base is None:
             self._top.write_zeroes(offset, nbytes)
             return
@@ -253,7 +253,7 @@ class FileBackend(local.LocalBackend):
             self._pwrite(memoryview(bytes(count)), offset)
             offset += count
 
-    def _check_writable(self) -> None:
+    def _check_before_write(self) -> None:
         if not self._top.writable:
             raise errors.DeviceError("cannot be written", device=self.name, cause="it was opened for reading only")
         if not self._top.is_device and os.lseek(self._top.fd, 0, os.SEEK_END) < self._top.size:
