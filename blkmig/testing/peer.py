@@ -152,11 +152,14 @@ class Peer:
         self._pending[:0] = data
 
     def _run(self) -> None:
+        with contextlib.suppress(OSError), self._meet() as self._sock:
+            self._play()  # keeps its error before the link closes: who sees that end may leave at once
+
+    def _play(self) -> None:
         try:
-            with contextlib.suppress(OSError), self._meet() as self._sock:
-                for step in self._steps:
-                    if not self.over.is_set():
-                        step(self)
+            for step in self._steps:
+                if not self.over.is_set():
+                    step(self)
         except ScriptError as error:
             if not self.over.is_set():
                 self._error = error

@@ -72,6 +72,26 @@ def test_leaving_tells_of_a_broken_script() -> None:
         leave()
 
 
+def test_who_sees_the_link_end_finds_the_error() -> None:
+    """However late the thread of the peer goes on behind the end of the link."""
+    left = threading.Event()
+
+    class Late(socket.socket):
+        def __exit__(self, *raised: object) -> None:
+            super().__exit__(*raised)
+            assert left.wait(5)
+
+    def leave() -> None:
+        mine, yours = socket.socketpair()
+        late = Late(fileno=mine.detach())
+        with yours, testing.Peer("fd:", lambda: late, left.set, expect(b"a")):
+            yours.sendall(b"b")
+            assert yours.recv(1) == b""
+
+    with pytest.raises(testing.ScriptError):
+        leave()
+
+
 def test_waits_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(faults, "SECONDS", 0.05)
     for step in (take(1), wait_for(threading.Event())):
