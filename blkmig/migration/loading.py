@@ -162,6 +162,7 @@ class Loading:
             resumed=resumed,
             refusal=self._why_not_resumed,
         )
+        lost: errors.MigrationError | None = None
         try:
             with comparing.answering(loader) as self._answers:
                 stream = loader.loadvm()
@@ -174,6 +175,7 @@ class Loading:
                 raise
             self.is_awaited = loader.is_awaited
             taken.link_was_lost(error)
+            lost = error
         except incomingsession.TakenOver:
             raise
         except BaseException as error:
@@ -188,14 +190,20 @@ class Loading:
             taken.source_knows()
         self._figures.set_totals()
         if self.parameters.verify:
-            self._verify(taken.announced, loader, f)
+            self._verify(taken.announced, loader, f, lost)
         taken.later(f.close)
         taken.check_names()
 
-    def _verify(self, announced: announcement.Announcement, loader: LoadVM, f: channel.InputQEMUFile) -> None:
+    def _verify(
+        self,
+        announced: announcement.Announcement,
+        loader: LoadVM,
+        f: channel.InputQEMUFile,
+        lost: errors.MigrationError | None = None,
+    ) -> None:
         """Read the targets back, as far as that was not done before, when the source has had our word."""
         if announced.is_proven:
-            self._read_back.finish(loader, f)
+            self._read_back.finish(loader, f, lost)
         else:
             safekeeping.verify(self._targets, announced, self._check_cancelled, is_told=True)
 

@@ -84,8 +84,12 @@ class ReadBack:
         self._f.payload_came()  # a source that waits for the comparing has nothing else to send
         loader.way_back.proof_result(savevm.ProofResult(savevm.Outcome.UNDER_WAY, *progress))
 
-    def finish(self, loader: savevm.LoadVM, f: channel.InputQEMUFile) -> None:
+    def finish(
+        self, loader: savevm.LoadVM, f: channel.InputQEMUFile, lost: errors.MigrationError | None = None
+    ) -> None:
         """After the word: take the last proofs, compare, tell the source, and raise if a disk differs. Blocks.
+
+        `lost` is how the link was lost, if it was: then `f` is given up, and no proof that has not come comes any more.
 
         Raises :class:`~blkmig.errors.ContentMismatch`, and :class:`~blkmig.errors.NotVerified` after a cancel or with a
         link that is lost, or was before.
@@ -100,15 +104,14 @@ class ReadBack:
         try:
             with farewell.behind_the_word():
                 while not proving.knows_all:
+                    if lost is not None:
+                        raise _not_verified(lost) from lost
                     self._await_more(f)
                     block.get_extra(f, kinds)
                     self._report(loader)
                 found = proving.finish(lambda: self._report(loader), self._look, heartbeat.BEAT_SECONDS)
-        except (errors.ChannelError, errors.TruncatedStream, errors.StateError) as error:  # the latter: it is closed
-            raise errors.NotVerified(
-                "everything has come and is complete here, but it is not verified: the link broke while the last "
-                f"proofs of the disks were waited for ({error})"
-            ) from error
+        except (errors.ChannelError, errors.TruncatedStream) as error:
+            raise _not_verified(error) from error
         except errors.MigrationError as error:
             with contextlib.suppress(errors.MigrationError):
                 result = savevm.ProofResult(savevm.Outcome.FAILED, text=str(error))
@@ -145,6 +148,13 @@ class ReadBack:
         """End what compares. Twice does no harm."""
         if self._proving is not None:
             self._proving.close()
+
+
+def _not_verified(lost: errors.MigrationError) -> errors.NotVerified:
+    return errors.NotVerified(
+        "everything has come and is complete here, but it is not verified: the link broke while the last proofs of the "
+        f"disks were waited for ({lost})"
+    )
 
 
 def _mismatch(found: block.Difference) -> errors.ContentMismatch:

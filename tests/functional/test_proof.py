@@ -17,7 +17,7 @@ import pytest
 from disks import mounted
 
 import blkmig
-from blkmig import errors
+from blkmig import errors, savevm
 from blkmig.block import proof, proofs, prooftable, proving
 from blkmig.files import direct, storage
 from blkmig.migration import readback
@@ -320,6 +320,22 @@ def test_a_source_that_goes_away_before_its_last_proofs_leaves_a_whole_disk(
     with pytest.raises(errors.NotVerified, match="it is not verified"):
         receiver.result()
     assert (tmp_path / "t.raw").read_bytes() == content
+
+
+def test_a_link_that_was_lost_behind_the_word_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waits for the last proofs is told how the link was lost, not that a file of ours is closed by now."""
+    load, loss = savevm.LoadVM.loadvm, errors.ChannelError("receiving", uri="tcp:there", cause="the cable is out")
+
+    def lose(self: savevm.LoadVM) -> savevm.LoadedStream:
+        load(self)
+        raise loss
+
+    monkeypatch.setattr(savevm.LoadVM, "loadvm", lose)
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "t.raw"}, verify=True)
+    with pytest.raises(errors.NotVerified, match="not verified"):
+        blkmig.send([blkmig.MemoryBackend(bytearray(SIZE), name="d")], receiver.uri, digests=True)
+    with pytest.raises(errors.NotVerified, match=r"waited for .*the cable is out"):
+        receiver.result()
 
 
 def test_a_cancel_is_heard_while_the_target_compares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
