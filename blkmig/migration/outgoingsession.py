@@ -134,6 +134,7 @@ class OutgoingSession:
             # First: a target that has heard of the session waits for it.
             self._key_file.begin(self._block.disks.all, keyfile.Known(self._key, savevm.FIRST_INCARNATION))
             self._block.session = block.extra(block.ExtraKind.SESSION, self._session().encode())
+            self._incarnation = savevm.FIRST_INCARNATION  # which the target gives: who is cancelled now knows it
 
     def begin(self) -> None:
         """Hear what the target says to SESSION, behind its reply. Blocks."""

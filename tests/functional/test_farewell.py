@@ -13,6 +13,7 @@ import pytest
 
 import blkmig
 from blkmig import channel, errors, files
+from blkmig.migration import questions
 from blkmig.savevm import commands
 
 MIB = 1 << 20
@@ -104,3 +105,29 @@ def test_a_source_that_is_known_to_have_done_is_not_waited_for(
     assert receiver.result().reconnects == 0
     assert "is waited for" not in caplog.text
     assert (tmp_path / "t.raw").read_bytes() == b"x" * MIB
+
+
+@pytest.mark.parametrize("name", ["await_session", "await_reply"])
+def test_a_source_that_gives_up_before_it_has_its_incarnation_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The target has SESSION by then, and nobody comes again: it waits for nobody, though it was never heard."""
+    is_there = threading.Event()
+
+    def gives_up(self: questions.Questions, *bounds: float) -> None:
+        assert is_there.wait(30)
+        raise errors.Cancelled("given up")
+
+    def lobby(self: commands.Commands, answer: object) -> None:
+        is_there.set()
+        say(self, answer)
+
+    say = commands.Commands.answer_session
+    monkeypatch.setattr(commands.Commands, "answer_session", lobby)
+    monkeypatch.setattr(questions.Questions, name, gives_up)
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "t.raw"})
+    with pytest.raises(errors.Cancelled):
+        blkmig.send([blkmig.MemoryBackend(bytearray(MIB), name="d")], receiver.uri)
+    with pytest.raises((errors.ChannelError, errors.TruncatedStream)):
+        receiver.result()
+    assert not (tmp_path / "t.raw").exists()
