@@ -145,6 +145,7 @@ class OutgoingSession:
         if self._comes_again:
             self._barriers.open()
         else:
+            self._key = None  # nobody waits for us
             self._key_file.remove()
 
     def spread(self) -> None:
@@ -172,7 +173,7 @@ class OutgoingSession:
             self._seconds > 0
             and savevm.Ability.BARRIERS in self._block.abilities
             and self._questions.is_answered
-            and self._connection.can_be_opened_again
+            and self._connection.takes_several
             # What other sections have sent nobody takes back.
             and sum(entry.handlers.is_active() for entry in self._savevm) == 1
         )
