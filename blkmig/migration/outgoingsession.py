@@ -86,7 +86,7 @@ class OutgoingSession:
         self._attempt = 1
         self._lost_at = self._connected_at = -math.inf
         self._acknowledged_before = 0
-        self._is_completed = self._is_superseded = False
+        self._is_completed = self._is_told = self._is_superseded = False
 
     # -- the beginning -------------------------------------------------------------------------------------------------
 
@@ -164,9 +164,9 @@ class OutgoingSession:
         now a lost link ends the migration."""
         self._is_base_due = False
 
-    def completed(self) -> None:
-        """Take note that the target has everything: nobody needs to be told that the session ends."""
-        self._is_completed = True
+    def completed(self, *, is_told: bool) -> None:
+        """Take note that the target has everything, and has been told the end of it if `is_told`: then nobody waits."""
+        self._is_completed, self._is_told = True, is_told
 
     def _can_be_offered(self) -> bool:
         return (
@@ -279,8 +279,8 @@ class OutgoingSession:
         The key stays where that may not be known.
         """
         is_over = self._is_completed
-        if self._key is not None and not self._is_superseded:
-            is_over = is_over or self._connection.has_target_failed or self._say_goodbye()
+        if self._key is not None and not (self._is_superseded or self._is_told):
+            is_over = self._connection.has_target_failed or self._say_goodbye() or is_over
         if is_over:
             self._key_file.remove()
         self._key_file.close()

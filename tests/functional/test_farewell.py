@@ -12,7 +12,7 @@ import lab
 import pytest
 
 import blkmig
-from blkmig import channel, errors, files
+from blkmig import channel, errors, files, savevm
 from blkmig.migration import questions
 from blkmig.savevm import commands
 
@@ -131,3 +131,20 @@ def test_a_source_that_gives_up_before_it_has_its_incarnation_says_so(
     with pytest.raises((errors.ChannelError, errors.TruncatedStream)):
         receiver.result()
     assert not (tmp_path / "t.raw").exists()
+
+
+def test_no_key_is_left_of_what_is_known_to_be_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancelled behind DONE, the source cannot end its stream; that nobody is there to be told so changes nothing."""
+
+    def complete(*_args: object) -> None:
+        receiver.migration.cancel()
+        receiver.join()
+        raise errors.Cancelled("too late")
+
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "t.raw"})
+    monkeypatch.setattr(savevm.SaveState, "state_complete_precopy", complete)
+    (tmp_path / "d.raw").write_bytes(b"x" * MIB)
+    with blkmig.FileBackend(tmp_path / "d.raw", name="d") as disk:
+        blkmig.send([disk], receiver.uri, writers_after="refuse")
+    receiver.result()
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".d.raw")]
