@@ -7,13 +7,14 @@ import socket
 import struct
 import threading
 from pathlib import Path
+from typing import Any
 
 import lab
 import pytest
 
 import blkmig
 from blkmig import channel, errors, files, savevm
-from blkmig.migration import questions
+from blkmig.migration import farewell, questions
 from blkmig.savevm import commands
 
 MIB = 1 << 20
@@ -45,6 +46,43 @@ def test_a_link_that_breaks_after_the_word_leaves_the_target(tmp_path: Path, str
         source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     with pytest.raises(errors.InDoubt, match="the target is whole, and the source may not know that"):
         receiver.result()
+    assert (tmp_path / "copy.raw").read_bytes() == (tmp_path / "a.raw").read_bytes()
+
+
+@pytest.mark.parametrize("moment", ["before the word", "behind it"])
+def test_a_receiver_that_is_cancelled_at_the_word_is_in_doubt(
+    tmp_path: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """What was told, or may have been, stays; so nobody says that it was cancelled, as if nothing had come of it."""
+
+    def cancelled(*args: Any, **options: Any) -> Any:
+        receiver.migration.cancel()
+        return do(*args, **options)
+
+    owner, name = (savevm.LoadVM, "finish") if moment == "before the word" else (farewell, "read_on")
+    do = getattr(owner, name)
+    monkeypatch.setattr(owner, name, cancelled)
+    receiver = lab.Receiver("tcp:127.0.0.1:0", {"a": tmp_path / "copy.raw"})
+    with connect(receiver) as source:
+        source.sendall(stream)
+        with pytest.raises(errors.InDoubt, match="this end was cancelled") as caught:
+            receiver.result()
+    assert caught.value.__notes__ == [f"{str(tmp_path / 'copy.raw')!r} is complete, but the source may not know"]
+    assert (tmp_path / "copy.raw").read_bytes() == (tmp_path / "a.raw").read_bytes()
+
+
+def test_a_cancel_that_comes_when_all_is_there(tmp_path: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the command that has sent it is waited for by then."""
+
+    def cancelled(self: channel.InputQEMUFile) -> None:
+        receiver.migration.cancel()
+        close(self)
+
+    close = channel.InputQEMUFile.close
+    monkeypatch.setattr(channel.InputQEMUFile, "close", cancelled)
+    receiver = lab.Receiver(f"exec:cat {tmp_path}/stream; sleep 1000", {"a": tmp_path / "copy.raw"})
+    assert receiver.result().status == "completed"
+    assert "the disks are here, but: cancelled" in receiver.migration.stats.notes[-1]
     assert (tmp_path / "copy.raw").read_bytes() == (tmp_path / "a.raw").read_bytes()
 
 
