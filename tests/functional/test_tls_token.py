@@ -14,17 +14,20 @@ import stat
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
 import command
+import cutter
+import lab
 import pytest
 import tls_links
 from tls_links import TIMEOUT
 
 import blkmig
-from blkmig import channel, errors
-from blkmig.channel import token
+from blkmig import channel, errors, events
+from blkmig.channel import handshakes, token
 from blkmig.cli import main, tokens
 
 pytest.importorskip("cryptography", reason="a token needs the package cryptography")
@@ -97,6 +100,27 @@ def test_a_token_that_is_too_old(source: Path, caplog: pytest.LogCaptureFixture,
         with pytest.raises(errors.Cancelled):
             accepted.result(TIMEOUT)
     assert "the token is too old" in caplog.text
+
+
+def test_a_session_comes_again_after_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large disk takes longer than that; nobody else can begin anything at its receiver meanwhile."""
+    content, later = random.Random(3).randbytes(3 * MIB), [0.0]
+    receiver = lab.Receiver("tls:127.0.0.1:0", {"d": tmp_path / "copy.raw"})
+    clock = types.SimpleNamespace(monotonic=lambda: time.monotonic() + later[0])
+    monkeypatch.setattr(handshakes, "time", clock)
+
+    def note(event: events.Event) -> None:
+        if isinstance(event, events.Reconnecting):
+            later[0] = 2 * token.LIFETIME_SECONDS
+
+    disk = blkmig.MemoryBackend(bytearray(content), name="d")
+    parameters = blkmig.MigrationParameters(tls=by(receiver.migration.token))
+    with cutter.Cutter(receiver.uri, [(MIB, "reset")]) as relay:
+        with blkmig.outgoing([disk], tls_links.named(relay.uri), parameters, on_progress=note) as migration:
+            migration.run()
+    receiver.result()
+    assert (migration.stats.reconnects, later[0] > 0) == (1, True)
+    assert (tmp_path / "copy.raw").read_bytes() == content
 
 
 def test_what_is_no_token() -> None:
