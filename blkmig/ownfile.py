@@ -32,15 +32,18 @@ def check(path: str | os.PathLike[str], mark: bytes) -> None:
 def replace(path: str | os.PathLike[str], content: bytes, mark: bytes) -> None:
     """Make `path` hold `content`, which begins with `mark`; a reader sees the old file or the new one, each whole.
 
-    Everybody may read it. Raises OSError as `check` does, and if it cannot be written. Blocks.
+    A symlink stays: the file that it leads to is replaced. A file that is replaced keeps its mode, and a new one may be
+    read by everybody. Raises OSError as `check` does, and if it cannot be written. Blocks.
     """
     check(path, mark)
-    target = pathlib.Path(path)
+    target = pathlib.Path(os.path.realpath(path))
     made = target.with_name(f".{target.name}.blkmig-new")
     made.unlink(missing_ok=True)
     try:
         fd = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         with os.fdopen(fd, "wb") as file:
+            with contextlib.suppress(FileNotFoundError):
+                os.fchmod(fd, stat.S_IMODE(target.stat().st_mode))
             file.write(content)
         made.replace(target)
     except BaseException:

@@ -47,10 +47,27 @@ def test_a_report_that_cannot_be_written_changes_no_verdict(tmp_path: Path, disk
 
 
 def test_a_report_replaces_reports_only(tmp_path: Path, disk: Path) -> None:
-    before = disk.read_bytes()
-    sent = command.run("send", f"--report={disk}", str(disk), "file:/dev/null")
+    other = tmp_path / "other.raw"
+    other.write_bytes(before := disk.read_bytes())
+    sent = command.run("send", f"--report={other}", str(disk), "file:/dev/null")
     assert (sent.exit_code, "something else is there" in sent.stderr) == (2, True)
-    assert disk.read_bytes() == before
+    assert other.read_bytes() == before
     page = tmp_path / "page.html"
     for _ in range(2):
         assert command.run("send", f"--report={page}", str(disk), "file:/dev/null").exit_code == 0
+
+
+def test_links_are_followed_and_modes_are_kept(tmp_path: Path, disk: Path) -> None:
+    """D3: the link stays; and a page that was made private is not shown to others by the next one."""
+    real = {"--report": tmp_path / "a/r.html", "--metrics": tmp_path / "a/m.prom", "--log-json": tmp_path / "a/l"}
+    (tmp_path / "a").mkdir()
+    for option, path in real.items():
+        (tmp_path / option).symlink_to(path)
+    real["--report"].touch(mode=0o600)
+    sent = command.run("send", *(f"{option}={tmp_path}/{option}" for option in real), str(disk), "file:/dev/null")
+    assert sent.exit_code == 0
+    for option, path in real.items():
+        assert (tmp_path / option).is_symlink()
+        assert path.stat().st_size
+    assert real["--report"].stat().st_mode & 0o777 == 0o600
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["l", "m.prom", "r.html"]
