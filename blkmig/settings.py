@@ -7,7 +7,7 @@ import dataclasses
 import os
 from typing import Any
 
-from . import errors, networks, units
+from . import errors, networks, paths, units
 
 
 def set_flags(parameters: Any) -> None:
@@ -52,7 +52,11 @@ def set_folder(parameters: Any) -> None:
         raise errors.WrongType(f"state_dir must be a path, not {said!r}")
     if not os.fspath(said):
         raise errors.ParameterError("the name of the folder for session files is empty; the present one is called .")
-    object.__setattr__(parameters, "state_dir", os.path.realpath(said))
+    paths.check("state_dir", said)
+    try:
+        object.__setattr__(parameters, "state_dir", os.path.realpath(said))
+    except OSError as error:  # it is within the present folder, which is gone
+        raise errors.ParameterError(f"the folder for session files, {said!r}, is not found: {error}") from error
 
 
 def set_networks(parameters: Any) -> None:

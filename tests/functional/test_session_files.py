@@ -63,6 +63,19 @@ def test_a_folder_for_session_files_that_is_not_there(tmp_path: Path, side: str)
     assert left(tmp_path) == set()
 
 
+def test_a_folder_for_session_files_within_one_that_is_gone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C7: the present folder of a shell may have been removed."""
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    for kind in (blkmig.MigrationParameters, blkmig.IncomingParameters):
+        with pytest.raises(errors.ParameterError, match="the folder for session files, 'state', is not found"):
+            kind(state_dir="state")
+        with pytest.raises(errors.ParameterError, match="NUL"):
+            kind(state_dir="a\0b")
+
+
 @pytest.mark.parametrize("section", ["block", "blkmig"])
 def test_a_disk_that_may_have_moved_moves_nowhere(tmp_path: Path, section: str) -> None:
     """In whatever section, as to a QEMU; nobody is connected to, and a copy is free to go."""
