@@ -33,6 +33,9 @@ def run(words: Sequence[str], heard: signals.Signals) -> int:
     except BaseException as error:
         if isinstance(error, errors.DisplayInUse) and error.display == displays.STDERR_LABEL:
             standard.keep_messages_out(is_stdout_free=not any(map(displays.is_stdout, words)))
+        if isinstance(error, errors.ParameterError):
+            for note in parser.variables_behind(str(error), words):
+                error.add_note(note)
         exit_code = report(error, heard.number)
     finally:
         threading.excepthook = before

@@ -159,6 +159,15 @@ def version() -> str:
     return text
 
 
+def variables_behind(message: str, words: Sequence[str]) -> Iterator[str]:
+    """Yield, of a message about options, which of them the environment has said, and not the command line."""
+    for option, name in FROM_ENVIRONMENT.items():
+        value = os.environ.get(name)
+        is_about = value and name not in message and (option in message or repr(value) in message)
+        if is_about and not any(word.partition("=")[0] == option for word in words):
+            yield f"the environment says {option}: {name} is {value!r}"
+
+
 def is_verbose(words: Sequence[str]) -> bool:
     """Return whether a command line has ``-v``, even if it cannot be parsed."""
     return "-v" in words or "--verbose" in words

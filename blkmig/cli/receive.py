@@ -79,6 +79,8 @@ def run(args: argparse.Namespace) -> int:
     delta = arguments.each_once(map(parse_old_copy, args.delta), "the old copy of disk")
     tls = security.parameters_of(args)
     parameters = arguments.parameters_of(args, params.IncomingParameters, sizes=sizes, delta=delta, tls=tls)
+    numbered = ((f"number {number}", path) for number, path in by_index.items())
+    watching.check(args, [*targets.items(), *numbered, *delta.items()], writing=False)
     tokens.check_place(args, is_needed=args.uri.startswith("tls:") and parameters.tls is None)
     with watching.watching(args, "incoming") as watch, progress.reporter(args.progress) as report:
         incoming = migration.IncomingMigration(

@@ -130,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     parameters = parameters_of(args)
     if args.bandwidth is not None and args.dry_run is None:
         raise errors.ParameterError("--bandwidth is for --dry-run; to send no faster than that, say --max-bandwidth")
-    watching.check(args, is_dry_run=args.dry_run is not None)
+    watching.check(args, map(arguments.named, args.disks), writing=True)
     with contextlib.ExitStack() as stack:
         watch = stack.enter_context(watching.watching(args, "outgoing"))
         disks = [

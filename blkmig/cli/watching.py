@@ -8,11 +8,13 @@ import contextlib
 import dataclasses
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from .. import diskmap, errors, migration, ownfile, params, stats, units
+from .. import diskmap, errors, migration, ownfile, params, sources, stats, units
 from ..channel import uri as address
+from ..disk import identity
+from ..migration import streamfile
 from . import arguments, live, notify, output
 
 if TYPE_CHECKING:
@@ -37,11 +39,38 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                         "--progress=json says it, but how far it is only once a second")  # fmt: skip
 
 
-def check(args: argparse.Namespace, *, is_dry_run: bool) -> None:
-    """Raise :class:`~blkmig.errors.ParameterError` if a migration is to be watched, and there is none."""
-    if is_dry_run and (args.metrics or args.metrics_listen or args.report):
+OWN_FILES = ("log_json", "metrics", "report")
+"""Options that name a file which the command writes."""
+
+
+def check(args: argparse.Namespace, disks: Iterable[tuple[str | None, str]], *, writing: bool) -> None:
+    """Raise :class:`~blkmig.errors.ParameterError` if a migration is to be watched, and there is none, or if a file for
+    people or monitoring is also one of the disks, or the stream.
+
+    `disks` are names and texts of the disks; `writing` says whether the stream is written.
+    """
+    if getattr(args, "dry_run", None) is not None and (args.metrics or args.metrics_listen or args.report):
         why = "--dry-run sends nothing, so there is nothing to watch: leave --metrics and --report out"
         raise errors.ParameterError(why)
+    used: list[tuple[str, identity.KnownFile]] = []
+    with contextlib.suppress(OSError, errors.ParameterError):  # whoever opens it says why it cannot be
+        stream = streamfile.known_file(args.uri, writing=writing)
+        used += [] if stream is None else [("the stream", stream)]
+    for name, text in disks:
+        with contextlib.suppress(OSError, errors.ParameterError):
+            used += [(f"disk {name or text!r}", file) for file in sources.files_named(text)]
+    for option in OWN_FILES if writing else (*OWN_FILES, "token_file"):
+        path = getattr(args, option)
+        if path is not None:
+            with contextlib.suppress(OSError):
+                used.append((f"--{option.replace('_', '-')} {path!r}", identity.KnownFile.of(path)))
+                _check_is_apart(*used[-1], used[:-1])
+
+
+def _check_is_apart(label: str, own: identity.KnownFile, used: Iterable[tuple[str, identity.KnownFile]]) -> None:
+    for other, file in used:
+        if identity.is_same(own, file):
+            raise errors.ParameterError(f"{label} and {other} are the same file: give each a file of its own")
 
 
 class Watch:

@@ -107,14 +107,11 @@ class OldCopy:
         self._label = label
         self._idle_timeout = idle_timeout
         if not opening.is_nbd(text):
-            self._described = opening.describe(text)
+            opening.describe(text)
 
     def files(self) -> Iterator[identity.KnownFile]:
         """Yield the files that are read."""
-        if not opening.is_nbd(self._text):
-            for path in (self._described.path, self._described.base):
-                if path is not None:
-                    yield identity.KnownFile.of(path)
+        return opening.files_named(self._text)
 
     def copy_into(self, fd: int) -> None:
         """Copy it to the empty file open at `fd`, which then has its size. Blocks.

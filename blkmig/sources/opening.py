@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeGuard
 
 from .. import errors, paths, units
-from ..disk import backend, local
+from ..disk import backend, identity, local
 from ..files import file
 
 _IMAGE_SUFFIXES = {f".{name}": name for name in ("qcow2", "qcow", "qed", "vmdk", "vhdx", "vdi")} | {".vhd": "vpc"}
@@ -119,6 +120,19 @@ def is_nbd(text: str | os.PathLike[str]) -> bool:
 def is_live(text: str | os.PathLike[str]) -> bool:
     """Tell whether `text` names a disk that another program has open, which can only be a source."""
     return isinstance(text, str) and text.startswith(_LIVE_SCHEMES)
+
+
+def files_named(text: str | os.PathLike[str]) -> Iterator[identity.KnownFile]:
+    """Yield the files that `text` names, the disk's and its base's; none for what another program has open.
+
+    Raises :class:`~blkmig.errors.ParameterError` as `describe`, and OSError.
+    """
+    if is_nbd(text) or is_live(text):
+        return
+    described = describe(text)
+    for path in (described.path, described.base):
+        if path is not None:
+            yield identity.KnownFile.of(path)
 
 
 def describe(text: str | os.PathLike[str], *, direct: bool = False) -> FileDescription:

@@ -67,6 +67,52 @@ def test_a_variable_is_named(monkeypatch: pytest.MonkeyPatch, capfd: pytest.Capt
     assert found.endswith(" (BLKMIG_PROGRESS is 'fancy')")
 
 
+def test_what_a_variable_says_is_named_whatever_is_wrong_with_it(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Nobody has typed that option."""
+    monkeypatch.setenv("BLKMIG_REPORT", "no/r.html")
+    wanted = "blkmig: the environment says --report: BLKMIG_REPORT is 'no/r.html'"
+    assert said(["send", "vda.raw", "file:s"], capfd, 2) == wanted
+    assert said(["send", "--dry-run", "vda.raw", "file:s"], capfd, 2) == wanted
+    assert "BLKMIG" not in said(["send", "--report=not/there", "vda.raw", "file:s"], capfd, 2)
+    assert "BLKMIG" not in said(["send", "", "file:s"], capfd, 2)
+
+
+@pytest.mark.parametrize("option", ["--log-json", "--metrics", "--report"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "send vda.raw file:s {} vda.raw",
+        "send vda.raw file:s {} link",
+        "send vda.raw,base=folder/b file:s {} folder/b",
+        "send vda.raw file:s {} s",
+        "receive unix:s new {} new",
+        "receive unix:s vda=new {} ./new",
+        "receive unix:s vda=vda.raw {} vda.raw",
+        "receive file:vda.raw a=new {} vda.raw",
+        "receive unix:s --map 0=new {} new",
+        "receive unix:s --delta vda=vda.raw vda=new {} link",
+    ],
+)
+def test_a_file_of_the_commands_own_is_no_disk(words: str, option: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """A4: neither is written into the other; at the end, after hours, it would be too late to say so."""
+    Path("link").symlink_to("vda.raw")
+    Path("folder/b").touch()
+    there = sorted(path for path in Path().rglob("*") if path.name not in ("new", "s"))
+    found = said(words.format(option).split(), capfd, 2)
+    assert "are the same file: give each a file of its own" in found or "something else is there" in found
+    assert Path("vda.raw").read_bytes() == b"x" * MIB
+    assert sorted(path for path in Path().rglob("*") if path.name not in ("new", "s")) == there
+
+
+def test_two_files_of_the_commands_own_are_two(capfd: pytest.CaptureFixture[str]) -> None:
+    assert "are the same file" in said(["send", "vda.raw", "file:s", "--report=r", "--metrics=./r"], capfd, 2)
+    assert "are the same file" in said(["receive", "tls::0", "v=t", "--token-file=t"], capfd, 2)
+    assert not Path("r").exists()
+    assert not Path("t").exists()
+
+
 def test_a_folder_is_no_disk(capfd: pytest.CaptureFixture[str]) -> None:
     assert said(["send", "folder", "file:s"], capfd, 1) == (
         "blkmig: disk 'folder': cannot open 'folder': it is a folder, not a file or a block device"
