@@ -20,7 +20,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from .. import _core, errors, savevm
+from .. import _core, errors, savevm, threads
 from ..savevm import digestwords
 from . import askwords, hashing, table, target
 
@@ -65,8 +65,9 @@ class Answers:
                 position=position,
             )
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="blkmig-digest", daemon=True)
-            self._thread.start()
+            thread = threads.Thread(target=self._run, name="blkmig-digest", daemon=True)
+            thread.start()
+            self._thread = thread
         disk = self._table[ask.disk]
         self._requests.put((ask, self._devices[disk.name], disk.size))
 

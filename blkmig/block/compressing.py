@@ -23,7 +23,7 @@ import threading
 import time
 from typing import Final
 
-from .. import params, passage, zstd
+from .. import params, passage, threads, zstd
 from . import compressed, device, effort, reads
 
 MAX_WORKERS: Final = 4
@@ -140,7 +140,7 @@ class CompressedReads(reads.BlockReads):
         self._pending[blk] = payload_bytes(blk)
         self._queued += self._pending[blk]
         if len(self._threads) < min(len(self._pending), self._max_workers):
-            thread = threading.Thread(target=self._run, name="blkmig-zstd", daemon=True)
+            thread = threads.Thread(target=self._run, name="blkmig-zstd", daemon=True)
             self._threads.append(thread)  # first: an interrupted start may have started it
             thread.start()
         self._requests.put(blk)

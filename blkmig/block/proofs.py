@@ -13,7 +13,7 @@ import functools
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 
-from .. import errors
+from .. import errors, threads
 from ..disk import storage
 from . import device, prooftable, proofwords
 from .proof import DiskProof, Shared
@@ -75,7 +75,7 @@ class Proofs:
             self._due.append((index, block, count))
             self._changed.notify()
         if len(self._threads) < WORKERS:
-            thread = threading.Thread(target=self._run, name="blkmig-prove", daemon=True)
+            thread = threads.Thread(target=self._run, name="blkmig-prove", daemon=True)
             self._threads.append(thread)
             thread.start()
 

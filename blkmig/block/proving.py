@@ -20,7 +20,7 @@ import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 
-from .. import _core
+from .. import _core, threads
 from ..disk import geometry, storage
 from . import hashing, prooftable, proofwords, target
 
@@ -178,7 +178,7 @@ class Proving:
 
     def _begin(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="blkmig-read-back", daemon=True)
+            self._thread = threads.Thread(target=self._run, name="blkmig-read-back", daemon=True)
             self._thread.start()
 
     def _verdict(self) -> Difference | None:

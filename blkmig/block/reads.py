@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable
 from typing import Literal
 
-from .. import _core, params, passage
+from .. import _core, params, passage, threads
 from ..disk.extents import MAX_EXTENTS
 from . import device
 
@@ -124,7 +124,7 @@ class ParallelReads(BlockReads):
         blk.bmds.aio_bitmap.set_range(blk.block, blk.nblocks)
         self._in_flight += 1
         if len(self._threads) < min(self._in_flight, self._max_parallel):
-            thread = threading.Thread(target=self._run, name="blkmig-read", daemon=True)
+            thread = threads.Thread(target=self._run, name="blkmig-read", daemon=True)
             self._threads.append(thread)  # first: an interrupted start may have started it
             thread.start()
         self._requests.put(blk)

@@ -22,7 +22,7 @@ import time
 from collections.abc import Iterator
 from typing import IO, Any
 
-from .. import children, disk, errors, files, migration, params, stats, units
+from .. import children, disk, errors, files, migration, params, stats, threads, units
 from . import arguments, output, progress, signals, watching
 
 DATA_SHARE = 0.4
@@ -175,7 +175,7 @@ class Writer:
         self._rate = rate
         self._log_end = backend.size // 2
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="demo-writer", daemon=True)
+        self._thread = threads.Thread(target=self._run, name="demo-writer", daemon=True)
 
     def __enter__(self) -> Writer:
         """Start writing."""

@@ -159,10 +159,10 @@ def _ignore() -> None:
 def _install(signals: Signals, undo: contextlib.ExitStack) -> None:
     """Handle the signals in the main thread, and in a thread that watches the wake-up descriptor.
 
-    If there are no descriptors for that thread, the main thread alone handles them. A migration would not get any,
-    either.
+    If there are no descriptors for that thread, or it cannot be had, the main thread alone handles them. A migration
+    would not get any, either.
     """
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, RuntimeError):
         _watch(signals, undo)
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -176,9 +176,10 @@ def _watch(signals: Signals, undo: contextlib.ExitStack) -> None:
         failed.callback(_close, writing)
         os.set_blocking(writing, False)  # as signal wants it
         before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        failed.callback(signal.set_wakeup_fd, before)
+        thread = threading.Thread(target=signals.watch, args=(reading,), name="blkmig-signals", daemon=True)
+        thread.start()
         failed.pop_all()
-    thread = threading.Thread(target=signals.watch, args=(reading,), name="blkmig-signals", daemon=True)
-    thread.start()
     undo.callback(_close, reading)
     undo.callback(thread.join)
     undo.callback(_close, writing)

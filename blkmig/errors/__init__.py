@@ -8,6 +8,7 @@
     │   ├── WrongType                   2   ... because it is of another type; a TypeError, too
     │   └── DisplayInUse                2   ... because messages or results would be written into a disk
     ├── StateError                      1   called at the wrong moment of a migration's life
+    ├── NoThread                        1   the system gives this process no more threads; a RuntimeError, too
     ├── StreamError                     1   the bytes of the stream are wrong, at `position`
     │   ├── TruncatedStream             5   the stream ended too early
     │   ├── SourceReadError             1   the source could not read its disk and said so
@@ -37,7 +38,7 @@ process pool as what they are, with their fields, notes and cause.
 
 from __future__ import annotations
 
-from .base import DisplayInUse, MigrationError, ParameterError, StateError, WrongType, each, keeping
+from .base import DisplayInUse, MigrationError, NoThread, ParameterError, StateError, WrongType, each, keeping
 from .disks import DeviceBusy, DeviceError, FormatError, failing
 from .link import ChannelError, ChannelTimeout, DamagedOnTheWay, LocalFileError, TargetFailed
 from .outcome import Cancelled, ContentMismatch, IncompleteMigration, InDoubt, NotConverged, NotVerified, WrongBase
@@ -57,6 +58,7 @@ __all__ = [
     "IncompleteMigration",
     "LocalFileError",
     "MigrationError",
+    "NoThread",
     "NotConverged",
     "NotVerified",
     "OutOfRange",

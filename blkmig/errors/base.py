@@ -46,6 +46,10 @@ class StateError(MigrationError):
         self.required = required
 
 
+class NoThread(MigrationError, RuntimeError):
+    """The system gives this process no more threads."""
+
+
 def advice(cause: OSError | str) -> str:
     """Return what to do about a system's error; "" where its own text says it."""
     return "make room there" if isinstance(cause, OSError) and cause.errno in _FULL else ""

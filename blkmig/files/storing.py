@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import threading
 
-from .. import _core, _storing
+from .. import _core, _storing, threads
 
 DEPTH = 4
 """Blocks that are being stored or wait for it, at most. The receiver runs ahead of the disk by three."""
@@ -40,7 +40,7 @@ class StoringThread:
         # `_stop`, too. The storing thread does not need it.
         self._lock = threading.Lock()
         self._start = self._stop = 0  # what was put since the last drain lies between
-        self._thread = threading.Thread(target=self._queue.run, name="blkmig-store", daemon=True)
+        self._thread = threads.Thread(target=self._queue.run, name="blkmig-store", daemon=True)
         self._thread.start()
 
     def put(self, blk: _core.BlockBuffer, fd: int, offset: int, *, allocate: bool) -> None:

@@ -26,7 +26,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from .. import block, errors
+from .. import block, errors, threads
 from . import heartbeat
 
 
@@ -137,8 +137,9 @@ class Acknowledger:
 
     def _start(self) -> None:
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="blkmig-barrier", daemon=True)
-            self._thread.start()
+            thread = threads.Thread(target=self._run, name="blkmig-barrier", daemon=True)
+            thread.start()
+            self._thread = thread
 
     # -- the thread ----------------------------------------------------------------------------------------------------
 

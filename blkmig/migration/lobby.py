@@ -30,7 +30,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator
 
-from .. import channel, errors, logs, savevm
+from .. import channel, errors, logs, savevm, threads
 from . import gathering, refusing
 
 log = logs.Logger(__name__)
@@ -94,7 +94,7 @@ class Lobby:
         # Set once, by whoever ends it.
         self._is_closed = threading.Event()
         self._has_successor = False
-        self._thread = threading.Thread(target=self._run, name="blkmig-lobby", daemon=True)
+        self._thread = threads.Thread(target=self._run, name="blkmig-lobby", daemon=True)
         self._thread.start()
 
     # -- the loading thread --------------------------------------------------------------------------------------------

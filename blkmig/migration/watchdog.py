@@ -13,6 +13,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from .. import errors, threads
+
 
 class Alarm:
     """A function that is to be called at a moment of ``time.monotonic``."""
@@ -42,7 +44,7 @@ class Watchdog:
         """Have the thread run, so that the first alarm need not wait for that. Twice does no harm."""
         with self._changed:
             if self._thread is None and not self._is_closed:
-                self._thread = threading.Thread(target=self._run, name="blkmig-watchdog", daemon=True)
+                self._thread = threads.Thread(target=self._run, name="blkmig-watchdog", daemon=True)
                 self._thread.start()
 
     def call_after(self, seconds: float, call: Callable[[], None]) -> Alarm:
@@ -68,7 +70,10 @@ class Watchdog:
 
     def _run(self) -> None:
         while (alarm := self._next()) is not None:
-            threading.Thread(target=alarm.call, name="blkmig-alarm", daemon=True).start()
+            try:
+                threads.Thread(target=alarm.call, name="blkmig-alarm", daemon=True).start()
+            except errors.NoThread:  # a bound that is kept late is better than none
+                alarm.call()
 
     def _next(self) -> Alarm | None:
         """Wait for the next alarm that is due and take it; None when there will be none."""

@@ -19,11 +19,10 @@ import atexit
 import concurrent.futures
 import contextlib
 import os
-import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
 
-from .. import _gate, errors, forks
+from .. import _gate, errors, forks, threads
 from . import events, patience, qmp_client, qmperrors
 from .events import Event as Event
 from .events import Found
@@ -58,8 +57,12 @@ class QmpConnection:
         self._client.events.names.update(events.KEPT)
         self._loop = asyncio.new_event_loop()
         self._loop.set_exception_handler(_log_quietly)
-        self._thread = threading.Thread(target=self._loop.run_forever, name="blkmig-qmp", daemon=True)
-        self._thread.start()
+        self._thread = threads.Thread(target=self._loop.run_forever, name="blkmig-qmp", daemon=True)
+        try:
+            self._thread.start()
+        except errors.NoThread:
+            self._loop.close()
+            raise
         atexit.register(self.close)
         try:
             self._connect(library.ConnectError, connect_timeout)

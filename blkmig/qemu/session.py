@@ -19,7 +19,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .. import errors, units
+from .. import errors, threads, units
 from ..disk import dirty
 from . import (
     address,
@@ -225,7 +225,7 @@ class QemuSession:
         """
         self.qmp.check_home("cannot be sent")
         watch = self._vm_migration().watch
-        threading.Thread(target=watch, args=(call,), name="blkmig-switchover", daemon=True).start()
+        threads.Thread(target=watch, args=(call,), name="blkmig-switchover", daemon=True).start()
 
     def _vm_migration(self) -> preswitchover.PreSwitchover:
         if not isinstance(self._writers, preswitchover.PreSwitchover):

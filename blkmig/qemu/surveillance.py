@@ -11,7 +11,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 
-from .. import errors
+from .. import errors, threads
 from . import graph
 
 INTERVAL = 1.0
@@ -39,7 +39,7 @@ class Surveillance:
         self._is_over = threading.Event()
         # The thread sets it, at most once.
         self.error: errors.MigrationError | None = None
-        threading.Thread(target=self._watch, name="blkmig-qemu-watch", daemon=True).start()
+        threads.Thread(target=self._watch, name="blkmig-qemu-watch", daemon=True).start()
 
     def close(self) -> None:
         """End the thread, without waiting for an answer that is under way. Twice does no harm."""

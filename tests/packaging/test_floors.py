@@ -33,6 +33,7 @@ FLOORS = {
     "diskstats": 1,
     "texts": 1,
     "aside": 1,
+    "threads": 1,
     "children": 1,
     "credentials": 1,
     "deprecation": 1,
