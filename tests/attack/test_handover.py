@@ -13,7 +13,6 @@ import json
 import os
 import random
 import signal
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,16 +58,6 @@ POINTS = [("source", name) for name in SOURCE] + [("target", name) for name in T
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
-
-
-def lose_the_link() -> None:
-    """Shut down every connection of this process; what it has sent before still arrives."""
-    for link in Path("/proc/self/fd").iterdir():
-        with contextlib.suppress(OSError):
-            found = socket.socket(fileno=os.dup(int(link.name)))
-            with found:
-                found.getpeername()
-                found.shutdown(socket.SHUT_RDWR)
 
 
 def at(owner: type, method: str, what: Callable[[], None], *, after: bool) -> None:
@@ -230,7 +219,7 @@ def test_either_end_at_each_message(
     tmp_path: Path, side: str, point: str, how: str, after: bool, moves: bool
 ) -> None:
     case = Case(tmp_path, moves=moves)
-    source, target = case.run(side, point, die if how == "killed" else lose_the_link, after=after)
+    source, target = case.run(side, point, die if how == "killed" else forks.lose_the_link, after=after)
     if how == "killed":
         assert {"source": source, "target": target}[side] is None, "it was not killed"
     check(case, source, target)
