@@ -68,6 +68,9 @@ class Ending:
         self.rest_is_lost = False
         """The target has said DONE, and then the link broke: it may wait for another one, to say so again."""
 
+        self._has_moved = False
+        """The target has said DONE to a move: from now on the note goes with the migration's end, and not before."""
+
         # Where that stands in the stream which makes the target the owner, once it has been put: COMMIT, or EOF.
         self._last: tuple[Any, int] | None = None
 
@@ -130,16 +133,20 @@ class Ending:
 
     @contextlib.contextmanager
     def settling_note(self, held: pause.Pause) -> Iterator[None]:
-        """Withdraw the note after the attempt in the body, unless the target may own the disks."""
+        """Withdraw the note after the attempt in the body, unless the target owns the disks, or may.
+
+        If it does, the note is what tells so until the caller is told: the target may still be comparing proofs.
+        """
         try:
             yield
         finally:
-            if not held.is_in_doubt():
+            if not (self._has_moved or held.is_in_doubt()):
                 self._note.withdraw()
 
     def close(self) -> None:
-        """Let the note go; one that still says something stays. Twice does no harm."""
-        self._note.close()
+        """Let the note go; one that still says something stays, unless how that came out is known by now. Twice does
+        no harm."""
+        self._note.close(is_settled=self._has_moved)
 
     def _hands_over(self) -> bool:
         """Return whether it is in four messages; what other sections have to say comes at the stream's end only."""
@@ -168,6 +175,7 @@ class Ending:
             held.begin_commit()
         self.has_begun, self._last = True, (f, f.position)  # before the first byte can leave
         done = self._commit(kind)
+        self._has_moved = kind == savevm.Kind.MOVE
         self._send_the_rest(about)  # first: the target waits for it, and its disks cannot be given back any more
         if kind != savevm.Kind.COPY:
             self._figures.stats.downtime = held.refuse()

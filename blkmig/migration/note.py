@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The note of a move, in the source's session file: COMMIT n may have left, and the target may own the disks.
 
-It is on stable storage before COMMIT can leave, and says so until the target has said that it has them, or that it has
-not. A migration that ends in doubt leaves it, and so does a process that is killed: then no other move begins with
-these disks before a person has looked.
+It is on stable storage before COMMIT can leave, and says so until the target has said that it has not taken them, or,
+if it has, until the migration is over and tells that. One that ends in doubt leaves it, and so does a process that is
+killed: then no other move begins with these disks before a person has looked.
 """
 
 from __future__ import annotations
@@ -62,9 +62,9 @@ class Note:
             except errors.DeviceError as error:
                 logger.warning("%s: it says that the disks may have moved, which they have not: remove it", error)
 
-    def close(self) -> None:
-        """Let it go; if it says something it stays."""
-        if self._files.state in (None, "open"):
+    def close(self, *, is_settled: bool = False) -> None:
+        """Let it go; if it says something it stays, unless that `is_settled`: the caller is told who has the disks."""
+        if is_settled or self._files.state in (None, "open"):
             self._files.remove()
         else:
             self._files.close()
