@@ -171,7 +171,8 @@ def _describe_taken(found: sessionfile.SessionFile, nameless: Mapping[int, str])
     whole = ", ".join(repr(path) for index, path in enumerate(paths) if index not in nameless)
     broken = "".join(f"; {paths[index]!r} has not got its name: {why}" for index, why in nameless.items())
     return (
-        "a migration before this one had taken its disks when its receiver was killed: they are here, and complete: "
+        "a migration before this one had taken its disks when its receiver was killed, or lost its source: they are "
+        "here, and complete: "
         f"{whole or 'none with its own name'}{broken}. Nothing was received now. If it was a move, do not use the "
         "source's copies any more. To receive other disks over these, say the same once more"
     )

@@ -92,14 +92,18 @@ class Answering:
         return False
 
 
-def tell_owner(f: channel.InputQEMUFile, word: savevm.Resumed) -> None:
-    """Tell another process of the source on `f`, which resumes, that the disks are this host's. Never raises."""
+def tell_owner(f: channel.InputQEMUFile, word: savevm.Resumed) -> bool:
+    """Tell another process of the source on `f`, which resumes, that the disks are this host's. Never raises.
+
+    Returns whether it has heard that: it has closed its link then, and left nothing unread.
+    """
     with contextlib.suppress(errors.ChannelError, errors.TruncatedStream):
         f.set_idle_timeout(farewell.CLOSE_SECONDS)
         back = f.return_path()
         assert back is not None
         savevm.send_word(back, word)
-        farewell.read_on(f, farewell.CLOSE_SECONDS)
+        return farewell.read_on(f, farewell.CLOSE_SECONDS)
+    return False
 
 
 def _tell(f: channel.InputQEMUFile, number: int) -> None:

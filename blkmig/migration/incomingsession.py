@@ -167,7 +167,6 @@ class IncomingSession:
         """Wait for the source whenever its link is lost."""
         self._seconds = DEAD_SECONDS + min(session.seconds, MOST_SECONDS) + GRACE_SECONDS
         self._targets.session.may_be_asked(session.key, self._seconds, self._listener.secret)
-        self._listener.keep_token()
         self._lobby = lobby.Lobby(
             self._listener, session, self._f, incarnation=incarnation, goes_on=goes_on, refusal=self._refusal
         )
@@ -259,7 +258,7 @@ class IncomingSession:
         if not self._taking.is_taken:
             self._targets.leaving.is_taken_over = True
             raise TakenOver(arrived)
-        afterwards.tell_owner(arrived.f, self._taking.resumed())
+        self._taking.is_known = afterwards.tell_owner(arrived.f, self._taking.resumed())
         raise error
 
     def _look(self) -> None:

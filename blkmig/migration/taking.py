@@ -79,6 +79,9 @@ class Taking:
         self.is_told = False
         """The source has DONE, or its link has broken: nothing is owed to it any more."""
 
+        self.is_known = False
+        """Another process of the source has asked, and has heard that the disks are this host's."""
+
         handlers.on_extra[block.ExtraKind.END] = self._take_end
         handlers.on_extra[block.ExtraKind.COMMIT] = self._take_commit
 
@@ -188,8 +191,8 @@ class Taking:
 
     def link_was_lost(self, error: errors.MigrationError) -> None:
         """Take note that the link broke behind DONE, which the source may not have, or that nobody waits any more."""
-        if self._kind != savevm.Kind.MOVE:
-            self.source_knows()  # or not: it has a copy to itself, or a QEMU that decides
+        if self.is_known or self._kind != savevm.Kind.MOVE:
+            self.source_knows()  # or not: of what is no move it has a copy to itself, or a QEMU that decides
             return
         self._statistics.notes.append(
             f"the disks are this host's now, and the source was not heard to its end ({error}): if it says that it is "
