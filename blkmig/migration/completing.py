@@ -71,7 +71,8 @@ class Completing:
             self._reconnect(held, error)
             self._figures.raise_postponed()
             return False
-        self._session.completed(is_told=not self._ending.rest_is_lost)
+        if not self._ending.rest_is_lost:
+            self._session.completed()
         with self._bounds.saying_why():
             self._proving.finish()
         try:

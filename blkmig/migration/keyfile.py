@@ -93,7 +93,8 @@ class KeyFile:
         """Remove it: nobody is to go on with that session. Never raises."""
         file, self._file = self._file, None
         if file is not None:
-            file.remove()
+            with contextlib.suppress(OSError):
+                file.remove()
         self.close()
 
     def close(self) -> None:
