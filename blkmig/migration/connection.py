@@ -109,8 +109,8 @@ class Connection:
         """Open one more connection beside the present one, which whoever asks has to close. Blocks."""
         connector = self.another()
         self._beside.append(connector)
-        self.check_cancelled()  # behind that, as in `_renew`
         try:
+            self.check_cancelled()  # behind that, as in `_renew`
             f = connector.connect(timeout=timeout)
         except BaseException:
             connector.close()
