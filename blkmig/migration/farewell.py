@@ -126,12 +126,14 @@ def give_reason(loader: savevm.LoadVM, f: channel.InputQEMUFile, error: BaseExce
 
 @contextlib.contextmanager
 def behind_the_word() -> Iterator[None]:
-    """Compare, in a ``with``, when the source has our word: a cancel takes nothing back then, and says so."""
+    """Compare, in a ``with``, when the source has our word: a cancel, or a disk that cannot be read back, takes nothing
+    back then, and says so."""
     try:
         yield
-    except errors.Cancelled as error:
+    except (errors.Cancelled, errors.DeviceError) as error:
+        why = "comparing was cut short" if isinstance(error, errors.Cancelled) else error
         raise errors.NotVerified(
-            "everything has come and is complete here, but it is not verified: comparing was cut short"
+            f"everything has come and is complete here, but it is not verified: {why}"
         ) from error
 
 

@@ -13,7 +13,7 @@ import pauses
 import pytest
 
 import blkmig
-from blkmig import errors
+from blkmig import errors, testing
 from blkmig.migration import readback, safekeeping
 
 MIB = lab.MIB
@@ -96,3 +96,14 @@ def test_a_link_that_is_lost_behind_the_word(tmp_path: Path, moves: bool) -> Non
     assert isinstance(caught.value.__cause__, errors.ChannelError)
     assert target.read_bytes() == CONTENT
     assert pauses.outcome_of_write(disk) == ("refused" if moves else "done")
+
+
+def test_a_target_that_cannot_be_read_back_behind_the_word_of_the_first_edition(tmp_path: Path) -> None:
+    """The source has ended well by then."""
+    disk = blkmig.MemoryBackend(bytearray(b"x" * 3 * MIB), name="d")
+    target = testing.FaultyDisk(blkmig.MemoryBackend(bytearray(3 * MIB), name="d"))
+    target.inject(testing.Fault(verb="read", times=None, error=5))
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": target}, verify=True)
+    blkmig.send([disk], receiver.uri, digests=True, format="block")
+    with pytest.raises(errors.NotVerified, match="complete here, but it is not verified: disk 'd': cannot read"):
+        receiver.result()

@@ -241,7 +241,7 @@ def test_a_target_that_cannot_be_read_back_says_so_at_both_ends(
     receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": Unreadable(bytearray(SIZE), name="d")}, verify=True)
     with pytest.raises(errors.NotVerified, match=r"is complete.*cannot tell whether.*cannot read at offset"):
         blkmig.send([disk], receiver.uri, digests=True)
-    with pytest.raises(errors.DeviceError, match="cannot read"):
+    with pytest.raises(errors.NotVerified, match="complete here, but it is not verified: disk 'd': cannot read"):
         receiver.result()
 
 
