@@ -37,6 +37,9 @@ MAX_BYTES: Final = 4 << 20
 
 _DIGEST_CHARACTERS: Final = 16
 _HEAD: Final = struct.Struct(">8sQII")
+_OF_NO_FILE: Final = frozenset({errno.EISDIR, errno.ELOOP, errno.ENXIO})
+"""What opening a folder, a link or a socket says."""
+
 _ROOM: Final = 512
 """Bytes by which the text may grow in later stores."""
 
@@ -112,8 +115,16 @@ class SessionFile:
 
     def _open(self, device: str, *, create: bool) -> None:
         """Open and lock it; it is not open if whoever had it has removed it meanwhile."""
-        self._fd = fd = self._place.open(self._name, os.O_RDWR | (os.O_CREAT if create else 0))
-        is_locked = stat.S_ISREG(os.fstat(fd).st_mode) and locks.hold_being_made(fd)
+        try:
+            self._fd = fd = self._place.open(self._name, os.O_RDWR | (os.O_CREAT if create else 0))
+        except OSError as error:
+            if error.errno in _OF_NO_FILE:
+                raise self.damaged(f" ({error.strerror})") from error
+            raise
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            self.close()
+            raise self.damaged()
+        is_locked = locks.hold_being_made(fd)
         if is_locked and self._place.is_named(self._name, fd):
             return
         self.close()
@@ -151,10 +162,11 @@ class SessionFile:
         about = os.fstat(self._fd)
         return about.st_uid == os.geteuid() and not stat.S_IMODE(about.st_mode) & 0o077
 
-    def damaged(self) -> OSError:
+    def damaged(self, why: str = "") -> OSError:
         """Return the error of a file that no blkmig has written."""
         return OSError(
-            errno.EUCLEAN, f"{self.path} is no session file of blkmig, or damaged: remove it when you know what it is"
+            errno.EUCLEAN,
+            f"{self.path} is no session file of blkmig, or damaged{why}: remove it when you know what it is",
         )
 
     def begin(self, says: Mapping[str, Any], *, is_durable: bool = True) -> None:

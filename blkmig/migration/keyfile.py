@@ -54,7 +54,10 @@ class KeyFile:
             if self._file is not None and not self._file.is_private:
                 raise OSError(errno.EPERM, f"others may open {self._file.path}")
             if self._file is not None:
-                self._store(disks, known, begins=True)
+                with contextlib.ExitStack() as undo:
+                    undo.callback(self.remove)  # one with nothing in it is of no use
+                    self._store(disks, known, begins=True)
+                    undo.pop_all()
         except (OSError, errors.DeviceBusy) as error:
             logger.info("a source that is killed cannot go on with a receiver that waits for it: %s", error)
             self.close()

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -134,6 +135,28 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
             pass
         made.remove()
     assert not path_of(tmp_path).exists()
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link", "socket"])
+@pytest.mark.parametrize("create", [False, True])
+def test_what_is_no_file_is_named(tmp_path: Path, kind: str, create: bool) -> None:
+    """C7: it is nobody's who is at work, and whoever reads that learns where it is."""
+    path = path_of(tmp_path)
+    match kind:
+        case "folder":
+            path.mkdir()
+        case "pipe":
+            os.mkfifo(path)
+        case "link":
+            path.symlink_to("nowhere")
+        case _:
+            with socket.socket(socket.AF_UNIX) as made:
+                made.bind(str(path))
+    before = path.lstat()
+    with pytest.raises(OSError, match="is no session file of blkmig") as caught, opened(tmp_path, create=create):
+        pass
+    assert str(path) in str(caught.value)
+    assert os.path.samestat(before, path.lstat())
 
 
 def test_a_link_is_not_followed(tmp_path: Path) -> None:

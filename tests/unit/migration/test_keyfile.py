@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,6 +97,18 @@ def test_without_a_place_there_is_none(tmp_path: Path) -> None:
     with disks(tmp_path, 512) as found:
         begun(found, str(tmp_path / "missing")).close()
         assert keyfile.KeyFile(str(tmp_path / "missing")).find(found) is None
+
+
+def test_one_for_which_there_is_no_room_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a full file system, under a migration that goes well."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with disks(tmp_path, 512) as found:
+        begun(found).close()
+    assert not list(tmp_path.glob(".*"))
 
 
 KEY = b'{"key":"%s","incarnation":%s}'
