@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import TypeVar
 
 from .. import block, disk, errors, params, paths, units
+from ..disk import names
 
 T = TypeVar("T")
 
@@ -39,6 +40,13 @@ def check_targets(targets: object, by_index: object, into: object) -> None:
         raise errors.ParameterError("say where the disks go: NAME=PATH for each, or a folder for all")
 
 
+def listener(on_progress: T) -> T:
+    """Return what is told of a migration. Raises :class:`~blkmig.errors.WrongType` for what cannot be called."""
+    if on_progress is not None and not callable(on_progress):
+        raise errors.WrongType(f"on_progress must be a function, not {on_progress!r}")
+    return on_progress
+
+
 def check_old_copies(parameters: params.IncomingParameters, targets: Mapping[str, object], into: object) -> None:
     """Raise :class:`~blkmig.errors.ParameterError` for old copies that cannot be used for these targets."""
     for name in parameters.delta:
@@ -56,6 +64,8 @@ def _check_key(what: str, key: object) -> None:
     if what == "targets":
         if not isinstance(key, str):
             raise errors.WrongType(f"targets are said by the names of disks, not by {key!r}; by_index counts them")
+        if key:  # a QEMU may have a disk without a name
+            names.check_name(key)
     else:
         number = units.whole(key)
         if number is None:

@@ -11,7 +11,7 @@ Whatever can be refused without the target is refused before anybody connects. M
 from __future__ import annotations
 
 from .. import block, params, savevm, stats
-from . import comparing, connection, endpoints, negotiation, outgoingsession, questions
+from . import comparing, connection, endpoints, fitting, negotiation, outgoingsession, questions
 
 
 def begin(
@@ -31,6 +31,7 @@ def begin(
     handlers.disks.check()
     handlers.disks.check_any_is_sent()
     sources.check()
+    fitting.check_state_dir(parameters.state_dir)
     opened = sources.open_output()
     if not session.resume(timeout=connect_timeout):
         link.connect(timeout=connect_timeout, opened=opened)

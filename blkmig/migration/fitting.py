@@ -8,6 +8,7 @@ is written. For a QEMU's disk the difference is found when a block comes that do
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import pathlib
 from typing import NamedTuple
@@ -147,3 +148,16 @@ def check_folder(path: pathlib.Path) -> list[pathlib.Path]:
             return place.made
         finally:
             place.close()
+
+
+def check_state_dir(path: str | None) -> None:
+    """See whether the folder that was said for session files is there, and takes files; without one do nothing.
+
+    Raises :class:`~blkmig.errors.DeviceError`. Nothing is made.
+    """
+    if path is not None:
+        with (
+            errors.failing(f"cannot have its session file in {path!r}", device="*"),
+            contextlib.closing(folder.Folder(path)) as place,
+        ):
+            place.check_writable()

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from .. import channel, errors, params, savevm, stats
-from . import comparing, farewell, incomingsession, loading, received
+from . import asked, comparing, farewell, fitting, incomingsession, loading, received
 from . import targets as load_targets
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ class IncomingMigration:
     ) -> None:
         self.parameters = parameters or params.IncomingParameters()
         self.savevm = savevm.SaveState()
-        self._figures = received.IncomingFigures(on_progress, clock)
+        self._figures = received.IncomingFigures(asked.listener(on_progress), clock)
         self.stats = self._figures.stats
         self._requested_uri = uri
         self._wanted, self._into, self._by_index = targets, into, by_index
@@ -69,6 +69,7 @@ class IncomingMigration:
 
     def __enter__(self) -> Self:
         """Listen, where the URI says so; `uri` is then the actual address."""
+        fitting.check_state_dir(self.parameters.state_dir)
         self._loading.prepare(self._requested_uri)
         with contextlib.ExitStack() as stack:
             stack.push(lambda *raised: self._loading.__exit__(*raised))  # the last one: those before are over by then

@@ -74,7 +74,7 @@ class OutgoingMigration:
         )
         self._questions = questions.Questions(self._connection, self._block)
         self._figures = figures.Figures(
-            self._block, self.savevm, self._connection, on_progress=on_progress, clock=clock
+            self._block, self.savevm, self._connection, on_progress=asked.listener(on_progress), clock=clock
         )
         self.stats = self._figures.stats
         self.stats.downtime_limit = self.parameters.downtime_limit

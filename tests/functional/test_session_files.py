@@ -54,12 +54,20 @@ def test_a_folder_for_session_files_that_is_not_there(tmp_path: Path, side: str)
     """Who said it wants to know before anything is sent."""
     (tmp_path / "s.raw").write_bytes(b"x" * MIB)
     missing = {"state_dir": tmp_path / "missing"}
-    receiver = receive(tmp_path, **(missing if side == "target" else {}))
+    if side == "target":
+        with pytest.raises(errors.DeviceError, match="cannot have its session file"):
+            receive(tmp_path, **missing)
+        assert left(tmp_path) == set()
+        return
+    listening = receive(tmp_path)
     with blkmig.FileBackend(tmp_path / "s.raw", name="d") as disk:
-        with pytest.raises(errors.MigrationError, match=r"cannot have its session file|ended|closed the link"):
-            blkmig.send([disk], receiver.uri, writers_after="refuse", **(missing if side == "source" else {}))
+        for after in ("refuse", "release"):
+            with pytest.raises(errors.DeviceError, match="cannot have its session file"):
+                blkmig.send([disk], listening.uri, writers_after=after, **missing)
         disk.pwrite(b"mine", 0)
-    receiver.join()
+    assert not listening.is_over
+    listening.migration.cancel()
+    listening.join()
     assert left(tmp_path) == set()
 
 

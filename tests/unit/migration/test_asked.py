@@ -20,6 +20,8 @@ FEW: list[dict[str, Any]] = [
     {"targets": {"a": b"p"}},
     {"targets": {"a": "p\0"}},
     {"targets": {"a": None}},
+    {"targets": {"\ud800": "p"}},
+    {"targets": {"a" * 256: "p"}},
     {"by_index": {-1: "p"}},
     {"by_index": {"0": "p"}},
     {"by_index": {True: "p"}},
@@ -55,3 +57,13 @@ def test_a_disk_is_a_path_or_a_backend(tmp_path: Path, source: Any) -> None:
     with pytest.raises(errors.ParameterError, match="a disk must be a path"):
         blkmig.send([source], f"file:{tmp_path}/s")
     assert not list(tmp_path.iterdir())
+
+
+def test_who_is_told_is_a_function(tmp_path: Path) -> None:
+    (tmp_path / "d.raw").write_bytes(b"x")
+    told: Any = "print"
+    with pytest.raises(errors.WrongType, match="on_progress must be a function, not 'print'"):
+        blkmig.send([tmp_path / "d.raw"], f"file:{tmp_path}/s", on_progress=told)
+    with pytest.raises(errors.WrongType, match="on_progress must be a function, not 'print'"):
+        blkmig.receive(f"file:{tmp_path}/d.raw", {"d": tmp_path / "t"}, on_progress=told)
+    assert [path.name for path in tmp_path.iterdir()] == ["d.raw"]
