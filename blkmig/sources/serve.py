@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import re
 import shlex
@@ -27,6 +28,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from .. import children, errors, paths
+from ..disk import identity
 from ..files import file, lockholders
 from ..nbd import uri as nbd_uri
 from . import opening as open_disks
@@ -74,6 +76,7 @@ class StorageDaemon:
         self.qmp_path = str(pathlib.Path(qmp or _default_qmp(nbd)).absolute())
         for disk in self.disks:
             _check_image(disk)
+        _check_apart(self.disks)
         with errors.failing("cannot be served", device=self._names()):  # of this process: no descriptors, no room
             self._set_up(nbd)
 
@@ -85,7 +88,7 @@ class StorageDaemon:
                 if nbd.startswith("unix:"):
                     self._sockets.append(_absolute(nbd).removeprefix("unix:"))
                 for path in self._sockets:
-                    stack.callback(pathlib.Path(path).unlink, missing_ok=True)
+                    stack.callback(_remove, pathlib.Path(path), os.lstat(path))
                 self.nbd_uri = _nbd_uri(nbd_socket)
                 self._nbd_address = _absolute(nbd) if nbd.startswith("unix:") else self.nbd_uri
                 self._process = self._start(nbd_socket.fileno(), qmp_socket.fileno())
@@ -203,6 +206,24 @@ def _options(**values: str) -> str:
 
 def _escape(text: str) -> str:
     return text.replace(",", ",,")
+
+
+def _remove(path: pathlib.Path, made: os.stat_result) -> None:
+    """Remove what was made at `path`, unless something else is there by now."""
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(path.lstat(), made):
+            path.unlink()
+
+
+def _check_apart(disks: Sequence[ServedDisk]) -> None:
+    """Refuse two disks of one name, and two of one file: what is written to one would not be known of the other."""
+    for index, one in enumerate(disks):
+        for other in disks[:index]:
+            if one.name == other.name:
+                raise errors.ParameterError(f"two disks are called {one.name!r}: give them names, as in NAME=IMAGE")
+            if identity.is_same(*(identity.KnownFile.of(each.image.path) for each in (other, one))):
+                why = f"disks {other.name!r} and {one.name!r} are the same file, {one.image.path!r}: serve it once"
+                raise errors.ParameterError(why)
 
 
 def _check_image(disk: ServedDisk) -> None:

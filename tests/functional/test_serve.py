@@ -133,6 +133,28 @@ def test_images_that_cannot_be_served(folder: Path) -> None:
     assert not list(folder.glob("nbd*"))
 
 
+def test_an_image_is_served_once(folder: Path) -> None:
+    """A4: what is written to one of two disks would not be known of the other, and be missing from its copy."""
+    raw, link = raw_image(folder), folder / "link.raw"
+    link.symlink_to(raw)
+    for one, other, why in (("a", "b", "are the same file"), ("a", "a", "two disks are called 'a'")):
+        disks = [
+            serve.ServedDisk(name, open_disks.FileDescription(path=str(path)))
+            for name, path in ((one, raw), (other, link))
+        ]
+        with pytest.raises(errors.ParameterError, match=why):
+            serve.StorageDaemon(disks, f"unix:{folder}/nbd")
+    assert not list(folder.glob("nbd*"))
+
+
+def test_what_took_the_place_of_a_socket_stays(folder: Path) -> None:
+    """Of that for QMP, the storage daemon itself removes whatever has the name."""
+    with serve.StorageDaemon([served(raw_image(folder))], f"unix:{folder}/nbd"):
+        (folder / "nbd").unlink()
+        (folder / "nbd").write_text("mine")
+    assert (folder / "nbd").read_text() == "mine"
+
+
 @pytest.mark.parametrize("name", ["", "1st", "a b", "x" * 25, "ä"])
 def test_names_that_qemu_would_not_take(name: str) -> None:
     with pytest.raises(errors.ParameterError, match="NAME=IMAGE"):
