@@ -36,7 +36,7 @@ def test_far_away(ratio, arena, round_trip):
         line = {"wall": job.size * 8 / network.GIGABIT_SPEED}
         sides["the line"] = gates.Side(lambda: line)
         group = f"2 GiB random, 1 Gbit/s, {round_trip * 1000:.0f} ms round trip"
-        ratio(sides, group=group, min_rounds=3, max_rounds=3, max_time=600.0)
+        ratio(sides, group=group, min_rounds=5, max_rounds=5, max_time=900.0)
 
 
 def send(job, near, far, *options):

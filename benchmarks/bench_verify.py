@@ -6,10 +6,11 @@ groups show the same over a link of 1 Gbit/s, and how long the pause is under a 
 """
 
 import dataclasses
+import functools
 import threading
 import time
 
-from harness import images, network
+from harness import images, inside, network
 
 import blkmig
 from blkmig.block import hashing
@@ -72,34 +73,11 @@ def written(arena, size):
 
 def move(source, target, *, verify, rate=0.0):
     """Move a disk, and return the seconds of all of it and of its pause."""
-    parameters = blkmig.MigrationParameters(digests=verify)
-    with blkmig.FileBackend(source, name="d", writable=bool(rate)) as disk:
-        with blkmig.incoming("tcp:127.0.0.1:0", {"d": target}, blkmig.IncomingParameters(verify=verify)) as receiver:
-            thread = threading.Thread(target=receiver.run)
-            thread.start()
-            over = threading.Event()
-            writer = threading.Thread(target=write, args=(disk, rate, over))
-            if rate:
-                writer.start()
-            began = time.monotonic()
-            with blkmig.outgoing([disk], receiver.uri, parameters) as migration:
-                migration.run()
-            thread.join()
-            wall = time.monotonic() - began
-            over.set()
-            if rate:
-                writer.join()
-        assert migration.stats.verified == verify
-    return {"wall": wall, "pause": migration.stats.downtime}
-
-
-def write(disk, rate, over):
-    """Write 4 KiB at a time, all over the disk, so many bytes a second."""
-    data, offset, began, written = b"w" * 4096, 0, time.monotonic(), 0
-    while not over.wait(max(0.0, began + written / rate - time.monotonic())):
-        offset = (offset + 1_048_573 * 4096) % disk.size // 4096 * 4096
-        disk.pwrite(data, offset)
-        written += 4096
+    writer = functools.partial(inside.write, data=b"w" * 4096, rate=rate) if rate else None
+    parameters = {"sending": {"digests": verify}, "receiving": {"verify": verify}}
+    figures, statistics = inside.move(source, target, writer=writer, **parameters)
+    assert statistics.verified == verify
+    return figures
 
 
 def read_and_hash(*paths):

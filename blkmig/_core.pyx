@@ -96,7 +96,7 @@ cdef inline bint scan(zero_kernel_fn kernel, const void* p, size_t n) noexcept:
     return zero
 
 
-cdef bint scan_buffer(zero_kernel_fn kernel, buffer) except -1:
+cdef inline bint scan_buffer(zero_kernel_fn kernel, buffer) except -1:
     cdef Py_buffer view
     cdef bint zero
     PyObject_GetBuffer(buffer, &view, PyBUF_SIMPLE)
@@ -184,19 +184,23 @@ cdef class Bitmap:
 
     def set(self, Py_ssize_t bit, /):
         """Set `bit`."""
-        set_bit(self, checked(self, bit, self.size))
+        check(self, bit, self.size)
+        set_bit(self, bit)
 
     def clear(self, Py_ssize_t bit, /):
         """Clear `bit`."""
-        take_bit(self, checked(self, bit, self.size))
+        check(self, bit, self.size)
+        take_bit(self, bit)
 
     def test(self, Py_ssize_t bit, /):
         """Tell whether `bit` is set."""
-        return test_bit(self, checked(self, bit, self.size))
+        check(self, bit, self.size)
+        return test_bit(self, bit)
 
     def take(self, Py_ssize_t bit, /):
         """Clear `bit` and tell whether it was set, in one atomic step."""
-        return take_bit(self, checked(self, bit, self.size))
+        check(self, bit, self.size)
+        return take_bit(self, bit)
 
     def set_range(self, Py_ssize_t start, Py_ssize_t count, /):
         """Set `count` bits from `start`."""
@@ -221,7 +225,8 @@ cdef class Bitmap:
     def count(self, Py_ssize_t start=0, stop=None):
         """Count the bits set in [start, stop)."""
         cdef size_t end = checked_stop(self, stop)
-        return over(bits_count, bits_of(self), checked(self, start, self.size + 1), end)
+        check(self, start, self.size + 1)
+        return over(bits_count, bits_of(self), start, end)
 
     def count_rounded(self, Py_ssize_t group, Py_ssize_t enough, Py_ssize_t start=0, stop=None):
         """Count the bits set in [start, stop), and all bits of a group that has at least `enough` of them set.
@@ -230,7 +235,7 @@ cdef class Bitmap:
         `enough` of 1 counts whole groups, one above `group` the bits alone.
         """
         cdef size_t end = checked_stop(self, stop)
-        checked(self, start, self.size + 1)
+        check(self, start, self.size + 1)
         if not 0 < group <= 4096 or group & (group - 1) or enough < 1:
             raise ValueError(f"a group has a power of two of bits up to 4096, and 1 is enough at least: {group}, {enough}")
         if (<size_t>start | end) & <size_t>(group - 1):
@@ -240,12 +245,14 @@ cdef class Bitmap:
     def find_next_set(self, Py_ssize_t start=0, stop=None):
         """Return the first set bit in [start, stop), -1 if there is none."""
         cdef size_t end = checked_stop(self, stop)
-        return find(bits_find_set, bits_of(self), checked(self, start, self.size + 1), end)
+        check(self, start, self.size + 1)
+        return find(bits_find_set, bits_of(self), start, end)
 
     def find_next_clear(self, Py_ssize_t start=0, stop=None):
         """Return the first clear bit in [start, stop), -1 if there is none."""
         cdef size_t end = checked_stop(self, stop)
-        return find(bits_find_clear, bits_of(self), checked(self, start, self.size + 1), end)
+        check(self, start, self.size + 1)
+        return find(bits_find_clear, bits_of(self), start, end)
 
     def next_dirty_area(self, Py_ssize_t start=0, stop=None, max_count=None):
         """Return (start, count) of the first run of set bits in [start, stop), None if there is none.
@@ -254,7 +261,9 @@ cdef class Bitmap:
         """
         cdef size_t end = checked_stop(self, stop)
         cdef Py_ssize_t most = end if max_count is None else max_count
-        cdef Py_ssize_t first = find(bits_find_set, bits_of(self), checked(self, start, self.size + 1), end), clear
+        cdef Py_ssize_t first, clear
+        check(self, start, self.size + 1)
+        first = find(bits_find_set, bits_of(self), start, end)
         if max_count is not None and most < 1:
             raise ValueError(f"max_count must be at least 1, not {most}")
         if first < 0:
@@ -274,9 +283,10 @@ cdef class Bitmap:
 
         No bit is cleared that is not returned. Two threads that take at once may both return a bit.
         """
-        cdef size_t end = checked_stop(self, stop), first = checked(self, start, self.size + 1), n = 0, i
+        cdef size_t end = checked_stop(self, stop), first = start, n = 0, i
         cdef bits_area found[64]
         cdef list areas = []
+        check(self, start, self.size + 1)
         if max_areas < 1:
             raise ValueError(f"max_areas must be at least 1, not {max_areas}")
         try:
@@ -312,14 +322,19 @@ cdef class Bitmap:
         return both(bits_move, bits_of(self), bits_of(target))
 
 
-cdef inline size_t checked(Bitmap bitmap, Py_ssize_t bit, size_t limit) except? 0:
+cdef inline int check(Bitmap bitmap, Py_ssize_t bit, size_t limit) except -1:
     if <size_t>bit >= limit:
         raise IndexError(f"{bit} is outside a bitmap of {bitmap.size} bits")
-    return bit
+    return 0
 
 
 cdef inline size_t checked_stop(Bitmap bitmap, stop) except? 0:
-    return bitmap.size if stop is None else checked(bitmap, stop, bitmap.size + 1)
+    cdef Py_ssize_t end
+    if stop is None:
+        return bitmap.size
+    end = stop
+    check(bitmap, end, bitmap.size + 1)
+    return end
 
 
 cdef inline size_t checked_end(Bitmap bitmap, Py_ssize_t start, Py_ssize_t count) except? 0:
@@ -349,13 +364,15 @@ cdef inline bits bits_of(Bitmap bitmap) noexcept:
 # ---- the loops, with the GIL held, dropped for long ones; empty ranges are welcome ----
 
 cdef inline Py_ssize_t over(bits_range_fn fn, bits b, size_t start, size_t stop) noexcept:
+    return 0 if start >= stop else over_some(fn, &b, start, stop)
+
+
+cdef inline Py_ssize_t over_some(bits_range_fn fn, const bits* b, size_t start, size_t stop) noexcept:
     cdef Py_ssize_t result
-    if start >= stop:
-        return 0
     if (stop - start) // 8 < GIL_NBYTES:
-        return fn(&b, start, stop)
+        return fn(b, start, stop)
     with nogil:
-        result = fn(&b, start, stop)
+        result = fn(b, start, stop)
     return result
 
 
@@ -366,7 +383,7 @@ cdef inline Py_ssize_t find(bits_range_fn fn, bits b, size_t start, size_t stop)
     if start >= stop:
         return -1
     bit = fn(&b, start, near)
-    return bit if bit >= 0 or near == stop else over(fn, b, near, stop)
+    return bit if bit >= 0 or near == stop else over_some(fn, &b, near, stop)
 
 
 cdef inline Py_ssize_t both(bits_pair_fn fn, bits b, bits other) noexcept:

@@ -23,7 +23,7 @@ import signal
 import subprocess
 import time
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,12 @@ OBEY_SECONDS = 2.0
 """How long processes may take to do what no process can refuse: to stop, and to end by SIGKILL. One that waits for a
 disk does neither, and is left alone after that."""
 
-_STILL = "TtZX"
-"""Their states then, in /proc/PID/stat: stopped, or ended."""
+_ENDED = "ZX"
+_STILL = f"Tt{_ENDED}"
+"""Their states then, in /proc/PID/stat: ended, which a parent that is stopped does not take note of; or stopped."""
+
+_WAITS = "D"
+"""The state of one that waits where no signal is heard."""
 
 _STARTED = 19
 """Where that moment stands in /proc/PID/stat, behind the name."""
@@ -136,18 +140,33 @@ def _stop_family(child: subprocess.Popen[bytes], family: dict[int, int], stack: 
     """
     with contextlib.suppress(OSError):
         child.send_signal(signal.SIGSTOP)
+    for fd in family.values():  # which went on, and did not end
+        with contextlib.suppress(OSError):
+            signal.pidfd_send_signal(fd, signal.SIGSTOP)
     deadline, stood_still = time.monotonic() + OBEY_SECONDS, False
     while time.monotonic() < deadline:
         members = {pid for pid, fd in family.items() if not _has_ended(fd, 0.0)}  # no other process has these numbers
         if child.returncode is None:
             members.add(child.pid)
         states = dict(_processes())
-        found = [pid for pid, (_, parent) in states.items() if parent in members and pid not in members]
+        found = [
+            pid
+            for pid, (state, parent) in states.items()
+            if parent in members and pid not in members and state not in _ENDED
+        ]
         is_new = [_stop(pid, members, family, stack) for pid in found]
-        stand_still = not any(is_new) and all(states[pid][0] in _STILL for pid in members & states.keys())
+        seen = {pid: states[pid] for pid in members & states.keys()}
+        stand_still = not any(is_new) and all(_stands_still(pid, seen) for pid in seen)
         if stood_still and stand_still:
             return
         stood_still = stand_still
+
+
+def _stands_still(pid: int, family: Mapping[int, tuple[str, int]]) -> bool:
+    """Return whether a process starts nothing any more: one that waits in vfork() for a child that is stopped, too."""
+    state = family[pid][0]
+    waits = any(parent == pid and each in _STILL for each, parent in family.values())
+    return state in _STILL or (state == _WAITS and waits)
 
 
 def _stop(pid: int, parents: set[int], family: dict[int, int], stack: contextlib.ExitStack) -> bool:

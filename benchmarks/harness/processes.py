@@ -166,6 +166,10 @@ class Link:
             os.close(fd)
 
 
+FAR = "127.0.0.2"
+"""An address of this machine that is taken for one of another."""
+
+
 @contextlib.contextmanager
 def open_link(kind: str, folder: pathlib.Path) -> Iterator[Link]:
     """Make a link of `kind` tcp, far, unix or pipe; a socket's path is removed afterwards.
@@ -173,7 +177,7 @@ def open_link(kind: str, folder: pathlib.Path) -> Iterator[Link]:
     One that is far leads to another address, and is taken for one to another machine.
     """
     if kind in ("tcp", "far"):
-        host = "127.0.0.1" if kind == "tcp" else "127.0.0.2"
+        host = "127.0.0.1" if kind == "tcp" else FAR
         with socket.create_server((host, 0)) as probe:  # free now, and nobody else asks for ports here
             port = probe.getsockname()[1]
         yield Link(kind, f"{host}:{port}", f"tcp:{host}:{port}", f"tcp:{host}:{port}")

@@ -64,16 +64,24 @@ static int group_is_zero(const struct bits *bits, size_t group)
 /* Index of the first byte in [from, to) that is not 0, or `to`. Readable up to a multiple of 8. */
 static size_t summary_next(const uint8_t *summary, size_t from, size_t to)
 {
+#define LOOK(i) __atomic_load_n((const uint64_t *)(summary + from + (i)), __ATOMIC_SEQ_CST)
     while (from < to) {
-        if (from % 8 == 0 && __atomic_load_n((const uint64_t *)(summary + from), __ATOMIC_SEQ_CST) == 0) {
-            from += 8;
-            continue;
+        if (from % 8 == 0) {
+            if (from + 32 <= to && (LOOK(0) | LOOK(8) | LOOK(16) | LOOK(24)) == 0) {
+                from += 32;
+                continue;
+            }
+            if (LOOK(0) == 0) {
+                from += 8;
+                continue;
+            }
         }
         if (__atomic_load_n(summary + from, __ATOMIC_SEQ_CST) != 0)
             return from;
         from++;
     }
     return to;
+#undef LOOK
 }
 
 static int summary_change(uint8_t *byte, uint8_t from, uint8_t to)

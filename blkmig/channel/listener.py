@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import math
 import os
 import pathlib
 import socket
@@ -86,6 +88,11 @@ class Listener:
     def secret(self) -> bytes:
         """Return what the token was made of, b"" if there is none: a later listener takes the same token with it."""
         return b"" if self._security is None else self._security.secret
+
+    def keep_token(self) -> None:
+        """Take the token for as long as this listens: a session that began with it comes again with it."""
+        if self._security is not None:
+            self._security = dataclasses.replace(self._security, expires_at=math.inf)
 
     @property
     def notes(self) -> list[str]:

@@ -60,13 +60,8 @@ class Connector:
         return isinstance(self._address, uri.TcpAddress | uri.UnixAddress)
 
     @property
-    def can_be_opened_again(self) -> bool:
-        """Whether the other end can be reached once more, and can answer then."""
-        return self.goes_both_ways and not isinstance(self._address, uri.FdAddress | uri.StdioAddress)
-
-    @property
     def takes_several(self) -> bool:
-        """Whether more than one connection leads to the same receiver."""
+        """Whether more than one connection leads to the same receiver: a command would start another one."""
         return isinstance(self._address, uri.TcpAddress | uri.UnixAddress)
 
     def wait(self, seconds: float) -> None:

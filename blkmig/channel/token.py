@@ -7,8 +7,9 @@
     sender     takes the receiver's certificate if it has that hash, and shows one whose key comes from the seed
     receiver   makes the same one from the seed, and trusts that alone
 
-So it is plain mutual TLS. A token is of one receiver: it is worth nothing when that has ended, or after a day. Whoever
-has it may be the sender; the disk can be read by nobody but the receiver that made it.
+So it is plain mutual TLS. A token is of one receiver: it is worth nothing when that has ended, or after a day, unless a
+session has begun by then, which may take longer. Whoever has it may be the sender; the disk can be read by nobody but
+the receiver that made it.
 
 A token is never in an address, an argument, the environment, a log or an error. What it was made of is in the session
 file while a source may come to ask what was decided, so that a receiver that is started again can answer it.
@@ -34,7 +35,7 @@ PIN_NBYTES = SEED_NBYTES = 32
 CHECK_NBYTES = 4
 SECRET_NBYTES = 32 + SEED_NBYTES
 LIFETIME_SECONDS = 86400.0
-"""How long a receiver takes its token."""
+"""How long a receiver takes its token, before a session has begun."""
 
 NEEDS = "a token needs the package cryptography: pip install 'blkmig[tls]', or say certificates (--tls-certificates)"
 

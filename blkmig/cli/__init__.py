@@ -31,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else no exit status of a child could be learned
             try:
                 from . import outcome  # only now, because this import takes long, and signals are heard by now
-            except ImportError as error:  # of the compiled modules, or of a part of Python that is missing
+            # Of the compiled modules, of a part of Python that is missing, or of a file that cannot be opened any more.
+            except (ImportError, OSError) as error:
                 _say(str(error))
                 return 1
             return outcome.run(words, heard)

@@ -11,8 +11,10 @@ import contextlib
 import errno
 import os
 import pathlib
+import select
 import stat
 import sys
+import time
 from collections.abc import Iterator
 
 from .. import errors
@@ -20,6 +22,9 @@ from . import output
 
 MAX_NBYTES = 4096
 """What is read of a file; a token is shorter."""
+
+PIPE_SECONDS = 30.0
+"""How long whoever writes a token into a pipe may take."""
 
 
 def read(args: argparse.Namespace) -> str:
@@ -55,12 +60,34 @@ def _ask() -> str:
 
 def _read_file(path: str) -> str:
     try:
-        with pathlib.Path(path).open(encoding="ascii", errors="replace") as file:
-            if stat.S_IMODE(os.fstat(file.fileno()).st_mode) & 0o077:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            mode = os.fstat(fd).st_mode
+            if stat.S_IMODE(mode) & 0o077:
                 raise errors.ParameterError(f"others may use the token in {path!r}: chmod 600, and make a new one")
-            return file.read(MAX_NBYTES)
+            if stat.S_ISFIFO(mode):
+                return _read_pipe(fd, path)
+            return os.read(fd, MAX_NBYTES).decode("ascii", "replace")
+        finally:
+            os.close(fd)
     except OSError as error:
         raise errors.ParameterError(f"--token-file {path!r}: {error.strerror or error}") from error
+
+
+def _read_pipe(fd: int, path: str) -> str:
+    """Read all that is written into a pipe, as by `<(pass show token)`; nobody waits for ever for who writes it."""
+    said, deadline = b"", time.monotonic() + PIPE_SECONDS
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    while len(said) < MAX_NBYTES:
+        if not poll.poll(max(0, deadline - time.monotonic()) * 1000):
+            why = f"nobody has written the token into this pipe within {PIPE_SECONDS:g} s"
+            raise errors.ParameterError(f"--token-file {path!r}: {why}")
+        piece = os.read(fd, MAX_NBYTES - len(said))
+        if not piece:
+            break
+        said += piece
+    return said.decode("ascii", "replace")
 
 
 def check_place(args: argparse.Namespace, *, is_needed: bool) -> None:
@@ -69,6 +96,8 @@ def check_place(args: argparse.Namespace, *, is_needed: bool) -> None:
         if args.token_file is not None:
             raise errors.ParameterError("--token-file is for tls: without certificates: elsewhere there is no token")
         return
+    if args.token_file == "-":
+        raise errors.ParameterError("--token-file - reads a token: a receiver makes its own, so say a FILE for it")
     if args.token_file is None and (output.stderr.is_json or not os.isatty(2)):
         raise errors.ParameterError(
             "tls: without certificates makes a token, and stderr is no terminal to show it on: say --token-file FILE, "
@@ -88,20 +117,30 @@ def shown(token: str, uri: str, path: str | None) -> Iterator[None]:
             output.stderr.line(token)
         yield
         return
-    _write_file(token, path)
+    made = _write_file(token, path)
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
-            pathlib.Path(path).unlink()
+            if os.path.samestat(os.fstat(made), pathlib.Path(path).lstat()):  # what came in its place is not ours
+                pathlib.Path(path).unlink()
+        os.close(made)
 
 
-def _write_file(token: str, path: str) -> None:
-    """Write a file that only this user can read, and that was not there: it is nobody's disk."""
+def _write_file(token: str, path: str) -> int:
+    """Write a file that only this user can read, and that was not there: it is nobody's disk.
+
+    Return its descriptor: while that is open, no other file gets its inode.
+    """
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(fd, "w", encoding="ascii") as file:  # noqa: PTH123 - what is open already
-            file.write(f"{token}\n")
+        with contextlib.ExitStack() as undo:
+            undo.callback(os.close, fd)
+            undo.callback(pathlib.Path(path).unlink, missing_ok=True)  # no half of a token stays
+            with open(fd, "w", encoding="ascii", closefd=False) as file:
+                file.write(f"{token}\n")
+            undo.pop_all()
+        return fd
     except OSError as error:
         why = "it is there already, and is not replaced" if error.errno == errno.EEXIST else error.strerror or error
         raise errors.ParameterError(f"--token-file {path!r}: {why}") from error

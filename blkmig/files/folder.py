@@ -56,6 +56,14 @@ class Folder:
         if os.fstatvfs(self._fd).f_flag & os.ST_RDONLY:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
+    def check_is_there(self) -> None:
+        """Raise if its path leads to another folder by now, or to none: what it holds is not found there."""
+        is_there = False
+        with contextlib.suppress(OSError):
+            is_there = os.path.samestat(self.path.stat(), os.fstat(self._fd))
+        if not is_there:
+            raise FileNotFoundError(errno.ENOENT, f"{self.path} was moved or replaced meanwhile")
+
     def stat(self, name: str) -> os.stat_result | None:
         """Return what `name` is, a link itself and not where it leads; None if there is nothing."""
         try:

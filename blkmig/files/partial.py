@@ -219,7 +219,8 @@ class Partial:
     # -- ending ------------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise if the file that was made, or the one that it replaces, is not where it was."""
+        """Raise if the file that was made, its folder, or the one that it replaces, is not where it was."""
+        self._place.check_is_there()
         if not self._is_mine():
             raise self._gone()
         there = self._place.stat(self.name)

@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from .. import errors
+from .. import errors, logs
 from . import folder, locks
 
 SUFFIX: Final = ".blkmig"
@@ -34,6 +34,8 @@ MAGIC: Final = b"blkmigS1"
 PAGE: Final = 4096
 MAX_BYTES: Final = 4 << 20
 """Nobody reads a longer one: 256 disks with the longest of names have less."""
+
+_logger = logs.Logger(__name__)
 
 _DIGEST_CHARACTERS: Final = 16
 _HEAD: Final = struct.Struct(">8sQII")
@@ -196,9 +198,11 @@ class SessionFile:
         self.says = dict(says)
 
     def remove(self) -> None:
-        """Remove it, and let it go."""
+        """Remove it, and let it go. Never raises: where that fails, it is said, and what it says stays."""
         try:
             self._place.unlink(self._name, self._fd)
+        except OSError as error:
+            _logger.warning("%s is not needed any more, and cannot be removed: %s", self.path, error.strerror or error)
         finally:
             self.close()
 

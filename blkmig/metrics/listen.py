@@ -8,6 +8,7 @@ are never more threads or sockets than that.
 from __future__ import annotations
 
 import contextlib
+import errno
 import ipaddress
 import os
 import selectors
@@ -73,21 +74,31 @@ class Server:
         address, port = parse(listen)
         app = library.load().make_wsgi_app(registry)
         kind = _HTTPServer6 if ":" in address else _HTTPServer
-        try:
-            self._http = kind((address, port), _Handler)
-        except OSError as error:
-            why = f"metrics cannot be served at {listen!r}: {error.strerror}; say another address or port"
-            raise errors.ParameterError(why) from error
+        with contextlib.ExitStack() as undo:
+            try:
+                self._http = undo.enter_context(kind((address, port), _Handler))
+                self._end = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+                undo.callback(os.close, self._end)
+                # What the thread has is its own: a number that it has closed may be another file's by then.
+                self._end_of_thread = os.dup(self._end)
+                undo.callback(os.close, self._end_of_thread)
+                self._selector = undo.enter_context(selectors.DefaultSelector())
+            except OSError as error:
+                hint = "see ulimit -n" if error.errno == errno.EMFILE else "say another address or port"
+                why = f"metrics cannot be served at {listen!r}: {error.strerror}; {hint}"
+                raise errors.ParameterError(why) from error
+            undo.pop_all()
         self._http.set_app(app)
         host = f"[{address}]" if ":" in address else address
         self.url = f"http://{host}:{self._http.server_port}/metrics"
-        self._end = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._thread = threading.Thread(target=self._run, name="blkmig-metrics-http", daemon=True)
+        self._is_started = False
 
     def __enter__(self) -> Self:
         """Start the thread; where none can be had, nobody is answered."""
         with contextlib.suppress(RuntimeError):
             self._thread.start()
+            self._is_started = True
         return self
 
     def __exit__(
@@ -95,15 +106,18 @@ class Server:
     ) -> None:
         """Have the thread end. A client that is being answered is not waited for."""
         os.eventfd_write(self._end, 1)
+        os.close(self._end)
+        if not self._is_started:
+            self._run()  # which finds that this is the end
 
     def _run(self) -> None:
         try:
-            with selectors.DefaultSelector() as selector:
-                ours = selector.register(self._end, selectors.EVENT_READ)
-                selector.register(self._http, selectors.EVENT_READ)
-                while ours not in [key for key, _ in selector.select()]:
-                    self._http.timeout = 0  # whoever knocked may be gone again
-                    self._http.handle_request()
+            ours = self._selector.register(self._end_of_thread, selectors.EVENT_READ)
+            self._selector.register(self._http, selectors.EVENT_READ)
+            while ours not in [key for key, _ in self._selector.select()]:
+                self._http.timeout = 0  # whoever knocked may be gone again
+                self._http.handle_request()
         finally:
+            self._selector.close()
             self._http.server_close()
-            os.close(self._end)
+            os.close(self._end_of_thread)

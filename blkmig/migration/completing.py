@@ -71,8 +71,7 @@ class Completing:
             self._reconnect(held, error)
             self._figures.raise_postponed()
             return False
-        if not self._ending.rest_is_lost:
-            self._session.completed()
+        self._session.completed(is_told=not self._ending.rest_is_lost)
         with self._bounds.saying_why():
             self._proving.finish()
         try:

@@ -71,11 +71,6 @@ class Connection:
         return self._lost_bytes + (0 if self._f is None else self._f.transferred)
 
     @property
-    def can_be_opened_again(self) -> bool:
-        """Whether the same target can be reached on another link."""
-        return self._connector.can_be_opened_again
-
-    @property
     def f(self) -> channel.OutputQEMUFile:
         """Return the stream, between `connect` and `abort`."""
         assert self._f is not None

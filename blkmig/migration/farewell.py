@@ -78,7 +78,7 @@ def give_word(loader: savevm.LoadVM, f: channel.InputQEMUFile, *, goes_on: bool 
     Blocks for three seconds at most where the source has the word and does not close its link, and for the idle
     time-out where it does not take it. Raises :class:`~blkmig.errors.ChannelError` if the source had closed or reset
     the link before: it has given up, and nothing was completed. Past that the word may be at the source, whatever
-    happens here: a link that breaks then is :class:`~blkmig.errors.InDoubt`, and the targets must stay.
+    happens here: a link that breaks then, and a cancel, is :class:`~blkmig.errors.InDoubt`, and the targets must stay.
     """
     if not loader.is_awaited:
         return
@@ -93,10 +93,12 @@ def give_word(loader: savevm.LoadVM, f: channel.InputQEMUFile, *, goes_on: bool 
                 hint="the source has given up, or its host has failed; its writers may have gone on: migrate again",
             ) from error
         raise _in_doubt(f, error) from error
+    except errors.Cancelled as error:  # nobody knows how much of the word has left
+        raise _in_doubt(f, error) from error
     try:
         if not (f.wait_readable(CLOSE_SECONDS) if goes_on else read_on(f, CLOSE_SECONDS)):
             loader.way_back.wait_until_told()
-    except (errors.ChannelError, errors.TruncatedStream) as error:  # the latter is a link that was reset
+    except (errors.ChannelError, errors.TruncatedStream, errors.Cancelled) as error:  # the 2nd: a link that was reset
         raise _in_doubt(f, error) from error
 
 
@@ -111,6 +113,8 @@ def _in_doubt(f: channel.InputQEMUFile, error: errors.MigrationError) -> errors.
 
 
 def _cause(error: errors.MigrationError) -> OSError | str:
+    if isinstance(error, errors.Cancelled):
+        return "this end was cancelled"
     return error.__cause__ if isinstance(error.__cause__, OSError) else "the link broke"
 
 

@@ -6,7 +6,7 @@
     BUNDLE ─► BUNDLE READY ─► the others come ─► BUNDLED: all of them, and chunks follow, or 1
 
 Others who connect meanwhile are strangers, as ever: see `channel.accepting`. If not all are there in time, the stream
-stays on its first connection. Loading thread only.
+stays on its first connection. A source that gives up meanwhile ends that one. Loading thread only.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ logger = logs.Logger(__name__)
 
 GATHER_SECONDS = 10.0
 """How long the others may take to come, all together."""
+
+LOOK_SECONDS = 0.1
+"""Between two looks whether the source is still there, which says nothing before it has its answer."""
 
 Next = Callable[[float], channel.InputQEMUFile | None]
 """Waits so many seconds for a connection, and returns it, or None."""
@@ -58,14 +61,14 @@ def take(
     Raises :class:`~blkmig.errors.ChannelError` if `f` breaks, and Cancelled.
     """
     say(savevm.Bundled(bundle.connections, is_ready=True))
-    found = _gather(bundle, others)
+    found = _gather(bundle, f, others)
     count = 1
     with contextlib.ExitStack() as unused:
         for other in found.values():
             unused.callback(other.abort)
+        if f.has_more:
+            raise errors.StreamError("something follows a BUNDLE before its answer", position=f.position)
         if len(found) == bundle.connections - 1:
-            if f.has_more:
-                raise errors.StreamError("something follows a BUNDLE before its answer", position=f.position)
             try:
                 channel.join(f, [found[index] for index in sorted(found)])
                 unused.pop_all()
@@ -75,13 +78,18 @@ def take(
     say(savevm.Bundled(count, is_ready=False))
 
 
-def _gather(bundle: savevm.Bundle, others: Next) -> dict[int, channel.InputQEMUFile]:
+def _gather(
+    bundle: savevm.Bundle, first: channel.InputQEMUFile, others: Next
+) -> dict[int, channel.InputQEMUFile]:
+    """Return those that come in time, by their index; nobody is waited for once the `first` one has ended."""
     found: dict[int, channel.InputQEMUFile] = {}
     end = time.monotonic() + GATHER_SECONDS
     try:
         while len(found) < bundle.connections - 1 and (left := end - time.monotonic()) > 0:
-            if (f := others(left)) is None:
-                break
+            if (f := others(min(left, LOOK_SECONDS))) is None:
+                if first.wait_readable(0):
+                    break
+                continue
             index = bundle.index_of(f.get_buffer(savevm.PREFACE_NBYTES))
             if index is None or index in found or f.has_more:
                 logger.warning("a connection from %s was closed: it is none of those that are to come", f.uri)

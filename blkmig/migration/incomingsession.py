@@ -167,6 +167,7 @@ class IncomingSession:
         """Wait for the source whenever its link is lost."""
         self._seconds = DEAD_SECONDS + min(session.seconds, MOST_SECONDS) + GRACE_SECONDS
         self._targets.session.may_be_asked(session.key, self._seconds, self._listener.secret)
+        self._listener.keep_token()
         self._lobby = lobby.Lobby(
             self._listener, session, self._f, incarnation=incarnation, goes_on=goes_on, refusal=self._refusal
         )

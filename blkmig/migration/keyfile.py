@@ -96,8 +96,7 @@ class KeyFile:
         """Remove it: nobody is to go on with that session. Never raises."""
         file, self._file = self._file, None
         if file is not None:
-            with contextlib.suppress(OSError):
-                file.remove()
+            file.remove()
         self.close()
 
     def close(self) -> None:

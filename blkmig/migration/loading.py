@@ -234,7 +234,10 @@ class Loading:
         self._targets.confirm()
         if verifies_later:
             self._verify(announced, loader, f)
-        f.close()
+        try:
+            f.close()
+        except errors.Cancelled as error:  # too late: nobody takes anything back
+            self.stats.notes.append(f"the disks are here, but: {error}")
 
     def _give_reason(self, loader: LoadVM, error: BaseException) -> None:
         self._session.give_reason(error)

@@ -86,7 +86,7 @@ class OutgoingSession:
         self._attempt = 1
         self._lost_at = self._connected_at = -math.inf
         self._acknowledged_before = 0
-        self._is_completed = self._is_superseded = False
+        self._is_completed = self._is_told = self._is_superseded = False
 
     # -- the beginning -------------------------------------------------------------------------------------------------
 
@@ -134,6 +134,7 @@ class OutgoingSession:
             # First: a target that has heard of the session waits for it.
             self._key_file.begin(self._block.disks.all, keyfile.Known(self._key, savevm.FIRST_INCARNATION))
             self._block.session = block.extra(block.ExtraKind.SESSION, self._session().encode())
+            self._incarnation = savevm.FIRST_INCARNATION  # which the target gives: who is cancelled now knows it
 
     def begin(self) -> None:
         """Hear what the target says to SESSION, behind its reply. Blocks."""
@@ -144,6 +145,7 @@ class OutgoingSession:
         if self._comes_again:
             self._barriers.open()
         else:
+            self._key = None  # nobody waits for us
             self._key_file.remove()
 
     def spread(self) -> None:
@@ -162,16 +164,16 @@ class OutgoingSession:
         now a lost link ends the migration."""
         self._is_base_due = False
 
-    def completed(self) -> None:
-        """Take note that the target has everything: nobody needs to be told that the session ends."""
-        self._is_completed = True
+    def completed(self, *, is_told: bool) -> None:
+        """Take note that the target has everything, and has been told the end of it if `is_told`: then nobody waits."""
+        self._is_completed, self._is_told = True, is_told
 
     def _can_be_offered(self) -> bool:
         return (
             self._seconds > 0
             and savevm.Ability.BARRIERS in self._block.abilities
             and self._questions.is_answered
-            and self._connection.can_be_opened_again
+            and self._connection.takes_several
             # What other sections have sent nobody takes back.
             and sum(entry.handlers.is_active() for entry in self._savevm) == 1
         )
@@ -277,8 +279,8 @@ class OutgoingSession:
         The key stays where that may not be known.
         """
         is_over = self._is_completed
-        if self._key is not None and not self._is_superseded:
-            is_over = is_over or self._connection.has_target_failed or self._say_goodbye()
+        if self._key is not None and not (self._is_superseded or self._is_told):
+            is_over = self._connection.has_target_failed or self._say_goodbye() or is_over
         if is_over:
             self._key_file.remove()
         self._key_file.close()

@@ -124,8 +124,7 @@ class SessionFiles:
         """Remove them: nobody needs to know any more. Never raises; what cannot be removed says what is so."""
         files, self._files = self._files, []
         for made in reversed(files):  # the first one last: until then the others lead to it
-            with contextlib.suppress(OSError):
-                made.remove()
+            made.remove()
         self._stack.close()
 
     def close(self) -> None:

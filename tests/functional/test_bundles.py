@@ -162,3 +162,27 @@ def test_a_cancel_is_heard_while_the_others_are_waited_for(
         blkmig.send([disk], receiver.uri, connections=3, reconnect=reconnect)
     with pytest.raises(errors.Cancelled):
         receiver.result()
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "unix"])
+@pytest.mark.parametrize("reconnect", [20, 0], ids=["session", "no session"])
+def test_nobody_is_waited_for_when_the_source_has_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reconnect: float, scheme: str
+) -> None:
+    monkeypatch.setattr(gathering, "GATHER_SECONDS", 1000)
+
+    def cancelled(self: connection.Connection, *, timeout: float) -> channel.OutputQEMUFile:
+        migration.cancel()
+        raise errors.Cancelled("given up")
+
+    monkeypatch.setattr(connection.Connection, "open_another", cancelled)
+    uri = "tcp:127.0.0.1:0" if scheme == "tcp" else f"unix:{tmp_path}/s"
+    receiver = lab.Receiver(uri, {"d": tmp_path / "t.raw"})
+    disk = blkmig.MemoryBackend(bytearray(b"x" * MIB), name="d")
+    chosen = blkmig.MigrationParameters(connections=3, reconnect=reconnect)
+    migration = blkmig.outgoing([disk], receiver.uri, chosen)
+    with pytest.raises(errors.Cancelled), migration:
+        migration.run()
+    with pytest.raises((errors.ChannelError, errors.TruncatedStream)):
+        receiver.result()
+    assert not (tmp_path / "t.raw").exists()

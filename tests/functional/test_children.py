@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import command
+import pauses
 import peers
 import pytest
 import storage_daemon
@@ -208,6 +209,46 @@ def test_a_command_that_has_ended_is_left_alone() -> None:
     child.wait()
     children.end(child, 0.2)
     os.kill(left, signal.SIGKILL)  # it is there
+
+
+STARTS = """
+import os, sys
+os.posix_spawn("/bin/true", ["true"], {}, file_actions=[(os.POSIX_SPAWN_OPEN, 0, sys.argv[1], os.O_RDONLY, 0)])
+"""
+
+
+STANDING = {
+    "it has not taken note of an end": ("S", "Z", ["/bin/sh", "-c", "sleep 0 & exec sleep 1000"]),
+    "it does not obey": ("S", "S", ["/bin/sh", "-c", "trap '' TERM; sleep 1000; true"]),
+    "it just starts another one": ("D", "S", [sys.executable, "-c", STARTS]),
+}
+
+
+@pytest.mark.parametrize(("state", "below", "words"), STANDING.values(), ids=STANDING)
+def test_who_stands_still_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, state: str, below: str, words: list[str]
+) -> None:
+    """As long as there is no sign that it does; whatever a command, and what it has started, were at."""
+    monkeypatch.setattr(children, "OBEY_SECONDS", 1000.0)
+    os.mkfifo(tmp_path / "never")
+    child = subprocess.Popen([*words, tmp_path / "never"])
+    pauses.until(lambda: (state, [below]) == states(child.pid))
+    ending = pauses.Call(lambda: children.end(child, 0.2))
+    try:
+        ending.result()
+    finally:
+        child.kill()
+    assert child.returncode is not None
+
+
+def states(pid: int) -> tuple[str, list[str]]:
+    """Return the state of a process, and of those that it has started."""
+    said = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended since
+            said.append(path.read_text().rpartition(") ")[2].split()[:2])
+    own = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2][0]
+    return own, [state for state, parent in said if parent == str(pid)]
 
 
 THREADED = """

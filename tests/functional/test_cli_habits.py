@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -146,3 +147,12 @@ def test_compiled_modules_that_do_not_load_are_a_message(
     assert done.exit_code == 1
     assert done.stderr.startswith("blkmig: BLKMIG_ZERO_KERNEL=vax780: no zero kernel is called 'vax780': use one of ")
     assert done.stderr.count("\n") == 1
+
+
+def test_files_of_the_program_that_cannot_be_opened_are_a_message() -> None:
+    """C7: any number of descriptors is enough, or one clear error."""
+    for count in range(5, 9):  # with fewer the interpreter itself does not begin
+        line = f"ulimit -n {count}; exec {shlex.join(command.command('doctor'))}"
+        done = subprocess.run(["bash", "-c", line], env=command.environment(), capture_output=True, check=False)
+        assert b"Traceback" not in done.stderr, count
+        assert done.returncode == 0 or done.stderr.startswith(b"blkmig: "), (count, done.stderr)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
-import resource
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import nbd_servers
 import peers
 import pytest
 import storage_daemon
+from descriptors import descriptors_left
 from storage_daemon import MiB, StorageDaemon, image_options
 
 from blkmig import disk, errors, sources
@@ -22,28 +22,6 @@ from blkmig.nbd import qemuimg
 from blkmig.sources import serve
 
 peers.require("qemu-storage-daemon", "qemu-nbd", "qemu-img")
-
-
-@contextlib.contextmanager
-def descriptors_left(count: int) -> Iterator[None]:
-    """Leave this process `count` descriptors for a ``with``."""
-    gc.collect()
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    numbers: list[int] = []
-    lowest = os.dup(0)
-    os.close(lowest)
-    highest = max(map(int, os.listdir("/proc/self/fd")))  # noqa: PTH208 - numbers
-    with contextlib.suppress(OSError):
-        while lowest + len(numbers) <= highest:
-            numbers.append(os.dup(0))  # fill the gaps
-    top = max([lowest, *numbers])
-    resource.setrlimit(resource.RLIMIT_NOFILE, (top + 1 + count, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for number in numbers:
-            os.close(number)
 
 
 @pytest.fixture

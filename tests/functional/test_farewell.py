@@ -7,12 +7,14 @@ import socket
 import struct
 import threading
 from pathlib import Path
+from typing import Any
 
 import lab
 import pytest
 
 import blkmig
-from blkmig import channel, errors, files
+from blkmig import channel, errors, files, savevm
+from blkmig.migration import farewell, questions
 from blkmig.savevm import commands
 
 MIB = 1 << 20
@@ -44,6 +46,43 @@ def test_a_link_that_breaks_after_the_word_leaves_the_target(tmp_path: Path, str
         source.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     with pytest.raises(errors.InDoubt, match="the target is whole, and the source may not know that"):
         receiver.result()
+    assert (tmp_path / "copy.raw").read_bytes() == (tmp_path / "a.raw").read_bytes()
+
+
+@pytest.mark.parametrize("moment", ["before the word", "behind it"])
+def test_a_receiver_that_is_cancelled_at_the_word_is_in_doubt(
+    tmp_path: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """What was told, or may have been, stays; so nobody says that it was cancelled, as if nothing had come of it."""
+
+    def cancelled(*args: Any, **options: Any) -> Any:
+        receiver.migration.cancel()
+        return do(*args, **options)
+
+    owner, name = (savevm.LoadVM, "finish") if moment == "before the word" else (farewell, "read_on")
+    do = getattr(owner, name)
+    monkeypatch.setattr(owner, name, cancelled)
+    receiver = lab.Receiver("tcp:127.0.0.1:0", {"a": tmp_path / "copy.raw"})
+    with connect(receiver) as source:
+        source.sendall(stream)
+        with pytest.raises(errors.InDoubt, match="this end was cancelled") as caught:
+            receiver.result()
+    assert caught.value.__notes__ == [f"{str(tmp_path / 'copy.raw')!r} is complete, but the source may not know"]
+    assert (tmp_path / "copy.raw").read_bytes() == (tmp_path / "a.raw").read_bytes()
+
+
+def test_a_cancel_that_comes_when_all_is_there(tmp_path: Path, stream: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only the command that has sent it is waited for by then."""
+
+    def cancelled(self: channel.InputQEMUFile) -> None:
+        receiver.migration.cancel()
+        close(self)
+
+    close = channel.InputQEMUFile.close
+    monkeypatch.setattr(channel.InputQEMUFile, "close", cancelled)
+    receiver = lab.Receiver(f"exec:cat {tmp_path}/stream; sleep 1000", {"a": tmp_path / "copy.raw"})
+    assert receiver.result().status == "completed"
+    assert "the disks are here, but: cancelled" in receiver.migration.stats.notes[-1]
     assert (tmp_path / "copy.raw").read_bytes() == (tmp_path / "a.raw").read_bytes()
 
 
@@ -104,3 +143,46 @@ def test_a_source_that_is_known_to_have_done_is_not_waited_for(
     assert receiver.result().reconnects == 0
     assert "is waited for" not in caplog.text
     assert (tmp_path / "t.raw").read_bytes() == b"x" * MIB
+
+
+@pytest.mark.parametrize("name", ["await_session", "await_reply"])
+def test_a_source_that_gives_up_before_it_has_its_incarnation_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """The target has SESSION by then, and nobody comes again: it waits for nobody, though it was never heard."""
+    is_there = threading.Event()
+
+    def gives_up(self: questions.Questions, *bounds: float) -> None:
+        assert is_there.wait(30)
+        raise errors.Cancelled("given up")
+
+    def lobby(self: commands.Commands, answer: object) -> None:
+        is_there.set()
+        say(self, answer)
+
+    say = commands.Commands.answer_session
+    monkeypatch.setattr(commands.Commands, "answer_session", lobby)
+    monkeypatch.setattr(questions.Questions, name, gives_up)
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "t.raw"})
+    with pytest.raises(errors.Cancelled):
+        blkmig.send([blkmig.MemoryBackend(bytearray(MIB), name="d")], receiver.uri)
+    with pytest.raises((errors.ChannelError, errors.TruncatedStream)):
+        receiver.result()
+    assert not (tmp_path / "t.raw").exists()
+
+
+def test_no_key_is_left_of_what_is_known_to_be_complete(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cancelled behind DONE, the source cannot end its stream; that nobody is there to be told so changes nothing."""
+
+    def complete(*_args: object) -> None:
+        receiver.migration.cancel()
+        receiver.join()
+        raise errors.Cancelled("too late")
+
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "t.raw"})
+    monkeypatch.setattr(savevm.SaveState, "state_complete_precopy", complete)
+    (tmp_path / "d.raw").write_bytes(b"x" * MIB)
+    with blkmig.FileBackend(tmp_path / "d.raw", name="d") as disk:
+        blkmig.send([disk], receiver.uri, writers_after="refuse")
+    receiver.result()
+    assert not [path.name for path in tmp_path.iterdir() if path.name.startswith(".d.raw")]

@@ -86,6 +86,20 @@ def test_a_killed_sender_leaves_what_the_next_one_replaces(source: Path, stream:
     assert_is_whole(stream, tmp_path)
 
 
+@pytest.mark.parametrize("is_made_again", [False, True])
+def test_a_stream_whose_folder_is_moved_is_no_success(source: Path, stream: Path, is_made_again: bool) -> None:
+    """A10: it would be somewhere, and not where it was asked for."""
+    moved = stream.parent.with_name("moved")
+    with blkmig.FileBackend(source) as disk, blkmig.outgoing([disk], f"file:{stream}") as migration:
+        migration.iterate()
+        stream.parent.rename(moved)
+        if is_made_again:
+            stream.parent.mkdir()
+        with pytest.raises(errors.LocalFileError, match="was moved or replaced"):
+            migration.complete()
+    assert list(moved.iterdir()) == []
+
+
 def test_of_two_senders_one_is_refused(source: Path, stream: Path) -> None:
     with blkmig.FileBackend(source) as disk, blkmig.outgoing([disk], f"file:{stream}") as migration:
         with blkmig.FileBackend.create(source.with_name("b"), 512) as other, pytest.raises(errors.LocalFileError) as no:

@@ -11,20 +11,24 @@ import pty
 import random
 import re
 import stat
+import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
 import command
+import cutter
+import lab
 import pytest
 import tls_links
 from tls_links import TIMEOUT
 
 import blkmig
-from blkmig import channel, errors
-from blkmig.channel import token
-from blkmig.cli import main
+from blkmig import channel, errors, events
+from blkmig.channel import handshakes, token
+from blkmig.cli import main, tokens
 
 pytest.importorskip("cryptography", reason="a token needs the package cryptography")
 
@@ -98,6 +102,27 @@ def test_a_token_that_is_too_old(source: Path, caplog: pytest.LogCaptureFixture,
     assert "the token is too old" in caplog.text
 
 
+def test_a_session_comes_again_after_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large disk takes longer than that; nobody else can begin anything at its receiver meanwhile."""
+    content, later = random.Random(3).randbytes(3 * MIB), [0.0]
+    receiver = lab.Receiver("tls:127.0.0.1:0", {"d": tmp_path / "copy.raw"})
+    clock = types.SimpleNamespace(monotonic=lambda: time.monotonic() + later[0])
+    monkeypatch.setattr(handshakes, "time", clock)
+
+    def note(event: events.Event) -> None:
+        if isinstance(event, events.Reconnecting):
+            later[0] = 2 * token.LIFETIME_SECONDS
+
+    disk = blkmig.MemoryBackend(bytearray(content), name="d")
+    parameters = blkmig.MigrationParameters(tls=by(receiver.migration.token))
+    with cutter.Cutter(receiver.uri, [(MIB, "reset")]) as relay:
+        with blkmig.outgoing([disk], tls_links.named(relay.uri), parameters, on_progress=note) as migration:
+            migration.run()
+    receiver.result()
+    assert (migration.stats.reconnects, later[0] > 0) == (1, True)
+    assert (tmp_path / "copy.raw").read_bytes() == content
+
+
 def test_what_is_no_token() -> None:
     said = token.Token(bytes(range(32)), bytes(range(32, 64)))
     text = said.text()
@@ -147,6 +172,31 @@ def test_by_files_on_the_command_line(source: Path, tmp_path: Path) -> None:
         assert said.strip() not in text
 
 
+def test_by_a_pipe_on_the_command_line(source: Path, tmp_path: Path) -> None:
+    """As a program for passwords gives it, in its own time."""
+    file = tmp_path / "token"
+    with command.receiver("tls:127.0.0.1:0", f"d={tmp_path}/copy.raw", "--token-file", file) as receiver:
+        line = '"$@" --token-file <(until read -r said <"$file"; do :; done; printf %s "${said:0:9}"; echo "${said:9}")'
+        words = command.command("send", f"d={source}", tls_links.named(receiver.uri))
+        environment = {**command.environment(), "file": str(file)}
+        done = subprocess.run(["bash", "-c", line, "bash", *words], env=environment, timeout=TIMEOUT, check=False)
+        assert (done.returncode, receiver.finish().exit_code) == (0, 0)
+
+
+def test_a_file_that_took_the_place_of_the_token_stays(tmp_path: Path) -> None:
+    """What the receiver has not made, it does not remove."""
+    file = tmp_path / "token"
+    with command.receiver("tls:127.0.0.1:0", f"d={tmp_path}/copy.raw", "--token-file", file) as receiver:
+        deadline = time.monotonic() + TIMEOUT
+        while not file.exists():
+            assert time.monotonic() < deadline
+        file.unlink()
+        file.write_text("precious")
+        receiver.process.terminate()
+        assert receiver.finish().exit_code == 143
+    assert file.read_text() == "precious"
+
+
 def shown_until(terminal: int, wanted: bytes) -> bytes:
     """Return what a terminal shows, up to something that is waited for, or the end."""
     seen = b""
@@ -186,12 +236,15 @@ def test_words_about_tokens_that_make_no_sense(source: Path, tmp_path: Path, cap
     (tmp_path / "open").write_text("token")
     (tmp_path / "open").chmod(0o644)
     (tmp_path / "empty").touch(0o600)
+    os.mkfifo(tmp_path / "pipe", 0o600)
+    monkeypatch.setattr(tokens, "PIPE_SECONDS", 0.01)
     monkeypatch.setattr("sys.stdin", (tmp_path / "empty").open())
     for words, why in (
         (["--token-file", f"{tmp_path}/open"], "others may use the token"),
         (["--token-file", f"{tmp_path}/none"], "No such file"),
         (["--token-file", f"{tmp_path}/empty"], "the token is missing"),
         (["--token-file", "-"], "the token is missing"),
+        (["--token-file", f"{tmp_path}/pipe"], "nobody has written the token into this pipe"),
         (["--token", "--token-file", "-"], "say one of them"),
     ):
         assert main(["send", *words, str(source), "tls:localhost:1"]) == 2
@@ -199,6 +252,7 @@ def test_words_about_tokens_that_make_no_sense(source: Path, tmp_path: Path, cap
     for words, why in (
         (["tls:127.0.0.1:0"], "stderr is no terminal"),
         (["tcp:127.0.0.1:0", "--token-file", f"{tmp_path}/t"], "is for tls: without certificates"),
+        (["tls:127.0.0.1:0", "--token-file", "-"], "say a FILE for it"),
     ):
         assert main(["receive", *words, "--into", f"{tmp_path}/new"]) == 2
         assert why in capsys.readouterr().err

@@ -16,6 +16,7 @@ from pauses import disk_of
 import blkmig
 from blkmig import errors
 from blkmig.channel import uri
+from blkmig.migration import questions
 
 MIB = 1 << 20
 CONTENT = b"x" * 3 * MIB
@@ -74,6 +75,23 @@ def test_what_becomes_of_a_command_whose_disks_were_taken(tmp_path: Path) -> Non
     assert came.status == "completed"
     assert "the disks are here, but: closing: the command ended with exit status 9" in "\n".join(came.notes)
     assert (tmp_path / "t.raw").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("moment", ["await_reply", "begin_end"])
+def test_a_command_is_not_run_again_to_say_that_nobody_comes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """It would be another receiver, which has not heard of this migration, and says so on the terminal."""
+
+    def gives_up(*_args: object) -> None:
+        raise errors.Cancelled("given up")
+
+    monkeypatch.setattr(questions.Questions, moment, gives_up)
+    command_line = f"echo run >>{tmp_path}/runs; {receiving(tmp_path / 't.raw')} 2>>{tmp_path}/stderr"
+    with pytest.raises(errors.Cancelled):
+        blkmig.send([disk_of(3)], f"exec:{command_line}")
+    assert (tmp_path / "runs").read_text() == "run\n"
+    assert "not a migration stream" not in (tmp_path / "stderr").read_text()
 
 
 @pytest.mark.parametrize("section", ["auto", "block", "blkmig"])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import os
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,28 @@ def given_back() -> Iterator[set[int]]:
     before = open_descriptors()
     yield before
     assert open_descriptors() == before
+
+
+@contextlib.contextmanager
+def descriptors_left(count: int) -> Iterator[None]:
+    """Leave this process `count` descriptors for a ``with``."""
+    gc.collect()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    numbers: list[int] = []
+    lowest = os.dup(0)
+    os.close(lowest)
+    highest = max(map(int, os.listdir("/proc/self/fd")))  # noqa: PTH208 - numbers
+    with contextlib.suppress(OSError):
+        while lowest + len(numbers) <= highest:
+            numbers.append(os.dup(0))  # fill the gaps
+    top = max([lowest, *numbers])
+    resource.setrlimit(resource.RLIMIT_NOFILE, (top + 1 + count, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for number in numbers:
+            os.close(number)
 
 
 def descriptor_to(uri: str) -> int:

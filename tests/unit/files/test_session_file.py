@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import socket
@@ -165,3 +166,18 @@ def test_a_link_is_not_followed(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic links"), opened(tmp_path):
         pass
     assert (tmp_path / "other").read_bytes() == b"mine"
+
+
+def test_one_that_cannot_be_removed_is_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unlink(*_args: object, **_options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "unlink", unlink)
+    with opened(tmp_path) as made:
+        made.begin(OLD)
+        made.remove()
+        made.close()
+    assert f"{path_of(tmp_path)} is not needed any more, and cannot be removed: Read-only file system" in caplog.text
+    assert says(tmp_path) == OLD

@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import socket
+import socketserver
 import sys
 import threading
 import urllib.request
 from pathlib import Path
 
 import pytest
+from descriptors import descriptors_left, given_back
 
 from blkmig import errors, ownfile, stats
 
@@ -179,3 +183,32 @@ def test_a_library_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
         metrics.exported(metrics.MigrationMetrics("m")),
     ):
         pass
+
+
+def test_a_server_that_ends_writes_into_no_other_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Its thread may have failed, and closed what it had, long before the migration is over."""
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    monkeypatch.setattr(socketserver.BaseServer, "handle_request", lambda _: 1 / 0)
+    with contextlib.ExitStack() as stack:
+        with listen.Server(prometheus.CollectorRegistry(), ":0") as server:
+            [thread] = [each for each in threading.enumerate() if each.name == "blkmig-metrics-http"]
+            with socket.create_connection(("127.0.0.1", int(server.url.split(":")[2].partition("/")[0]))):
+                thread.join(30)
+            files = [stack.enter_context((tmp_path / str(number)).open("w+b", buffering=0)) for number in range(8)]
+        assert [os.pread(file.fileno(), 8, 0) for file in files] == [b""] * 8
+
+
+def test_a_server_without_descriptors_is_an_error_at_once() -> None:
+    """C7: nothing of it fails later, in its thread."""
+    reader, outcomes = prometheus.CollectorRegistry(), list[str]()
+    with given_back():
+        for count in range(8):
+            with descriptors_left(count), contextlib.suppress(errors.ParameterError):
+                outcomes.append("refused")
+                with listen.Server(reader, ":0"):
+                    outcomes[-1] = "served"
+        for thread in threading.enumerate():
+            if thread.name == "blkmig-metrics-http":
+                thread.join(30)
+    assert set(outcomes) == {"refused", "served"}
+    assert outcomes == sorted(outcomes)
