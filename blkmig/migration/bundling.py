@@ -53,6 +53,8 @@ class Bundling:
         self._connection = link
         self._questions = asked
         self._stats = statistics
+        # The migration thread only.
+        self._lacking = ""
 
     def begin(self) -> None:
         """Open the others and have the stream go over all, where that is to be; nothing of a record is put. Blocks.
@@ -64,7 +66,7 @@ class Bundling:
         count = self._count()
         if count == 1:
             return
-        why_not = self._why_not() or self._open(savevm.Bundle(os.urandom(savevm.ID_NBYTES), count))
+        why_not = self._lacking or self._why_not() or self._open(savevm.Bundle(os.urandom(savevm.ID_NBYTES), count))
         if not why_not:
             self._stats.connections = count
         elif self._chosen != "auto" or self._connection.takes_several:
@@ -96,8 +98,7 @@ class Bundling:
             why_not = self._connect(bundle, others)
             count = self._questions.await_bundled(JOIN_SECONDS, is_ready=False).connections
             if count == bundle.connections and not why_not:
-                with self._connection.explaining_errors():
-                    channel.split(self._connection.f, others)
+                self._split(others)
                 return ""
             if count != 1:
                 raise errors.StreamError(f"the target has {count} connections, of which nobody knows", position=0)
@@ -106,6 +107,16 @@ class Bundling:
             raise
         abort(others)
         return why_not or "the target has not taken them all in time"
+
+    def _split(self, others: list[channel.OutputQEMUFile]) -> None:
+        """Have the stream go over all. What this process lacks for that, descriptors for instance, it lacks for the
+        next link, too, and the target has begun with them: the link is lost once, and not again and again."""
+        try:
+            with self._connection.explaining_errors():
+                channel.split(self._connection.f, others)
+        except errors.ChannelError as error:
+            self._lacking = error.why
+            raise
 
     def _connect(self, bundle: savevm.Bundle, others: list[channel.OutputQEMUFile]) -> str:
         """Open the others, and have each say what it is; return why not all are open, "" if they are."""

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import concurrent.futures
+import errno
+import os
 import random
 import secrets
 import socket
@@ -108,6 +110,19 @@ def test_others_that_do_not_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert (tmp_path / "t.raw").read_bytes() == content
     assert (migration.stats.connections, migration.stats.reconnects) == (1, 0)
     assert "the target has not taken them all in time" in migration.stats.notes[0]
+
+
+def test_what_this_process_lacks_for_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Descriptors, say: it lacks them on the next link, too, so that goes on over one."""
+
+    def lacking(first: channel.OutputQEMUFile, _others: object) -> None:
+        cause = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        raise errors.ChannelError("bundling connections", uri=first.uri, cause=cause)
+
+    monkeypatch.setattr(channel, "split", lacking)
+    result = move("tcp:127.0.0.1:0", tmp_path, random.Random(2).randbytes(3 * MIB), connections=4)
+    assert (result.connections, result.reconnects) == (1, 1)
+    assert "the stream goes over one connection, not 4: Too many open files" in result.notes
 
 
 @pytest.mark.usefixtures("many_barriers")
