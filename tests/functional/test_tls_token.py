@@ -118,7 +118,7 @@ def test_a_session_comes_again_after_a_day(tmp_path: Path, monkeypatch: pytest.M
     with cutter.Cutter(receiver.uri, [(MIB, "reset")]) as relay:
         with blkmig.outgoing([disk], tls_links.named(relay.uri), parameters, on_progress=note) as migration:
             migration.run()
-    receiver.result()
+        receiver.result()
     assert (migration.stats.reconnects, later[0] > 0) == (1, True)
     assert (tmp_path / "copy.raw").read_bytes() == content
 
