@@ -94,6 +94,9 @@ class InDoubt(base.MigrationError):
 
 
 class Cancelled(base.MigrationError):
-    """The migration was cancelled; both disks are closed, the source is still in use, the target is incomplete."""
+    """The migration was cancelled; both disks are closed, the source is still in use, the target is incomplete.
+
+    A copy that its source cancels when all of it has been sent may be complete: the receiver says so.
+    """
 
     exit_code = 130
