@@ -51,10 +51,10 @@ class Folder:
 
     def check_writable(self) -> None:
         """Raise if no file can be made in it, as far as its permissions tell."""
+        if os.fstatvfs(self._fd).f_flag & os.ST_RDONLY:  # first: access() says no more than no
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
         if not os.access(".", os.W_OK | os.X_OK, dir_fd=self._fd, effective_ids=True):
             raise OSError(errno.EACCES, os.strerror(errno.EACCES))
-        if os.fstatvfs(self._fd).f_flag & os.ST_RDONLY:
-            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
     def check_is_there(self) -> None:
         """Raise if its path leads to another folder by now, or to none: what it holds is not found there."""

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -26,3 +27,13 @@ def test_a_folder_that_was_made_is_on_stable_storage(tmp_path: Path, monkeypatch
         place.close()
     assert [made.name for made in place.made] == ["three"]
     assert synced == [str(tmp_path), str(tmp_path / "one"), str(tmp_path / "one")]
+
+
+def test_a_read_only_file_system_is_called_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its permissions are as they are elsewhere."""
+    about = list(os.statvfs(tmp_path))
+    about[8] |= os.ST_RDONLY
+    monkeypatch.setattr(os, "fstatvfs", lambda _fd: os.statvfs_result(about))
+    monkeypatch.setattr(os, "access", lambda *_args, **_options: False)
+    with contextlib.closing(folder.Folder(tmp_path)) as place, pytest.raises(OSError, match="Read-only file system"):
+        place.check_writable()
