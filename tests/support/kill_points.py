@@ -37,6 +37,15 @@ class Kind(NamedTuple):
     loses_at: str = ""
     """The link is lost behind this message, and is opened again."""
 
+    is_stopped: bool = False
+    """The sender is told to stop behind its FLUSH, as by an operator: then it says good-bye."""
+
+    is_refused: bool = False
+    """The first receiver is to verify, and the sender is not: that ends with ERROR and SHUT."""
+
+    only: tuple[str, ...] = ()
+    """The messages for which it is there; none: all."""
+
     @property
     def moves(self) -> bool:
         """Whether the source gives its disk away."""
@@ -51,6 +60,8 @@ KINDS = {
     "resumed": Kind(("--move",), is_resumed=True),
     "link lost": Kind(("--move",), loses_at="COMMIT"),
     "connections": Kind(("--move", "--connections=3")),
+    "stopped": Kind(("--move",), is_stopped=True, only=("goodbye",)),
+    "refused": Kind(("--move",), is_refused=True, only=("ERROR", "SHUT")),
 }
 
 BLOCKS = {

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 import forks
 import kill_points
+import pauses
 
-from blkmig import channel
+from blkmig import channel, errors
 
 
 class Plan(NamedTuple):
@@ -41,6 +42,15 @@ class Plan(NamedTuple):
     seed: int
 
 
+def is_cancelled(f: channel.OutputQEMUFile) -> bool:
+    """Return whether nothing can be put any more, because somebody has cancelled."""
+    try:
+        f.flush()
+    except errors.Cancelled:
+        return True
+    return False
+
+
 class Striker:
     """Names, counts and keeps what this process says, and at the message of `plan` kills the victim.
 
@@ -52,8 +62,10 @@ class Striker:
         self._place, self._end, self._plan = place, end, plan
         self._counts: dict[str, int] = {}
         self._strikes = plan.end == end
-        self._loses_at = kill_points.KINDS[plan.kind].loses_at if end == "send" else ""
-        self._waits_for = "RESUMED" if end == "receive" and kill_points.KINDS[plan.kind].is_resumed else ""
+        kind = kill_points.KINDS[plan.kind]
+        self._loses_at = kind.loses_at if end == "send" else ""
+        self._stops_at = "FLUSH" if end == "send" and kind.is_stopped else ""
+        self._waits_for = "RESUMED" if end == "receive" and kind.is_resumed else ""
         for method, name in kill_points.BLOCKS.items():
             self._wrap(method, lambda *_, name=name: name)
         self._wrap("put_buffer", lambda data, *_: kill_points.name_of(end, bytes(data)))
@@ -70,13 +82,21 @@ class Striker:
             result = original(f, *args)
             if is_struck and self._plan.is_after:
                 self._strike(f)
-            if name and name == self._loses_at:
-                self._loses_at = ""
-                f.flush()
-                forks.lose_the_link()
+            self._disturb(f, name)
             return result
 
         setattr(channel.OutputQEMUFile, method, put)
+
+    def _disturb(self, f: Any, name: str) -> None:
+        """Behind a message, do what this kind of migration meets there, once."""
+        if name and name == self._loses_at:
+            self._loses_at = ""
+            f.flush()
+            forks.lose_the_link()
+        if name and name == self._stops_at:
+            self._stops_at = ""
+            os.kill(os.getpid(), signal.SIGTERM)
+            pauses.until(lambda: is_cancelled(f))  # another thread does that
 
     def _count(self, name: str) -> bool:
         """Count a message; return whether it is the one."""
