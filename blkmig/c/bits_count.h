@@ -31,11 +31,33 @@ static size_t popcount_popcnt(const unsigned long *words, size_t n)
 {
     return popcount_loop(words, n);
 }
+
+/* As fast as the cache gives the words, wherever the linker puts the loop: that makes a fifth in the one above. */
+__attribute__((target("avx512f,avx512vpopcntdq")))
+static size_t popcount_avx512(const unsigned long *words, size_t n)
+{
+    __m512i a = _mm512_setzero_si512(), b = a;
+    __mmask8 rest = (__mmask8)((1u << n % 8) - 1);
+    size_t i;
+
+    for (i = 0; i + 16 <= n; i += 16) {
+        a = _mm512_add_epi64(a, _mm512_popcnt_epi64(_mm512_loadu_si512(words + i)));
+        b = _mm512_add_epi64(b, _mm512_popcnt_epi64(_mm512_loadu_si512(words + i + 8)));
+    }
+    if (i + 8 <= n) {
+        a = _mm512_add_epi64(a, _mm512_popcnt_epi64(_mm512_loadu_si512(words + i)));
+        i += 8;
+    }
+    b = _mm512_add_epi64(b, _mm512_popcnt_epi64(_mm512_maskz_loadu_epi64(rest, words + i)));
+    return (size_t)_mm512_reduce_add_epi64(_mm512_add_epi64(a, b));
+}
 #endif
 
 static size_t popcount(const unsigned long *words, size_t n)
 {
 #if defined(__x86_64__)
+    if (n >= 8 && zero_uses_avx512() && __builtin_cpu_supports("avx512vpopcntdq"))
+        return popcount_avx512(words, n);
     if (__builtin_cpu_supports("popcnt"))
         return popcount_popcnt(words, n);
 #endif
