@@ -8,8 +8,10 @@ block, and drop the GIL while they do.
 from __future__ import annotations
 
 import contextlib
+import os
 import select
 import socket
+import stat
 
 from .. import _core, errors
 from . import base, buffers, link
@@ -178,6 +180,12 @@ class ReceivingFile(base.QEMUFile):
             transport.fd, is_tcp=transport.is_tcp, wake_fd=transport.link.wake_fd, unseal=transport.unseal
         )
         self.set_idle_timeout(self._idle_timeout, first=self._idle_timeout)
+
+    @property
+    def is_device(self) -> bool:
+        """Return whether it comes from a block device, which has no end of its own."""
+        fd = self._transport.fd
+        return fd >= 0 and stat.S_ISBLK(os.fstat(fd).st_mode)
 
     @property
     def has_more(self) -> bool:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from .. import block, channel, errors, savevm
 from ..block import ExtraKind, TableDisk
-from . import announcement, inspecteddisk, verdict
+from . import announcement, inspecteddisk, trailing, verdict
 
 Verdict = Literal["complete", "incremental", "lossy", "cancelled", "truncated", "error"]
 
@@ -103,6 +103,8 @@ def inspect(
     settle_sizes(disks, announced, sizes or {})
     section = stream.section(handlers.format or "block")
     judged, reason = judge(stream, section, disks, announced, handlers.percent_before_section, failure)
+    if stream.behind is not None:
+        reason += f"; {trailing.describe(stream.behind, f.uri)}"
     return Inspection(stream, disks, judged, reason, handlers.percent, handlers.format)
 
 
@@ -190,6 +192,7 @@ def as_json(inspection: Inspection) -> dict[str, Any]:
             "reached_eof": stream.reached_eof,
             "vmdescription": stream.vmdescription is not None,
             "device_state_nbytes": stream.drained_bytes,
+            "behind": None if stream.behind is None else stream.behind.position,
             "sections": [section._asdict() for section in stream.sections],
         },
         "disks": [

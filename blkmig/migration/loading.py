@@ -29,6 +29,7 @@ from . import (
     received,
     safekeeping,
     taking,
+    trailing,
 )
 from . import targets as load_targets
 
@@ -211,6 +212,8 @@ class Loading:
         """Bring a stream that came whole, and whose source waits for no more than our word, to its end."""
         try:
             announced = self._judge(stream)
+            if stream.behind is not None:
+                self.stats.notes.append(trailing.describe(stream.behind, f.uri))
             safekeeping.make_durable(self._targets, loader, self._check_cancelled)
             self._session.close()
             self._check_cancelled()

@@ -49,7 +49,7 @@ if TYPE_CHECKING:
         parse_again,
         parse_session,
     )
-    from .stream import LoadedStream, SectionInfo, StreamObserver
+    from .stream import Behind, LoadedStream, SectionInfo, StreamObserver
     from .words import (
         ASK,
         ASK_ALIVE,
@@ -97,6 +97,7 @@ __all__ = [
     "Ability",
     "Alive",
     "Answer",
+    "Behind",
     "Bundle",
     "Bundled",
     "Commit",
@@ -155,7 +156,7 @@ __getattr__ = later.opener(
     savestate="SaveState",
     sessions="AGAIN_MAGIC AGAIN_NBYTES FIRST_INCARNATION KEY_NBYTES MAX_SECONDS RESUME_MAGIC Resumed Session "
              "SessionAnswer Waiting parse_again parse_session",
-    stream="LoadedStream SectionInfo StreamObserver",
+    stream="Behind LoadedStream SectionInfo StreamObserver",
     words="ASK ASK_ALIVE ASK_TREES KNOWS_TREES MIG_RP_MSG_ACK MIG_RP_MSG_READY OURS Ability Alive Done Failure "
           "Hello Refusal Reply Word",
 )

@@ -40,8 +40,8 @@ def idle_time(*, has_footers: bool) -> float:
 
 def drain_to_end(
     f: InputQEMUFile, already_read: int, *, is_kept_open: bool, has_footers: bool
-) -> vmdescription.StreamEnd:
-    """Read and drop everything to the end of the stream; blocks until it is there.
+) -> tuple[vmdescription.StreamEnd, bytes]:
+    """Read and drop everything to the end of the stream, and return that, and what came behind it. Blocks.
 
     `already_read` are the bytes of the first FULL record that the caller has read. Raises
     :class:`~blkmig.errors.TruncatedStream` if what came last is no end of a stream.
@@ -52,11 +52,13 @@ def drain_to_end(
         if not piece:
             break
         tail.feed(piece)
-    end = tail.end or tail.find_here()
+    if tail.end is not None:  # which the last piece has shown
+        return tail.end, piece[len(piece) - (tail.nbytes - tail.end.stop) :]
+    end = tail.find_here()
     if end is not None:
-        return end
+        return end, b""
     if tail.ends_like_eof():
-        return vmdescription.StreamEnd(tail.nbytes - 1)
+        return vmdescription.StreamEnd(tail.nbytes - 1), b""
     raise errors.TruncatedStream("the stream stops inside the state of the devices", position=f.position)
 
 
@@ -80,7 +82,8 @@ def get_vmdescription(
         return None
     kind = f.peek_byte()
     if kind != container.QEMU_VM_VMDESCRIPTION:
-        log.warning("the end of the stream is followed by %#04x instead of a description: ignored", kind)
+        if is_kept_open:
+            log.warning("the end of the stream is followed by %#04x instead of a description: ignored", kind)
         return None
     f.skip(1)
     nbytes = f.get_be32()

@@ -18,7 +18,19 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from .. import errors
-from . import commands, configuration, container, drain, header, records, savestate, stream, vmdescription, words
+from . import (
+    behind,
+    commands,
+    configuration,
+    container,
+    drain,
+    header,
+    records,
+    savestate,
+    stream,
+    vmdescription,
+    words,
+)
 
 if TYPE_CHECKING:
     from ..channel import InputQEMUFile
@@ -58,6 +70,8 @@ class LoadVM:
         self._vmdescription: dict[str, Any] | None = None
         self._vmdescription_state: vmdescription.State = "none"
         self._drained_bytes = 0
+        self._behind: stream.Behind | None = None
+        self._stop: int | None = None  # where the stream ends, if more of the channel was read
 
     def loadvm(self) -> stream.LoadedStream:
         """Read the whole stream. Blocks; every handler's `load_cleanup` runs, whatever happens.
@@ -124,9 +138,10 @@ class LoadVM:
             vmdescription=self._vmdescription,
             vmdescription_state=self._vmdescription_state,
             drained_bytes=self._drained_bytes,
-            nbytes=self._f.position,
+            nbytes=self._f.position if self._stop is None else self._stop,
             is_between_records=self._records.is_between_records,
             return_path_open=self.is_awaited,
+            behind=self._behind,
         )
 
     # -- before the first section ------------------------------------------------------------------------------------
@@ -157,12 +172,15 @@ class LoadVM:
             if kind == container.QEMU_VM_EOF:
                 self._reached_eof = True
                 self._observer.eof(position)
-                self._get_vmdescription()
+                came = self._get_vmdescription()
                 break
             if not self._get_record(kind, position):
-                self._drain(position)
+                came = self._drain(position)
                 break
         self._is_whole = True
+        if not self.is_awaited:
+            self._stop = self._f.position - len(came)
+            self._behind = behind.look(self._f, came)
 
     def _get_package(self, nbytes: int) -> None:
         """Read the records of a package, `nbytes` long; device state in it ends where the package does."""
@@ -197,10 +215,11 @@ class LoadVM:
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
-    def _drain(self, position: int) -> None:
-        """Read device state, from the record at `position` on, and the stream to its end."""
+    def _drain(self, position: int) -> bytes:
+        """Read device state, from the record at `position` on, and the stream to its end; return what came behind it.
+        """
         drained_from = self._f.position
-        end = drain.drain_to_end(
+        end, came = drain.drain_to_end(
             self._f,
             drained_from - position,
             is_kept_open=self.is_awaited,
@@ -214,15 +233,17 @@ class LoadVM:
             self._vmdescription = end.description
             self._vmdescription_state = "sealed" if end.is_sealed else "read"
             self._observer.vmdescription(end.description, end.description_nbytes, eof_position + 1)
+        return came
 
     def _drained_device_state(self, nbytes: int, position: int) -> None:
         self._drained_bytes += nbytes
         self._observer.device_state(nbytes, position)
 
-    def _get_vmdescription(self) -> None:
+    def _get_vmdescription(self) -> bytes:
         position = self._f.position
         is_kept_open = self.is_awaited
         found = drain.get_vmdescription(self._f, is_kept_open=is_kept_open, has_footers=self._records.expects_footers())
         if found is not None:
             self._vmdescription_state, self._vmdescription, nbytes = found
             self._observer.vmdescription(self._vmdescription, nbytes, position)
+        return b""

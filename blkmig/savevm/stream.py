@@ -63,6 +63,16 @@ class SectionInfo(NamedTuple):
     """Its END (or a FULL, which is all in one) was read completely."""
 
 
+class Behind(NamedTuple):
+    """What follows the end of a stream, and belongs to no part of it."""
+
+    position: int
+    """Of its first byte that is not zero, from where the stream began."""
+
+    is_stream: bool
+    """It begins as a stream does."""
+
+
 class LoadedStream(NamedTuple):
     """What a stream held besides what its handlers took out of it."""
 
@@ -95,6 +105,9 @@ class LoadedStream(NamedTuple):
 
     return_path_open: bool
     """The source waits for the SHUT that :meth:`~blkmig.savevm.LoadVM.finish` sends."""
+
+    behind: Behind | None = None
+    """What follows, if that is more than padding; nobody looks where the source waits for us."""
 
     @property
     def machine(self) -> str | None:

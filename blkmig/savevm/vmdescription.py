@@ -126,6 +126,11 @@ class StreamEnd(NamedTuple):
     description_nbytes: int = 0
     is_sealed: bool = False
 
+    @property
+    def stop(self) -> int:
+        """Return where the description ends, if there is one."""
+        return self.eof_offset + _SHORTEST - 2 + self.description_nbytes
+
 
 class TailFinder:
     """Takes device state in pieces and finds the end of file record and the description that end it.

@@ -41,6 +41,7 @@ def container_of(stream: model.Stream, nbytes: int) -> dict[str, Any]:
         "reached_eof": stream.reached_eof,
         "vmdescription": stream.vmdescription is not None,
         "device_state_nbytes": stream.device_state,
+        "behind": None,
         "sections": [vars(section) for section in stream.live],
     }
 

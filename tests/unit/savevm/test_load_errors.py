@@ -71,10 +71,13 @@ def test_a_description_that_is_cut_is_an_error(length: int) -> None:
         load(block_stream(tail=EOF + b"\6" + struct.pack(">I", length) + b"{"))
 
 
-def test_garbage_behind_the_end_is_ignored(caplog: pytest.LogCaptureFixture) -> None:
-    loaded = load(block_stream(tail=EOF + b"garbage"))
+@pytest.mark.parametrize(("more", "is_stream"), [(b"garbage", False), (b"\0\0QEV", False), (b"\0QEVM\0", True)])
+def test_what_stands_behind_the_end_is_told(more: bytes, is_stream: bool) -> None:
+    data = block_stream(tail=EOF)
+    loaded = load(data + more)
     assert loaded.reached_eof
-    assert "0x67" in caplog.text
+    assert loaded.nbytes == len(data)
+    assert loaded.behind == savevm.Behind(len(data) + more.count(b"\0", 0, 2), is_stream)
 
 
 @pytest.mark.parametrize(("config", "footers"), [(CONFIG, True), (b"", False)])
