@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from .. import channel, errors, params, savevm, stats
-from . import asked, comparing, farewell, fitting, incomingsession, loading, received
+from . import asked, comparing, farewell, fitting, incomingsession, loading, received, turns
 from . import targets as load_targets
 
 if TYPE_CHECKING:
@@ -61,6 +61,8 @@ class IncomingMigration:
         self._listener: channel.Listener | None = None
         self._f: channel.InputQEMUFile | None = None
         self._cancel_requested = False
+        self._turn = turns.Turn()
+        self._place = "before its with"
         self._loading = self._another()
 
     def keep_maps(self) -> arrivals.Arrivals:
@@ -69,6 +71,7 @@ class IncomingMigration:
 
     def __enter__(self) -> Self:
         """Listen, where the URI says so; `uri` is then the actual address."""
+        self._require("before its with")
         fitting.check_state_dir(self.parameters.state_dir)
         self._loading.prepare(self._requested_uri)
         with contextlib.ExitStack() as stack:
@@ -76,12 +79,18 @@ class IncomingMigration:
             tls, allow = self.parameters.tls, self.parameters.allow
             self._listener = stack.enter_context(channel.listen(self._requested_uri, tls=tls, allow=allow))
             self._stack.push(stack.pop_all())
+        self._place = "in its with"
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close everything; a migration that did not complete leaves its targets incomplete."""
+        """Close everything; a migration that did not complete leaves its targets incomplete.
+
+        A `run` of another thread is cancelled, and waited for.
+        """
+        self._turn.end_others(self.cancel)
+        self._place = "behind its with"
         if self._f is not None:
             self._f.abort()  # the newest link: those before it were closed when they were lost
         self._stack.close()
@@ -111,35 +120,37 @@ class IncomingMigration:
 
         Blocks. On any error the source is told, and the targets are incomplete. What is verified is so behind our word.
         """
-        assert self._listener is not None
-        if self.stats.status != "none":
-            raise errors.StateError("a migration comes in once", state=self.stats.status, required="none")
-        self._figures.set_status("setup")
-        try:
-            self._check_cancelled()
-            self._f = f = self._accept(self._listener)
-            self._figures.begin(f)
-            self._figures.set_status("active")
-            self._check_cancelled()
-            resumed = self._hear_who_resumes(f)
-            while True:  # here, and not a call deeper: each record of the stream comes through it
-                try:
-                    with self._loading as present:
-                        present.load(f, self._listener, resumed=resumed, is_exposed=self.is_exposed)
-                    break
-                except incomingsession.TakenOver as taken_over:
-                    f, resumed = taken_over.arrival.f, taken_over.arrival.session
-                with self._telling(f):
-                    self._begin_anew(f)
-        except BaseException as error:
-            cancelled = isinstance(error, errors.Cancelled) or not isinstance(error, Exception)
-            with errors.keeping(error):
-                self._figures.set_status("cancelled" if cancelled else "failed")
-            raise
-        comparing.note_what_was_not(self.parameters, self.stats, self.is_exposed)
-        self.stats.notes += self._listener.notes
-        self._figures.set_status("completed")
-        return self.stats
+        with self._turn.taken(lambda: self.stats.status, "none"):
+            self._require("in its with")
+            assert self._listener is not None
+            if self.stats.status != "none":
+                raise errors.StateError("a migration comes in once", state=self.stats.status, required="none")
+            self._figures.set_status("setup")
+            try:
+                self._check_cancelled()
+                self._f = f = self._accept(self._listener)
+                self._figures.begin(f)
+                self._figures.set_status("active")
+                self._check_cancelled()
+                resumed = self._hear_who_resumes(f)
+                while True:  # here, and not a call deeper: each record of the stream comes through it
+                    try:
+                        with self._loading as present:
+                            present.load(f, self._listener, resumed=resumed, is_exposed=self.is_exposed)
+                        break
+                    except incomingsession.TakenOver as taken_over:
+                        f, resumed = taken_over.arrival.f, taken_over.arrival.session
+                    with self._telling(f):
+                        self._begin_anew(f)
+            except BaseException as error:
+                cancelled = isinstance(error, errors.Cancelled) or not isinstance(error, Exception)
+                with errors.keeping(error):
+                    self._figures.set_status("cancelled" if cancelled else "failed")
+                raise
+            comparing.note_what_was_not(self.parameters, self.stats, self.is_exposed)
+            self.stats.notes += self._listener.notes
+            self._figures.set_status("completed")
+            return self.stats
 
     def cancel(self) -> None:
         """Stop as soon as possible: `run` raises :class:`~blkmig.errors.Cancelled`. From any thread."""
@@ -154,6 +165,12 @@ class IncomingMigration:
         self._loading.cancel()
 
     # -- steps -------------------------------------------------------------------------------------------------------
+
+    def _require(self, place: str) -> None:
+        """Raise unless it is at that place of the one ``with`` that it is used in."""
+        if self._place != place:
+            raise errors.StateError("a receiver is entered once, and runs within its with", state=self._place,
+                                    required=place)  # fmt: skip
 
     def _another(self) -> loading.Loading:
         """Return a loading that has opened nothing yet."""

@@ -14,11 +14,12 @@ Migration thread only. A fork's child has nothing of a migration: link and disks
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from .. import errors, stats
-from . import figures
+from . import figures, turns
 
 
 class Life:
@@ -28,6 +29,7 @@ class Life:
         self._figures = measured
         self._releases = releases
         self._pid = os.getpid()
+        self._turn = turns.Turn()
 
     @property
     def status(self) -> stats.Status:
@@ -46,6 +48,18 @@ class Life:
             raise errors.StateError("a fork's child cannot go on with it", state=state, required="of this process")
         if self.status != status:
             raise errors.StateError("the call is not possible now", state=self.status, required=status)
+
+    @contextlib.contextmanager
+    def driving(self, status: stats.Status) -> Iterator[None]:
+        """Require a state for a ``with`` whose body drives the migration, and that no other call does so."""
+        self.require(status)
+        with self._turn.taken(lambda: self.status, status):
+            self.require(status)
+            yield
+
+    def end_others(self, cancel: Callable[[], None]) -> None:
+        """Cancel a call of another thread that drives the migration, and wait until it has returned. Blocks."""
+        self._turn.end_others(cancel)
 
     def end(self, error: BaseException | None) -> None:
         """Release everything and say how it ended; `error` is what ended it, and stays the error. None: success."""

@@ -167,23 +167,27 @@ class OutgoingMigration:
 
     def __enter__(self) -> Self:
         """Connect, take the disks into use, start dirty tracking: QEMU's setup."""
-        self._life.require("none")
-        self._figures.start()
-        try:
-            self._figures.enter("setup")
-            with self._bounds.saying_why():
-                self._setup()
-            self.stats.setup_time = self._figures.elapsed()
-            self._figures.enter("active")
-        except BaseException as error:
-            self._life.end(error)
-            raise
+        with self._life.driving("none"):
+            self._figures.start()
+            try:
+                self._figures.enter("setup")
+                with self._bounds.saying_why():
+                    self._setup()
+                self.stats.setup_time = self._figures.elapsed()
+                self._figures.enter("active")
+            except BaseException as error:
+                self._life.end(error)
+                raise
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Clean up; a migration that was not completed is cancelled (or failed, after an error)."""
+        """Clean up; a migration that was not completed is cancelled (or failed, after an error).
+
+        A call that another thread makes meanwhile is cancelled, and waited for.
+        """
+        self._life.end_others(self.cancel)
         if self._life.is_over:
             return
         error = exc or errors.Cancelled("the migration was left before it was complete")
@@ -198,22 +202,23 @@ class OutgoingMigration:
         Raises :class:`~blkmig.errors.NotConverged` when `max_rounds` or `timeout` are over before that, or several
         pauses had to be given up.
         """
-        self._life.require("active")
-        self._figures.forget_fetch()  # nobody knows how long ago the caller iterated
-        while True:
-            self._rounds.until_ready()
-            if self._prove_and_flush_ahead():
-                self._rounds.fetch_anew()
-            self._rounds.until_ready()
-            self._rounds.shorten_the_pause()
-            if self._completing.attempt():
-                return
-            self._convergence.check_pauses()
-            self._rounds.finish_this_one()
+        with self._life.driving("active"):
+            self._figures.forget_fetch()  # nobody knows how long ago the caller iterated
+            while True:
+                self._rounds.until_ready()
+                if self._prove_and_flush_ahead():
+                    self._rounds.fetch_anew()
+                self._rounds.until_ready()
+                self._rounds.shorten_the_pause()
+                if self._completing.attempt():
+                    return
+                self._convergence.check_pauses()
+                self._rounds.finish_this_one()
 
     def iterate(self) -> None:
         """Send one section, of about 100 ms. Blocks for the channel, the disks and the rate limit."""
-        self._rounds.iterate()
+        with self._life.driving("active"):
+            self._rounds.iterate()
 
     def pending(self) -> int:
         """Return the bytes that the last pass would have to send if it began now."""
@@ -241,7 +246,9 @@ class OutgoingMigration:
         A pause that takes longer than `downtime_bound` is given up: the writers go on, and this raises
         :class:`~blkmig.errors.NotConverged`. Then the migration is still active, and may be completed later.
         """
-        if not self._completing.attempt():
+        with self._life.driving("active"):
+            is_complete = self._completing.attempt()
+        if not is_complete:
             raise self._convergence.not_converged("in the pause")
 
     def cancel(self) -> None:

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""One call at a time drives a migration, whoever makes it; two at once made one stream of two, and both said done."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lab
+import pauses
+import pytest
+
+import blkmig
+from blkmig import errors, stats, testing
+
+MIB = lab.MIB
+CONTENT = os.urandom(6 * MIB)
+
+
+def stopped(path: Path, nth: int = 3) -> tuple[blkmig.OutgoingMigration, testing.FaultyDisk, testing.Stop]:
+    """Return a migration into a file whose disk stands still in its third read."""
+    stop = testing.Stop()
+    inner = blkmig.MemoryBackend(bytearray(CONTENT), name="d")
+    disk = testing.FaultyDisk(inner, testing.Fault(verb="read", nth=nth, stop=stop))
+    return blkmig.outgoing([disk], f"file:{path}/stream"), disk, stop
+
+
+@pytest.mark.parametrize("name", ["run", "iterate", "complete"])
+def test_a_second_thread_is_refused(tmp_path: Path, name: str) -> None:
+    """A3 and C14: the stream was damaged, and `run` returned as if it were whole."""
+    migration, disk, stop = stopped(tmp_path)
+    with migration:
+        running = pauses.Call(migration.run)
+        stop.wait_until_reached()
+        with pytest.raises(errors.StateError, match="one call at a time"):
+            getattr(migration, name)()
+        stop.go_on()
+        running.result()
+    assert migration.status == "completed"
+    blkmig.receive(f"file:{tmp_path}/stream", {"d": tmp_path / "copy"})
+    assert (tmp_path / "copy").read_bytes() == CONTENT
+    disk.close()
+
+
+@pytest.mark.parametrize("name", ["run", "iterate", "complete"])
+def test_the_callers_function_does_not_drive(tmp_path: Path, name: str) -> None:
+    """It is called from within, in the middle of things."""
+    disk = blkmig.MemoryBackend(bytearray(CONTENT), name="d")
+    refused: list[str] = []
+
+    def on_progress(event: stats.Event) -> None:
+        if isinstance(event, stats.RoundEnded) and not refused:
+            with pytest.raises(errors.StateError, match="one call at a time") as raised:
+                getattr(migration, name)()
+            refused.append(str(raised.value))
+
+    migration = blkmig.outgoing([disk], f"file:{tmp_path}/stream", on_progress=on_progress)
+    with migration:
+        migration.run()
+    assert refused
+    blkmig.receive(f"file:{tmp_path}/stream", {"d": tmp_path / "copy"})
+    assert (tmp_path / "copy").read_bytes() == CONTENT
+
+
+def test_leaving_waits_for_another_thread(tmp_path: Path) -> None:
+    """It closed what that thread used, whose error then was that of a closed channel."""
+    migration, disk, stop = stopped(tmp_path)
+    with migration:
+        running = pauses.Call(migration.run)
+        stop.wait_until_reached()
+    assert migration.status == "cancelled"
+    with pytest.raises(errors.Cancelled):
+        running.result()
+    with disk.block_use("a test"):
+        disk.pwrite(b"free", 0)
+
+
+def test_entering_in_two_threads(tmp_path: Path) -> None:
+    migration, disk, _ = stopped(tmp_path)
+    stop = testing.Stop()
+    make = disk.create_dirty_bitmap
+
+    def create_dirty_bitmap(granularity: int) -> Any:
+        stop.stand(lambda: False)
+        return make(granularity)
+
+    disk.create_dirty_bitmap = create_dirty_bitmap  # type: ignore[method-assign]
+    entering = pauses.Call(migration.__enter__)
+    stop.wait_until_reached()
+    with pytest.raises(errors.StateError):
+        migration.__enter__()
+    stop.go_on()
+    entering.result()
+    migration.__exit__(None, None, None)
+    assert migration.status == "cancelled"
+
+
+def incoming(path: Path, target: Any) -> blkmig.IncomingMigration:
+    return blkmig.incoming(f"unix:{path}/s", {"d": target})
+
+
+def test_a_receiver_is_left_while_another_thread_runs_it(tmp_path: Path) -> None:
+    """Nothing is written any more once it is left: the target was closed under that thread."""
+    stop = testing.Stop()
+    inner = blkmig.MemoryBackend(bytearray(len(CONTENT)), name="d")
+    target = testing.FaultyDisk(inner, testing.Fault(verb="write", nth=2, stop=stop))
+    source = blkmig.MemoryBackend(bytearray(CONTENT), name="d")
+    with incoming(tmp_path, target) as receiver:
+        receiving = pauses.Call(receiver.run)
+        sending = pauses.Call(lambda: blkmig.send([source], receiver.uri, reconnect=0))
+        stop.wait_until_reached()
+    with target.block_use("a test"):
+        assert target.calls["write"] == 2
+    with pytest.raises(errors.Cancelled):
+        receiving.result()
+    with pytest.raises(errors.MigrationError):
+        sending.result()
+
+
+def of_a_receiver_that_was_not_entered(receiver: blkmig.IncomingMigration) -> None:
+    receiver.run()
+
+
+def of_one_that_was_left(receiver: blkmig.IncomingMigration) -> None:
+    with receiver:
+        pass
+    receiver.run()
+
+
+def of_one_that_is_entered_again(receiver: blkmig.IncomingMigration) -> None:
+    with receiver:
+        receiver.__enter__()
+
+
+def of_one_that_is_entered_later(receiver: blkmig.IncomingMigration) -> None:
+    with receiver:
+        pass
+    receiver.__enter__()
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [of_a_receiver_that_was_not_entered, of_one_that_was_left, of_one_that_is_entered_again,
+     of_one_that_is_entered_later],
+)  # fmt: skip
+def test_calls_out_of_order(tmp_path: Path, calls: Callable[[blkmig.IncomingMigration], None]) -> None:
+    """One was an AssertionError, one listened with nobody who would ever stop that."""
+    with pytest.raises(errors.StateError, match="with"):
+        calls(incoming(tmp_path, tmp_path / "copy"))
+    assert not list(tmp_path.iterdir())
