@@ -10,6 +10,9 @@ Whatever can be refused without the target is refused before anybody connects. M
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 from .. import block, params, savevm, stats
 from . import comparing, connection, endpoints, fitting, negotiation, outgoingsession, questions
 
@@ -50,5 +53,21 @@ def begin(
         link.take_silence_for_one_way()  # nobody was asked, either
     session.offer()
     state.state_setup(f)
-    asked.await_reply()
-    session.begin()
+    with _ending_stream(link, session):
+        asked.await_reply()
+        session.begin()
+
+
+@contextlib.contextmanager
+def _ending_stream(link: connection.Connection, session: outgoingsession.OutgoingSession) -> Iterator[None]:
+    """End the stream if the body of a ``with``, which sends nothing, fails: then the target of a session waits for
+    nobody.
+
+    Over TLS, a goodbye on another connection would come before the target, which opens its disks, listens to those.
+    """
+    try:
+        yield
+    except BaseException:
+        if session.key is not None:
+            link.say_last(savevm.GIVEN_UP)
+        raise

@@ -216,6 +216,15 @@ class Connection:
         self._beside.clear()
         self._connector.close()
 
+    def say_last(self, words: bytes) -> None:
+        """Say `words` to a target that answers, with the stream between two records, also after a cancel; `abort` comes
+        next. Never raises."""
+        with contextlib.suppress(errors.ChannelError):
+            breaker = None if self.return_path is None else self.return_path.breaker()
+            if breaker is not None:
+                with contextlib.closing(breaker):
+                    breaker.say_last(words, 0)
+
     def _look_for_the_reason(self, error: errors.ChannelError) -> None:
         """Raise what the target has said of itself, if it did before the link broke with `error`."""
         if self.return_path is not None and not self._cancel_requested:

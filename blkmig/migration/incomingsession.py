@@ -161,7 +161,12 @@ class IncomingSession:
             self._open_lobby(session, savevm.FIRST_INCARNATION, goes_on=True)
             self._targets.leaving.has_session = True
         first, waits = savevm.FIRST_INCARNATION, self._lobby is not None
-        way_back.answer_session(savevm.SessionAnswer(first, 0, 0, takes_barriers=takes_barriers, waits=waits))
+        try:
+            way_back.answer_session(savevm.SessionAnswer(first, 0, 0, takes_barriers=takes_barriers, waits=waits))
+        except errors.ChannelError:  # a source that does not hear this comes for nothing more
+            self.close()
+            self._lobby = None
+            raise
 
     def _open_lobby(self, session: savevm.Session, incarnation: int, *, goes_on: bool) -> None:
         """Wait for the source whenever its link is lost."""

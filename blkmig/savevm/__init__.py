@@ -12,7 +12,13 @@ if TYPE_CHECKING:
     from .bundles import ID_NBYTES, MAX_COUNT, MIG_CMD_BUNDLE, PREFACE_NBYTES, Bundle, Bundled
     from .commands import Answer
     from .configuration import Configuration
-    from .container import QEMU_VM_FILE_MAGIC, QEMU_VM_SECTION_FOOTER, ContainerFormat, looks_like_footer
+    from .container import (
+        GIVEN_UP,
+        QEMU_VM_FILE_MAGIC,
+        QEMU_VM_SECTION_FOOTER,
+        ContainerFormat,
+        looks_like_footer,
+    )
     from .digestwords import Digest
     from .handlers import SaveVMHandlers
     from .handover import Commit, End, Kind, parse_commit, parse_end
@@ -76,6 +82,7 @@ __all__ = [
     "ASK_TREES",
     "DAMAGED",
     "FIRST_INCARNATION",
+    "GIVEN_UP",
     "HEADER_NBYTES",
     "ID_NBYTES",
     "KEY_NBYTES",
@@ -144,7 +151,7 @@ __getattr__ = later.opener(
     bundles="ID_NBYTES MAX_COUNT MIG_CMD_BUNDLE PREFACE_NBYTES Bundle Bundled",
     commands="Answer",
     configuration="Configuration",
-    container="QEMU_VM_FILE_MAGIC QEMU_VM_SECTION_FOOTER ContainerFormat looks_like_footer",
+    container="GIVEN_UP QEMU_VM_FILE_MAGIC QEMU_VM_SECTION_FOOTER ContainerFormat looks_like_footer",
     digestwords="Digest",
     handlers="SaveVMHandlers",
     handover="Commit End Kind parse_commit parse_end",

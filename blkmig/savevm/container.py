@@ -39,6 +39,9 @@ QEMU_VM_CONFIGURATION: Final = 0x07
 QEMU_VM_COMMAND: Final = 0x08
 QEMU_VM_SECTION_FOOTER: Final = 0x7E
 
+GIVEN_UP: Final = bytes((QEMU_VM_EOF, QEMU_VM_VMDESCRIPTION, 0, 0, 0, 2)) + b"{}"
+"""The end of a stream whose sections have none: its source has given up, between two records."""
+
 MIG_CMD_OPEN_RETURN_PATH: Final = 1
 MIG_CMD_PING: Final = 2
 MIG_CMD_PACKAGED: Final = 7

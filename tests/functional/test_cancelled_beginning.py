@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A source that gives up while its target still opens disks is not waited for, however long that takes."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from pathlib import Path
+from typing import Any
+
+import pauses
+import pytest
+import tls_links
+
+import blkmig
+from blkmig import errors
+from blkmig.migration import incomingsession, outgoingsession, targets
+
+SOON = 9.0
+"""Less than anything waits that is not told of the end."""
+
+
+@pytest.fixture(params=["tcp", "tls", "unix", "tls by a relay"])
+def way(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.mark.parametrize(("owner", "name"), [(targets.TargetSet, "open"), (incomingsession.IncomingSession, "_take")])
+def test_a_source_that_is_cancelled_meanwhile(
+    way: str, owner: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over TLS it cannot say goodbye before somebody shakes hands with it, and it does not wait long for that."""
+    monkeypatch.setattr(outgoingsession, "GOODBYE_SECONDS", 0.2)
+    is_inside, go_on, original = threading.Event(), threading.Event(), getattr(owner, name)
+
+    def slow(*args: Any, **options: Any) -> Any:
+        is_inside.set()
+        assert go_on.wait(pauses.LONG)
+        return original(*args, **options)
+
+    monkeypatch.setattr(owner, name, slow)
+    uri = f"unix:{tmp_path}/s" if way == "unix" else f"{way[:3]}:127.0.0.1:0"
+    incoming = blkmig.incoming(uri, {"d": tmp_path / "copy.raw"})
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(incoming)
+        where = tls_links.named(incoming.uri)
+        if "relay" in way:
+            where = stack.enter_context(tls_links.Between(incoming.uri, which=-1)).uri
+        trust = blkmig.TlsParameters(token=incoming.token) if "tls" in way else None
+        outgoing = blkmig.outgoing([pauses.disk_of(2)], where, blkmig.MigrationParameters(tls=trust))
+        receiver, sender = pauses.Call(incoming.run), pauses.Call(lambda: stack.enter_context(outgoing))
+        try:
+            assert is_inside.wait(pauses.LONG)
+            outgoing.cancel()
+            with pytest.raises(errors.Cancelled):
+                sender.result()
+            go_on.set()
+            assert receiver.is_over(SOON), "the receiver waits for a source that has given up"
+            with pytest.raises((errors.ChannelError, errors.TruncatedStream)):
+                receiver.result()
+        finally:
+            go_on.set()
+            incoming.cancel()
+    assert not (tmp_path / "copy.raw").exists()
