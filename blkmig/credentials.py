@@ -15,10 +15,13 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import stat
 from pathlib import Path
 from typing import Literal
 
-from . import errors, paths
+from . import errors, logs, paths
+
+logger = logs.Logger(__name__)
 
 End = Literal["client", "server"]
 
@@ -96,7 +99,7 @@ class TlsParameters:
             found = {name: str(folder / name) for name in found_in(folder, end, about="TLS", advice=ADVICE)}
         for name, path in said.items():
             if path is not None:
-                require_readable(Path(path), about="TLS")
+                require_readable(Path(path), about="TLS", takes_pipe=True)
                 found[name] = os.fspath(path)
         certificate, key = f"{end}-cert.pem", f"{end}-key.pem"
         if AUTHORITY not in found:
@@ -105,6 +108,8 @@ class TlsParameters:
             raise errors.ParameterError("TLS: a certificate and its key belong together: say both")
         if end == "server" and certificate not in found:
             raise errors.ParameterError(f"TLS: who listens must have a certificate and its key: {ADVICE}")
+        if key in found:
+            warn_of_readers(Path(found[key]), about="TLS")
         return Files(found[AUTHORITY], found.get(certificate), found.get(key))
 
 
@@ -115,7 +120,7 @@ def found_in(folder: Path, end: End, *, about: str, advice: str) -> list[str]:
     """
     if not folder.is_dir():
         raise errors.ParameterError(f"{about}: {str(folder)!r} is no folder with certificates: {advice}")
-    require_readable(folder, about=about, mode=os.R_OK | os.X_OK)
+    _require_access(folder, os.R_OK | os.X_OK, about=about)
     certificate, key = f"{end}-cert.pem", f"{end}-key.pem"
     there = [name for name in (AUTHORITY, certificate, key) if (folder / name).exists()]
     for name in there:
@@ -126,12 +131,37 @@ def found_in(folder: Path, end: End, *, about: str, advice: str) -> list[str]:
     return there
 
 
-def require_readable(path: Path, *, about: str, mode: int = os.R_OK) -> None:
-    """Raise :class:`~blkmig.errors.ParameterError`, which begins with `about`, unless this user may read `path`."""
+def require_readable(path: Path, *, about: str, takes_pipe: bool = False) -> None:
+    """Raise :class:`~blkmig.errors.ParameterError`, which begins with `about`, unless `path` is a file that this user
+    may read.
+
+    With `takes_pipe` it may be a pipe: a library that opens one waits for as long as nobody writes.
+    """
+    mode = _require_access(path, os.R_OK, about=about)
+    if not (stat.S_ISREG(mode) or (takes_pipe and stat.S_ISFIFO(mode))):
+        raise errors.ParameterError(f"{about}: {str(path)!r} is no file{' and no pipe' if takes_pipe else ''}")
+
+
+def warn_of_readers(path: Path, *, about: str) -> None:
+    """Warn if others may read the key at `path`, which is there: its user's group, where it is this user's, or all."""
+    found = path.stat()
+    others = 0o077 if found.st_uid == os.geteuid() else 0o007
+    if stat.S_ISREG(found.st_mode) and found.st_mode & others:
+        logger.warning(
+            "%s: others may use the key in %r, whose mode is %04o: chmod 600, and make a new one if somebody has",
+            about,
+            str(path),
+            stat.S_IMODE(found.st_mode),
+        )
+
+
+def _require_access(path: Path, mode: int, *, about: str) -> int:
+    """Return the mode of what this user may use so, or raise."""
     try:
+        found = path.stat().st_mode
         if not os.access(path, mode):
-            path.stat()
             raise PermissionError(errno.EACCES, "this user may not read it")
+        return found
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise errors.ParameterError(f"{about}: cannot read {str(path)!r}: {why}") from error

@@ -16,7 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from .. import credentials, errors, texts
+from .. import credentials, errors, pipes, texts
 from . import token
 
 AEAD = "ECDHE+AESGCM:ECDHE+CHACHA20"
@@ -112,15 +112,20 @@ def receiver_security(parameters: credentials.TlsParameters) -> Security:
 
 def _context(kind: Any, parameters: credentials.TlsParameters, files: credentials.Files) -> ssl.SSLContext:
     context = _bare_context(kind, parameters.minimum)
-    try:
-        context.load_verify_locations(files.authority)
-    except OSError as error:  # SSLError is one
-        raise errors.ParameterError(f"TLS: {files.authority!r} holds no certificate of an authority") from error
-    if files.certificate is not None:
+    with pipes.in_a_file(files.authority, about="TLS") as authority:
         try:
-            context.load_cert_chain(files.certificate, files.key, _no_passphrase)
-        except OSError as error:
-            raise errors.ParameterError(f"TLS: {_why_not_loaded(files, error)}") from error
+            context.load_verify_locations(authority)
+        except OSError as error:  # SSLError is one
+            raise errors.ParameterError(f"TLS: {files.authority!r} holds no certificate of an authority") from error
+    if files.certificate is not None and files.key is not None:
+        with (
+            pipes.in_a_file(files.certificate, about="TLS") as certificate,
+            pipes.in_a_file(files.key, about="TLS") as key,
+        ):
+            try:
+                context.load_cert_chain(certificate, key, _no_passphrase)
+            except OSError as error:
+                raise errors.ParameterError(f"TLS: {_why_not_loaded(files, error)}") from error
     return context
 
 

@@ -11,21 +11,15 @@ import contextlib
 import errno
 import os
 import pathlib
-import select
 import stat
 import sys
-import time
 from collections.abc import Iterator
 
-from .. import errors
+from .. import errors, pipes
 from . import output
 
 MAX_NBYTES = 4096
 """What is read of a file; a token is shorter."""
-
-PIPE_SECONDS = 30.0
-"""How long whoever writes a token into a pipe may take."""
-
 
 def read(args: argparse.Namespace) -> str:
     """Return the token that a sender is to say, "" if none was asked for. Raises ParameterError. May ask."""
@@ -65,29 +59,12 @@ def _read_file(path: str) -> str:
             mode = os.fstat(fd).st_mode
             if stat.S_IMODE(mode) & 0o077:
                 raise errors.ParameterError(f"others may use the token in {path!r}: chmod 600, and make a new one")
-            if stat.S_ISFIFO(mode):
-                return _read_pipe(fd, path)
-            return os.read(fd, MAX_NBYTES).decode("ascii", "replace")
+            read_all = pipes.read if stat.S_ISFIFO(mode) else os.read
+            return read_all(fd, MAX_NBYTES).decode("ascii", "replace")
         finally:
             os.close(fd)
     except OSError as error:
         raise errors.ParameterError(f"--token-file {path!r}: {error.strerror or error}") from error
-
-
-def _read_pipe(fd: int, path: str) -> str:
-    """Read all that is written into a pipe, as by `<(pass show token)`; nobody waits for ever for who writes it."""
-    said, deadline = b"", time.monotonic() + PIPE_SECONDS
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    while len(said) < MAX_NBYTES:
-        if not poll.poll(max(0, deadline - time.monotonic()) * 1000):
-            why = f"nobody has written the token into this pipe within {PIPE_SECONDS:g} s"
-            raise errors.ParameterError(f"--token-file {path!r}: {why}")
-        piece = os.read(fd, MAX_NBYTES - len(said))
-        if not piece:
-            break
-        said += piece
-    return said.decode("ascii", "replace")
 
 
 def check_place(args: argparse.Namespace, *, is_needed: bool) -> None:

@@ -41,6 +41,7 @@ def check(uri: str, *, certificates: str | None = None, psk_file: str | None = N
     folder, keys = certificates or said.get("tls-certificates"), psk_file or said.get("tls-psk-file")
     if keys is not None:
         credentials.require_readable(Path(keys), about=repr(uri))
+        credentials.warn_of_readers(Path(keys), about=repr(uri))
     if folder is not None:
         _check_folder(Path(folder), uri, needs_authority=not is_mended(version))
     elif keys is None and not is_mended(version) and not _has_usual_authority():
@@ -50,6 +51,8 @@ def check(uri: str, *, certificates: str | None = None, psk_file: str | None = N
 
 def _check_folder(folder: Path, uri: str, *, needs_authority: bool) -> None:
     there = credentials.found_in(folder, "client", about=repr(uri), advice=GIVE)
+    if "client-key.pem" in there:
+        credentials.warn_of_readers(folder / "client-key.pem", about=repr(uri))
     if AUTHORITY not in there and (needs_authority or not there):
         raise errors.ParameterError(f"{uri!r}: there is no {AUTHORITY} in {str(folder)!r}: {GIVE}")
 

@@ -26,9 +26,9 @@ import tls_links
 from tls_links import TIMEOUT
 
 import blkmig
-from blkmig import channel, errors, events
+from blkmig import channel, errors, events, pipes
 from blkmig.channel import handshakes, token
-from blkmig.cli import main, tokens
+from blkmig.cli import main
 
 pytest.importorskip("cryptography", reason="a token needs the package cryptography")
 
@@ -237,14 +237,14 @@ def test_words_about_tokens_that_make_no_sense(source: Path, tmp_path: Path, cap
     (tmp_path / "open").chmod(0o644)
     (tmp_path / "empty").touch(0o600)
     os.mkfifo(tmp_path / "pipe", 0o600)
-    monkeypatch.setattr(tokens, "PIPE_SECONDS", 0.01)
+    monkeypatch.setattr(pipes, "SECONDS", 0.01)
     monkeypatch.setattr("sys.stdin", (tmp_path / "empty").open())
     for words, why in (
         (["--token-file", f"{tmp_path}/open"], "others may use the token"),
         (["--token-file", f"{tmp_path}/none"], "No such file"),
         (["--token-file", f"{tmp_path}/empty"], "the token is missing"),
         (["--token-file", "-"], "the token is missing"),
-        (["--token-file", f"{tmp_path}/pipe"], "nobody has written the token into this pipe"),
+        (["--token-file", f"{tmp_path}/pipe"], "nobody has written all of it into this pipe"),
         (["--token", "--token-file", "-"], "say one of them"),
     ):
         assert main(["send", *words, str(source), "tls:localhost:1"]) == 2

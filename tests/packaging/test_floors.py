@@ -26,6 +26,7 @@ FLOORS = {
     "paths": 1,
     "networks": 1,
     "params": 1,
+    "pipes": 1,
     "settings": 1,
     "stats": 1,
     "events": 1,

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import pytest
 import tls
 
 import blkmig
-from blkmig import channel, errors
+from blkmig import channel, errors, pipes
 from blkmig.channel import tls as channel_tls
+from blkmig.nbd import tls as nbd_tls
 
 peers.require("openssl")
 
@@ -102,6 +105,67 @@ def test_a_key_with_a_passphrase_asks_nobody(pki: Path, tmp_path: Path) -> None:
         listen(pki, key=secret)
     assert "hush" not in str(caught.value)
     assert secret.read_text().splitlines()[1] not in repr(caught.value)
+
+
+@pytest.mark.parametrize("what", ["authority", "certificate", "key"])
+def test_files_that_come_through_pipes(what: str, pki: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by <(pass show key): whoever writes has half a minute."""
+    name = {"authority": "ca-cert.pem"}.get(what, f"server-{what.removesuffix('ificate')}.pem")
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=[(pki / name).read_bytes()])
+    writer.start()
+    listen(pki, **{what: tmp_path / "pipe"})
+    writer.join()
+    monkeypatch.setattr(pipes, "SECONDS", 0.01)
+    for start in (listen, connect):
+        with pytest.raises(errors.ParameterError, match="nobody has written all of it into this pipe"):
+            start(pki, **{what: tmp_path / "pipe"})
+
+
+@pytest.mark.parametrize("name", ["ca-cert.pem", "client-cert.pem", "client-key.pem"])
+def test_what_is_no_file_is_not_opened(name: str, pki: Path, tmp_path: Path) -> None:
+    """A library would wait for a pipe for ever; a device has no end."""
+    folder = tmp_path / "pki"
+    shutil.copytree(pki, folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    for check in (connect, lambda folder: nbd_tls.check("nbds://h", certificates=str(folder), version=(1, 24, 0))):
+        with pytest.raises(errors.ParameterError, match=f"{name}' is no file"):
+            check(folder)
+    for other in ("/dev/zero", tmp_path):
+        with pytest.raises(errors.ParameterError, match="is no file and no pipe"):
+            connect(pki, key=other)
+    with pytest.raises(errors.ParameterError, match="is no file"):
+        nbd_tls.check("nbds://h", psk_file=str(folder / name), version=(1, 24, 0))
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_mine", "warns"),
+    [
+        *((0o600, True, False), (0o400, True, False), (0o644, True, True), (0o640, True, True), (0o604, True, True)),
+        *((0o640, False, False), (0o644, False, True)),
+    ],
+)
+def test_a_key_that_others_may_read_is_told(
+    mode: int, is_mine: bool, warns: bool, pki: Path, tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is used nevertheless, as QEMU does; the group of a key that is another user's is his matter, as for ssh."""
+    folder = tmp_path / "pki"
+    shutil.copytree(pki, folder)
+    for key in ("client-key.pem", "server-key.pem"):
+        (folder / key).chmod(mode)
+    if not is_mine:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    psk = tls.make_psk(tmp_path / "psk", "alice")
+    psk.chmod(mode)
+    for check in (
+        *(listen, connect),
+        lambda folder: nbd_tls.check("nbds://h", certificates=str(folder), version=(1, 24, 0)),
+        lambda _: nbd_tls.check("nbds://h", psk_file=str(psk), version=(1, 24, 0)),
+    ):
+        caplog.clear()
+        check(folder)
+        assert caplog.text.count(f"whose mode is {mode:04o}: chmod 600") == warns
 
 
 @pytest.mark.parametrize("uri", ["tcp:localhost:1", "unix:/x", "file:/x", "-"])
