@@ -31,6 +31,11 @@ def hidden_name(name: str, suffix: str) -> str:
     return f".{os.fsdecode(os.fsencode(name)[:room])}-{digest}{suffix}"
 
 
+def is_hidden_name(name: str, suffix: str) -> bool:
+    """Return whether a file of this name may be one of those."""
+    return name.startswith(".") and name.endswith(suffix) and len(name) > len(suffix) + 1
+
+
 class Folder:
     """The folder at `path`. Every call raises :class:`OSError`; `close` may be called twice."""
 

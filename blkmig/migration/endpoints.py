@@ -14,10 +14,12 @@ file, so a stream, or a target, in the very file that some server exports cannot
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 
 from .. import disk, errors
 from ..disk import identity
+from ..files import folder, partial, sessionfile
 from . import displays, streamfile
 
 
@@ -38,6 +40,8 @@ class Sources:
         """
         self._read = [(backend.name, file.as_it_is_now()) for backend in self._disks for file in backend.files]
         output = streamfile.known_file(self._uri, writing=True)
+        if output is not None:
+            _check_is_free("the stream", output)
         self._check_mark()
         for name, file in self._read:
             if output is not None and identity.is_same(file, output):
@@ -137,6 +141,8 @@ class Targets:
         Raises :class:`~blkmig.errors.ParameterError`.
         """
         written, read = list(written), list(read)
+        for file in written:
+            _check_is_free(label, file)
         for other, known in (*self._written, *self._read, *((f"the base of {label}", base) for base in read)):
             _check_is_not_mark(mark, label, other, known)
         for other, known in self._marks:
@@ -154,6 +160,16 @@ class Targets:
                     raise _same(label, file, other, known)
         self._written += [(label, file) for file in written]
         self._read += [(f"the base of {label}", file) for file in read]
+
+
+def _check_is_free(label: str, file: identity.KnownFile) -> None:
+    """Refuse to write `label` at a name that belongs to the migration of another disk, which makes and removes it."""
+    for name in (os.path.basename(file.path), os.path.basename(os.path.realpath(file.path))):  # noqa: PTH119
+        if any(folder.is_hidden_name(name, suffix) for suffix in (sessionfile.SUFFIX, partial.SUFFIX)):
+            raise errors.ParameterError(
+                f"{label} cannot be at {file.path!r}: a name like {name!r} is that of what blkmig makes beside another "
+                "disk while it arrives or moves, and removes: say another one"
+            )
 
 
 def _check_is_not_mark(mark: identity.KnownFile | None, label: str, other: str, known: identity.KnownFile) -> None:

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Names of files that blkmig makes beside a disk are no names for disks and streams: that is told before the first
+byte."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import blkmig
+from blkmig import errors
+
+NAMES = [".x.raw.blkmig", ".x.raw.blkmig-partial", ".x.raw.source.blkmig", ".x-0123456789abcdef.blkmig"]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Path:
+    (tmp_path / "a.raw").write_bytes(b"a" * 4096)
+    return tmp_path / "a.raw"
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_target(tmp_path: Path, name: str, is_there: bool) -> None:
+    """Alone, and beside the disk of which it is the session file: that failed when everything had come."""
+    if is_there:
+        (tmp_path / name).write_bytes(b"a" * 4096)
+    for targets in ({"b": tmp_path / name}, {"a": tmp_path / "x.raw", "b": tmp_path / name}):
+        with pytest.raises(errors.ParameterError, match="say another one"):
+            blkmig.IncomingMigration(f"unix:{tmp_path}/s", targets).__enter__()
+    assert [path.name for path in tmp_path.iterdir()] == [name] * is_there
+
+
+def test_a_link_to_one(tmp_path: Path) -> None:
+    (tmp_path / NAMES[0]).write_bytes(b"a" * 4096)
+    (tmp_path / "b.raw").symlink_to(NAMES[0])
+    with pytest.raises(errors.ParameterError, match="say another one"):
+        blkmig.receive(f"unix:{tmp_path}/s", {"b": tmp_path / "b.raw"})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_stream(tmp_path: Path, disk: Path, name: str) -> None:
+    with pytest.raises(errors.ParameterError, match="say another one"):
+        blkmig.send([disk], f"file:{tmp_path}/{name}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.raw"]
+
+
+@pytest.mark.parametrize("name", ["x.blkmig", ".x.raw", ".blkmig", "blkmig-partial"])
+def test_other_names_are_free(tmp_path: Path, disk: Path, name: str) -> None:
+    blkmig.send([disk], f"file:{tmp_path}/s")
+    blkmig.receive(f"file:{tmp_path}/s", {"a": tmp_path / name})
+    assert (tmp_path / name).read_bytes() == disk.read_bytes()
