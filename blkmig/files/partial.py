@@ -7,8 +7,11 @@ The mark is a second name in the same folder. A new file has no other one until 
     publish, sync    .vda.raw.blkmig-partial = vda.raw      complete: a hard link, which never replaces a file
     confirm, sync                              vda.raw      the other end has its word
 
+What the other end has handed over for good needs no mark any more, for a session file says so: then `publish` removes
+it, and one sync brings both names to stable storage.
+
 An empty file that somebody has prepared keeps its name, owner and mode, and has the mark beside it from the beginning
-to the confirmation. So a file that is half made, or whose word was never given, is known by its mark for good: the next
+to that moment. So a file that is half made, or whose word was never given, is known by its mark for good: the next
 run finds it unlocked, because the lock ends with whoever held it, and begins again: with the same file, whose contents
 are dropped, unless the migration resumes the earlier one (`take_up`).
 
@@ -230,8 +233,9 @@ class Partial:
             if not os.path.samestat(there, self._replaced):
                 raise FileExistsError(errno.EEXIST, "somebody else has replaced it meanwhile")
 
-    def publish(self) -> None:
-        """Give it its name; its contents are on stable storage, and `sync` brings the name there."""
+    def publish(self, *, for_good: bool = False) -> None:
+        """Give it its name, and with `for_good` no mark any more; its contents are on stable storage, and `sync` brings
+        the names there."""
         self.check()
         if self._replaced is not None:
             look_like(self.fd, self._replaced)
@@ -239,6 +243,9 @@ class Partial:
         elif not self._is_in_place:
             self._place.give_name(self.mark, self.name)
         self._state = "published"
+        if for_good:
+            with contextlib.suppress(OSError):  # it has its name: `confirm` tries again, and raises
+                self._place.unlink(self.mark, self.fd)
 
     def sync(self) -> None:
         """Return when the names of the folder are on stable storage: of many files, let all get theirs before."""
@@ -254,12 +261,14 @@ class Partial:
         """Have `discard` leave it as it is, whatever its name: it may be the only owner's disk, or is to be resumed."""
         self._is_kept = True
 
-    def confirm(self) -> None:
-        """Remove the mark: it is complete, and the other end knows."""
+    def confirm(self) -> bool:
+        """Remove the mark: it is complete, and the other end knows. Return whether that has changed a name."""
+        had_mark = False
         if self._state == "published":
             self._state = "gone"
-            self._place.unlink(self.mark, self.fd)
+            had_mark = self._place.unlink(self.mark, self.fd)
         self._close()
+        return had_mark
 
     def discard(self, *, withdraw: bool) -> bool:
         """Leave nothing of it, unless it is to be kept, and an empty file empty again; return whether it was so.

@@ -69,7 +69,8 @@ class MadeTargets:
     def give_names(self) -> dict[str, errors.MigrationError]:
         """Give every file its name, on stable storage; return why those that did not get theirs did not, by label."""
         nameless: dict[str, errors.MigrationError] = {}
-        for give in (sources.TargetFile.publish, sources.TargetFile.sync):  # the first flush makes the others quick
+        publish = functools.partial(sources.TargetFile.publish, for_good=True)
+        for give in (publish, sources.TargetFile.sync):  # the first flush makes the others quick
             for target in self._targets:
                 try:
                     give(target)
@@ -88,9 +89,9 @@ class MadeTargets:
         """Take note that everything stays."""
         self.is_whole = True
         self.folders.clear()
-        for target in self._targets:
-            target.confirm()
-        self._sync()
+        had_marks = [target.confirm() for target in self._targets]
+        if any(had_marks):
+            self._sync()
 
     def discard(self, exc: BaseException | None, came: Mapping[sources.TargetFile | None, block.BlkLoadDevice]) -> None:
         """Remove what does not stay after a body that has raised `exc`, and note it there.

@@ -253,11 +253,11 @@ class TargetFile:
             with self._failing("complete"):
                 self._partial.check()
 
-    def publish(self) -> None:
-        """Give the new file its name."""
+    def publish(self, *, for_good: bool = False) -> None:
+        """Give the new file its name; with `for_good` nothing but a session file can say any more that it is not."""
         with self._failing("complete"):
             if self._partial is not None:
-                self._partial.publish()
+                self._partial.publish(for_good=for_good)
             self.reuse.end()
 
     def sync(self) -> None:
@@ -271,11 +271,10 @@ class TargetFile:
         if self._partial is not None:
             self._partial.keep()
 
-    def confirm(self) -> None:
-        """Take note that the other end knows that the disk is complete: nothing takes it back any more."""
-        if self._partial is not None:
-            with self._failing("close"):
-                self._partial.confirm()
+    def confirm(self) -> bool:
+        """Take note that nothing takes it back any more: the other end knows. Return whether a name has changed."""
+        with self._failing("close"):
+            return self._partial is not None and self._partial.confirm()
 
     def discard(self, *, withdraw: bool, is_written: bool = True) -> bool:
         """Release everything, and remove a new file that is not complete; return whether a new file was removed.

@@ -13,7 +13,9 @@ import pytest
 import blkmig
 from blkmig import _core, block, errors, savevm, stats
 from blkmig.cli import wording
+from blkmig.files import folder
 from blkmig.migration import announcement, loading
+from blkmig.savevm import commands
 
 MIB = lab.MIB
 
@@ -105,6 +107,34 @@ def test_a_move_keeps_out_of_its_pause_what_does_not_belong_there(tmp_path: Path
     assert blkmig.send([source], source.receiver.uri, writers_after="refuse").status == "completed"
     assert source.said == ["held, nothing left", "noted", "refused"]
     assert source.target.contents == source.contents
+
+
+@pytest.mark.parametrize("is_prepared", [False, True])
+def test_a_disk_that_was_taken_needs_nothing_on_storage_behind_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_prepared: bool
+) -> None:
+    """The source's writers and the target's user wait for it: its one name is on stable storage with the word."""
+    target = tmp_path / "d.raw"
+    if is_prepared:
+        target.touch()
+    syncs: list[str] = []
+    sync, done = folder.Folder.sync, commands.Commands.done
+
+    def syncing(place: folder.Folder) -> None:
+        syncs.append("sync")
+        sync(place)
+
+    def saying_done(*said: Any) -> None:
+        syncs.append(f"DONE of {sorted(entry.name for entry in tmp_path.iterdir() if entry.is_file())}")
+        done(*said)
+
+    monkeypatch.setattr(folder.Folder, "sync", syncing)
+    monkeypatch.setattr(commands.Commands, "done", saying_done)
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": target})
+    blkmig.send([blkmig.MemoryBackend(bytearray(b"x" * MIB), name="d")], receiver.uri, writers_after="refuse")
+    assert receiver.result().status == "completed"
+    assert syncs[-1] == "DONE of ['.d.raw.blkmig', 'd.raw']"
+    assert "sync" in syncs
 
 
 class Recorded:
