@@ -8,7 +8,7 @@
 
     where the target cannot do that, as a QEMU:
     a copy    last blocks ─ check ─ RELEASE ─ the stream's end ─ the target's word
-    a move    last blocks ─ PING, check, PONG ─ the stream's end ─ the target's word ─ REFUSE
+    a move    last blocks ─ PING, note, check, PONG ─ the stream's end ─ the target's word ─ REFUSE
 
 A blkmig of the first edition has FLUSH and READY in the place of PING and PONG. The move of a section ``blkmig`` sends
 a FLUSH before its pause, too, so that the target has little to flush in it.
@@ -219,7 +219,7 @@ class Ending:
             self._send_end()
         else:
             # What other sections have to say belongs to the moment at which the writers stand still.
-            held.begin_end(moves=False)
+            held.begin_end()
             self._send_end()
             self._connection.f.flush()
             self._figures.stats.downtime = held.release()
@@ -228,9 +228,10 @@ class Ending:
 
     def _end_a_move(self, held: pause.Pause) -> None:
         self._questions.begin_barrier(self._savevm)
+        held.leave_note()  # beside the target's answer
         self._check_last_round(held)
         self._questions.end_barrier()
-        held.begin_end(moves=True)
+        held.begin_end()
         self._send_end()
         self._send_eof()
         held.end_has_left()

@@ -7,8 +7,8 @@
                  │       │  the last blocks, as PART
                  └───────┴─ the bound passes ──► given up: the writers go on, back to rounds
 
-    a move    holding ─ held ────── begin_end ─ ending ──── end_has_left ─ left ──── refuse ──► over
-                            PART, PING, PONG        END, EOF                the target's word
+    a move    holding ─ held ─ leave_note ─ held ─ begin_end ─ ending ── end_has_left ─ left ─ refuse ──► over
+                            PART, PING, PONG             END, EOF               the target's word
 
     in four messages    held ─ leave_note ─ held ─ begin_commit ─ left ─ refuse ──► over
                                END, READY          COMMIT, DONE
@@ -155,15 +155,15 @@ class Pause:
             self.downtime = self._clock() - self._held_at
         return self.downtime
 
-    def begin_end(self, *, moves: bool) -> None:
-        """Take note that what follows cannot be taken back: the end of the stream. Raises GivenUp."""
-        if moves:
-            self.leave_note()
+    def begin_end(self) -> None:
+        """Take note that what follows cannot be taken back: the end of the stream, of a move after `leave_note`. Raises
+        GivenUp."""
         self._change("ending")
 
     def leave_note(self) -> None:
-        """Have the disks leave their notes that the target may own them soon, while there is time for it: before
-        `begin_commit`. Whoever lets the writers go on removes them. Raises GivenUp."""
+        """Have the disks leave their notes that the target may own them soon, while there is time for it: before they
+        are asked for the last time whether nobody has written, which waits for the notes. Whoever lets the writers go
+        on removes them. Raises GivenUp."""
         with self._lock:
             self.check()
             for backend in self._disks:  # each of them, whatever the first one says

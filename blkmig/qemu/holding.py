@@ -70,15 +70,17 @@ class Holding:
             self._is_synced = True
 
     def about_to_move(self) -> bool:
-        """Mark that the target may own the disks soon, as `Writers.about_to_move`; whether nobody has written is what
-        QEMU will be asked next."""
+        """Begin to mark that the target may own the disks soon, as `Writers.about_to_move`; whether nobody has written
+        is what QEMU will be asked next, and `sync` waits for both."""
         moves = self._writers.about_to_move()
         if self._held and self._is_synced:
             self._sync.ask_for_quiet()
         return moves
 
     def _check_quiet(self) -> None:
-        self._writers.check_nobody_writes(self._sync.check_quiet())
+        facts = self._sync.check_quiet()
+        self._writers.await_mark()
+        self._writers.check_nobody_writes(facts)
 
     def release(self, number: int, *, refuse: bool) -> None:
         """Release the writers of all disks at the last call, or keep them held if one call said `refuse`."""

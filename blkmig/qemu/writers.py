@@ -51,6 +51,7 @@ class Writers:
         self.may_have_moved = False
         """The end of a move has left, and no release has followed: the target may own the disks."""
 
+        self._marking: qmp.Command | None = None
         self.is_in_doubt = False
         """Whether the target may own the disks, and nobody knows. Then nothing is undone, and the marks stay."""
 
@@ -177,10 +178,17 @@ class Writers:
         """Raise if it is known that the writers cannot be held any more."""
 
     def about_to_move(self) -> bool:
-        """Mark that the end of a move's stream leaves; see :meth:`~blkmig.BlockBackend.about_to_move`."""
-        self._marks.add(marks.MOVED)
+        """Begin to mark that the end of a move's stream leaves; see :meth:`~blkmig.BlockBackend.about_to_move`."""
+        self._marking = self._marks.start_adding(marks.MOVED) or self._marking
         self.may_have_moved = True
         return True
+
+    def await_mark(self) -> None:
+        """Return when the mark that `about_to_move` has begun is there. QEMU has run it before what it was asked since.
+        """
+        marking, self._marking = self._marking, None
+        if marking is not None:
+            marking.result()
 
     def close(self) -> None:
         """Undo what `prepare` did in QEMU."""

@@ -14,10 +14,10 @@ import pytest
 from qemu_disks import SIZE, daemon_exports, make_image, opened, stress, write
 from qemu_disks import daemon as daemon
 from qemu_disks import folder as folder
-from storage_daemon import MiB, StorageDaemon
+from storage_daemon import MiB, StorageDaemon, image_options
 
 from blkmig import errors, qemu
-from blkmig.qemu import objects, qmp, watch
+from blkmig.qemu import marks, objects, qmp, watch
 
 peers.require("qemu-storage-daemon", "qemu-img", "qemu-io")
 
@@ -88,6 +88,61 @@ def test_a_write_after_the_question_was_read_is_noticed(
         assert gates[-1].is_shut
         with pytest.raises(errors.DeviceError, match="was written while its writers were held"):
             disk.sync_dirty()
+
+
+def test_the_mark_of_a_move_is_there_before_the_end_may_leave(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All disks of a QEMU have one, and the last look at any of them waits for it."""
+    results: list[qmp.Command] = []
+    result = qmp.Command.result
+
+    def noting(command: qmp.Command, wait: float | None = None) -> Any:
+        results.append(command)
+        return result(command, wait)
+
+    images = [*image_options(make_image(folder, "raw", "one")), *image_options(make_image(folder, "raw", "two"), "two")]
+    with StorageDaemon(folder, *images) as daemon, opened(daemon) as disks:
+        for disk in disks:
+            disk.create_dirty_bitmap(MiB)
+            disk.hold_writers()
+        for disk in disks:
+            disk.sync_dirty()
+        started: list[qmp.Command | None] = []
+        start_adding = marks.Marks.start_adding
+
+        def starting(own: marks.Marks, mark: str) -> qmp.Command | None:
+            started.append(start_adding(own, mark))
+            return started[-1]
+
+        with monkeypatch.context() as watched:
+            watched.setattr(marks.Marks, "start_adding", starting)
+            watched.setattr(qmp.Command, "result", noting)
+            assert all(disk.about_to_move() for disk in disks)
+            assert not results, "beside what the target does meanwhile"
+            disks[0].sync_dirty()
+        assert started[0] in results
+        assert started[1:] == [None]
+        made = disks[0].session.qmp.execute("qom-list", {"path": "/objects"})
+        assert any(entry["name"].endswith("-moved") for entry in made)
+        for disk in disks:
+            disk.release_writers()
+
+
+def test_a_mark_that_cannot_be_made_keeps_a_move_from_its_end(
+    daemon: StorageDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(daemon) as [disk]:
+        disk.create_dirty_bitmap(MiB)
+        disk.hold_writers()
+        disk.sync_dirty()
+        connection = disk.session.qmp
+        refused = connection.start("object-add", {"qom-type": "no-such-type", "id": "m"})
+        with monkeypatch.context() as patched:
+            patched.setattr(marks.Marks, "start_adding", lambda *_: refused)
+            assert disk.about_to_move()
+        with pytest.raises(qmp.QmpError, match="no-such-type"):
+            disk.sync_dirty()
+        disk.release_writers()
+        assert write(daemon, "write 0 512")
 
 
 @contextlib.contextmanager

@@ -39,6 +39,7 @@ disk.hold_writers()
 disk.sync_dirty()
 if "moving" in sys.argv:
     disk.about_to_move()
+    disk.sync_dirty()  # as before anything can leave
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
