@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What it takes to verify: a file to a file over loopback TCP, with and without ``--verify``, and what must be done.
 
-The last is reading both files from their storage, and BLAKE3 over them, by two threads. Nobody writes meanwhile. Other
-groups show the same over a link of 1 Gbit/s, and how long the pause is under a writer, with disks of two sizes.
+The last is reading both files from their storage, and BLAKE3 over them, by two threads. Nobody writes meanwhile. Where
+the storage is in memory, it is not what takes the time. Other groups show the same over a link of 1 Gbit/s, and how
+long the pause is under a writer, with disks of two sizes.
 """
 
 import dataclasses
 import functools
+import pathlib
+import shutil
+import tempfile
 import threading
 import time
 
+import pytest
 from harness import images, inside, network
 
 import blkmig
@@ -19,17 +24,21 @@ ALLOWANCE = 0.005
 """Seconds by which the pause of a large disk may be longer than that of a small one."""
 
 
+MEMORY = pathlib.Path("/dev/shm")
+
+
 def test_loopback(ratio, arena):
     """2 GiB of random data: at most three times as long, and hardly longer than what must be read and hashed."""
-    source = arena.random_image(64 * images.MiB if arena.quick else 2 * images.GiB)
-    job = arena.job(source, link="tcp")
-    arena.create_target(job)
-    sides = {
-        "verified": lambda: move(source, job.target, verify=True),
-        "not verified": lambda: move(source, job.target, verify=False),
-        "read and hashed": lambda: read_and_hash(source, job.target),
-    }
-    ratio(sides, group="2 GiB random, TCP, verified", min_rounds=5, max_rounds=7)
+    ratio(sides_of(arena), group="2 GiB random, TCP, verified", min_rounds=5, max_rounds=7)
+
+
+def test_memory(ratio, arena):
+    """The same where the storage is as quick as memory: at most three times as long."""
+    if not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < 6 * images.GiB:
+        pytest.skip(f"{MEMORY} is not there, or has no room for two disks")
+    with tempfile.TemporaryDirectory(prefix="blkmig-bench-", dir=MEMORY) as folder:
+        sides = sides_of(dataclasses.replace(arena, folder=pathlib.Path(folder)))
+        ratio(sides, group="2 GiB random, TCP, verified in memory", min_rounds=5, max_rounds=7)
 
 
 def test_gigabit(ratio, arena):
@@ -59,6 +68,18 @@ def test_pause(ratio, arena):
 
     sides = {**runs, "64 MiB + 5 ms": with_allowance}
     ratio(sides, group="pause, 20 MB/s of 4 KiB, verified", min_rounds=7, max_rounds=7, max_time=600.0)
+
+
+def sides_of(arena):
+    """Return who copies a disk with and without proof, and who does what must be done for the proof alone."""
+    source = arena.random_image(64 * images.MiB if arena.quick else 2 * images.GiB)
+    job = arena.job(source, link="tcp")
+    arena.create_target(job)
+    return {
+        "verified": lambda: move(source, job.target, verify=True),
+        "not verified": lambda: move(source, job.target, verify=False),
+        "read and hashed": lambda: read_and_hash(source, job.target),
+    }
 
 
 def written(arena, size):
