@@ -274,7 +274,7 @@ class IncomingParameters:
             raise errors.ParameterError(f"delta must map names of disks to old copies, not {self.delta!r}")
         object.__setattr__(self, "delta", {name: paths.check("an old copy", old) for name, old in self.delta.items()})
         if self.compares and self.incremental:
-            raise errors.ParameterError("only the top layers come: leave out incremental, or delta and in_place")
+            raise errors.ParameterError("only the top layers come: leave out --incremental, or --delta and --in-place")
         settings.set_networks(self)
         if self.accept_timeout is not None:
             settings.set_number(self, "accept_timeout", 0, 1e9)

@@ -32,15 +32,15 @@ def check_tls(parameters: Any) -> None:
 def check_resume(parameters: Any) -> None:
     """Raise :class:`~blkmig.errors.ParameterError` for what cannot go on where an earlier migration has ended."""
     against = {
-        "delta=False": not parameters.delta,
-        "shared_base": parameters.shared_base,
-        'format="block"': parameters.format == "block",
-        "return_path=False": not parameters.return_path,
-        "a QEMU": parameters.is_for_qemu,
+        "--no-delta (delta=False)": not parameters.delta,
+        "--incremental (shared_base)": parameters.shared_base,
+        "--format=block": parameters.format == "block",
+        "--no-return-path (return_path=False)": not parameters.return_path,
+        "a QEMU (--qemu, --machine)": parameters.is_for_qemu,
     }
     for what, is_said in against.items():
         if parameters.resume and is_said:
-            raise errors.ParameterError(f"resume compares what a blkmig holds, so it does not go with {what}")
+            raise errors.ParameterError(f"--resume compares what a blkmig holds, so it does not go with {what}")
 
 
 def set_folder(parameters: Any) -> None:

@@ -55,7 +55,6 @@ _HINTS = {
     errno.EADDRINUSE: "another program listens there already",
     errno.EADDRNOTAVAIL: "this machine does not have that address",
     errno.ENOTSOCK: "there is a file of that name which is not a socket",
-    errno.EMFILE: "too many files are open in this process: see ulimit -n",
     errno.EHOSTUNREACH: "check the address and the firewall",
     errno.ENETUNREACH: "check the address and the routes",
 }

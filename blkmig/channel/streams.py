@@ -173,13 +173,16 @@ def _open_fd(connection: link.Link, given_fd: int, *, writing: bool) -> link.Tra
 
 def _check_fd(connection: link.Link, given_fd: int, *, writing: bool) -> None:
     try:
-        access = fcntl.fcntl(given_fd, fcntl.F_GETFL) & os.O_ACCMODE
+        flags = fcntl.fcntl(given_fd, fcntl.F_GETFL)
     except OSError as error:
         why = f"descriptor {given_fd} is not open in this process; whoever starts it must pass it on"
         raise errors.ChannelError("opening", uri=connection.uri, cause=OSError(error.errno, why)) from error
-    if access not in (os.O_RDWR, os.O_WRONLY if writing else os.O_RDONLY):
+    if flags & os.O_ACCMODE not in (os.O_RDWR, os.O_WRONLY if writing else os.O_RDONLY):
         why = f"descriptor {given_fd} is not open for {'writing' if writing else 'reading'}"
         raise errors.ChannelError("opening", uri=connection.uri, cause=OSError(errno.EBADF, why))
+    if flags & os.O_DIRECT:
+        why = "was opened with O_DIRECT, which takes nothing but whole blocks: open it without"
+        raise errors.ParameterError(f"{connection.uri}: descriptor {given_fd} {why}")
     if os.isatty(given_fd):
         raise errors.ParameterError(
             f"{connection.uri}: a stream of disk blocks does not go over a terminal; redirect it to a file or a pipe"

@@ -152,8 +152,8 @@ def parse_uri(uri: str) -> Address:
 def check_tls(address: Address, parameters: credentials.TlsParameters | None) -> None:
     """Refuse TLS that would be left out, and an address of TLS without certificates."""
     if parameters is not None and not isinstance(address, TlsAddress):
-        raise errors.ParameterError(f"{address} has no TLS, and certificates were said: say tls:HOST:PORT, or leave "
-                                    "them out")  # fmt: skip
+        what = "a token was said" if parameters.token else "certificates were said"
+        raise errors.ParameterError(f"{address} has no TLS, and {what}: say tls:HOST:PORT, or leave that out")
     if parameters is None and isinstance(address, TlsAddress):
         from .. import credentials
 

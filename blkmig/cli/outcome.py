@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Sequence
 
 from .. import errors
+from ..errors import base
 from ..migration import displays
 from . import logfile, output, parser, signals, standard
 
@@ -60,7 +61,9 @@ def report(error: BaseException, signal_number: int | None) -> int:
             return output.print_error(error, error.exit_code)
         case OSError():
             where = "" if error.filename is None else f"{error.filename!r}: "
-            return output.print_error(error, EXIT_FAILED, message=f"{where}{error.strerror or error}")
+            hint = base.advice(error)
+            what = f"{where}{error.strerror or error}{hint and '; '}{hint}"
+            return output.print_error(error, EXIT_FAILED, message=what)
         case MemoryError():
             return output.print_error(error, EXIT_FAILED, message="there is not enough memory")
         case _:

@@ -4,9 +4,14 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
-from .. import credentials
+from .. import credentials, params
+from ..channel import uri
 from . import arguments, tokens
+
+TO_BE_READ = "?"
+"""Stands for a token until that is read."""
 
 EXPOSED = (
     "anybody who reaches {uri} can write these targets, until a source has connected: listen at an address that only "
@@ -54,20 +59,29 @@ def add_options(parser: argparse.ArgumentParser, end: credentials.End) -> None:
     parser.add_argument("--insecure", action="store_true", help=trusts)
 
 
+def with_tls(parameters: params.MigrationParameters, args: argparse.Namespace) -> params.MigrationParameters:
+    """Return `parameters` with what the options say of TLS: the last one, for it may ask for a token."""
+    return dataclasses.replace(parameters, tls=parameters_of(args))
+
+
 def parameters_of(args: argparse.Namespace) -> credentials.TlsParameters | None:
     """Return what the options say of TLS, None if they say nothing."""
     hostname, allowed = getattr(args, "tls_hostname", None), getattr(args, "allow_peer", None)
     said = (args.tls_certificates, args.tls_ca, args.tls_cert, args.tls_key, hostname, allowed)
-    token = tokens.read(args) if hasattr(args, "token") else ""
-    if not token and all(value is None for value in said) and args.tls_min == "1.3":
+    is_asked = hasattr(args, "token") and tokens.is_asked(args)
+    if not is_asked and all(value is None for value in said) and args.tls_min == "1.3":
         return None
-    return credentials.TlsParameters(
+    found = credentials.TlsParameters(
         certificates=args.tls_certificates,
         authority=args.tls_ca,
         certificate=args.tls_cert,
         key=args.tls_key,
         hostname=hostname or "",
-        token=token,
+        token=TO_BE_READ * is_asked,
         minimum=args.tls_min,
         allowed_peers=tuple(allowed or ()),
     )
+    if is_asked:  # nobody is asked for one that is of no use
+        uri.check_tls(uri.parse_uri(args.uri), found)
+        found = dataclasses.replace(found, token=tokens.read(args))
+    return found

@@ -190,7 +190,7 @@ def check_whole_vm(disks: list[disk.BlockBackend]) -> set[Any]:
 def parameters_of(args: argparse.Namespace) -> params.MigrationParameters:
     """Return the parameters that the options ask for."""
     is_whole_vm = args.switchover == "pause-before"
-    return arguments.parameters_of(
+    said = arguments.parameters_of(
         args,
         params.MigrationParameters,
         switchover="manual" if is_whole_vm else "auto",
@@ -198,8 +198,8 @@ def parameters_of(args: argparse.Namespace) -> params.MigrationParameters:
         shared_base=args.incremental,
         digests=args.verify,
         machine_compat=machine_compat(args.machine),
-        tls=security.parameters_of(args),
     )
+    return security.with_tls(said, args)
 
 
 def machine_compat(machine: str) -> params.MachineCompat | None:

@@ -21,14 +21,17 @@ from . import output
 MAX_NBYTES = 4096
 """What is read of a file; a token is shorter."""
 
-def read(args: argparse.Namespace) -> str:
-    """Return the token that a sender is to say, "" if none was asked for. Raises ParameterError. May ask."""
+def is_asked(args: argparse.Namespace) -> bool:
+    """Return whether a sender is to say a token. Raises ParameterError."""
     if args.token and args.token_file is not None:
         raise errors.ParameterError("--token asks for the token, and --token-file reads it: say one of them")
+    return args.token or args.token_file is not None
+
+
+def read(args: argparse.Namespace) -> str:
+    """Return the token that a sender is to say. Raises ParameterError. May ask."""
     if args.token:
         return _required(_ask())
-    if args.token_file is None:
-        return ""
     return _required(sys.stdin.readline(MAX_NBYTES) if args.token_file == "-" else _read_file(args.token_file))
 
 

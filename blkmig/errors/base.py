@@ -10,7 +10,12 @@ from typing import ClassVar
 
 from .. import portable
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_ADVICE = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there",
+    errno.EMFILE: "more files than this process may have open: see ulimit -n",
+    errno.ENFILE: "more files than this machine may have open: see sysctl fs.file-max",
+}
 
 
 class MigrationError(portable.Portable, Exception):
@@ -52,7 +57,7 @@ class NoThread(MigrationError, RuntimeError):
 
 def advice(cause: OSError | str) -> str:
     """Return what to do about a system's error; "" where its own text says it."""
-    return "make room there" if isinstance(cause, OSError) and cause.errno in _FULL else ""
+    return _ADVICE.get(cause.errno or 0, "") if isinstance(cause, OSError) else ""
 
 
 @contextlib.contextmanager

@@ -220,8 +220,7 @@ class QmpConnection:
         except QmpTimeout as error:
             raise QmpTimeout("connect", device=self.device, cause=qmperrors.NO_GREETING.format(wait)) from error
         except connect_error as error:
-            cause = error.__cause__ if isinstance(error.__cause__, OSError) else str(error)
-            raise errors.DeviceError("connect to its QMP socket", device=self.device, cause=cause) from error
+            raise qmperrors.not_connected(self.device, self.path, error) from error
         greeting = self._client.greeting
         if greeting is not None:
             version: Any = greeting.QMP.version["qemu"]

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import pathlib
 from collections.abc import Iterator
 
 from .. import errors
@@ -14,6 +16,15 @@ NO_GREETING = (
 )
 
 NO_ANSWER = "no answer{}; once it answers again, blkmig cleanup {} removes what may be left in it"
+
+
+IS_NO_SOCKET = "it is no socket: say the QMP socket, which QEMU makes with -qmp unix:PATH,server=on,wait=off"
+
+_HINTS = {
+    errno.ENOENT: "there is no such socket; QEMU makes it with -qmp unix:PATH,server=on,wait=off",
+    errno.ECONNREFUSED: "nobody listens there: its QEMU has ended",
+    errno.EPROTOTYPE: "it is a socket of another kind, and no QMP socket",
+}
 
 
 class QmpError(errors.DeviceError):
@@ -32,6 +43,19 @@ class QmpTimeout(errors.DeviceError):
 
 class QmpGone(errors.DeviceError):
     """The QMP connection is closed: QEMU has ended, or it was closed from this side."""
+
+
+def not_connected(device: str, path: str, error: Exception) -> errors.DeviceError:
+    """Return the error for a socket at `path` at which no QEMU answers, by the library's `error`."""
+    doing, system = "connect to its QMP socket", error.__cause__
+    if not isinstance(system, OSError):
+        return errors.DeviceError(doing, device=device, cause=f"what answers there speaks no QMP: {error}")
+    hint = _HINTS.get(system.errno or 0, "")
+    with contextlib.suppress(OSError):
+        there = pathlib.Path(path)
+        hint = IS_NO_SOCKET if there.exists() and not there.is_socket() else hint
+    why = system.strerror or str(system)
+    return errors.DeviceError(doing, device=device, cause=OSError(system.errno, f"{why} ({hint})" if hint else why))
 
 
 def gone_error(doing: str, device: str) -> QmpGone:

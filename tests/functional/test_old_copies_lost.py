@@ -164,7 +164,7 @@ def test_what_is_to_be_done_then(tmp_path: Path, holds: Holds, loss: str, resume
         case.check_equal()
         return
     if case.is_top and resumes:
-        with pytest.raises(errors.ParameterError, match="does not go with shared_base"):
+        with pytest.raises(errors.ParameterError, match=r"does not go with --incremental \(shared_base\)"):
             blkmig.MigrationParameters(resume=True, **case.sends)
         return
     receiver = case.receiver()
