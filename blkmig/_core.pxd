@@ -174,6 +174,7 @@ cdef class BlockBuffer:
     cdef uint8_t* own               # BLOCK_SIZE bytes
     cdef uint8_t* gifts             # of a given payload: `own` is one half of it; else NULL
     cdef bint gave                  # the pages of `own` stand in a pipe, too: nobody may write them any more
+    cdef readonly Py_ssize_t given  # how many bytes the payload was last said to have; -1 when somebody is to say it
     cdef bint zero                  # all of the payload is zero, as far as a scan has told
     cdef Mapping mapping            # None: the payload is `own`
     cdef int64_t offset             # of a mapped payload

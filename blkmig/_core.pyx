@@ -732,6 +732,10 @@ cdef class BlockBuffer:
         """Whether the last fill, fill_mapped or filled found only zeros."""
         return self.zero
 
+    def expect(self):
+        """Say that somebody is to fill the block: `given`, the bytes of the last fill or filled, is -1 until then."""
+        self.given = -1
+
     @property
     def has_pages(self):
         """Whether the payload came as pages that nobody has looked at."""
@@ -937,6 +941,7 @@ cdef int forget_block(BlockBuffer blk, Py_ssize_t nbytes) except -1:
     blk.busy = False                # nobody comes in between: the GIL is held until the caller says busy
     renew(blk)
     blk.mapping = None
+    blk.given = nbytes
     if pipes_held(blk.pipes):
         pipes_close(blk.pipes)
     return 0

@@ -100,6 +100,9 @@ def check_clean(blk_mig: state.BlkMigState) -> None:
     """Raise :class:`~blkmig.errors.DeviceError` if a disk was written or cut since the last round began."""
     disk.sync_disks(bmds.backend for bmds in blk_mig.bmds_list)
     for bmds in blk_mig.bmds_list:
+        if bmds.backend.size != bmds.geometry.size:
+            cause = f"it has {bmds.backend.size} bytes now, and had {bmds.geometry.size}: send it again"
+            raise errors.DeviceError("has changed its size", device=bmds.label, cause=cause)
         block = bmds.dirty_bitmap.next_dirty(0)
         if block >= 0:
             raise errors.DeviceError(

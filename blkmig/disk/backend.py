@@ -75,7 +75,7 @@ class BlockBackend(abc.ABC):
     def __init_subclass__(cls, **options: object) -> None:
         """See to it that the verbs of a subclass keep the contract about errors."""
         super().__init_subclass__(**options)
-        verbs.guard(cls)
+        verbs.guard(cls, BlockBackend)
 
     # -- contents ----------------------------------------------------------------------------------------------------
 

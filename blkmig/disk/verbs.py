@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""That no OSError leaves a disk, whoever wrote its class: each verb of a subclass of BlockBackend is guarded.
+"""That a disk keeps the contract, whoever wrote its class: each verb of a subclass of BlockBackend is guarded.
 
 The contract says that failures are DeviceErrors. A class that somebody brings along may forget it in one of the verbs,
 and then a migration would end with a bare OSError that names no disk. So the verbs are wrapped when the class is made.
 `read_block` and `write_block`, which are called for each block, are not: their callers do the same, at no cost.
+
+What a class of another package answers is looked at, too; see `promises`.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import _core, _storing, errors
+from . import promises
 
 DOING = {
     "read_extents": "cannot read",
@@ -40,13 +43,30 @@ DOING = {
 }
 """The verbs that may fail, and what they do then. `cancel` is called by signal handlers and does not fail."""
 
+OURS = f"{__name__.partition('.')[0]}."
+"""The classes of this package keep their promises: its tests see to that."""
 
-def guard(cls: type) -> None:
-    """Have the verbs that `cls` itself defines raise DeviceError where they would raise an OSError."""
-    for verb, doing in DOING.items():
-        function = cls.__dict__.get(verb)
-        if callable(function) and not getattr(function, "__isabstractmethod__", False):
-            setattr(cls, verb, _guarded(function, doing))
+
+def guard(cls: type, base: type) -> None:
+    """Have the verbs of `cls` raise DeviceError where they would raise an OSError, and answer what makes sense.
+
+    They are those that it defines itself, or has from a class beside it that is none of the subclasses of `base`.
+    """
+    for verb in (*DOING, *promises.CHECKS):
+        function = _defined(cls, base, verb)
+        if not callable(function) or getattr(function, "__isabstractmethod__", False):
+            continue
+        if verb in promises.CHECKS and not cls.__module__.startswith(OURS):
+            function = promises.CHECKS[verb](function)
+        if verb in DOING:
+            function = _guarded(function, DOING[verb])
+        setattr(cls, verb, function)
+
+
+def _defined(cls: type, base: type, verb: str) -> Any:
+    """Return what `cls` has as this verb, None if that was guarded when another class was made."""
+    definer = next((each for each in cls.__mro__ if verb in vars(each)), cls)
+    return None if definer is not cls and issubclass(definer, base) else vars(definer).get(verb)
 
 
 def _guarded(function: Callable[..., Any], doing: str) -> Callable[..., Any]:
