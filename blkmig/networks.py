@@ -21,7 +21,9 @@ def parse(texts: Iterable[str]) -> tuple[Network, ...]:
     return tuple(map(_parse_one, texts))
 
 
-def _parse_one(text: str) -> Network:
+def _parse_one(text: object) -> Network:
+    if not isinstance(text, str | ipaddress.IPv4Network | ipaddress.IPv6Network):  # ipaddress takes numbers, too
+        raise errors.WrongType(f"a network must be a text, as 10.0.0.0/8, not {text!r}")
     try:
         found = ipaddress.ip_network(text)
     except (TypeError, ValueError) as error:

@@ -162,7 +162,7 @@ class MigrationParameters:
         settings.set_folder(self)
         if self.reconnect is not None:
             settings.set_number(self, "reconnect", 0, 86400)
-        if self.connections != "auto":
+        if not isinstance(self.connections, str) or self.connections != "auto":  # an array is compared item by item
             settings.set_whole(self, "connections", 1, 16)
         if self.timeout is not None:
             settings.set_number(self, "timeout", 0, float("inf"))
@@ -231,7 +231,7 @@ class IncomingParameters:
     """Write around the page cache (O_DIRECT)."""
 
     accept_timeout: float | None = None
-    """Seconds to wait for the source to connect; None waits for ever."""
+    """Seconds to wait for the source to connect, up to 2,000,000; None waits for ever."""
 
     idle_timeout: float = 60.0
     """Seconds that the source may send nothing of its disks or of its VM, up to 86,400; 0 waits for ever."""
@@ -277,7 +277,7 @@ class IncomingParameters:
             raise errors.ParameterError("only the top layers come: leave out --incremental, or --delta and --in-place")
         settings.set_networks(self)
         if self.accept_timeout is not None:
-            settings.set_number(self, "accept_timeout", 0, 1e9)
+            settings.set_number(self, "accept_timeout", 0, 2e6)
         settings.check_tls(self)
         settings.set_number(self, "idle_timeout", 0, 86400)
         settings.set_folder(self)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterable
 from typing import Any
 
 from . import errors, networks, paths, units
@@ -61,9 +62,12 @@ def set_folder(parameters: Any) -> None:
 
 def set_networks(parameters: Any) -> None:
     """Make the networks that may connect a tuple; raise :class:`~blkmig.errors.ParameterError` for what is none."""
-    if isinstance(parameters.allow, str):
-        raise errors.WrongType(f"allow must be a list of networks, not {parameters.allow!r}")
-    object.__setattr__(parameters, "allow", tuple(parameters.allow or ()))
+    said = parameters.allow
+    if said is None:
+        said = ()
+    if isinstance(said, str | bytes) or not isinstance(said, Iterable):
+        raise errors.WrongType(f"allow must be a list of networks, not {said!r}")
+    object.__setattr__(parameters, "allow", tuple(said))
     networks.parse(parameters.allow)
 
 

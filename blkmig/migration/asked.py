@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from .. import block, disk, errors, params, paths, units
 from ..disk import names
@@ -23,6 +23,37 @@ def disks_of(disks: Iterable[T]) -> list[T]:
     if not found:
         raise errors.ParameterError("there is no disk to send: say at least one")
     return found
+
+
+def backends_of(disks: Iterable[disk.BlockBackend]) -> list[disk.BlockBackend]:
+    """Return the open disks that are to be sent, as :func:`disks_of`; each has a name and a size that can be."""
+    found = disks_of(disks)
+    for backend in found:
+        if not isinstance(backend, disk.BlockBackend):
+            raise errors.WrongType(f"{backend!r} is no open disk: open it first, as open_disk does")
+        _check_shape(backend)
+    return found
+
+
+def _check_shape(backend: disk.BlockBackend) -> None:
+    """Raise unless name and size of a disk, which another package may have made, can stand on the wire."""
+    name: Any = getattr(backend, "name", None)
+    size: Any = getattr(backend, "size", None)
+    if name != "":  # a QEMU may have a disk without a name
+        names.check_name(name)
+    nbytes = units.whole(size)
+    if nbytes is None or not 0 <= nbytes < 1 << 63:
+        why = f"its size must be a whole number of bytes from 0 to 2^63 - 1, not {size!r}"
+        raise errors.ParameterError(f"disk {name!r} cannot be sent: {why}")
+
+
+def parameters_of(given: T | None, kind: type[T]) -> T:
+    """Return the parameters of a migration, without any the default ones: those of the other end are none of it."""
+    if given is None:
+        return kind()
+    if not isinstance(given, kind):
+        raise errors.WrongType(f"the parameters must be {kind.__name__}, not {given!r}")
+    return given
 
 
 def check_targets(targets: object, by_index: object, into: object) -> None:

@@ -48,15 +48,18 @@ def agree(
         _compare(asked, handlers)
 
 
+NOT_OFFERED = (
+    "nothing can be resumed: the target does not offer to compare what it holds: it is a QEMU, an older "
+    "blkmig, or one without blkmig[verify], a channel without an answer, it was told --incremental, or anybody "
+    "can reach it (receive --allow NET); send without --resume"
+)
+
+
 def check_resumes(parameters: params.MigrationParameters, handlers: block.BlockSaveHandlers) -> None:
     """Raise :class:`~blkmig.errors.ParameterError` if the target was to go on where an earlier migration has ended,
     and cannot. Nothing was opened there."""
     if parameters.resume and handlers.take_answer is None:
-        raise errors.ParameterError(
-            "nothing can be resumed: the target does not offer to compare what it holds: it is a QEMU, an older "
-            "blkmig, or one without blkmig[verify], a channel without an answer, it was told --incremental, or anybody "
-            "can reach it (receive --allow NET); send without --resume"
-        )
+        raise errors.ParameterError(NOT_OFFERED)
 
 
 def _compare(asked: questions.Questions, handlers: block.BlockSaveHandlers) -> None:

@@ -21,9 +21,12 @@ from typing import Literal
 from .. import _core, block, channel, disk, errors, params, savevm, units
 from ..block import granules
 from ..disk import geometry
-from . import asked, endpoints, rates, reading, replay, watching
+from . import asked, comparing, endpoints, fitting, rates, reading, replay, watching
 
 BandwidthSource = Literal["measured", "said", "limit", "disks"]
+
+MOST_SECONDS = 86400
+"""The longest time for which writers are watched."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -92,9 +95,9 @@ def forecast(
     are in use meanwhile, and as they were afterwards. Raises :class:`~blkmig.errors.DeviceError`, and for what a
     migration would refuse :class:`~blkmig.errors.ParameterError`.
     """
-    seconds = units.number("seconds", seconds)
-    bandwidth = None if bandwidth is None else units.number("bandwidth", bandwidth)
-    disks = asked.disks_of(disks)
+    seconds = _number("seconds", seconds, MOST_SECONDS)
+    bandwidth = None if bandwidth is None else _number("bandwidth", bandwidth, 1 << 63)
+    disks = asked.backends_of(disks)
     choice = _checked(disks, parameters, uri)
     section = _expected_format(choice, parameters, uri)
     sent = [backend for backend in disks if not backend.is_read_only and backend.size]
@@ -151,6 +154,14 @@ def forecast(
     )
 
 
+def _number(name: str, value: float, most: float) -> float:
+    """Return the plain float that an argument is, from 0 to `most`; see `units.number`."""
+    found = units.number(name, value)
+    if not 0 <= found <= most:
+        raise errors.ParameterError(f"{name} must be from 0 to {most}, not {value!r}")
+    return found
+
+
 def _expected_format(choice: block.DiskChoice, parameters: params.MigrationParameters, uri: str | None) -> block.Format:
     """Return the section that a migration would use, if the receiver is a blkmig like this one."""
     if parameters.format != "auto":
@@ -161,7 +172,7 @@ def _expected_format(choice: block.DiskChoice, parameters: params.MigrationParam
         return "block"
     if uri is None:
         return "blkmig"
-    with contextlib.closing(channel.Connector(uri)) as connector:
+    with contextlib.closing(channel.Connector(uri, tls=parameters.tls)) as connector:
         return "blkmig" if connector.goes_both_ways else "block"
 
 
@@ -177,8 +188,11 @@ def _checked(
     choice.is_described = described.vmdescription
     choice.check()
     choice.check_any_is_sent()
+    fitting.check_state_dir(parameters.state_dir)
     if uri is not None:
-        channel.Connector(uri).close()
+        with contextlib.closing(channel.Connector(uri, tls=parameters.tls)) as connector:
+            if parameters.resume and not connector.takes_several:
+                raise errors.ParameterError(comparing.NOT_OFFERED)
         endpoints.Sources(uri, disks).check()
     return choice
 

@@ -50,7 +50,7 @@ class IncomingMigration:
         observer: savevm.StreamObserver | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.parameters = parameters or params.IncomingParameters()
+        self.parameters = asked.parameters_of(parameters, params.IncomingParameters)
         self.savevm = savevm.SaveState()
         self._figures = received.IncomingFigures(asked.listener(on_progress), clock)
         self.stats = self._figures.stats

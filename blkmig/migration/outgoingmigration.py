@@ -56,12 +56,12 @@ class OutgoingMigration:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         # Set here, then read-only.
-        self.parameters = parameters or params.MigrationParameters()
+        self.parameters = asked.parameters_of(parameters, params.MigrationParameters)
         self.uri = uri
         self.savevm = savevm.SaveState(
             savevm.ContainerFormat.for_machine_compat(self.parameters.machine_compat, machine=self.parameters.machine)
         )
-        disks = asked.disks_of(disks)
+        disks = asked.backends_of(disks)
         self._sources = endpoints.Sources(uri, disks)
         self._block = block.BlockSaveHandlers(disks, self.parameters, clock=clock)
         self._block.disks.is_described = self.savevm.format.vmdescription

@@ -35,6 +35,15 @@ def test_options_name_folder_and_files(pki: Path, tmp_path: Path) -> None:
     assert (tmp_path / "copy.raw").read_bytes() == (tmp_path / "d.raw").read_bytes()
 
 
+def test_a_dry_run_takes_the_same_words(pki: Path, tmp_path: Path) -> None:
+    """It wanted certificates, and did not see those that were said."""
+    (tmp_path / "d.raw").write_bytes(bytes(512))
+    words = ("--dry-run=0", f"d={tmp_path}/d.raw", "tls:localhost:1")
+    done = command.run("send", "--tls-certificates", pki, *words)
+    assert (done.exit_code, "cannot be measured beforehand" in done.stdout) == (0, True), done.stderr
+    assert command.run("send", *words).exit_code == 2
+
+
 def test_another_name_is_exit_5(pki: Path, tmp_path: Path) -> None:
     (tmp_path / "d.raw").write_bytes(bytes(512))
     trust = ("--tls-certificates", pki)
