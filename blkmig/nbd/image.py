@@ -16,7 +16,7 @@ from .. import errors, paths, units
 from ..disk import identity
 from ..files import folder
 from . import connection as nbd_connection
-from . import export, exported, qemuimg, qemunbd
+from . import export, exported, qcow2, qemuimg, qemunbd
 
 
 class ImageBackend(exported.ExportedDisk):
@@ -81,6 +81,8 @@ class ImageBackend(exported.ExportedDisk):
         super().__init__(name, read_only=read_only, writable=writable)
         self.is_growable = self._is_new and format == "qcow2" and base is None
         self._image_size = self.size
+        for file in self.files:
+            qcow2.warn_of_marks(file.path, device=name)
 
     def _open(self) -> export.Export:
         """Start a server and connect to it. One that was there, whose client has gone after a cancel, ends before."""
