@@ -81,7 +81,12 @@ class LoadVM:
         """
         cleanups = [entry.handlers.load_cleanup for entry in self._state]
         try:
-            self._get_header()
+            try:
+                self._get_header()
+            except (errors.ChannelError, errors.TruncatedStream) as error:
+                if self._on_loss is not None:
+                    self._on_loss(error)  # which may raise why another stream is loaded next
+                raise
             for entry in self._state:
                 entry.handlers.load_setup()
             while not self._is_whole:
@@ -103,8 +108,9 @@ class LoadVM:
 
     @property
     def has_ended(self) -> bool:
-        """Whether END of all sections has come that somebody registered."""
-        return self._records.sections.registered_ended()
+        """Whether END of all sections has come that somebody registered; not before one of them has begun."""
+        sections = self._records.sections
+        return any(entry.is_registered for entry in sections) and sections.registered_ended()
 
     def beat(self, value: int, text: str = "") -> None:
         """Send a sign of life to a source that waits for `finish`, unless the link is full: what this end is at, in
