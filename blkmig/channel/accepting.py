@@ -33,6 +33,7 @@ least of what they are, the one makes room that is there for longest."""
 
 TLS_BEGINS = b"\x16\x03"
 STREAM_BEGINS = b"QEVM"
+AGAIN_BEGINS = b"blkS"
 """How these begin whose right place is another one: see `savevm.container`."""
 
 GONE = (
@@ -206,4 +207,6 @@ def _no_migration(begun: bytes) -> str:
         return "it begins TLS, and this receiver listens for a plain stream: say tls: here, or tcp: there"
     if begun.startswith(STREAM_BEGINS):
         return "it begins another migration than the one that this receiver is for"
+    if begun.startswith(AGAIN_BEGINS):
+        return "it wants to go on with a session that another receiver began: end it, and send with --resume"
     return f"this is no migration, it starts with {begun.hex(' ')}"

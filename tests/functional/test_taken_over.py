@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import signal
@@ -17,7 +18,7 @@ import pytest
 import tls_links
 
 import blkmig
-from blkmig import errors, savevm, stats
+from blkmig import channel, errors, savevm, stats
 from blkmig.files import sessionfile
 from blkmig.migration import loading, made
 
@@ -315,3 +316,46 @@ def test_the_next_receiver_tells_who_resumes_that_the_disks_were_taken(tmp_path:
     with pytest.raises(errors.InDoubt, match="they are here, and complete"):
         meets.result()
     case.check_contents()
+
+
+def test_a_receiver_that_was_started_anew_takes_the_first_who_resumes(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It knows no numbers of before. From then on an older process is refused, and a newer one takes over."""
+    where = f"unix:{tmp_path}/s"
+
+    def comes(word: bytes) -> tuple[channel.OutputQEMUFile, channel.InputQEMUFile]:
+        f = channel.connect(where, timeout=pauses.LONG)
+        back = f.return_path()
+        assert back is not None
+        f.put_buffer(word)
+        f.flush()
+        return f, back
+
+    def of(incarnation: int) -> savevm.Session:
+        return savevm.Session(bytes(range(16)), incarnation, 1, 60)
+
+    def answer(word: bytes) -> object:
+        f, back = comes(word)
+        opened.extend((f, back))
+        return savevm.read_message(back)[1]
+
+    opened: list[channel.OutputQEMUFile | channel.InputQEMUFile] = []
+    incoming = blkmig.incoming(where, {"a": tmp_path / "a.raw"})
+    with incoming:
+        receiver = pauses.Call(incoming.run)
+        f, back = comes(of(1).again())  # who would go on by itself is not taken at all
+        with contextlib.suppress(errors.ChannelError):  # it is reset if something of it was not read
+            assert back.at_eof()
+        assert "it wants to go on with a session that another receiver began" in caplog.text
+        assert answer(of(3).resume()) == savevm.Resumed(savevm.Waiting.NOBODY)
+        refused = answer(of(2).resume())
+        assert isinstance(refused, savevm.Failure)
+        assert "another sender goes on" in refused.text
+        assert answer(of(4).resume()) == savevm.Resumed(savevm.Waiting.RECEIVER)
+        assert not receiver.is_over()
+        incoming.cancel()
+        for each in (f, back, *opened):
+            each.abort()
+        with pytest.raises(errors.Cancelled):
+            receiver.result()
