@@ -22,13 +22,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from .. import disk, errors, logs, savevm
+from .. import disk, errors, files, logs, savevm
 from ..files import folder, sessionfile
 
 logger = logs.Logger(__name__)
 
 SUFFIX: Final = ".source"
 _MOST: Final = (1 << 32) - 1
+
+
+NO_PLACE: Final = (
+    "there is no place for the key of this session (%s): should this process be killed, end its receiver, which keeps "
+    "what has come, start it again as before, and send with --resume%s"
+)
 
 
 class Known(NamedTuple):
@@ -45,22 +51,30 @@ class KeyFile:
         self._state_dir = state_dir
         self._stack = contextlib.ExitStack()
         self._file: sessionfile.SessionFile | None = None
+        self._why_not = ""
 
     def begin(self, disks: Sequence[disk.BlockBackend], known: Known) -> None:
-        """Store what is `known` of a session of `disks`. Never raises: without a place for it, nobody goes on with it.
-        """
+        """Store what is `known` of a session of `disks`. Never raises: without a place for it, nobody goes on with it,
+        which `warn` tells."""
         try:
             self._file = self._open(disks, create=True)
-            if self._file is not None and not self._file.is_private:
+            if self._file is None:
+                raise OSError(errno.ENOTSUP, f"no disk is a file{'' if self._state_dir is None else ' or a device'}")
+            if not self._file.is_private:
                 raise OSError(errno.EPERM, f"others may open {self._file.path}")
-            if self._file is not None:
-                with contextlib.ExitStack() as undo:
-                    undo.callback(self.remove)  # one with nothing in it is of no use
-                    self._store(disks, known, begins=True)
-                    undo.pop_all()
+            with contextlib.ExitStack() as undo:
+                undo.callback(self.remove)  # one with nothing in it is of no use
+                self._store(disks, known, begins=True)
+                undo.pop_all()
         except (OSError, errors.DeviceBusy) as error:
-            logger.info("a source that is killed cannot go on with a receiver that waits for it: %s", error)
+            is_of_this_process = all(isinstance(backend, files.MemoryBackend) for backend in disks)
+            self._why_not = "" if is_of_this_process else getattr(error, "strerror", None) or str(error)
             self.close()
+
+    def warn(self) -> None:
+        """Say, if it is so, that there is no place for it, and what to do about that."""
+        if self._why_not:
+            logger.warning(NO_PLACE, self._why_not, "" if self._state_dir else "; --state-dir DIR is a place for it")
 
     def find(self, disks: Sequence[disk.BlockBackend]) -> Known | None:
         """Return the session of `disks` that a killed process has left, with this process as the next one of it.

@@ -143,6 +143,7 @@ class OutgoingSession:
         answer = self._questions.await_session(math.inf)
         self._incarnation, self._comes_again = answer.incarnation, answer.takes_barriers and answer.waits
         if self._comes_again:
+            self._key_file.warn()
             self._barriers.open()
         else:
             self._key = None  # nobody waits for us

@@ -10,10 +10,12 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import lab
 import pytest
 
 import blkmig
-from blkmig import errors, savevm
+from blkmig import errors, savevm, testing
+from blkmig.disk import identity
 from blkmig.files import folder, sessionfile
 from blkmig.migration import keyfile
 
@@ -134,3 +136,45 @@ def test_what_is_no_such_file(tmp_path: Path, says: bytes) -> None:
         else:
             path.write_bytes(says)
         assert keyfile.KeyFile(None).find(found) is None
+
+
+PLACE = "there is no place for the key of this session"
+
+
+def test_who_has_no_place_is_told_what_to_do(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of a device, say, or an export; a folder helps a device. What only this process has nobody else could send."""
+    export = testing.FaultyDisk(blkmig.MemoryBackend(bytearray(512), name="export"))
+    for found, state_dir, words in (
+        ([export], None, [f"{PLACE} (no disk is a file): ", "start it again", "--resume; --state-dir DIR is a place"]),
+        ([export], str(tmp_path), [f"{PLACE} (no disk is a file or a device): ", "send with --resume"]),
+        ([export], str(tmp_path / "none"), [PLACE]),
+        ([blkmig.MemoryBackend(bytearray(512), name="m")], None, []),
+    ):
+        caplog.clear()
+        begun(found, state_dir).warn()
+        assert all(word in caplog.text for word in words)
+        assert ("--state-dir" in caplog.text) == (bool(words) and state_dir is None)
+        assert len(caplog.records) == bool(words)
+
+
+def test_a_folder_that_takes_no_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """As on a file system that is read-only."""
+    with disks(tmp_path, 512) as found:
+        begun(found).warn()
+        assert not caplog.records
+        found[1].files = (identity.KnownFile("/proc/version", found[1].files[0].about),)
+        begun(found[1:]).warn()
+    assert PLACE in caplog.text
+
+
+def test_a_sender_says_it_before_it_sends(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Where there is a session, and once."""
+    for reconnect, count in ((0, 0), (5, 1)):
+        caplog.clear()
+        disk = testing.FaultyDisk(blkmig.MemoryBackend(bytearray(512), name="d"))
+        receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / f"{count}.raw"})
+        with blkmig.outgoing([disk], receiver.uri, blkmig.MigrationParameters(reconnect=reconnect)) as migration:
+            assert caplog.text.count(PLACE) == count
+            migration.run()
+        receiver.result()
+        assert caplog.text.count(PLACE) == count
