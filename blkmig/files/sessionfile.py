@@ -7,7 +7,8 @@ size::
     slot    "blkmigS1"  u64 number  u32 n  u32 CRC-32 of number and text  n bytes: the text, a JSON object
 
 A store overwrites the slot that does not count, with the next number, and is one fdatasync: the whole slot with the
-higher number counts. The file has its size from the beginning, so that a store needs no space. Of a store that was cut
+higher number counts. Both slots are written from the beginning, so that a store needs no space, and waits for no journal
+of the file system, which may have to bring the blocks of a whole disk to storage first. Of a store that was cut
 short nothing counts; one of which the fdatasync failed may count or not, and nobody knows before a power failure.
 
 Whoever has it holds a lock on it, stopped or not; a second process is refused. A process that finds one stores again
@@ -176,6 +177,7 @@ class SessionFile:
         half = -(-(_HEAD.size + len(_encode(says)) + _ROOM) // PAGE) * PAGE
         os.ftruncate(self._fd, 0)
         os.posix_fallocate(self._fd, 0, 2 * half)
+        os.pwrite(self._fd, bytes(2 * half), 0)  # into what is there for it
         self._number, self._slot = 0, 1
         self.store(says, is_durable=is_durable)
         if is_durable:

@@ -50,6 +50,15 @@ def test_what_was_stored_last_is_what_it_says(tmp_path: Path) -> None:
     assert (about.st_size, about.st_mode & 0o777) == (size, 0o600)
 
 
+def test_later_stores_overwrite_what_was_written(tmp_path: Path) -> None:
+    """One that is the first write at its place is flushed with the file system's journal, and what others put there."""
+    with opened(tmp_path) as made:
+        made.begin({"state": "open"})
+        with Path(made.path).open("rb") as file:
+            nbytes = os.fstat(file.fileno()).st_size
+            assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) == nbytes > 0
+
+
 def test_a_store_that_is_cut_short_changes_nothing(tmp_path: Path) -> None:
     """Cut at every byte, with what was there before behind the cut."""
     with opened(tmp_path) as made:
