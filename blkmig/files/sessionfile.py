@@ -7,8 +7,8 @@ size::
     slot    "blkmigS1"  u64 number  u32 n  u32 CRC-32 of number and text  n bytes: the text, a JSON object
 
 A store overwrites the slot that does not count, with the next number, and is one fdatasync: the whole slot with the
-higher number counts. Both slots are written from the beginning, so that a store needs no space, and waits for no journal
-of the file system, which may have to bring the blocks of a whole disk to storage first. Of a store that was cut
+higher number counts. Both slots are written from the beginning, so that a store needs no space, and waits for no
+journal of the file system, which may have to bring the blocks of a whole disk to storage first. Of a store that was cut
 short nothing counts; one of which the fdatasync failed may count or not, and nobody knows before a power failure.
 
 Whoever has it holds a lock on it, stopped or not; a second process is refused. A process that finds one stores again

@@ -93,17 +93,18 @@ class SessionFiles:
         """Have the next store say the key of the session: its other end can say what became of it."""
         self._asked = {"key": key.hex()}
 
-    def store(self, state: sessionwords.State, number: int) -> None:
+    def store(self, state: sessionwords.State, number: int, *, is_durable: bool = True) -> None:
         """Store what was decided of END `number`, where there is a place. Blocks.
 
-        Raises :class:`~blkmig.errors.DeviceError` if that is not on stable storage for sure.
+        Raises :class:`~blkmig.errors.DeviceError` if that is not on stable storage for sure, where it `is_durable`.
         """
         if self._files:
             with errors.failing("cannot store the session file", device=Path(self._disks[0].path).name):
                 asked = dict(self._asked)
                 if not self._files[0].is_private:
                     asked.pop("secret", None)
-                self._files[0].store({**self._says, **asked, "state": state, "end": number})
+                says = {**self._says, **asked, "state": state, "end": number}
+                self._files[0].store(says, is_durable=is_durable)
 
     def nobody_asks(self) -> None:
         """Store that the source knows what was decided: whoever meets the file does not wait for it. Blocks.

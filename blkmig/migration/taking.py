@@ -134,7 +134,8 @@ class Taking:
         self._say_done()
         if not self.nameless:
             self.later(self._targets.confirm)  # first: a disk that is marked counts as half made
-            self.later(lambda: self._targets.session.store("committed", self._number))
+            # Not flushed: after a power failure it may say "committing", which gives names that are given already.
+            self.later(lambda: self._targets.session.store("committed", self._number, is_durable=False))
 
     def _is_fresh(self) -> bool:
         """Return whether nothing has come since an image was ready."""

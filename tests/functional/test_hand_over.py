@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,6 @@ import pytest
 import blkmig
 from blkmig import _core, block, errors, savevm, stats
 from blkmig.cli import wording
-from blkmig.files import folder
 from blkmig.migration import announcement, loading
 from blkmig.savevm import commands
 
@@ -117,24 +118,25 @@ def test_a_disk_that_was_taken_needs_nothing_on_storage_behind_done(
     target = tmp_path / "d.raw"
     if is_prepared:
         target.touch()
-    syncs: list[str] = []
-    sync, done = folder.Folder.sync, commands.Commands.done
+    happened: list[str] = []
 
-    def syncing(place: folder.Folder) -> None:
-        syncs.append("sync")
-        sync(place)
+    def note(owner: Any, name: str, what: Callable[[], str]) -> None:
+        original = getattr(owner, name)
 
-    def saying_done(*said: Any) -> None:
-        syncs.append(f"DONE of {sorted(entry.name for entry in tmp_path.iterdir() if entry.is_file())}")
-        done(*said)
+        def noting(*said: Any) -> Any:
+            happened.append(what())
+            return original(*said)
 
-    monkeypatch.setattr(folder.Folder, "sync", syncing)
-    monkeypatch.setattr(commands.Commands, "done", saying_done)
+        monkeypatch.setattr(owner, name, noting)
+
+    note(os, "fsync", lambda: "flush")
+    note(os, "fdatasync", lambda: "flush")
+    files = (entry.name for entry in tmp_path.iterdir() if entry.is_file())
+    note(commands.Commands, "done", lambda: f"DONE of {sorted(files)}")
     receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": target})
     blkmig.send([blkmig.MemoryBackend(bytearray(b"x" * MIB), name="d")], receiver.uri, writers_after="refuse")
     assert receiver.result().status == "completed"
-    assert syncs[-1] == "DONE of ['.d.raw.blkmig', 'd.raw']"
-    assert "sync" in syncs
+    assert happened[-2:] == ["flush", "DONE of ['.d.raw.blkmig', 'd.raw']"]
 
 
 class Recorded:
