@@ -61,7 +61,7 @@ class Acknowledger:
         # Set here, then read-only.
         self._devices = devices
         self._say = say
-        self._beat = beat
+        self._beats = heartbeat.Heartbeat(beat)  # the thread's, but for its end
         self._wake = wake
         self._jobs: queue.SimpleQueue[tuple[Mark, list[block.BlkLoadDevice]] | None] = queue.SimpleQueue()
         # Loading thread only.
@@ -134,6 +134,7 @@ class Acknowledger:
         if thread is not None:
             self._jobs.put(None)
             thread.join()
+        self._beats.close()
 
     def _start(self) -> None:
         if self._thread is None:
@@ -147,7 +148,7 @@ class Acknowledger:
         while (job := self._jobs.get()) is not None:
             mark, touched = job
             try:
-                with heartbeat.Heartbeat(self._beat) as beats:
+                with self._beats as beats:
                     for device in touched:
                         device.backend.flush_drained()
                         beats.done += 1

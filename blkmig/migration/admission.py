@@ -22,6 +22,7 @@ def admit(
     targets: load_targets.TargetSet,
     open_device: Open,
     loader: savevm.LoadVM,
+    beats: heartbeat.Heartbeat,
 ) -> dict[bytes, block.BlkLoadDevice]:
     """Open the target of each disk of the table at `position`, reply, and return the targets by name. Blocks.
 
@@ -29,7 +30,7 @@ def admit(
     """
     admitted: dict[bytes, block.BlkLoadDevice] = {}
     refused: list[tuple[int, errors.MigrationError]] = []
-    with heartbeat.Heartbeat(loader.beat) as beats:
+    with beats:
         for index, entry in enumerate(table):
             if not entry.size and not targets.is_wanted(entry.label):
                 continue

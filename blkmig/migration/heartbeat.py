@@ -3,13 +3,13 @@
 
 ::
 
-    loading thread   TABLE ─ with Heartbeat: open all disks ─ REPLY ─ ... EOF ─ with Heartbeat: flush them ─ the word
-    heartbeat thread         ALIVE   ALIVE   ALIVE  (joined)                    ALIVE   ALIVE  (joined)
+    loading thread   TABLE ─ with beats: open all disks ─ REPLY ─ ... END ─ with beats: flush them ─ READY
+    heartbeat thread         ALIVE   ALIVE   ALIVE                               ALIVE   ALIVE
 
 Who has not asked for ALIVE gets PONG, with a number.
 
-A beat never waits: where the link does not take it, or somebody else says something, it is left out. So the thread ends
-within a moment of being told to.
+The thread is started by the first ``with`` and stays, for END and COMMIT come in a pause, and to start one takes up to
+a millisecond. A beat never waits: where the link does not take it, or somebody else says something, it is left out.
 """
 
 from __future__ import annotations
@@ -27,37 +27,54 @@ BEAT_SECONDS = 1.0
 
 
 class Heartbeat:
-    """Calls `beat` with `done` and `text` every second for the length of a ``with``, on a thread of its own.
+    """Calls `beat` with `done` and `text` every second for the length of each ``with``, on a thread of its own.
 
-    The loading thread counts in `done` what it has done, and says in `text` what it is at, for a source that wants to
-    see progress. `beat` must not block. An error of `beat` ends the beats without a word: whoever uses the link next
-    meets it.
+    The thread that uses it counts in `done` what it has done, and says in `text` what it is at, for a source that wants
+    to see progress. `beat` must not block. An error of `beat` ends the beats of that ``with`` without a word: whoever
+    uses the link next meets it. Whoever makes one closes it.
     """
 
     def __init__(self, beat: Callable[[int, str], None]) -> None:
-        self._beat = beat
-        self._ended = threading.Event()
+        self.beat = beat
         self._thread: threading.Thread | None = None
+        self._closed = threading.Event()
+        self._turn = threading.Lock()  # around a beat, and around what says whether there is to be one
+        self._is_on = False
         self.done = 0
         self.text = ""
 
     def __enter__(self) -> Self:
-        """Start the thread; without one to be had there are no signs of life."""
-        thread = threading.Thread(target=self._run, name="blkmig-heartbeat", daemon=True)
-        with contextlib.suppress(RuntimeError):
-            thread.start()
-            self._thread = thread
+        """Begin; without a thread to be had there are no signs of life."""
+        with self._turn:
+            self._is_on, self.done, self.text = True, 0, ""
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="blkmig-heartbeat", daemon=True)
+            with contextlib.suppress(RuntimeError):
+                thread.start()
+                self._thread = thread
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """End the thread, which has the return path no longer then."""
-        self._ended.set()
+        """End the beats: nobody uses the return path here when this returns."""
+        with self._turn:
+            self._is_on = False
+
+    def close(self) -> None:
+        """End the thread. Twice does no harm."""
+        self._closed.set()
         if self._thread is not None:
             self._thread.join()
 
     def _run(self) -> None:
-        with contextlib.suppress(errors.MigrationError):
-            while not self._ended.wait(BEAT_SECONDS):
-                self._beat(self.done, self.text)
+        while not self._closed.wait(BEAT_SECONDS):
+            with self._turn:
+                if self._is_on:
+                    self._try()
+
+    def _try(self) -> None:
+        try:
+            self.beat(self.done, self.text)
+        except errors.MigrationError:
+            self._is_on = False

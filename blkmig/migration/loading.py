@@ -22,6 +22,7 @@ from . import (
     comparing,
     farewell,
     gathering,
+    heartbeat,
     incomingsession,
     judging,
     leaving,
@@ -73,6 +74,7 @@ class Loading:
             check_cancelled=check_cancelled,
         )
         self._read_back = readback.ReadBack(parameters, self._block, self.stats, check_cancelled)
+        self._beats = heartbeat.Heartbeat(lambda *_: None)  # says something on the link of `load`
         self._buffers, self._room = block.LoadBuffers(), block.CoverageRoom()
         for name in block.FORMATS:
             registry.unregister_savevm(name, 0)
@@ -98,7 +100,8 @@ class Loading:
     ) -> None:
         """End the threads and close the targets; those that did not become complete stay incomplete. Twice is fine."""
         close_targets = functools.partial(self._targets.__exit__, exc_type, exc, traceback)
-        errors.each([self._session.close, self._read_back.close, close_targets])  # these last: nothing writes any more
+        threads = [self._session.close, self._read_back.close, self._beats.close]
+        errors.each([*threads, close_targets])  # these last: nothing writes any more
 
     @property
     def is_decided(self) -> bool:
@@ -139,6 +142,7 @@ class Loading:
         offered = comparing.abilities(self.parameters, self._is_exposed) & gathering.abilities(listener)
         answers[savevm.ASK] = savevm.Hello(abilities=offered & self._read_back.abilities)
         loader = LoadVM(self.savevm, f, observer=self._observer, answers=answers, on_loss=self._session.next_link)
+        self._beats.beat = loader.beat
         self._block.on_table = lambda table, position: self._admit(table, position, loader, f)
         self._block.on_flush = lambda number: self._flush(number, loader)
         if self.parameters.incremental:
@@ -149,6 +153,7 @@ class Loading:
             self._targets,
             self._block,
             loader,
+            self._beats,
             lambda end: self._judge(taking.as_if_ended(loader.summary(), end)),
             self.stats,
             self._check_cancelled,
@@ -214,7 +219,7 @@ class Loading:
             announced = self._judge(stream)
             if stream.behind is not None:
                 self.stats.notes.append(trailing.describe(stream.behind, f.uri))
-            safekeeping.make_durable(self._targets, loader, self._check_cancelled)
+            safekeeping.make_durable(self._targets, self._beats, self._check_cancelled)
             self._session.close()
             self._check_cancelled()
             self._figures.set_totals()
@@ -269,7 +274,7 @@ class Loading:
         """Open the targets of all disks of a section ``blkmig``, and tell the source."""
         self._targets.announced = self._block.sizes
         self._targets.leaving.resumes = comparing.check_table(self.parameters, table, position, self._is_exposed)
-        devices = admission.admit(table, position, self._targets, self._open, loader)
+        devices = admission.admit(table, position, self._targets, self._open, loader, self._beats)
         self._read_back.begin(table, devices, loader, f)
         comparing.begin(self._answers, self.parameters, self._block, table, devices, f)
         return devices
@@ -277,7 +282,7 @@ class Loading:
     def _flush(self, number: int, loader: LoadVM) -> None:
         """Bring all to stable storage before the pause, and let go of what would take time to free in it."""
         if loader.is_awaited:
-            safekeeping.make_durable(self._targets, loader, self._check_cancelled)
+            safekeeping.make_durable(self._targets, self._beats, self._check_cancelled)
             loader.way_back.ready(number)
             for device in self._targets.devices:
                 device.rest()

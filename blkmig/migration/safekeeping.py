@@ -6,17 +6,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from .. import errors, savevm
+from .. import errors
 from . import farewell, heartbeat, targets, verdict
 from .announcement import Announcement
 
 
-def make_durable(came: targets.TargetSet, loader: savevm.LoadVM, check_cancelled: Callable[[], None]) -> None:
+def make_durable(came: targets.TargetSet, beats: heartbeat.Heartbeat, check_cancelled: Callable[[], None]) -> None:
     """Flush all disks, with signs of life to a source that waits for our word. Blocks.
 
     A flush that is under way is waited for before that: a disk does not tell its error twice.
     """
-    with heartbeat.Heartbeat(loader.beat) as beats:
+    with beats:
         came.settle()
         for number, device in enumerate(came.devices, 1):
             check_cancelled()

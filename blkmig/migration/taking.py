@@ -42,6 +42,7 @@ class Taking:
         came: targets.TargetSet,
         handlers: block.BlockLoadHandlers,
         loader: savevm.LoadVM,
+        beats: heartbeat.Heartbeat,
         judge: Judge,
         statistics: stats.IncomingStatistics,
         check_cancelled: Callable[[], None],
@@ -52,6 +53,7 @@ class Taking:
         self._targets = came
         self._block = handlers
         self._loader = loader
+        self._beats = beats
         self._judge = judge
         self._statistics = statistics
         self._check_cancelled = check_cancelled
@@ -102,7 +104,7 @@ class Taking:
         said = savevm.parse_end(body, position)
         self._block.take_number(said.number, "END", position)
         self.announced = self._judge(said)
-        safekeeping.make_durable(self._targets, self._loader, self._check_cancelled)
+        safekeeping.make_durable(self._targets, self._beats, self._check_cancelled)
         self._targets.check_takeable()
         self._number, self._counts = said.number, self._count()
         self._state = "ready"
@@ -128,7 +130,7 @@ class Taking:
         except errors.Cancelled:
             self._state = "ready"
             raise
-        with heartbeat.Heartbeat(self._loader.beat) as beats:
+        with self._beats as beats:
             beats.text = "the disks get their names"
             self._take()
         self._say_done()

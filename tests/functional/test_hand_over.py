@@ -15,7 +15,7 @@ import pytest
 import blkmig
 from blkmig import _core, block, errors, savevm, stats
 from blkmig.cli import wording
-from blkmig.migration import announcement, loading
+from blkmig.migration import announcement, loading, taking
 from blkmig.savevm import commands
 
 MIB = lab.MIB
@@ -111,10 +111,10 @@ def test_a_move_keeps_out_of_its_pause_what_does_not_belong_there(tmp_path: Path
 
 
 @pytest.mark.parametrize("is_prepared", [False, True])
-def test_a_disk_that_was_taken_needs_nothing_on_storage_behind_done(
+def test_a_receiver_keeps_out_of_the_pause_what_does_not_belong_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_prepared: bool
 ) -> None:
-    """The source's writers and the target's user wait for it: its one name is on stable storage with the word."""
+    """A taken disk has its one name on stable storage with DONE, nothing is flushed behind it, no thread is started."""
     target = tmp_path / "d.raw"
     if is_prepared:
         target.touch()
@@ -129,6 +129,8 @@ def test_a_disk_that_was_taken_needs_nothing_on_storage_behind_done(
 
         monkeypatch.setattr(owner, name, noting)
 
+    note(taking.Taking, "_take_end", lambda: "END")
+    note(threading.Thread, "start", lambda: "thread")
     note(os, "fsync", lambda: "flush")
     note(os, "fdatasync", lambda: "flush")
     files = (entry.name for entry in tmp_path.iterdir() if entry.is_file())
@@ -137,6 +139,7 @@ def test_a_disk_that_was_taken_needs_nothing_on_storage_behind_done(
     blkmig.send([blkmig.MemoryBackend(bytearray(b"x" * MIB), name="d")], receiver.uri, writers_after="refuse")
     assert receiver.result().status == "completed"
     assert happened[-2:] == ["flush", "DONE of ['.d.raw.blkmig', 'd.raw']"]
+    assert "thread" not in happened[happened.index("END") :], "to start one takes up to a millisecond"
 
 
 class Recorded:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import queue
 import random
 import socket
 import struct
@@ -165,19 +166,37 @@ def test_signs_of_life_while_the_target_is_flushed(stream: bytes, monkeypatch: p
         assert receiver.result().status == "completed"
 
 
-def test_a_heartbeat_waits_for_nobody() -> None:
-    """A source that reads nothing keeps no thread: beats are left out, and errors end them."""
-    beats: list[int] = []
+def test_a_heartbeat_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source that reads nothing keeps no thread: beats are left out, and an error ends those of its ``with``."""
+    monkeypatch.setattr(heartbeat, "BEAT_SECONDS", 0.001)
+    beats: queue.SimpleQueue[tuple[int, str]] = queue.SimpleQueue()
 
     def beat(value: int, text: str) -> None:
-        beats.append(value)
-        raise errors.MigrationError("the link broke")
+        beats.put((value, text))
+        if text == "broken":
+            raise errors.MigrationError("the link broke")
 
-    with heartbeat.Heartbeat(beat) as beating:
-        beating.done = 3
-        [thread] = (each for each in threading.enumerate() if each.name == "blkmig-heartbeat")
+    def the_threads() -> list[threading.Thread]:
+        return [each for each in threading.enumerate() if each.name == "blkmig-heartbeat"]
+
+    with contextlib.closing(heartbeat.Heartbeat(beat)) as beating:
+        assert not the_threads()
+        with beating:
+            beating.text = "broken"
+            while beats.get(timeout=30) != (0, "broken"):
+                pass
+        [thread] = the_threads()
+        with beating:  # of another link
+            beating.done = 3
+            while beats.get(timeout=30) != (3, ""):
+                pass
+        assert the_threads() == [thread]
+        while not beats.empty():
+            beats.get()
+        before = thread.is_alive()
+    assert before
     assert not thread.is_alive()
-    assert beats in ([], [0], [3])
+    assert beats.empty(), "behind the with"
 
 
 @pytest.mark.parametrize(
