@@ -32,7 +32,11 @@ def opened(path: str | None) -> LogFile | None:
     """Return the log at `path`; None without a path. Raises :class:`~blkmig.errors.ParameterError`."""
     if path is None:
         return None
+    from ..disk import identity  # here: most commands write no log
+    from ..migration import endpoints
+
     try:
+        endpoints.check_is_free(f"--log-json {path!r}", identity.KnownFile.of(path))
         ownfile.check(path, MARK)
         return LogFile(path)
     except OSError as error:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .. import diskmap, errors, migration, ownfile, params, sources, stats, units
 from ..channel import uri as address
 from ..disk import identity
-from ..migration import streamfile
+from ..migration import endpoints, streamfile
 from . import arguments, live, notify, output
 
 if TYPE_CHECKING:
@@ -64,6 +64,7 @@ def check(args: argparse.Namespace, disks: Iterable[tuple[str | None, str]], *, 
         if path is not None:
             with contextlib.suppress(OSError):
                 used.append((f"--{option.replace('_', '-')} {path!r}", identity.KnownFile.of(path)))
+                endpoints.check_is_free(*used[-1])
                 _check_is_apart(*used[-1], used[:-1])
 
 

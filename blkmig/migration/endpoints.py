@@ -41,7 +41,7 @@ class Sources:
         self._read = [(backend.name, file.as_it_is_now()) for backend in self._disks for file in backend.files]
         output = streamfile.known_file(self._uri, writing=True)
         if output is not None:
-            _check_is_free("the stream", output)
+            check_is_free("the stream", output)
         self._check_mark()
         for name, file in self._read:
             if output is not None and identity.is_same(file, output):
@@ -142,7 +142,7 @@ class Targets:
         """
         written, read = list(written), list(read)
         for file in written:
-            _check_is_free(label, file)
+            check_is_free(label, file)
         for other, known in (*self._written, *self._read, *((f"the base of {label}", base) for base in read)):
             _check_is_not_mark(mark, label, other, known)
         for other, known in self._marks:
@@ -162,7 +162,7 @@ class Targets:
         self._read += [(f"the base of {label}", file) for file in read]
 
 
-def _check_is_free(label: str, file: identity.KnownFile) -> None:
+def check_is_free(label: str, file: identity.KnownFile) -> None:
     """Refuse to write `label` at a name that belongs to the migration of another disk, which makes and removes it."""
     for name in (os.path.basename(file.path), os.path.basename(os.path.realpath(file.path))):  # noqa: PTH119
         if any(folder.is_hidden_name(name, suffix) for suffix in (sessionfile.SUFFIX, partial.SUFFIX)):

@@ -5,11 +5,12 @@ byte."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import blkmig
-from blkmig import errors
+from blkmig import cli, errors
 
 NAMES = [".x.raw.blkmig", ".x.raw.blkmig-partial", ".x.raw.source.blkmig", ".x-0123456789abcdef.blkmig"]
 
@@ -43,6 +44,16 @@ def test_a_link_to_one(tmp_path: Path) -> None:
 def test_a_stream(tmp_path: Path, disk: Path, name: str) -> None:
     with pytest.raises(errors.ParameterError, match="say another one"):
         blkmig.send([disk], f"file:{tmp_path}/{name}")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.raw"]
+
+
+@pytest.mark.parametrize("option", ["--report", "--log-json", "--metrics", "--token-file"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_for_people(tmp_path: Path, disk: Path, name: str, option: str, capsys: Any) -> None:
+    """It would be written into the session file of a disk that arrives."""
+    words = ["receive", f"{option}={tmp_path}/{name}", f"unix:{tmp_path}/s", f"a={tmp_path}/x.raw"]
+    assert cli.main(words) == 2
+    assert f"{option} '{tmp_path}/{name}' cannot be at" in (found := capsys.readouterr().err), found
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.raw"]
 
 
