@@ -4,9 +4,9 @@
 """The four verbs: is it zero, bitmaps, big-endian framing, block buffers and block I/O. Knows no policy.
 
 Data crosses this border by the block or by the run, metadata by the run; no Python loop goes over bits or bytes.
-Buffers are anything C-contiguous. System calls run without the GIL, go on after EINTR (running Python's signal
-handlers) and after short counts, and raise OSError with the errno. Numbers are whatever operator.index() takes: a float
-is a TypeError. A BlockBuffer belongs to one thread at a time; Bitmap and Mapping may be shared.
+Buffers are anything C-contiguous; what is written holds no objects. System calls run without the GIL, go on after EINTR
+(running Python's signal handlers) and after short counts, and raise OSError with the errno. Numbers are what
+operator.index() takes: a float is a TypeError. A BlockBuffer belongs to one thread at a time; the others may be shared.
 
 The loops are in C, one idea a header, in the folder c/. Four extensions stand on this one: `_gate`, which counts who is
 inside a disk; `_output` and `_input`, with which blocks and records travel; and `_storing`, the queue behind them.
@@ -39,6 +39,7 @@ from .c.mapping cimport (
     io_alloc_gifts, io_alloc_pages, io_free_gifts, io_map, io_populate, io_renew_gifts, io_unmap,
 )
 from .c.pipes cimport pipes_close, pipes_free, pipes_held, pipes_new, pipes_read
+from .c.plain cimport plain_get
 from .c.sparse cimport io_store_sparse, pipes_store
 from .c.zero cimport (
     zero_chosen, zero_detect, zero_kernel_fn, zero_kernels_built, zero_kernels_built_count, zero_run, zero_sample,
@@ -434,7 +435,7 @@ cdef int clear_bits(Bitmap bitmap, size_t start, size_t stop) except -1:
 
 cdef uint8_t* at(buffer, Py_buffer* view, int flags, Py_ssize_t offset, size_t n) except NULL:
     # Where `n` bytes at `offset` stand; the caller releases the view.
-    PyObject_GetBuffer(buffer, view, flags)
+    plain_get(buffer, view, flags)
     if offset < 0 or offset > view.len or n > <size_t>(view.len - offset):
         PyBuffer_Release(view)
         raise IndexError(f"{n} bytes at offset {offset} are not inside a buffer of {view.len} bytes")
@@ -611,7 +612,7 @@ def pread_full(int fd, buffer, int64_t offset, /):
     """Read at `offset` until `buffer` is full or the file ends; return the bytes read. Drops the GIL."""
     cdef Py_buffer view
     cdef Py_ssize_t done
-    PyObject_GetBuffer(buffer, &view, PyBUF_WRITABLE)
+    plain_get(buffer, &view, PyBUF_WRITABLE)
     try:
         with nogil:
             done = io_pread(fd, <uint8_t*>view.buf, view.len, offset)
@@ -977,7 +978,7 @@ cdef size_t extents_of(list extents, uint64_t* pairs) except 0:
     cdef size_t n = 0, total = 0
     if not 1 <= len(extents) <= FRAME_EXTENTS_MAX:
         raise ValueError(f"1 to {FRAME_EXTENTS_MAX} extents go together, not {len(extents)}")
-    for offset, nbytes in extents:
+    for offset, nbytes in tuple(extents):   # a number's __index__ may make the list longer
         pairs[2 * n] = offset
         pairs[2 * n + 1] = nbytes
         if pairs[2 * n + 1] > BLOCK_SIZE - total or pairs[2 * n] > <uint64_t>INT64_MAX - pairs[2 * n + 1]:

@@ -122,7 +122,7 @@ class LocalBackend(gate.GatedBackend):
 
 
 _FIELD_NAMES = re.compile(":[^:]*:")
-_REFERENCES = frozenset("OP&X")  # objects, and pointers of three kinds: see the struct module, and PEP 3118
+_REFERENCES = re.compile("[OP&Xz]|Z(?![fdg])")  # objects and pointers: see PEP 3118, and c/plain.h
 
 
 def bytes_of(data: Buffer) -> memoryview:
@@ -132,6 +132,6 @@ def bytes_of(data: Buffer) -> memoryview:
     it holds are addresses of this process, and what was written over them would be taken for such.
     """
     view = memoryview(data)
-    if not _REFERENCES.isdisjoint(_FIELD_NAMES.sub("", view.format)):
+    if _REFERENCES.search(_FIELD_NAMES.sub("", view.format)):
         raise errors.WrongType(f"a buffer of objects has no bytes of a disk: its items are of format {view.format!r}")
     return view.cast("B") if view.nbytes else memoryview(bytearray())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import ctypes
 import dataclasses
 import decimal
 import fractions
@@ -311,6 +312,9 @@ def test_objects_are_no_bytes(kind):
         backend.pwrite(np.zeros(2, kind), 0)
     with pytest.raises(TypeError, match="objects"):
         files.MemoryBackend(np.zeros(2, kind), name="d")
+    for texts in ((ctypes.c_char_p * 2)(b"a", b"b"), (ctypes.c_wchar_p * 2)("a", "b")):
+        with pytest.raises(TypeError, match="objects"):
+            backend.pwrite(texts, 0)
     assert data == bytes(64)
     assert not bitmap.count_blocks()
 
