@@ -24,6 +24,7 @@ from typing import Any, Final, NamedTuple
 
 from .. import disk, errors, files, logs, savevm
 from ..files import folder, sessionfile
+from . import sessions
 
 logger = logs.Logger(__name__)
 
@@ -59,7 +60,8 @@ class KeyFile:
         try:
             self._file = self._open(disks, create=True)
             if self._file is None:
-                raise OSError(errno.ENOTSUP, f"no disk is a file{'' if self._state_dir is None else ' or a device'}")
+                which = "file" if self._state_dir is None else "file, device or export"
+                raise OSError(errno.ENOTSUP, f"no disk is a {which}")
             if not self._file.is_private:
                 raise OSError(errno.EPERM, f"others may open {self._file.path}")
             with contextlib.ExitStack() as undo:
@@ -132,6 +134,8 @@ class KeyFile:
             for file in backend.files[:1]:
                 if file.is_regular or self._state_dir is not None:
                     yield backend, *sessionfile.where(os.path.realpath(file.path), self._state_dir)
+            if self._state_dir is not None and (uri := sessions.uri_of(backend)):
+                yield backend, *sessionfile.where(uri, self._state_dir)
 
     def _store(self, disks: Sequence[disk.BlockBackend], known: Known, *, begins: bool = False) -> None:
         assert self._file is not None

@@ -33,11 +33,13 @@ class Note:
         :class:`~blkmig.errors.DeviceError`.
         """
         found = [(backend.name, backend.files[0]) for backend in disks if backend.files]
-        paths = [(name, str(Path(file.path).resolve()), file) for name, file in found]
+        paths = [(name, str(Path(file.path).resolve()), file.is_regular) for name, file in found]
+        if self._state_dir is not None:  # elsewhere there is no place for that of an export
+            paths += [(backend.name, uri, False) for backend in disks if (uri := sessions.uri_of(backend))]
         for name, path, _ in paths:
             with errors.failing("cannot look for its session file", device=name):
                 taken.meet(path, device=name, state_dir=self._state_dir, settled=settled)
-        return [sessionfile.Disk(path, is_file=file.is_regular) for _, path, file in paths]
+        return [sessionfile.Disk(path, is_file=is_file) for _, path, is_file in paths]
 
     def begin(
         self, disks: Sequence[disk.BlockBackend], *, key: bytes | None = None, settled: bytes | None = None

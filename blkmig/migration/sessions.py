@@ -19,12 +19,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from .. import errors, logs
+from .. import disk, errors, logs
 from ..files import folder, sessionfile, sessionwords
 
 logger = logs.Logger(__name__)
 
 Side = Literal["source", "target"]
+
+
+def uri_of(backend: disk.BlockBackend) -> str:
+    """Return the URI of a disk that is no file of this machine, as an NBD export; "" if it has none."""
+    return getattr(backend, "uri", "")
 
 
 class SessionFiles:

@@ -24,12 +24,12 @@ class NbdBackend(exported.ExportedDisk):
     def __init__(
         self, uri: str, *, name: str | None = None, read_only: bool = False, writable: bool = True, **connect: Any
     ) -> None:
-        self._uri = uri
+        self.uri = uri
         self._options = connect
         super().__init__(default_name(uri) if name is None else name, read_only=read_only, writable=writable)
 
     def _open(self) -> export.Export:
-        return self._connect(self._uri, **self._options)
+        return self._connect(self.uri, **self._options)
 
 
 def default_name(uri: str) -> str:

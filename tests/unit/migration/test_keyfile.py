@@ -146,7 +146,7 @@ def test_who_has_no_place_is_told_what_to_do(tmp_path: Path, caplog: pytest.LogC
     export = testing.FaultyDisk(blkmig.MemoryBackend(bytearray(512), name="export"))
     for found, state_dir, words in (
         ([export], None, [f"{PLACE} (no disk is a file): ", "start it again", "--resume; --state-dir DIR is a place"]),
-        ([export], str(tmp_path), [f"{PLACE} (no disk is a file or a device): ", "send with --resume"]),
+        ([export], str(tmp_path), [f"{PLACE} (no disk is a file, device or export): ", "send with --resume"]),
         ([export], str(tmp_path / "none"), [PLACE]),
         ([blkmig.MemoryBackend(bytearray(512), name="m")], None, []),
     ):
