@@ -6,7 +6,9 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
+
+from .. import units
 
 SECONDS = 30.0
 """How long anything here waits for what a test makes happen; then it fails."""
@@ -45,6 +47,10 @@ class Stop:
         raise TimeoutError(f"nobody let the call go on within {SECONDS:g} s")
 
 
+_LEAST = {"nth": 1, "times": 1, "offset": 0, "short": 0, "corrupt": 0, "error": 1}
+"""The numbers of a fault, and the least that each may be."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Fault:
     """What happens to certain calls of one verb of a disk: at least one of `stop`, `short`, `corrupt` and `error`.
@@ -77,9 +83,18 @@ class Fault:
     """The ``errno`` that the call fails with."""
 
     def __post_init__(self) -> None:
-        """Refuse faults that never happen, or do nothing."""
-        if self.nth < 1 or (self.times is not None and self.times < 1):
-            raise ValueError("calls are counted from 1, and a fault happens to one of them at least")
+        """Refuse faults that never happen, or do nothing: a test would pass that has tested nothing."""
+        if self.verb not in get_args(Verb):
+            raise ValueError(f"{self.verb!r} is no verb that fails: say one of {', '.join(get_args(Verb))}")
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            number = least if value is None and name != "nth" else units.whole(value)
+            if number is None or number < least:
+                raise ValueError(f"{name} must be a whole number, at least {least}, not {value!r}")
+        if self.stop is not None and not isinstance(self.stop, Stop):
+            raise ValueError(f"stop must be a Stop, not {self.stop!r}")
+        if self.offset is not None and self.verb not in ("read", "write", "zeroes"):
+            raise ValueError(f"{self.verb}: only what is read or written has an offset")
         if self.stop is None and self.short is None and self.corrupt is None and self.error is None:
             raise ValueError("say what happens: stop, short, corrupt or error")
         if self.verb not in ("read", "write") and (self.short is not None or self.corrupt is not None):

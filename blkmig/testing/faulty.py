@@ -24,6 +24,8 @@ class FaultyDisk(disk.BlockBackend):
     """
 
     def __init__(self, inner: disk.BlockBackend, *injected: faults.Fault) -> None:
+        if not isinstance(inner, disk.BlockBackend):
+            raise errors.WrongType(f"{inner!r} is no open disk: open it first, as open_disk does")
         self.inner = inner
         self.calls: collections.Counter[faults.Verb] = collections.Counter()
         """How often each verb was called, by anybody."""
@@ -49,6 +51,8 @@ class FaultyDisk(disk.BlockBackend):
 
     def inject(self, fault: faults.Fault) -> None:
         """Add a fault; the calls that it counts begin now."""
+        if not isinstance(fault, faults.Fault):
+            raise errors.WrongType(f"a fault must be a Fault, not {fault!r}")
         with self._lock:
             self._faults.append((fault, [0]))
 

@@ -8,6 +8,7 @@ A step is a function that is given the peer. Those in `steps.py` are enough for 
 from __future__ import annotations
 
 import contextlib
+import errno
 import socket
 import struct
 import threading
@@ -33,8 +34,8 @@ class Peer:
     """One end of a link, which does what `steps` say, one after the other, in a thread; then it closes the link.
 
     Make it with :meth:`listening`, :meth:`connecting` or :meth:`paired`, and use it in a ``with``: leaving ends it
-    wherever it is, and raises :class:`ScriptError` if the other end has not kept to the script. That the link goes
-    while the peer says something is no error.
+    wherever it is, and raises :class:`ScriptError` if the other end has not kept to the script, or what a step of yours
+    has raised. That the link goes while the peer says something is no error.
     """
 
     def __init__(self, uri: str, meet: Callable[[], socket.socket], leave: Callable[[], object], *steps: Step) -> None:
@@ -47,10 +48,14 @@ class Peer:
         self.over = threading.Event()
         """Set when the peer is to end."""
 
+        for step in steps:
+            if not callable(step):
+                leave()
+                raise TypeError(f"a step is a function that is given the peer, as say(...) returns one, not {step!r}")
         self._meet, self._leave, self._steps = meet, leave, steps
         self._sock: socket.socket | None = None
         self._pending = bytearray()
-        self._error: ScriptError | None = None
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="blkmig-peer", daemon=True)
         self._thread.start()
 
@@ -115,7 +120,7 @@ class Peer:
             self._check()
 
     def join(self) -> None:
-        """Wait until all steps are made. Raises ScriptError if the other end has not kept to them."""
+        """Wait until all steps are made. Raises ScriptError if the other end has not kept to them, and as leaving."""
         self._thread.join(faults.SECONDS)
         self._check()
 
@@ -160,8 +165,8 @@ class Peer:
             for step in self._steps:
                 if not self.over.is_set():
                     step(self)
-        except ScriptError as error:
-            if not self.over.is_set():
+        except BaseException as error:
+            if not self.over.is_set() and not _is_gone(error):
                 self._error = error
 
     def _check(self) -> None:
@@ -171,6 +176,13 @@ class Peer:
         if error is not None:
             raise error
 
+
+def _is_gone(error: BaseException) -> bool:
+    """Return whether an error says that the link has gone, and is none of a step of its own."""
+    return isinstance(error, ConnectionError) or (isinstance(error, OSError) and error.errno in _GONE)
+
+
+_GONE = (errno.EBADF, errno.ENOTCONN, errno.ETIMEDOUT)  # the first two where a step has closed it
 
 Step: TypeAlias = Callable[[Peer], object]
 """What a peer does next."""

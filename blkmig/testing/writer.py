@@ -8,7 +8,7 @@ import random
 import threading
 from typing import Protocol, Self
 
-from .. import errors
+from .. import errors, units
 from . import faults
 
 
@@ -37,7 +37,8 @@ class StepWriter:
         self.error: errors.DeviceError | None = None
         """What the disk has said to the writer that it turned away; then nothing is written any more."""
 
-        self._disk, self._rng, self._nbytes = disk, random.Random(seed), min(nbytes, disk.size)
+        self._disk, self._rng, self._nbytes = disk, random.Random(seed), min(units.place("nbytes", nbytes), disk.size)
+        self._failure: BaseException | None = None  # set by the thread before it says that a step is done
         self._steps: queue.SimpleQueue[threading.Event | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="blkmig-step-writer", daemon=True)
 
@@ -45,23 +46,36 @@ class StepWriter:
         self._thread.start()
         return self
 
-    def __exit__(self, *_exc: object) -> None:
+    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
         self._steps.put(None)
         self._thread.join(faults.SECONDS)
         if self._thread.is_alive():
             raise TimeoutError("a writer stands still: somebody forgot to release it")
+        if exc is None:
+            self._raise_failure()
 
     def start(self) -> threading.Event:
         """Have the next write made; return what is set when it was, or was refused."""
+        if self._thread.ident is None:
+            raise RuntimeError("a StepWriter writes within its with")
         done = threading.Event()
         self._steps.put(done)
         return done
 
     def write(self, count: int = 1) -> None:
-        """Make so many writes. Blocks until they are made; raises TimeoutError if one is not within `SECONDS`."""
+        """Make so many writes. Blocks until they are made; raises TimeoutError if one is not within `SECONDS`.
+
+        What the disk raises is raised here, but for the DeviceError of a disk that turns writers away: see `error`.
+        """
         for _ in range(count):
             if not self.start().wait(faults.SECONDS):
                 raise TimeoutError("the write is not made: the writers are held, or the disk stands still")
+            self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
 
     def _run(self) -> None:
         while (done := self._steps.get()) is not None:
@@ -76,5 +90,7 @@ class StepWriter:
             self._disk.pwrite(data, offset)
         except errors.DeviceError as error:
             self.error = error
+        except BaseException as error:
+            self._failure = error
         else:
             self.written.append((offset, data))

@@ -191,11 +191,53 @@ def test_files_are_read_through_it(tmp_path: Path) -> None:
         {"verb": "read", "times": 0, "error": 5},
         {"verb": "flush", "short": 5},
         {"verb": "zeroes", "corrupt": 5},
+        {"verb": "raed", "error": 5},
+        {"verb": None, "error": 5},
+        {"verb": "flush", "offset": 5, "error": 5},
+        {"verb": "hold", "offset": 5, "error": 5},
+        {"verb": "read", "stop": threading.Event()},
+        *(
+            {"verb": "read", "error": 5, name: value}
+            for name in ("nth", "times", "offset", "short", "corrupt", "error")
+            for value in (-1, 1.5, "1", True)
+        ),
+        {"verb": "read", "error": 0},
+        {"verb": "read", "error": 5, "nth": None},
     ],
 )
 def test_faults_that_make_no_sense(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"calls are counted|say what happens|only what is read"):
+    """Some never happened, so that a test passed that had tested nothing."""
+    with pytest.raises(ValueError, match=r"must be|say what happens|only what is read|is no verb"):
         testing.Fault(**options)
+
+
+def test_what_is_no_disk_and_no_fault() -> None:
+    broken: Any = testing.FaultyDisk
+    with pytest.raises(TypeError, match="no open disk"):
+        broken("d.raw")
+    with pytest.raises(TypeError, match="a fault must be a Fault"):
+        broken(memory(), "read")
+
+
+class Strange(blkmig.MemoryBackend):
+    """A disk whose writes raise what no disk should."""
+
+    def pwrite(self, data: Any, offset: Any) -> None:
+        raise ZeroDivisionError("mine")
+
+
+def test_step_writer_tells_what_the_disk_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread ended, and after half a minute the writers were said to be held."""
+    with testing.StepWriter(Strange(bytearray(8192), name="d")) as guest:
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError, match="mine"):
+                guest.write()
+    with pytest.raises(ZeroDivisionError), testing.StepWriter(Strange(bytearray(8192), name="d")) as guest:
+        guest.start()
+    with pytest.raises(errors.ParameterError, match="nbytes must be"):
+        testing.StepWriter(memory(), nbytes=-5)
+    with pytest.raises(RuntimeError, match="within its with"):
+        testing.StepWriter(memory()).write()
 
 
 def test_step_writer() -> None:

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import socket
 import threading
 from pathlib import Path
+from typing import Any
 
 import pauses
 import pytest
@@ -170,3 +173,45 @@ def test_a_pair() -> None:
             f.abort()
             way_back.abort()
         peer.join()
+
+
+def own_assert(played: testing.Peer) -> None:
+    assert played.read() == b"y", "my own words"
+
+
+def own_error(played: testing.Peer) -> None:
+    raise ZeroDivisionError("my own words")
+
+
+def own_oserror(played: testing.Peer) -> None:
+    raise FileNotFoundError(2, "my own words")
+
+
+def own_exit(played: testing.Peer) -> None:
+    raise SystemExit("my own words")
+
+
+@pytest.mark.parametrize("step", [own_assert, own_error, own_oserror, own_exit])
+@pytest.mark.parametrize("way", ["join", "leave"])
+def test_what_a_step_of_the_tests_raises_is_told(step: testing.Step, way: str) -> None:
+    """It was printed by the thread, and the test passed."""
+
+    def play() -> None:
+        with testing.Peer.paired(take(1), step) as peer:
+            with socket.socket(fileno=os.dup(int(peer.uri[3:]))) as sock:
+                sock.sendall(b"xx")
+                with contextlib.suppress(ConnectionResetError):  # where it has not read all
+                    while sock.recv(9):
+                        pass
+            if way == "join":
+                peer.join()
+
+    with pytest.raises((AssertionError, ZeroDivisionError, FileNotFoundError, SystemExit), match="my own words"):
+        play()
+
+
+@pytest.mark.parametrize("step", [b"abc", None, [testing.take_all()]], ids=["bytes", "None", "list"])
+def test_what_is_no_step(step: Any) -> None:
+    for make in (testing.Peer.listening, testing.Peer.paired):
+        with pytest.raises(TypeError, match="a step is a function"):
+            make(step)
