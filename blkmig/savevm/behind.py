@@ -9,6 +9,7 @@ holds behind the stream that was written to it is older. Behind a stream whose s
 from __future__ import annotations
 
 import contextlib
+import time
 from typing import TYPE_CHECKING, Final
 
 from .. import errors
@@ -25,6 +26,9 @@ MOST_PADDING: Final = 1 << 30
 MOMENT: Final = 0.1
 """Seconds that who has written a stream into a pipe has for more of it, or for its end."""
 
+MOST_SECONDS: Final = 2.0
+"""How long zeros are looked at in all: who sends one a moment would have no end."""
+
 
 def look(f: InputQEMUFile, came: bytes = b"") -> stream.Behind | None:
     """Return what follows the end of the stream in `f`, of which `came` was read already; None if that is nothing.
@@ -33,11 +37,11 @@ def look(f: InputQEMUFile, came: bytes = b"") -> stream.Behind | None:
     """
     if f.is_device:
         return None
-    position, padding = f.position - len(came), 0
+    position, padding, deadline = f.position - len(came), 0, time.monotonic() + MOST_SECONDS
     piece = came or _next(f)
     while piece and not (rest := piece.lstrip(b"\0")):
         position, padding = position + len(piece), padding + len(piece)
-        piece = _next(f) if padding < MOST_PADDING else b""
+        piece = _next(f) if padding < MOST_PADDING and time.monotonic() < deadline else b""
     if not piece:
         return None
     position += len(piece) - len(rest)
