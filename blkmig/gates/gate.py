@@ -13,6 +13,8 @@ It stands in the code (``at_least={"numpy": 4, "numpy:cpu": 3}``) or in the near
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 import pathlib
 import statistics
 import time
@@ -44,6 +46,8 @@ class Gate:
     @classmethod
     def parse(cls, key: str, value: object) -> Gate:
         """Read ``"rival"`` or ``"rival:metric"`` and a number or a table; raises :class:`GateError`."""
+        if not isinstance(key, str):
+            raise GateError(f"gate {key!r}: a gate is named by a rival, or by rival:metric")
         rival, _, metric = key.partition(":")
         table: Mapping[str, object] = value if isinstance(value, Mapping) else {"at_least": value, "ci": True}
         margin, ci, floor = table.get("margin", 0.0), table.get("ci", "ci_at_least" in table), None
@@ -74,9 +78,14 @@ class Gate:
 
 def _ratio(key: str, table: Mapping[str, object], name: str) -> float:
     value = table.get(name)
-    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    try:
+        ratio = float(value) if is_number else math.nan  # type: ignore[arg-type]
+    except OverflowError:
+        ratio = math.inf
+    if not 0 < ratio < math.inf:  # with these, and with NaN, nothing could ever be decided
         raise GateError(f"gate {key!r}: {name} must be a number above 0, not {value!r}")
-    return float(value)
+    return ratio
 
 
 def parse_gates(table: Mapping[str, object]) -> list[Gate]:
@@ -92,7 +101,7 @@ def load_gates(start: pathlib.Path, root: pathlib.Path) -> dict[str, list[Gate]]
             try:
                 groups = tomllib.loads(path.read_text(encoding="utf-8"))
                 return {group: parse_gates(table) for group, table in groups.items()}
-            except (tomllib.TOMLDecodeError, GateError, AttributeError) as error:
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError, GateError, AttributeError) as error:
                 raise GateError(f"{path}: {error}") from error
         if folder == root:
             break
@@ -147,6 +156,9 @@ class Comparison:
         skipped: Mapping[str, str] | None = None,
         limits: Limits | None = None,
     ) -> None:
+        for name in (group, *sides):
+            if not isinstance(name, str):
+                raise GateError(f"{name!r}: groups and sides have texts as their names")
         self.group = group
         self.sides = {name: stopwatch.as_side(timed) for name, timed in sides.items()}
         if not self.sides:

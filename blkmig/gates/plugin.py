@@ -196,7 +196,7 @@ class Ratio:
         self, group: str, sides: Mapping[str, object], at_least: float | Mapping[str, object] | None
     ) -> list[gate.Gate]:
         rivals = list(sides)[1:]
-        given = dict.fromkeys(rivals, at_least) if isinstance(at_least, int | float) else dict(at_least or {})
+        given = dict(at_least or {}) if isinstance(at_least, Mapping | None) else dict.fromkeys(rivals, at_least)
         written = gate.load_gates(self._request.path.parent, self._session.root).get(group, [])
         gates = {item.key: item for item in [*written, *gate.parse_gates(given)]}
         if self._session.mode == "ci":

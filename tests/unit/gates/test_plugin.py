@@ -114,6 +114,41 @@ def test_the_group_is_pytest_benchmarks(run, pytester):
     run("group='other'", before=before).assert_outcomes(passed=1)
 
 
+@pytest.mark.parametrize(
+    "gate", ["nan", "inf", "{ at_least = 2, ci_at_least = nan }", "{ at_least = 2, margin = nan }"]
+)
+def test_gates_that_nothing_could_decide(run, pytester, gate):
+    """A comparison with NaN is never decided, and what is not decided passes."""
+    (pytester.path / "gates.toml").write_text(f'[test_it]\nrival = {gate}\n')
+    result = run("max_time=0.1")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*GateError: *gates.toml: gate 'rival': *must be *"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["at_least=float('nan')", "at_least=float('inf')", "at_least=10**400", "at_least='5'", "at_least=[5]",
+     "at_least={5: 5}", "at_least=True", "group=b'x'", "group=5"],
+)  # fmt: skip
+def test_what_is_no_gate(run, pytester, words):
+    """D4: with a name that JSON cannot have, the table and the file were lost at the end."""
+    result = run(f"{words}, max_time=0.1", "--gates-json=o.json")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*GateError: *"])
+    assert (pytester.path / "o.json").exists()
+
+
+def test_a_number_of_any_kind_is_a_gate(run):
+    run("at_least=__import__('fractions').Fraction(3, 2), max_time=0.1").assert_outcomes(passed=1)
+
+
+def test_a_file_that_is_no_text(run, pytester):
+    (pytester.path / "gates.toml").write_bytes(b"\xff\xfe[test_it]")
+    result = run("max_time=0.1")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*GateError: *gates.toml: *utf-8*"])
+
+
 def test_broken_file(run, pytester):
     (pytester.path / "gates.toml").write_text("[test_it]\nrival = 'fast'\n")
     result = run("")
