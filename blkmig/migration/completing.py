@@ -71,7 +71,6 @@ class Completing:
             self._reconnect(held, error)
             self._figures.raise_postponed()
             return False
-        self._session.completed(is_told=not self._ending.rest_is_lost)
         with self._bounds.saying_why():
             self._proving.finish()
         try:

@@ -65,9 +65,6 @@ class Ending:
         self.has_begun = False
         """What cannot be taken back may have left, END of the section or COMMIT: there is no way back to the rounds."""
 
-        self.rest_is_lost = False
-        """The target has said DONE, and then the link broke: it may wait for another one, to say so again."""
-
         self._has_moved = False
         """The target has said DONE to a move: from now on the note goes with the migration's end, and not before."""
 
@@ -79,10 +76,12 @@ class Ending:
         self._send_last_round(held)
         if self._hands_over():
             self._hand_over(held)
-        elif self._parameters.writers_after == "refuse":
+            return
+        if self._parameters.writers_after == "refuse":
             self._end_a_move(held)
         else:
             self._end_a_copy(held)
+        self._session.completed(is_told=True)
 
     def flush_ahead(self) -> bool:
         """Have a move's target flush what it has while the writers still run, so that the pause has little to flush.
@@ -176,7 +175,9 @@ class Ending:
         self.has_begun, self._last = True, (f, f.position)  # before the first byte can leave
         done = self._commit(kind)
         self._has_moved = kind == savevm.Kind.MOVE
-        self._send_the_rest(about)  # first: the target waits for it, and its disks cannot be given back any more
+        # First: the target waits for it, and its disks cannot be given back any more. If the link breaks now, it may
+        # wait for another one, to say DONE again; whatever fails behind that, it has everything.
+        self._session.completed(is_told=self._send_the_rest(about))
         if kind != savevm.Kind.COPY:
             self._figures.stats.downtime = held.refuse()
         self._figures.stats.notes += [f"at the target: {refusal.text}" for refusal in done.nameless]
@@ -199,16 +200,17 @@ class Ending:
             self.has_begun, self._last = False, None  # nothing of it has left
             raise
 
-    def _send_the_rest(self, about: dict[str, Any]) -> None:
-        """End the stream, for whoever reads it: the target has all that it needs, so a link that breaks is none."""
-        self.rest_is_lost = True
+    def _send_the_rest(self, about: dict[str, Any]) -> bool:
+        """End the stream, for whoever reads it, and return whether that was done: the target has all that it needs, so
+        a link that breaks is none."""
         with contextlib.suppress(errors.ChannelError, errors.Cancelled):
             self._savevm.state_complete_precopy(self._connection.f)
             self._savevm.state_end(self._connection.f, about)
             self._figures.update()
             if not self._block.proves:
                 self._connection.end_stream()
-            self.rest_is_lost = False
+            return True
+        return False
 
     # -- in the way of the first edition -----------------------------------------------------------------------------
 

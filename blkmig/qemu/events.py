@@ -64,10 +64,10 @@ class Events:
         with self._changed:
             self._listeners.append((frozenset(names), call))
 
-    def drop(self, name: str) -> None:
-        """Forget the events `name` that came so far."""
+    def drop(self, name: str, matches: Callable[[Event], bool]) -> None:
+        """Forget the events `name` that came so far, and whose data `matches`."""
         with self._changed:
-            kept = [event for event in self._kept if event["event"] != name]
+            kept = [each for each in self._kept if each["event"] != name or not matches(each.get("data", {}))]
             self._kept.clear()
             self._kept.extend(kept)
 

@@ -21,6 +21,11 @@ RELEASE_SECONDS = 10.0
 """Seconds that QEMU may take to let the writers go on. After a cancel, too, it is waited for: a guest must not stay
 stopped."""
 
+NOBODY_KNOWS = (
+    "the disks have moved, and their writers here stay held; whether somebody has written past these while the last "
+    "of it was sent is not known"
+)
+
 
 class Holding:
     """Which disks hold the writers, and whether everything that was written is marked. Under the session's lock."""
@@ -91,14 +96,18 @@ class Holding:
         if len(self._held) > 1:
             self._held.discard(number)
             return
+        has_moved = self._refused and self._writers.may_have_moved
         try:
-            if self._is_synced:
-                self._check_quiet()
-            elif self._refused:
-                self._writers.check_nobody_writes(self._watch.read())
+            with self._qmp.leaving(RELEASE_SECONDS) if has_moved else contextlib.nullcontext():  # no cancel undoes that
+                if self._is_synced:
+                    self._check_quiet()
+                elif self._refused:
+                    self._writers.check_nobody_writes(self._watch.read())
         except BaseException as error:
-            if self._refused and self._writers.may_have_moved:
+            if has_moved:
                 self._writers.is_in_doubt = True
+                if isinstance(error, qmp.QmpGone | qmp.QmpTimeout):
+                    raise errors.NotVerified(f"{NOBODY_KNOWS}: {error}") from error
                 error.add_note("the disks have moved all the same, and their writers here stay held")
                 raise
             is_harmless = isinstance(error, errors.Cancelled) and not self._refused  # no copy that could be wrong

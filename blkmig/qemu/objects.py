@@ -242,6 +242,7 @@ def delete_export(connection: qmp.QmpConnection, name: str, *, mode: str = "hard
 
 def start_deleting_export(connection: qmp.QmpConnection, name: str, *, mode: str = "hard") -> Callable[[], None]:
     """Begin to delete an export; return a function that waits until its last request is over."""
+    connection.drop_events("BLOCK_EXPORT_DELETED", lambda data: data.get("id") == name)  # of one that nobody awaited
     deletion = connection.start("block-export-del", {"id": name, "mode": mode})
 
     def await_end() -> None:

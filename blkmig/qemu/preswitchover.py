@@ -130,7 +130,7 @@ class PreSwitchover(writers.Writers):
         try:
             self._qmp.execute("migrate-continue", {"state": WAITING})
             status = self._await_one_of(*OVER, wait=HAND_OVER_SECONDS)
-        except (qmp.QmpGone, qmp.QmpTimeout) as error:
+        except (qmp.QmpGone, qmp.QmpTimeout, errors.Cancelled) as error:
             raise errors.InDoubt(IN_DOUBT.format(self._qmp.device, error)) from error
         self.is_in_doubt = False
         if status != "completed":

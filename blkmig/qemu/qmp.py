@@ -167,10 +167,10 @@ class QmpConnection:
         self.check_home(doing)
         return self._patience.await_answer(future, wait, doing)
 
-    def drop_events(self, name: str) -> None:
-        """Forget the events `name` that have come so far. Call it before a command that causes new ones."""
+    def drop_events(self, name: str, matches: Callable[[Event], bool]) -> None:
+        """Forget the events `name` that came so far, and match. Call it before a command that causes new ones."""
         self.check_home("waiting")
-        self._events.drop(name)
+        self._events.drop(name, matches)
 
     @property
     def is_gone(self) -> bool:

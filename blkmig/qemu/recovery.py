@@ -140,7 +140,14 @@ class Recovery:
         return True
 
     def _is_closed(self, export: marks.WritingExport) -> bool:
-        return export.id not in {entry["id"] for entry in self._qmp.execute("query-block-exports")}
+        """Return whether it is closed; one that is being closed is waited for."""
+        if self._exports().get(export.id):
+            self._await(lambda: export.id not in self._exports(), f"the export {export.id} to be closed")
+        return export.id not in self._exports()
+
+    def _exports(self) -> dict[str, bool]:
+        """Return the ids of QEMU's exports, and of each whether it is being closed."""
+        return {entry["id"]: entry["shutting-down"] for entry in self._qmp.execute("query-block-exports")}
 
     def _open_again(self, export: marks.WritingExport) -> None:
         try:

@@ -48,6 +48,7 @@ class Writers:
         self._marks = marks
         self._names: dict[str, str] = {}
         self._undo: list[Undo] = []
+        self._closing: set[str] = set()  # exports that QEMU was told to close, and nobody has seen the end of it
         self.may_have_moved = False
         """The end of a move has left, and no release has followed: the target may own the disks."""
 
@@ -88,7 +89,7 @@ class Writers:
             ends = self._start_stopping_guest()
             for export in exports:
                 self._undo.append(functools.partial(self._start_opening_again, export))
-                ends.append(objects.start_deleting_export(self._qmp, export.id))
+                ends.append(self._start_closing(export))
             ends.append(meanwhile(facts))  # last, because it relies on the other steps
             for await_end in ends:
                 await_end()
@@ -235,10 +236,23 @@ class Writers:
             return {}
         return exportnames.match(facts, names, own=self._own.prefix)
 
+    def _start_closing(self, export: marks.WritingExport) -> Callable[[], None]:
+        """Begin to close an export; return a function that waits until its last request is over."""
+        self._closing.add(export.id)
+        await_closed = objects.start_deleting_export(self._qmp, export.id)
+
+        def await_end() -> None:
+            await_closed()
+            self._closing.discard(export.id)
+
+        return await_end
+
     def _start_opening_again(self, export: marks.WritingExport) -> Callable[[], None]:
         """Begin to open an export again if it was closed. It is not checked before, because its writers wait."""
         if export.nbd_name is None:
             return lambda: self._tell_of_closed(export)
+        if export.id in self._closing:
+            return lambda: self._open_once_closed(export)
         opening = export.start_opening(self._qmp)
 
         def await_end() -> None:
@@ -249,6 +263,15 @@ class Writers:
                     raise
 
         return await_end
+
+    def _open_once_closed(self, export: marks.WritingExport) -> None:
+        """Open an export again that is still being closed: until that is over, QEMU opens no other one of its name."""
+        there = {entry["id"]: entry.get("shutting-down") for entry in self._qmp.execute("query-block-exports")}
+        if there.get(export.id):
+            self._qmp.wait_event("BLOCK_EXPORT_DELETED", lambda data: data.get("id") == export.id)
+        if there.get(export.id) is not False:
+            export.start_opening(self._qmp).result()
+        self._closing.discard(export.id)
 
     def _tell_of_closed(self, export: marks.WritingExport) -> None:
         if export.id not in self._read_graph().exports:

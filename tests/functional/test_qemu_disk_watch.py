@@ -14,10 +14,10 @@ import pytest
 from qemu_disks import SIZE, daemon_exports, make_image, opened, stress, write
 from qemu_disks import daemon as daemon
 from qemu_disks import folder as folder
-from storage_daemon import MiB, StorageDaemon, image_options
+from storage_daemon import MiB, QemuIo, StorageDaemon, image_options
 
 from blkmig import errors, qemu
-from blkmig.qemu import marks, objects, qmp, watch
+from blkmig.qemu import marks, objects, qmp, syncing, watch
 
 peers.require("qemu-storage-daemon", "qemu-img", "qemu-io")
 
@@ -71,6 +71,47 @@ def test_a_write_past_the_held_writers_of_a_disk_that_has_moved(daemon: StorageD
         disk.release_writers()
         assert not write(daemon, "write 0 512")
     assert {name.rpartition("-")[2] for name in daemon.leftovers()} >= {"held", "moved"}
+
+
+def test_a_cancel_while_the_exports_close_opens_them_again(
+    daemon: StorageDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until QEMU has closed one, it opens no other one of that name."""
+    with opened(daemon) as [disk], contextlib.ExitStack() as stack:
+        for _ in range(20):
+            stack.callback(QemuIo(daemon.uri("vol 1")).close)
+            bitmap = disk.create_dirty_bitmap(MiB)
+            disk.sync_dirty()
+            with monkeypatch.context() as patch:
+                patch.setattr(syncing.DirtySync, "start_the_last", lambda *_: disk.cancel() or (lambda: None))
+                with pytest.raises(errors.Cancelled):
+                    disk.hold_writers()
+            disk.release_dirty_bitmap(bitmap)
+            assert write(daemon, "write 0 512")
+
+
+def test_a_cancel_behind_a_move_takes_nothing_back(daemon: StorageDaemon) -> None:
+    """What is asked then, whether somebody has written, is asked all the same: the target has the disk."""
+    with opened(daemon) as [disk]:
+        disk.create_dirty_bitmap(MiB)
+        disk.hold_writers()
+        disk.sync_dirty()
+        assert disk.about_to_move()
+        disk.cancel()
+        disk.release_writers(refuse=True)
+        assert not write(daemon, "write 0 512")
+
+
+def test_a_daemon_that_ends_behind_a_move(daemon: StorageDaemon) -> None:
+    with qemu.open_qemu(daemon.address)[0] as disk:
+        disk.create_dirty_bitmap(MiB)
+        disk.hold_writers()
+        disk.sync_dirty()
+        assert disk.about_to_move()
+        daemon.process.kill()
+        daemon.process.wait()
+        with pytest.raises(errors.NotVerified, match="the disks have moved"):
+            disk.release_writers(refuse=True)
 
 
 def test_a_write_after_the_question_was_read_is_noticed(
