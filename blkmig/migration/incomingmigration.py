@@ -153,8 +153,13 @@ class IncomingMigration:
             return self.stats
 
     def cancel(self) -> None:
-        """Stop as soon as possible: `run` raises :class:`~blkmig.errors.Cancelled`. From any thread."""
+        """Stop as soon as possible: `run` raises :class:`~blkmig.errors.Cancelled`. From any thread.
+
+        Without effect once the migration is completed or has failed.
+        """
         self._cancel_requested = True
+        if self.stats.status in ("completed", "failed", "cancelled"):
+            return  # its disks are others' by now
         if self._loading.is_decided:
             self._loading.stop_waiting()
             return  # the disks are here by now, and the source is to know that

@@ -256,6 +256,8 @@ class OutgoingMigration:
 
         From any thread, or a signal handler. Without effect once the migration is completed or has failed.
         """
+        if self._life.is_over:
+            return  # its disks are others' by now
         self._connection.cancel()
         self._block.cancel()
         self._convergence.wake()

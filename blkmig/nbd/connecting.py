@@ -164,3 +164,10 @@ def is_over(library: ctypes.CDLL, handle: int | None) -> bool:
 def cancelled_error() -> OSError:
     """Return the error of a call that was cancelled."""
     return OSError(errno.ECANCELED, "it was cancelled")
+
+
+class NotBegun(OSError):
+    """A request that was not sent, because of a cancel."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ECANCELED, "it was cancelled")

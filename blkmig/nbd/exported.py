@@ -8,13 +8,25 @@ how a target is written, and how zeros travel.
 from __future__ import annotations
 
 import abc
-from typing import Any
+import functools
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
 from .. import _core, errors, units
 from ..disk import dirty, local
 from ..disk import extents as disk_extents
+from . import connecting, export
 from . import connection as nbd_connection
-from . import export
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+Result = TypeVar("Result")
+
+LOOK_SECONDS = 0.01
+"""How often a user of a disk whose migration was cancelled looks whether it has let the disk go."""
 
 CONTEXTS = (nbd_connection.BASE_ALLOCATION, nbd_connection.ALLOCATION_DEPTH)
 
@@ -32,6 +44,7 @@ class ExportedDisk(local.LocalBackend):
         units.check_flags(writable=writable)
         super().__init__(name, 0, read_only=read_only)
         self._writable = writable and not read_only
+        self._renewing = threading.Lock()
         self._export = self._open()
         self.size = self._export.size
 
@@ -66,6 +79,11 @@ class ExportedDisk(local.LocalBackend):
         self._export.pread_each(disk_extents.parts_inside(blk, extents, self.size))
         blk.gathered()
 
+    def pread(self, offset: SupportsIndex, nbytes: SupportsIndex) -> bytes:
+        """Read [offset, offset + nbytes), which must lie inside the disk. Blocks; after a cancel, see `_as_user`."""
+        read = functools.partial(super().pread, offset, nbytes)
+        return self._as_user(read, "cannot read", is_repeatable=True)
+
     def _pread_into(self, view: memoryview, offset: int) -> None:
         self._export.pread_into(view, offset)
 
@@ -96,6 +114,40 @@ class ExportedDisk(local.LocalBackend):
             self.check_range("cannot write", offset, nbytes)
         self._export.pwrite_each(disk_extents.parts(blk, extents))
 
+    def pwrite(self, data: Buffer, offset: SupportsIndex) -> None:
+        """Write all of `data`, as any local disk does. Blocks; after a cancel, see `_as_user`."""
+        self._as_user(functools.partial(super().pwrite, data, offset), "cannot write")
+
+    def pwrite_zeroes(self, offset: SupportsIndex, nbytes: SupportsIndex) -> None:
+        """Make [offset, offset + nbytes) read as zeros, as any local disk does. Blocks, as `pwrite`."""
+        self._as_user(functools.partial(super().pwrite_zeroes, offset, nbytes), "cannot write zeros")
+
+    def _as_user(self, call: Callable[[], Result], doing: str, *, is_repeatable: bool = False) -> Result:
+        """Do what some thread of this process wants, and no migration: the cancel of one ends only what waits for it.
+
+        It shares the connection, so a request that is not sent by then waits until the migration tracks the disk no
+        more. One that a server leaves without an answer for as long as a cancel has patience fails.
+        """
+        while True:
+            self._await_cancelled_use()
+            try:
+                return call()
+            except errors.Cancelled as error:
+                if not (is_repeatable or isinstance(error.__cause__, connecting.NotBegun)):
+                    cause = "the server did not answer, and the migration that uses the connection was cancelled"
+                    raise errors.DeviceError(doing, device=self.name, cause=cause) from error
+
+    def _await_cancelled_use(self) -> None:
+        """Return when no migration uses the disk that was cancelled, with the disk ready for use."""
+        while self._cancelled and not self._passages.is_foreign:
+            self.check_open()
+            if not self.trackers:
+                with self._renewing:
+                    if self._cancelled:
+                        self._renew_connection()
+            else:
+                time.sleep(LOOK_SECONDS)
+
     def _pwrite(self, view: memoryview, offset: int) -> None:
         self._check_writable()
         self._export.pwrite(view, offset)
@@ -113,6 +165,10 @@ class ExportedDisk(local.LocalBackend):
 
     def _renew(self) -> None:
         """Make the disk usable again after a `cancel`."""
+        with self._renewing:
+            self._renew_connection()
+
+    def _renew_connection(self) -> None:
         self._cancelled = False
         if not self._export.connection.renew():
             self.check_open()

@@ -113,6 +113,45 @@ def test_a_disk_that_was_cancelled_can_be_sent_again(in_flight: threading.Semaph
         assert disk.read_block(_core.BlockBuffer(), 0, MiB)
 
 
+def test_who_writes_a_disk_goes_on_when_its_migration_was_cancelled() -> None:
+    """They share the connection, and what is cancelled is the migration."""
+    with nbd_servers.nbdkit("memory", "8M") as server, nbd.NbdBackend(server.uri) as disk:
+        bitmap = disk.create_dirty_bitmap(MiB)
+        disk.cancel()
+        calls = [Call(lambda: disk.pwrite(b"mine", 0)), Call(lambda: disk.pwrite_zeroes(MiB, MiB))]
+        assert not any(call.is_over(0.05) for call in calls)
+        disk.release_dirty_bitmap(bitmap)
+        for call in calls:
+            call.result()
+        disk.cancel()  # once more, with nobody who could be meant
+        assert disk.pread(0, 4) == b"mine"
+
+
+def test_a_write_that_a_frozen_server_has_is_not_sent_twice(in_flight: threading.Semaphore) -> None:
+    """It may be written yet, after what comes later on another connection."""
+    with nbd_servers.nbdkit("memory", "8M") as server, nbd.NbdBackend(server.uri) as disk:
+        server.kill(signal.SIGSTOP)
+        writing = Call(lambda: disk.pwrite(bytes(512), 0))
+        await_requests(in_flight)
+        disk.cancel()
+        with pytest.raises(errors.DeviceError, match="did not answer"):
+            writing.result()
+
+
+def test_a_cancel_that_comes_too_late_touches_no_disk(tmp_path: Path) -> None:
+    """Another migration may use it by then."""
+    with nbd_servers.nbdkit("memory", "8M") as server, nbd.NbdBackend(server.uri, name="d") as disk:
+        with blkmig.outgoing([disk], f"file:{tmp_path}/stream") as migration:
+            migration.run()
+        with blkmig.IncomingMigration(f"file:{tmp_path}/stream", {"d": disk}) as incoming:
+            incoming.run()
+        bitmap = disk.create_dirty_bitmap(MiB)
+        for over in (migration, incoming):
+            over.cancel()
+            assert disk.read_block(_core.BlockBuffer(), 0, MiB)
+        disk.release_dirty_bitmap(bitmap)
+
+
 @pytest.mark.parametrize("side", ["source", "target"])
 def test_a_migration_with_a_frozen_server_is_cancelled_at_once(
     tmp_path: Path, side: str, in_flight: threading.Semaphore
