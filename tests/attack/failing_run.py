@@ -25,6 +25,7 @@ from collections.abc import Callable
 from typing import Any
 
 import forks
+from forks import has_ended, text_of, wait
 
 from blkmig import cli
 
@@ -61,23 +62,6 @@ def start(folder: pathlib.Path, words: list[str], arm: tuple[str, int, int], lab
     finally:
         shim.failing_calls_report(os.fsencode(folder / f"{label}.calls"))
         os._exit(code)
-
-
-def wait(pid: int, deadline: float) -> int | None:
-    """Return the exit code of a child, or None if it had to be killed because it did not end."""
-    while time.monotonic() < deadline:
-        done, status = os.waitpid(pid, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.001)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return None
-
-
-def has_ended(pid: int) -> bool:
-    """Return whether a child has ended, and leave it to be waited for."""
-    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def run(folder: pathlib.Path, arms: dict[str, tuple[str, int, int]], options: dict[str, list[str]]) -> dict[str, Any]:
@@ -124,11 +108,6 @@ def calls(path: pathlib.Path) -> dict[str, int]:
         name, count = line.split()
         found[name] = found.get(name, 0) + int(count)
     return found
-
-
-def text_of(path: pathlib.Path) -> str:
-    """Return what is in a file; nothing if a process did not even get to make it."""
-    return path.read_text(errors="replace") if path.exists() else ""
 
 
 def clean(folder: pathlib.Path) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 import forks
 import kill_points
-from failing_run import has_ended, text_of, wait
+from forks import has_ended, text_of, wait
 from striker import Plan, Striker
 
 from blkmig import cli

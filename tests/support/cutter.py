@@ -52,6 +52,8 @@ class Cutter:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)  # which wakes who waits in accept()
         self._server.close()
         for link in self._links:
             _end(link.sender, "reset")

@@ -29,7 +29,16 @@ def given_back() -> Iterator[set[int]]:
     gc.collect()
     before = open_descriptors()
     yield before
-    assert open_descriptors() == before
+    after = open_descriptors()
+    assert after == before, {fd: what_is(fd) for fd in after ^ before}
+
+
+def what_is(fd: int) -> str:
+    """Return what is open at a descriptor, for messages."""
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115 - what is no path stays as it is
+    except OSError:
+        return "closed"
 
 
 @contextlib.contextmanager

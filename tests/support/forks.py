@@ -11,6 +11,7 @@ import signal
 import socket
 import stat
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -93,3 +94,25 @@ def in_a_child(call: Callable[[], object]) -> str:
     os.close(reader)
     assert os.waitpid(child, 0)[1] == 0, "the child hung"
     return said
+
+
+def wait(pid: int, deadline: float) -> int | None:
+    """Return the exit code of a child, or None if it had to be killed because it did not end."""
+    while time.monotonic() < deadline:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.001)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+def has_ended(pid: int) -> bool:
+    """Return whether a child has ended, and leave it to be waited for."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def text_of(path: Path) -> str:
+    """Return what is in a file; nothing if a process did not even get to make it."""
+    return path.read_text(errors="replace") if path.exists() else ""
