@@ -236,13 +236,13 @@ def test_one_byte_now_and_then_is_no_answer() -> None:
         while not ended.wait(0.02):
             server.send(b"x")
 
-    with FakeServer(drip) as server:
-        connection = nbd_connection.NbdConnection(server.uri, device="disk", request_timeout=0.1)
+    with FakeServer(drip) as server, contextlib.ExitStack() as stack:
+        stack.callback(ended.set)  # whatever is found: it goes on dripping until then
+        connection = nbd_connection.NbdConnection(server.uri, device="disk", request_timeout=0.3)
+        stack.callback(connection.close)
         waiting = Call(lambda: connection.pread_into(bytearray(MiB), 0))
         with pytest.raises(errors.DeviceError, match="answered no request"):
             waiting.result()
-        ended.set()
-        connection.close()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
