@@ -7,9 +7,10 @@ size::
     slot    "blkmigS1"  u64 number  u32 n  u32 CRC-32 of number and text  n bytes: the text, a JSON object
 
 A store overwrites the slot that does not count, with the next number, and is one fdatasync: the whole slot with the
-higher number counts. Both slots are written from the beginning, so that a store needs no space, and waits for no
-journal of the file system, which may have to bring the blocks of a whole disk to storage first. Of a store that was cut
-short nothing counts; one of which the fdatasync failed may count or not, and nobody knows before a power failure.
+higher number counts. If that was not flushed, or another process has stored it, it is flushed before the other one is
+overwritten. Both slots are written from the beginning, so that a store needs no space, and waits for no journal of the
+file system, which may have to bring the blocks of a whole disk to storage first. Of a store that was cut short nothing
+counts; one of which the fdatasync failed may count or not, and nobody knows before a power failure.
 
 Whoever has it holds a lock on it, stopped or not; a second process is refused. A process that finds one stores again
 what it has read before it acts on it: what a failed store has left in the page cache is no proof.
@@ -100,6 +101,9 @@ class SessionFile:
         self._slot = 1
         """The slot that counts; the other one is overwritten next."""
 
+        self._is_flushed = False
+        """The slot that counts is on stable storage for sure."""
+
         self.says: dict[str, Any] = {}
         """What it says; empty for one in which nothing was stored."""
 
@@ -178,7 +182,7 @@ class SessionFile:
         os.ftruncate(self._fd, 0)
         os.posix_fallocate(self._fd, 0, 2 * half)
         os.pwrite(self._fd, bytes(2 * half), 0)  # into what is there for it
-        self._number, self._slot = 0, 1
+        self._number, self._slot, self._is_flushed = 0, 1, True
         self.store(says, is_durable=is_durable)
         if is_durable:
             os.fsync(self._fd)
@@ -191,12 +195,15 @@ class SessionFile:
         slot = _HEAD.pack(MAGIC, number, len(text), _checksum(number, text)) + text
         if len(slot) > half:
             raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        if is_durable and not self._is_flushed:  # first: else the slot that is overwritten may be all that storage has
+            os.fdatasync(self._fd)
+            self._is_flushed = True
         self._number = number  # spent, whatever becomes of it
         if os.pwrite(self._fd, slot, (1 - self._slot) * half) < len(slot):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         if is_durable:
             os.fdatasync(self._fd)
-        self._slot = 1 - self._slot
+        self._slot, self._is_flushed = 1 - self._slot, is_durable
         self.says = dict(says)
 
     def remove(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import random
 import socket
@@ -103,6 +104,46 @@ def test_a_store_after_a_failed_one_keeps_what_is_good(tmp_path: Path, monkeypat
                 assert any(now[start:][:100] == good[start:][:100] != bytes(100) for start in (0, len(good) // 2))
         made.store({"state": "noted"})
     assert says(tmp_path) == {"state": "noted"}
+
+
+def test_no_power_failure_takes_back_what_was_decided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A receiver stores "committed" without a flush, is killed, and the next one stores over what stands on storage."""
+    on_storage: list[set[bytes]] = [set(), set()]  # what each slot may hold there, after a power failure now
+    is_decided = False
+    write, flush = os.pwrite, os.fdatasync
+
+    def check() -> None:
+        for slots in itertools.product(*on_storage):
+            path_of(tmp_path / "after").write_bytes(b"".join(slots))
+            assert not is_decided or says(tmp_path / "after") != OLD
+
+    def pwrite(fd: int, data: bytes, offset: int) -> int:
+        done = write(fd, data, offset)
+        half = os.fstat(fd).st_size // 2
+        is_slot = len(data) <= half
+        for index in [offset // half] if is_slot else [0, 1]:
+            torn = os.pread(fd, half, index * half)
+            on_storage[index] |= {torn, torn[:20] + bytes(half - 20)}
+        check()
+        return done
+
+    def fdatasync(fd: int) -> None:
+        flush(fd)
+        half = os.fstat(fd).st_size // 2
+        on_storage[:] = [{os.pread(fd, half, start)} for start in (0, half)]
+        check()
+
+    (tmp_path / "after").mkdir()
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(os, "fdatasync", fdatasync)
+    with opened(tmp_path) as made:
+        made.begin(OLD)
+        made.store(NEW)
+        is_decided = True
+        made.store({**NEW, "state": "committed"}, is_durable=False)
+    with opened(tmp_path, create=False) as found:
+        found.store({**found.says, "seconds": 0})
+        found.store({**found.says, "seconds": 1})
 
 
 def failing(fd: int) -> None:
