@@ -56,6 +56,9 @@ class MigrationMetrics:
         self._is_converging = True
         self._started: float | None = None
         self._ended: float | None = None
+        # The same by `clock`: the time of day may be set meanwhile.
+        self._began: float | None = None
+        self._over: float | None = None
         self._statistics: Statistics | None = None
         self._error: BaseException | None = None
         # The bytes that had moved at the last look, and when they did. Any thread; the last one wins.
@@ -77,9 +80,10 @@ class MigrationMetrics:
         self._look()
 
     def _change(self, status: stats.Status) -> None:
-        self._started = self._started or time.time()
+        if self._began is None:
+            self._started, self._began = time.time(), self._clock()
         if status in ("completed", "failed", "cancelled"):
-            self._ended = time.time()
+            self._ended, self._over = time.time(), self._clock()
         if status == "device":
             self._is_converging = True
         self._status = status
@@ -154,8 +158,8 @@ class MigrationMetrics:
         }  # fmt: skip
         yield "start_time_seconds", "When the migration began, in seconds since 1970.", self._started, {}
         yield "end_time_seconds", "When the migration ended, in seconds since 1970.", self._ended, {}
-        if self._started is not None:
-            elapsed = (self._ended or time.time()) - self._started
+        if self._began is not None:
+            elapsed = (self._clock() if self._over is None else self._over) - self._began
             yield "elapsed_seconds", "Seconds since the migration began.", elapsed, {}
         idle = self.idle_seconds()
         yield "idle_seconds", "Seconds in which no byte has moved although some were due.", idle, {}

@@ -167,6 +167,23 @@ def test_idle_is_counted_where_bytes_are_due() -> None:
     assert values(collector)["stalled"] == 0, "the target brings it to stable storage"
 
 
+@pytest.mark.parametrize("jump", [-7200.0, 7200.0])
+def test_the_time_of_day_may_be_set_meanwhile(monkeypatch: pytest.MonkeyPatch, jump: float) -> None:
+    """A migration of a minute had lasted for two hours, or for less than no time."""
+    clock, day = Clock(), Clock()
+    monkeypatch.setattr("blkmig.metrics.collector.time.time", day)
+    collector = metrics.MigrationMetrics("m", clock=clock)
+    collector(stats.StatusChanged(0.0, "active"))
+    day.now += jump
+    clock.now += 60
+    assert values(collector)["elapsed_seconds"] == pytest.approx(60)
+    collector(stats.StatusChanged(60.0, "completed"))
+    clock.now += 60
+    found = values(collector)
+    assert found["elapsed_seconds"] == pytest.approx(60)
+    assert found["end_time_seconds"] == pytest.approx(100 + jump)
+
+
 def test_figures_of_a_migration_are_its_statistics(tmp_path: Path) -> None:
     """Both ends, with a disk's name that needs escaping."""
     names = ['d"1', "d2"]
