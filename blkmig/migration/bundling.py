@@ -28,7 +28,8 @@ ROUND_TRIP_SECONDS = 0.015
 most at 1 Gbit/s, of the 2.8 that there can be."""
 
 JOIN_SECONDS = 20.0
-"""How long the target may take to say that it waits for the others, and that they are there, each."""
+"""How long the target may take to say that it waits for the others, and that they are there, each. It says the first
+of it at once, so that has the idle time-out, too."""
 
 OPEN_SECONDS = 10.0
 """How long opening them may take, all together."""
@@ -48,6 +49,7 @@ class Bundling:
     ) -> None:
         # Set here, then read-only.
         self._chosen = parameters.connections
+        self._idle_timeout = parameters.idle_timeout
         self._block = handlers
         self._savevm = save_state
         self._connection = link
@@ -92,7 +94,7 @@ class Bundling:
         """Open the others, and return why the target does not have all of them; "" if it has."""
         with self._connection.explaining_errors():
             self._savevm.send_command(self._connection.f, savevm.MIG_CMD_BUNDLE, bundle.encode())
-        self._questions.await_bundled(JOIN_SECONDS, is_ready=True)
+        self._questions.await_bundled(min(self._idle_timeout or JOIN_SECONDS, JOIN_SECONDS), is_ready=True)
         others: list[channel.OutputQEMUFile] = []
         try:
             why_not = self._connect(bundle, others)

@@ -17,6 +17,7 @@ import delayer
 import lab
 import pytest
 from lossy import Lossy, many_barriers, random_cuts, writing
+from pauses import LONG, Call
 
 import blkmig
 from blkmig import channel, errors, savevm, stats
@@ -45,6 +46,39 @@ def test_over_several(tmp_path: Path, count: int, kind: str, reconnect: float | 
     content = random.Random(count).randbytes(9 * MIB + 1536)
     result = move(uri, tmp_path, content, connections=count, reconnect=reconnect)
     assert (result.connections, result.notes) == (count, [])
+
+
+def test_silence_before_the_target_waits_for_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says at once that it does, so a link that is silent then is lost when the idle time-out is over."""
+    monkeypatch.setattr(bundling, "JOIN_SECONDS", 3600.0)
+    content = random.Random(1).randbytes(3 * MIB)
+    receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": tmp_path / "t.raw"})
+    send_command = savevm.SaveState.send_command
+
+    def silent(state: savevm.SaveState, f: Any, command: int, *more: Any) -> None:
+        if command == savevm.MIG_CMD_BUNDLE and not relay.done:
+            relay.cut_now("silence")
+        send_command(state, f, command, *more)
+
+    with cutter.Cutter(receiver.uri, []) as relay, blkmig.MemoryBackend(bytearray(content), name="d") as disk:
+        monkeypatch.setattr(savevm.SaveState, "send_command", silent)
+        migration = blkmig.outgoing(
+            [disk], relay.uri, blkmig.MigrationParameters(connections=2, idle_timeout=0.5, connect_timeout=5.0)
+        )
+
+        def send() -> None:
+            with migration:
+                migration.run()
+
+        sending = Call(send)
+        try:
+            assert sending.is_over(LONG), "it waits for what a silent link does not bring"
+        finally:
+            migration.cancel()
+        sending.result()
+        receiver.result()
+    assert (tmp_path / "t.raw").read_bytes() == content
+    assert migration.stats.reconnects == 1
 
 
 @pytest.mark.parametrize("chosen", [{"max_bandwidth": 64 * MIB}, {"digests": True}, {"reading": "parallel"}], ids=str)
