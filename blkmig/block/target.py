@@ -48,12 +48,9 @@ class BlkLoadDevice:
         limit = coverage.MAX_INFERRED_BYTES if size is None else size
         limit = limit if backend.is_growable else min(sys.maxsize if size is None else size, backend.size)
         self.coverage = coverage.BlockCoverage(statistics.name, limit, why_limited=sizes.why_limited(backend, limit))
-        self.buffers = buffers.LoadBuffers()
-        """The buffers that all disks of the stream share, from `join` on; until then this disk's own."""
-
+        self.buffers = buffers.LoadBuffers()  # of all disks of the stream, from `join` on; until then this disk's own
+        # Held while the disk is used, where another thread reads it, too: see `compare`.
         self.turn: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        """Held while the disk is used, where another thread reads it, too: see `compare`."""
-
         self._vouched: vouched.Vouched | None = None  # under `turn`
         self._is_size_sure = not backend.is_growable or (size is not None and is_size_sure)
         self._shape = geometry.BlockGeometry(limit)
@@ -173,10 +170,14 @@ class BlkLoadDevice:
 
     def link_lost(self, counts: coverage.CoverageCounts) -> None:
         """Count on from `counts`; what came of a half payload is gone with its buffer. Blocks until all is written."""
-        self._buf = None
-        self.buffers.forget()
+        self.let_go()
         self.coverage.rewind(counts)
         self.backend.drain()
+
+    def let_go(self) -> None:
+        """Hold no memory, and no pipes; what of a payload has come is gone. For the thread that loads."""
+        self._buf = None
+        self.buffers.forget()
 
     def rest(self) -> None:
         """Store what waits and hold no memory until the next block comes. Blocks."""

@@ -101,7 +101,8 @@ class Loading:
         """End the threads and close the targets; those that did not become complete stay incomplete. Twice is fine."""
         close_targets = functools.partial(self._targets.__exit__, exc_type, exc, traceback)
         threads = [self._session.close, self._read_back.close, self._beats.close]
-        errors.each([*threads, close_targets])  # these last: nothing writes any more
+        let_go = [device.let_go for device in self._targets.devices]
+        errors.each([*threads, close_targets, *let_go])  # these last: nothing writes any more
 
     @property
     def is_decided(self) -> bool:
