@@ -226,7 +226,10 @@ class Proving:
         for block in range(proof.block, proof.block + proof.count):
             if self._stops:
                 return
-            place = difference(reader, disk.shape, proof, block)
+            if (missing := _missing(disk, block)) is not None:
+                place: tuple[int, int] | None = missing
+            else:
+                place = difference(reader, disk.shape, proof, block)
             with self._changed:
                 disk.seen.set(block)
                 disk.places.pop(block, None)
@@ -261,6 +264,14 @@ def difference(
         if found[at : at + size] != proof.hashes[at : at + size]:
             return offset + number * piece, min(piece, nbytes - number * piece)
     return None
+
+
+def _missing(disk: _Disk, block: int) -> tuple[int, int] | None:
+    """Return where a block is that a target which still grows does not have: it was lost with a link, and comes again.
+    """
+    offset, nbytes = disk.shape.block_range(block)
+    nbytes = disk.shape.clip(offset, nbytes)
+    return (offset, nbytes) if offset + nbytes > disk.device.backend.size else None
 
 
 def _is_beside(device: target.BlkLoadDevice) -> bool:
