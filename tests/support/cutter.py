@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
 import struct
 import threading
@@ -26,6 +27,7 @@ class Link:
 
 class Cutter:
     """Listens at `uri` and passes on to the receiver at `target`; cut number i is `cuts[i]`: bytes of the stream, how.
+    A negative number counts the bytes that the receiver says.
 
     ``silence``: nothing passes any more, in either direction, and both connections stay open. When the cuts are used
     up, connections are left alone.
@@ -99,7 +101,8 @@ class Cutter:
                 threading.Thread(target=self._relay, args=(link, next(self._cuts, None)), daemon=True).start()
 
     def _relay(self, link: Link, cut: tuple[int, How] | None) -> None:
-        threading.Thread(target=_pass_on, args=(link,), daemon=True).start()
+        back, cut = (cut, None) if cut is not None and cut[0] < 0 else (None, cut)
+        threading.Thread(target=self._pass_on, args=(link, back), daemon=True).start()
         left = None if cut is None else cut[0]
         with contextlib.suppress(OSError):
             while left is None or left > 0:
@@ -114,16 +117,20 @@ class Cutter:
             assert cut is not None
             self._cut(link, cut[1])
 
-
-def _pass_on(link: Link) -> None:
-    """Pass on what the receiver says."""
-    with contextlib.suppress(OSError):
-        while piece := link.receiver.recv(PIECE):
-            if link.silent.is_set():
-                return
-            link.sender.sendall(piece)
-        if not link.silent.is_set():
-            link.sender.shutdown(socket.SHUT_WR)
+    def _pass_on(self, link: Link, cut: tuple[int, How] | None) -> None:
+        """Pass on what the receiver says, up to its cut if there is one."""
+        left = math.inf if cut is None else -cut[0]
+        with contextlib.suppress(OSError):
+            while piece := link.receiver.recv(int(min(PIECE, left))):
+                if link.silent.is_set():
+                    return
+                link.sender.sendall(piece)
+                left -= len(piece)
+                if cut is not None and not left:
+                    self._cut(link, cut[1])
+                    return
+            if not link.silent.is_set():
+                link.sender.shutdown(socket.SHUT_WR)
 
 
 def _end(sock: socket.socket, how: str) -> None:
