@@ -126,14 +126,14 @@ class MigrationParameters:
 
     reconnect: float | None = None
     """Seconds to try to come again when the link to a blkmig is lost, up to 86,400; 0 fails at once; None: 60. Only
-    what the target has not stored by then is sent again. A target that compares with old copies does not wait, and
-    refuses seconds that were said: see `delta`."""
+    what the target has not stored by then is sent again, or compared. An older target that compares with old copies
+    does not wait, and seconds that were said are refused then: see `delta`."""
 
     resume: bool = False
     """Go on where an earlier migration of these disks has ended, because its link was lost for good or one end was
     killed. The target compares what is there of them, and what differs is sent. Start the receiver again before, as it
     was started then, unless it still waits: then the key goes on that the killed process has left beside its disks, or
-    in `state_dir`. A target that has nothing of the disks refuses. There is no `reconnect` meanwhile."""
+    in `state_dir`. A target that has nothing of the disks refuses."""
 
     connections: int | Literal["auto"] = "auto"
     """Over how many connections the stream goes to a blkmig at ``tcp:``, ``tls:`` or ``unix:``, 1 to 16. ``auto``: one,

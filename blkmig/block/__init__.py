@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .hashing import MISSING, can_hash
     from .load import BlockLoadHandlers, LoadDevice
     from .log import SentLog
-    from .loss import Counts, take_back_in_flight
+    from .loss import Counts, take_back_in_flight, take_back_sent
     from .proofs import Proofs
     from .proving import Difference, Proving
     from .save import BlockSaveHandlers
@@ -83,6 +83,7 @@ __all__ = [
     "grown",
     "records",
     "take_back_in_flight",
+    "take_back_sent",
     "tree_of",
     "why_left_out",
 ]
@@ -101,7 +102,7 @@ __getattr__ = later.opener(
     hashing="MISSING can_hash",
     load="BlockLoadHandlers LoadDevice",
     log="SentLog",
-    loss="Counts take_back_in_flight",
+    loss="Counts take_back_in_flight take_back_sent",
     proofs="Proofs",
     proving="Difference Proving",
     save="BlockSaveHandlers",

@@ -21,6 +21,11 @@ Two ASKs are on their way, so that the target reads while this end compares. Hol
 go as zeros, and cost the target nothing where it has holes. The last block of most disks starts early, over its
 neighbour; it waits until all others are settled, so that a digest never is of what was overwritten since.
 
+**After a lost link** nothing that was asked, answered or said on it counts, unless a barrier behind it is acknowledged.
+Blocks that were settled since are compared again (`again`, which `log` fills), and so are those that were asked for.
+The target forgets for what it has vouched, and both count ASKs from 1. So a SAME is always about a digest of the
+link on which it goes, and of what all earlier links have made of the target.
+
 Everything belongs to the migration thread.
 """
 
@@ -30,9 +35,9 @@ import collections
 import dataclasses
 from collections.abc import Iterable
 
-from .. import _core, channel, disk, errors
+from .. import _core, channel, errors
 from ..savevm import digestwords
-from . import askwords, bulk, device, digests, extras, hashing, pieces, send, state
+from . import askwords, bulk, device, digests, extras, hashing, parts, pieces, send, state
 
 ASK_BLOCKS = 64
 """So many blocks one ASK is about: the target reads 64 MiB while an answer travels, whatever the link's latency is."""
@@ -65,11 +70,13 @@ class Comparison:
         self._finer: collections.deque[pieces.ComparedBlock] = collections.deque()
         self._reading = 0
         self._same: list[askwords.Range] = []
+        self._bmds: device.BlkMigDevState | None = None  # whose all of that is
 
     def save_device_bulk(
         self, blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState
     ) -> bool:
         """Do one step of a disk's bulk phase, as `bulk.save_device_bulk` does. May wait a moment for an answer."""
+        self._bmds = bmds
         if self._asked and not self._answered:
             self._take(0.0)
         if len(self._asked) < askwords.MAX_ASKS and self._ask(blk_mig, f, bmds):
@@ -92,12 +99,14 @@ class Comparison:
         assert compared is not None
         copy = buf.payload[compared.offset - blk.offset :][: compared.nbytes]
         is_zero = buf.is_zero and self._zero_blocks
+        if compared.is_again and bmds.proof is not None:  # read a second time by whom? Maybe still for the first time
+            bmds.proof.block_sent(compared.block, buf.data)
         compared.verdict = verdict = compared.judge(copy, hashing.hash_of, is_zero=is_zero)
         blk.has_payload = verdict in (pieces.Verdict.WHOLE, pieces.Verdict.PARTS)
         if verdict in (pieces.Verdict.SAME, pieces.Verdict.PARTS) and bmds.digests is not None:
             send.note_digests(bmds, compared.block, digests.digest_of(buf.payload))
         if verdict is pieces.Verdict.PARTS:
-            _gather(blk, compared.differing())
+            parts.gather(blk, compared.differing())
 
     def settle(self, blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, blk: device.BlkMigBlock) -> None:
         """Send of a block that was read what the target does not hold, or have finer digests be asked for."""
@@ -120,12 +129,26 @@ class Comparison:
         same = [(compared.offset, compared.nbytes)]
         if verdict is pieces.Verdict.PARTS:
             same = compared.same()
-            _send_parts(blk_mig, f, bmds, blk)
+            parts.put(blk_mig, f, blk)
         if not blk.buf.is_zero:
             blk_mig.same_bytes += sum(nbytes for _, nbytes in same)
         self._add_same(same)
         if verdict is pieces.Verdict.PARTS or len(self._same) >= askwords.MAX_RANGES:
             self._say_same(blk_mig, f, bmds)
+
+    def section_ends(self, blk_mig: state.BlkMigState, f: channel.OutputQEMUFile) -> None:
+        """Say what is the same of blocks that are settled: a barrier that follows is about them."""
+        if self._bmds is not None:
+            self._say_same(blk_mig, f, self._bmds)
+
+    def link_lost(self) -> None:
+        """Have all that was asked for be compared again, when no read is in flight any more."""
+        for compared in (*(each for asked in self._asked for each in asked.blocks), *self._answered, *self._finer):
+            assert self._bmds is not None
+            self._bmds.again.set(compared.block)
+        for waiting in (self._asked, self._answered, self._finer, self._same):
+            waiting.clear()
+        self._number = self._reading = 0
 
     # -- asking ------------------------------------------------------------------------------------------------------
 
@@ -135,7 +158,7 @@ class Comparison:
             return self._ask_finer(blk_mig, f, bmds)
         if self._may_go_on(bmds):
             self._say_same(blk_mig, f, bmds)  # before any hole: the last block may start early
-            if bulk.send_hole(blk_mig, f, bmds):
+            if not _is_again(bmds) and bulk.send_hole(blk_mig, f, bmds):
                 bmds.bulk_completed = False  # only when all blocks are settled
                 return True
             blocks = self._data_ahead(blk_mig, bmds)
@@ -147,19 +170,25 @@ class Comparison:
     def _may_go_on(self, bmds: device.BlkMigDevState) -> bool:
         """Return whether the next block may be asked for: there is one, and it does not start early, or all is
         settled."""
-        return bmds.cur_sector < bmds.geometry.total_sectors and (self._is_idle() or not _starts_early(bmds))
+        block = _next_block(bmds)
+        return block is not None and (self._is_idle() or not _starts_early(bmds, block))
 
     def _data_ahead(self, blk_mig: state.BlkMigState, bmds: device.BlkMigDevState) -> list[pieces.ComparedBlock]:
-        """Move the cursor over blocks that may hold data, up to the next hole, and return them: at least one."""
+        """Take what is compared again, then move the cursor over blocks that may hold data, up to the next hole; return
+        them: at least one."""
         found: list[pieces.ComparedBlock] = []
-        while len(found) < ASK_BLOCKS and bmds.cur_sector < bmds.geometry.total_sectors:
-            block = _cursor(bmds)
-            if found and (_starts_early(bmds) or (blk_mig.zero_blocks and bulk.hole_blocks(bmds, block))):
+        while len(found) < ASK_BLOCKS and (block := _next_block(bmds)) is not None:
+            is_again = _is_again(bmds)
+            looks_for_holes = blk_mig.zero_blocks and not is_again
+            if found and (_starts_early(bmds, block) or (looks_for_holes and bulk.hole_blocks(bmds, block))):
                 break
             offset = block * _core.BLOCK_SIZE
             nbytes = min(_core.BLOCK_SIZE, bmds.geometry.size - offset)
-            found.append(pieces.ComparedBlock(block, offset, nbytes))
-            bulk.advance(bmds, 1)
+            found.append(pieces.ComparedBlock(block, offset, nbytes, is_again=is_again))
+            if is_again:
+                bmds.again.clear(block)
+            else:
+                bulk.advance(bmds, 1)
         bmds.bulk_completed = False
         return found
 
@@ -243,35 +272,19 @@ class Comparison:
         return not (self._asked or self._answered or self._finer or self._reading)
 
 
-def _gather(blk: device.BlkMigBlock, ranges: list[askwords.Range]) -> None:
-    """Make a pack of these ranges of the block in `blk`; its buffer holds only them afterwards."""
-    data, done = blk.buf.data, 0
-    extents: disk.Extents = []
-    for offset, nbytes in ranges:
-        nbytes = -(-nbytes // _core.SECTOR_SIZE) * _core.SECTOR_SIZE  # the end of the disk need not be one's
-        data[done : done + nbytes] = data[offset - blk.offset :][:nbytes]
-        extents.append((offset, nbytes))
-        done += nbytes
-    blk.buf.gathered()
-    blk.pack = device.Pack(extents, done, 1)
-
-
-def _send_parts(
-    blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, bmds: device.BlkMigDevState, blk: device.BlkMigBlock
-) -> None:
-    """Send the pack in `blk`, which is a part of its block."""
-    sectors, blk.bulk_sectors = blk.bulk_sectors, 0  # it is no block without its holes: the rest of it is the same
-    send.send_pack(blk_mig, f, bmds, blk)
-    blk.bulk_sectors, blk.pack = sectors, None  # what is settled is the block
-
-
-def _starts_early(bmds: device.BlkMigDevState) -> bool:
-    block = _cursor(bmds)
+def _starts_early(bmds: device.BlkMigDevState, block: int) -> bool:
     return bmds.geometry.block_range(block)[0] < block * _core.BLOCK_SIZE
 
 
-def _cursor(bmds: device.BlkMigDevState) -> int:
-    return bmds.cur_sector // _core.SECTORS_PER_BLOCK
+def _is_again(bmds: device.BlkMigDevState) -> bool:
+    return bmds.again.find_next_set(0) >= 0
+
+
+def _next_block(bmds: device.BlkMigDevState) -> int | None:
+    """Return the block that is asked for next: what is compared again lies below the cursor, and goes first."""
+    if (block := bmds.again.find_next_set(0)) >= 0:
+        return block
+    return bmds.cur_sector // _core.SECTORS_PER_BLOCK if bmds.cur_sector < bmds.geometry.total_sectors else None
 
 
 def _sectors_of(bmds: device.BlkMigDevState, block: int) -> int:

@@ -58,6 +58,9 @@ class BlkMigDevState:
     blocker: contextlib.ExitStack
     """Keeps other migrations off the disk and the tracker attached; closing it undoes both."""
 
+    again: _core.Bitmap
+    """The blocks below the bulk cursor that are compared once more, because the link was lost; see `compare`."""
+
     aio_bitmap: _core.Bitmap
     """One bit per block: set while a read of the block is in flight, bulk reads included."""
 
@@ -121,6 +124,7 @@ class BlkMigDevState:
         self.whole_from = whole_from
         self.blocker = contextlib.ExitStack()
         self.aio_bitmap = aio_bitmap
+        self.again = _core.Bitmap(geometry.nblocks)
         self.packs = PackTally()
         self.savings = Savings()
 

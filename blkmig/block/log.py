@@ -27,8 +27,9 @@ MAX_RANGES = 65536
 MOST_RANGES = MAX_RANGES - 8192
 """From so many on nothing is read any more; what is read already has no more than the rest: 512 packs of 16 extents."""
 
-Entry = tuple[device.BlkMigDevState, int, int, "disk.Extents | None"]
-"""A disk, and a block and how many follow, or else the extents of a pack."""
+Entry = tuple[device.BlkMigDevState, int, int, "disk.Extents | None", bool]
+"""A disk, and a block and how many follow, or else the extents of a pack; and whether it was compared: then it is
+compared again, for the target may hold it by now."""
 
 
 class SentLog:
@@ -84,14 +85,17 @@ class SentLog:
 
     def _end_run(self) -> None:
         if self._bmds is not None:
-            self.sent.append((self._bmds, self._start, self._stop - self._start, None))
+            self.sent.append((self._bmds, self._start, self._stop - self._start, None, False))
             self._bmds = None
 
 
 def mark(entry: Entry) -> int:
     """Mark a range dirty, whole blocks as whole ones, so that they are sent whole; return its bytes."""
-    bmds, block, count, extents = entry
+    bmds, block, count, extents, is_compared = entry
     bitmap = bmds.dirty_bitmap
+    if is_compared:
+        bmds.again.set(block)
+        return _core.BLOCK_SIZE
     if extents is not None:
         bitmap.mark_areas(extents)
         return sum(nbytes for _, nbytes in extents)

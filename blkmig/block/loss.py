@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from typing import NamedTuple
 
+from .. import _core
 from . import coverage, log, send, state
 
 
@@ -22,12 +23,31 @@ def take_back_in_flight(blk_mig: state.BlkMigState) -> int:
     while blk_mig.blk_list:
         blk = blk_mig.blk_list.popleft()
         assert blk.bmds is not None
-        log.mark((blk.bmds, blk.block, 1, blk.taken))
-        blk.bmds.completed_sectors += blk.bulk_sectors  # the cursor has passed it
+        log.mark((blk.bmds, blk.block, 1, blk.taken, blk.compared is not None))
+        if blk.compared is None:
+            blk.bmds.completed_sectors += blk.bulk_sectors  # the cursor has passed it
         blk_mig.reads.put(blk)
+    if blk_mig.comparison is not None:
+        blk_mig.comparison.link_lost()
     blk_mig.in_flight_bytes = 0
     blk_mig.is_interrupted = False
     blk_mig.prev_progress = -1  # what was said of it last may be lost
+    return nbytes
+
+
+def take_back_sent(blk_mig: state.BlkMigState) -> int:
+    """Mark what was sent and is not acknowledged, behind `take_back_in_flight`; return how many bytes.
+
+    Blocks that were compared are compared again, in the bulk phase, which begins anew for them where it was over.
+    """
+    assert blk_mig.log is not None
+    nbytes = blk_mig.log.take_back()
+    for bmds in blk_mig.bmds_list:
+        if count := bmds.again.count(0, len(bmds.again)):
+            bmds.bulk_completed = blk_mig.bulk_completed = False
+            missing = len(bmds.again) * _core.SECTORS_PER_BLOCK - bmds.geometry.total_sectors  # of the last block
+            sectors = count * _core.SECTORS_PER_BLOCK - missing * bmds.again.test(len(bmds.again) - 1)
+            bmds.completed_sectors = bmds.cur_sector - sectors
     return nbytes
 
 
@@ -42,6 +62,7 @@ class Counts(NamedTuple):
     """What the description will say of all records up to a barrier."""
 
     packs: int
+    same_bytes: int
     disks: list[_DiskCounts]
 
     @classmethod
@@ -49,6 +70,7 @@ class Counts(NamedTuple):
         """Keep what was counted so far."""
         return cls(
             blk_mig.counted_packs,
+            blk_mig.same_bytes,
             [
                 _DiskCounts(bmds.resent_blocks, bmds.resent_sum, bmds.sent_blocks, copy.copy(bmds.packs))
                 for bmds in blk_mig.bmds_list
@@ -61,7 +83,7 @@ class Counts(NamedTuple):
         Both ends go back to the last barrier that was acknowledged. Which of the later records have come, the source
         cannot know; so that the two ends count the same, nobody looks at that any more.
         """
-        blk_mig.counted_packs = self.packs
+        blk_mig.counted_packs, blk_mig.same_bytes = self.packs, self.same_bytes
         for bmds, counts in zip(blk_mig.bmds_list, self.disks, strict=True):
             bmds.resent_blocks, bmds.resent_sum = counts.resent_blocks, counts.resent_sum
             bmds.sent_blocks, bmds.packs = counts.sent_blocks, copy.copy(counts.packs)

@@ -59,10 +59,13 @@ class _Piece:
 class ComparedBlock:
     """Block number `block` of a disk, which has `nbytes` from `offset` on: it does not start early."""
 
-    def __init__(self, block: int, offset: int, nbytes: int) -> None:
+    def __init__(self, block: int, offset: int, nbytes: int, *, is_again: bool = False) -> None:
         self.block = block
         self.offset = offset
         self.nbytes = nbytes
+        self.is_again = is_again
+        """It is compared once more, because the link was lost."""
+
         self.shift = _COARSE
         """How fine the pieces are that were asked for last, or are to be asked for."""
 

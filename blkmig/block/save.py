@@ -69,7 +69,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         `save_setup`."""
 
         self.resumes = False
-        """The target is to go on with what an earlier migration has left there. Set it before `save_setup`."""
+        """The target is to go on with what an earlier migration has left. Set it before `save_setup`."""
 
         self.table: tuple[table.TableDisk, ...] = ()
         """The disks as a section ``blkmig`` says them, from `save_setup` on."""
@@ -80,8 +80,7 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         self.session = b""
         """The record that says which session a section ``blkmig`` belongs to. Set it before `save_setup`."""
 
-        self._parameters = parameters
-        self._clock = clock
+        self._parameters, self._clock = parameters, clock
         self._blk_mig: state.BlkMigState | None = None
         self.base = base.BasePhase()
         """What goes before the bulk phase, from `setup_parts` on, for a target that understands what it says."""
@@ -216,10 +215,11 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
             self.base.hash_some(lambda: self._clock() >= deadline)
         else:
             self._fetches.look(blk_mig)
-            log = blk_mig.log
             while not f.rate_limit_exceeded() and engine.send_some(blk_mig, f) and self._clock() < deadline:
-                if log is not None and log.ranges >= sentlog.MOST_RANGES:
+                if blk_mig.log is not None and blk_mig.log.ranges >= sentlog.MOST_RANGES:
                     break  # nothing more before some of it is acknowledged
+            if blk_mig.comparison is not None:
+                blk_mig.comparison.section_ends(blk_mig, f)
         f.put_be64(_core.FLAG_EOS)
         for bmds in blk_mig.bmds_list:
             if bmds.tree is not None:

@@ -155,6 +155,8 @@ def note_sent(bmds: device.BlkMigDevState, blk: device.BlkMigBlock, *, is_zero: 
 
 def note_proof(proven: proof.DiskProof, blk: device.BlkMigBlock) -> None:
     """Have a block of the bulk phase read again; take note of what a dirty round has sent."""
+    if blk.compared is not None and blk.compared.is_again:
+        return  # `compare` has taken note of it
     if blk.bulk_sectors:
         proven.bulk_sent(blk.block, 1)
     elif blk.pack is None:
@@ -205,12 +207,13 @@ def flush_blks(blk_mig: state.BlkMigState, f: channel.OutputQEMUFile, *, wait: b
             blk_send(blk_mig, f, blk)
         else:
             send_pack(blk_mig, f, bmds, blk)
-        if bmds.proof is not None and (blk.compared is None or blk.bulk_sectors):
-            note_proof(bmds.proof, blk)
-        log = blk_mig.log
-        if log is not None:
-            log.sent.append((bmds, blk.block, 1, blk.taken))
-            log.ranges += 1 if blk.taken is None else len(blk.taken)
+        if blk.compared is None or blk.bulk_sectors:  # else it is not settled
+            if bmds.proof is not None:
+                note_proof(bmds.proof, blk)
+            log = blk_mig.log
+            if log is not None:
+                log.sent.append((bmds, blk.block, 1, blk.taken, blk.compared is not None))
+                log.ranges += 1 if blk.taken is None else len(blk.taken)
         bmds.completed_sectors += blk.bulk_sectors
         blk_mig.in_flight_bytes -= blk.counted_bytes
         blk_mig.blk_list.popleft()

@@ -32,6 +32,12 @@ class Comparison(Protocol):
     def settle(self, blk_mig: BlkMigState, f: channel.OutputQEMUFile, blk: device.BlkMigBlock) -> None:
         """Take a block that was read."""
 
+    def section_ends(self, blk_mig: BlkMigState, f: channel.OutputQEMUFile) -> None:
+        """Put what is still to be said of blocks that are settled."""
+
+    def link_lost(self) -> None:
+        """Have what is not settled be compared again, when no read is in flight any more."""
+
 
 class BlkMigState:
     """The disks of one migration and how far they are."""
@@ -150,6 +156,7 @@ class BlkMigState:
         """Return what the bulk phase has not yet submitted, over all disks."""
         return sum(
             (bmds.geometry.total_sectors - min(bmds.cur_sector, bmds.geometry.total_sectors)) * _core.SECTOR_SIZE
+            + bmds.again.count(0, len(bmds.again)) * _core.BLOCK_SIZE
             for bmds in self.bmds_list
             if not bmds.bulk_completed
         )

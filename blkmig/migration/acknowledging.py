@@ -40,7 +40,8 @@ class Mark(NamedTuple):
     proofs: int = 0
     """Records PROOF that had come."""
 
-    counts: tuple[tuple[block.BlkLoadDevice, block.CoverageCounts], ...] = ()
+    counts: tuple[tuple[block.BlkLoadDevice, block.CoverageCounts, int], ...] = ()
+    """Of each disk what was counted, and how many bytes were the same as before."""
 
 
 class Acknowledger:
@@ -69,7 +70,7 @@ class Acknowledger:
         # Guarded by `_lock`.
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
-        self._last = Mark(counts=tuple((device, device.coverage.counts()) for device in devices))
+        self._last = Mark(counts=_counts_of(devices))
         self._pending: Mark | None = None
         self._unfinished = 0
         self._error: Exception | None = None
@@ -90,11 +91,12 @@ class Acknowledger:
         with self._lock:
             if self._pending is not None or number != self._last.number + 1:
                 raise errors.StreamError(f"BARRIER {number} where {self._last.number + 1} is due", position=position)
-            before = {id(device): counts for device, counts in self._last.counts}
-        mark = Mark(number, packs, proofs, tuple((device, device.coverage.counts()) for device in self._devices))
-        touched = [device for device, counts in mark.counts if counts != before.get(id(device))]
+            before = {id(device): counts for device, counts, _ in self._last.counts}
+        mark = Mark(number, packs, proofs, _counts_of(self._devices))
+        touched = [device for device, counts, _ in mark.counts if counts != before.get(id(device))]
         for device in touched:
-            device.backend.drain()
+            with device.turn:
+                device.backend.drain()
         self._start()
         with self._lock:
             self._pending = mark
@@ -174,3 +176,9 @@ class Acknowledger:
             self._error = error
             self._changed.notify_all()
         self._wake()
+
+
+def _counts_of(
+    devices: Sequence[block.BlkLoadDevice],
+) -> tuple[tuple[block.BlkLoadDevice, block.CoverageCounts, int], ...]:
+    return tuple((device, device.coverage.counts(), device.statistics.same_bytes) for device in devices)

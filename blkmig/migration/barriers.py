@@ -143,4 +143,4 @@ class Barriers:
             self._proofs.take_back()
         self._sent_position = self._acknowledged_position = self._connection.f.position
         self._last_at = self._clock()
-        return self._log.take_back()
+        return block.take_back_sent(self._block.blk_mig)

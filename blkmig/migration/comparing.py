@@ -12,10 +12,10 @@ A target offers it for all of its disks or for none. One that holds nothing answ
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from .. import block, channel, errors, logs, params, savevm, stats
+from .. import block, errors, logs, params, savevm, stats
 from ..block import ExtraKind
 
 if TYPE_CHECKING:
@@ -109,6 +109,11 @@ class Answering:
         self._answers = block.Answers(self._loader.way_back.digest)
         return self._answers
 
+    def link_lost(self) -> None:
+        """Have nothing be said of what was asked on a link that was lost. Blocks for one block that is read."""
+        if self._answers is not None:
+            self._answers.link_lost()
+
     def close(self) -> None:
         """Answer nothing any more. Blocks. Twice does no harm."""
         if self._answers is not None:
@@ -138,14 +143,17 @@ def begin(
     handlers: block.BlockLoadHandlers,
     table: Sequence[block.TableDisk],
     devices: Mapping[bytes, block.BlkLoadDevice],
-    f: channel.InputQEMUFile,
+    has_come: Callable[[], None],
 ) -> None:
-    """Compare the disks of a table, if there are old copies, or they are resumed; `devices` are where they go."""
+    """Compare the disks of a table, if there are old copies, or they are resumed; `devices` are where they go.
+
+    `has_come` is told of each question: nothing else comes of disks that are equal.
+    """
 
     def counted(take: block.OnExtra) -> block.OnExtra:
         def take_and_count(body: bytes, position: int) -> None:
             take(body, position)
-            f.payload_came()  # nothing else comes of disks that are equal
+            has_come()
 
         return take_and_count
 
@@ -153,6 +161,12 @@ def begin(
         found = answers.open()
         handlers.on_extra |= {ExtraKind.ASK: counted(found.ask), ExtraKind.SAME: counted(found.same)}
         found.begin(table, devices)
+
+
+def link_lost(answers: Answering | None) -> None:
+    """Forget what was asked on a link that was lost, before anything else is said to the source. Blocks shortly."""
+    if answers is not None:
+        answers.link_lost()
 
 
 def end(answers: Answering | None) -> None:

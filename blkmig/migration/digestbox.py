@@ -9,6 +9,11 @@ from collections.abc import Callable
 from .. import block, channel, errors, savevm
 from . import connection
 
+_NO_ANSWER = (
+    "the target has answered no question about what it holds within {0:g} s (--idle-timeout), {1} times, although its "
+    "link came back: look at its disks, say a longer time, or send everything (--no-delta)"
+)
+
 
 class DigestBox:
     """The DIGESTs that came on the return path of `link`, which `read` reads. Migration thread only."""
@@ -24,6 +29,7 @@ class DigestBox:
         self._clock = clock
         self._digests: collections.deque[savevm.Digest] = collections.deque()
         self._waits_since: float | None = None
+        self._silences = 0  # time-outs since an answer came, each on a link of its own
         self.is_expected = False
         """Somebody asks for digests."""
 
@@ -33,10 +39,16 @@ class DigestBox:
             raise errors.StreamError("the target says digests that nobody has asked for", position=position)
         self._digests.append(answer)
 
+    def forget(self) -> None:
+        """Drop what came on a link that was lost."""
+        self._digests.clear()
+        self._waits_since = None
+
     def take(self, seconds: float) -> savevm.Digest | None:
         """Return the next DIGEST that has come, or comes within `seconds`, else None. One is due. Blocks.
 
-        Raises :class:`~blkmig.errors.ChannelTimeout` if none came for the idle time-out.
+        Raises :class:`~blkmig.errors.ChannelTimeout` if none came for the idle time-out, so that the link is opened
+        again, and :class:`~blkmig.errors.TargetFailed` if that did not help ten times.
         """
         path, doing = self._connection.return_path, "waiting for the target's digests"
         assert path is not None
@@ -44,12 +56,15 @@ class DigestBox:
             if not self._digests and path.wait_readable(seconds):
                 self._read(path)
             if self._digests:
-                self._waits_since = None
+                self._waits_since, self._silences = None, 0
                 return self._digests.popleft()
             now = self._clock()
             if self._waits_since is None:
                 self._waits_since = now
             if 0 < path.idle_timeout < now - self._waits_since:
+                self._silences += 1
+                if self._silences >= savevm.PATIENCE:
+                    raise errors.TargetFailed(_NO_ANSWER.format(path.idle_timeout, self._silences))
                 why = f"none came within {path.idle_timeout:g} s (--idle-timeout)"
                 raise errors.ChannelTimeout(doing, uri=self._connection.uri, cause=why)
         return None

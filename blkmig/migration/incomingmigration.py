@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from .. import channel, errors, params, savevm, stats
-from . import asked, comparing, farewell, fitting, incomingsession, loading, received, turns
+from . import asked, comparing, farewell, fitting, loading, lobby, received, turns
 from . import targets as load_targets
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ class IncomingMigration:
                         with self._loading as present:
                             present.load(f, self._listener, resumed=resumed, is_exposed=self.is_exposed)
                         break
-                    except incomingsession.TakenOver as taken_over:
+                    except lobby.TakenOver as taken_over:
                         f, resumed = taken_over.arrival.f, taken_over.arrival.session
                     with self._telling(f):
                         self._begin_anew(f)

@@ -44,14 +44,6 @@ LAST_SECONDS = 0.5
 """How long what a source still sends is dropped, so that it finds why this end was cancelled."""
 
 
-class TakenOver(Exception):
-    """Another process of the source resumes, on the connection of `arrival`."""
-
-    def __init__(self, arrival: lobby.Arrival) -> None:
-        super().__init__("another process of the source resumes")
-        self.arrival = arrival
-
-
 class IncomingSession:
     """The session of the stream that `handlers` load into `came`. `on_link` is told of each link that comes."""
 
@@ -79,8 +71,10 @@ class IncomingSession:
         self._taking: taking.Taking
         self._read_back: readback.ReadBack
         self._refusal: Callable[[], str]
+        self._forget_answers: Callable[[], None]
         # Set by the source's SESSION, or at once for one that resumes.
-        self._seconds = 0.0
+        self._resumed: savevm.Session | None = None
+        self._seconds, self._incarnation = 0.0, savevm.FIRST_INCARNATION
         self._acknowledger: acknowledging.Acknowledger | None = None
         self._lobby: lobby.Lobby | None = None
         self._is_patient = False
@@ -95,16 +89,18 @@ class IncomingSession:
         *,
         resumed: savevm.Session | None,
         refusal: Callable[[], str],
+        forget_answers: Callable[[], None],
     ) -> None:
         """Take part in the loading of `f`, which `listener` has accepted; the disks are handed over to `taken`, and
         what proves them goes to `read_back`.
 
         `resumed` is what a source has said that resumes. `refusal` says why none can at this receiver, "" if one can.
+        `forget_answers` forgets what was asked on a lost link, and returns when none of it is answered any more.
         """
         self._listener, self._loader, self._f, self._taking = listener, loader, f, taken
-        self._read_back = read_back
+        self._read_back, self._resumed = read_back, resumed
         taken.on_told = self._hurry
-        self._refusal = refusal
+        self._refusal, self._forget_answers = refusal, forget_answers
         if resumed is not None and resumed.seconds and listener.takes_several:
             self._open_lobby(resumed, resumed.incarnation, goes_on=False)
         self._block.on_section_begins = self._section_begins
@@ -145,12 +141,11 @@ class IncomingSession:
 
     def _take(self, body: bytes, position: int) -> None:
         """Begin the session that the source asks for."""
-        session = savevm.parse_session(body, position)
-        is_first = self._acknowledger is None and self._lobby is None
-        if not is_first or (session.incarnation, session.attempt) != (0, 1):
-            raise errors.StreamError("a SESSION that begins a second time", position=position)
-        for kind in (block.ExtraKind.ASK, block.ExtraKind.SAME):  # an answer on a lost link would not come again
-            self._block.on_extra.pop(kind, None)
+        session, before = savevm.parse_session(body, position), self._resumed
+        due = (session.key, 0, 1) if before is None else (before.key, before.incarnation, 1)
+        if self._acknowledger is not None or (session.key, session.incarnation, session.attempt) != due:
+            raise errors.StreamError("a SESSION that begins a second time, or is not resumed", position=position)
+        self._incarnation = session.incarnation or savevm.FIRST_INCARNATION
         way_back = self._loader.way_back
         self._acknowledger = acknowledging.Acknowledger(
             list(self._targets.devices), say=way_back.ack, beat=way_back.beat, wake=self._wake
@@ -158,14 +153,18 @@ class IncomingSession:
         self._targets.settle = self._acknowledger.settle
         takes_barriers = self._acknowledger.can_flush
         if takes_barriers and session.seconds and self._listener.takes_several:
-            self._open_lobby(session, savevm.FIRST_INCARNATION, goes_on=True)
-            self._targets.leaving.has_session = True
-        first, waits = savevm.FIRST_INCARNATION, self._lobby is not None
+            if self._lobby is not None:
+                self._lobby.goes_on = True
+            else:
+                self._open_lobby(session, self._incarnation, goes_on=True)
+            self._targets.leaving.has_session = block.ExtraKind.ASK not in self._block.on_extra
+        can = {"takes_barriers": takes_barriers, "waits": self._lobby is not None and self._lobby.goes_on}
         try:
-            way_back.answer_session(savevm.SessionAnswer(first, 0, 0, takes_barriers=takes_barriers, waits=waits))
-        except errors.ChannelError:  # a source that does not hear this comes for nothing more
-            self.close()
-            self._lobby = None
+            way_back.answer_session(savevm.SessionAnswer(self._incarnation, 0, 0, **can))
+        except errors.ChannelError:  # a source that does not hear this comes for nothing more; another process may
+            if before is None:
+                self.close()
+                self._lobby = None
             raise
 
     def _open_lobby(self, session: savevm.Session, incarnation: int, *, goes_on: bool) -> None:
@@ -263,7 +262,7 @@ class IncomingSession:
         """Have another process of the source go on, or tell it that the disks are this host's."""
         if not self._taking.is_taken:
             self._targets.leaving.is_taken_over = True
-            raise TakenOver(arrived)
+            raise lobby.TakenOver(arrived)
         self._taking.is_known = afterwards.tell_owner(arrived.f, self._taking.resumed())
         raise error
 
@@ -280,6 +279,8 @@ class IncomingSession:
         assert self._acknowledger is not None
         self._f = f
         f.set_idle_timeout(self._idle_timeout)
+        if not self._taking.is_taken:
+            self._forget_answers()  # before anything can be said on this link
         self._loader.way_back.go_on(f)
         self._figures.go_on(f)
         mark = self._acknowledger.rewind()
@@ -287,14 +288,13 @@ class IncomingSession:
             self._read_back.go_on(f, mark.proofs)
         else:
             self._taking.keep_ready(lambda: self._rewind(f, mark))
-        first, came = savevm.FIRST_INCARNATION, self._block.numbers
-        self._loader.way_back.answer_session(
-            savevm.SessionAnswer(first, mark.number, came, takes_barriers=True, waits=True)
-        )
+        came, can = self._block.numbers, {"takes_barriers": True, "waits": True}
+        self._loader.way_back.answer_session(savevm.SessionAnswer(self._incarnation, mark.number, came, **can))
 
     def _rewind(self, f: channel.InputQEMUFile, mark: acknowledging.Mark) -> None:
         """Count on from the last barrier that was acknowledged."""
-        for device, counts in mark.counts:
+        for device, counts, same_bytes in mark.counts:
             device.link_lost(counts)
+            device.statistics.same_bytes = same_bytes
         self._block.link_lost(f, mark.packs)
         self._read_back.go_on(f, mark.proofs)

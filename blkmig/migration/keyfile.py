@@ -57,6 +57,7 @@ class KeyFile:
     def begin(self, disks: Sequence[disk.BlockBackend], known: Known) -> None:
         """Store what is `known` of a session of `disks`. Never raises: without a place for it, nobody goes on with it,
         which `warn` tells."""
+        self.close()  # a file of a session that is not gone on with
         try:
             self._file = self._open(disks, create=True)
             if self._file is None:

@@ -26,6 +26,7 @@ from . import (
     incomingsession,
     judging,
     leaving,
+    lobby,
     readback,
     received,
     safekeeping,
@@ -130,7 +131,7 @@ class Loading:
         """Load the stream, which `listener` has accepted, and bring it to its end, good or bad.
 
         `resumed` is what its source has said before, if it resumes; `is_exposed` whether it may be anybody. Raises
-        :class:`~.incomingsession.TakenOver` if another process of the source resumes meanwhile.
+        :class:`~.lobby.TakenOver` if another process of the source resumes meanwhile.
 
         The source's guest may stand still until our word comes. So nothing that grows with the disks is done before
         that but to bring to stable storage what is not there yet: what was written is read back afterwards.
@@ -168,6 +169,7 @@ class Loading:
             self._read_back,
             resumed=resumed,
             refusal=self._why_not_resumed,
+            forget_answers=lambda: comparing.link_lost(self._answers),
         )
         lost: errors.MigrationError | None = None
         try:
@@ -183,7 +185,7 @@ class Loading:
             self.is_awaited = loader.is_awaited
             taken.link_was_lost(error)
             lost = error
-        except incomingsession.TakenOver:
+        except lobby.TakenOver:
             raise
         except BaseException as error:
             if not taken.is_decided:
@@ -277,7 +279,8 @@ class Loading:
         self._targets.leaving.resumes = comparing.check_table(self.parameters, table, position, self._is_exposed)
         devices = admission.admit(table, position, self._targets, self._open, loader, self._beats)
         self._read_back.begin(table, devices, loader, f)
-        comparing.begin(self._answers, self.parameters, self._block, table, devices, f)
+        has_come = lambda: self._f.payload_came()  # noqa: E731 - of the link that is read by then
+        comparing.begin(self._answers, self.parameters, self._block, table, devices, has_come)
         return devices
 
     def _flush(self, number: int, loader: LoadVM) -> None:

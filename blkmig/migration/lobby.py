@@ -58,6 +58,14 @@ class Arrival:
         self.breaker.close()
 
 
+class TakenOver(Exception):
+    """Another process of the source resumes, on the connection of `arrival`."""
+
+    def __init__(self, arrival: Arrival) -> None:
+        super().__init__("another process of the source resumes")
+        self.arrival = arrival
+
+
 class Lobby:
     """Takes the connections of `session` that come to `listener`, whose first one is `f`.
 
@@ -75,11 +83,11 @@ class Lobby:
         goes_on: bool,
         refusal: Callable[[], str],
     ) -> None:
-        # Set here, then read-only.
+        # Set here, then read-only; but the loading thread sets `goes_on` once the source that resumes has a session.
         self._listener = listener
         self._key = session.key
         self._incarnation = incarnation
-        self._goes_on = goes_on
+        self.goes_on = goes_on
         self._refusal = refusal
         # How a connection begins that is looked at; the loading thread adds one.
         self._magics = [savevm.QEMU_VM_FILE_MAGIC, savevm.AGAIN_MAGIC, savevm.RESUME_MAGIC]
@@ -257,4 +265,4 @@ class Lobby:
             return refusing.Why(why_not) if why_not else None
         if session.incarnation != self._incarnation:
             return refusing.superseded(self._incarnation)
-        return None if self._goes_on or not session.seconds else refusing.OLDER
+        return None if self.goes_on or not session.seconds else refusing.OLDER

@@ -79,8 +79,7 @@ class OutgoingSession:
         # Set while the migration begins.
         self._known: keyfile.Known | None = None
         self._key: bytes | None = None
-        self._incarnation = 0
-        self._is_offered = self._comes_again = False
+        self._incarnation, self._is_offered, self._comes_again = 0, False, False
         self._is_base_due = parameters.digests and parameters.shared_base
         # When the present loss began, and which link is the last one.
         self._attempt = 1
@@ -123,18 +122,19 @@ class OutgoingSession:
     def offer(self) -> None:
         """Have START say SESSION, if there can be one; call it once the section is chosen.
 
-        Raises :class:`~blkmig.errors.ParameterError` if somebody has asked for one, and the disks are compared. Nothing
-        was opened at the target.
+        Raises :class:`~blkmig.errors.ParameterError` if somebody has asked for one, and an older target compares.
         """
-        if self._block.take_answer is not None:
-            if self._parameters.reconnect and not self._block.resumes:
+        if self._block.take_answer is not None and savevm.Ability.RECOMPARE not in self._block.abilities:
+            if self._parameters.reconnect:
                 raise errors.ParameterError(reasons.NO_SESSION)
         elif self._can_be_offered():
-            self._key, self._is_offered = os.urandom(savevm.KEY_NBYTES), True
-            # First: a target that has heard of the session waits for it.
-            self._key_file.begin(self._block.disks.all, keyfile.Known(self._key, savevm.FIRST_INCARNATION))
+            self._is_offered = True
+            if self._key is None:
+                self._key = os.urandom(savevm.KEY_NBYTES)
+                # First: a target that has heard of the session waits for it.
+                self._key_file.begin(self._block.disks.all, keyfile.Known(self._key, savevm.FIRST_INCARNATION))
             self._block.session = block.extra(block.ExtraKind.SESSION, self._session().encode())
-            self._incarnation = savevm.FIRST_INCARNATION  # which the target gives: who is cancelled now knows it
+            self._incarnation = self._incarnation or savevm.FIRST_INCARNATION  # now: who is cancelled knows it then
 
     def begin(self) -> None:
         """Hear what the target says to SESSION, behind its reply. Blocks."""
@@ -145,7 +145,7 @@ class OutgoingSession:
         if self._comes_again:
             self._key_file.warn()
             self._barriers.open()
-        else:
+        elif not self._resuming.is_answered:
             self._key = None  # nobody waits for us
             self._key_file.remove()
 

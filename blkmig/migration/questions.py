@@ -166,6 +166,7 @@ class Questions(hearing.Hearing):
         """Go on behind the last FLUSH or END that the target has seen, which it may have answered on the lost link."""
         self._barriers = number
         self.proof_result = None  # it counts what came on the lost link
+        self.digests.forget()
 
     def await_while(self, is_due: Callable[[], bool], doing: str) -> None:
         """Read what the target says as long as `is_due`. Blocks.

@@ -14,8 +14,8 @@ then, and was written, nobody knows here."""
 
 
 NO_SESSION = (
-    "the target compares with old copies that it holds, and a link that is lost does not come back then: send without "
-    "--reconnect, or everything with --no-delta"
+    "the target compares with old copies that it holds, and is an older blkmig, whose link does not come back then: "
+    "send without --reconnect, or everything with --no-delta"
 )
 SUPERSEDED = (
     "another sender has gone on with this migration, and this one ends [{}]. If that one moves the disks, do not use "

@@ -31,6 +31,9 @@ class Resuming:
         self._connection = link
         self._questions = asked
         self._file = file
+        self.is_answered = False
+        """The receiver waits for another process of the source if this one is killed."""
+
         self.is_owner = False
         """The receiver of that session has said that it has not taken the disks, and never will by what was sent."""
 
@@ -57,5 +60,5 @@ class Resuming:
         if answer.waiting == savevm.Waiting.OWNER:
             self._file.remove()
             raise errors.InDoubt(_OWNER.format(answer.number, self._connection.uri))
-        self.is_owner = answer.waiting == savevm.Waiting.RECEIVER
+        self.is_answered, self.is_owner = True, answer.waiting == savevm.Waiting.RECEIVER
         return True

@@ -71,6 +71,7 @@ class Ability(enum.IntFlag, boundary=enum.KEEP):
     BUNDLE = 0x40
     RESUME = 0x80
     ZEROS = 0x100
+    RECOMPARE = 0x200
 
 
 CHECKS: Final = Ability.CHECKS if importlib.util.find_spec("xxhash") is not None else Ability(0)
@@ -83,7 +84,13 @@ ZSTD: Final = Ability.ZSTD if zstd.is_available() else Ability(0)
 """And of what compresses."""
 
 ALWAYS: Final = (
-    Ability.BARRIERS | Ability.COMMIT | Ability.DELTA | Ability.PROOF | Ability.BUNDLE | Ability.ZEROS
+    Ability.BARRIERS
+    | Ability.COMMIT
+    | Ability.DELTA
+    | Ability.PROOF
+    | Ability.BUNDLE
+    | Ability.ZEROS
+    | Ability.RECOMPARE
 )
 OURS: Final = ALWAYS | RESUME | CHECKS | ZSTD
 """What this blkmig can do, at either end."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import random
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lab
 import pytest
@@ -38,7 +40,7 @@ def outcome(
     disk = blkmig.MemoryBackend(bytearray(new), name="d")
     found = ""
     try:
-        blkmig.send([disk], tap.uri, idle_timeout=1)
+        blkmig.send([disk], tap.uri, idle_timeout=1, reconnect=0)  # the tap takes one connection
     except errors.MigrationError as error:
         found = str(error)
     tap.join()
@@ -226,14 +228,61 @@ def test_what_cannot_be_read_has_no_digest() -> None:
     assert answer.pieces[1] is digestwords.UNREAD
 
 
-def test_a_stream_with_a_session_does_not_ask(tmp_path: Path) -> None:
-    """A digest on a link that is lost would not come again, so the receiver takes one or the other."""
-    ask = struct.pack(">Q", askwords.KIND_ASK << 9 | 0x100)
-    session = block.extra(block.ExtraKind.SESSION, savevm.Session(bytes(16), 0, 1, 1).encode())
-    unanswered = struct.pack(">H", savevm.words.MIG_RP_MSG_SESSION)
-    why = outcome(
-        tmp_path,
-        edit=lambda piece: piece.replace(ask, session + ask, 1),
-        edit_message=lambda message: b"" if message.startswith(unanswered) else message,
-    )
-    assert "ASK" in why
+# -- a link that was lost --------------------------------------------------------------------------------------------
+
+
+def test_nothing_of_a_lost_link_vouches() -> None:
+    """Neither a digest that was said, nor a part of a block that was settled; and ASKs are counted from 1 again."""
+    compared = Compared()
+    compared.ask((0, 2))
+    compared.answers.close()
+    assert len(compared.said) == 1
+    compared.same((0, PAGE))
+    compared.answers.link_lost()
+    for offset in (0, PAGE, MIB):
+        with pytest.raises(errors.StreamError, match="no digest of that was asked for"):
+            compared.same((offset, PAGE))
+    compared.answers.link_lost()
+    compared.ask((0, 1))
+    compared.ask((1 * MIB, 1), number=2)
+    compared.answers.close()
+    compared.same((0, 2 * MIB))
+    assert [answer.number for answer in compared.said] == [1, 1, 2]
+    assert compared.device.coverage.count_missing(2 * MIB) == 0
+
+
+def test_what_was_settled_stays_so() -> None:
+    """A block that has come has come, on whatever link; and it may be settled again."""
+    compared = Compared()
+    compared.ask((0, 2))
+    compared.answers.close()
+    compared.same((0, MIB))
+    compared.answers.link_lost()
+    assert compared.device.coverage.missing(2 * MIB) == [(1, 1)]
+    compared.ask((0, 2))
+    compared.answers.close()
+    compared.same((0, 2 * MIB))
+    assert compared.device.coverage.count_missing(2 * MIB) == 0
+
+
+def test_no_answer_of_a_lost_link_is_said_on_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread is in the middle of a block, and another question waits."""
+    compared = Compared()
+    reads, goes_on = threading.Event(), threading.Event()
+    read = compared.device.read_to_compare
+
+    def slow(*args: Any, **options: Any) -> bool:
+        reads.set()
+        assert goes_on.wait(10)
+        return read(*args, **options)
+
+    monkeypatch.setattr(compared.device, "read_to_compare", slow)
+    compared.ask((0, 2))
+    compared.ask((0, 1), number=2)
+    assert reads.wait(10)
+    threading.Timer(0.05, goes_on.set).start()
+    compared.answers.link_lost()
+    assert not compared.said
+    compared.ask((0, 1))
+    compared.answers.close()
+    assert [(answer.number, len(answer.pieces)) for answer in compared.said] == [(1, 1)]

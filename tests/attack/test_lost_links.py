@@ -14,14 +14,14 @@ from pathlib import Path
 import cutter
 import lab
 import pytest
-from lossy import MIB, Lossy, many_barriers, random_cuts
+from lossy import MIB, Holds, Lossy, compared_cuts, many_barriers, random_cuts, small_questions
 
 import blkmig
 from blkmig import block, channel, errors, savevm, stats
 from blkmig.files import rawfile
 from blkmig.savevm import return_path
 
-__all__ = ["many_barriers"]
+__all__ = ["many_barriers", "small_questions"]
 
 LONG_MIGRATIONS, LONG_CUTS = 50, 10
 HOWS: tuple[cutter.How, ...] = ("reset", "reset", "reset", "end", "end", "end", "silence")
@@ -34,6 +34,37 @@ def test_cuts_at_any_moment(tmp_path: Path, is_long: bool) -> None:
         seed = first + number
         (tmp_path / str(number)).mkdir()
         cut_again_and_again(tmp_path / str(number), seed, LONG_CUTS if is_long else 5)
+
+
+@pytest.mark.usefixtures("many_barriers", "small_questions")
+@pytest.mark.parametrize("holds", ["delta", "in_place"])
+def test_cuts_while_old_copies_are_compared(tmp_path: Path, is_long: bool, holds: Holds) -> None:
+    """Cuts of both directions: in questions and answers, in what differs, in rounds and pauses."""
+    first = random.randrange(1 << 32) if is_long else 1
+    for number in range(LONG_MIGRATIONS if is_long else 3):
+        seed = first + number
+        (tmp_path / str(number)).mkdir()
+        cut_while_compared(tmp_path / str(number), seed, LONG_CUTS if is_long else 6, holds)
+
+
+def cut_while_compared(folder: Path, seed: int, count: int, holds: Holds) -> None:
+    print(f"seed {seed}")
+    rng = random.Random(seed)
+    sizes = [rng.choice((512, MIB - 512, 3 * MIB, 5 * MIB + 1536, 16 * MIB)) for _ in range(rng.randrange(3))]
+    sizes.append(rng.choice((16 * MIB, 32 * MIB + 1000)))
+    run = Lossy(
+        folder,
+        seed,
+        compared_cuts(rng, count, *HOWS),
+        *sizes,
+        holds=holds,
+        granularity=rng.choice((4096, 65536, MIB)),
+        reading=rng.choice(("inline", "parallel")),
+        compress=rng.choice(("off", "zstd")),
+        digests=rng.random() < 0.2,
+        verify=rng.random() < 0.4,
+    )
+    run.run(is_file=rng.random() < 0.5, some=True)
 
 
 def cut_again_and_again(folder: Path, seed: int, count: int) -> None:

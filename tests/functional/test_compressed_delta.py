@@ -219,7 +219,7 @@ def attacked(tmp_path: Path, change: Change) -> str:
     tap = tapped.Tap(tmp_path, receiver.uri, edit=change)
     disk = blkmig.MemoryBackend(bytearray(new), name="d")
     with contextlib.suppress(errors.MigrationError):
-        blkmig.send([disk], tap.uri, compress="zstd", idle_timeout=1.0)
+        blkmig.send([disk], tap.uri, compress="zstd", idle_timeout=1.0, reconnect=0)
     tap.join()
     found = ""
     try:

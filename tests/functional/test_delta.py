@@ -15,7 +15,8 @@ import pytest
 import tapped
 
 import blkmig
-from blkmig import errors, stats
+from blkmig import errors, savevm, stats
+from blkmig.migration import comparing
 
 MIB = lab.MIB
 PAGE = 4096
@@ -229,12 +230,15 @@ def test_with_proof_under_a_writer(tmp_path: Path, seed: int) -> None:
     assert (tmp_path / "t.raw").read_bytes() == (tmp_path / "s.raw").read_bytes()
 
 
-def test_who_asks_for_a_link_that_comes_back_is_refused(tmp_path: Path) -> None:
-    """Before anything is opened at the target, and with what to say instead."""
+def test_who_asks_an_older_target_for_a_link_that_comes_back_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is opened at the target, and with what to say instead; who does not ask has no session there."""
+    monkeypatch.setattr(comparing, "abilities", lambda *_: savevm.OURS & ~savevm.Ability.RECOMPARE)
     target = tmp_path / "t.raw"
     target.write_bytes(bytes(MIB))
     disk = blkmig.MemoryBackend(bytearray(b"x" * MIB), name="d")
-    for chosen in ({"reconnect": 60}, {"reconnect": 60, "delta": False}, {"reconnect": 0}):
+    for chosen in ({"reconnect": 60}, {"reconnect": 60, "delta": False}, {"reconnect": 0}, {}):
         receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": target}, in_place=True)
         if chosen == {"reconnect": 60}:
             with pytest.raises(errors.ParameterError, match="send without --reconnect, or everything with --no-delta"):
@@ -248,14 +252,14 @@ def test_who_asks_for_a_link_that_comes_back_is_refused(tmp_path: Path) -> None:
             assert target.read_bytes() == b"x" * MIB
 
 
-def test_a_link_that_is_lost_is_the_end(tmp_path: Path) -> None:
-    """There is no session; and what to do next is said."""
+def test_a_link_that_is_lost_is_the_end_without_a_session(tmp_path: Path) -> None:
+    """And what to do next is said."""
     target = tmp_path / "t.raw"
     target.write_bytes(bytes(16 * MIB))
     receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": target}, in_place=True)
     disk = blkmig.MemoryBackend(bytearray(random.Random(1).randbytes(16 * MIB)), name="d")
     with cutter.Cutter(receiver.uri, [(4 * MIB, "reset")]) as relay:
-        migration = blkmig.outgoing([disk], relay.uri)
+        migration = blkmig.outgoing([disk], relay.uri, blkmig.MigrationParameters(reconnect=0))
         with pytest.raises(errors.ChannelError) as caught, migration:
             migration.run()
         with pytest.raises(errors.MigrationError):

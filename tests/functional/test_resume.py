@@ -82,12 +82,26 @@ def test_twice(target: Path) -> None:
     lose(target, disk, nbytes=6 * MIB)
     receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": target})
     with cutter.Cutter(receiver.uri, [(8 * MIB, "reset")]) as relay, pytest.raises(errors.ChannelError):
-        blkmig.send([disk], relay.uri, resume=True)
+        blkmig.send([disk], relay.uri, resume=True, reconnect=0)
     with pytest.raises((errors.ChannelError, errors.TruncatedStream)):
         receiver.result()
     found = resume(target, disk)
     assert target.read_bytes() == CONTENT
     assert found.same_bytes > 8 * MIB
+
+
+@pytest.mark.parametrize("how", ["reset", "silence"])
+def test_the_link_of_one_that_resumes_comes_back(target: Path, how: cutter.How) -> None:
+    disk = memory()
+    lose(target, disk, nbytes=6 * MIB)
+    receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": target})
+    cuts: list[tuple[int, cutter.How]] = [(700, how), (-100, how), (5 * MIB, how), (300, how)]
+    with cutter.Cutter(receiver.uri, cuts) as relay:
+        found = blkmig.send([disk], relay.uri, resume=True, idle_timeout=1)
+    assert (found.reconnects, receiver.result().reconnects) == (4, 4)
+    assert target.read_bytes() == CONTENT
+    assert found.same_bytes > 3 * MIB
+    assert {path.name for path in target.parent.iterdir()} == {"t.raw"}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -187,7 +201,7 @@ def test_the_second_of_two_senders_is_refused(target: Path) -> None:
     first = blkmig.MigrationParameters(resume=True, switchover="manual")
     with blkmig.outgoing([disk], receiver.uri, first) as migration:
         migration.iterate()
-        with pytest.raises(errors.ChannelError):
+        with pytest.raises(errors.TargetFailed, match="another migration has begun at this receiver"):
             blkmig.send([memory()], receiver.uri, resume=True, connect_timeout=2)
         migration.switchover()
         migration.run()

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import cutter
 import dying
 import forks
 import pauses
@@ -47,6 +48,20 @@ def test_a_move_that_was_not_taken_is_the_sources(tmp_path: Path, moment: dying.
     case.kill(moment, writers_after="refuse")
     case.resume()
     case.receiver.result()
+    case.check_equal()
+
+
+@pytest.mark.parametrize("how", ["reset", "silence"])
+def test_the_link_of_the_next_one_comes_back(tmp_path: Path, how: cutter.How) -> None:
+    """It has the key of the session, and a number of its own; and the next one goes on with that."""
+    case = dying.Case(tmp_path, uri="tcp:127.0.0.1:0")
+    case.kill("bulk")
+    with cutter.Cutter(case.uri, [(900, how), (-100, how), (5000, how)]) as relay, case.disks(seed=2) as opened:
+        found = blkmig.send(
+            opened, relay.uri, resume=True, idle_timeout=1, writers_after="refuse", downtime_limit=5.0
+        )
+    assert found.reconnects == 3
+    assert case.receiver.result().reconnects == 4
     case.check_equal()
 
 

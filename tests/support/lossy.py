@@ -8,7 +8,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cutter
 import lab
@@ -16,10 +16,12 @@ import pytest
 
 import blkmig
 from blkmig import errors, stats
+from blkmig.block import compare, save
 from blkmig.disk import LocalBackend
 from blkmig.migration import barriers
 
 MIB = lab.MIB
+Holds = Literal["delta", "in_place"]
 
 
 @pytest.fixture
@@ -27,6 +29,14 @@ def many_barriers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a barrier every megabyte or two, and from the beginning."""
     monkeypatch.setattr(barriers, "BARRIER_SECONDS", 0.02)
     monkeypatch.setattr(barriers, "BARRIER_BYTES", 2 * MIB)
+
+
+@pytest.fixture
+def small_questions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have many ASKs and many sections, also of small disks."""
+    monkeypatch.setattr(save, "SECTION_SECONDS", 0.005)
+    monkeypatch.setattr(compare, "ASK_BLOCKS", 3)
+    monkeypatch.setattr(compare, "FINER_BLOCKS", 2)
 
 
 @contextlib.contextmanager
@@ -76,6 +86,7 @@ class Lossy:
     """One move of `sizes` random disks with so many cuts; `outgoing` and `incoming` are the figures of both ends.
 
     With `verify` the disks are proven, too; at a `uri` of tls: the receiver's token makes both ends trust each other.
+    With `holds` the receiver has an old copy of each disk, in `old`, as the targets or as files beside them.
     """
 
     made: Callable[[random.Random, int], bytes] = random.Random.randbytes
@@ -85,12 +96,22 @@ class Lossy:
         self._folder, self._seed, self._cuts, self._sizes = folder, seed, cuts, sizes
         self._verify = chosen.pop("verify", False)
         self._uri = chosen.pop("uri", "tcp:127.0.0.1:0")
+        self._holds: Holds | None = chosen.pop("holds", None)
         self._chosen = {"writers_after": "refuse", "idle_timeout": 1.0, "connect_timeout": 5.0, **chosen}
         self._chosen["digests"] = self._verify or self._chosen.get("digests", False)
         self.migration: blkmig.OutgoingMigration
         self.outgoing: stats.OutgoingStatistics
         self.incoming: stats.IncomingStatistics
         self.told: list[stats.Event] = []
+
+    def _old_copies(self, rng: random.Random, targets: dict[str, Path], contents: list[bytes]) -> dict[str, Any]:
+        """Make the old copies, and return what the receiver is told of them."""
+        if self._holds is None:
+            return {}
+        olds = {name: path.with_suffix(".old") if self._holds == "delta" else path for name, path in targets.items()}
+        for path, content in zip(olds.values(), contents, strict=True):
+            path.write_bytes(old_copy(rng, content))
+        return {"delta": olds} if self._holds == "delta" else {"in_place": True}
 
     def run(
         self,
@@ -108,7 +129,7 @@ class Lossy:
         names = [f"d{number}" for number in range(len(self._sizes))]
         contents = [type(self).made(rng, size) for size in self._sizes]
         targets = {name: self._folder / f"{name}.raw" for name in names}
-        receiver = lab.Receiver(self._uri, targets, verify=self._verify)
+        receiver = lab.Receiver(self._uri, targets, verify=self._verify, **self._old_copies(rng, targets, contents))
         if receiver.migration.token:
             self._chosen["tls"] = blkmig.TlsParameters(token=receiver.migration.token)
         with contextlib.ExitStack() as stack:
@@ -143,6 +164,26 @@ class Lossy:
             return
         count = len(self._cuts) + len(live or ())
         assert 0 < self.outgoing.reconnects <= relay.done == count, f"seed {self._seed}, {self._cuts}, {live}"
+
+
+def old_copy(rng: random.Random, content: bytes) -> bytes:
+    """Return what is like `content` but for runs of some kilobytes, and for a block here and there; maybe shorter."""
+    old = bytearray(content)
+    for _ in range(len(old) // MIB + 1):
+        nbytes = rng.choice((1, 4096, 70_000, 70_000, MIB))
+        at = rng.randrange(len(old))
+        old[at : at + nbytes] = rng.choice((rng.randbytes, bytes))(len(old[at : at + nbytes]))
+    return bytes(old[: rng.choice((len(old), len(old), len(old) * 2 // 3))])
+
+
+def compared_cuts(rng: random.Random, count: int, *hows: cutter.How) -> list[tuple[int, cutter.How]]:
+    """Return cuts at random bytes of questions and of answers, the first one of them when there is a session."""
+
+    def cut() -> tuple[int, cutter.How]:
+        nbytes = rng.choice((rng.randrange(1, 300), rng.randrange(1, 4000), rng.randrange(1, 200_000)))
+        return rng.choice((nbytes, -(nbytes // 20 or 1))), rng.choice(hows)
+
+    return [(rng.randrange(350, 3000), rng.choice(hows)), *(cut() for _ in range(count - 1))]
 
 
 def random_cuts(rng: random.Random, count: int, nbytes: int, *hows: cutter.How) -> list[tuple[int, cutter.How]]:
