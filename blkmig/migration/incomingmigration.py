@@ -89,8 +89,8 @@ class IncomingMigration:
 
         A `run` of another thread is cancelled, and waited for.
         """
+        self._place = "behind its with"  # first: a run that has not seen it has the turn by then
         self._turn.end_others(self.cancel)
-        self._place = "behind its with"
         if self._f is not None:
             self._f.abort()  # the newest link: those before it were closed when they were lost
         self._stack.close()

@@ -30,6 +30,7 @@ class Life:
         self._releases = releases
         self._pid = os.getpid()
         self._turn = turns.Turn()
+        self._is_left = False
 
     @property
     def status(self) -> stats.Status:
@@ -55,10 +56,16 @@ class Life:
         self.require(status)
         with self._turn.taken(lambda: self.status, status):
             self.require(status)
+            if self._is_left:
+                raise errors.StateError("its with is over", state=self.status, required="in its with")
             yield
 
     def end_others(self, cancel: Callable[[], None]) -> None:
-        """Cancel a call of another thread that drives the migration, and wait until it has returned. Blocks."""
+        """Cancel a call of another thread that drives the migration, and wait until it has returned. Blocks.
+
+        None begins from now on.
+        """
+        self._is_left = True  # first: a call that has not seen it has the turn by then
         self._turn.end_others(cancel)
 
     def end(self, error: BaseException | None) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 import blkmig
 from blkmig import errors, stats, testing
+from blkmig.migration import turns
 
 MIB = lab.MIB
 CONTENT = os.urandom(6 * MIB)
@@ -117,6 +118,27 @@ def test_a_receiver_is_left_while_another_thread_runs_it(tmp_path: Path) -> None
         receiving.result()
     with pytest.raises(errors.MigrationError):
         sending.result()
+
+
+@pytest.mark.parametrize("end", ["source", "target"])
+def test_a_call_that_comes_while_its_with_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str) -> None:
+    """Between the look for others and the end it began, and what it used was closed: a bare ValueError at a target."""
+    disk = blkmig.MemoryBackend(bytearray(CONTENT), name="d")
+    source = blkmig.outgoing([disk], f"file:{tmp_path}/stream")
+    receiver = incoming(tmp_path, tmp_path / "copy")
+    late: list[pauses.Call] = []
+    end_others = turns.Turn.end_others
+
+    def and_another_comes(turn: turns.Turn, cancel: Callable[[], None]) -> None:
+        end_others(turn, cancel)
+        late.append(pauses.Call(source.iterate if end == "source" else receiver.run))
+        with pytest.raises(errors.StateError, match="with"):
+            late[0].result()
+
+    monkeypatch.setattr(turns.Turn, "end_others", and_another_comes)
+    with source if end == "source" else receiver:
+        pass
+    assert late
 
 
 def of_a_receiver_that_was_not_entered(receiver: blkmig.IncomingMigration) -> None:
