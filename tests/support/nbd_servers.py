@@ -16,6 +16,7 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import pauses
 import peers
 
 from blkmig.nbd import _libnbd
@@ -41,8 +42,14 @@ class Server:
         self.pid = pid
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send it a signal."""
+        """Send it a signal; one that is to stop has all of its threads stopped when this returns."""
         os.kill(self.pid, number)
+        if number == signal.SIGSTOP:
+            pauses.until(lambda: all(map(_is_stopped, Path(f"/proc/{self.pid}/task").iterdir())))
+
+
+def _is_stopped(thread: Path) -> bool:
+    return (thread / "stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 @contextlib.contextmanager
