@@ -28,6 +28,9 @@ Result = TypeVar("Result")
 LOOK_SECONDS = 0.01
 """How often a user of a disk whose migration was cancelled looks whether it has let the disk go."""
 
+USER_SECONDS = 30.0
+"""How long it looks: who writes in the thread that drives the migration would wait for itself."""
+
 CONTEXTS = (nbd_connection.BASE_ALLOCATION, nbd_connection.ALLOCATION_DEPTH)
 
 
@@ -126,10 +129,11 @@ class ExportedDisk(local.LocalBackend):
         """Do what some thread of this process wants, and no migration: the cancel of one ends only what waits for it.
 
         It shares the connection, so a request that is not sent by then waits until the migration tracks the disk no
-        more. One that a server leaves without an answer for as long as a cancel has patience fails.
+        more, for `USER_SECONDS` at most. One that a server leaves without an answer for as long as a cancel has
+        patience fails.
         """
         while True:
-            self._await_cancelled_use()
+            self._await_cancelled_use(doing)
             try:
                 return call()
             except errors.Cancelled as error:
@@ -137,16 +141,20 @@ class ExportedDisk(local.LocalBackend):
                     cause = "the server did not answer, and the migration that uses the connection was cancelled"
                     raise errors.DeviceError(doing, device=self.name, cause=cause) from error
 
-    def _await_cancelled_use(self) -> None:
+    def _await_cancelled_use(self, doing: str) -> None:
         """Return when no migration uses the disk that was cancelled, with the disk ready for use."""
+        deadline = time.monotonic() + USER_SECONDS
         while self._cancelled and not self._passages.is_foreign:
             self.check_open()
             if not self.trackers:
                 with self._renewing:
                     if self._cancelled:
                         self._renew_connection()
-            else:
+            elif time.monotonic() < deadline:
                 time.sleep(LOOK_SECONDS)
+            else:
+                cause = f"its migration was cancelled, and is not over after {USER_SECONDS:g} s: leave its with first"
+                raise errors.DeviceError(doing, device=self.name, cause=cause)
 
     def _pwrite(self, view: memoryview, offset: int) -> None:
         self._check_writable()

@@ -11,6 +11,7 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import command
 import nbd_servers
@@ -26,7 +27,7 @@ import blkmig
 from blkmig import _core, errors
 from blkmig.nbd import backend as nbd
 from blkmig.nbd import connection as nbd_connection
-from blkmig.nbd import image, qemunbd
+from blkmig.nbd import exported, image, qemunbd
 from blkmig.nbd import uri as nbd_uri
 from blkmig.qemu import exportnames
 
@@ -125,6 +126,26 @@ def test_who_writes_a_disk_goes_on_when_its_migration_was_cancelled() -> None:
             call.result()
         disk.cancel()  # once more, with nobody who could be meant
         assert disk.pread(0, 4) == b"mine"
+
+
+@pytest.mark.parametrize("name", ["pread", "pwrite", "pwrite_zeroes"])
+def test_who_drives_a_migration_does_not_wait_for_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """It waited for ever: nobody else would leave the migration."""
+    monkeypatch.setattr(exported, "USER_SECONDS", 0.05)
+    use: dict[str, Any] = {"pread": (0, 4), "pwrite": (b"mine", 0), "pwrite_zeroes": (0, 4)}
+    with nbd_servers.nbdkit("memory", "8M") as server, nbd.NbdBackend(server.uri, name="d") as disk:
+        disk.pwrite(os.urandom(MiB), 0)
+
+        def drive() -> None:
+            with blkmig.outgoing([disk], f"file:{tmp_path}/stream") as migration:
+                migration.cancel()
+                with pytest.raises(errors.DeviceError, match="leave its with first"):
+                    getattr(disk, name)(*use[name])
+
+        Call(drive).result()
+        getattr(disk, name)(*use[name])
 
 
 def test_a_write_that_a_frozen_server_has_is_not_sent_twice(in_flight: threading.Semaphore) -> None:
