@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Recognise image formats that are not raw by their first bytes, or their last sector.
+"""Recognise image formats that are not raw by their first bytes, or their last sector; and files without a size.
 
 Reading such a file as raw would copy its tables instead of the guest's disk, and writing it would destroy it. A raw
 disk whose guest wrote such bytes itself is opened by saying that the format is raw.
@@ -7,6 +7,7 @@ disk whose guest wrote such bytes itself is opened by saying that the format is 
 
 from __future__ import annotations
 
+import errno
 import os
 
 from .. import errors
@@ -29,6 +30,14 @@ _HEAD = (
 )
 _TAIL = (("vpc", b"conectix"), ("dmg", b"koly"))
 _SECTOR = 512
+
+
+def size_of(fd: int) -> int:
+    """Return the size of a file. Raises OSError for one that has bytes and says that it has none, as those of /proc."""
+    nbytes = os.fstat(fd).st_size
+    if not nbytes and os.pread(fd, 1, 0):
+        raise OSError(errno.EINVAL, "its file system does not say how large it is: copy it into a file, and use that")
+    return nbytes
 
 
 def probe_format(fd: int, size: int) -> str:

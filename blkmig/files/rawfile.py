@@ -108,7 +108,7 @@ class RawFile:
                 Path(self.path).unlink()
 
     def _set_size(self) -> None:
-        self.size = blockdevice.size(self.fd) if self.is_device else os.fstat(self.fd).st_size
+        self.size = blockdevice.size(self.fd) if self.is_device else probe.size_of(self.fd)
         # Of what a device can zero by itself; a file takes any range.
         self._alignment = blockdevice.sector_size(self.fd) if self.is_device else 1
         self._has_holes = not self.is_device and os.fstat(self.fd).st_blocks * _STAT_BLOCK < self.size

@@ -6,6 +6,7 @@ import subprocess
 import peers
 import pytest
 
+import blkmig
 from blkmig import errors, files
 from blkmig.files import probe
 
@@ -59,6 +60,13 @@ def test_what_is_raw(tmp_path, head):
     path.write_bytes(head.ljust(2048, b"\0"))
     with files.FileBackend(path) as backend:
         assert backend.size == 2048
+
+
+def test_a_file_that_hides_its_size(tmp_path):
+    """A1: it was sent as a disk of 0 bytes, with success."""
+    with pytest.raises(errors.DeviceError, match="does not say how large it is"):
+        blkmig.send(["/proc/version"], f"file:{tmp_path}/stream")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_base_must_be_raw_too(tmp_path):
