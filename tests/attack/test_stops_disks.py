@@ -22,7 +22,7 @@ import stop_runs
 import storage_daemon
 
 import blkmig
-from blkmig import testing
+from blkmig import errors, testing
 from blkmig.nbd import backend as nbd
 from blkmig.nbd import image
 
@@ -89,6 +89,11 @@ class Run(stop_runs.Run):
         if self.what not in ("fail one source", "fail one target"):
             super().happen()
 
+    def begin_to_write(self, stack: contextlib.ExitStack) -> None:
+        """Have nobody write who would wait for a frozen server, as long as it is patient with that."""
+        if "freeze" not in self.what:
+            super().begin_to_write(stack)
+
     # -- disks ---------------------------------------------------------------------------------------------------------
 
     def open(self, stack: contextlib.ExitStack) -> None:
@@ -97,7 +102,8 @@ class Run(stop_runs.Run):
             path = self.folder / "from" / f"{name}.raw"
             path.write_bytes(content)
             disk = testing.FaultyDisk(self._source(stack, kind, name, path))
-            self.sources.append(stack.enter_context(disk))
+            self.sources.append(disk)
+            stack.callback(self._close, disk)
             if target in ("nbdkit", "daemon"):
                 path = self.folder / f"{name}.export"
                 path.write_bytes(bytes(len(content)))
@@ -132,6 +138,11 @@ class Run(stop_runs.Run):
             subprocess.run(["qemu-img", "convert", "-q", "-f", "raw", "-O", "qcow2", path, top], check=True)
             return image.ImageBackend(top, format="qcow2", name=name)
         return nbd.NbdBackend(self._export(stack, kind, path), name=name)
+
+    def _close(self, disk: testing.FaultyDisk) -> None:
+        """Close a source: one whose server was killed says so."""
+        with contextlib.suppress(errors.DeviceError) if "a server" in self.what else contextlib.nullcontext():
+            disk.close()
 
     def _export(self, stack: contextlib.ExitStack, kind: str, path: Path) -> str:
         serve = nbd_servers.nbdkit("file", path) if kind == "nbdkit" else nbd_servers.storage_daemon(path)
