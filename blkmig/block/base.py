@@ -37,7 +37,7 @@ class BasePhase:
         """Where the first of these disks goes on."""
 
         self._words: list[bytes] = []
-        self._has_said = False
+        self._has_said = self._is_given_up = False
 
     def begin(self, blk_mig: state.BlkMigState, marks: int) -> list[bytes]:
         """Have the disks of `blk_mig` before it, and return the EOS words that name them; `marks` are the first EOS's.
@@ -50,6 +50,15 @@ class BasePhase:
                 self._disks.append(bmds)
         return [word for bmds in blk_mig.bmds_list for word in basewords.say(marks, bmds.name, [])]
 
+    def begin_anew(self) -> bool:
+        """Have all of it be hashed and said again, because the link was lost; False if the phase was given up."""
+        if self._blk_mig is None or self._is_given_up:
+            return False
+        self._disks.clear()
+        self._block, self._has_said = 0, False
+        self._words = self.begin(self._blk_mig, self._marks)
+        return True
+
     @property
     def is_over(self) -> bool:
         """Return whether all disks were visited, or the phase was given up."""
@@ -57,6 +66,7 @@ class BasePhase:
 
     def give_up(self) -> None:
         """Leave the rest to the bulk phase."""
+        self._is_given_up = True
         self._disks.clear()
 
     def take_words(self) -> list[bytes]:

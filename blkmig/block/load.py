@@ -215,6 +215,8 @@ class BlockLoadHandlers(savevm.SaveVMHandlers):
     def link_lost(self, f: channel.InputQEMUFile, packs: int) -> None:
         """Go on with another link, `packs` packs being those that came before it and count."""
         self.packs = packs
+        if not self._has_block:
+            self.base = basewords.SaidBase()  # it is said from its beginning
         if self._shares_pages:
             f.expect_pages()
 

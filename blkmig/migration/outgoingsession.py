@@ -67,8 +67,7 @@ class OutgoingSession:
         self._parameters = parameters
         self._seconds = RECONNECT_SECONDS if parameters.reconnect is None else parameters.reconnect
         self._block = handlers
-        self._savevm = save_state
-        self._connection = link
+        self._savevm, self._connection = save_state, link
         self._questions = asked
         self._figures = measured
         self._clock = clock
@@ -161,8 +160,7 @@ class OutgoingSession:
         self._barriers.section_ended()
 
     def base_is_checked(self) -> None:
-        """Take note that the target has compared the disks' bases. What is said of them before nobody takes back: until
-        now a lost link ends the migration."""
+        """Take note that the target has compared the disks' bases: on another link that is not said again."""
         self._is_base_due = False
 
     def completed(self, *, is_told: bool) -> None:
@@ -178,6 +176,9 @@ class OutgoingSession:
             # What other sections have sent nobody takes back.
             and sum(entry.handlers.is_active() for entry in self._savevm) == 1
         )
+
+    def _is_base_said_again(self) -> bool:
+        return savevm.Ability.RECOMPARE in self._block.abilities and self._block.base.begin_anew()
 
     def _session(self, *, is_over: bool = False) -> savevm.Session:
         assert self._key is not None
@@ -195,14 +196,13 @@ class OutgoingSession:
         Raises `error` if there is no session, or its time is over; TargetFailed if the target has failed meanwhile.
         """
         is_no_link = isinstance(error, errors.LocalFileError | errors.DamagedOnTheWay)
-        if not self._comes_again or self._is_base_due or is_no_link:
+        if not self._comes_again or is_no_link or (self._is_base_due and not self._is_base_said_again()):
             if self._block.format == "blkmig" and not is_no_link:
                 reasons.advise(error, compares=self._block.take_answer is not None, base_is_due=self._is_base_due)
             raise error
         self._lose_link(error)
         nbytes = block.take_back_in_flight(self._block.blk_mig)
-        last_ack = self._connect_again(error, lambda answer: answer.last_ack)
-        nbytes += self._barriers.go_on(last_ack)
+        nbytes += self._barriers.go_on(self._connect_again(error, lambda answer: answer.last_ack))
         self._figures.link_is_back(nbytes)
         self._figures.enter("active")
 

@@ -23,7 +23,8 @@ import pytest
 from writer_threads import SteadyWriter
 
 import blkmig
-from blkmig import errors, stats
+from blkmig import errors, savevm, stats
+from blkmig.migration import comparing
 
 MIB = lab.MIB
 SIZE = 10 * MIB + 1536
@@ -168,27 +169,52 @@ def test_what_is_to_be_done_then(tmp_path: Path, holds: Holds, loss: str, resume
     assert holds != "verified" or incoming.disks["d"].verified
 
 
-@pytest.mark.parametrize("nbytes", [200, 300, 330, 400, 600, 1500])
-def test_a_link_that_is_lost_while_the_bases_are_compared(tmp_path: Path, nbytes: int) -> None:
-    """It does not come back, as what is said of the bases cannot be taken back; behind that it does."""
+@pytest.mark.parametrize("how", ["reset", "end", "silence"])
+@pytest.mark.parametrize("nbytes", [200, 240, 280, 310, 340])
+def test_a_link_that_is_lost_while_the_bases_are_compared(tmp_path: Path, nbytes: int, how: cutter.How) -> None:
+    """It comes back, and all of that is said again; so is what was lost while it was said again."""
     case = Case(tmp_path, "verified")
     receiver = case.receiver()
-    before = case.target.read_bytes()
-    with case.disk() as disk, cutter.Cutter(receiver.uri, [(nbytes, "reset")]) as relay:
-        advice = ""
-        try:
-            blkmig.send([disk], relay.uri, **case.sends)
-        except errors.ChannelError as error:
-            advice = "".join(error.__notes__)
-        if advice:
-            assert "start the receiver again" in advice
-            with pytest.raises(errors.MigrationError):
-                receiver.result()
-            assert case.target.read_bytes() == before
-            receiver = case.receiver()
-            blkmig.send([disk], receiver.uri, **case.sends)
+    cuts: list[tuple[int, cutter.How]] = [(nbytes, how), (33, how), (nbytes - 150, how)]
+    with case.disk() as disk, cutter.Cutter(receiver.uri, cuts) as relay:
+        found = blkmig.send([disk], relay.uri, idle_timeout=1, **case.sends)
+    assert found.reconnects == 3
     assert receiver.result().disks["d"].verified
     case.check_equal()
+
+
+@pytest.mark.parametrize("nbytes", [200, 280, 340])
+def test_a_wrong_base_is_found_on_another_link(tmp_path: Path, nbytes: int) -> None:
+    """Before anything is written, as on the first one."""
+    case = Case(tmp_path, "verified")
+    before = bytearray(case.target.read_bytes())
+    before[-5000] ^= 1  # where only the base holds something
+    case.target.write_bytes(before)
+    receiver = case.receiver()
+    with case.disk() as disk, cutter.Cutter(receiver.uri, [(nbytes, "reset")]) as relay:
+        with pytest.raises(errors.WrongBase):
+            blkmig.send([disk], relay.uri, **case.sends)
+        assert relay.connections >= 2
+    with pytest.raises(errors.WrongBase):
+        receiver.result()
+    assert case.target.read_bytes() == before
+
+
+@pytest.mark.parametrize("nbytes", [200, 280, 340])
+def test_an_older_target_does_not_hear_the_bases_again(
+    tmp_path: Path, nbytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparing, "abilities", lambda *_: savevm.OURS & ~savevm.Ability.RECOMPARE)
+    case = Case(tmp_path, "verified")
+    before = case.target.read_bytes()
+    receiver = case.receiver()
+    with case.disk() as disk, cutter.Cutter(receiver.uri, [(nbytes, "reset")]) as relay:
+        with pytest.raises(errors.ChannelError) as caught:
+            blkmig.send([disk], relay.uri, **case.sends)
+        assert "start the receiver again" in "".join(caught.value.__notes__)
+        with pytest.raises(errors.MigrationError):  # before the relay resets what the sender says last
+            receiver.result()
+    assert case.target.read_bytes() == before
 
 
 @pytest.mark.parametrize("holds", ["incremental", "verified"])
@@ -203,6 +229,7 @@ def test_cut_again_and_again_under_writers(tmp_path: Path, holds: Holds, is_long
         case = Case(folder, holds)
         receiver = case.receiver()
         cuts: list[tuple[int, cutter.How]] = [(rng.randrange(MIB, 6 * MIB), "reset") for _ in range(3)]
+        cuts = [(rng.randrange(200, 345), "reset"), (rng.randrange(50, 200), "end"), *cuts]
         with (
             case.disk(writable=True) as disk,
             SteadyWriter(disk, seed, dying.SIZE // 4),

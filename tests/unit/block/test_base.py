@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -36,8 +37,8 @@ def hear(words: list[bytes], heard: basewords.SaidBase, said: sizes.SaidSizes) -
     return found
 
 
-def phase(handlers: BlockSaveHandlers, f: Any) -> Said:
-    """Go through the phase and return what it says."""
+def phase(handlers: BlockSaveHandlers, f: Any, is_lost: Callable[[], bool] = bool) -> Said:
+    """Go through the phase and return what it says, on the last link; `is_lost` says when one is."""
     said, found, heard = sizes.SaidSizes(), basewords.SaidBase(), []
     for word in handlers.setup_parts():
         if int.from_bytes(word, "big") >> 9 & wire.IS_DESCRIBED:
@@ -48,6 +49,9 @@ def phase(handlers: BlockSaveHandlers, f: Any) -> Said:
     while not handlers.base.is_over:
         handlers.save_live_iterate(f)
         assert not f.records
+        if is_lost():
+            assert handlers.base.begin_anew()
+            found, heard = basewords.SaidBase(), []
         heard += hear(handlers.iterate_parts(), found, said)
         assert found.is_whole
     return heard
@@ -67,8 +71,9 @@ def digest_of(content: bytes, run: basewords.BaseRun) -> bytes:
     return basewords.digest_of_run(map(digest_of_block, blocks_of(content)[run.first : run.first + run.nblocks]))
 
 
-def play(seed: int) -> bool:
-    """Return whether all that is said is so, while writers strike around each read and each question."""
+def play(seed: int, *, is_lost: bool = False) -> bool:
+    """Return whether all that is said is so, while writers strike around each read and each question; with `is_lost`
+    the link is lost now and then."""
     rng = random.Random(seed)
     content = rng.randbytes(1) * rng.choice(SIZES)
     layered = sim.LayeredDisk(content, base=content)
@@ -78,7 +83,7 @@ def play(seed: int) -> bool:
     f: Any = sim.Wire({b"d": bytearray(content)})
     handlers = handlers_of([layered], f)
     layered.step = lambda: layered.random_write(rng) if rng.random() < 0.1 else None
-    said = phase(handlers, f)
+    said = phase(handlers, f, lambda: is_lost and rng.random() < 0.4)
     for _ in range(rng.randrange(3)):
         handlers.save_live_iterate(f)
     layered.hold_writers()
@@ -97,6 +102,23 @@ def test_nothing_is_said_that_is_not_so(monkeypatch: pytest.MonkeyPatch, is_shor
     if is_short:
         monkeypatch.setattr(save, "SECTION_SECONDS", -1.0)
     assert all(play(seed) for seed in range(200))
+
+
+def test_it_is_said_anew_on_another_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(save, "SECTION_SECONDS", -1.0)
+    assert all(play(seed, is_lost=True) for seed in range(200))
+
+
+def test_what_was_given_up_is_not_said_anew() -> None:
+    """Blocks may have gone by then."""
+    f: Any = sim.Wire({b"d": bytearray(MIB)})
+    handlers = handlers_of([sim.LayeredDisk(bytes(MIB), base=bytes(MIB))], f)
+    assert not base.BasePhase().begin_anew()
+    handlers.setup_parts()
+    handlers.base.give_up()
+    assert not handlers.base.begin_anew()
+    assert handlers.base.is_over
+    handlers.save_cleanup()
 
 
 def test_a_wrong_order_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
