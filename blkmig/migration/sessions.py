@@ -28,8 +28,12 @@ Side = Literal["source", "target"]
 
 
 def uri_of(backend: disk.BlockBackend) -> str:
-    """Return the URI of a disk that is no file of this machine, as an NBD export; "" if it has none."""
-    return getattr(backend, "uri", "")
+    """Return the URI of a disk that is no file of this machine, as an NBD export; "" if it has none.
+
+    What a disk of another package calls its `uri`, and is no text, is none.
+    """
+    uri = getattr(backend, "uri", "")
+    return uri if isinstance(uri, str) else ""
 
 
 class SessionFiles:

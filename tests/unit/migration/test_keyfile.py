@@ -157,6 +157,16 @@ def test_who_has_no_place_is_told_what_to_do(tmp_path: Path, caplog: pytest.LogC
         assert len(caplog.records) == bool(words)
 
 
+@pytest.mark.parametrize("uri", [5, b"nbd://x/y", object()])
+def test_a_disk_of_another_package_has_its_own_idea_of_a_uri(tmp_path: Path, uri: object) -> None:
+    """It was a bare TypeError, of a move as of a copy."""
+    disk = blkmig.MemoryBackend(bytearray(512), name="d")
+    disk.uri = uri  # type: ignore[attr-defined]
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "copy.raw"})
+    blkmig.send([disk], receiver.uri, writers_after="refuse", state_dir=tmp_path)
+    receiver.result()
+
+
 def test_a_folder_that_takes_no_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """As on a file system that is read-only."""
     with disks(tmp_path, 512) as found:
