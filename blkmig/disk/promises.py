@@ -7,6 +7,7 @@ the digests would say the same. An extent behind which the next question asks ag
 
 from __future__ import annotations
 
+import errno
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -63,11 +64,42 @@ def next_allocated(function: Verb) -> Verb:
     return call
 
 
+def _whole(function: Verb, nbytes_of: Callable[..., int], doing: str) -> Verb:
+    @functools.wraps(function)
+    def call(self: Any, *args: Any, **named: Any) -> Any:
+        answer = function(self, *args, **named)
+        done = units.whole(answer)
+        if done is not None and not named and done != (wanted := nbytes_of(*args)):
+            raise OSError(errno.EIO, f"{done} of {wanted} bytes were {doing}, and that is no error to its class")
+        return answer
+
+    return call
+
+
+def write_block(function: Verb) -> Verb:
+    """Have a disk's `write_block` fail where it returns another number of bytes than it was to write, as a short
+    ``os.pwrite`` does on a full disk."""
+    return _whole(function, lambda blk, offset, nbytes: nbytes, "written")
+
+
+def pwrite(function: Verb) -> Verb:
+    """Have a local disk's `_pwrite` do the same."""
+    return _whole(function, lambda view, offset: view.nbytes, "written")
+
+
+def pread_into(function: Verb) -> Verb:
+    """Have a local disk's `_pread_into` fail where it returns another number of bytes than it was to read."""
+    return _whole(function, lambda view, offset: view.nbytes, "read")
+
+
 CHECKS: dict[str, Callable[[Verb], Verb]] = {
     "read_block": read_block,
     "read_extents": read_extents,
     "next_data": next_data,
     "next_allocated": next_allocated,
+    "write_block": write_block,
+    "_pwrite": pwrite,
+    "_pread_into": pread_into,
 }
 """The verbs whose answers are looked at, each with what makes it one that is."""
 

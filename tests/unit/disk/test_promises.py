@@ -163,3 +163,34 @@ def test_a_disk_that_changes_its_size(tmp_path: Path, section: Any, change: int)
     with pytest.raises(errors.DeviceError, match=f"changed its size: it has {len(CONTENT) + change} bytes now"):
         blkmig.send([Elastic()], f"file:{tmp_path}/stream", format=section)
     assert not list(tmp_path.iterdir())
+
+
+class Thin(blkmig.MemoryBackend):
+    """A disk whose system calls may come up short, and say so in what they return, as os.pwrite does."""
+
+    short_by = 0
+
+    def _pwrite(self, view: memoryview, offset: int) -> Any:
+        super()._pwrite(view[: view.nbytes - self.short_by], offset)
+        return view.nbytes - self.short_by
+
+    def _pread_into(self, view: memoryview, offset: int) -> Any:
+        super()._pread_into(view[: view.nbytes - self.short_by], offset)
+        return view.nbytes - self.short_by
+
+    def write_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> Any:
+        return self._pwrite(blk.payload[:nbytes], offset)
+
+
+def test_a_number_that_is_short_is_an_error(tmp_path: Path) -> None:
+    """A full disk writes a part and says how much: the receiver called its target complete."""
+    blkmig.send([Snapshot()], f"file:{tmp_path}/stream")
+    target = Thin(bytearray(len(CONTENT)), name="d")
+    blkmig.receive(f"file:{tmp_path}/stream", {"d": target})
+    assert target.pread(0, target.size) == CONTENT
+    target.short_by = 100
+    with pytest.raises(errors.DeviceError, match=r"disk 'd': cannot write at offset .*: 1048476 of 1048576 bytes"):
+        blkmig.receive(f"file:{tmp_path}/stream", {"d": target})
+    for call in (lambda: target.pwrite(bytes(512), 0), lambda: target.pread(0, 512)):
+        with pytest.raises(errors.DeviceError, match="412 of 512 bytes were"):
+            call()
