@@ -25,6 +25,8 @@ from blkmig.migration import barriers, connection, incomingsession
 
 MIB = lab.MIB
 SECONDS, LONG_SECONDS = 1.5, 150.0
+LONGEST_WAIT = 5.0
+"""More than a first sender, which tries for two seconds, is waited for."""
 
 
 @pytest.fixture(autouse=True)
@@ -177,6 +179,14 @@ class Resumed(Run):
             with contextlib.suppress(errors.MigrationError), migration:
                 migration.run()
             pauses.until(is_lost)
+
+    def await_ends(self, sender: pauses.Call, receiver: pauses.Call) -> None:
+        """End a receiver that waits for its source for as long as --reconnect says: one that is cancelled before it
+        has heard whom it has met does not say that it goes."""
+        assert sender.is_over(self.soon), "the sender does not end"
+        if self._waits and not receiver.is_over(LONGEST_WAIT) and self.incoming.stats.status == "reconnecting":
+            self.incoming.cancel()
+        super().await_ends(sender, receiver)
 
     def receive(self) -> None:
         """Be the receiver, which may have begun before."""
