@@ -16,6 +16,7 @@ from pathlib import Path
 
 import command
 import live_vm
+import pauses
 import pytest
 from live_vm import GUEST, SIZE, Machine, guest_image, sending
 
@@ -159,6 +160,22 @@ def test_a_target_that_says_nothing_about_the_vm(folder: Path, monkeypatch: pyte
         monkeypatch.setattr(recovery, "GUEST_SECONDS", 10)
         assert "the guest: goes on" in qemu.cleanup(source.address, force=True)
         assert_as_before(source)
+
+
+def test_a_cancel_while_the_vm_is_handed_over(folder: Path) -> None:
+    """The target may have all of it: "cancelled" would say that the guest is this QEMU's."""
+    with Machine(folder, guest_image(folder), "source") as source, taking_and_silent(folder / "ram"):
+        source.wait_for_writes()
+        [disk] = qemu.open_qemu(source.address, switchover="pause-before")
+        with disk:
+            disk.session.migrate(f"unix:{folder}/ram")
+            disk.hold_writers()
+            releasing = pauses.Call(lambda: disk.release_writers(refuse=True))
+            source.wait_migration("device")
+            disk.cancel()
+            with pytest.raises(errors.InDoubt, match="cleanup --force"):
+                releasing.result()
+        assert not source.is_running()
 
 
 @pytest.mark.parametrize("state", ["prepared", "pre-switchover"])
