@@ -169,5 +169,7 @@ def cancelled_error() -> OSError:
 class NotBegun(OSError):
     """A request that was not sent, because of a cancel."""
 
-    def __init__(self) -> None:
-        super().__init__(errno.ECANCELED, "it was cancelled")
+
+def not_begun() -> NotBegun:
+    """Return the error of a request that was not sent."""
+    return NotBegun(errno.ECANCELED, "it was cancelled")

@@ -117,7 +117,7 @@ class NbdHandle:
         self.check_home()
         with self._lock:
             if self._cancel_deadline is not None:
-                raise nbd_connecting.NotBegun
+                raise nbd_connecting.not_begun()
             cookie = getattr(self._library, function)(self._open_handle(), *args)
             if cookie == -1:
                 error = _libnbd.last_error(self._library)
@@ -253,7 +253,7 @@ class NbdHandle:
             assert self._failure is not None
             raise requests.copy(self._failure)
         if self._is_abandoned:
-            raise nbd_connecting.NotBegun
+            raise nbd_connecting.not_begun()
         return self._handle
 
     def _take_lead(self) -> bool:
