@@ -38,9 +38,17 @@ def main() -> None:
     chosen = parser.parse_args()
     trees = {"before": chosen.before.resolve(), "after": HERE}
     with tempfile.TemporaryDirectory(prefix="blkmig-bench-") as folder:
+        with source_in(pathlib.Path(folder)).open("wb") as file:  # before both checkouts look for it
+            for _ in range(SIZE >> 20):
+                file.write(random.randbytes(1 << 20))
         for link in ("tcp", "unix"):
             compare_copies(trees, link, pathlib.Path(folder), chosen.rounds)
         compare_primitives(trees, pathlib.Path(folder), chosen.runs)
+
+
+def source_in(folder: pathlib.Path) -> pathlib.Path:
+    """Return where the disk is that both checkouts copy."""
+    return folder / "before_after.raw"
 
 
 def compare_copies(trees: dict[str, pathlib.Path], link: str, folder: pathlib.Path, rounds: int) -> None:
@@ -88,11 +96,7 @@ def serve(tree: str, link: str, folder: str) -> None:
 
     place = pathlib.Path(folder)
     arena = arenas.Arena(place, tools.Tools(place / "tools"), False, frozenset(), False)
-    source = place / "before_after.raw"
-    if not source.exists():
-        with source.open("wb") as file:
-            for _ in range(SIZE >> 20):
-                file.write(random.randbytes(1 << 20))
+    source = source_in(place)
     job = arena.job(source, link=link)
     arena.create_target(job)
     side = arena.sides(["blkmig"], job)[0]["blkmig"]
