@@ -196,8 +196,8 @@ def test_a_wrong_base_is_found_on_another_link(tmp_path: Path, nbytes: int) -> N
         with pytest.raises(errors.WrongBase):
             blkmig.send([disk], relay.uri, **case.sends)
         assert relay.connections >= 2
-    with pytest.raises(errors.WrongBase):
-        receiver.result()
+        with pytest.raises(errors.WrongBase):
+            receiver.result()
     assert case.target.read_bytes() == before
 
 
