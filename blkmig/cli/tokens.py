@@ -21,6 +21,7 @@ from . import output
 MAX_NBYTES = 4096
 """What is read of a file; a token is shorter."""
 
+
 def is_asked(args: argparse.Namespace) -> bool:
     """Return whether a sender is to say a token. Raises ParameterError."""
     if args.token and args.token_file is not None:

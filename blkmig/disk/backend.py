@@ -225,9 +225,9 @@ class BlockBackend(abc.ABC):
 
         Called with the writers held; if they go on after all, with the next `release_writers`, it is taken back. A disk
         of another program leaves the note there, for whoever cleans up after a run that is killed; the note may take
-        until the next `sync_dirty` returns, which comes before that end. False: the target
-        cannot use the disk before `release_writers` with `refuse`, because only that gives it the rest of the VM. Then
-        a word that does not come leaves no doubt, and the writers go on here.
+        until the next `sync_dirty` returns, which comes before that end. False: the target cannot use the disk before
+        `release_writers` with `refuse`, because only that gives it the rest of the VM. Then a word that does not come
+        leaves no doubt, and the writers go on here.
         """
         return True
 

@@ -253,6 +253,11 @@ def start_deleting_export(connection: qmp.QmpConnection, name: str, *, mode: str
     return await_end
 
 
+def list_exports(connection: qmp.QmpConnection) -> dict[str, bool]:
+    """Return the ids of QEMU's exports, and of each whether it is being closed."""
+    return {entry["id"]: entry["shutting-down"] for entry in connection.execute("query-block-exports")}
+
+
 def list_objects(connection: qmp.QmpConnection) -> list[dict[str, Any]]:
     """Return the objects that the user or blkmig has made; a storage daemon without any does not have the folder."""
     with qmp.ignoring_missing():

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 
 from .. import errors, logs
-from . import leftovers, marks, preswitchover, qmp
+from . import leftovers, marks, objects, preswitchover, qmp
 
 logger = logs.Logger(__name__)
 
@@ -141,13 +141,11 @@ class Recovery:
 
     def _is_closed(self, export: marks.WritingExport) -> bool:
         """Return whether it is closed; one that is being closed is waited for."""
-        if self._exports().get(export.id):
-            self._await(lambda: export.id not in self._exports(), f"the export {export.id} to be closed")
-        return export.id not in self._exports()
-
-    def _exports(self) -> dict[str, bool]:
-        """Return the ids of QEMU's exports, and of each whether it is being closed."""
-        return {entry["id"]: entry["shutting-down"] for entry in self._qmp.execute("query-block-exports")}
+        if objects.list_exports(self._qmp).get(export.id):
+            self._await(
+                lambda: export.id not in objects.list_exports(self._qmp), f"the export {export.id} to be closed"
+            )
+        return export.id not in objects.list_exports(self._qmp)
 
     def _open_again(self, export: marks.WritingExport) -> None:
         try:

@@ -266,7 +266,7 @@ class Writers:
 
     def _open_once_closed(self, export: marks.WritingExport) -> None:
         """Open an export again that is still being closed: until that is over, QEMU opens no other one of its name."""
-        there = {entry["id"]: entry.get("shutting-down") for entry in self._qmp.execute("query-block-exports")}
+        there = objects.list_exports(self._qmp)
         if there.get(export.id):
             self._qmp.wait_event("BLOCK_EXPORT_DELETED", lambda data: data.get("id") == export.id)
         if there.get(export.id) is not False:

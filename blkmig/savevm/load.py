@@ -172,13 +172,14 @@ class LoadVM:
 
     def _get_records(self) -> None:
         """Read records to the end of the stream, which lies behind device state or a description."""
+        came = b""  # what was read behind the end
         while True:
             position = self._f.position
             kind = self._records.between_records(self._f.get_byte)
             if kind == container.QEMU_VM_EOF:
                 self._reached_eof = True
                 self._observer.eof(position)
-                came = self._get_vmdescription()
+                self._get_vmdescription()
                 break
             if not self._get_record(kind, position):
                 came = self._drain(position)
@@ -245,11 +246,10 @@ class LoadVM:
         self._drained_bytes += nbytes
         self._observer.device_state(nbytes, position)
 
-    def _get_vmdescription(self) -> bytes:
+    def _get_vmdescription(self) -> None:
         position = self._f.position
         is_kept_open = self.is_awaited
         found = drain.get_vmdescription(self._f, is_kept_open=is_kept_open, has_footers=self._records.expects_footers())
         if found is not None:
             self._vmdescription_state, self._vmdescription, nbytes = found
             self._observer.vmdescription(self._vmdescription, nbytes, position)
-        return b""
