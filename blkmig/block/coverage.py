@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import itertools
 import struct
 import sys
@@ -25,17 +26,15 @@ MAX_RANGES = 1024
 """So many ranges of missing blocks are listed; of more, the number of blocks is told."""
 
 
+@dataclasses.dataclass
 class PackTally:
     """What both ends count of the packs of one disk, so that the receiver notices one that is not what was sent."""
 
-    def __init__(self) -> None:
-        self.packs = 0
-        self.nbytes = 0
-        self.chain = 0
-        """A CRC-32 that goes on from pack to pack; see `add`."""
-
-        self.end = 0
-        """Where the farthest extent ends."""
+    packs: int = 0
+    nbytes: int = 0
+    chain: int = 0  # a CRC-32 that goes on from pack to pack; see `add`
+    end: int = dataclasses.field(default=0, compare=False)
+    """Where the farthest extent ends. No count: a lost link does not take it back, see `BlockCoverage.rewind`."""
 
     def add(self, extents: Extents, *, number: int, blocks: int, resent: int, resent_sum: int) -> None:
         """Count a pack before which so many blocks of the disk went, or came; of the others see `BlockCoverage`.

@@ -4,11 +4,19 @@
 ::
 
     loading thread   records ─ BARRIER n: drain ─ records ─ records ─ BARRIER n + 1 ─ ...
-    blkmig-barrier               flush each target that was written ─ ACK n
+    blkmig-barrier               flush each disk that had a record ─ ACK n
 
 **An ACK says that everything before its barrier is on stable storage.** The loading thread has handed all of it to the
 system when it passes the barrier on (`drain`), so whatever `flush_drained` does after that includes it; that later
 payloads are written meanwhile takes nothing away from it.
+
+**A disk is flushed if a record of it was counted since the last ACK, and not otherwise.** That is enough: each record
+that writes to a disk, or lets stand what it holds (SAME, and zeros where zeros are: who wrote them need not have
+flushed them), makes one of the disk's counts larger, once it has taken effect. A count becomes smaller in one place:
+a lost link takes back those of the last ACK, at which all that was counted had been flushed; what came since, the
+source sends again, and it counts again. So counts that equal those of the last ACK mean that nothing is to be claimed
+of the disk but what was claimed then. A barrier that was not acknowledged changes nothing: the next one compares with
+the last ACK, not with it. The end of the stream flushes every disk, whatever was counted (`safekeeping`).
 
 **One failed flush poisons the session.** The kernel marks pages clean that it could not write, and says so once, so the
 next flush would lie. The thread ends with the first error, nothing is acknowledged after it, and the loading thread
@@ -91,9 +99,9 @@ class Acknowledger:
         with self._lock:
             if self._pending is not None or number != self._last.number + 1:
                 raise errors.StreamError(f"BARRIER {number} where {self._last.number + 1} is due", position=position)
-            before = {id(device): counts for device, counts, _ in self._last.counts}
+            before = self._last.counts
         mark = Mark(number, packs, proofs, _counts_of(self._devices))
-        touched = [device for device, counts, _ in mark.counts if counts != before.get(id(device))]
+        touched = [counted[0] for counted, last in zip(mark.counts, before, strict=True) if counted != last]
         for device in touched:
             with device.turn:
                 device.backend.drain()
