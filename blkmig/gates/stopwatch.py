@@ -18,7 +18,7 @@ import resource
 import subprocess
 import time
 import timeit
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from typing import TypeAlias
 
 #: What one run cost, by metric: "wall" and "cpu" in seconds, and whatever the run returned.
@@ -33,7 +33,8 @@ class Side:
     a loop of its own (for calls of a few nanoseconds). If a callable returns a mapping, its entries become figures of
     this run, and replace those measured here. So a run may report figures of its own, such as "downtime" or "rss".
     `setup`, `check`: called before and after each run, not timed. With either of them, a sample is exactly one run.
-    A callable fails by raising, a command by an exit code that is not 0.
+    A callable fails by raising, a command by an exit code that is not 0. One that returns a coroutine or a generator
+    has done nothing yet, which is a TypeError: run it to its end, as ``lambda: asyncio.run(work())``.
     """
 
     run: Callable[[], object] | Sequence[str] | timeit.Timer
@@ -81,6 +82,15 @@ def run_command(command: Sequence[str]) -> Figures:
     return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime}
 
 
+def _ended(result: object) -> object:
+    """Return what a call has returned; raise TypeError if its work has only been made ready, and would not be timed."""
+    if isinstance(result, Awaitable | Generator | AsyncGenerator):
+        if isinstance(result, Coroutine):
+            result.close()  # else Python warns that nobody awaited it
+        raise TypeError(f"{result!r} has not run: a side, its setup and its check do their work before they return")
+    return result
+
+
 def _run_callable(run: Callable[[], object], loops: int) -> Figures:
     result: object = None
     cpu_start = _cpu_seconds()
@@ -89,6 +99,7 @@ def _run_callable(run: Callable[[], object], loops: int) -> Figures:
         result = run()
     wall = time.perf_counter() - start
     figures = {"wall": wall / loops, "cpu": (_cpu_seconds() - cpu_start) / loops}
+    result = _ended(result)
     if isinstance(result, Mapping):
         figures.update(_checked(result))
     return figures
@@ -117,7 +128,7 @@ def _run_timer(timer: timeit.Timer, loops: int) -> Figures:
 def sample(side: Side, loops: int = 1) -> Figures:
     """Run `side` `loops` times, without garbage collection, and return the figures of one run, their mean."""
     if side.setup:
-        side.setup()
+        _ended(side.setup())
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -131,7 +142,7 @@ def sample(side: Side, loops: int = 1) -> Figures:
         if collecting:
             gc.enable()
     if side.check:
-        side.check()
+        _ended(side.check())
     return figures
 
 

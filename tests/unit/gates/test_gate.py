@@ -114,6 +114,23 @@ class TestStopwatch:
             comparison.ratio("b", "rss")
 
 
+    @pytest.mark.parametrize("kind", ["run", "setup", "check"])
+    @pytest.mark.parametrize("result", ["coroutine", "generator", "async_generator"])
+    def test_what_was_only_made_ready_is_not_timed(self, kind, result):
+        async def coroutine():
+            raise AssertionError("nobody awaits it")
+
+        def generator():
+            yield
+
+        async def async_generator():
+            yield
+
+        side = gates.Side(**{"run": lambda: None, kind: locals()[result]})
+        with pytest.raises(TypeError, match=f"<{result} object .* has not run"):
+            stopwatch.sample(side)
+
+
 class TestGate:
     def test_numbers_and_tables(self):
         assert gates.Gate.parse("numpy", 4) == gates.Gate("numpy", 4.0)
