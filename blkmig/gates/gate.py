@@ -128,7 +128,7 @@ class Limits:
 
     `precision`: no more rounds are run once half the width of a ratio's interval is this small (0.01 = 1 %).
     `sample_time`: the least seconds of a sample; a fast callable is called in a loop for that long.
-    `warm_up`: run every side once before the first round.
+    `warm_up`: run every side once before the first round. A number that is none, or below 0, is a :class:`GateError`.
     """
 
     max_time: float = 10.0
@@ -137,6 +137,12 @@ class Limits:
     precision: float = 0.01
     sample_time: float = 0.005
     warm_up: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_time", "min_rounds", "max_rounds", "precision", "sample_time"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:  # NaN is no bound
+                raise GateError(f"{name} must be a number from 0, not {value!r}")
 
 
 class Comparison:

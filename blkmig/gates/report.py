@@ -34,8 +34,11 @@ def format_figure(value: float, metric: str) -> str:
 
 
 def format_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return rows of texts as a table; the first column is aligned to the left, the others to the right."""
-    lines = [head, *rows]
+    """Return rows of texts as a table; the first column is aligned to the left, the others to the right.
+
+    What is not to be printed is escaped: a name or a reason may have several lines, or commands for the terminal.
+    """
+    lines = [[cell if cell.isprintable() else repr(cell)[1:-1] for cell in line] for line in (head, *rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
     texts = [
         "  ".join(cell.rjust(width) if column else cell.ljust(width) for column, (cell, width) in enumerate(pairs))

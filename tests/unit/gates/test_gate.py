@@ -244,7 +244,18 @@ class TestComparison:
         assert "skipped: peer is not installed" in report.format_comparisons([comparison])
 
 
+    @pytest.mark.parametrize("name", ["max_time", "min_rounds", "max_rounds", "precision", "sample_time"])
+    @pytest.mark.parametrize("value", [float("nan"), -1, "1", True, None])
+    def test_limits_are_numbers(self, name, value):
+        with pytest.raises(gates.GateError, match=f"{name} must be a number from 0, not {value!r}"):
+            gates.Limits(**{name: value})
+
+
 class TestReport:
+    def test_a_table_has_a_line_for_each_row(self):
+        table = report.format_table(["side"], [["a\nb"], ["\x1b[31mred"], ["ü"]])
+        assert table.splitlines()[2:] == ["a\\nb", "\\x1b[31mred", "ü"]
+
     @pytest.mark.parametrize(
         ("value", "metric", "text"),
         [
