@@ -14,7 +14,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-from .. import _core, _storing, errors
+from .. import _core, _storing, errors, unrun
 from . import promises
 
 DOING = {
@@ -51,7 +51,10 @@ def guard(cls: type, base: type) -> None:
     """Have the verbs of `cls` raise DeviceError where they would raise an OSError, and answer what makes sense.
 
     They are those that it defines itself, or has from a class beside it that is none of the subclasses of `base`.
+    Raises :class:`~blkmig.errors.WrongType` for one that is async, and for a generator.
     """
+    if not cls.__module__.startswith(OURS):
+        _check_run(cls)
     for verb in (*DOING, *promises.CHECKS):
         function = _defined(cls, base, verb)
         if not callable(function) or getattr(function, "__isabstractmethod__", False):
@@ -61,6 +64,13 @@ def guard(cls: type, base: type) -> None:
         if verb in DOING:
             function = _guarded(function, DOING[verb])
         setattr(cls, verb, function)
+
+
+def _check_run(cls: type) -> None:
+    ours = [vars(each) for each in cls.__mro__ if each.__module__.startswith(OURS)]
+    for verb in dir(cls):
+        if any(verb in names for names in ours):
+            unrun.check(f"{cls.__name__}.{verb}", getattr(cls, verb, None))
 
 
 def _defined(cls: type, base: type, verb: str) -> Any:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
-from .. import block, disk, errors, params, paths, units
+from .. import block, disk, errors, params, paths, units, unrun
 from ..disk import names
 
 T = TypeVar("T")
@@ -75,6 +75,7 @@ def listener(on_progress: T) -> T:
     """Return what is told of a migration. Raises :class:`~blkmig.errors.WrongType` for what cannot be called."""
     if on_progress is not None and not callable(on_progress):
         raise errors.WrongType(f"on_progress must be a function, not {on_progress!r}")
+    unrun.check("on_progress", on_progress)
     return on_progress
 
 

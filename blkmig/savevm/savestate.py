@@ -22,13 +22,13 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .. import errors
+from .. import errors, unrun
 from . import configuration, container
+from .handlers import SaveVMHandlers
 from .vmdescription import put_vmdescription
 
 if TYPE_CHECKING:
     from ..channel import OutputQEMUFile
-    from .handlers import SaveVMHandlers
 
 T = TypeVar("T")
 
@@ -75,7 +75,8 @@ class SaveState:
         """Add a live section; the order of registration is the order on the wire.
 
         `version_id` is what the saving side writes and the highest that the loading side takes. Raises
-        :class:`~blkmig.errors.ParameterError` for a name that is empty, over 255 bytes or taken.
+        :class:`~blkmig.errors.ParameterError` for a name that is empty, over 255 bytes or taken, and for handlers that
+        are async.
         """
         if not 1 <= len(idstr.encode()) <= 255:
             raise errors.ParameterError(f"a section's idstr must have 1 to 255 bytes, not {len(idstr.encode())}")
@@ -83,6 +84,8 @@ class SaveState:
             raise errors.ParameterError(f"section {idstr!r}: instance and version must fit 32 bits")
         if (idstr, instance_id) in self._entries:
             raise errors.ParameterError(f"section {idstr!r}, instance {instance_id}, is registered already")
+        for verb in vars(SaveVMHandlers):
+            unrun.check(f"section {idstr!r}: {verb}", getattr(handlers, verb, None), may_yield=verb.endswith("_parts"))
         entry = SaveStateEntry(idstr, instance_id, version_id, handlers, self._next_section_id)
         self._entries[idstr, instance_id] = entry
         self._next_section_id += 1

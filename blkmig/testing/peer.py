@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable
 from typing import Self, TypeAlias
 
+from .. import unrun
 from . import faults
 
 PIECE = 1 << 18
@@ -49,9 +50,13 @@ class Peer:
         """Set when the peer is to end."""
 
         for step in steps:
-            if not callable(step):
+            try:
+                if not callable(step):
+                    raise TypeError(f"a step is a function that gets the peer, as say(...) returns one, not {step!r}")
+                unrun.check("a step", step)
+            except TypeError:
                 leave()
-                raise TypeError(f"a step is a function that is given the peer, as say(...) returns one, not {step!r}")
+                raise
         self._meet, self._leave, self._steps = meet, leave, steps
         self._sock: socket.socket | None = None
         self._pending = bytearray()

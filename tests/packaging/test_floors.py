@@ -35,6 +35,7 @@ FLOORS = {
     "texts": 1,
     "aside": 1,
     "threads": 1,
+    "unrun": 1,
     "children": 1,
     "credentials": 1,
     "deprecation": 1,
