@@ -33,9 +33,12 @@ _SECTOR = 512
 
 
 def size_of(fd: int) -> int:
-    """Return the size of a file. Raises OSError for one that has bytes and says that it has none, as those of /proc."""
+    """Return the size of a file. Raises OSError for one whose size is not what can be read, as in /proc and /sys.
+
+    Behind the end of a file everything is zero: a file that says it has more bytes than it has would be sent so.
+    """
     nbytes = os.fstat(fd).st_size
-    if not nbytes and os.pread(fd, 1, 0):
+    if bool(nbytes) != bool(os.pread(fd, 1, max(nbytes - 1, 0))):
         raise OSError(errno.EINVAL, "its file system does not say how large it is: copy it into a file, and use that")
     return nbytes
 

@@ -62,10 +62,11 @@ def test_what_is_raw(tmp_path, head):
         assert backend.size == 2048
 
 
-def test_a_file_that_hides_its_size(tmp_path):
-    """A1: it was sent as a disk of 0 bytes, with success."""
+@pytest.mark.parametrize("path", ["/proc/version", "/sys/devices/system/cpu/online"])
+def test_a_file_that_hides_its_size(tmp_path, path):
+    """A1: of 0 bytes, it says, or of 4096 where it has a few: it was sent as that many, with success."""
     with pytest.raises(errors.DeviceError, match="does not say how large it is"):
-        blkmig.send(["/proc/version"], f"file:{tmp_path}/stream")
+        blkmig.send([path], f"file:{tmp_path}/stream")
     assert not list(tmp_path.iterdir())
 
 
