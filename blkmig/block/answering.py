@@ -39,7 +39,7 @@ class Answers:
         self._lock = threading.Lock()  # guards the next one
         self._outstanding = 0
         self._number = 0
-        self._is_over = self._is_link_lost = False
+        self._is_over = self._is_stopped = False
 
     def begin(self, disks: Sequence[table.TableDisk], devices: Mapping[bytes, target.BlkLoadDevice]) -> None:
         """Compare these disks, which are those of the stream; `devices` are where they go, by name."""
@@ -82,14 +82,19 @@ class Answers:
 
         Nothing of an answer that was under way is said any more. Blocks for one block that is read.
         """
-        self._is_link_lost = True
-        self.close()
+        self.stop()
         self._requests, self._number, self._outstanding = queue.SimpleQueue(), 0, 0
-        self._is_over = self._is_link_lost = False
+        self._is_over = self._is_stopped = False
         self.begin(self._table, self._devices)
 
+    def stop(self) -> None:
+        """Answer nothing any more, nor what was asked; else as `close`. Blocks for one block that is read."""
+        self._is_stopped = True
+        self.close()
+
     def close(self) -> None:
-        """Answer nothing any more; return when the thread has ended, and uses no disk. Safe twice."""
+        """Answer what was asked, and nothing any more; return when the thread has ended, and uses no disk. Safe twice.
+        """
         self._is_over = True
         thread, self._thread = self._thread, None
         if thread is not None:
@@ -103,7 +108,7 @@ class Answers:
             while (request := self._requests.get()) is not None:
                 ask, device, size = request
                 pieces = tuple(self._answer(ask, device, size, buf))
-                if self._is_link_lost:
+                if self._is_stopped:
                     break
                 with self._lock:
                     self._outstanding -= 1  # before it is said: the next ASK may be there at once
@@ -115,7 +120,7 @@ class Answers:
         """Yield what the disk holds in each piece; the pieces of one block are those of one read."""
         pieces = list(ask.pieces(size))
         for _, group in itertools.groupby(pieces, lambda piece: piece[0] // _core.BLOCK_SIZE):
-            if self._is_link_lost:
+            if self._is_stopped:
                 return
             wanted = list(group)
             start, stop = wanted[0][0], sum(wanted[-1])

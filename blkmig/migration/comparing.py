@@ -114,8 +114,13 @@ class Answering:
         if self._answers is not None:
             self._answers.link_lost()
 
+    def stop(self) -> None:
+        """Answer nothing any more, nor what was asked. Blocks for one block that is read. Twice does no harm."""
+        if self._answers is not None:
+            self._answers.stop()
+
     def close(self) -> None:
-        """Answer nothing any more. Blocks. Twice does no harm."""
+        """Answer what was asked, and nothing any more. Blocks. Twice does no harm."""
         if self._answers is not None:
             self._answers.close()
 
@@ -167,6 +172,12 @@ def link_lost(answers: Answering | None) -> None:
     """Forget what was asked on a link that was lost, before anything else is said to the source. Blocks shortly."""
     if answers is not None:
         answers.link_lost()
+
+
+def stop(answers: Answering | None) -> None:
+    """Answer nothing any more, nor what was asked: the disks are closed. Blocks shortly."""
+    if answers is not None:
+        answers.stop()
 
 
 def end(answers: Answering | None) -> None:

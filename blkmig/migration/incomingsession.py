@@ -131,11 +131,9 @@ class IncomingSession:
             self._f.set_idle_timeout(farewell.CLOSE_SECONDS)
 
     def close(self) -> None:
-        """End the threads and stop listening. Twice does no harm."""
+        """Stop listening; the barriers' thread ends before the targets are closed. Twice does no harm."""
         if self._lobby is not None:
             self._lobby.close()
-        if self._acknowledger is not None:
-            self._acknowledger.close()
 
     # -- what the source says ------------------------------------------------------------------------------------------
 
@@ -150,7 +148,8 @@ class IncomingSession:
         self._acknowledger = acknowledging.Acknowledger(
             list(self._targets.devices), say=way_back.ack, beat=way_back.beat, wake=self._wake
         )
-        self._targets.settle = self._acknowledger.settle
+        self._targets.beside.settle = self._acknowledger.settle
+        self._targets.beside.add(self._acknowledger.close)
         takes_barriers = self._acknowledger.can_flush
         if takes_barriers and session.seconds and self._listener.takes_several:
             if self._lobby is not None:

@@ -75,6 +75,8 @@ class Loading:
             check_cancelled=check_cancelled,
         )
         self._read_back = readback.ReadBack(parameters, self._block, self.stats, check_cancelled)
+        self._targets.beside.add(self._read_back.close, lambda: comparing.stop(self._answers))
+        self._answers: comparing.Answering | None = None  # set by `load`, while the stream is loaded
         self._beats = heartbeat.Heartbeat(lambda *_: None)  # says something on the link of `load`
         self._buffers, self._room = block.LoadBuffers(), block.CoverageRoom()
         for name in block.FORMATS:
@@ -83,7 +85,6 @@ class Loading:
         # Set by `load`.
         self._f: channel.InputQEMUFile
         self._is_exposed = False
-        self._answers: comparing.Answering | None = None  # while the stream is loaded
         self._taking: taking.Taking | None = None
         self.is_awaited = False
         """The source waits, or has waited, for the word that all is on stable storage."""
@@ -101,7 +102,7 @@ class Loading:
     ) -> None:
         """End the threads and close the targets; those that did not become complete stay incomplete. Twice is fine."""
         close_targets = functools.partial(self._targets.__exit__, exc_type, exc, traceback)
-        threads = [self._session.close, self._read_back.close, self._beats.close]
+        threads = [self._session.close, self._beats.close]
         let_go = [device.let_go for device in self._targets.devices]
         errors.each([*threads, close_targets, *let_go])  # these last: nothing writes any more
 

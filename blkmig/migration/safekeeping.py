@@ -17,7 +17,7 @@ def make_durable(came: targets.TargetSet, beats: heartbeat.Heartbeat, check_canc
     A flush that is under way is waited for before that: a disk does not tell its error twice.
     """
     with beats:
-        came.settle()
+        came.beside.settle()
         for number, device in enumerate(came.devices, 1):
             check_cancelled()
             beats.text = f"the target of disk {device.statistics.name!r} is flushed ({number} of {len(came.devices)})"

@@ -122,6 +122,7 @@ class Taking:
             return
         if not self._is_fresh() or said.number != self._number:
             raise errors.StreamError(f"COMMIT {said.number}, and no END of that number before it", position=position)
+        self._targets.beside.settle()  # a flush that fails is told while the source is the owner
         self._targets.check_takeable()
         self._kind = said.kind
         self._state = "committing"  # before the last look: a cancel that comes later is told that it is too late

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from types import TracebackType
 
 from .. import block, disk, errors, params, sources, stats
-from . import afterwards, asked, endpoints, fitting, leaving, made, naming, room, sessions
+from . import afterwards, asked, beside, endpoints, fitting, leaving, made, naming, room, sessions
 
 Target = disk.BlockBackend | str | os.PathLike[str]
 
@@ -65,9 +65,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         """How large the stream says that its disks are, before they come."""
 
         self.leaving, self._afterwards = leaving.Leaving(), afterwards.Answering()
-        self.settle: Callable[[], None] = lambda: None
-        """Waits for the flush that is under way beside the writes, and raises what one has raised."""
-
+        self.beside = beside.Beside()
         self.devices: list[block.BlkLoadDevice] = []
 
     # -- before somebody connects ------------------------------------------------------------------------------------
@@ -248,8 +246,8 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
             device.backend.cancel()
 
     def close(self) -> None:
-        """Close the disks that were opened here. Twice does no harm."""
-        self._stack.close()
+        """Close the disks that were opened here, once nobody else uses them. Blocks shortly. Twice does no harm."""
+        errors.each([self.beside.end, self._stack.close])
 
     def check_takeable(self) -> None:
         """Raise :class:`~blkmig.errors.DeviceError` if a disk is not where it was, or could not get its name now."""
@@ -292,7 +290,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         is_left = not self._is_taken and self.session.state is not None and self.leaving.is_left(exc, self.devices)
         if is_left:
             self._made.leave()
-        calls: list[Callable[[], object]] = [lambda: self._stack.__exit__(exc_type, exc, traceback)]
+        calls: list[Callable[[], object]] = [self.beside.end, lambda: self._stack.__exit__(exc_type, exc, traceback)]
         if isinstance(exc, Exception) and not self._made.is_whole:
             calls.append(functools.partial(leaving.say_what_is_broken, exc, self.devices, self.came))
         calls.append(lambda: self._made.discard(exc, dict(zip(self.came, self.devices, strict=True))))

@@ -14,12 +14,13 @@ import lab
 import pytest
 import savevm_streams as streams
 import scripted
+from handing_over import ASKING, WHOLE, ZERO, commit, done, end, part, ready, start
 from pauses import Call, disk_of
 from receivers import connected
 
 import blkmig
-from blkmig import block, errors, savevm
-from blkmig.block import ExtraKind, TableDisk, extra, records, table
+from blkmig import block, errors
+from blkmig.block import ExtraKind, extra
 from blkmig.files import folder, partial, sessionfile
 from blkmig.migration import made
 from blkmig.savevm import commands, words
@@ -28,14 +29,6 @@ MIB = lab.MIB
 COMMIT = struct.pack(">Q", ExtraKind.COMMIT << 9 | 0x100)
 END = struct.pack(">Q", ExtraKind.END << 9 | 0x100)
 TAKEN = scripted.message(words.MIG_RP_MSG_REPLY, words.Reply().encode())
-
-
-def ready(number: int) -> bytes:
-    return scripted.message(words.MIG_RP_MSG_READY, number)
-
-
-def done(number: int) -> bytes:
-    return scripted.message(words.MIG_RP_MSG_DONE, words.Done(number).encode())
 
 
 # -- targets ---------------------------------------------------------------------------------------------------------
@@ -140,24 +133,6 @@ def test_a_target_of_the_first_edition_ends_as_before(tmp_path: Path) -> None:
 
 # -- sources ---------------------------------------------------------------------------------------------------------
 
-ASKING = streams.HEADER + streams.configuration() + scripted.OPEN_RETURN_PATH + scripted.ASK
-START = streams.start(1, "blkmig", table.encode([TableDisk(b"d", MIB)]) + streams.EOS)
-ZERO = struct.pack(">Q", 9) + b"\x01d"
-WHOLE = {"page_size": 4096, "devices": [], "blkmig": {
-    "version": 2, "incremental": False, "disks": [{"name": "d", "size": MIB, "resent": [0, 0]}]}}  # fmt: skip
-
-
-def part(*each: bytes) -> bytes:
-    return streams.part(1, records(*each))
-
-
-def end(number: int, about: dict[str, Any] = WHOLE) -> bytes:
-    return part(extra(ExtraKind.END, savevm.End.encode(number, about)))
-
-
-def commit(number: int, kind: int = 1) -> bytes:
-    return part(extra(ExtraKind.COMMIT, struct.pack(">IB", number, kind)))
-
 
 def heard(folder: Path, said: bytes) -> tuple[bytes, BaseException | None]:
     """Return what a receiver says to a source that says this and no more, and what it raises."""
@@ -165,7 +140,7 @@ def heard(folder: Path, said: bytes) -> tuple[bytes, BaseException | None]:
     answer = b""
     with connected(receiver.uri) as source:
         source.settimeout(30)
-        source.sendall(ASKING + START + said)
+        source.sendall(ASKING + start() + said)
         source.shutdown(1)
         with contextlib.suppress(OSError):
             while piece := source.recv(4096):
