@@ -14,6 +14,9 @@ from pathlib import Path
 MAX_NAME_BYTES = 255
 """Bytes of a file's name at most, on every usual file system of Linux."""
 
+SECOND_SUFFIX = ".blkmig-second"
+"""How a file is called, hidden, in the moment in which it replaces another one."""
+
 _DIGEST_CHARACTERS = 16
 _RENAME_NOREPLACE = 1
 _NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK, errno.EXDEV})
@@ -102,19 +105,34 @@ class Folder:
             return False
         return True
 
-    def give_name(self, old: str, new: str) -> None:
-        """Give the file `old` the name `new`; EEXIST if there is one. `old` stays a name of it, where there can be two.
+    def give_name(self, old: str, new: str, *, replace: bool = False) -> None:
+        """Give the file `old` the name `new`; EEXIST if there is one, unless it is to `replace` that.
 
-        A second name may take room that the file system does not have; to take the first one away needs none.
+        `old` stays a name of it, where there can be two, and should until the new one is on stable storage: without a
+        journal, a file system that brings the end of `old` there first loses both. A second name may take room that the
+        file system does not have; to take the first one away needs none.
         """
+        second = hidden_name(new, SECOND_SUFFIX) if replace else new  # a link replaces nothing, a rename does
         try:
-            has_both = self.link(old, new)
+            if replace:
+                self._remove(second)  # of a run that was killed here
+            has_both = self.link(old, second)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             has_both = False
         if not has_both:
-            self.rename(old, new, replace=False)
+            self.rename(old, new, replace=replace)
+        elif replace:
+            try:
+                self.rename(second, new, replace=True)
+            except OSError:
+                self._remove(second)
+                raise
+
+    def _remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name, dir_fd=self._fd)
 
     def rename(self, old: str, new: str, *, replace: bool) -> None:
         """Call the file `old` `new`; without `replace`, EEXIST if there is such a file."""

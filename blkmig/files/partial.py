@@ -7,8 +7,9 @@ The mark is a second name in the same folder. A new file has no other one until 
     publish, sync    .vda.raw.blkmig-partial = vda.raw      complete: a hard link, which never replaces a file
     confirm, sync                              vda.raw      the other end has its word
 
-What the other end has handed over for good needs no mark any more, for a session file says so: then `publish` removes
-it, and one sync brings both names to stable storage.
+What the other end has handed over for good needs no mark any more, for a session file says so: then `unmark` removes
+it before the other end has its word. Never before a sync, which brings the name to stable storage: else a file system
+without a journal may lose both. So at any moment one of the names is there, but where a file cannot have two.
 
 An empty file that somebody has prepared keeps its name, owner and mode, and has the mark beside it from the beginning
 to that moment. So a file that is half made, or whose word was never given, is known by its mark for good: the next
@@ -233,19 +234,19 @@ class Partial:
             if not os.path.samestat(there, self._replaced):
                 raise FileExistsError(errno.EEXIST, "somebody else has replaced it meanwhile")
 
-    def publish(self, *, for_good: bool = False) -> None:
-        """Give it its name, and with `for_good` no mark any more; its contents are on stable storage, and `sync` brings
-        the names there."""
+    def publish(self) -> None:
+        """Give it its name; its contents are on stable storage, and `sync` brings the name there."""
         self.check()
         if self._replaced is not None:
             look_like(self.fd, self._replaced)
-            self._place.rename(self.mark, self.name, replace=True)
-        elif not self._is_in_place:
-            self._place.give_name(self.mark, self.name)
+        if not self._is_in_place:
+            self._place.give_name(self.mark, self.name, replace=self._replaced is not None)
         self._state = "published"
-        if for_good:
-            with contextlib.suppress(OSError):  # it has its name: `confirm` tries again, and raises
-                self._place.unlink(self.mark, self.fd)
+
+    def unmark(self) -> None:
+        """Remove the mark of what is handed over for good, once its name is on stable storage."""
+        with contextlib.suppress(OSError):  # it has its name: `confirm` tries again, and raises
+            self._place.unlink(self.mark, self.fd)
 
     def sync(self) -> None:
         """Return when the names of the folder are on stable storage: of many files, let all get theirs before."""

@@ -61,6 +61,9 @@ def _meet(place: Path, name: str, disk: str, *, device: str, settled: bytes | No
             raise errors.InDoubt(_NOTED.format(disk, found.path))
         said, left = found.says, _seconds_left(found)
         is_asked = left > 0
+        if said.get("state") == "committed":
+            for about in said["disks"]:
+                _unmark(about)
         if said.get("state") == "committing" or (said.get("state") == "committed" and is_asked):
             nameless = give_names(found) if said["state"] == "committing" else {}
             is_asked = is_asked and not nameless
@@ -141,9 +144,18 @@ def give_name(about: Mapping[str, Any]) -> None:
             place.give_name(mark, path.name)
         else:
             _look_like(place, mark, there)
-            place.rename(mark, path.name, replace=True)
-        place.sync()
+            place.give_name(mark, path.name, replace=True)
+        place.sync()  # first: else both names may be lost
         _remove_mark(place, mark, about["inode"])
+
+
+def _unmark(about: Mapping[str, Any]) -> None:
+    """Remove the mark of a disk that has its name, which a power failure may have brought back."""
+    path = Path(about["path"])
+    with contextlib.suppress(OSError), contextlib.closing(folder.Folder(path.parent)) as place:
+        there = place.stat(path.name)
+        if there is not None and there.st_ino == about.get("inode"):
+            _remove_mark(place, partial.partial_name(path.name), there.st_ino)
 
 
 def _look_like(place: folder.Folder, mark: str, replaced: os.stat_result) -> None:
@@ -155,12 +167,13 @@ def _look_like(place: folder.Folder, mark: str, replaced: os.stat_result) -> Non
 
 
 def _remove_mark(place: folder.Folder, mark: str, inode: int) -> None:
-    """Remove the second name of a disk that has its own."""
+    """Remove the second name of a disk that has its own, on stable storage."""
     with contextlib.suppress(FileNotFoundError):
         fd = place.open(mark, os.O_PATH)
         try:
             if os.fstat(fd).st_ino == inode:
                 place.unlink(mark, fd)
+                place.sync()
         finally:
             os.close(fd)
 

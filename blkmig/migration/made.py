@@ -43,7 +43,7 @@ class MadeTargets:
 
     def abouts(self) -> list[sessionfile.Disk]:
         """Return what a session file says of them; their hidden names are on stable storage then."""
-        self._sync()
+        self.sync()
         return [target.about() for target in self._targets]
 
     def check(self) -> None:
@@ -67,15 +67,20 @@ class MadeTargets:
             target.keep()
 
     def give_names(self) -> dict[str, errors.MigrationError]:
-        """Give every file its name, on stable storage; return why those that did not get theirs did not, by label."""
+        """Give every file its name, on stable storage; return why those that did not get theirs did not, by label.
+
+        Those have no other name any more: `sync` brings that to stable storage, too, which nobody has to wait for.
+        """
         nameless: dict[str, errors.MigrationError] = {}
-        publish = functools.partial(sources.TargetFile.publish, for_good=True)
-        for give in (publish, sources.TargetFile.sync):  # the first flush makes the others quick
+        for give in (sources.TargetFile.publish, sources.TargetFile.sync):  # the first flush makes the others quick
             for target in self._targets:
                 try:
                     give(target)
                 except errors.MigrationError as error:
                     nameless.setdefault(target.label, error)
+        for target in self._targets:
+            if target.label not in nameless:
+                target.unmark()
         return nameless
 
     def publish(self) -> None:
@@ -83,7 +88,7 @@ class MadeTargets:
         self.check()
         for target in self._targets:
             target.publish()
-        self._sync()
+        self.sync()
 
     def confirm(self) -> None:
         """Take note that everything stays."""
@@ -91,7 +96,7 @@ class MadeTargets:
         self.folders.clear()
         had_marks = [target.confirm() for target in self._targets]
         if any(had_marks):
-            self._sync()
+            self.sync()
 
     def discard(self, exc: BaseException | None, came: Mapping[sources.TargetFile | None, block.BlkLoadDevice]) -> None:
         """Remove what does not stay after a body that has raised `exc`, and note it there.
@@ -104,7 +109,8 @@ class MadeTargets:
         each = [functools.partial(discard, target, received=came.get(target)) for target in reversed(targets)]
         errors.each([*each, self._remove_folders])
 
-    def _sync(self) -> None:
+    def sync(self) -> None:
+        """Return when the names that were given, and those that were removed, are so on stable storage."""
         for target in self._targets:  # the first flush makes the others quick
             target.sync()
 

@@ -67,6 +67,7 @@ class Taking:
         """How many bytes of the present link the source has sent when it has said COMMIT, at most."""
 
         self._kind = savevm.Kind.COPY
+        self._is_confirmed = False  # every disk has its name, and nothing but that
         self.nameless: dict[str, errors.MigrationError] = {}
         """Why disks have not got their names, by what messages call them."""
 
@@ -136,7 +137,8 @@ class Taking:
             self._take()
         self._say_done()
         if not self.nameless:
-            self.later(self._targets.confirm)  # first: a disk that is marked counts as half made
+            self._is_confirmed = self.later(self._targets.confirm)  # first: a disk that is marked counts as half made
+        if self._is_confirmed:
             # Not flushed: after a power failure it may say "committing", which gives names that are given already.
             self.later(lambda: self._targets.session.store("committed", self._number, is_durable=False))
 
@@ -174,12 +176,15 @@ class Taking:
         self.is_told = True
         self.on_told()
 
-    def later(self, call: Callable[[], object]) -> None:
-        """Do what has to be done once the disks are taken; what fails is told, and gives nothing back."""
+    def later(self, call: Callable[[], object]) -> bool:
+        """Do what has to be done once the disks are taken; what fails is told, and gives nothing back. Return whether
+        it was done."""
         try:
             call()
         except errors.MigrationError as error:
             self._statistics.notes.append(f"the disks are here, but: {error}")
+            return False
+        return True
 
     def is_refused(self, error: errors.MigrationError) -> None:
         """Say with `error`, which ends the migration, who has the disks, where the source may not know that."""
@@ -215,10 +220,12 @@ class Taking:
         """Take note that the source has DONE: it has ended the stream."""
         if self._kind == savevm.Kind.VM:
             self._statistics.notes.append("the disks are those of a VM: in use here once its QEMU has handed over")
-        if self.nameless:
-            self.later(self._targets.session.nobody_asks)
-        else:
+        # First, and here, where nobody waits: without a journal, the end of the session file may get to stable storage
+        # before that of a mark does, and then the disk would count as half made.
+        if self._is_confirmed and self.later(self._targets.sync):
             self._targets.session.remove()
+        else:
+            self.later(self._targets.session.nobody_asks)
 
     def check_names(self) -> None:
         """Raise :class:`~blkmig.errors.DeviceError` if a disk that was taken has not got its name."""

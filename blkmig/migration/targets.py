@@ -61,9 +61,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         self._is_taken = False
         self.came: list[sources.TargetFile | None] = []  # those of `devices`; None: opened by the caller
         self._appeared = 0  # disks that somebody has asked the target of
-        self.announced = block.SaidSizes()
-        """How large the stream says that its disks are, before they come."""
-
+        self.announced = block.SaidSizes()  # how large the stream says that its disks are, before they come
         self.leaving, self._afterwards = leaving.Leaving(), afterwards.Answering()
         self.beside = beside.Beside()
         self.devices: list[block.BlkLoadDevice] = []
@@ -274,6 +272,10 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         """
         self.check_takeable()
         self._made.publish()
+
+    def sync(self) -> None:
+        """Return when the names that were given, and those that were removed, are so on stable storage. Blocks."""
+        self._made.sync()
 
     def confirm(self) -> None:
         """Take note that the source was told: whatever happens from now on, the targets stay."""

@@ -49,9 +49,7 @@ class TargetFile:
     ) -> None:
         units.check_flags(overwrite=overwrite, incremental=incremental, direct=direct)
         self.label = label
-        self.is_new = False
-        """Whether the file is made for the disk, or was an empty file before."""
-
+        self.is_new = False  # whether the file is made for the disk, or was an empty file before
         self.may_be_left = False  # what has come of it may be, for a source that resumes
         self._into = into
         self._overwrite = overwrite
@@ -121,9 +119,7 @@ class TargetFile:
         with self._failing("look at"):
             self._left = taken.meet(self.about().path, device=self.label, state_dir=self._state_dir)
         if self._is_nbd:
-            self._backend = opening.open_disk(
-                str(self._text), name=self.label, idle_timeout=self._idle_timeout
-            )
+            self._backend = opening.open_disk(str(self._text), name=self.label, idle_timeout=self._idle_timeout)
             return
         with self._failing("look at"):
             there = identity.KnownFile.of(self.path)
@@ -253,12 +249,17 @@ class TargetFile:
             with self._failing("complete"):
                 self._partial.check()
 
-    def publish(self, *, for_good: bool = False) -> None:
-        """Give the new file its name; with `for_good` nothing but a session file can say any more that it is not."""
+    def publish(self) -> None:
+        """Give the new file its name."""
         with self._failing("complete"):
             if self._partial is not None:
-                self._partial.publish(for_good=for_good)
+                self._partial.publish()
             self.reuse.end()
+
+    def unmark(self) -> None:
+        """Have nothing but a session file say that the new file is not complete: its name is on stable storage."""
+        if self._partial is not None:
+            self._partial.unmark()
 
     def sync(self) -> None:
         """Return when the new file's name is on stable storage."""

@@ -321,6 +321,19 @@ def test_a_name_that_cannot_be_given(tmp_path: Path) -> None:
     assert (tmp_path / "d.raw").read_bytes() == b"x" * MIB
 
 
+def test_a_folder_that_cannot_be_flushed_behind_done(tmp_path: Path) -> None:
+    """The disk has moved; its session file stays, for the mark may be back when the power has failed."""
+
+    def has_one_name(place: folder.Folder) -> bool:
+        return place.stat("d.raw") is not None and place.stat(partial.partial_name("d.raw")) is None
+
+    with failing(folder.Folder, "sync", has_one_name):
+        source, target, disk = moved(tmp_path)
+    disk.close()
+    assert (source, target) == (None, None)
+    assert left(tmp_path) == {"d.raw", ".d.raw.blkmig"}
+
+
 def test_a_name_that_is_not_free_any_more(tmp_path: Path) -> None:
     """Before it is taken: not taken, and the source is the owner."""
     receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "d.raw"})

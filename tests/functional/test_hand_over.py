@@ -114,7 +114,8 @@ def test_a_move_keeps_out_of_its_pause_what_does_not_belong_there(tmp_path: Path
 def test_a_receiver_keeps_out_of_the_pause_what_does_not_belong_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_prepared: bool
 ) -> None:
-    """A taken disk has its one name on stable storage with DONE, nothing is flushed behind it, no thread is started."""
+    """A taken disk has its one name with DONE, on stable storage; that it has no other one is flushed when the source
+    has ended. No thread is started."""
     target = tmp_path / "d.raw"
     if is_prepared:
         target.touch()
@@ -130,6 +131,7 @@ def test_a_receiver_keeps_out_of_the_pause_what_does_not_belong_there(
         monkeypatch.setattr(owner, name, noting)
 
     note(taking.Taking, "_take_end", lambda: "END")
+    note(taking.Taking, "source_knows", lambda: "the source has ended")
     note(threading.Thread, "start", lambda: "thread")
     note(os, "fsync", lambda: "flush")
     note(os, "fdatasync", lambda: "flush")
@@ -138,7 +140,7 @@ def test_a_receiver_keeps_out_of_the_pause_what_does_not_belong_there(
     receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": target})
     blkmig.send([blkmig.MemoryBackend(bytearray(b"x" * MIB), name="d")], receiver.uri, writers_after="refuse")
     assert receiver.result().status == "completed"
-    assert happened[-2:] == ["flush", "DONE of ['.d.raw.blkmig', 'd.raw']"]
+    assert happened[-4:] == ["flush", "DONE of ['.d.raw.blkmig', 'd.raw']", "the source has ended", "flush"]
     assert "thread" not in happened[happened.index("END") :], "to start one takes up to a millisecond"
 
 

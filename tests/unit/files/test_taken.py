@@ -61,6 +61,15 @@ def test_nothing_speaks_against_what_was_not_decided_or_is_over(disk: Path, stat
     assert not disk.exists()
 
 
+def test_a_mark_that_came_back_is_removed(disk: Path) -> None:
+    """A power failure has undone that it was removed, and nothing else: the disk does not count as half made."""
+    session(disk, state="committed")
+    disk.hardlink_to(hidden(disk))
+    taken.meet(str(disk), device="vda")
+    assert disk.read_bytes() == CONTENT
+    assert not hidden(disk).exists()
+
+
 def test_the_missing_name_is_given_once(disk: Path) -> None:
     session(disk, state="committing")
     assert repr(str(disk)) in meet(disk)
