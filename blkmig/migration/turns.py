@@ -18,12 +18,25 @@ LEAVE_SECONDS = 60.0
 """How long who leaves waits for a call that was cancelled; all that such a call waits for has bounds below that."""
 
 
-class Turn:
-    """Whose turn it is. Any thread may ask for it; a fork's child never gets its parent's."""
+class _Call:
+    """A call, and the thread that makes it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()  # held by the call that drives
-        self._owner = 0
+        self.thread = threading.get_ident()
+        self.lasts = threading.Lock()  # held as long as the call lasts
+
+
+class Turn:
+    """Whose turn it is. Any thread may ask for it; a fork's child never gets its parent's.
+
+    An interrupt may end a call of the main thread between any two bytecodes. So the thread stands in the call before
+    anybody can see it: wherever one comes, who leaves in this thread does not wait for itself. And the turn is given
+    back by the ``with`` of a lock, and not by a ``try`` behind ``acquire``, between which an interrupt is heard.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards the change of the next one
+        self._call: _Call | None = None  # which had the turn last, and has it as long as it lasts
         self._pid = os.getpid()
 
     @contextlib.contextmanager
@@ -32,20 +45,22 @@ class Turn:
 
         The other one may be this thread's: the caller's function that is told of progress is called from within.
         """
-        if not self._lock.acquire(blocking=False):
-            message = "another call is at it, in another thread or around this one: one call at a time"
-            raise errors.StateError(message, state=state(), required=required)
-        self._owner = threading.get_ident()
-        try:
+        call = _Call()
+        with call.lasts:
+            with self._lock if self._pid == os.getpid() else contextlib.nullcontext():  # a child may have it held
+                is_free = self._call is None or not self._call.lasts.locked()
+                if is_free:
+                    self._call = call
+            if not is_free:
+                message = "another call is at it, in another thread or around this one: one call at a time"
+                raise errors.StateError(message, state=state(), required=required)
             yield
-        finally:
-            self._owner = 0
-            self._lock.release()
 
     def end_others(self, cancel: Callable[[], None]) -> None:
         """Cancel a call of another thread, if one is at it, and wait until it has returned. Blocks."""
-        if self._pid != os.getpid() or not self._lock.locked() or self._owner == threading.get_ident():
+        call = self._call
+        if self._pid != os.getpid() or call is None or call.thread == threading.get_ident() or not call.lasts.locked():
             return
         cancel()
-        if self._lock.acquire(timeout=LEAVE_SECONDS):
-            self._lock.release()
+        if call.lasts.acquire(timeout=LEAVE_SECONDS):
+            call.lasts.release()

@@ -3,7 +3,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import itertools
 import os
+import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,3 +177,41 @@ def test_calls_out_of_order(tmp_path: Path, calls: Callable[[blkmig.IncomingMigr
     with pytest.raises(errors.StateError, match="with"):
         calls(incoming(tmp_path, tmp_path / "copy"))
     assert not list(tmp_path.iterdir())
+
+
+def interrupted(turn: turns.Turn, count: int) -> bool:
+    """Take the turn, and be interrupted before the bytecode `count` of what takes and leaves it; False if none is left.
+    """
+    left, before = iter(range(count)), sys.gettrace()
+    code = inspect.unwrap(turns.Turn.taken).__code__
+
+    def trace(frame: types.FrameType, event: str, _arg: object) -> Any:
+        if frame.f_code is not code:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode" and next(left, None) is None:
+            sys.settrace(before)
+            raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        with turn.taken(lambda: "none", "none"):
+            pass
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_an_interrupt_between_any_two_bytecodes() -> None:
+    """Who leaves the with then waited for a minute for itself, and cancelled itself: nobody else had the turn."""
+    cancelled: list[int] = []
+    for count in itertools.count():
+        turn = turns.Turn()
+        if not interrupted(turn, count):
+            break
+        turn.end_others(functools.partial(cancelled.append, count))
+    assert count > 20
+    assert cancelled == []
