@@ -60,6 +60,11 @@ class Sources:
         for label, other in (*displays.stdin(), *displays.known()):
             _check_is_not_mark(mark, "the stream", label, other)
 
+    def check_output(self) -> None:
+        """Raise :class:`~blkmig.errors.LocalFileError` if the file that the stream goes to cannot be opened; see
+        `StreamFile.check`. After `check`."""
+        self._stream.check()
+
     def open_output(self) -> int | None:
         """Return the descriptor of the file that is made for the stream, None where the channel opens what there is.
 

@@ -193,7 +193,9 @@ def _checked(
         with contextlib.closing(channel.Connector(uri, tls=parameters.tls)) as connector:
             if parameters.resume and not connector.takes_several:
                 raise errors.ParameterError(comparing.NOT_OFFERED)
-        endpoints.Sources(uri, disks).check()
+        endpoint = endpoints.Sources(uri, disks)
+        endpoint.check()
+        endpoint.check_output()
     return choice
 
 

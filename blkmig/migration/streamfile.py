@@ -15,6 +15,7 @@ somebody else or in a folder that is not ours to write in.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -65,6 +66,28 @@ class StreamFile:
             if not os.path.lexists(real):
                 partial.check_takes_files(real)
 
+    def check(self) -> None:
+        """Raise :class:`~blkmig.errors.LocalFileError` for a file that cannot be opened, as far as permissions tell.
+
+        Nothing is made or opened, not even a pipe, which somebody may read. Does not block.
+        """
+        with self._failing("opening"):
+            if self._named is not None and not is_held_open(self._named):
+                self._check_can_be_made()
+                self._check_permissions(self._named)
+
+    def _check_permissions(self, named: str) -> None:
+        real, mode = Path(os.path.realpath(named)), _mode_of(named)
+        if named.endswith("/") or (mode is not None and stat.S_ISDIR(mode)):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if mode is not None and stat.S_ISSOCK(mode):
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        if mode is None or (self._to_be_made() is None and not os.access(real, os.W_OK, effective_ids=True)):
+            with contextlib.closing(folder.Folder(real.parent)) as place:
+                place.check_writable()
+            if mode is not None:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
     def begin(self) -> int | None:
         """Make the file; return the descriptor that the stream is written to, which stays ours.
 
@@ -105,6 +128,14 @@ class StreamFile:
             raise errors.LocalFileError(doing, uri=self._uri, cause="another program is using it") from error
         except OSError as error:
             raise errors.LocalFileError(doing, uri=self._uri, cause=error) from error
+
+
+def _mode_of(path: str) -> int | None:
+    """Return what is at `path`, or where it leads; None if there is nothing. Raises OSError if nothing can be."""
+    try:
+        return Path(path).stat().st_mode
+    except FileNotFoundError:
+        return None
 
 
 def _is_ours(real: Path) -> bool:

@@ -250,49 +250,6 @@ def test_named(text: str, expected: tuple[str | None, str]) -> None:
     assert arguments.named(text) == expected
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("v={}/a.raw", "file:{}/a.raw"),
-        ("v={}/a.raw", "tcp:127.0.0.1:0"),
-        ("v={}/a.raw", "nowhere"),
-        ("v={}/a.raw", "v={}/b.raw", "file:{}/s"),
-        ("v={}/a.raw", "--switchover=pause-before", "file:{}/s"),
-        ("v={}/a.raw", "file:{}/b.raw", "--qemu", "--verify"),
-        ("v={}/a.raw", "file:{}/s", "--tls-certificates={}"),
-        ("v={}/a.raw", "file:{}/s", "--resume"),
-    ],
-    ids=" ".join,
-)
-def test_a_dry_run_refuses_what_send_refuses(tmp_path: Path, words: tuple[str, ...]) -> None:
-    """It said that such a migration converges."""
-    for name in ("a.raw", "b.raw"):
-        (tmp_path / name).write_bytes(name.encode() * 1000)
-    told = []
-    for option in ("--dry-run=0", "--progress=none"):
-        done = command.run("send", option, *(word.format(tmp_path) for word in words))
-        told.append((done.exit_code, done.stdout, done.stderr))
-    assert told[0] == told[1]
-    assert told[0][0] == 2
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.raw", "b.raw"]
-
-
-def test_a_dry_run_looks_at_the_folder_for_session_files(tmp_path: Path) -> None:
-    """As `send` does, before it connects."""
-    (tmp_path / "a.raw").write_bytes(b"x")
-    for option in ("--dry-run=0", "--progress=none"):
-        done = command.run("send", option, f"{tmp_path}/a.raw", f"file:{tmp_path}/s", f"--state-dir={tmp_path}/none")
-        assert (done.exit_code, "cannot have its session file" in done.stderr) == (1, True)
-
-
-@pytest.mark.parametrize("seconds", ["9" * 30, "1e9"])
-def test_a_dry_run_of_all_eternity(tmp_path: Path, seconds: str) -> None:
-    """It was called a defect of blkmig."""
-    (tmp_path / "a.raw").write_bytes(b"x")
-    done = command.run("send", f"--dry-run={seconds}", f"{tmp_path}/a.raw", f"file:{tmp_path}/s")
-    assert (done.exit_code, "seconds must be from 0 to 86400" in done.stderr) == (2, True)
-
-
 def test_a_refusal_is_told_at_both_ends(tmp_path: Path, disk: Path) -> None:
     """E13, C6: in the receiver's words, with exit codes of each end, and nothing for the terminal to obey."""
     name = "vda\x1b[2J"
