@@ -7,8 +7,8 @@ Who calls what, and when::
 
     source   block_use ─ create_dirty_bitmap
              ─ { check_source, sync_dirty, next_data, next_allocated, read_block, forget_extents }*
-             ─ hold_writers ─ sync_dirty ─ read_block* ─ [about_to_move] ─ release_writers or leave_in_doubt
-             ─ release_dirty_bitmap ─ unblock
+             ─ hold_writers ─ sync_dirty ─ [about_to_move] ─ read_block* ─ sync_dirty
+             ─ release_writers or leave_in_doubt ─ release_dirty_bitmap ─ unblock
     target   block_use ─ { write_block, write_zeroes, [drain, flush_drained] }* ─ flush ─ unblock
 
 Offsets and lengths are bytes, in whatever `units.index` takes: numpy's integers, too, and no floats or bools. Every
@@ -223,11 +223,11 @@ class BlockBackend(abc.ABC):
     def about_to_move(self) -> bool:
         """Take note that the end of a move's stream leaves soon: from then on, the target may own the disk.
 
-        Called with the writers held; if they go on after all, with the next `release_writers`, it is taken back. A disk
-        of another program leaves the note there, for whoever cleans up after a run that is killed; the note may take
-        until the next `sync_dirty` returns, which comes before that end. False: the target cannot use the disk before
-        `release_writers` with `refuse`, because only that gives it the rest of the VM. Then a word that does not come
-        leaves no doubt, and the writers go on here.
+        Called with the writers held, before the last blocks are read; if they go on after all, with the next
+        `release_writers`, it is taken back. A disk of another program leaves the note there, for whoever cleans up
+        after a run that is killed; the note may take until the next `sync_dirty` returns, which comes before that end.
+        False: the target cannot use the disk before `release_writers` with `refuse`, because only that gives it the
+        rest of the VM. Then a word that does not come leaves no doubt, and the writers go on here.
         """
         return True
 

@@ -208,18 +208,30 @@ class SessionFile:
 
     def remove(self) -> None:
         """Remove it, and let it go. Never raises: where that fails, it is said, and what it says stays."""
+        self._close(self.unlink())
+
+    def unlink(self) -> int:
+        """Remove it as `remove` does, and return its descriptor, or -1; the caller closes it: that takes its time."""
         try:
             self._place.unlink(self._name, self._fd)
         except OSError as error:
             _logger.warning("%s is not needed any more, and cannot be removed: %s", self.path, error.strerror or error)
-        finally:
-            self.close()
+        return self._let_go()
 
     def close(self) -> None:
         """Let it go as it is. Twice does no harm."""
+        self._close(self._let_go())
+
+    @staticmethod
+    def _close(fd: int) -> None:
+        if fd >= 0:
+            os.close(fd)
+
+    def _let_go(self) -> int:
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            locks.close(fd, pid=self._pid)
+            locks.release(fd, pid=self._pid)
+        return fd
 
 
 def _encode(says: Mapping[str, Any]) -> bytes:

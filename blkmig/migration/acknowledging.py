@@ -138,11 +138,16 @@ class Acknowledger:
             self._pending = None
             return self._last
 
+    def end(self) -> None:
+        """Have the threads end, without waiting for them: no barrier comes any more."""
+        self._jobs.put(None)
+        self._beats.end()
+
     def close(self) -> None:
         """End the thread, after the flush that is under way. Twice does no harm."""
+        self.end()
         thread, self._thread = self._thread, None
         if thread is not None:
-            self._jobs.put(None)
             thread.join()
         self._beats.close()
 

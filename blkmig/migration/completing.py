@@ -55,7 +55,7 @@ class Completing:
         self._bounds.watch(held)
         try:
             with (
-                self._ending.settling_note(held),
+                self._ending.noting(held),
                 pause.pausing(held),
                 self._bounds.saying_why(),
                 self._figures.postponing(),

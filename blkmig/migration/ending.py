@@ -4,17 +4,17 @@
 ::
 
     a copy    last blocks ─ check ─ RELEASE ─ END n ─ READY n ─ COMMIT n ─ DONE n ─ the stream's end
-    a move    last blocks ─ END n, note, READY n ─ check ─ COMMIT n ─ DONE n ─ the stream's end ─ REFUSE
+    a move    last blocks ─ END n, check, READY n ─ COMMIT n ─ DONE n ─ the stream's end ─ REFUSE
 
     where the target cannot do that, as a QEMU:
     a copy    last blocks ─ check ─ RELEASE ─ the stream's end ─ the target's word
-    a move    last blocks ─ PING, note, check, PONG ─ the stream's end ─ the target's word ─ REFUSE
+    a move    last blocks ─ PING, check, PONG ─ the stream's end ─ the target's word ─ REFUSE
 
 A blkmig of the first edition has FLUSH and READY in the place of PING and PONG. The move of a section ``blkmig`` sends
-a FLUSH before its pause, too, so that the target has little to flush in it.
+a FLUSH before its pause, too, so that the target has little to flush in it, and stores its note meanwhile.
 
 **One owner.** Until COMMIT is handed to the kernel the source owns the disks. From then on the writers of a move are
-let go by one thing only: the target says that it has not taken the disks. The note, stored before COMMIT can leave,
+let go by one thing only: the target says that it has not taken the disks. The note, stored before the pause begins,
 tells whoever comes after this process was killed. A link that is lost from then on is opened again, to say COMMIT n
 once more: a target that has taken the disks says DONE again, one to which it has not come takes them now.
 
@@ -29,11 +29,15 @@ Migration thread only, but for `may_be_complete`, which the pause asks.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable
 from typing import Any
 
 from .. import block, errors, params, savevm
 from . import connection, endpoints, figures, note, outgoingsession, pause, questions, reasons
+
+STALE_SECONDS = 0.01
+"""If the target's flush in the pause takes longer, somebody may have written since it was asked whether anybody has."""
 
 
 class Ending:
@@ -91,6 +95,7 @@ class Ending:
         if self._parameters.writers_after != "refuse" or self._block.format != "blkmig":
             return False
         self._questions.begin_barrier(self._savevm)
+        self._note.store(self._next())  # beside the flush it takes nobody's time
         self._questions.end_barrier()
         return True
 
@@ -104,6 +109,8 @@ class Ending:
     def _send_last_round(self, held: pause.Pause) -> None:
         self._connection.f.set_rate_limit(0)
         self._block.last_round.begin()
+        if self._parameters.writers_after == "refuse":
+            held.leave_note()  # a QEMU takes note while the last blocks are read and sent
         self._figures.close_round()
         self._figures.begin_round(self._figures.pending())
         while not self._block.is_round_over():
@@ -130,17 +137,14 @@ class Ending:
         if savevm.Ability.COMMIT in self._block.abilities and self._kind() == savevm.Kind.MOVE:
             self._note.begin(self._block.sent_disks(), key=self._session.key, settled=self._session.settles)
 
-    @contextlib.contextmanager
-    def settling_note(self, held: pause.Pause) -> Iterator[None]:
-        """Withdraw the note after the attempt in the body, unless the target owns the disks, or may.
-
-        If it does, the note is what tells so until the caller is told: the target may still be comparing proofs.
+    def noting(self, held: pause.Pause) -> contextlib.AbstractContextManager[None]:
+        """Have the note say it for an attempt, the body of a ``with``, and behind it if the target owns the disks, or
+        may: then it tells so until the caller is told, for the target may still be comparing proofs.
         """
-        try:
-            yield
-        finally:
-            if not (self._has_moved or held.is_in_doubt()):
-                self._note.withdraw()
+        return self._note.standing(self._next(), lambda: self._has_moved or held.is_in_doubt())
+
+    def _next(self) -> int:
+        return self._questions.number + 1
 
     def close(self) -> None:
         """Let the note go; one that still says something stays, unless how that came out is known by now. Twice does
@@ -163,14 +167,12 @@ class Ending:
             self._check_last_round(held)
             self._figures.stats.downtime = held.release()
         about = self._vmdescription()
-        number = self._questions.begin_end(self._savevm, about)
-        if kind != savevm.Kind.COPY:
-            held.leave_note()  # as the note, beside the target's flush
-        if kind == savevm.Kind.MOVE:
-            self._note.store(number)
-        self._questions.end_barrier(all_is_sent=True)
-        if kind != savevm.Kind.COPY:
-            self._check_last_round(held)  # not before: the flush may have taken its time
+        self._questions.begin_end(self._savevm, about)
+        if kind == savevm.Kind.COPY:
+            self._questions.end_barrier(all_is_sent=True)
+        else:
+            self._check_last_round(held)  # beside the target's flush
+            self._await_ready(held)
             held.begin_commit()
         self.has_begun, self._last = True, (f, f.position)  # before the first byte can leave
         done = self._commit(kind)
@@ -183,6 +185,13 @@ class Ending:
         self._figures.stats.notes += [f"at the target: {refusal.text}" for refusal in done.nameless]
         if kind == savevm.Kind.COPY and done.nameless:  # of a move the disks are there, and must not be used here
             raise reasons.nameless(done.nameless, self._block.table)
+
+    def _await_ready(self, held: pause.Pause) -> None:
+        """Wait for READY; if that has taken its time, look once more whether nobody has written."""
+        looked_at = time.monotonic()
+        self._questions.end_barrier(all_is_sent=True)
+        if time.monotonic() - looked_at > STALE_SECONDS:
+            self._check_clean(held)
 
     def _commit(self, kind: savevm.Kind) -> savevm.Done:
         """Hand the disks over, and return what the target says to it. Blocks."""
@@ -230,8 +239,7 @@ class Ending:
 
     def _end_a_move(self, held: pause.Pause) -> None:
         self._questions.begin_barrier(self._savevm)
-        held.leave_note()  # beside the target's answer
-        self._check_last_round(held)
+        self._check_last_round(held)  # beside the target's answer
         self._questions.end_barrier()
         held.begin_end()
         self._send_end()

@@ -61,9 +61,13 @@ class Heartbeat:
         with self._turn:
             self._is_on = False
 
+    def end(self) -> None:
+        """Have the thread end, without waiting for it: there is nothing to say any more."""
+        self._closed.set()
+
     def close(self) -> None:
         """End the thread. Twice does no harm."""
-        self._closed.set()
+        self.end()
         if self._thread is not None:
             self._thread.join()
 

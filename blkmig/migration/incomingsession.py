@@ -16,9 +16,7 @@ effect: whatever is written, or counted, is so when all of it has come.
 
 **No COMMIT counts behind that.** This thread alone takes the disks, and it is the one that raises `TakenOver`: so a
 receiver that says to the next process of the source that the disks are the source's never takes them by what an older
-one has said.
-
-All of it belongs to the loading thread; `acknowledging` and `lobby` have threads of their own.
+one has said. All of it belongs to the loading thread; `acknowledging` and `lobby` have threads of their own.
 """
 
 from __future__ import annotations
@@ -111,8 +109,7 @@ class IncomingSession:
     def give_reason(self, error: BaseException) -> None:
         """Tell a source that would come again that this end was cancelled; other errors are told as ever. Blocks."""
         if self._lobby is not None and isinstance(error, errors.Cancelled):
-            words = savevm.last_words(farewell.status_of(error), farewell.failure_of(error))
-            self._lobby.say_last(words, LAST_SECONDS)
+            self._lobby.say_last(savevm.last_words(farewell.status_of(error), farewell.failure_of(error)), LAST_SECONDS)
 
     def stop_waiting(self) -> None:
         """Wait for no other link any more, now or later, and for nothing of a source that has DONE.
@@ -124,7 +121,9 @@ class IncomingSession:
             self._f.cancel()
 
     def _hurry(self) -> None:
-        """Wait for the rest of the stream for a moment only, if somebody has cancelled."""
+        """Have idle threads end, and wait for the rest of the stream for a moment only if somebody has cancelled."""
+        if self._acknowledger is not None:
+            self._acknowledger.end()
         try:
             self._check_cancelled()
         except errors.Cancelled:

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The note of a move, in the source's session file: COMMIT n may have left, and the target may own the disks.
 
-It is on stable storage before COMMIT can leave, and says so until the target has said that it has not taken them, or,
-if it has, until the migration is over and tells that. One that ends in doubt leaves it, and so does a process that is
-killed: then no other move begins with these disks before a person has looked.
+It is on stable storage before the pause begins, in which COMMIT may leave. It says so until the pause was given up or
+the target has said that it has not taken them, or, if it has, until the migration is over and tells that. One that ends
+in doubt leaves it, and so does a process that is killed: then no other move begins with these disks before a person has
+looked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from .. import disk, errors, logs
@@ -24,6 +26,9 @@ class Note:
     def __init__(self, state_dir: str | None) -> None:
         self._state_dir = state_dir
         self._files = sessions.SessionFiles("source", state_dir)
+        self._stays = False
+        """The target may own the disks, or an attempt is under way."""
+
 
     def look(self, disks: Sequence[disk.BlockBackend], *, settled: bytes | None = None) -> list[sessionfile.Disk]:
         """Look for earlier notes of disks that are to move, in whatever section and to whom; return the disks. Blocks.
@@ -53,20 +58,40 @@ class Note:
         self._files.begin(self.look(disks, settled=settled))
 
     def store(self, number: int) -> None:
-        """Store it for END `number`. Raises :class:`~blkmig.errors.DeviceError`: then COMMIT must not leave."""
-        self._files.store("noted", number)
+        """Store it for END `number`, or a later one, unless it says so already. Blocks.
 
-    def withdraw(self) -> None:
-        """Have it say nothing. Never raises: what cannot be withdrawn is told, and says too much."""
-        if self._files.state not in (None, "open"):
+        Raises :class:`~blkmig.errors.DeviceError`: then COMMIT must not leave.
+        """
+        if self._files.state != "noted":
+            self._files.store("noted", number)
+
+    @contextlib.contextmanager
+    def standing(self, number: int, may_be_owned: Callable[[], bool]) -> Iterator[None]:
+        """Say it for the length of the body, and behind it if the disks `may_be_owned` by the target.
+
+        Blocks; raises as `store`.
+        """
+        self.store(number)
+        self._stays = True
+        try:
+            yield
+        finally:
+            self._stays = may_be_owned()
+            if not self._stays:
+                self._withdraw()
+
+    def _withdraw(self) -> None:
+        """Have it say nothing, until there is another attempt. Never raises: what is not withdrawn says too much."""
+        if self._files.state is not None:
             try:
                 self._files.store("open", 0)
             except errors.DeviceError as error:
-                logger.warning("%s: it says that the disks may have moved, which they have not: remove it", error)
+                logger.warning("%s: until this sender ends it says that disks may have moved, which have not", error)
 
     def close(self, *, is_settled: bool = False) -> None:
-        """Let it go; if it says something it stays, unless that `is_settled`: the caller is told who has the disks."""
-        if is_settled or self._files.state in (None, "open"):
-            self._files.remove()
-        else:
+        """Let it go; it stays if the target may own the disks, unless that `is_settled`: the caller is told who has
+        them. Twice does no harm."""
+        if self._stays and not is_settled:
             self._files.close()
+        else:
+            self._files.remove()

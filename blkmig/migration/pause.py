@@ -8,10 +8,10 @@
                  └───────┴─ the bound passes ──► given up: the writers go on, back to rounds
 
     a move    holding ─ held ─ leave_note ─ held ─ begin_end ─ ending ── end_has_left ─ left ─ refuse ──► over
-                            PART, PING, PONG             END, EOF               the target's word
+                                   PART, PING, PONG      END, EOF               the target's word
 
     in four messages    held ─ leave_note ─ held ─ begin_commit ─ left ─ refuse ──► over
-                               END, READY          COMMIT, DONE
+                                    PART, END, READY   COMMIT, DONE
 
 What the migration does with an error, with a cancel, and when a bound passes:
 

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from .. import disk, errors, logs
+from .. import aside, disk, errors, logs
 from ..files import folder, sessionfile, sessionwords
 
 logger = logs.Logger(__name__)
@@ -44,6 +44,7 @@ class SessionFiles:
         self._state_dir = state_dir
         self._stack = contextlib.ExitStack()
         self._files: list[sessionfile.SessionFile] = []
+        self._closer: aside.Closer | None = None
         self._disks: Sequence[sessionfile.Disk] = ()
         self._says: dict[str, Any] = {}
         self._asked: dict[str, Any] = {}
@@ -54,7 +55,7 @@ class SessionFiles:
         Raises :class:`~blkmig.errors.DeviceBusy` if another migration has one of the disks, and
         :class:`~blkmig.errors.DeviceError` if the folder that was said for them cannot be used.
         """
-        self._disks = disks
+        self._disks, self._closer = disks, aside.Closer()
         try:
             self._make()
         except OSError as error:
@@ -133,13 +134,17 @@ class SessionFiles:
     def remove(self) -> None:
         """Remove them: nobody needs to know any more. Never raises; what cannot be removed says what is so."""
         files, self._files = self._files, []
-        for made in reversed(files):  # the first one last: until then the others lead to it
-            made.remove()
-        self._stack.close()
+        self._let_go([made.unlink() for made in reversed(files)])  # the first one last: till then others lead to it
 
     def close(self) -> None:
         """Let them go as they are. Twice does no harm."""
         for made in self._files:
             made.close()
         self._files = []
+        self._let_go([])
+
+    def _let_go(self, fds: Sequence[int]) -> None:
+        closer, self._closer = self._closer, None
+        if closer is not None:
+            closer.close(fds)
         self._stack.close()

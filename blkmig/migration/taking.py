@@ -135,6 +135,7 @@ class Taking:
         with self._beats as beats:
             beats.text = "the disks get their names"
             self._take()
+        self._beats.end()
         self._say_done()
         if not self.nameless:
             self._is_confirmed = self.later(self._targets.confirm)  # first: a disk that is marked counts as half made

@@ -24,11 +24,12 @@ from typing import Any
 
 import forks
 import kill_points
+import session_states
 from forks import has_ended, text_of, wait
 from striker import Plan, Striker
 
 from blkmig import cli
-from blkmig.files import folder, partial, sessionfile
+from blkmig.files import partial, sessionfile
 from blkmig.migration import barriers
 
 KILLED = -signal.SIGKILL
@@ -149,12 +150,8 @@ class Case:
         return path if self._says(self.source) == "noted" else None
 
     def _says(self, path: pathlib.Path) -> str:
-        if not path.with_name(sessionfile.session_name(path.name)).exists():
-            return ""
-        with contextlib.closing(folder.Folder(path.parent)) as place, contextlib.suppress(Exception):
-            file = sessionfile.SessionFile(place, path.name, device="v", create=False)
-            file.close()
-            return str(file.says.get("state"))
+        with contextlib.suppress(Exception):
+            return session_states.state_of(path) or ""
         return ""
 
     def change_target(self) -> bytes:

@@ -7,7 +7,6 @@ begins or is over. What the other one says, and what a receiver finds that comes
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
@@ -20,6 +19,7 @@ from typing import Any
 import forks
 import lab
 import pytest
+import session_states
 from pauses import outcome_of_write
 
 import blkmig
@@ -139,20 +139,11 @@ class Case:
 
     def note(self) -> str | None:
         """Return what the source's session file says; None if there is none."""
-        return self._says(self.source)
-
-    def _says(self, path: Path) -> str | None:
-        found = path.with_name(sessionfile.session_name(path.name))
-        if not found.exists():
-            return None
-        with contextlib.closing(sessionfile.folder.Folder(path.parent)) as place:
-            file = sessionfile.SessionFile(place, path.name, device="d", create=False)
-            file.close()
-        return str(file.says.get("state"))
+        return session_states.state_of(self.source)
 
     def settle(self) -> bool:
         """Meet what was left at the target, as any receiver does; return whether it had taken the disks."""
-        state = self._says(self.targets["one"])
+        state = session_states.state_of(self.targets["one"])
         try:
             with self.receiver():
                 return state == "committed" or (state is None and self.has_all())

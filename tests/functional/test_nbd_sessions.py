@@ -67,7 +67,8 @@ def test_a_move_that_may_have_happened_is_refused(state: Path) -> None:
     with nbd_servers.nbdkit("memory", "1M") as server, NbdBackend(server.uri, name="d") as disk:
         left = note.Note(str(state))
         left.begin([disk])
-        left.store(1)
+        with left.standing(1, lambda: True):
+            pass
         left.close()
         with pytest.raises(errors.InDoubt, match="may have moved"):
             note.Note(str(state)).look([disk])

@@ -10,11 +10,12 @@ from typing import Any
 
 import lab
 import pytest
+import session_states
 
 import blkmig
 from blkmig import errors
 from blkmig.files import sessionfile
-from blkmig.migration import sessions
+from blkmig.migration import ending, pause, questions, sessions
 
 MIB = lab.MIB
 
@@ -139,3 +140,94 @@ def test_what_came_and_may_be_this_hosts_is_told_by_its_hidden_name(
     assert not path.exists()
     assert path.with_name(".d.raw.blkmig-partial").read_bytes() == b"x" * MIB
     disk.release_writers()
+
+
+def test_the_note_of_a_move_is_there_before_its_writers_are_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To store it takes milliseconds that no writer waits for; a pause that is given up withdraws it."""
+    (tmp_path / "s.raw").write_bytes(b"x" * MIB)
+    receiver = receive(tmp_path)
+    seen: list[str | None] = []
+
+    def given_up_once(self: pause.Pause) -> None:
+        seen.append(session_states.state_of(tmp_path / "s.raw"))
+        original(self)
+        if len(seen) == 1:
+            self._bound_passed()
+
+    original = pause.Pause.hold
+    monkeypatch.setattr(pause.Pause, "hold", given_up_once)
+    with blkmig.FileBackend(tmp_path / "s.raw", name="d") as disk:
+        parameters = blkmig.MigrationParameters(writers_after="refuse", downtime_limit=30)
+        with blkmig.OutgoingMigration([disk], receiver.uri, parameters) as migration:
+            with pytest.raises(errors.NotConverged):
+                migration.complete()
+            assert session_states.state_of(tmp_path / "s.raw") == "open"
+            migration.complete()
+    receiver.result()
+    assert seen == ["noted", "noted"]
+    assert left(tmp_path) == {"d.raw"}
+
+
+@pytest.mark.parametrize("fails", ["flush", "store"])
+def test_a_note_of_a_move_whose_pause_never_began_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """It was stored beside the flush ahead, and what failed then has left the disk to its source."""
+    (tmp_path / "s.raw").write_bytes(b"x" * MIB)
+    receiver = receive(tmp_path)
+    seen: list[str | None] = []
+
+    def refused(self: questions.Questions, **options: bool) -> None:
+        seen.append(session_states.state_of(tmp_path / "s.raw"))
+        raise errors.TargetFailed("cannot flush")
+
+    def full(self: sessionfile.SessionFile, *_: object, **options: object) -> None:
+        seen.append("noted")
+        raise OSError(errno.ENOSPC, "full")
+
+    with blkmig.FileBackend(tmp_path / "s.raw", name="d") as disk:
+        parameters = blkmig.MigrationParameters(writers_after="refuse", downtime_limit=30)
+        with blkmig.OutgoingMigration([disk], receiver.uri, parameters) as migration:
+            if fails == "flush":
+                monkeypatch.setattr(questions.Questions, "end_barrier", refused)
+            else:
+                monkeypatch.setattr(sessionfile.SessionFile, "store", full)
+            with pytest.raises(errors.MigrationError):
+                migration.run()
+        disk.pwrite(b"mine", 0)
+    with pytest.raises(errors.MigrationError):
+        receiver.result()
+    assert seen == ["noted"]
+    assert session_states.state_of(tmp_path / "s.raw") is None
+
+
+@pytest.mark.parametrize("takes_its_time", [False, True])
+def test_after_a_flush_that_takes_its_time_nobody_may_have_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, takes_its_time: bool
+) -> None:
+    """Whether somebody writes past the hold is asked beside the flush, and once more behind one that was long."""
+    looks: list[str] = []
+    ended = questions.Questions.end_barrier
+
+    class Watched(blkmig.FileBackend):
+        def sync_dirty(self) -> None:
+            looks.append("look")
+
+    def end_barrier(self: questions.Questions, *, all_is_sent: bool = False) -> None:
+        ended(self, all_is_sent=all_is_sent)
+        if all_is_sent:
+            looks.append("READY")
+
+    monkeypatch.setattr(questions.Questions, "end_barrier", end_barrier)
+    if takes_its_time:
+        monkeypatch.setattr(ending, "STALE_SECONDS", -1.0)
+    (tmp_path / "s.raw").write_bytes(b"x" * MIB)
+    receiver = receive(tmp_path)
+    with Watched(tmp_path / "s.raw", name="d") as disk:
+        blkmig.send([disk], receiver.uri, writers_after="refuse", downtime_limit=30)
+    receiver.result()
+    ready = looks.index("READY")
+    assert looks[ready - 1] == "look"
+    assert ("look" in looks[ready:]) == takes_its_time

@@ -8,9 +8,11 @@ import gc
 import os
 import resource
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from blkmig import aside
 from blkmig.channel import sockets
 
 
@@ -29,6 +31,9 @@ def given_back() -> Iterator[set[int]]:
     gc.collect()
     before = open_descriptors()
     yield before
+    for thread in threading.enumerate():
+        if thread.name == aside.CLOSING:
+            thread.join()
     after = open_descriptors()
     assert after == before, {fd: what_is(fd) for fd in after ^ before}
 
