@@ -49,7 +49,10 @@ pytest-benchmark is not needed. If it is there, groups have the names that its m
 (``pytest.mark.benchmark(group=...)``), and ``pytest-benchmark compare gates.json --group-by=group`` reads the JSON. The
 JSON also holds every figure of every round, the machine, versions and the commit.
 
-Files: `judge` (statistics, no clock), `stopwatch` (runs), `gate` (promises, when to stop), `report`, `plugin` (pytest).
+A group of the file that no test has is told at the end of a run of all the tests of its folder.
+
+Files: `judge` (statistics, no clock), `stopwatch` (runs), `gate` (promises, when to stop), `report`, `unused` (groups
+that no test has), `plugin` (pytest).
 """
 
 from .gate import Comparison, Gate, GateError, Limits

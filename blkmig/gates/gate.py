@@ -93,19 +93,30 @@ def parse_gates(table: Mapping[str, object]) -> list[Gate]:
     return [Gate.parse(key, value) for key, value in table.items()]
 
 
-def load_gates(start: pathlib.Path, root: pathlib.Path) -> dict[str, list[Gate]]:
-    """Return group -> gates from the nearest ``gates.toml``: in the folder `start` or above, up to `root`."""
+def find_gates(start: pathlib.Path, root: pathlib.Path) -> pathlib.Path | None:
+    """Return the nearest ``gates.toml``: in the folder `start` or above, up to `root`; None if there is none."""
     for folder in (start, *start.parents):
         path = folder / "gates.toml"
         if path.is_file():
-            try:
-                groups = tomllib.loads(path.read_text(encoding="utf-8"))
-                return {group: parse_gates(table) for group, table in groups.items()}
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError, GateError, AttributeError) as error:
-                raise GateError(f"{path}: {error}") from error
+            return path
         if folder == root:
             break
-    return {}
+    return None
+
+
+def read_gates(path: pathlib.Path) -> dict[str, list[Gate]]:
+    """Return group -> gates from the file at `path`. Raises :class:`GateError` for one that is damaged, and OSError."""
+    try:
+        groups = tomllib.loads(path.read_text(encoding="utf-8"))
+        return {group: parse_gates(table) for group, table in groups.items()}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, GateError, AttributeError) as error:
+        raise GateError(f"{path}: {error}") from error
+
+
+def load_gates(start: pathlib.Path, root: pathlib.Path) -> dict[str, list[Gate]]:
+    """Return what the nearest ``gates.toml`` says, nothing if there is none; see `find_gates` and `read_gates`."""
+    path = find_gates(start, root)
+    return {} if path is None else read_gates(path)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -26,10 +26,11 @@ from typing import Any
 
 import pytest
 
-from . import gate, judge, machine, report, stopwatch
+from . import gate, judge, machine, report, stopwatch, unused
 
 _SESSION = pytest.StashKey["Session"]()
 _RESULTS = pytest.StashKey[list[dict[str, Any]]]()
+_GROUPS = pytest.StashKey[list[tuple[str, str]]]()
 _LOCK = "blkmig_gates_lock"
 
 
@@ -54,6 +55,7 @@ class Session:
         default_factory=lambda: machine.package_versions(["blkmig", "pytest", "pytest-benchmark", "numpy"])
     )
     failure: str = ""
+    groups: unused.Groups = dataclasses.field(default_factory=unused.Groups)
 
     def take(self, nodeid: str, results: list[dict[str, Any]], versions: Mapping[str, str]) -> None:
         """Take note of what a test has measured; that replaces what it measured in an earlier run."""
@@ -195,9 +197,12 @@ class Ratio:
     def _gates(
         self, group: str, sides: Mapping[str, object], at_least: float | Mapping[str, object] | None
     ) -> list[gate.Gate]:
+        file = gate.find_gates(self._request.path.parent, self._session.root)
+        if file is not None:
+            self._request.node.stash.setdefault(_GROUPS, []).append((str(file), group))
         rivals = list(sides)[1:]
         given = dict(at_least or {}) if isinstance(at_least, Mapping | None) else dict.fromkeys(rivals, at_least)
-        written = gate.load_gates(self._request.path.parent, self._session.root).get(group, [])
+        written = [] if file is None else gate.read_gates(file).get(group, [])
         gates = {item.key: item for item in [*written, *gate.parse_gates(given)]}
         if self._session.mode == "ci":
             gates = {key: item for key, item in gates.items() if item.ci}
@@ -237,7 +242,8 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     if call.when == "call" and "ratio" in getattr(item, "fixturenames", ()):
         results = item.stash.get(_RESULTS, [])
         item.stash[_RESULTS] = []  # it may be run again
-        made.blkmig_gates = {"results": results, "versions": dict(item.config.stash[_SESSION].versions)}
+        versions, groups = dict(item.config.stash[_SESSION].versions), item.stash.get(_GROUPS, [])
+        made.blkmig_gates = {"results": results, "versions": versions, "groups": groups}
     return made  # type: ignore[no-any-return]
 
 
@@ -251,17 +257,29 @@ class _Collector:
         measured = getattr(report, "blkmig_gates", None)
         if measured is not None:
             self._session.take(report.nodeid, measured["results"], measured["versions"])
+            self._session.groups.take(measured["groups"])
+        if not report.passed:
+            self._session.groups.unfinished.add(report.nodeid)
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if not report.passed:
+            self._session.groups.unfinished.add(report.nodeid)
+
+    def pytest_deselected(self) -> None:
+        self._session.groups.is_whole = False
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
     session.config.pluginmanager.register(_Collector(session.config.stash[_SESSION]))
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int, config: pytest.Config) -> None:
     session = config.stash[_SESSION]
     if results := session.all_results():
         terminalreporter.section("ratio gates" + (" (smoke run: the figures mean nothing)" if session.quick else ""))
         terminalreporter.write_line(report.format_results(results))
+    for message in session.groups.messages(config, exitstatus):
+        terminalreporter.write_line(message, yellow=True)
     if session.failure:
         terminalreporter.write_line(session.failure, red=True)
 
