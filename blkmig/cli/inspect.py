@@ -44,6 +44,8 @@ def add_command(commands: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the command."""
+    if args.json and args.records:
+        raise errors.ParameterError("--records lists lines, --json prints one object and nothing else: say one of them")
     arguments.check_descriptor(args.stream)
     sizes = arguments.each_once(map(arguments.named_size, args.size), "the size of disk")
     displays.check_reading(stream_uri(args.stream))

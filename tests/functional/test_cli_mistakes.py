@@ -52,6 +52,10 @@ def test_an_address_is_no_url(capfd: pytest.CaptureFixture[str]) -> None:
         assert "there are no slashes in it: say " in said(["send", "vda.raw", uri], capfd, 2)
 
 
+def test_an_object_has_no_lines_before_it(capfd: pytest.CaptureFixture[str]) -> None:
+    assert "say one of them" in said(["inspect", "--records", "--json", "vda.raw"], capfd, 2)
+
+
 @pytest.mark.parametrize(
     "option", ["--downtime-limit", "--timeout", "--idle-timeout", "--connect-timeout", "--reconnect"]
 )
