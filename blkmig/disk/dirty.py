@@ -110,6 +110,8 @@ class DirtyBitmap:
 
     def take_block_if(self, block: int, enough: int) -> bool:
         """Clear `block` if at least `enough` of its bits are marked, and return whether that was so."""
+        if type(block) is not int:
+            block = units.index(block)
         return self.bits.take_range_if(block * self._bits_per_block, self._bits_per_block, enough)
 
     @property
@@ -149,6 +151,7 @@ class DirtyBitmap:
         They are as fine as the granularity, ascending, apart from each other, and inside the block and the disk. What
         is more than `max_extents` stays marked. Clear, then read.
         """
+        block = units.index(block)
         offset, _ = self.geometry.block_range(block)
         start = block * self._bits_per_block
         areas = self.bits.take_areas(start, start + self._bits_per_block, max_extents)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from .. import _core, errors
+from .. import _core, errors, units
 
 Extents = list[tuple[int, int]]
 
@@ -30,9 +30,11 @@ class Disk(Protocol):
 
 
 def parts(blk: _core.BlockBuffer, extents: Extents) -> Iterator[tuple[int, memoryview]]:
-    """Yield the offset of each extent, and its place in `blk`."""
+    """Yield the offset of each extent, a plain int, and its place in `blk`."""
     data, done = blk.data, 0
     for offset, nbytes in extents:
+        if type(offset) is not int or type(nbytes) is not int:  # of others, as numpy's, sums may overflow
+            offset, nbytes = units.index(offset), units.index(nbytes)
         yield offset, data[done : done + nbytes]
         done += nbytes
 

@@ -211,8 +211,7 @@ class FileBackend(local.LocalBackend):
         if self._base is not None:
             super().write_extents(blk, extents)
             return
-        for offset, nbytes in extents:
-            self.check_range("cannot write", offset, nbytes)
+        extents = [self.check_range("cannot write", offset, nbytes) for offset, nbytes in extents]
         with self.failing("cannot write"):
             self._check_before_write()
             self._top.store_extents(blk, extents)

@@ -37,6 +37,8 @@ RANGES: dict[str, Callable[[Any, Any, Any], object]] = {
     "writing": lambda d, offset, n: enter(d.writing(offset, n)),
     "read_block": lambda d, offset, n: d.read_block(_core.BlockBuffer(), offset, n),
     "write_block": lambda d, offset, n: d.write_block(_core.BlockBuffer(), offset, n),
+    "read_extents": lambda d, offset, n: d.read_extents(_core.BlockBuffer("own"), [(offset, n)]),
+    "write_extents": lambda d, offset, n: d.write_extents(_core.BlockBuffer("own"), [(offset, n)]),
     "next_allocated": lambda d, offset, n: d.next_allocated(offset, n),
     "mark": lambda d, offset, n: d.bitmap.mark(offset, n),
     "take_blocks": lambda d, offset, n: d.bitmap.take_blocks(offset, n),
@@ -53,6 +55,8 @@ PLACES: dict[str, Callable[[Any, Any], object]] = {
     "next_dirty": lambda d, block: d.bitmap.next_dirty(block),
     "block_range": lambda d, block: d.bitmap.block_range(block),
     "take_areas": lambda d, count: d.bitmap.take_areas(count),
+    "take_block_if": lambda d, block: d.bitmap.take_block_if(block, 1),
+    "take_extents": lambda d, block: d.bitmap.take_extents(block),
 }
 VERBS = {**RANGES, **PLACES}
 
@@ -62,7 +66,7 @@ def test_a_disk_refuses_what_is_no_whole_number(backend, verb):
     """A3: ``pwrite(b"a", 1.5)`` was a TypeError after the write."""
     backend.bitmap = backend.create_dirty_bitmap(65536)
     before = backend.pread(0, SIZE)
-    bools = [True, False] if verb != "read_block" else []  # the compiled part takes them, and one is called a block
+    bools = [True, False] if verb not in ("read_block", "read_extents") else []  # the compiled part takes them
     for value in [*NO_NUMBERS, *bools]:
         for args in [(value, 1), (0, value)] if verb in RANGES else [(value,)]:
             with pytest.raises(TypeError):
@@ -92,6 +96,14 @@ def test_a_disk_takes_numbers_of_numpy(backend, kind):
     blk = _core.BlockBuffer()
     backend.write_block(blk, kind(0), kind(100))
     assert backend.read_block(blk, kind(0), kind(100))
+    extents = [(kind(limit & 8191), kind(100)), (kind(0), kind(1))]  # the end of the first overflows
+    blk = _core.BlockBuffer("own")
+    blk.data[:101] = b"E" * 101
+    blk.gathered()
+    backend.write_extents(blk, extents)
+    assert backend.pread(limit & 8191, 100) == b"E" * 100
+    backend.read_extents(blk, extents)
+    assert blk.data[:101] == b"E" * 101
 
 
 def test_writes_behind_the_end_are_refused_whatever_their_type(backend):
@@ -115,6 +127,28 @@ def test_a_write_at_a_small_number_is_marked(backend):
     bitmap = backend.create_dirty_bitmap(65536)
     backend.pwrite(b"x" * 8192, np.int16(0x7000))
     assert bitmap.take_areas() == [(0, 65536)]
+
+
+@pytest.mark.parametrize("kind", INTEGERS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("owner", [disk.DirtyBitmap, disk.BlockGeometry], ids=lambda owner: owner.__name__)
+def test_no_number_of_a_bitmap_overflows(owner, kind):
+    """A3: `take_extents` and `take_block_if` of ``numpy.int16(300)`` cleared another block, whose marks were lost."""
+
+    def called(verb, number):
+        bitmap = disk.DirtyBitmap(1 << 30, 4096)
+        for block in range(bitmap.nblocks):
+            bitmap.mark_areas([(block * MiB + block % 256 * 4096, 8192)])
+        answer = getattr(bitmap if owner is disk.DirtyBitmap else bitmap.geometry, verb)(*number)
+        return answer, bitmap.take_areas(5000)
+
+    numbers = [min(int(np.iinfo(kind).max), 1000), 3]
+    for verb, function in vars(owner).items():
+        annotations = getattr(function, "__annotations__", {})
+        wanted = [annotations[name] for name in annotations if name != "return"]
+        if verb.startswith("_") or set(wanted) != {"int"}:
+            continue
+        arguments = numbers[: len(wanted)]
+        assert called(verb, [kind(number) for number in arguments]) == called(verb, arguments), verb
 
 
 def test_sizes_of_numpy(tmp_path):
