@@ -102,7 +102,7 @@ def split(f: qemufile.OutputQEMUFile, others: Sequence[qemufile.OutputQEMUFile])
     Raises ChannelError, with everything as it was.
     """
     for sock in (sock for file in (f, *others) for sock in file._transport.peer_sockets):
-        sockets.shorten_queue(sock, stripes.CHUNK_NBYTES)  # so that the one takes a chunk that sends soonest
+        sockets.limit_queue(sock, stripes.CHUNK_NBYTES)  # so that the one takes a chunk that sends soonest
     f.flush()
     f.reroute(_bundled(splitting.Splitter, f._transport, others))
 

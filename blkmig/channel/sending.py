@@ -179,10 +179,11 @@ class SendingFile(pacing.PacedFile):
         for sock in self._transport.peer_sockets:
             sockets.set_user_timeout(sock, seconds)
 
-    def shorten_queue(self) -> None:
-        """Have less wait in the socket from now on, so that what is put last is soon there; see `sockets`."""
+    def limit_queue(self, nbytes: int = sockets.SHORT_QUEUE) -> None:
+        """Have less wait in the socket from now on, so that what is put last is soon there; with 0 as much as may be,
+        so that whoever puts it soon goes on. See `sockets`."""
         for sock in self._transport.peer_sockets:
-            sockets.shorten_queue(sock)
+            sockets.limit_queue(sock, nbytes)
 
     def _idle_words(self) -> str:
         return f"the other end took nothing for {self._idle_timeout:g} s (--idle-timeout)"

@@ -37,7 +37,7 @@ than the idle time-out, whose error has better words."""
 
 SHORT_QUEUE = units.MiB // 2
 """Bytes that a TCP socket takes ahead of what it sends, where that is to be little. At 1 Gbit/s they are 4 ms, as long
-as it takes to fetch what a QEMU's guest has written. See `shorten_queue`."""
+as it takes to fetch what a QEMU's guest has written. See `limit_queue`."""
 
 MIN_RTT, MIN_RTT_OFFSET = struct.Struct("=I"), 148
 """Where Linux, from 4.9 on, has the shortest round trip in its ``tcp_info``, in microseconds."""
@@ -92,8 +92,9 @@ def set_user_timeout(sock: socket.socket, idle_timeout: float) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
-def shorten_queue(sock: socket.socket, nbytes: int = SHORT_QUEUE) -> None:
-    """Let a TCP socket take little more than what it can send, from now on; the kernel lets megabytes wait there.
+def limit_queue(sock: socket.socket, nbytes: int = SHORT_QUEUE) -> None:
+    """Let a TCP socket take little more than what it can send, from now on; the kernel lets megabytes wait there, and
+    does so again with 0.
 
     What waits there when the writers are held is a part of their pause: at 1 Gbit/s, 20 ms and more.
     """

@@ -112,5 +112,6 @@ class Completing:
         """Go on after a pause that was given up."""
         self._block.last_round.leave()
         self._connection.f.set_rate_limit(int(self._parameters.max_bandwidth))
+        self._connection.f.limit_queue()
         self._bounds.count_given_up()
         self._figures.enter("active")

@@ -111,6 +111,8 @@ class Ending:
         self._block.last_round.begin()
         if self._parameters.writers_after == "refuse":
             held.leave_note()  # a QEMU takes note while the last blocks are read and sent
+        else:
+            self._connection.f.limit_queue(0)  # the writers of a copy wait until the last block is in it, no longer
         self._figures.close_round()
         self._figures.begin_round(self._figures.pending())
         while not self._block.is_round_over():

@@ -87,7 +87,7 @@ class Rounds:
         """Close the round in the statistics, tell the caller, and begin the next one."""
         ended = self._figures.close_round()
         if not ended.number:  # in the bulk phase a long queue does no harm, and keeps a quick link busy
-            self._connection.f.shorten_queue()
+            self._connection.f.limit_queue()
         is_worth_telling = self._convergence.round_ended(ended)
         if is_worth_telling:
             pending, threshold = self._figures.pending(), self._convergence.threshold_size()

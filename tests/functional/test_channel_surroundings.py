@@ -26,6 +26,7 @@ import pytest
 import blkmig
 from blkmig import _output, channel, children, errors
 from blkmig.channel import listening
+from blkmig.migration import pause
 from blkmig.nbd import qemuimg
 
 MIB = 1 << 20
@@ -151,14 +152,60 @@ def test_the_queue_is_short_after_the_bulk_phase(tmp_path: Path) -> None:
     disk = blkmig.MemoryBackend(bytearray(b"x" * 4 * MIB), name="d")
     receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": tmp_path / "t.raw"})
     with blkmig.outgoing([disk], receiver.uri, blkmig.MigrationParameters()) as migration:
-        with descriptors.socket_to(receiver.uri) as sock:
-            before = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
-            while not lab.sent(migration).bulk_completed:
-                migration.iterate()
-            queue = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+        before = queue_to(receiver.uri)
+        while not lab.sent(migration).bulk_completed:
+            migration.iterate()
+        queue = queue_to(receiver.uri)
         migration.complete()
     receiver.result()
     assert queue == MIB // 2 != before
+
+
+def queue_to(uri: str) -> int:
+    with descriptors.socket_to(uri) as sock:
+        return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+
+
+@pytest.mark.parametrize(("writers_after", "step"), [("release", "release"), ("refuse", "begin_commit")])
+def test_the_writers_of_a_copy_do_not_wait_for_the_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writers_after: str, step: str
+) -> None:
+    """They go on when the last block is in the socket, which takes it at once; those of a move wait for the target."""
+    queues: list[int] = []
+    original = getattr(pause.Pause, step)
+    disk = blkmig.MemoryBackend(bytearray(b"x" * 4 * MIB), name="d")
+    receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": tmp_path / "t.raw"})
+
+    def look(self: pause.Pause) -> object:
+        queues.append(queue_to(receiver.uri))
+        return original(self)
+
+    monkeypatch.setattr(pause.Pause, step, look)
+    blkmig.send([disk], receiver.uri, writers_after=writers_after, downtime_limit=30)
+    receiver.result()
+    (queue,) = queues
+    assert (queue == MIB // 2) == (writers_after == "refuse")
+
+
+def test_the_queue_is_short_again_after_a_pause_that_was_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = blkmig.MemoryBackend(bytearray(b"x" * 4 * MIB), name="d")
+    receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": tmp_path / "t.raw"})
+    release = pause.Pause.release
+
+    def too_late(self: pause.Pause) -> float:
+        self._bound_passed()
+        return release(self)
+
+    with blkmig.outgoing([disk], receiver.uri, blkmig.MigrationParameters()) as migration:
+        with monkeypatch.context() as patched:
+            patched.setattr(pause.Pause, "release", too_late)
+            with pytest.raises(errors.NotConverged):
+                migration.complete()
+        assert queue_to(receiver.uri) == MIB // 2
+        migration.complete()
+    receiver.result()
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o777])
