@@ -117,6 +117,9 @@ class NbdConnection:
         self.can_multi_conn = bool(ask("nbd_can_multi_conn"))
         self.contexts = frozenset(name for name in contexts if ask("nbd_can_meta_context", name.encode()))
         self.minimum = ask("nbd_get_block_size", _libnbd.SIZE_MINIMUM) or 1
+        if rest := self.size % self.minimum:
+            cause = f"its last {rest} bytes cannot be reached, for requests are multiples of {self.minimum} bytes"
+            raise OSError(errno.EINVAL, f"{cause}: give its image a size that is one, too")
         self.maximum = min(ask("nbd_get_block_size", _libnbd.SIZE_MAXIMUM) or MAX_PAYLOAD, MAX_PAYLOAD)
 
     # -- data ----------------------------------------------------------------------------------------------------------

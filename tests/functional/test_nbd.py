@@ -111,6 +111,17 @@ def test_source_of_odd_size(tmp_path: Path, size: int) -> None:
         assert read_all(disk) == contents
 
 
+@pytest.mark.parametrize("writable", [False, True])
+def test_an_end_that_no_request_reaches(tmp_path: Path, writable: bool) -> None:
+    """C15: a target was written up to there, and then failed with a word that said nothing."""
+    (tmp_path / "disk.raw").write_bytes(bytes(5 * 4096 + 512))
+    with (
+        exported("nbdkit of 4 KiB blocks", tmp_path / "disk.raw") as server,
+        pytest.raises(errors.DeviceError, match=r"its last 512 bytes cannot be reached.* multiples of 4096 bytes"),
+    ):
+        nbd.NbdBackend(server.uri, writable=writable)
+
+
 @pytest.mark.parametrize("kind", SERVERS)
 @pytest.mark.parametrize("slow", [False, True], ids=["quick", "behind"])
 @pytest.mark.parametrize("seed", range(2))
