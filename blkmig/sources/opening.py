@@ -147,8 +147,12 @@ def describe(text: str | os.PathLike[str], *, direct: bool = False) -> FileDescr
     if not path:
         raise errors.ParameterError(f"{text!r} names no file")
     values: dict[str, Any] = {"direct": direct}
+    said: set[str] = set()
     for option in options:
         key, _, value = option.partition("=")
+        if key in said:
+            raise errors.ParameterError(f"{text!r} says {key}= twice: say it once")
+        said.add(key)
         if key in ("direct", "locking") and value in ("on", "off"):
             values[key] = value == "on"
         elif key in ("format", "base", "base-format") and value:

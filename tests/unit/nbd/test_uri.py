@@ -93,6 +93,7 @@ def test_described(text: str, described: dict[str, object]) -> None:
 
 
 REFUSED = ["", ",format=raw", "v,b", "v,format=", "v,direct=yes", "v,size=3", "v,base-format=qcow2", "v,"]
+REFUSED += ["v,format=qcow2,format=raw", "v,base=a,base=b"]
 
 
 @pytest.mark.parametrize("text", REFUSED)
