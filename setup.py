@@ -80,6 +80,6 @@ setup(
             extra_compile_args=[*flags, *LOOPS.get(name, []), "-Wall", "-Wno-unused-function"],
             extra_link_args=flags[:1] if sanitizers else [],
         )
-        for name in ("_core", "_gate", "_output", "_input", "_storing")
+        for name in ("_core", "_gate", "_leaving", "_output", "_input", "_storing")
     ]
 )

@@ -101,7 +101,9 @@ AFTER: list[Section] = [
                 ),
                 ("`129`, `130`, `143`", "Cancelled by HUP, by INT (Ctrl-C) and by TERM."),
             ],
-            "A second signal does not disturb the clean-up; a third one ends the process at once.",
+            "A second signal does not disturb the clean-up; a third one ends the process at once. Where a file system "
+            "does not answer, as that of a server which is stopped, the command ends five to ten seconds after the "
+            "first signal, or after --timeout, says which file it is, and leaves what it cannot remove there.",
         ],
     ),
     (

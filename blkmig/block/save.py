@@ -266,12 +266,12 @@ class BlockSaveHandlers(savevm.SaveVMHandlers):
         f.put_be64(100 << _core.SECTOR_BITS | _core.FLAG_PROGRESS)
         f.put_be64(_core.FLAG_EOS)
 
-    def save_cleanup(self) -> None:
-        """Wait for reads in flight, release the trackers, let the disks go, free the buffers. Twice does no harm."""
+    def save_cleanup(self, *, waits: bool = True) -> None:
+        """Wait for reads in flight, unless one hangs, release the trackers, let the disks go. Twice does no harm."""
         if self._blk_mig is not None:
             blk_mig, self._blk_mig = self._blk_mig, None
             self.base.give_up()
-            blk_mig.release()
+            blk_mig.release(waits=waits)
 
     def description(self, *, as_tree: bool = False) -> dict[str, Any]:
         """Return what the vmdescription says of the disks, once all is sent and before `save_cleanup`.

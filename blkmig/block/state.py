@@ -173,9 +173,12 @@ class BlkMigState:
         """Return how much of the disks was not sent even once."""
         return self.bytes_total() - self.bytes_transferred()
 
-    def release(self) -> None:
-        """Give everything back, whatever fails on the way; the first error is raised at the end. Blocks."""
+    def release(self, *, waits: bool = True) -> None:
+        """Give everything back, whatever fails on the way; the first error is raised at the end. Blocks.
+
+        Without `waits`, reads in flight are left alone, which may hang: their disks must stay open.
+        """
         proofs = [] if self.proofs is None else [self.proofs.close]
         blockers = [bmds.blocker.close for bmds in reversed(self.bmds_list)]
         # The reads first: none may be in flight when the disks are let go.
-        errors.each([self.reads.close, *proofs, self.blk_list.clear, *blockers])
+        errors.each([*([self.reads.close, *proofs] if waits else []), self.blk_list.clear, *blockers])

@@ -15,7 +15,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from . import signals, standard
+from . import overdue, signals, standard
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,29 +26,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     standard.fill_missing()  # before anything else is opened
     words = list(sys.argv[1:] if argv is None else argv)
     with signals.handling(_say, _leave, is_own_process=argv is None) as heard:
+        code = _run(words, heard)
+        if argv is None:
+            heard.overdue.depart(code)
+        return code
+
+
+def _run(words: Sequence[str], heard: signals.Signals) -> int:
+    try:
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else no exit status of a child could be learned
         try:
-            if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else no exit status of a child could be learned
-            try:
-                from . import outcome  # only now, because this import takes long, and signals are heard by now
-            # Of the compiled modules, of a part of Python that is missing, or of a file that cannot be opened any more.
-            except (ImportError, OSError) as error:
-                _say(str(error))
-                return 1
-            return outcome.run(words, heard)
-        except signals.Interrupted as error:
+            from . import outcome  # only now, because this import takes long, and signals are heard by now
+        # Of the compiled modules, of a part of Python that is missing, or of a file that cannot be opened any more.
+        except (ImportError, OSError) as error:
             _say(str(error))
-            return 128 + error.number
-        except KeyboardInterrupt:  # in a program that handles SIGINT itself
-            _say("cancelled")
-            return 128 + signal.SIGINT
+            return 1
+        return outcome.run(words, heard)
+    except signals.Interrupted as error:
+        _say(str(error))
+        return 128 + error.number
+    except KeyboardInterrupt:  # in a program that handles SIGINT itself
+        _say("cancelled")
+        return 128 + signal.SIGINT
 
 
 def _leave(number: int) -> None:
     """End the process at once; what is drawn on the terminal is removed before."""
     if shown := sys.modules.get(f"{__name__}.output"):
         shown.stderr.close()
-    os._exit(number)
+    overdue.leave(number)
 
 
 def _say(text: str) -> None:

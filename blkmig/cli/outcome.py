@@ -7,7 +7,7 @@ import threading
 import traceback
 from collections.abc import Sequence
 
-from .. import errors
+from .. import errors, hanging
 from ..errors import base
 from ..migration import displays
 from . import logfile, output, parser, signals, standard
@@ -26,12 +26,14 @@ def run(words: Sequence[str], heard: signals.Signals) -> int:
     before, threading.excepthook = threading.excepthook, _thread_failed
     try:
         output.set_up(progress=parser.progress_style(words), is_verbose=parser.is_verbose(words))
+        heard.overdue.say = lambda error, hung: say_overdue(error, hung, heard.number)
         standard.check_messages(words)
         args = parser.parse(words)
         output.log = logfile.opened(getattr(args, "log_json", None))
         exit_code: int = args.run(args)
         output.flush_results()
     except BaseException as error:
+        heard.overdue.ended()  # before anything is said: it may say another error
         if isinstance(error, errors.DisplayInUse) and error.display == displays.STDERR_LABEL:
             standard.keep_messages_out(is_stdout_free=not any(map(displays.is_stdout, words)))
         if isinstance(error, errors.ParameterError):
@@ -40,6 +42,7 @@ def run(words: Sequence[str], heard: signals.Signals) -> int:
         exit_code = report(error, heard.number)
     finally:
         threading.excepthook = before
+    heard.overdue.ended()
     if output.results_error is not None and exit_code == 0:
         why = output.results_error
         lost = errors.MigrationError(f"the work is done, but its result cannot be written to stdout: {why}")
@@ -68,6 +71,15 @@ def report(error: BaseException, signal_number: int | None) -> int:
             return output.print_error(error, EXIT_FAILED, message="there is not enough memory")
         case _:
             return output.print_error(error, EXIT_FAILED, message=f"{describe_defect(error)}: {DEFECT}")
+
+
+def say_overdue(error: errors.MigrationError | None, hung: hanging.Call, signal_number: int | None) -> int:
+    """Say how a command has ended that hung in `hung`; None: its migration is complete. Return its exit code."""
+    if error is None:
+        output.print_note(f"the migration is complete, but {hung}")
+    exit_code = 0 if error is None else report(error, signal_number)
+    output.ended(exit_code)
+    return exit_code
 
 
 def _cancelled(error: BaseException, signal_number: int | None) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import errors, migration, params, stats, units
 from ..migration import displays
-from . import arguments, output, progress, security, signals, tokens, watching
+from . import arguments, output, progress, security, tokens, watching
 
 EXAMPLES = (
     "blkmig receive tcp::4444 vda=copy.raw                     # the disk called vda goes to copy.raw",
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
             args.uri, targets, parameters, into=args.into, by_index=by_index, on_progress=watch.joined(report)
         )
         # Entering it opens the targets. Until that is done, a signal is raised, because a cancel would reach nothing.
-        with incoming, signals.current().cancelling(incoming.cancel):
+        with incoming, watch.ending(incoming):
             if args.uri.startswith(("tcp:", "tls:", "unix:")):
                 output.print_listening(incoming.uri)
             if incoming.is_exposed:

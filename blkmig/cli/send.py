@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import block, disk, errors, migration, params, sources, stats, units
 from ..migration import displays
-from . import arguments, output, progress, security, signals, watching, wording
+from . import arguments, output, progress, security, watching, wording
 from . import parser as parsing
 
 DRY_RUN_SECONDS = "3"
@@ -159,7 +159,7 @@ def run(args: argparse.Namespace) -> int:
         report = watch.joined(stack.enter_context(progress.reporter(args.progress)))
         outgoing = migration.OutgoingMigration(disks, args.uri, parameters, on_progress=report)
         watch.begin(outgoing)
-        with signals.current().cancelling(outgoing.cancel), outgoing:
+        with watch.ending(outgoing), outgoing:
             if args.switchover == "pause-before":
                 watch_switchover(disks, outgoing)
             outgoing.run()

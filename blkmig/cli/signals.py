@@ -8,8 +8,10 @@
     afterwards    it is remembered, and disturbs nothing                               (everything is closed)
 
 A thread of its own hears the signals. Python runs handlers only when the main thread is back from a call into a
-library, which may take long. The second signal is answered with a message, and the third ends the process at once.
-Signals within a second count as one, because terminals and supervisors send several.
+library, which may take long. While the main thread is in a call to a file system that does not answer, the system
+gives it no signal, nor to any other thread: it is pending, and the thread looks for that. The second signal is answered
+with a message, and the third ends the process at once. Signals within a second count as one, because terminals and
+supervisors send several. `overdue` ends a command that does not end itself.
 
 A signal that the command inherited as ignored stays ignored: ``nohup blkmig ...`` outlives its terminal.
 """
@@ -19,6 +21,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
+import select
 import signal
 import threading
 import time
@@ -26,11 +29,15 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 from .. import portable
+from . import overdue
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 APART_SECONDS = 1.0
 """Signals that are closer than this count as one wish to end."""
+
+LOOK_SECONDS = 1.0
+"""How often the watching thread looks for signals that are pending because the main thread cannot take them."""
 
 PATIENCE = 3
 """So many wishes end the process at once."""
@@ -54,6 +61,7 @@ class Signals:
 
     def __init__(self, say: Callable[[str], None], leave: Callable[[int], object] = os._exit) -> None:
         self.number: int | None = None
+        self.overdue = overdue.Overdue(lambda: self.number, leave)
         self._say = say
         self._leave = leave
         self._raises = True
@@ -61,6 +69,7 @@ class Signals:
         # The watching thread only.
         self._wishes = 0
         self._heard_at = 0.0
+        self._pending: set[signal.Signals] = set()
 
     @contextlib.contextmanager
     def cancelling(self, cancel: Callable[[], None]) -> Iterator[None]:
@@ -101,8 +110,10 @@ class Signals:
             return
         self._wishes, self._heard_at = self._wishes + 1, now
         cancel = self._cancel
-        if self._wishes == 1 and cancel is not None:
-            cancel()
+        if self._wishes == 1:
+            if cancel is not None:
+                cancel()
+            self.overdue.wish()
         elif self._wishes == PATIENCE - 1:
             self._say("cleaning up; one more signal ends this at once, and leaves what is in use as it is")
         elif self._wishes >= PATIENCE:
@@ -110,11 +121,27 @@ class Signals:
 
     def watch(self, fd: int) -> None:
         """Hear signals from the wake-up descriptor until its other end is closed."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # what is blocked here is told as pending
         with contextlib.suppress(OSError):  # what the main thread does of a signal is left then
-            while numbers := os.read(fd, 64):
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            while True:
+                if not poll.poll(LOOK_SECONDS * 1000):
+                    self.look(time.monotonic())
+                    continue
+                numbers = os.read(fd, 64)
+                if not numbers:
+                    return
                 for number in numbers:
                     if number in SIGNALS:
                         self.hear(number, time.monotonic())
+
+    def look(self, now: float) -> None:
+        """Hear, at `now` seconds, the signals that are blocked in this thread and pending, each once."""
+        pending = {each for each in SIGNALS if each in signal.sigpending()}
+        for number in pending - self._pending:
+            self.hear(number, now)
+        self._pending = pending
 
 
 _current: list[Signals] = []
@@ -146,6 +173,7 @@ def handling(
             yield signals
         finally:
             signals._raises = False
+            signals.overdue.ended()
             if is_own_process:
                 undo.pop_all()  # a signal between here and the end of the process changes nothing any more
 

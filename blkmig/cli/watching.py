@@ -6,16 +6,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from .. import diskmap, errors, migration, ownfile, params, sources, stats, units
+from .. import diskmap, errors, hanging, migration, ownfile, params, sources, stats, threads, units
 from ..channel import uri as address
 from ..disk import identity
 from ..migration import endpoints, streamfile
-from . import arguments, live, notify, output
+from . import arguments, live, notify, output, signals
 
 if TYPE_CHECKING:
     from .. import report
@@ -38,6 +39,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-json", type=arguments.word, metavar="FILE", help="append all that happens to FILE, as "
                         "--progress=json says it, but how far it is only once a second")  # fmt: skip
 
+
+CLOSE_SECONDS = 3.0
+"""How long one who watches may take for the last words, where the migration's thread hangs."""
 
 OWN_FILES = ("log_json", "metrics", "report")
 """Options that name a file which the command writes."""
@@ -80,7 +84,24 @@ class Watch:
     def __init__(self) -> None:
         self._observers: list[Observer] = []
         self._followers: list[Callable[[Any], None]] = []
+        self._closing: list[Callable[[errors.MigrationError | None], object]] = []
         self._url: str | None = None
+
+    @contextlib.contextmanager
+    def ending(self, of: Migration) -> Iterator[None]:
+        """Have a signal, or a limit, end the migration in the body of a ``with``, also where its thread hangs."""
+        heard, abandon = signals.current(), of.abandon
+        if isinstance(of, migration.OutgoingMigration):
+            of.when_limit_reached = heard.overdue.wish
+
+        def abandon_and_close(hung: hanging.Call) -> errors.MigrationError | None:
+            error = abandon(hung)
+            for close in self._closing:
+                threads.in_time(functools.partial(close, error), CLOSE_SECONDS)
+            return error
+
+        with heard.overdue.abandoning(abandon_and_close), heard.cancelling(of.cancel):
+            yield
 
     def add(self, observer: Observer, follow: Callable[[Any], None]) -> None:
         """Have `observer` told of events, and `follow` of the migration."""
@@ -123,7 +144,10 @@ class Watch:
             with metrics.StallWatch(collector):
                 yield
             return
-        with metrics.exported(collector, file=args.metrics, listen=args.metrics_listen) as self._url:
+        with contextlib.ExitStack() as stack:
+            exported = metrics.exported(collector, file=args.metrics, listen=args.metrics_listen)
+            self._url = stack.enter_context(exported)
+            self._closing.append(lambda _: stack.close())
             yield
 
     def trace(self, args: argparse.Namespace, direction: Direction) -> None:
@@ -150,14 +174,19 @@ class Watch:
             recorder.settings = _plain(of.parameters)
             recorder.follow(of.stats, *_maps_of(of))
 
+        def write(error: BaseException | None) -> None:
+            if error is not None:
+                recorder.ended(error, str(error).replace(args.uri, recorder.name))
+            _write_report(args.report, recorder)
+
         self.add(recorder, follow)
+        self._closing.append(write)
         try:
             yield
         except BaseException as error:
-            recorder.ended(error, str(error).replace(args.uri, recorder.name))
+            write(error)
             raise
-        finally:
-            _write_report(args.report, recorder)
+        write(None)
 
 
 def _maps_of(

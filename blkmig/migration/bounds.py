@@ -23,16 +23,21 @@ MIN_TICK = 0.02
 
 
 class Bounds:
-    """The watchdog of one migration, and what it has done; `cancel` ends whatever the migration waits for."""
+    """The watchdog of one migration, and what it has done; `cancel` ends whatever the migration waits for,
+    `when_reached` is called behind that, with a limit."""
 
     def __init__(
-        self, parameters: params.MigrationParameters, judge: convergence.Convergence, cancel: Callable[[], None]
+        self,
+        parameters: params.MigrationParameters,
+        judge: convergence.Convergence,
+        cancel: Callable[[], None],
+        when_reached: Callable[[], object],
     ) -> None:
         # Set here, then read-only.
         self.watchdog = watchdog.Watchdog(max(MIN_TICK, parameters.downtime_bound * TICK_SHARE))
         self._parameters = parameters
         self._convergence = judge
-        self._cancel = cancel
+        self._cancel, self._when_reached = cancel, when_reached
         # Any thread may set these.
         self._pause: pause.Pause | None = None
         self._limit_reached = ""
@@ -70,7 +75,16 @@ class Bounds:
             if not self._limit_reached:
                 raise
             self.count_given_up()
-            raise self._convergence.not_converged(self._limit_reached) from error
+            raise self.why(error) from error
+
+    def why(self, error: errors.Cancelled) -> errors.MigrationError:
+        """Return what has ended the migration: the limit that was reached, else `error`."""
+        return self._convergence.not_converged(self._limit_reached) if self._limit_reached else error
+
+    @property
+    def pause(self) -> pause.Pause | None:
+        """Return the last pause, if there was one, and it was not given up."""
+        return self._pause
 
     def count_given_up(self) -> None:
         """Count the last pause, once, if it was given up."""
@@ -89,3 +103,4 @@ class Bounds:
     def _reach(self, limit: str) -> None:
         self._limit_reached = limit
         self._cancel()
+        self._when_reached()

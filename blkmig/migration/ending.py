@@ -148,6 +148,10 @@ class Ending:
     def _next(self) -> int:
         return self._questions.number + 1
 
+    def drop_note(self) -> None:
+        """Have `close` remove the note of an attempt whose thread hangs, and which has handed nothing over."""
+        self._note.drop()
+
     def close(self) -> None:
         """Let the note go; one that still says something stays, unless how that came out is known by now. Twice does
         no harm."""

@@ -82,6 +82,23 @@ class Sources:
         """Return whether the stream goes to a file or a device, where it only lies."""
         return self._output is not None
 
+    def named(self, path: str) -> tuple[str, identity.KnownFile] | None:
+        """Return the disk whose file has this path, in the kernel's words, and that file; without a path, or where none
+        has it, that of the only disk. None where nobody knows. Asks no file system."""
+        found = [(name, file) for name, file in self._read if file.path == path]
+        if not found and len(self._disks) == 1:
+            found = self._read
+        return found[0] if found else None
+
+    def apart_from(self, file: identity.KnownFile | None) -> list[disk.BlockBackend]:
+        """Return the disks that have no file on the file system of `file`; None: that have none at all."""
+        near = {
+            name
+            for name, other in self._read
+            if file is None or file.about is None or other.about is None or other.about.st_dev == file.about.st_dev
+        }
+        return [backend for backend in self._disks if backend.name not in near]
+
     def changes(self, *, strict: bool) -> list[str]:
         """Return what other programs have done to the sources since `check`; call it after the last read.
 

@@ -21,8 +21,8 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from .. import channel, errors, params, savevm, stats
-from . import asked, comparing, farewell, fitting, loading, lobby, received, turns
+from .. import channel, errors, hanging, params, savevm, stats
+from . import abandoning, asked, comparing, farewell, fitting, loading, lobby, received, turns
 from . import targets as load_targets
 
 if TYPE_CHECKING:
@@ -168,6 +168,11 @@ class IncomingMigration:
         if self._f is not None:
             self._f.cancel()
         self._loading.cancel()
+
+    def abandon(self, hung: hanging.Call) -> errors.MigrationError | None:
+        """Tell the source, from any thread and after `cancel`, that this end ends though its own thread has `hung`;
+        return the error that has ended it, None if it is complete. Only the end of the process is possible then."""
+        return abandoning.abandon_incoming(self.stats.status, self._loading, hung)
 
     # -- steps -------------------------------------------------------------------------------------------------------
 

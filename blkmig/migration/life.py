@@ -18,8 +18,11 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 
-from .. import errors, stats
+from .. import errors, stats, threads
 from . import figures, turns
+
+STEP_SECONDS = 3.0
+"""How long each step of the end may take where the migration's own thread hangs."""
 
 
 class Life:
@@ -31,6 +34,8 @@ class Life:
         self._pid = os.getpid()
         self._turn = turns.Turn()
         self._is_left = False
+        self.is_complete = False
+        """All is done, and only the clean-up may be left."""
 
     @property
     def status(self) -> stats.Status:
@@ -71,6 +76,7 @@ class Life:
     def end(self, error: BaseException | None) -> None:
         """Release everything and say how it ended; `error` is what ended it, and stays the error. None: success."""
         if error is None:
+            self.is_complete = True
             self._clean_up()
             self._figures.finish("completed")
             return
@@ -81,6 +87,14 @@ class Life:
         finally:
             with errors.keeping(error):
                 self._figures.finish("cancelled" if cancelled else "failed")
+
+    def abandon(self, first: Sequence[Callable[[], object]], status: stats.Status) -> None:
+        """Release what can be while the migration's thread hangs for good; `first` comes before. From any thread.
+
+        Blocks for `STEP_SECONDS` with whatever hangs, too. The process must end then.
+        """
+        for call in (*first, *self._releases, lambda: self._figures.finish(status)):
+            threads.in_time(call, STEP_SECONDS)
 
     def _clean_up(self, status: stats.Status | None = None) -> None:
         """Enter `status` and release everything."""

@@ -65,17 +65,17 @@ class Loading:
         self._block = block.BlockLoadHandlers(self._open)
         figures.load(self._block)
         self.stats = figures.stats
-        self._targets = load_targets.TargetSet(targets, parameters, self.stats, into=into, by_index=by_index)
-        self._session = incomingsession.IncomingSession(
+        self.targets = load_targets.TargetSet(targets, parameters, self.stats, into=into, by_index=by_index)
+        self.session = incomingsession.IncomingSession(
             self._block,
-            self._targets,
+            self.targets,
             figures,
             idle_timeout=parameters.idle_timeout,
             on_link=self._take_link,
             check_cancelled=check_cancelled,
         )
         self._read_back = readback.ReadBack(parameters, self._block, self.stats, check_cancelled)
-        self._targets.beside.add(self._read_back.close, lambda: comparing.stop(self._answers))
+        self.targets.beside.add(self._read_back.close, lambda: comparing.stop(self._answers))
         self._answers: comparing.Answering | None = None  # set by `load`, while the stream is loaded
         self._beats = heartbeat.Heartbeat(lambda *_: None)  # says something on the link of `load`
         self._buffers, self._room = block.LoadBuffers(), block.CoverageRoom()
@@ -85,13 +85,13 @@ class Loading:
         # Set by `load`.
         self._f: channel.InputQEMUFile
         self._is_exposed = False
-        self._taking: taking.Taking | None = None
+        self.taken: taking.Taking | None = None
         self.is_awaited = False
         """The source waits, or has waited, for the word that all is on stable storage."""
 
     def prepare(self, uri: str) -> None:
         """Open the targets that were named; see `TargetSet.prepare`."""
-        self._targets.prepare(uri)
+        self.targets.prepare(uri)
 
     def __enter__(self) -> Self:
         """Return the loading itself, which is prepared."""
@@ -101,23 +101,23 @@ class Loading:
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """End the threads and close the targets; those that did not become complete stay incomplete. Twice is fine."""
-        close_targets = functools.partial(self._targets.__exit__, exc_type, exc, traceback)
-        threads = [self._session.close, self._beats.close]
-        let_go = [device.let_go for device in self._targets.devices]
+        close_targets = functools.partial(self.targets.__exit__, exc_type, exc, traceback)
+        threads = [self.session.close, self._beats.close]
+        let_go = [device.let_go for device in self.targets.devices]
         errors.each([*threads, close_targets, *let_go])  # these last: nothing writes any more
 
     @property
     def is_decided(self) -> bool:
         """Whether a cancel comes too late: the disks are this host's own, or may be."""
-        return self._taking is not None and self._taking.is_decided
+        return self.taken is not None and self.taken.is_decided
 
     def stop_waiting(self) -> None:
         """Do not wait for a source that may ask, once that is decided. From any thread."""
-        self._session.stop_waiting()
+        self.session.stop_waiting()
 
     def cancel(self) -> None:
         """Have whatever waits in a disk raise Cancelled. From any thread."""
-        self._targets.cancel()
+        self.targets.cancel()
 
     # -- steps -------------------------------------------------------------------------------------------------------
 
@@ -139,12 +139,12 @@ class Loading:
         """
         self._f, self._is_exposed = f, is_exposed
         self._block.on_extra |= self._buffers.on_extra()
-        self._block.on_described = lambda *counts: self._targets.check_counts(*counts, position=f.position)
-        self._block.on_sizes = self._targets.check_announced
+        self._block.on_described = lambda *counts: self.targets.check_counts(*counts, position=f.position)
+        self._block.on_sizes = self.targets.check_announced
         answers: dict[int, savevm.Answer] = {savevm.ASK_TREES: savevm.KNOWS_TREES, savevm.ASK_ALIVE: savevm.Alive()}
         offered = comparing.abilities(self.parameters, self._is_exposed) & gathering.abilities(listener)
         answers[savevm.ASK] = savevm.Hello(abilities=offered & self._read_back.abilities)
-        loader = LoadVM(self.savevm, f, observer=self._observer, answers=answers, on_loss=self._session.next_link)
+        loader = LoadVM(self.savevm, f, observer=self._observer, answers=answers, on_loss=self.session.next_link)
         self._beats.beat = loader.beat
         self._block.on_table = lambda table, position: self._admit(table, position, loader, f)
         self._block.on_flush = lambda number: self._flush(number, loader)
@@ -152,8 +152,8 @@ class Loading:
             from . import basecheck
             check = basecheck.BaseCheck(loader.beat, self._check_cancelled).check
             self._block.on_base = check if self.parameters.verify else lambda *_: None
-        self._taking = taken = taking.Taking(
-            self._targets,
+        self.taken = taken = taking.Taking(
+            self.targets,
             self._block,
             loader,
             self._beats,
@@ -162,7 +162,7 @@ class Loading:
             self._check_cancelled,
             unlocks=not self.parameters.verify,
         )
-        self._session.attach(
+        self.session.attach(
             listener,
             loader,
             f,
@@ -215,7 +215,7 @@ class Loading:
         if announced.is_proven:
             self._read_back.finish(loader, f, lost)
         else:
-            safekeeping.verify(self._targets, announced, self._check_cancelled, is_told=True)
+            safekeeping.verify(self.targets, announced, self._check_cancelled, is_told=True)
 
     def _end_with_a_word(self, f: channel.InputQEMUFile, loader: LoadVM, stream: savevm.LoadedStream) -> None:
         """Bring a stream that came whole, and whose source waits for no more than our word, to its end."""
@@ -223,16 +223,16 @@ class Loading:
             announced = self._judge(stream)
             if stream.behind is not None:
                 self.stats.notes.append(trailing.describe(stream.behind, f.uri))
-            safekeeping.make_durable(self._targets, self._beats, self._check_cancelled)
-            self._session.close()
+            safekeeping.make_durable(self.targets, self._beats, self._check_cancelled)
+            self.session.close()
             self._check_cancelled()
             self._figures.set_totals()
             verifies_later = self.parameters.verify and loader.is_awaited
             if self.parameters.verify and not verifies_later:
-                safekeeping.verify(self._targets, announced, self._check_cancelled, is_told=False)
+                safekeeping.verify(self.targets, announced, self._check_cancelled, is_told=False)
             if not verifies_later:
-                self._targets.close()  # whoever waits for our word may open the disks the moment it comes
-            self._targets.publish()
+                self.targets.close()  # whoever waits for our word may open the disks the moment it comes
+            self.targets.publish()
         except BaseException as error:
             self._give_reason(loader, error)
             raise
@@ -241,9 +241,9 @@ class Loading:
         except errors.ChannelError:
             raise  # the source did not get it, so the targets are taken back
         except BaseException:
-            self._targets.confirm()  # it may have got it
+            self.targets.confirm()  # it may have got it
             raise
-        self._targets.confirm()
+        self.targets.confirm()
         if verifies_later:
             self._verify(announced, loader, f)
         try:
@@ -252,7 +252,7 @@ class Loading:
             self.stats.notes.append(f"the disks are here, but: {error}")
 
     def _give_reason(self, loader: LoadVM, error: BaseException) -> None:
-        self._session.give_reason(error)
+        self.session.give_reason(error)
         farewell.give_reason(loader, self._f, error)
 
     def _take_link(self, f: channel.InputQEMUFile) -> None:
@@ -263,12 +263,12 @@ class Loading:
     def _why_not_resumed(self) -> str:
         """Return why no other process of the source can resume; "" if one can. From any thread."""
         why_not = comparing.why_not_resumed(self.parameters, self._is_exposed)
-        has_session_file = self._targets.session.state is not None
-        return why_not or leaving.why_not(self._targets.came, has_session_file=has_session_file)
+        has_session_file = self.targets.session.state is not None
+        return why_not or leaving.why_not(self.targets.came, has_session_file=has_session_file)
 
     def _open(self, name: str, position: int) -> block.BlkLoadDevice:
         """Open the target of the disk called `name`, which appears at `position`."""
-        device = self._figures.watched(name, self._targets.open(name, position))
+        device = self._figures.watched(name, self.targets.open(name, position))
         device.join(self._buffers, self._room)
         return device
 
@@ -276,9 +276,9 @@ class Loading:
         self, table: Sequence[block.TableDisk], position: int, loader: LoadVM, f: channel.InputQEMUFile
     ) -> Mapping[bytes, block.BlkLoadDevice]:
         """Open the targets of all disks of a section ``blkmig``, and tell the source."""
-        self._targets.announced = self._block.sizes
-        self._targets.leaving.resumes = comparing.check_table(self.parameters, table, position, self._is_exposed)
-        devices = admission.admit(table, position, self._targets, self._open, loader, self._beats)
+        self.targets.announced = self._block.sizes
+        self.targets.leaving.resumes = comparing.check_table(self.parameters, table, position, self._is_exposed)
+        devices = admission.admit(table, position, self.targets, self._open, loader, self._beats)
         self._read_back.begin(table, devices, loader, f)
         has_come = lambda: self._f.payload_came()  # noqa: E731 - of the link that is read by then
         comparing.begin(self._answers, self.parameters, self._block, table, devices, has_come)
@@ -287,14 +287,14 @@ class Loading:
     def _flush(self, number: int, loader: LoadVM) -> None:
         """Bring all to stable storage before the pause, and let go of what would take time to free in it."""
         if loader.is_awaited:
-            safekeeping.make_durable(self._targets, self._beats, self._check_cancelled)
+            safekeeping.make_durable(self.targets, self._beats, self._check_cancelled)
             loader.way_back.ready(number)
-            for device in self._targets.devices:
+            for device in self.targets.devices:
                 device.rest()
 
     def _judge(self, stream: savevm.LoadedStream) -> announcement.Announcement:
         self._figures.all_has_come()
         comparing.end(self._answers)
         return judging.judge(
-            stream, self._block, self._targets, self._open, self.parameters, self.stats, self._read_back.check
+            stream, self._block, self.targets, self._open, self.parameters, self.stats, self._read_back.check
         )

@@ -29,7 +29,6 @@ class Note:
         self._stays = False
         """The target may own the disks, or an attempt is under way."""
 
-
     def look(self, disks: Sequence[disk.BlockBackend], *, settled: bytes | None = None) -> list[sessionfile.Disk]:
         """Look for earlier notes of disks that are to move, in whatever section and to whom; return the disks. Blocks.
 
@@ -79,6 +78,10 @@ class Note:
             self._stays = may_be_owned()
             if not self._stays:
                 self._withdraw()
+
+    def drop(self) -> None:
+        """Have `close` remove it though an attempt is under way, whose thread hangs: nothing was handed over."""
+        self._stays = False
 
     def _withdraw(self) -> None:
         """Have it say nothing, until there is another attempt. Never raises: what is not withdrawn says too much."""

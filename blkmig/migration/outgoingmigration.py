@@ -21,6 +21,7 @@ from typing import Self
 
 from .. import block, disk, diskmap, errors, params, savevm, stats
 from . import (
+    abandoning,
     asked,
     beginning,
     bounds,
@@ -88,8 +89,12 @@ class OutgoingMigration:
             clock=clock,
         )
         self._maps: dict[str, diskmap.DiskMap] | None = None
+        self.when_limit_reached: Callable[[], object] = lambda: None
+        """Called, in a thread of the watchdog, when a limit has ended the migration as `cancel` does."""
         self._convergence = convergence.Convergence(self.parameters, self._block, self._figures, self._questions.look)
-        self._bounds = bounds.Bounds(self.parameters, self._convergence, self.cancel)
+        self._bounds = bounds.Bounds(
+            self.parameters, self._convergence, self.cancel, lambda: self.when_limit_reached()
+        )
         self._life = life.Life(
             self._figures,
             (
@@ -126,12 +131,7 @@ class OutgoingMigration:
             self._rounds.send_section,
         )
         self._proving = proving.Proving(
-            self._block,
-            self.savevm,
-            self._connection,
-            self._questions,
-            self._figures,
-            self._rounds,
+            self._block, self.savevm, self._connection, self._questions, self._figures, self._rounds
         )
         self._completing = completing.Completing(
             self.parameters,
@@ -146,6 +146,9 @@ class OutgoingMigration:
             self._session,
             clock=clock,
         )
+        self.abandon = abandoning.Abandoning(
+            self._block, self._life, self._bounds, self._ending, self._session, self._sources
+        ).abandon
 
     # -- life --------------------------------------------------------------------------------------------------------
 

@@ -84,7 +84,7 @@ class OutgoingSession:
         self._attempt = 1
         self._lost_at = self._connected_at = -math.inf
         self._acknowledged_before = 0
-        self._is_completed = self._is_told = self._is_superseded = False
+        self.is_completed = self._is_told = self._is_superseded = False
 
     # -- the beginning -------------------------------------------------------------------------------------------------
 
@@ -165,7 +165,7 @@ class OutgoingSession:
 
     def completed(self, *, is_told: bool) -> None:
         """Take note that the target has everything, and has been told the end of it if `is_told`: then nobody waits."""
-        self._is_completed, self._is_told = True, is_told
+        self.is_completed, self._is_told = True, is_told
 
     def _can_be_offered(self) -> bool:
         return (
@@ -279,7 +279,7 @@ class OutgoingSession:
 
         The key stays where that may not be known.
         """
-        is_over = self._is_completed
+        is_over = self.is_completed
         if self._key is not None and not (self._is_superseded or self._is_told):
             is_over = self._connection.has_target_failed or self._say_goodbye() or is_over
         if is_over:

@@ -166,7 +166,7 @@ def test_no_bit_is_lost_where_searches_lower_the_summary(other: types.ModuleType
         assert bytes(bitmap) == bytes(bitmap.nbytes)
 
 
-@pytest.mark.parametrize("name", ["_core", "_gate", "_output", "_input", "_storing"])
+@pytest.mark.parametrize("name", ["_core", "_gate", "_leaving", "_output", "_input", "_storing"])
 def test_no_python_without_the_gil(name: str, tmp_path: pathlib.Path) -> None:
     """Cython's annotation has no yellow line inside a `with nogil:` block."""
     main = pytest.importorskip("Cython.Compiler.Main")

@@ -15,6 +15,7 @@ PACKAGE = Path(__file__).parents[2] / "blkmig"
 FLOORS = {
     "_core": 0,
     "_gate": 0,
+    "_leaving": 0,
     "_output": 0,
     "_input": 0,
     "_storing": 0,
@@ -40,6 +41,7 @@ FLOORS = {
     "credentials": 1,
     "deprecation": 1,
     "forks": 1,
+    "hanging": 1,
     "gates": 1,
     "ownfile": 1,
     "diskmap": 1,

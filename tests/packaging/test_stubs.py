@@ -10,9 +10,9 @@ import types
 
 import pytest
 
-from blkmig import _core, _gate, _input, _output, _storing
+from blkmig import _core, _gate, _input, _leaving, _output, _storing
 
-MODULES = {module.__name__.rpartition(".")[2]: module for module in (_core, _gate, _output, _input, _storing)}
+MODULES = {module.__name__.rpartition(".")[2]: module for module in (_core, _gate, _leaving, _output, _input, _storing)}
 TREES = {
     name: ast.parse(pathlib.Path(str(module.__file__)).with_name(f"{name}.pyi").read_text())
     for name, module in MODULES.items()

@@ -71,6 +71,20 @@ def test_a_stubborn_user_is_not_locked_in() -> None:
     assert told.left == [130]
 
 
+def test_a_signal_that_no_thread_can_take_is_heard() -> None:
+    """As that of a process whose main thread is in a call to a file system that does not answer: it stays pending."""
+    told, before = Told(), signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
+    try:
+        signal.pthread_kill(threading.get_ident(), signal.SIGHUP)
+        told.signals.look(0.0)
+        told.signals.look(2.0)  # the same one
+        assert (told.signals.number, told.said) == (signal.SIGHUP, [])
+    finally:
+        assert signal.sigwait([signal.SIGHUP]) == signal.SIGHUP
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        told.signals.overdue.ended()
+
+
 def test_signals_are_handled_for_a_while_and_then_as_before() -> None:
     before = [signal.getsignal(number) for number in signals.SIGNALS]
     with signals.handling(print, is_own_process=False) as heard:

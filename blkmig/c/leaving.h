@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later */
+/*
+ * How a process ends that has files open on a file system which answers no more. Whoever closes such a file waits for the
+ * file system, and the end of a process closes its files: the last of those that have them, where several share them. So
+ * a child that shares them stays behind, and waits in its place.
+ *
+ *     process    clone(CLONE_FILES) ── _exit: the files are the child's, too, so nothing is closed
+ *     child      closes what is in `fds` ── waits until the process has gone ── ends, which closes the files: may hang
+ *
+ * The child does nothing but system calls: threads of the process may have held any lock when it was made.
+ */
+#ifndef BLKMIG_LEAVING_H
+#define BLKMIG_LEAVING_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include <errno.h>
+#include <sched.h>
+#include <signal.h>
+#include <stddef.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+static void leaving_child(pid_t parent, const int* fds, size_t count)
+{
+    struct timespec pause = {0, 1000000};
+    sigset_t all;
+
+    sigfillset(&all);
+    sigprocmask(SIG_SETMASK, &all, NULL);
+    for (size_t i = 0; i < count; i++)
+        close(fds[i]);
+    while (syscall(SYS_getppid) == parent)
+        nanosleep(&pause, NULL);
+    _exit(0);
+}
+
+/* Returns the child's number, or -1 with errno. */
+static long leaving_files(const int* fds, size_t count)
+{
+    pid_t parent = getpid();
+#ifdef __s390__
+    long child = syscall(SYS_clone, 0, CLONE_FILES | SIGCHLD, 0, 0, 0);
+#else
+    long child = syscall(SYS_clone, CLONE_FILES | SIGCHLD, 0, 0, 0, 0);
+#endif
+
+    if (!child)
+        leaving_child(parent, fds, count);
+    return child;
+}
+
+#endif

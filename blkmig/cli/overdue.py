@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""The end of a command that should have ended, and hangs in a call to a file system which does not answer.
+
+::
+
+    a signal, or --timeout     ├── cancelled: the command cleans up, and ends ── the usual way
+    blkmig-overdue             └── waits ── a thread of the migration has not moved ── abandons it:
+                                   the writers go on, the peer is told, the error is said, the process ends
+
+Nothing interrupts such a call, so its thread is left in it. What it holds locks of, or would have cleaned up, is done
+here as far as it can be; each step has a bound, because it may come to the same file system. What cannot be removed
+there stays, as after SIGKILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .. import errors, hanging
+
+    Abandon = Callable[[hanging.Call], errors.MigrationError | None]
+    Say = Callable[[errors.MigrationError | None, hanging.Call], int]
+
+SECONDS = 5.0
+"""How long a thread stands in one call before it is taken for one that hangs."""
+
+STEP_SECONDS = 2.0
+"""How long one step may take, where it comes to a file system which does not answer either."""
+
+NOT_WAITED_FOR = ("blkmig-log", "blkmig-metrics", "blkmig-stall", "blkmig-progress", "blkmig-live", "blkmig-step")
+"""How the names of threads begin that may hang as they like: nobody waits for them without a bound."""
+
+
+class Overdue:
+    """Sees to it that one run of the command ends once that was wished. `leave` ends the process with an exit code.
+
+    `number` returns the number of the signal that was heard, None if there was none.
+    """
+
+    def __init__(self, number: Callable[[], int | None], leave: Callable[[int], object]) -> None:
+        self._number, self._leave = number, leave
+        self.say: Say | None = None
+        """Says how the command has ended, and returns its exit code; None before that can be said."""
+
+        self._abandon: Abandon | None = None
+        self._lock = threading.Lock()  # held by who ends the command, to its end
+        self._is_wished = False
+        self._has_ended = threading.Event()
+
+    def wish(self) -> None:
+        """Have the process end in bounded time from now on. From any thread, but not from a signal handler."""
+        with self._lock:
+            is_first, self._is_wished = not self._is_wished, True
+        if is_first:
+            with contextlib.suppress(RuntimeError):  # there are no threads to be had
+                threading.Thread(target=self._watch, name="blkmig-overdue", daemon=True).start()
+
+    @contextlib.contextmanager
+    def abandoning(self, abandon: Abandon) -> Iterator[None]:
+        """Have `abandon` called, if that comes to pass in the body of a ``with``: it is told what hangs, releases what
+        it can in bounded time, and returns the error that has ended the migration, None if that is complete."""
+        self._abandon = abandon
+        try:
+            yield
+        finally:
+            self._abandon = None
+
+    def ended(self) -> None:
+        """Take note that the command ends by itself. Does not return if it is being ended already."""
+        with self._lock:
+            self._has_ended.set()
+
+    def depart(self, code: int) -> None:
+        """End the process at once, if its end was wished, and it would hang in closing what is still open."""
+        from .. import hanging, threads
+
+        is_wished = self._is_wished or self._number() is not None
+        if is_wished and not threads.in_time(hanging.await_all, STEP_SECONDS):
+            self._leave(code)
+
+    def _watch(self) -> None:
+        from .. import hanging
+
+        before = hanging.calls()
+        while not self._has_ended.wait(SECONDS):
+            now = hanging.calls()
+            hung = sorted(filter(_is_waited_for, before & now), key=lambda call: not call.path)
+            before = now
+            if hung:
+                with self._lock:
+                    if not self._has_ended.is_set():
+                        self._end(hung[0])
+                return
+
+    def _end(self, hung: hanging.Call) -> None:
+        """End the process."""
+        from .. import errors, threads
+
+        error: errors.MigrationError | None = errors.Cancelled("the command was cancelled")
+        try:
+            if self._abandon is not None:
+                error = self._abandon(hung)
+            elif error is not None:
+                error.add_note(str(hung))
+        finally:
+            number, codes = self._number(), [0 if error is None else error.exit_code]
+            if number is not None and isinstance(error, errors.Cancelled):
+                codes = [128 + number]
+            if (say := self.say) is not None:
+                threads.in_time(lambda: codes.append(say(error, hung)), STEP_SECONDS)
+            self._leave(codes[-1])
+
+
+def _is_waited_for(call: hanging.Call) -> bool:
+    names = {thread.native_id: thread.name for thread in threading.enumerate()}
+    return not names.get(call.thread, "").startswith(NOT_WAITED_FOR)
+
+
+def leave(code: int) -> None:
+    """End the process at once. Where a thread of it hangs in a file system, its open files are left to a child, which
+    ends when that answers: the end of a process would wait for it, too."""
+    with contextlib.suppress(Exception):  # whatever is missing: it ends
+        from .. import _leaving, hanging
+
+        if hanging.calls():
+            _leaving.leave_files([fd for fd, path in hanging.paths().items() if path.startswith(hanging.NOT_FILES)])
+    os._exit(code)

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Which threads of this process stand in a call to a file system that does not answer: a server of FUSE or NFS that is
+stopped, a device that is gone.
+
+No signal ends such a call, and no time-out. The kernel tells of each thread in /proc which call it is in and how often
+it has slept: one that is in the same call of the same sleep when it is looked at again has not moved meanwhile.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+TASKS = Path("/proc/self/task")
+
+# By machine: which calls wait for a file system, and what they do to a file. The rest of the calls wait for others.
+_READ, _WRITE, _FLUSH, _CLOSE, _OPEN = "read", "write", "flush", "close", "open or look for"
+_CALLS = {
+    "x86_64": {
+        _READ: (0, 17, 19, 40, 275, 295),
+        _WRITE: (1, 18, 20, 76, 77, 285, 296),
+        _FLUSH: (74, 75, 277),
+        _CLOSE: (3, 138),  # and fstatfs, see `await_answer`
+        _OPEN: (2, 4, 5, 6, 8, 21, 72, 73, 257, 262, 332, 439),
+        "rename or remove": (82, 84, 87, 263, 264, 316),
+    },
+    "aarch64": {
+        _READ: (63, 65, 67, 69, 71, 76),
+        _WRITE: (45, 46, 47, 64, 66, 68, 70),
+        _FLUSH: (82, 83, 84),
+        _CLOSE: (44, 57),
+        _OPEN: (25, 32, 48, 56, 62, 79, 80, 291, 439),
+        "rename or remove": (35, 38, 276),
+    },
+}
+_SENDFILE = {"x86_64": 40, "aarch64": 71}.get(platform.machine())
+"""The one call whose second argument is the file that is read."""
+
+_VERBS = {number: verb for verb, numbers in _CALLS.get(platform.machine(), {}).items() for number in numbers}
+
+NOT_FILES = ("socket:", "pipe:", "anon_inode:", "/dev/pts/", "/dev/tty", "/dev/console", "/dev/null")
+"""How the names of descriptors begin that lead to no file system which may hang."""
+
+UNINTERRUPTIBLE = "D"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Call:
+    """What the thread `thread` (its native number) does: it stands in sleep number `sleep`, in a call that is to do
+    `verb` with the file `path`. Where one of the two is not known, it is ""."""
+
+    thread: int
+    sleep: str
+    call: str
+    verb: str
+    path: str
+
+    def __str__(self) -> str:
+        """Say what hangs."""
+        what = f"a call that is to {self.verb} a file" if self.verb else "an access to a file"
+        where = f"{what}, {self.path!r}," if self.path else what
+        return (
+            f"{where} does not return, and nothing can interrupt it: the storage, or the server behind it, does not "
+            "answer. This process has ended without it; what it holds there is let go when it answers again"
+        )
+
+
+def calls() -> frozenset[Call]:
+    """Return the calls in which threads of this process wait for a file system at present. Does not block."""
+    return frozenset(found for thread in _threads() if (found := _look(thread)) is not None)
+
+
+def paths() -> dict[int, str]:
+    """Return what each open descriptor leads to, in the kernel's words. Asks no file system."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - it is gone when it is looked at
+            with contextlib.suppress(OSError):
+                found[int(name)] = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115
+    return found
+
+
+def await_answer(fd: int) -> None:
+    """Return when the file system of `fd` answers, at once for most. Call it before a file is closed.
+
+    Not even SIGKILL ends who closes a file of a FUSE server that is stopped; it does end this call.
+    """
+    with contextlib.suppress(OSError):
+        os.fstatvfs(fd)
+
+
+def await_all() -> None:
+    """Return when the file systems of all open files answer: before the process ends, which closes them."""
+    for fd, path in paths().items():
+        if not path.startswith(NOT_FILES):
+            await_answer(fd)
+
+
+def _threads() -> Iterator[int]:
+    with contextlib.suppress(OSError):
+        yield from map(int, os.listdir(TASKS))  # noqa: PTH208
+
+
+def _look(thread: int) -> Call | None:
+    try:
+        state = (TASKS / str(thread) / "stat").read_text().rpartition(")")[2].split()[0]
+        sleep = (TASKS / str(thread) / "status").read_text().partition("voluntary_ctxt_switches:")[2].split()[0]
+        call = (TASKS / str(thread) / "syscall").read_text().strip()
+    except (OSError, IndexError):  # it has ended, or nobody may look
+        return None
+    number, _, arguments = call.partition(" ")
+    verb, path = _VERBS.get(int(number), "") if number.lstrip("-").isdigit() else "", ""
+    if verb in (_READ, _WRITE, _FLUSH, _CLOSE):
+        path = _path(arguments.split()[1 if number == str(_SENDFILE) else 0])
+        if path.startswith(NOT_FILES):
+            return None
+    if not verb and state != UNINTERRUPTIBLE:
+        return None
+    return Call(thread, sleep, call, verb, path)
+
+
+def _path(argument: str) -> str:
+    """Return what the argument of a call leads to, which is a descriptor."""
+    try:
+        return os.readlink(f"/proc/self/fd/{int(argument, 16)}")  # noqa: PTH115
+    except (OSError, ValueError):
+        return ""

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""A disk on a file system that does not answer any more, in which nothing interrupts a call: the command ends all the
+same, once that is wished, says what hangs, and tells the other end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import command
+import pauses
+import pytest
+import stopped_file
+
+import blkmig
+from blkmig import errors
+
+MIB = 1 << 20
+SOON = 9.0
+"""Less than anything waits that is not told of the end."""
+
+HURRIED = """import sys
+from blkmig.cli import main, overdue, signals
+overdue.SECONDS = overdue.STEP_SECONDS = signals.LOOK_SECONDS = 0.1
+sys.exit(main())"""
+
+
+def start(*words: str | os.PathLike[str]) -> subprocess.Popen[bytes]:
+    """Start the command, with less patience."""
+    return subprocess.Popen(
+        [sys.executable, "-c", HURRIED, *map(os.fspath, words)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=command.environment(),
+        start_new_session=True,
+    )
+
+
+@contextlib.contextmanager
+def command_receiver(*words: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+    """Start a receiver; give it, and where it listens."""
+    receiver = start("receive", "--progress=none", "tcp:127.0.0.1:0", *words)
+    try:
+        assert receiver.stderr is not None
+        yield receiver, receiver.stderr.readline().split()[-1].decode()
+    finally:
+        receiver.kill()
+
+
+@pytest.mark.parametrize(
+    ("words", "end", "code"),
+    [
+        (["--reading=inline"], signal.SIGINT, 130),
+        (["--reading=parallel"], signal.SIGTERM, 143),
+        (["--direct"], signal.SIGTERM, 143),
+        (["--timeout=0.2"], None, 4),
+    ],
+    ids=["inline", "parallel", "direct", "timeout"],
+)
+def test_a_source_that_hangs(words: list[str], end: signal.Signals | None, code: int, tmp_path: Path) -> None:
+    content = bytearray(os.urandom(MIB) * 8)
+    incoming = blkmig.incoming("tcp:127.0.0.1:0", {"d": tmp_path / "copy.raw"})
+    with stopped_file.stopped_file(tmp_path / "d.raw", content, last=stopped_file.READ, count=12) as source, incoming:
+        receiver = pauses.Call(incoming.run)
+        sender = start("send", *words, f"d={source.path}", incoming.uri)
+        try:
+            assert source.is_stopped.wait(pauses.LONG)
+            if end is not None:
+                sender.send_signal(end)
+            _, said = sender.communicate(timeout=SOON)
+            assert sender.returncode == code, said
+            assert f"disk 'd': a call that is to read a file, '{source.path}', does not return" in said.decode()
+            assert receiver.is_over(SOON), "the receiver waits for a source that has given up"
+            with pytest.raises((errors.ChannelError, errors.TruncatedStream)):
+                receiver.result()
+        finally:
+            sender.kill()
+    assert not list(tmp_path.glob(".*blkmig"))
+
+
+def test_a_source_that_hangs_while_it_is_opened(tmp_path: Path) -> None:
+    content = bytearray(MIB)
+    with stopped_file.stopped_file(tmp_path / "d.raw", content, last=stopped_file.OPEN, count=1) as source:
+        sender = start("send", source.path, "tcp:127.0.0.1:1")
+        try:
+            assert source.is_stopped.wait(pauses.LONG)
+            sender.send_signal(signal.SIGTERM)
+            _, said = sender.communicate(timeout=SOON)
+            assert sender.returncode == 143, said
+            assert said.startswith(b"blkmig: cancelled by SIGTERM")
+        finally:
+            sender.kill()
+
+
+@pytest.mark.parametrize(("verb", "count"), [("write", 12), ("flush", 8 * 8)])
+def test_a_target_that_hangs(verb: str, count: int, tmp_path: Path) -> None:
+    backend = pauses.disk_of(8)
+    content, last = bytearray(8 * MIB), stopped_file.WRITE
+    with (
+        stopped_file.stopped_file(tmp_path / "d.raw", content, last=last, count=count) as target,
+        command_receiver(f"d={target.path}") as (receiver, uri),
+    ):
+        sender = pauses.Call(lambda: blkmig.send([backend], uri))
+        assert target.is_stopped.wait(pauses.LONG)
+        receiver.send_signal(signal.SIGTERM)
+        _, said = receiver.communicate(timeout=SOON)
+        assert receiver.returncode == 143, said
+        assert f"disk 'd': a call that is to {verb} a file, '{target.path}', does not return" in said.decode()
+        assert sender.is_over(SOON), "the sender waits for a receiver that has given up"
+        with pytest.raises(errors.TargetFailed, match="cancelled"):
+            sender.result()
