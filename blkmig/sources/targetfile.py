@@ -124,7 +124,7 @@ class TargetFile:
         with self._failing("look at"):
             there = identity.KnownFile.of(self.path)
         self.is_new = there.about is None or (self._has_mark() and not self.reuse.in_place)
-        if there.about is not None and there.is_regular and self._described.is_raw:
+        if there.about is not None and there.is_regular:
             self.is_new = self.is_new or not there.about.st_size
         self.reuse.check(self.path, exists=there.about is not None, is_new=self.is_new)
         if self._into is not None:

@@ -201,6 +201,20 @@ def qcow2(tmp_path: Path) -> Path:
     return make(tmp_path / "disk.qcow2", b"x" * MiB, "qcow2")
 
 
+def test_an_empty_file_becomes_an_image_and_keeps_its_mode(tmp_path: Path) -> None:
+    """As one does that becomes a raw disk: it was opened as an image that it is not."""
+    prepared = tmp_path / "vda.qcow2"
+    prepared.touch()
+    prepared.chmod(0o640)
+    before = prepared.stat()
+    contents = random.Random(8).randbytes(MiB + 512)
+    with blkmig.MemoryBackend(bytearray(contents), name="vda") as source:
+        blkmig.send([source], f"file:{tmp_path}/stream")
+    blkmig.receive(f"file:{tmp_path}/stream", {"vda": f"{prepared},format=qcow2"})
+    assert contents_of(prepared, "qcow2") == contents
+    assert (prepared.stat().st_mode, prepared.stat().st_ino) == (before.st_mode, before.st_ino)
+
+
 @pytest.mark.parametrize("writable", [True, False])
 def test_image_in_use(qcow2: Path, writable: bool) -> None:
     with image.ImageBackend(qcow2, format="qcow2"), pytest.raises(errors.DeviceBusy) as caught:
