@@ -12,6 +12,7 @@ strike at, nothing is killed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -28,7 +29,6 @@ import session_states
 from forks import has_ended, text_of, wait
 from striker import Plan, Striker
 
-from blkmig import cli
 from blkmig.files import partial, sessionfile
 from blkmig.migration import barriers
 
@@ -72,36 +72,21 @@ class Case:
         if end == "send":
             words += [] if any("--reconnect" in word for word in options) else ["--reconnect=1"]
         self.commands.append({"words": words, "code": None, "said": ""})
-        pid = self._fork(end, words, self.place / f"{number}.out", strikes)
+        log = self.place / f"{number}.out"
+        pid = forks.command(words, log, begin=functools.partial(self._begin, end, strikes))
         self.living[end] = pid, number
         deadline = time.monotonic() + RUN_SECONDS
         while end == "receive" and not has_ended(pid) and time.monotonic() < deadline:
-            if any(words in text_of(self.place / f"{number}.out") for words in kill_points.LISTENS):
+            if any(words in text_of(log) for words in kill_points.LISTENS):
                 return
             time.sleep(0.002)
 
-    def _fork(self, end: str, words: list[str], log: pathlib.Path, strikes: Plan | None) -> int:
-        pid = os.fork()
-        if pid:
-            return pid
-        code = 70
-        try:
-            fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            for each in (1, 2):
-                os.dup2(fd, each)
-            barriers.BARRIER_SECONDS = 0.0  # a small disk has barriers, too
-            if strikes is not None:
-                (self.place / f"{end}.pid").write_text(str(os.getpid()))
-                Striker(self.place, end, strikes)
-            code = cli.main(words)
-            sys.stdout.flush()
-            sys.stderr.flush()
-        except SystemExit as error:
-            code = error.code if isinstance(error.code, int) else 2
-        except BaseException:
-            sys.excepthook(*sys.exc_info())
-        finally:
-            os._exit(code)
+    def _begin(self, end: str, strikes: Plan | None) -> None:
+        """Do what comes before main, in the child that is an end."""
+        barriers.BARRIER_SECONDS = 0.0  # a small disk has barriers, too
+        if strikes is not None:
+            (self.place / f"{end}.pid").write_text(str(os.getpid()))
+            Striker(self.place, end, strikes)
 
     def end(self, end: str) -> int | None:
         """Wait for an end, and hold what it says against what is there; None if it does not run."""

@@ -12,14 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lab
 import pytest
 import stop_runs
 import tls
 import tls_links
 
 import blkmig
-from blkmig import testing
 
 SECONDS, LONG_SECONDS = 6.0, 600.0
 
@@ -81,17 +79,12 @@ class Run(stop_runs.Run):
 
     def open(self, stack: contextlib.ExitStack) -> None:
         """Make disks in files."""
+        self.make_sources(stack)
         receive, olds = dict(self._kind.receive), {}
-        for name, content in self.contents.items():
-            path = lab.sparse_file(self.folder / "from" / f"{name}.raw", content)
-            disk = testing.FaultyDisk(blkmig.FileBackend(path, name=name))
-            self.sources.append(stack.enter_context(disk))
-            if self.what == "fail target":
-                self.targets[name] = testing.FaultyDisk(blkmig.MemoryBackend(bytearray(len(content)), name=name))
-            elif self._kind.is_compared:
-                where = "into" if "in_place" in receive else "from"
-                olds[name] = self.folder / where / f"{name}{'' if where == 'into' else '.old'}.raw"
-                olds[name].write_bytes(content[: len(content) // 2].ljust(len(content), b"\0"))
+        for name, content in self.contents.items() if self._kind.is_compared and not self.targets else ():
+            where = "into" if "in_place" in receive else "from"
+            olds[name] = self.folder / where / f"{name}{'' if where == 'into' else '.old'}.raw"
+            olds[name].write_bytes(content[: len(content) // 2].ljust(len(content), b"\0"))
         if olds and "in_place" not in receive:
             receive["delta"] = {name: str(path) for name, path in olds.items()}
         if "tls" in receive:

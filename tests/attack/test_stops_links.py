@@ -20,7 +20,7 @@ import stop_runs
 import stops
 
 import blkmig
-from blkmig import channel, errors, stats, testing
+from blkmig import channel, errors, stats
 from blkmig.migration import barriers, connection, incomingsession
 
 MIB = lab.MIB
@@ -59,15 +59,6 @@ class Run(stop_runs.Run):
     def make_migration(self, uri: str) -> None:
         """Make the source's end."""
         self.migration = blkmig.outgoing(self.sources, uri, blkmig.MigrationParameters(**self.chosen))
-
-    def make_sources(self, stack: contextlib.ExitStack) -> None:
-        """Make disks in files."""
-        for name, content in self.contents.items():
-            path = lab.sparse_file(self.folder / "from" / f"{name}.raw", content)
-            disk = testing.FaultyDisk(blkmig.FileBackend(path, name=name))
-            self.sources.append(stack.enter_context(disk))
-            if self.what == "fail target":
-                self.targets[name] = testing.FaultyDisk(blkmig.MemoryBackend(bytearray(len(content)), name=name))
 
     def address(self) -> str:
         """Return where the receiver listens."""

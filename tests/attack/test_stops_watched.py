@@ -9,17 +9,17 @@ import errno
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import forks
 import lab
 import pytest
 import stop_runs
 from forks import has_ended, text_of, wait
 
-from blkmig import cli, ownfile
+from blkmig import ownfile
 from blkmig.cli import logfile
 
 pytest.importorskip("prometheus_client")
@@ -106,31 +106,6 @@ class _File:
         return int(self._file.write(data))
 
 
-def command(words: list[str], log: Path, failing: Failing | None, *, result: str = "") -> int:
-    """Fork a child that runs blkmig's own main; return its pid."""
-    pid = os.fork()
-    if pid:
-        return pid
-    code = 70
-    try:
-        fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        os.dup2(fd, 2)
-        os.dup2(os.open(result, os.O_WRONLY) if result else fd, 1)
-        sys.stdout = sys.__stdout__ = os.fdopen(1, "w")  # type: ignore[misc]
-        sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1)  # type: ignore[misc]
-        if failing is not None:
-            failing.begin()
-        code = cli.main(words)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    except SystemExit as error:
-        code = error.code if isinstance(error.code, int) else 2
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        os._exit(code)
-
-
 class Case:
     """A sender and a receiver, of which each writes metrics, a report and a log."""
 
@@ -149,6 +124,11 @@ class Case:
     def _words(self, end: str) -> list[str]:
         return [f"--{what}={self.folder}/{end}-{what}" for what in self._what[end]]
 
+    def _start(self, end: str, words: list[str], log: Path) -> int:
+        """Fork a child that runs the command of an end; return its pid."""
+        failing, result = self._failing[end], "/dev/full" if self._full[end] else ""
+        return forks.command(words, log, result=result, begin=failing.begin if failing else lambda: None)
+
     def play(self) -> None:
         """Run both commands, and look at what they say."""
         source, target = self.folder / "d.raw", self.folder / "into" / "d.raw"
@@ -158,13 +138,12 @@ class Case:
         receive = ["receive", "--progress=none", *self._words("r"), f"unix:{self.folder}/u", f"d={target}"]
         receive += ["--verify"] if self._options == ["--verify"] else []
         send = ["send", "--progress=none", *self._words("s"), *self._options, str(source), f"unix:{self.folder}/u"]
-        full = {end: "/dev/full" if is_full else "" for end, is_full in self._full.items()}
-        pids = {"r": command(receive, logs["r"], self._failing["r"], result=full["r"])}
+        pids = {"r": self._start("r", receive, logs["r"])}
         try:
             end = time.monotonic() + SOON
             while "listening on" not in text_of(logs["r"]) and time.monotonic() < end and not has_ended(pids["r"]):
                 time.sleep(0.002)
-            pids["s"] = command(send, logs["s"], self._failing["s"], result=full["s"])
+            pids["s"] = self._start("s", send, logs["s"])
             codes = {}
             for who in ("s", "r"):
                 if who == "r" and codes["s"] == 2:  # it has not begun

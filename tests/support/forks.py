@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import blkmig
+from blkmig import cli
 
 SECONDS = 30
 """A child that hangs is ended after that."""
@@ -61,6 +62,33 @@ def start(body: Callable[[], object]) -> int:
         traceback.print_exc()
     finally:
         sys.stderr.flush()
+        os._exit(code)
+
+
+def command(words: list[str], log: Path, *, result: str = "", begin: Callable[[], object] = lambda: None) -> int:
+    """Run ``blkmig``'s own main in a forked child and return its pid; `begin` is called there before.
+
+    What it says is in `log`, but its standard output is where `result` is, if that is said.
+    """
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        fd = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.dup2(fd, 2)
+        os.dup2(os.open(result, os.O_WRONLY) if result else fd, 1)
+        sys.stdout = sys.__stdout__ = os.fdopen(1, "w")  # type: ignore[misc]
+        sys.stderr = sys.__stderr__ = os.fdopen(2, "w", buffering=1)  # type: ignore[misc]
+        begin()
+        code = cli.main(words)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 2
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
         os._exit(code)
 
 

@@ -178,6 +178,15 @@ class Run(abc.ABC):
     def open(self, stack: contextlib.ExitStack) -> None:
         """Make the disks, the targets and both ends; what is to be closed goes to the stack."""
 
+    def make_sources(self, stack: contextlib.ExitStack) -> None:
+        """Make disks in files, and where a target is to fail, one of this process for each of them."""
+        for name, content in self.contents.items():
+            path = lab.sparse_file(self.folder / "from" / f"{name}.raw", content)
+            disk = testing.FaultyDisk(blkmig.FileBackend(path, name=name))
+            self.sources.append(stack.enter_context(disk))
+            if self.what == "fail target":
+                self.targets[name] = testing.FaultyDisk(blkmig.MemoryBackend(bytearray(len(content)), name=name))
+
     def play(self) -> None:
         """Play it, and look at what has become of both ends."""
         with contextlib.ExitStack() as stack:
