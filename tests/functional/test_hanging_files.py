@@ -80,7 +80,7 @@ def test_a_source_that_hangs(words: list[str], end: signal.Signals | None, code:
                 receiver.result()
         finally:
             sender.kill()
-    assert not list(tmp_path.glob(".*blkmig"))
+    assert not list(tmp_path.glob(".d.raw*"))
 
 
 def test_a_source_that_hangs_while_it_is_opened(tmp_path: Path) -> None:
