@@ -34,20 +34,23 @@ class Breaker:
         """End both directions."""
         self._shut(socket.SHUT_RDWR)
 
-    def say_last(self, data: bytes, seconds: float) -> None:
-        """Send what fits, end our direction, and drop what still comes for `seconds` at most. Never raises.
+    def say_last(self, data: bytes, seconds: float) -> bool:
+        """Send what fits, end our direction, and drop what still comes for `seconds` at most; return whether all of
+        `data` has fit. Never raises.
 
         For a link that was cancelled, on which nothing else can be said: a peer that would try to come again is to know
         that it need not. Whoever closes a link with unread bytes resets it, and what was said is lost.
         """
-        end = time.monotonic() + seconds
+        end, has_fit = time.monotonic() + seconds, False
         with self._lock, contextlib.suppress(OSError):
-            self._socket.send(self._last_words(data))
+            words = self._last_words(data)
+            has_fit = self._socket.send(words) == len(words)
             self._socket.shutdown(socket.SHUT_WR)
             while (left := end - time.monotonic()) > 0:
                 self._socket.settimeout(left)
                 if not self._socket.recv(PIECE):
                     break
+        return has_fit
 
     def close(self) -> None:
         """Give the descriptor back; the socket stays as it is. Twice does no harm."""

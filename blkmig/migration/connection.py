@@ -57,7 +57,7 @@ class Connection:
         self.return_path: channel.InputQEMUFile | None = None
         """The way back, where it is open."""
 
-        self._lost_bytes = 0
+        self._lost_bytes, self._has_said_last = 0, False
         self._is_qemu = is_qemu
         self.has_target_failed = False
         """The target has said so, and does not use what it has."""
@@ -223,7 +223,23 @@ class Connection:
             breaker = None if self.return_path is None else self.return_path.breaker()
             if breaker is not None:
                 with contextlib.closing(breaker):
-                    breaker.say_last(words, 0)
+                    self._has_said_last = breaker.say_last(words, 0)
+
+    def say_goodbye(self, word: bytes, seconds: float) -> bool:
+        """Say `word` on a connection of its own, also after a cancel, and return whether it has left. Never raises.
+
+        Blocks for `seconds` at most, twice. Where `say_last` has said it already this is a second way, which over TLS
+        is not tried: a target that opens its disks shakes hands with nobody.
+        """
+        if self._has_said_last and self.uri.startswith("tls:"):
+            return False
+        with contextlib.suppress(errors.MigrationError), contextlib.closing(self.another()) as connector:
+            f = connector.connect(timeout=seconds)
+            f.set_idle_timeout(seconds)
+            f.put_buffer(word)
+            f.close()
+            return True
+        return False
 
     def _look_for_the_reason(self, error: errors.ChannelError) -> None:
         """Raise what the target has said of itself, if it did before the link broke with `error`."""

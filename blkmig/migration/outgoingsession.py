@@ -22,7 +22,6 @@ All of it belongs to the migration thread.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import time
@@ -97,10 +96,11 @@ class OutgoingSession:
         if known is None:
             return False
         idle_timeout = self._parameters.idle_timeout
-        is_open = self._resuming.connect(known, self._most_seconds(), timeout=timeout, idle_timeout=idle_timeout)
-        if is_open:
-            self._key, self._incarnation = known
-        return is_open
+        try:
+            return self._resuming.connect(known, self._most_seconds(), timeout=timeout, idle_timeout=idle_timeout)
+        finally:
+            if self._resuming.may_be_awaited:
+                self._key, self._incarnation = known
 
     def find_known(self) -> keyfile.Known | None:
         """Return the session that a process before this one has left, if it is to be resumed. Raises as `resume`."""
@@ -290,11 +290,4 @@ class OutgoingSession:
         """Return whether the target has been told, as far as that is seen here."""
         self._attempt += 1
         word, self._key = self._session(is_over=True).again(), None
-        with contextlib.suppress(errors.MigrationError), contextlib.ExitStack() as stack:
-            connector = stack.enter_context(contextlib.closing(self._connection.another()))  # that nobody has cancelled
-            f = connector.connect(timeout=GOODBYE_SECONDS)
-            f.set_idle_timeout(GOODBYE_SECONDS)
-            f.put_buffer(word)
-            f.close()
-            return True
-        return False
+        return self._connection.say_goodbye(word, GOODBYE_SECONDS)

@@ -34,6 +34,9 @@ class Resuming:
         self.is_answered = False
         """The receiver waits for another process of the source if this one is killed."""
 
+        self.may_be_awaited = False
+        """The receiver may wait for this process, or for another one that resumes after it."""
+
         self.is_owner = False
         """The receiver of that session has said that it has not taken the disks, and never will by what was sent."""
 
@@ -48,7 +51,7 @@ class Resuming:
         word = savevm.Session(known.key, known.incarnation, 1, seconds).resume()
         try:
             self._connection.connect_again(word, timeout=timeout, idle_timeout=idle_timeout)
-            answer = self._questions.await_resumed()
+            answer = self._hear()
         except errors.ChannelTimeout:
             raise
         except errors.ChannelError:
@@ -60,5 +63,20 @@ class Resuming:
         if answer.waiting == savevm.Waiting.OWNER:
             self._file.remove()
             raise errors.InDoubt(_OWNER.format(answer.number, self._connection.uri))
-        self.is_answered, self.is_owner = True, answer.waiting == savevm.Waiting.RECEIVER
+        self.is_answered = self.may_be_awaited = True
+        self.is_owner = answer.waiting == savevm.Waiting.RECEIVER
         return True
+
+    def _hear(self) -> savevm.Resumed:
+        """Return the answer. A receiver that may have heard of this process is told if it is cancelled meanwhile."""
+        try:
+            return self._questions.await_resumed()
+        except errors.MigrationError as error:
+            self.may_be_awaited = isinstance(error, errors.Cancelled)
+            raise
+        except BaseException:
+            self.may_be_awaited = True
+            raise
+        finally:
+            if self.may_be_awaited:
+                self._connection.say_last(savevm.NOTHING)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .configuration import Configuration
     from .container import (
         GIVEN_UP,
+        NOTHING,
         QEMU_VM_FILE_MAGIC,
         QEMU_VM_SECTION_FOOTER,
         ContainerFormat,
@@ -94,6 +95,7 @@ __all__ = [
     "MIG_RP_MSG_PONG",
     "MIG_RP_MSG_READY",
     "MIG_RP_MSG_SHUT",
+    "NOTHING",
     "OURS",
     "PATIENCE",
     "PREFACE_NBYTES",
@@ -151,7 +153,7 @@ __getattr__ = later.opener(
     bundles="ID_NBYTES MAX_COUNT MIG_CMD_BUNDLE PREFACE_NBYTES Bundle Bundled",
     commands="Answer",
     configuration="Configuration",
-    container="GIVEN_UP QEMU_VM_FILE_MAGIC QEMU_VM_SECTION_FOOTER ContainerFormat looks_like_footer",
+    container="GIVEN_UP NOTHING QEMU_VM_FILE_MAGIC QEMU_VM_SECTION_FOOTER ContainerFormat looks_like_footer",
     digestwords="Digest",
     handlers="SaveVMHandlers",
     handover="Commit End Kind parse_commit parse_end",

@@ -42,6 +42,9 @@ QEMU_VM_SECTION_FOOTER: Final = 0x7E
 GIVEN_UP: Final = bytes((QEMU_VM_EOF, QEMU_VM_VMDESCRIPTION, 0, 0, 0, 2)) + b"{}"
 """The end of a stream whose sections have none: its source has given up, between two records."""
 
+NOTHING: Final = QEMU_VM_FILE_MAGIC + QEMU_VM_FILE_VERSION.to_bytes(4, "big") + GIVEN_UP
+"""A stream whose source has given up before it has begun one."""
+
 MIG_CMD_OPEN_RETURN_PATH: Final = 1
 MIG_CMD_PING: Final = 2
 MIG_CMD_PACKAGED: Final = 7

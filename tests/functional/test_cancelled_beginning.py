@@ -14,7 +14,8 @@ import tls_links
 
 import blkmig
 from blkmig import errors
-from blkmig.migration import incomingsession, outgoingsession, targets
+from blkmig.migration import incomingsession, outgoingsession, questions, targets
+from blkmig.savevm import commands
 
 SOON = 9.0
 """Less than anything waits that is not told of the end."""
@@ -29,8 +30,8 @@ def way(request: pytest.FixtureRequest) -> str:
 def test_a_source_that_is_cancelled_meanwhile(
     way: str, owner: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Over TLS it cannot say goodbye before somebody shakes hands with it, and it does not wait long for that."""
-    monkeypatch.setattr(outgoingsession, "GOODBYE_SECONDS", 0.2)
+    """Over TLS it cannot say goodbye before somebody shakes hands with it, and it does not wait for that."""
+    monkeypatch.setattr(outgoingsession, "GOODBYE_SECONDS", pauses.LONG)
     is_inside, go_on, original = threading.Event(), threading.Event(), getattr(owner, name)
 
     def slow(*args: Any, **options: Any) -> Any:
@@ -52,6 +53,7 @@ def test_a_source_that_is_cancelled_meanwhile(
         try:
             assert is_inside.wait(pauses.LONG)
             outgoing.cancel()
+            assert sender.is_over(SOON), "it waits for a target that opens its disks"
             with pytest.raises(errors.Cancelled):
                 sender.result()
             go_on.set()
@@ -62,3 +64,38 @@ def test_a_source_that_is_cancelled_meanwhile(
             go_on.set()
             incoming.cancel()
     assert not (tmp_path / "copy.raw").exists()
+
+
+def test_a_source_that_does_not_hear_that_it_would_be_waited_for(
+    way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer to SESSION is there, and the source is cancelled before it looks."""
+    has_answered, answer, hear = threading.Event(), commands.Commands.answer_session, questions.Questions.await_session
+
+    def answering(*args: Any) -> None:
+        answer(*args)
+        has_answered.set()
+
+    def deaf(self: questions.Questions, seconds: float) -> Any:
+        assert has_answered.wait(pauses.LONG)
+        outgoing.cancel()
+        return hear(self, seconds)
+
+    monkeypatch.setattr(commands.Commands, "answer_session", answering)
+    monkeypatch.setattr(questions.Questions, "await_session", deaf)
+    uri = f"unix:{tmp_path}/s" if way == "unix" else f"{way[:3]}:127.0.0.1:0"
+    incoming = blkmig.incoming(uri, {"d": tmp_path / "copy.raw"})
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(incoming)
+        where = tls_links.named(incoming.uri)
+        if "relay" in way:
+            where = stack.enter_context(tls_links.Between(incoming.uri, which=-1)).uri
+        trust = blkmig.TlsParameters(token=incoming.token) if "tls" in way else None
+        outgoing = blkmig.outgoing([pauses.disk_of(2)], where, blkmig.MigrationParameters(tls=trust))
+        receiver, sender = pauses.Call(incoming.run), pauses.Call(lambda: stack.enter_context(outgoing))
+        try:
+            with pytest.raises(errors.Cancelled):
+                sender.result()
+            assert receiver.is_over(SOON), "the receiver waits for a source that has given up"
+        finally:
+            incoming.cancel()
