@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from .. import _core, disk, errors, params
+from . import wire
 
 NAMELESS_TWICE = (
     "a block of the disk without a name comes a second time: the stream holds two such disks, the second most likely "
@@ -22,6 +23,13 @@ def encode_name(backend: disk.BlockBackend) -> bytes:
 def check_disks(disks: Iterable[disk.BlockBackend], parameters: params.MigrationParameters) -> None:
     """Refuse disks that one stream cannot carry; those that are read-only are not sent."""
     names: set[bytes] = set()
+    disks = list(disks)
+    count = sum(1 for backend in disks if backend.size and not backend.is_read_only)
+    if count > wire.MAX_DISKS and not parameters.qemu:
+        raise errors.ParameterError(
+            f"a stream carries at most {wire.MAX_DISKS} disks, as its receiver takes no more, not {count}: send them "
+            "in several migrations"
+        )
     for backend in disks:
         if not backend.is_read_only:
             check_device(backend, names, parameters)
