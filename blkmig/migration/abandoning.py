@@ -80,7 +80,7 @@ class Abandoning:
             return cancelled, []
         if held.is_in_doubt():
             return errors.InDoubt(held.describe_doubt(cancelled)), [held.abandon]
-        return cancelled, [held.abandon, self._ending.drop_note]
+        return cancelled, [held.abandon, self._ending.note.drop]
 
 
 def abandon_incoming(status: stats.Status, loaded: loading.Loading, hung: hanging.Call) -> errors.MigrationError | None:

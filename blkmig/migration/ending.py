@@ -65,7 +65,7 @@ class Ending:
         self._sources = sources
         self._session = session
         self._send_section = send_section
-        self._note = note.Note(parameters.state_dir)
+        self.note = note.Note(parameters.state_dir)
         self.has_begun = False
         """What cannot be taken back may have left, END of the section or COMMIT: there is no way back to the rounds."""
 
@@ -95,7 +95,7 @@ class Ending:
         if self._parameters.writers_after != "refuse" or self._block.format != "blkmig":
             return False
         self._questions.begin_barrier(self._savevm)
-        self._note.store(self._next())  # beside the flush it takes nobody's time
+        self.note.store(self._next())  # beside the flush it takes nobody's time
         self._questions.end_barrier()
         return True
 
@@ -130,32 +130,28 @@ class Ending:
         if self._parameters.writers_after == "refuse":
             known = self._session.find_known()
             settled = None if known is None else known.key
-            self._note.look(
+            self.note.look(
                 [backend for backend in self._block.disks.all if not backend.is_read_only], settled=settled
             )
 
     def begin_note(self) -> None:
         """Find a place for the note of a move, before anything is sent. Blocks; raises as `Note.begin`."""
         if savevm.Ability.COMMIT in self._block.abilities and self._kind() == savevm.Kind.MOVE:
-            self._note.begin(self._block.sent_disks(), key=self._session.key, settled=self._session.settles)
+            self.note.begin(self._block.sent_disks(), key=self._session.key, settled=self._session.settles)
 
     def noting(self, held: pause.Pause) -> contextlib.AbstractContextManager[None]:
         """Have the note say it for an attempt, the body of a ``with``, and behind it if the target owns the disks, or
         may: then it tells so until the caller is told, for the target may still be comparing proofs.
         """
-        return self._note.standing(self._next(), lambda: self._has_moved or held.is_in_doubt())
+        return self.note.standing(self._next(), lambda: self._has_moved or held.is_in_doubt())
 
     def _next(self) -> int:
         return self._questions.number + 1
 
-    def drop_note(self) -> None:
-        """Have `close` remove the note of an attempt whose thread hangs, and which has handed nothing over."""
-        self._note.drop()
-
     def close(self) -> None:
         """Let the note go; one that still says something stays, unless how that came out is known by now. Twice does
         no harm."""
-        self._note.close(is_settled=self._has_moved)
+        self.note.close(is_settled=self._has_moved)
 
     def _hands_over(self) -> bool:
         """Return whether it is in four messages; what other sections have to say comes at the stream's end only."""

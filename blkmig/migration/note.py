@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """The note of a move, in the source's session file: COMMIT n may have left, and the target may own the disks.
 
-It is on stable storage before the pause begins, in which COMMIT may leave. It says so until the pause was given up or
-the target has said that it has not taken them, or, if it has, until the migration is over and tells that. One that ends
-in doubt leaves it, and so does a process that is killed: then no other move begins with these disks before a person has
-looked.
+It is on stable storage before the pause begins, in which COMMIT may leave. It says so until there are more rounds after
+all, or the target has said that it has not taken them, or, if it has, until the migration is over and tells that. One
+that ends in doubt leaves it, and so does a process that is killed: then no other move begins with these disks before a
+person has looked.
 """
 
 from __future__ import annotations
@@ -77,15 +77,15 @@ class Note:
         finally:
             self._stays = may_be_owned()
             if not self._stays:
-                self._withdraw()
+                self.withdraw()
 
     def drop(self) -> None:
         """Have `close` remove it though an attempt is under way, whose thread hangs: nothing was handed over."""
         self._stays = False
 
-    def _withdraw(self) -> None:
-        """Have it say nothing, until there is another attempt. Never raises: what is not withdrawn says too much."""
-        if self._files.state is not None:
+    def withdraw(self) -> None:
+        """Have it say nothing, until it is stored again. Never raises: what is not withdrawn says too much."""
+        if self._files.state == "noted":
             try:
                 self._files.store("open", 0)
             except errors.DeviceError as error:

@@ -92,9 +92,7 @@ class OutgoingMigration:
         self.when_limit_reached: Callable[[], object] = lambda: None
         """Called, in a thread of the watchdog, when a limit has ended the migration as `cancel` does."""
         self._convergence = convergence.Convergence(self.parameters, self._block, self._figures, self._questions.look)
-        self._bounds = bounds.Bounds(
-            self.parameters, self._convergence, self.cancel, lambda: self.when_limit_reached()
-        )
+        self._bounds = bounds.Bounds(self.parameters, self._convergence, self.cancel, lambda: self.when_limit_reached())
         self._life = life.Life(
             self._figures,
             (
@@ -130,6 +128,7 @@ class OutgoingMigration:
             self._session,
             self._rounds.send_section,
         )
+        self._rounds.before_more = self._ending.note.withdraw
         self._proving = proving.Proving(
             self._block, self.savevm, self._connection, self._questions, self._figures, self._rounds
         )

@@ -12,6 +12,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .. import block, errors, savevm, stats
 from . import bounds, connection, convergence, figures, life, outgoingsession, questions
 
@@ -41,9 +43,15 @@ class Rounds:
         self._bounds = limits
         self._life = states
         self._session = session
+        self.before_more: Callable[[], None] = lambda: None
+        """Called where it is not time for the pause after all, or not yet, before the next section."""
 
     def until_ready(self) -> None:
         """Send sections until it is time for the pause. Raises what `Convergence.is_ready` raises. Blocks."""
+        if self._is_ready():
+            return
+        self.before_more()
+        self.iterate()
         while not self._is_ready():
             self.iterate()
 

@@ -15,7 +15,7 @@ import session_states
 import blkmig
 from blkmig import errors
 from blkmig.files import sessionfile
-from blkmig.migration import ending, pause, questions, sessions
+from blkmig.migration import convergence, ending, pause, questions, rounds, sessions
 
 MIB = lab.MIB
 
@@ -231,3 +231,36 @@ def test_after_a_flush_that_takes_its_time_nobody_may_have_written(
     ready = looks.index("READY")
     assert looks[ready - 1] == "look"
     assert ("look" in looks[ready:]) == takes_its_time
+
+
+def test_a_note_does_not_stand_through_rounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it is not time for the pause after the flush ahead, a sender that is killed then leaves no doubt."""
+    (tmp_path / "s.raw").write_bytes(b"x" * MIB)
+    receiver = receive(tmp_path)
+    seen: list[str | None] = []
+    answers = iter([True, False, False, True])
+
+    def is_ready(self: convergence.Convergence) -> bool:
+        return next(answers, True)
+
+    def iterate(self: rounds.Rounds) -> None:
+        if flushed:
+            seen.append(session_states.state_of(tmp_path / "s.raw"))
+        iterated(self)
+
+    def flush_ahead(self: ending.Ending) -> bool:
+        is_flushed = flush(self)
+        flushed.append(session_states.state_of(tmp_path / "s.raw"))
+        return is_flushed
+
+    flushed: list[str | None] = []
+    iterated, flush = rounds.Rounds.iterate, ending.Ending.flush_ahead
+    monkeypatch.setattr(convergence.Convergence, "is_ready", is_ready)
+    monkeypatch.setattr(rounds.Rounds, "fetch_anew", lambda self: None)
+    monkeypatch.setattr(rounds.Rounds, "iterate", iterate)
+    monkeypatch.setattr(ending.Ending, "flush_ahead", flush_ahead)
+    with blkmig.FileBackend(tmp_path / "s.raw", name="d") as disk:
+        blkmig.send([disk], receiver.uri, writers_after="refuse", downtime_limit=30)
+    receiver.result()
+    assert (flushed, seen) == (["noted"], ["open", "open"])
+    assert left(tmp_path) == {"d.raw"}
