@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 MAX_PARALLEL_IO = 16
 """The most reads in flight, over all disks together: more would starve the disks' other users (QEMU 2.12's figure)."""
 
+MAX_MACHINE_NAME = 4096
+"""The most bytes of a machine's name in a stream; receivers take no more."""
+
 MAX_IO_BUFFERS = 512
 """The most block buffers that a caller may ask for; reads in flight and blocks that wait to be sent share them."""
 
@@ -125,9 +128,9 @@ class MigrationParameters:
     """Seconds to wait for the other end to answer, 0.001 to 86,400."""
 
     reconnect: float | None = None
-    """Seconds to try to come again when the link to a blkmig is lost, up to 86,400; 0 fails at once; None: 60. Only
-    what the target has not stored by then is sent again, or compared. An older target that compares with old copies
-    does not wait, and seconds that were said are refused then: see `delta`."""
+    """Seconds to try to come again when the link to a blkmig is lost, up to 86,400; 0 fails at once; None: 60. The
+    target waits as long, an hour at most. Only what it has not stored by then is sent again, or compared. An older
+    target that compares with old copies does not wait, and seconds that were said are refused then: see `delta`."""
 
     resume: bool = False
     """Go on where an earlier migration of these disks has ended, because its link was lost for good or one end was
@@ -172,6 +175,8 @@ class MigrationParameters:
             raise errors.WrongType(f"machine must be a text, not {self.machine!r}")
         if any("\ud800" <= char <= "\udfff" for char in self.machine):
             raise errors.ParameterError(f"machine must be a text, not {self.machine!r}")
+        if len(self.machine.encode()) > MAX_MACHINE_NAME:
+            raise errors.ParameterError(f"machine must have {MAX_MACHINE_NAME} bytes at most: receivers take no more")
         settings.check_tls(self)
         settings.check_resume(self)
         self._set_granularity()

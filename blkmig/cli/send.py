@@ -91,7 +91,7 @@ def add_stream(parser: argparse.ArgumentParser) -> None:
                         "on a long way one more for each 15 ms of the round trip)")  # fmt: skip
     parser.add_argument("--reconnect", type=arguments.duration, metavar="SECONDS",
                         help="how long to try to open the link to a blkmig again when it is lost; the receiver waits "
-                        "as long; 0: not at all (default: 60)")  # fmt: skip
+                        "as long, an hour at most; 0: not at all (default: 60)")  # fmt: skip
     parser.add_argument("--resume", action="store_true", help="go on where a migration has ended, because its link was "
                         "lost for good, or one end was killed; start its receiver again before, unless it still waits. "
                         "What it has is compared, and what differs is sent")  # fmt: skip

@@ -19,7 +19,7 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from .. import errors
+from .. import errors, params
 from . import container
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
     from ..channel import InputQEMUFile, OutputQEMUFile
 
-MAX_MACHINE_NAME: Final = 4096
 MAX_CAPABILITIES: Final = 256
 PAGE_BITS: Final = range(10, 25)
 """RAM records keep ten flag bits below the page address, so no page is smaller."""
@@ -88,7 +87,7 @@ def get_counted_string(f: InputQEMUFile) -> str:
 def _get_machine(f: InputQEMUFile) -> str:
     position = f.position
     length = f.get_be32()
-    if length > MAX_MACHINE_NAME:
+    if length > params.MAX_MACHINE_NAME:
         raise errors.StreamError(f"the machine name claims {length} bytes", position=position)
     return f.get_buffer(length).decode(errors="backslashreplace")
 

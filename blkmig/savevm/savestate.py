@@ -22,7 +22,7 @@ import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .. import errors, unrun
+from .. import errors, units, unrun
 from . import configuration, container
 from .handlers import SaveVMHandlers
 from .vmdescription import put_vmdescription
@@ -78,6 +78,9 @@ class SaveState:
         :class:`~blkmig.errors.ParameterError` for a name that is empty, over 255 bytes or taken, and for handlers that
         are async.
         """
+        if not isinstance(idstr, str):
+            raise errors.WrongType(f"a section's idstr must be a text, not {idstr!r}")
+        instance_id, version_id = units.index(instance_id), units.index(version_id)
         if not 1 <= len(idstr.encode()) <= 255:
             raise errors.ParameterError(f"a section's idstr must have 1 to 255 bytes, not {len(idstr.encode())}")
         if not (0 <= instance_id < 1 << 32 and 0 <= version_id < 1 << 32):

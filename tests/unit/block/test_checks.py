@@ -34,3 +34,10 @@ def test_what_has_no_block_does_not_count() -> None:
     for more, parameters in ((disks(1, 0), {}), (disks(1), {"qemu": True})):  # a QEMU takes any number
         chosen = [*disks(wire.MAX_DISKS), *(blkmig.MemoryBackend(bytearray(each.size), name="more") for each in more)]
         block.DiskChoice(chosen, blkmig.MigrationParameters(**parameters)).check()
+
+
+def test_a_machine_s_name_is_no_longer_than_a_receiver_takes(tmp_path: Path) -> None:
+    blkmig.send(disks(1), f"file:{tmp_path}/stream", machine="ü" * 2048)
+    blkmig.receive(f"file:{tmp_path}/stream", {"d0": disks(1)[0]})
+    with pytest.raises(errors.ParameterError, match="machine must have 4096 bytes at most"):
+        blkmig.MigrationParameters(machine="ü" * 2049)

@@ -8,6 +8,7 @@ import os
 import pathlib
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import savevm_streams as streams
@@ -232,6 +233,12 @@ def test_every_cleanup_runs_once_and_the_first_error_wins() -> None:
 )
 def test_what_cannot_be_registered(idstr: str, instance: int, version: int) -> None:
     with pytest.raises(errors.ParameterError):
+        savevm.SaveState().register_savevm_live(idstr, instance, version, savevm.SaveVMHandlers())
+
+
+@pytest.mark.parametrize(("idstr", "instance", "version"), [(None, 0, 1), (b"x", 0, 1), ("x", 1.5, 1), ("x", 0, True)])
+def test_what_is_no_name_and_no_number_of_a_section(idstr: Any, instance: Any, version: Any) -> None:
+    with pytest.raises(TypeError):
         savevm.SaveState().register_savevm_live(idstr, instance, version, savevm.SaveVMHandlers())
 
 
