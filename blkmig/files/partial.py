@@ -7,9 +7,8 @@ The mark is a second name in the same folder. A new file has no other one until 
     publish, sync    .vda.raw.blkmig-partial = vda.raw      complete: a hard link, which never replaces a file
     confirm, sync                              vda.raw      the other end has its word
 
-What the other end has handed over for good needs no mark any more, for a session file says so: then `unmark` removes
-it before the other end has its word. Never before a sync, which brings the name to stable storage: else a file system
-without a journal may lose both. So at any moment one of the names is there, but where a file cannot have two.
+What the other end has handed over for good needs no mark any more: a session file says so. Then `unmark` removes it
+before the word, never before a sync: else a file system without a journal may lose both names, and not only the mark.
 
 An empty file that somebody has prepared keeps its name, owner and mode, and has the mark beside it from the beginning
 to that moment. So a file that is half made, or whose word was never given, is known by its mark for good: the next
@@ -181,7 +180,8 @@ class Partial:
 
     def _forget(self) -> None:
         """Remove what a run before this one has left."""
-        self._place.unlink(self.mark, self.fd)
+        for name in (self.mark, folder.hidden_name(self.name, folder.SECOND_SUFFIX)):
+            self._place.unlink(name, self.fd)
         self._close()
         self.is_taken_up = False
 

@@ -10,7 +10,7 @@ import name_log
 import pytest
 
 from blkmig import sources
-from blkmig.files import partial, taken
+from blkmig.files import folder, partial, taken
 from blkmig.migration import made
 
 CONTENT = b"the only owner's disk"
@@ -80,3 +80,16 @@ def test_a_name_that_a_restart_gives(tmp_path: Path, monkeypatch: pytest.MonkeyP
     taken.give_name(about)
     assert log.at_last() == [{"d.raw": inode}]
     assert log.never_loses(inode)
+
+
+def test_a_run_that_was_killed_while_it_replaced_a_file_leaves_nothing(tmp_path: Path) -> None:
+    """Its third name, which keeps the room that all of the disk takes."""
+    (tmp_path / "d.raw").write_bytes(b"old")
+    mark = tmp_path / partial.partial_name("d.raw")
+    mark.write_bytes(CONTENT)
+    (tmp_path / folder.hidden_name("d.raw", folder.SECOND_SUFFIX)).hardlink_to(mark)
+    target = sources.TargetFile("d.raw", label="d", into=tmp_path, overwrite=True)
+    target.prepare()
+    assert {path.name for path in tmp_path.iterdir()} == {"d.raw", mark.name}
+    target.discard(withdraw=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"d.raw"}
