@@ -77,15 +77,19 @@ class Overdue:
 
     def depart(self, code: int) -> None:
         """End the process at once, if its end was wished, and it would hang in closing what is still open."""
-        from .. import hanging, threads
+        if not self._is_wished and self._number() is None:
+            return
+        with contextlib.suppress(ImportError, OSError):  # of a file that cannot be opened any more
+            from .. import hanging, threads
 
-        is_wished = self._is_wished or self._number() is not None
-        if is_wished and not threads.in_time(hanging.await_all, STEP_SECONDS):
-            self._leave(code)
+            if not threads.in_time(hanging.await_all, STEP_SECONDS):
+                self._leave(code)
 
     def _watch(self) -> None:
-        from .. import hanging
-
+        try:
+            from .. import hanging
+        except (ImportError, OSError):  # of a file that cannot be opened any more
+            return
         before = hanging.calls()
         while not self._has_ended.wait(SECONDS):
             now = hanging.calls()
