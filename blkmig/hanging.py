@@ -17,15 +17,19 @@ from pathlib import Path
 
 TASKS = Path("/proc/self/task")
 
+_READ, _WRITE, _FLUSH, _CLOSE, _LOOK = "read", "write", "flush", "close", "look at"
+MOVES = (_READ, _WRITE, _FLUSH)
+"""What says most of several calls that hang: the others wait for these."""
+
 # By machine: which calls wait for a file system, and what they do to a file. The rest of the calls wait for others.
-_READ, _WRITE, _FLUSH, _CLOSE, _OPEN = "read", "write", "flush", "close", "open or look for"
 _CALLS = {
     "x86_64": {
         _READ: (0, 17, 19, 40, 275, 295),
         _WRITE: (1, 18, 20, 76, 77, 285, 296),
         _FLUSH: (74, 75, 277),
         _CLOSE: (3, 138),  # and fstatfs, see `await_answer`
-        _OPEN: (2, 4, 5, 6, 8, 21, 72, 73, 257, 262, 332, 439),
+        _LOOK: (5, 8, 72, 73, 262),
+        "open or look for": (2, 4, 6, 21, 257, 332, 439),
         "rename or remove": (82, 84, 87, 263, 264, 316),
     },
     "aarch64": {
@@ -33,7 +37,8 @@ _CALLS = {
         _WRITE: (45, 46, 47, 64, 66, 68, 70),
         _FLUSH: (82, 83, 84),
         _CLOSE: (44, 57),
-        _OPEN: (25, 32, 48, 56, 62, 79, 80, 291, 439),
+        _LOOK: (25, 32, 62, 79, 80),
+        "open or look for": (48, 56, 291, 439),
         "rename or remove": (35, 38, 276),
     },
 }
@@ -114,7 +119,7 @@ def _look(thread: int) -> Call | None:
         return None
     number, _, arguments = call.partition(" ")
     verb, path = _VERBS.get(int(number), "") if number.lstrip("-").isdigit() else "", ""
-    if verb in (_READ, _WRITE, _FLUSH, _CLOSE):
+    if verb in (*MOVES, _CLOSE, _LOOK):
         path = _path(arguments.split()[1 if number == str(_SENDFILE) else 0])
         if path.startswith(NOT_FILES):
             return None

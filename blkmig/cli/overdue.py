@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -47,7 +48,11 @@ class Overdue:
         self.say: Say | None = None
         """Says how the command has ended, and returns its exit code; None before that can be said."""
 
-        self._abandon: Abandon | None = None
+        self.abandon: Abandon | None = None
+        """Ends the migration of the command: it is told what hangs, releases what it can in bounded time, and returns
+        the error that has ended it, None if it is complete. None before there is one; it stays behind its end, for
+        closing the disks may hang as well."""
+
         self._lock = threading.Lock()  # held by who ends the command, to its end
         self._is_wished = False
         self._has_ended = threading.Event()
@@ -59,16 +64,6 @@ class Overdue:
         if is_first:
             with contextlib.suppress(RuntimeError):  # there are no threads to be had
                 threading.Thread(target=self._watch, name="blkmig-overdue", daemon=True).start()
-
-    @contextlib.contextmanager
-    def abandoning(self, abandon: Abandon) -> Iterator[None]:
-        """Have `abandon` called, if that comes to pass in the body of a ``with``: it is told what hangs, releases what
-        it can in bounded time, and returns the error that has ended the migration, None if that is complete."""
-        self._abandon = abandon
-        try:
-            yield
-        finally:
-            self._abandon = None
 
     def ended(self) -> None:
         """Take note that the command ends by itself. Does not return if it is being ended already."""
@@ -90,10 +85,11 @@ class Overdue:
             from .. import hanging
         except (ImportError, OSError):  # of a file that cannot be opened any more
             return
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())  # else commands that clean up would take none, either
         before = hanging.calls()
         while not self._has_ended.wait(SECONDS):
             now = hanging.calls()
-            hung = sorted(filter(_is_waited_for, before & now), key=lambda call: not call.path)
+            hung = sorted(filter(_is_waited_for, before & now), key=lambda call: call.verb not in hanging.MOVES)
             before = now
             if hung:
                 with self._lock:
@@ -107,8 +103,8 @@ class Overdue:
 
         error: errors.MigrationError | None = errors.Cancelled("the command was cancelled")
         try:
-            if self._abandon is not None:
-                error = self._abandon(hung)
+            if self.abandon is not None:
+                error = self.abandon(hung)
             elif error is not None:
                 error.add_note(str(hung))
         finally:

@@ -69,7 +69,8 @@ class Signals:
         # The watching thread only.
         self._wishes = 0
         self._heard_at = 0.0
-        self._pending: set[signal.Signals] = set()
+        self._pending: set[int] = set()
+        self._blocked: set[int] = set()
 
     @contextlib.contextmanager
     def cancelling(self, cancel: Callable[[], None]) -> Iterator[None]:
@@ -121,7 +122,8 @@ class Signals:
 
     def watch(self, fd: int) -> None:
         """Hear signals from the wake-up descriptor until its other end is closed."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # what is blocked here is told as pending
+        # What is blocked here is told as pending. What was blocked before, by who has started the command, stays so.
+        self._blocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         with contextlib.suppress(OSError):  # what the main thread does of a signal is left then
             poll = select.poll()
             poll.register(fd, select.POLLIN)
@@ -133,15 +135,21 @@ class Signals:
                 if not numbers:
                     return
                 for number in numbers:
-                    if number in SIGNALS:
-                        self.hear(number, time.monotonic())
+                    self.take(number, time.monotonic())
 
     def look(self, now: float) -> None:
-        """Hear, at `now` seconds, the signals that are blocked in this thread and pending, each once."""
-        pending = {each for each in SIGNALS if each in signal.sigpending()}
-        for number in pending - self._pending:
+        """Hear, at `now` seconds, the signals that are pending because the main thread does not take them."""
+        pending = signal.sigpending()
+        for number in {each for each in SIGNALS if each in pending} - self._blocked - self._pending:
+            self._pending.add(number)
             self.hear(number, now)
-        self._pending = pending
+
+    def take(self, number: int, now: float) -> None:
+        """Hear, at `now` seconds, a signal that the main thread has taken, unless it was heard while it was pending."""
+        if number in self._pending:
+            self._pending.remove(number)
+        elif number in SIGNALS:
+            self.hear(number, now)
 
 
 _current: list[Signals] = []

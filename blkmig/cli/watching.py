@@ -100,7 +100,8 @@ class Watch:
                 threads.in_time(functools.partial(close, error), CLOSE_SECONDS)
             return error
 
-        with heard.overdue.abandoning(abandon_and_close), heard.cancelling(of.cancel):
+        heard.overdue.abandon = abandon_and_close
+        with heard.cancelling(of.cancel):
             yield
 
     def add(self, observer: Observer, follow: Callable[[Any], None]) -> None:

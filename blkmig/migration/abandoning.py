@@ -60,7 +60,7 @@ class Abandoning:
             error.add_note(f"{hung}" if found is None else f"disk {found[0]!r}: {hung}")
         # The files of the others stay open: closing one may hang so that not even SIGKILL ends it.
         disks = self._sources.apart_from(None if found is None else found[1])
-        status: stats.Status = "failed" if isinstance(error, errors.NotConverged) else "cancelled"
+        status: stats.Status = "cancelled" if isinstance(error, errors.Cancelled) else "failed"
         steps.append(lambda: self._block.save_cleanup(waits=False))
         self._life.abandon(steps, "completed" if error is None else status)
         for backend in disks:
@@ -70,6 +70,8 @@ class Abandoning:
     def _judge(self) -> tuple[errors.MigrationError | None, list[Callable[[], object]]]:
         """Return what has ended it, and what has to be done first."""
         held = self._bounds.pause
+        if isinstance(self._life.error, errors.MigrationError):
+            return self._life.error, []
         if self._session.is_completed:
             error = errors.NotVerified("everything is complete at the target, but comparing was cut short")
             is_verified = self._life.is_complete or not self._block.proves
@@ -83,9 +85,11 @@ class Abandoning:
         return cancelled, [held.abandon, self._ending.note.drop]
 
 
-def abandon_incoming(status: stats.Status, loaded: loading.Loading, hung: hanging.Call) -> errors.MigrationError | None:
-    """Tell the source of a migration in this `status` that it ends, and return the error that has ended it, None if it
-    is complete. As `Abandoning.abandon`.
+def abandon_incoming(
+    status: stats.Status, ended: BaseException | None, loaded: loading.Loading, hung: hanging.Call
+) -> errors.MigrationError | None:
+    """Tell the source of a migration in this `status` that it ends, and return the error that has ended it, which may
+    have `ended` it before; None if it is complete. As `Abandoning.abandon`.
 
     The targets stay as they are, half made as after SIGKILL: closing one may hang so that not even SIGKILL ends it.
     """
@@ -97,6 +101,8 @@ def abandon_incoming(status: stats.Status, loaded: loading.Loading, hung: hangin
         error = errors.NotVerified("everything is complete here, but comparing was cut short")
     elif loaded.is_decided:
         error = errors.InDoubt(_TAKING)
+    if isinstance(ended, errors.MigrationError):
+        error = ended
     found = [each for each in devices if any(file.path == hung.path for file in each.backend.files)]
     if len(devices) == 1:
         found = list(devices)

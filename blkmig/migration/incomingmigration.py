@@ -61,6 +61,7 @@ class IncomingMigration:
         self._listener: channel.Listener | None = None
         self._f: channel.InputQEMUFile | None = None
         self._cancel_requested = False
+        self._error: BaseException | None = None  # what has ended `run`
         self._turn = turns.Turn()
         self._place = "before its with"
         self._loading = self._another()
@@ -143,6 +144,7 @@ class IncomingMigration:
                     with self._telling(f):
                         self._begin_anew(f)
             except BaseException as error:
+                self._error = error
                 cancelled = isinstance(error, errors.Cancelled) or not isinstance(error, Exception)
                 with errors.keeping(error):
                     self._figures.set_status("cancelled" if cancelled else "failed")
@@ -172,7 +174,7 @@ class IncomingMigration:
     def abandon(self, hung: hanging.Call) -> errors.MigrationError | None:
         """Tell the source, from any thread and after `cancel`, that this end ends though its own thread has `hung`;
         return the error that has ended it, None if it is complete. Only the end of the process is possible then."""
-        return abandoning.abandon_incoming(self.stats.status, self._loading, hung)
+        return abandoning.abandon_incoming(self.stats.status, self._error, self._loading, hung)
 
     # -- steps -------------------------------------------------------------------------------------------------------
 

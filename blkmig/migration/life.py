@@ -37,6 +37,9 @@ class Life:
         self.is_complete = False
         """All is done, and only the clean-up may be left."""
 
+        self.error: BaseException | None = None
+        """What has ended it, once that is so."""
+
     @property
     def status(self) -> stats.Status:
         """Return the state."""
@@ -80,6 +83,7 @@ class Life:
             self._clean_up()
             self._figures.finish("completed")
             return
+        self.error = error
         cancelled = isinstance(error, errors.Cancelled) or not isinstance(error, Exception)
         try:
             with errors.keeping(error):

@@ -136,3 +136,19 @@ def test_a_target_that_hangs_while_it_takes_the_disks_is_in_doubt(
         outgoing.cancel()
         disk.go_on.set()
         assert receiver.is_over(SOON)
+
+
+def test_what_has_ended_it_before_is_what_has_ended_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where its disks hang when they are closed."""
+    disk = Hung(hangs=False)
+
+    def fail(*_: Any) -> None:
+        raise errors.StreamError("a defect", position=1)
+
+    monkeypatch.setattr(questions.Questions, "begin_end", fail)
+    with migrating(disk, tmp_path) as (outgoing, incoming, sender, receiver):
+        for end, migration in ((sender, outgoing), (receiver, incoming)):
+            with pytest.raises(errors.MigrationError) as caught:
+                end.result()
+            assert migration.abandon(CALL) is caught.value
+            assert "does not return" in caught.value.__notes__[-1]

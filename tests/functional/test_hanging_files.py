@@ -5,6 +5,7 @@ same, once that is wished, says what hangs, and tells the other end."""
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -26,7 +27,8 @@ SOON = 9.0
 
 HURRIED = """import sys
 from blkmig.cli import main, overdue, signals
-overdue.SECONDS = overdue.STEP_SECONDS = signals.LOOK_SECONDS = 0.1
+from blkmig.migration import farewell
+overdue.SECONDS = overdue.STEP_SECONDS = signals.LOOK_SECONDS = farewell.DRAIN_SECONDS = 0.1
 sys.exit(main())"""
 
 
@@ -67,7 +69,8 @@ def test_a_source_that_hangs(words: list[str], end: signal.Signals | None, code:
     incoming = blkmig.incoming("tcp:127.0.0.1:0", {"d": tmp_path / "copy.raw"})
     with stopped_file.stopped_file(tmp_path / "d.raw", content, last=stopped_file.READ, count=12) as source, incoming:
         receiver = pauses.Call(incoming.run)
-        sender = start("send", *words, f"d={source.path}", incoming.uri)
+        watched = [f"--report={tmp_path}/report.html", f"--log-json={tmp_path}/log.json"]
+        sender = start("send", *words, *watched, f"d={source.path}", incoming.uri)
         try:
             assert source.is_stopped.wait(pauses.LONG)
             if end is not None:
@@ -81,6 +84,9 @@ def test_a_source_that_hangs(words: list[str], end: signal.Signals | None, code:
         finally:
             sender.kill()
     assert not list(tmp_path.glob(".d.raw*"))
+    assert "does not return" in (tmp_path / "report.html").read_text()
+    last = json.loads((tmp_path / "log.json").read_text().splitlines()[-1])
+    assert (last["event"], last["code"]) == ("Error", code)
 
 
 def test_a_source_that_hangs_while_it_is_opened(tmp_path: Path) -> None:
@@ -111,6 +117,24 @@ def test_a_target_that_hangs(verb: str, count: int, tmp_path: Path) -> None:
         _, said = receiver.communicate(timeout=SOON)
         assert receiver.returncode == 143, said
         assert f"disk 'd': a call that is to {verb} a file, '{target.path}', does not return" in said.decode()
+        assert sender.is_over(SOON), "the sender waits for a receiver that has given up"
+        with pytest.raises(errors.TargetFailed, match="cancelled"):
+            sender.result()
+
+
+def test_a_target_that_hangs_when_all_of_it_is_stored(tmp_path: Path) -> None:
+    """Before it has taken the disks: both ends say that it has not."""
+    content, last = bytearray(8 * MIB), stopped_file.FSYNC
+    with (
+        stopped_file.stopped_file(tmp_path / "d.raw", content, last=last, count=2) as target,
+        command_receiver(f"d={target.path}") as (receiver, uri),
+    ):
+        sender = pauses.Call(lambda: blkmig.send([pauses.disk_of(8)], uri, writers_after="refuse"))
+        assert target.is_stopped.wait(pauses.LONG)
+        receiver.send_signal(signal.SIGTERM)
+        _, said = receiver.communicate(timeout=SOON)
+        assert receiver.returncode == 143, said
+        assert b"does not return" in said
         assert sender.is_over(SOON), "the sender waits for a receiver that has given up"
         with pytest.raises(errors.TargetFailed, match="cancelled"):
             sender.result()

@@ -57,9 +57,9 @@ def test_how_it_ends(number: int | None, error: errors.MigrationError | None, co
             error.add_note(f"disk 'd': {hung}")
         return error
 
-    with ended.overdue.abandoning(abandon):
-        ended.overdue.wish()
-        assert ended.is_over.wait(LONG)
+    ended.overdue.abandon = abandon
+    ended.overdue.wish()
+    assert ended.is_over.wait(LONG)
     assert (told, ended.code) == ([CALL], code)
     shown = capsys.readouterr().err
     assert shown.startswith(f"blkmig: {said}")

@@ -78,7 +78,10 @@ def test_a_signal_that_no_thread_can_take_is_heard() -> None:
         signal.pthread_kill(threading.get_ident(), signal.SIGHUP)
         told.signals.look(0.0)
         told.signals.look(2.0)  # the same one
+        told.signals.take(signal.SIGHUP, 4.0)  # and once more, as the main thread goes on
         assert (told.signals.number, told.said) == (signal.SIGHUP, [])
+        told.signals.take(signal.SIGHUP, 6.0)
+        assert "one more signal" in told.said[0]
     finally:
         assert signal.sigwait([signal.SIGHUP]) == signal.SIGHUP
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
