@@ -19,7 +19,8 @@ The rule is the same as everywhere: **write, then mark; clear, then read**. ::
 A byte is stored, never changed bit by bit, so there is no lock and no atomic operation in the writer: a C program maps
 the file and assigns, a Python one uses mmap. (On a machine that reorders stores the writer's assignment must be a
 release store, ``__atomic_store_n(&map[i], 1, __ATOMIC_RELEASE)``; after a write(2) that has returned it is one anyway.)
-A write that failed may have written a part and is marked, too. The file must not become shorter while it is in use.
+A write that failed may have written a part and is marked, too. The file must not become shorter while it is in use. A
+program that is started anew makes a new file and gives it the old one's name: a migration that reads the old one ends.
 
 One migration at a time takes the marks: it holds a lock (flock) on the map.
 """
@@ -30,6 +31,8 @@ import contextlib
 import fcntl
 import mmap
 import os
+import pathlib
+import stat
 import struct
 from collections.abc import Iterator
 
@@ -106,8 +109,7 @@ class DirtyMap:
         """
         import numpy as np
 
-        if self._file.closed:
-            raise errors.DeviceError("cannot use its dirty map", device=self._device, cause="it is closed")
+        self._check_is_marked()
         for start in range(0, self._count, WINDOW):
             chunks = np.frombuffer(self._map, np.uint8, min(WINDOW, self._count - start), MAP_OFFSET + start)
             marked = np.flatnonzero(chunks)
@@ -121,6 +123,29 @@ class DirtyMap:
                 chunks[marked] = 1  # whoever was to have them has stopped: the next one takes them
                 raise
 
+    def _check_is_marked(self) -> None:
+        """Raise :class:`~blkmig.errors.DeviceError` if the writer marks elsewhere, or the file is too short to be read.
+
+        That its name is gone says neither: the writer may have it mapped, as we have.
+        """
+        if self._file.closed:
+            raise self._gone("it is closed")
+        about = os.fstat(self._file.fileno())
+        if about.st_size < (size := MAP_OFFSET + self._count):
+            raise self._gone(f"it was cut from {size} to {about.st_size} bytes while it was in use")
+        try:
+            named = pathlib.Path(self.known.path).stat()
+        except OSError:
+            return
+        if not os.path.samestat(about, named):
+            raise self._gone(
+                f"{self.known.path!r} is another file by now, as when its program was started anew, and what it writes "
+                "may be marked there: send the disk again"
+            )
+
+    def _gone(self, cause: str) -> errors.DeviceError:
+        return errors.DeviceError("cannot use its dirty map", device=self._device, cause=cause)
+
     def close(self) -> None:
         """Unmap it. Twice does no harm."""
         self._file.close()
@@ -129,15 +154,25 @@ class DirtyMap:
 
 
 def create_map(path: str | os.PathLike[str], size: int, *, granularity: int = GRANULARITY) -> None:
-    """Write a dirty map, all clean, for a disk of `size` bytes; an existing file is replaced.
+    """Make a dirty map, all clean, for a disk of `size` bytes.
 
-    `granularity` is a power of two from 4 KiB to 1 MiB. Raises :class:`~blkmig.errors.ParameterError`, and
+    An existing file is replaced by a new one of its mode: whoever has the old one mapped keeps that. `granularity` is
+    a power of two from 4 KiB to 1 MiB. Raises :class:`~blkmig.errors.ParameterError`, and
     :class:`~blkmig.errors.DeviceError` if the file cannot be written.
     """
     paths.check("the path of a dirty map", path)
     size, granularity = units.parse_size(size), units.index(granularity)
     if not MIN_GRANULARITY <= granularity <= MAX_GRANULARITY or granularity & (granularity - 1):
         raise errors.ParameterError(f"granularity must be a power of two from 4K to 1M, not {granularity}")
-    with errors.failing("cannot write the dirty map", device=os.fspath(path)), open(path, "wb") as file:  # noqa: PTH123
-        file.write(HEADER.pack(MAGIC, VERSION, granularity, size))
-        file.truncate(MAP_OFFSET + -(-size // granularity))
+    target = pathlib.Path(os.path.realpath(path))
+    made = target.with_name(f".{target.name}.{os.getpid()}.new")
+    with errors.failing("cannot write the dirty map", device=os.fspath(path)), made.open("xb") as file:
+        try:
+            file.write(HEADER.pack(MAGIC, VERSION, granularity, size))
+            file.truncate(MAP_OFFSET + -(-size // granularity))
+            with contextlib.suppress(FileNotFoundError):
+                os.fchmod(file.fileno(), stat.S_IMODE(target.stat().st_mode))
+            made.replace(target)
+        except BaseException:
+            made.unlink(missing_ok=True)
+            raise

@@ -159,6 +159,41 @@ def test_random_marks_are_taken_as_runs(tmp_path: Path, seed: int, monkeypatch: 
     assert program.marks() == set()
 
 
+def anew(program: Program) -> None:
+    dirtymap.create_map(program.map, SIZE)
+
+
+def cut(program: Program) -> None:
+    os.truncate(program.map, 100)
+
+
+@pytest.mark.parametrize(("change", "why"), [(anew, "is another file by now"), (cut, "was cut from 4146 to 100 bytes")])
+def test_a_map_that_is_not_marked_any_more_ends_the_migration(
+    program: Program, tmp_path: Path, change: Callable[[Program], None], why: str
+) -> None:
+    """A11: a program that was started anew marks its writes in a new map: what it wrote was lost, with success. A map
+    that was cut was SIGBUS, with the writers held."""
+
+    def hold() -> None:
+        program.hold()
+        change(program)
+
+    with program.open(hold=hold) as disk, pytest.raises(errors.DeviceError, match=why):
+        blkmig.send([disk], f"file:{tmp_path}/stream")
+    assert program.calls == ["hold", "release"]
+    assert not (tmp_path / "stream").exists()
+
+
+def test_a_map_is_made_beside_one_that_is_in_use(program: Program) -> None:
+    """It was cut to nothing first, which is SIGBUS for whoever looks at it then."""
+    program.map.chmod(0o620)
+    dirtymap.create_map(program.map, SIZE)
+    program.bytes[dirtymap.MAP_OFFSET] = 1
+    assert program.map.read_bytes()[dirtymap.MAP_OFFSET] == 0
+    assert program.map.stat().st_mode & 0o777 == 0o620
+    assert list(program.map.parent.glob(".*")) == []
+
+
 def test_one_migration_at_a_time_takes_the_marks(program: Program) -> None:
     with program.open() as one, program.open() as other:
         bitmap = one.create_dirty_bitmap(MiB)
