@@ -128,10 +128,16 @@ _REFERENCES = re.compile("[OP&Xz]|Z(?![fdg])")  # objects and pointers: see PEP 
 def bytes_of(data: Buffer) -> memoryview:
     """Return the bytes of any contiguous buffer of plain items; a memoryview cannot be cast while it has no bytes.
 
-    Raises :class:`~blkmig.errors.WrongType` for one of objects or pointers, as a numpy array of dtype object is: what
-    it holds are addresses of this process, and what was written over them would be taken for such.
+    Raises :class:`~blkmig.errors.WrongType` for what is no such buffer, and for one of objects or pointers, as a numpy
+    array of dtype object is: what it holds are addresses of this process, and what was written over them would be taken
+    for such.
     """
-    view = memoryview(data)
+    try:
+        view = memoryview(data)
+    except (TypeError, ValueError, BufferError) as error:
+        raise errors.WrongType(f"bytes are needed, or a buffer of them, not {type(data).__name__}: {error}") from error
+    if not view.c_contiguous:
+        raise errors.WrongType("the bytes of a buffer must lie one behind the other, in C order: make a copy of it")
     if _REFERENCES.search(_FIELD_NAMES.sub("", view.format)):
         raise errors.WrongType(f"a buffer of objects has no bytes of a disk: its items are of format {view.format!r}")
     return view.cast("B") if view.nbytes else memoryview(bytearray())

@@ -28,12 +28,7 @@ class MemoryBackend(local.LocalBackend):
     flushes_beside = True
 
     def __init__(self, buffer: Buffer, *, name: str) -> None:
-        try:
-            view = local.bytes_of(buffer)
-        except errors.WrongType:
-            raise
-        except (TypeError, ValueError, BufferError) as error:
-            raise errors.ParameterError(f"disk {name!r} needs a C-contiguous buffer: {error}") from error
+        view = local.bytes_of(buffer)
         if view.readonly:
             raise errors.ParameterError(f"disk {name!r} needs a writable buffer, this one is read-only")
         super().__init__(name, view.nbytes)

@@ -39,15 +39,20 @@ def test_any_writable_buffer(buffer, size):
     ("buffer", "why"),
     [
         (bytes(10), "read-only"),
-        (np.zeros(10)[::2], "C-contiguous"),
-        (np.zeros((4, 4), order="F"), "C-contiguous"),
-        (memoryview(bytearray(10))[::2], "C-contiguous"),
-        ("text", "C-contiguous"),
+        (np.zeros(10)[::2], "one behind the other"),
+        (np.zeros((4, 4), order="F"), "one behind the other"),
+        (memoryview(bytearray(10))[::2], "one behind the other"),
+        ("text", "bytes are needed"),
+        (None, "bytes are needed"),
+        (np.zeros(2, "M8[s]"), "bytes are needed"),
     ],
 )
 def test_other_buffers_are_refused(buffer, why):
     with pytest.raises(errors.ParameterError, match=why):
         files.MemoryBackend(buffer, name="m")
+    if why != "read-only":
+        with files.MemoryBackend(bytearray(512), name="m") as backend, pytest.raises(errors.WrongType, match=why):
+            backend.pwrite(buffer, 0)
 
 
 def test_any_contiguous_data_can_be_written():
