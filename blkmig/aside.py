@@ -127,6 +127,15 @@ class Closer:
                 os.close(fd)
 
 
+def await_answer(fd: int) -> None:
+    """Return when the file system of `fd` answers, at once for most. Call it before a file is closed.
+
+    Not even SIGKILL ends who closes a file of a FUSE server that is stopped; it does end this call.
+    """
+    with contextlib.suppress(OSError):
+        os.fstatvfs(fd)
+
+
 def is_number(host: str) -> bool:
     """Return whether `host` is an address as it is, so that nobody has to be asked for one. Does not block."""
     try:

@@ -15,6 +15,8 @@ import platform
 from collections.abc import Iterator
 from pathlib import Path
 
+from . import aside
+
 TASKS = Path("/proc/self/task")
 
 _READ, _WRITE, _FLUSH, _CLOSE, _LOOK = "read", "write", "flush", "close", "look at"
@@ -27,7 +29,7 @@ _CALLS = {
         _READ: (0, 17, 19, 40, 275, 295),
         _WRITE: (1, 18, 20, 76, 77, 285, 296),
         _FLUSH: (74, 75, 277),
-        _CLOSE: (3, 138),  # and fstatfs, see `await_answer`
+        _CLOSE: (3, 138),  # and fstatfs, see `aside.await_answer`
         _LOOK: (5, 8, 72, 73, 262),
         "open or look for": (2, 4, 6, 21, 257, 332, 439),
         "rename or remove": (82, 84, 87, 263, 264, 316),
@@ -89,20 +91,11 @@ def paths() -> dict[int, str]:
     return found
 
 
-def await_answer(fd: int) -> None:
-    """Return when the file system of `fd` answers, at once for most. Call it before a file is closed.
-
-    Not even SIGKILL ends who closes a file of a FUSE server that is stopped; it does end this call.
-    """
-    with contextlib.suppress(OSError):
-        os.fstatvfs(fd)
-
-
 def await_all() -> None:
     """Return when the file systems of all open files answer: before the process ends, which closes them."""
     for fd, path in paths().items():
         if not path.startswith(NOT_FILES):
-            await_answer(fd)
+            aside.await_answer(fd)
 
 
 def _threads() -> Iterator[int]:

@@ -22,6 +22,10 @@ class Thread(threading.Thread):
             raise errors.NoThread(f"no more threads can be had ({error}): {where}") from error
 
 
+STEP_SECONDS = 3.0
+"""How long each step of the end of a migration may take where its own thread hangs."""
+
+
 def in_time(call: Callable[[], object], seconds: float) -> bool:
     """Make a call that may hang in a thread of its own, and return whether it has returned within `seconds`.
 

@@ -151,7 +151,8 @@ class DirtyBitmap:
         They are as fine as the granularity, ascending, apart from each other, and inside the block and the disk. What
         is more than `max_extents` stays marked. Clear, then read.
         """
-        block = units.index(block)
+        if type(block) is not int:
+            block = units.index(block)
         offset, _ = self.geometry.block_range(block)
         start = block * self._bits_per_block
         areas = self.bits.take_areas(start, start + self._bits_per_block, max_extents)

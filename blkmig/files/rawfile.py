@@ -14,7 +14,7 @@ import stat
 import sys
 from pathlib import Path
 
-from .. import _core, errors, hanging, logs
+from .. import _core, aside, errors, logs
 from ..disk import backend, identity
 from ..disk import extents as disk_extents
 from . import blockdevice, folder, locks, probe, storing, writeback
@@ -288,7 +288,7 @@ class RawFile:
             if stores is not None:
                 stores.close()  # first: it must not store into what gets this descriptor next
         finally:
-            hanging.await_answer(self.fd)
+            aside.await_answer(self.fd)
             self._drop_mapping()
             fds, self.fd, self._direct_fd = (self.fd, self._direct_fd), -1, -1
             if self._is_locked:

@@ -11,7 +11,7 @@ import errno
 import mmap
 import os
 
-from .. import _core, errors, hanging
+from .. import _core, aside, errors
 from ..disk import storage
 from . import direct, rawfile
 
@@ -81,7 +81,7 @@ class FileReader(storage.StorageReader):
         """Close the second descriptor."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
-            hanging.await_answer(fd)
+            aside.await_answer(fd)
             os.close(fd)
 
 

@@ -14,9 +14,13 @@ return after all, is of no account: the process ends.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from .. import block, errors, hanging, stats, threads
-from . import bounds, ending, endpoints, life, loading, outgoingsession
+from .. import errors, threads
+
+if TYPE_CHECKING:
+    from .. import block, hanging, stats
+    from . import bounds, ending, endpoints, life, loading, outgoingsession
 
 DISK_SECONDS = 5.0
 """How long a disk that does not hang may take to be closed: a QEMU is asked for several things."""
@@ -107,5 +111,5 @@ def abandon_incoming(
     if len(devices) == 1:
         found = list(devices)
     error.add_note(f"disk {found[0].statistics.name!r}: {hung}" if found else f"{hung}")
-    threads.in_time(lambda: loaded.session.give_reason(error), life.STEP_SECONDS)
+    threads.in_time(lambda: loaded.session.give_reason(error), threads.STEP_SECONDS)
     return error

@@ -21,11 +21,12 @@ from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from .. import channel, errors, hanging, params, savevm, stats
-from . import abandoning, asked, comparing, farewell, fitting, loading, lobby, received, turns
+from .. import channel, errors, params, savevm, stats
+from . import asked, comparing, farewell, fitting, loading, lobby, received, turns
 from . import targets as load_targets
 
 if TYPE_CHECKING:
+    from .. import hanging
     from . import arrivals, figures
 
 TAKEN_OVER = "another sender has gone on with --resume, and compared what had come"
@@ -174,6 +175,8 @@ class IncomingMigration:
     def abandon(self, hung: hanging.Call) -> errors.MigrationError | None:
         """Tell the source, from any thread and after `cancel`, that this end ends though its own thread has `hung`;
         return the error that has ended it, None if it is complete. Only the end of the process is possible then."""
+        from . import abandoning  # here: nothing else of it is needed
+
         return abandoning.abandon_incoming(self.stats.status, self._error, self._loading, hung)
 
     # -- steps -------------------------------------------------------------------------------------------------------

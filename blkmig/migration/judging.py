@@ -20,8 +20,6 @@ def judge(
 ) -> announcement.Announcement:
     """Check that everything came, and give the disks their sizes; return what the stream says of them."""
     section = stream.section(handlers.format or "block")
-    if section is None and stream.vmdescription == {}:
-        raise errors.TruncatedStream("the source gave up before it sent anything", position=stream.nbytes)
     if section is None:
         raise errors.IncompleteMigration(
             "the stream holds no disks at all: a QEMU sends them only if it is told to, as by migrate -b",

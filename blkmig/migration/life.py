@@ -21,9 +21,6 @@ from collections.abc import Callable, Iterator, Sequence
 from .. import errors, stats, threads
 from . import figures, turns
 
-STEP_SECONDS = 3.0
-"""How long each step of the end may take where the migration's own thread hangs."""
-
 
 class Life:
     """The states of the migration that `measured` tells of; at its end, `releases` are called in their order."""
@@ -95,10 +92,10 @@ class Life:
     def abandon(self, first: Sequence[Callable[[], object]], status: stats.Status) -> None:
         """Release what can be while the migration's thread hangs for good; `first` comes before. From any thread.
 
-        Blocks for `STEP_SECONDS` with whatever hangs, too. The process must end then.
+        Blocks for `threads.STEP_SECONDS` with whatever hangs, too. The process must end then.
         """
         for call in (*first, *self._releases, lambda: self._figures.finish(status)):
-            threads.in_time(call, STEP_SECONDS)
+            threads.in_time(call, threads.STEP_SECONDS)
 
     def _clean_up(self, status: stats.Status | None = None) -> None:
         """Enter `status` and release everything."""

@@ -31,7 +31,6 @@ from . import (
     received,
     safekeeping,
     taking,
-    trailing,
 )
 from . import targets as load_targets
 
@@ -84,7 +83,7 @@ class Loading:
             registry.register_savevm_live(name, 0, 1, self._block)
         # Set by `load`.
         self._f: channel.InputQEMUFile
-        self._is_exposed = False
+        self._is_exposed = self._resumes = False
         self.taken: taking.Taking | None = None
         self.is_awaited = False
         """The source waits, or has waited, for the word that all is on stable storage."""
@@ -137,7 +136,7 @@ class Loading:
         The source's guest may stand still until our word comes. So nothing that grows with the disks is done before
         that but to bring to stable storage what is not there yet: what was written is read back afterwards.
         """
-        self._f, self._is_exposed = f, is_exposed
+        self._f, self._is_exposed, self._resumes = f, is_exposed, resumed is not None
         self._block.on_extra |= self._buffers.on_extra()
         self._block.on_described = lambda *counts: self.targets.check_counts(*counts, position=f.position)
         self._block.on_sizes = self.targets.check_announced
@@ -205,12 +204,9 @@ class Loading:
         taken.check_names()
 
     def _verify(
-        self,
-        announced: announcement.Announcement,
-        loader: LoadVM,
-        f: channel.InputQEMUFile,
+        self, announced: announcement.Announcement, loader: LoadVM, f: channel.InputQEMUFile,
         lost: errors.MigrationError | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """Read the targets back, as far as that was not done before, when the source has had our word."""
         if announced.is_proven:
             self._read_back.finish(loader, f, lost)
@@ -222,6 +218,7 @@ class Loading:
         try:
             announced = self._judge(stream)
             if stream.behind is not None:
+                from . import trailing
                 self.stats.notes.append(trailing.describe(stream.behind, f.uri))
             safekeeping.make_durable(self.targets, self._beats, self._check_cancelled)
             self.session.close()
@@ -256,7 +253,6 @@ class Loading:
         farewell.give_reason(loader, self._f, error)
 
     def _take_link(self, f: channel.InputQEMUFile) -> None:
-        """Take note of the link on which the source of a session goes on."""
         self._f = f
         self._on_link(f)
 
@@ -293,6 +289,8 @@ class Loading:
                 device.rest()
 
     def _judge(self, stream: savevm.LoadedStream) -> announcement.Announcement:
+        if self._resumes and not stream.sections:
+            raise errors.TruncatedStream("the source gave up before it sent anything", position=stream.nbytes)
         self._figures.all_has_come()
         comparing.end(self._answers)
         return judging.judge(

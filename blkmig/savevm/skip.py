@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final
 
 from .. import errors
 from .handlers import SaveVMHandlers
-from .skip_ram import RamSkipper
 
 if TYPE_CHECKING:
     from ..channel import InputQEMUFile
@@ -29,6 +28,8 @@ class NotSkippable(errors.UnsupportedStream):
 def find_skipper(idstr: str, configuration: Configuration) -> SaveVMHandlers | None:
     """Return handlers whose `load_state` skips a section of this name, None if it is not a known one."""
     if idstr == "ram":
+        from .skip_ram import RamSkipper  # here: disks alone come without it
+
         return RamSkipper(configuration)
     if idstr.endswith("/vfio"):
         return Skipper(idstr, 1, skip_vfio)
