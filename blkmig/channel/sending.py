@@ -179,11 +179,10 @@ class SendingFile(pacing.PacedFile):
         for sock in self._transport.peer_sockets:
             sockets.set_user_timeout(sock, seconds)
 
-    def limit_queue(self, nbytes: int = sockets.SHORT_QUEUE) -> None:
-        """Have less wait in the socket from now on, so that what is put last is soon there; with 0 as much as may be,
-        so that whoever puts it soon goes on. See `sockets`."""
+    def limit_queue(self, *, is_longer: bool = False) -> None:
+        """Have so little wait in the socket from now on, for what is put last to be soon there; see `sockets`."""
         for sock in self._transport.peer_sockets:
-            sockets.limit_queue(sock, nbytes)
+            sockets.limit_queue(sock, sockets.LONGER_QUEUE if is_longer else sockets.SHORT_QUEUE)
 
     def _idle_words(self) -> str:
         return f"the other end took nothing for {self._idle_timeout:g} s (--idle-timeout)"

@@ -39,6 +39,10 @@ SHORT_QUEUE = units.MiB // 2
 """Bytes that a TCP socket takes ahead of what it sends, where that is to be little. At 1 Gbit/s they are 4 ms, as long
 as it takes to fetch what a QEMU's guest has written. See `limit_queue`."""
 
+LONGER_QUEUE = units.MiB
+"""The same, where whoever puts something waits until it is in the socket, and no longer. It takes then what a round has
+that is worth a pause of milliseconds; of more, the pause is as long as was forecast, but for these milliseconds."""
+
 MIN_RTT, MIN_RTT_OFFSET = struct.Struct("=I"), 148
 """Where Linux, from 4.9 on, has the shortest round trip in its ``tcp_info``, in microseconds."""
 
@@ -92,9 +96,8 @@ def set_user_timeout(sock: socket.socket, idle_timeout: float) -> None:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
 
-def limit_queue(sock: socket.socket, nbytes: int = SHORT_QUEUE) -> None:
-    """Let a TCP socket take little more than what it can send, from now on; the kernel lets megabytes wait there, and
-    does so again with 0.
+def limit_queue(sock: socket.socket, nbytes: int) -> None:
+    """Let a TCP socket take little more than what it can send, from now on; the kernel lets megabytes wait there.
 
     What waits there when the writers are held is a part of their pause: at 1 Gbit/s, 20 ms and more.
     """

@@ -112,7 +112,7 @@ class Ending:
         if self._parameters.writers_after == "refuse":
             held.leave_note()  # a QEMU takes note while the last blocks are read and sent
         else:
-            self._connection.f.limit_queue(0)  # the writers of a copy wait until the last block is in it, no longer
+            self._connection.f.limit_queue(is_longer=True)  # the writers of a copy wait for no more than that
         self._figures.close_round()
         self._figures.begin_round(self._figures.pending())
         while not self._block.is_round_over():
