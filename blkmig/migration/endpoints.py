@@ -16,11 +16,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from .. import disk, errors
 from ..disk import identity
 from ..files import folder, partial, sessionfile
 from . import displays, streamfile
+
+if TYPE_CHECKING:
+    from .. import sources
 
 
 class Sources:
@@ -149,6 +153,25 @@ class Targets:
         self._read = displays.stdin() if source is None else [("the stream", source), *displays.stdin()]
         self._written = displays.known()
         self._marks: list[tuple[str, identity.KnownFile]] = []
+        self._exports: dict[object, str] = {}
+
+    def add_target(self, label: str, target: disk.BlockBackend | sources.TargetFile) -> None:
+        """Add what somebody named, called `label`: a file and its bases, or an NBD export.
+
+        Raises :class:`~blkmig.errors.ParameterError`; of exports as far as their URIs tell that they are the same.
+        """
+        if isinstance(target, disk.BlockBackend):
+            files, mark, uri = list(target.files), None, getattr(target, "uri", None)
+        else:
+            files, mark, uri = list(target.files()), target.mark(), target.path
+        self.add(label, files[:1], files[1:], mark=mark)
+        if files or not isinstance(uri, str):
+            return
+        from ..nbd import uri as nbd_uri
+
+        place = nbd_uri.place_of(uri) if nbd_uri.is_nbd_uri(uri) else label
+        if (other := self._exports.setdefault(place, label)) != label:
+            raise errors.ParameterError(f"{label} and {other} are the same NBD export, {uri}: give each one of its own")
 
     def add(
         self,

@@ -81,9 +81,7 @@ class TargetSet(contextlib.AbstractContextManager["TargetSet"]):
         try:
             self._endpoints = endpoints.Targets(uri)
             for key, target in self._targets.items():
-                files = list(target.files if isinstance(target, disk.BlockBackend) else target.files())
-                mark = None if isinstance(target, disk.BlockBackend) else target.mark()
-                self._endpoints.add(naming.label_of(key), files[:1], files[1:], mark=mark)
+                self._endpoints.add_target(naming.label_of(key), target)
             for key, target in self._targets.items():
                 if isinstance(target, sources.TargetFile):
                     self._made.prepare(target)

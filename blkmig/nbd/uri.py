@@ -49,6 +49,16 @@ def export_of(uri: str) -> str:
     return urllib.parse.unquote(split(uri).path.removeprefix("/"))
 
 
+def place_of(uri: str) -> tuple[str, str, int | None, str]:
+    """Return what two URIs of one export have in common: the server's socket or host, the port, and the export."""
+    parts = split(uri)
+    export = export_of(uri)
+    if "+unix" in parts.scheme:
+        sockets = dict(urllib.parse.parse_qsl(parts.query)).get("socket", "")
+        return "unix", os.path.realpath(sockets), None, export
+    return parts.scheme.partition("+")[2], parts.hostname or "localhost", parts.port or 10809, export
+
+
 def host_of(uri: str) -> str | None:
     """Return the host that `uri` names; None if that is this machine by a Unix socket, or one of its VMs by vsock."""
     parts = split(uri)

@@ -7,6 +7,7 @@ import pathlib
 
 import pytest
 
+import blkmig
 from blkmig import errors
 from blkmig.nbd import backend as nbd
 from blkmig.nbd import connection as nbd_connection
@@ -47,6 +48,29 @@ def test_uri_refused(uri: str, tls: str | None) -> None:
         nbd_connection.NbdConnection(uri, tls_certificates=tls)
     with pytest.raises(errors.ParameterError):
         nbd.NbdBackend(uri, tls_certificates=tls)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("nbd://h/x", "nbd://H:10809/x"),
+        ("nbd://h:1/x", "nbds://user@h:1/x?tls-certificates=/d"),
+        ("nbd://h", "nbd://h/"),
+        ("nbd+unix:///a%2Fb?socket=s", "nbd+unix:///a/b?socket=./t/../s"),
+        ("nbd+vsock://2/x", "nbd+vsock://2:10809/x"),
+    ],
+)
+def test_two_targets_at_one_export(tmp_path: pathlib.Path, one: str, other: str) -> None:
+    """A4: both were written to it, with success, and one was lost. Nobody is connected to before that is known."""
+    with pytest.raises(errors.ParameterError, match="disk 'b' and disk 'a' are the same NBD export"):
+        blkmig.receive(f"unix:{tmp_path}/s", {"a": one, "b": other})
+    assert not list(tmp_path.iterdir())
+
+
+def test_exports_that_are_not_the_same() -> None:
+    uris = ["nbd://h/x", "nbd://h/y", "nbd://h:1/x", "nbd://g/x", "nbd+vsock://2/x", "nbd://2/x"]
+    uris += ["nbd+unix:///x?socket=s", "nbd+unix:///x?socket=t", "nbd+unix:///y?socket=s"]
+    assert len({nbd_uri.place_of(uri) for uri in uris}) == len(uris)
 
 
 def test_port_needs_a_host_whatever_the_disk_is_called() -> None:
