@@ -35,6 +35,15 @@ class MemoryBackend(local.LocalBackend):
         self._buffer: Buffer | None = buffer
         self._view = view
 
+    def byte_addresses(self) -> range:
+        """Return where its bytes are in this process; nowhere if it has none, or is closed."""
+        if self._buffer is None or not self.size:
+            return range(0)
+        import numpy as np
+
+        start = np.frombuffer(self._view, np.uint8).ctypes.data
+        return range(start, start + self.size)
+
     def read_block(self, blk: _core.BlockBuffer, offset: int, nbytes: int) -> bool:
         """Copy a block out of the buffer."""
         self.check_open()

@@ -154,9 +154,10 @@ class Targets:
         self._written = displays.known()
         self._marks: list[tuple[str, identity.KnownFile]] = []
         self._exports: dict[object, str] = {}
+        self._memory: list[tuple[str, range]] = []
 
     def add_target(self, label: str, target: disk.BlockBackend | sources.TargetFile) -> None:
-        """Add what somebody named, called `label`: a file and its bases, or an NBD export.
+        """Add what somebody named, called `label`: a file and its bases, an NBD export, or memory.
 
         Raises :class:`~blkmig.errors.ParameterError`; of exports as far as their URIs tell that they are the same.
         """
@@ -165,6 +166,7 @@ class Targets:
         else:
             files, mark, uri = list(target.files()), target.mark(), target.path
         self.add(label, files[:1], files[1:], mark=mark)
+        self._add_memory(label, getattr(target, "byte_addresses", lambda: range(0))())
         if files or not isinstance(uri, str):
             return
         from ..nbd import uri as nbd_uri
@@ -172,6 +174,12 @@ class Targets:
         place = nbd_uri.place_of(uri) if nbd_uri.is_nbd_uri(uri) else label
         if (other := self._exports.setdefault(place, label)) != label:
             raise errors.ParameterError(f"{label} and {other} are the same NBD export, {uri}: give each one of its own")
+
+    def _add_memory(self, label: str, here: range) -> None:
+        for other, there in self._memory:
+            if here and max(here.start, there.start) < min(here.stop, there.stop):
+                raise errors.ParameterError(f"{label} and {other} are in the same memory: give each some of its own")
+        self._memory.append((label, here))
 
     def add(
         self,

@@ -312,3 +312,23 @@ def test_what_an_earlier_run_has_left_is_no_input(tmp_path: Path, source: Path) 
     blkmig.send([blkmig.open_disk(source, name="v", writable=False)], f"file:{tmp_path}/x.st")
     blkmig.receive(f"file:{tmp_path}/x.st", {"v": tmp_path / "b.raw"})
     assert (tmp_path / "b.raw").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("second", [(0, MIB), (MIB // 2, MIB + MIB // 2), (MIB - 1, 2 * MIB - 1), (MIB, 2 * MIB)])
+def test_two_targets_in_one_memory(tmp_path: Path, second: tuple[int, int]) -> None:
+    """A4: what came last was all that was there, with success."""
+    contents = {name: random.Random(name).randbytes(MIB) for name in "ab"}
+    sources = [blkmig.MemoryBackend(bytearray(each), name=name) for name, each in contents.items()]
+    blkmig.send(sources, f"file:{tmp_path}/s")
+    memory = bytearray(2 * MIB)
+    targets = {
+        name: blkmig.MemoryBackend(memoryview(memory)[slice(*part)], name=name)
+        for name, part in {"a": (0, MIB), "b": second}.items()
+    }
+    if second[0] == MIB:
+        blkmig.receive(f"file:{tmp_path}/s", targets)
+        assert memory == contents["a"] + contents["b"]
+        return
+    with pytest.raises(errors.ParameterError, match="disk 'b' and disk 'a' are in the same memory"):
+        blkmig.receive(f"file:{tmp_path}/s", targets)
+    assert memory == bytes(2 * MIB)
