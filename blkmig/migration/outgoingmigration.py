@@ -292,8 +292,8 @@ class OutgoingMigration:
             connect_timeout=self._bounds.connect_timeout,
         )
         self._ending.begin_note()
-        self.stats.disk_bytes = self._block.blk_mig.bytes_total()
-        self._figures.begin_round(self.stats.disk_bytes)
+        self.stats.disk_bytes = sum(bmds.backend.size for bmds in self._block.blk_mig.bmds_list)
+        self._figures.begin_round(self._block.blk_mig.bytes_total())  # of whole sectors, as what is dirty
         self._session.spread()
         if self._maps is not None:
             sentdisks.keep_maps(self._maps, self._block.blk_mig)

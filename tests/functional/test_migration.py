@@ -259,3 +259,12 @@ def test_two_disks_of_one_name_are_refused(tmp_path: Path) -> None:
         lab.record(tmp_path, disks)
     for disk in disks:
         lab.record(tmp_path, [disk])  # both are free again
+
+
+def test_both_ends_tell_the_sizes_of_disks_that_are_no_whole_sectors(tmp_path: Path) -> None:
+    """The sender said 1.0 KiB of a disk of 700 bytes, which its forecast and the receiver did not."""
+    disks = [blkmig.MemoryBackend(bytearray(b"x" * size), name=f"d{size}") for size in (0, 1, 700, 1 << 20)]
+    sent = blkmig.send(disks, f"file:{tmp_path}/stream")
+    targets = {disk.name: blkmig.MemoryBackend(bytearray(disk.size), name=disk.name) for disk in disks}
+    received = blkmig.receive(f"file:{tmp_path}/stream", targets)
+    assert sent.disk_bytes == sum(disk.size or 0 for disk in received.disks.values()) == 701 + (1 << 20)
