@@ -119,12 +119,17 @@ class Closer:
         """Close them soon, or now, in a forked child, say."""
         self._jobs.put(fds)
         if not self._thread.is_alive():
-            self._run()
+            with contextlib.suppress(queue.Empty):  # the thread has taken them, and has ended since
+                _close(self._jobs.get_nowait())
 
     def _run(self) -> None:
-        for fd in self._jobs.get():
-            with contextlib.suppress(OSError):  # -1, or what nobody reads any more
-                os.close(fd)
+        _close(self._jobs.get())
+
+
+def _close(fds: Iterable[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):  # -1, or what nobody reads any more
+            os.close(fd)
 
 
 def await_answer(fd: int) -> None:

@@ -4,14 +4,20 @@
 from __future__ import annotations
 
 import os
+import queue
 import threading
 from pathlib import Path
+from typing import Any
 
 import descriptors
 import forks
+import pauses
 import pytest
 
 from blkmig import aside
+
+SOON = 9.0
+"""A thousand times what closing a file takes."""
 
 
 @pytest.mark.parametrize("has_threads", [True, False])
@@ -54,3 +60,22 @@ def test_a_forked_child_closes_itself(tmp_path: Path) -> None:
         assert forks.in_a_child(child) == ""
         os.fstat(fd)
         closer.close([fd])
+
+
+def test_a_thread_that_is_done_at_once_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has taken what is to be closed, and has ended, before the caller looks whether there is one."""
+    begun: list[threading.Thread] = []
+
+    class Jobs(queue.SimpleQueue[Any]):
+        def put(self, item: Any, *args: Any, **options: Any) -> None:
+            super().put(item, *args, **options)
+            begun[0].join(pauses.LONG)
+
+    monkeypatch.setattr(queue, "SimpleQueue", Jobs)
+    with descriptors.given_back():
+        before = set(threading.enumerate())
+        closer, fd = aside.Closer(), os.open(tmp_path / "file", os.O_RDWR | os.O_CREAT, 0o600)
+        begun += set(threading.enumerate()) - before
+        closing = pauses.Call(lambda: closer.close([fd]))
+        assert closing.is_over(SOON), "it waits for something more to close"
+        closing.result()
