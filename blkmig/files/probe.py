@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Recognise image formats that are not raw by their first bytes, or their last sector; and files without a size.
+"""Recognise image formats that are not raw by their first bytes, or their last sector; files without a size, and those
+for which a server answers.
 
 Reading such a file as raw would copy its tables instead of the guest's disk, and writing it would destroy it. A raw
 disk whose guest wrote such bytes itself is opened by saying that the format is raw.
@@ -7,8 +8,10 @@ disk whose guest wrote such bytes itself is opened by saying that the format is 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+from pathlib import Path
 
 from .. import errors
 
@@ -30,6 +33,7 @@ _HEAD = (
 )
 _TAIL = (("vpc", b"conectix"), ("dmg", b"koly"))
 _SECTOR = 512
+_SERVED = ("fuse", "nfs", "cifs", "smb", "9p", "ceph", "afs", "lustre", "virtiofs")
 
 
 def size_of(fd: int) -> int:
@@ -63,3 +67,30 @@ def require_raw(fd: int, size: int, *, device: str) -> None:
             cause=f"it looks like a {found} image; say format={found} to use it as one, or format=raw if it is a raw "
             f"disk whose contents happen to look so",
         )
+
+
+def is_served(fd: int) -> bool:
+    """Return whether another program or machine answers for the file system of a file: FUSE, NFS and others.
+
+    Such a file is not mapped. If its server stops, the thread hangs that reads; one that meets a page which is not
+    there may keep the lock of the process's memory meanwhile, and then no other thread can begin, or go on for long.
+    """
+    device = os.fstat(fd).st_dev
+    if os.major(device):  # a block device's
+        return False
+    with contextlib.suppress(OSError):
+        return file_system_of(device).startswith(_SERVED)
+    return False
+
+
+def file_system_of(device: int, process: Path = Path("/proc/self")) -> str:
+    """Return the type of the file system with this `st_dev` as `process` has it mounted, say fuse.sshfs; "" for none.
+
+    Asks no file system but /proc. Raises OSError.
+    """
+    for line in (process / "mountinfo").read_text().splitlines():
+        mount, _, source = line.partition(" - ")
+        major, minor = map(int, mount.split()[2].split(":"))
+        if os.makedev(major, minor) == device:
+            return source.partition(" ")[0]
+    return ""

@@ -112,7 +112,7 @@ class RawFile:
         # Of what a device can zero by itself; a file takes any range.
         self._alignment = blockdevice.sector_size(self.fd) if self.is_device else 1
         self._has_holes = not self.is_device and os.fstat(self.fd).st_blocks * _STAT_BLOCK < self.size
-        if not self.is_device:
+        if not self.is_device and not probe.is_served(self.fd):
             with contextlib.suppress(OSError):  # no room for it in the address space: reads do without
                 self._mapping = _core.Mapping(self.fd, self.size)
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .. import errors
 from ..disk import identity
-from ..files import rawfile
+from ..files import probe, rawfile
 from . import discover, graph
 
 PROC = Path("/proc")
@@ -140,12 +140,7 @@ class _Process:
 
 def is_on_fuse(process: Path, device: int) -> bool:
     """Return whether a file system is FUSE. Its server may have some openings of a file bypass the page cache."""
-    for line in (process / "mountinfo").read_text().splitlines():
-        mount, _, source = line.partition(" - ")
-        major, minor = map(int, mount.split()[2].split(":"))
-        if os.makedev(major, minor) == device:
-            return source.startswith("fuse")
-    return False
+    return probe.file_system_of(device, process).startswith("fuse")
 
 
 def _flags(fdinfo: Path) -> int:

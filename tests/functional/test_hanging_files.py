@@ -89,6 +89,21 @@ def test_a_source_that_hangs(words: list[str], end: signal.Signals | None, code:
     assert (last["event"], last["code"]) == ("Error", code)
 
 
+def test_what_a_server_answers_for_is_not_mapped(tmp_path: Path) -> None:
+    """Whoever waits for a page of a mapping may keep all threads of the process from going on."""
+    (tmp_path / "plain.raw").write_bytes(bytes(MIB))
+    asking = (
+        "import blkmig, sys\n"
+        "for path in sys.argv[1:]:\n"
+        "    with blkmig.FileBackend(path) as disk:\n"
+        "        print(disk.mapping is None)"
+    )
+    with stopped_file.stopped_file(tmp_path / "d.raw", bytearray(MIB), last=stopped_file.READ, count=99) as source:
+        words = [sys.executable, "-c", asking, source.path, tmp_path / "plain.raw"]
+        done = subprocess.run(words, env=command.environment(), stdout=subprocess.PIPE, check=True, timeout=60)
+    assert done.stdout.split() == [b"True", b"False"]
+
+
 def test_a_source_that_hangs_while_it_is_opened(tmp_path: Path) -> None:
     content = bytearray(MIB)
     with stopped_file.stopped_file(tmp_path / "d.raw", content, last=stopped_file.OPEN, count=1) as source:
