@@ -7,6 +7,9 @@
  *     process    clone(CLONE_FILES) ── _exit: the files are the child's, too, so nothing is closed
  *     child      closes what is in `fds` ── waits until the process has gone ── ends, which closes the files: may hang
  *
+ * Gone is the process when all of its threads have: each of them has the files, and lets them go on its own way to the
+ * end. The one that made the child may be through when another one is not. Of the whole process a pidfd tells.
+ *
  * The child does nothing but system calls: threads of the process may have held any lock when it was made.
  */
 #ifndef BLKMIG_LEAVING_H
@@ -17,12 +20,17 @@
 #endif
 
 #include <errno.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stddef.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+
+#ifndef SYS_pidfd_open
+#define SYS_pidfd_open 434
+#endif
 
 static void leaving_child(pid_t parent, const int* fds, size_t count)
 {
@@ -33,8 +41,13 @@ static void leaving_child(pid_t parent, const int* fds, size_t count)
     sigprocmask(SIG_SETMASK, &all, NULL);
     for (size_t i = 0; i < count; i++)
         close(fds[i]);
-    while (syscall(SYS_getppid) == parent)
-        nanosleep(&pause, NULL);
+    struct pollfd gone = {(int)syscall(SYS_pidfd_open, parent, 0), POLLIN, 0};
+    if (gone.fd >= 0)
+        while (poll(&gone, 1, -1) < 1)
+            ;
+    else /* Linux before 5.3: the threads of the process have a moment for the rest */
+        while (syscall(SYS_getppid) == parent)
+            nanosleep(&pause, NULL);
     _exit(0);
 }
 
