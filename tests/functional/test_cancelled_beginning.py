@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,22 @@ def way(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@contextlib.contextmanager
+def begun(
+    way: str, folder: Path
+) -> Iterator[tuple[blkmig.IncomingMigration, blkmig.OutgoingMigration, pauses.Call, pauses.Call]]:
+    """Run a receiver and begin a source, each in a thread, over such a link; give both, and their calls."""
+    uri = f"unix:{folder}/s" if way == "unix" else f"{way[:3]}:127.0.0.1:0"
+    with contextlib.ExitStack() as stack:
+        incoming = stack.enter_context(blkmig.incoming(uri, {"d": folder / "copy.raw"}))
+        where = tls_links.named(incoming.uri)
+        if "relay" in way:
+            where = stack.enter_context(tls_links.Between(incoming.uri, which=-1)).uri
+        trust = blkmig.TlsParameters(token=incoming.token) if "tls" in way else None
+        outgoing = blkmig.outgoing([pauses.disk_of(2)], where, blkmig.MigrationParameters(tls=trust))
+        yield incoming, outgoing, pauses.Call(incoming.run), pauses.Call(lambda: stack.enter_context(outgoing))
+
+
 @pytest.mark.parametrize(("owner", "name"), [(targets.TargetSet, "open"), (incomingsession.IncomingSession, "_take")])
 def test_a_source_that_is_cancelled_meanwhile(
     way: str, owner: Any, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -40,16 +57,7 @@ def test_a_source_that_is_cancelled_meanwhile(
         return original(*args, **options)
 
     monkeypatch.setattr(owner, name, slow)
-    uri = f"unix:{tmp_path}/s" if way == "unix" else f"{way[:3]}:127.0.0.1:0"
-    incoming = blkmig.incoming(uri, {"d": tmp_path / "copy.raw"})
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(incoming)
-        where = tls_links.named(incoming.uri)
-        if "relay" in way:
-            where = stack.enter_context(tls_links.Between(incoming.uri, which=-1)).uri
-        trust = blkmig.TlsParameters(token=incoming.token) if "tls" in way else None
-        outgoing = blkmig.outgoing([pauses.disk_of(2)], where, blkmig.MigrationParameters(tls=trust))
-        receiver, sender = pauses.Call(incoming.run), pauses.Call(lambda: stack.enter_context(outgoing))
+    with begun(way, tmp_path) as (incoming, outgoing, receiver, sender):
         try:
             assert is_inside.wait(pauses.LONG)
             outgoing.cancel()
@@ -83,16 +91,7 @@ def test_a_source_that_does_not_hear_that_it_would_be_waited_for(
 
     monkeypatch.setattr(commands.Commands, "answer_session", answering)
     monkeypatch.setattr(questions.Questions, "await_session", deaf)
-    uri = f"unix:{tmp_path}/s" if way == "unix" else f"{way[:3]}:127.0.0.1:0"
-    incoming = blkmig.incoming(uri, {"d": tmp_path / "copy.raw"})
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(incoming)
-        where = tls_links.named(incoming.uri)
-        if "relay" in way:
-            where = stack.enter_context(tls_links.Between(incoming.uri, which=-1)).uri
-        trust = blkmig.TlsParameters(token=incoming.token) if "tls" in way else None
-        outgoing = blkmig.outgoing([pauses.disk_of(2)], where, blkmig.MigrationParameters(tls=trust))
-        receiver, sender = pauses.Call(incoming.run), pauses.Call(lambda: stack.enter_context(outgoing))
+    with begun(way, tmp_path) as (incoming, outgoing, receiver, sender):
         try:
             with pytest.raises(errors.Cancelled):
                 sender.result()
