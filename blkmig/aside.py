@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""A call that nothing can interrupt, such as the look-up of a host's name, made in a thread of its own.
+"""Calls that nothing can interrupt, such as the look-up of a host's name, or the close of a file, aside of who goes on.
 
 The system's resolver may take minutes to say that no name server answers. Whoever wants its answer waits for a
 descriptor, with whatever else ends a wait. When the wait is over first, the thread, a daemon, is left alone::
@@ -7,6 +7,8 @@ descriptor, with whatever else ends a wait. When the wait is over first, the thr
     caller   begin ─ wait for `fd` ─────────────────► result
                             └── time is over, cancelled ──► leave ─ goes on
     thread   the call ........................................................ returns: forgets the result
+
+Of a close there is no result: a `Closer` is begun ahead, and given the descriptors when they are not needed any more.
 """
 
 from __future__ import annotations
@@ -21,8 +23,6 @@ from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 Result = TypeVar("Result")
-CLOSING = "blkmig-close"
-"""The name of the threads of `Closer`."""
 
 
 class Aside(Generic[Result]):
@@ -111,7 +111,7 @@ class Closer:
 
     def __init__(self) -> None:
         self._jobs: queue.SimpleQueue[Iterable[int]] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, daemon=True, name=CLOSING)
+        self._thread = threading.Thread(target=self._run, daemon=True, name="blkmig-close")
         with contextlib.suppress(RuntimeError):  # there can be none: then whoever calls `close` does it
             self._thread.start()
 

@@ -12,7 +12,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from blkmig import aside
 from blkmig.channel import sockets
 
 
@@ -32,7 +31,7 @@ def given_back() -> Iterator[set[int]]:
     before = open_descriptors()
     yield before
     for thread in threading.enumerate():
-        if thread.name == aside.CLOSING:
+        if thread.name == "blkmig-close":
             thread.join()
     after = open_descriptors()
     assert after == before, {fd: what_is(fd) for fd in after ^ before}
