@@ -10,7 +10,7 @@ import functools
 import shutil
 
 import pytest
-from harness import images, inside, jobs, network, processes, rounds
+from harness import images, inside, network, peers, processes, rounds
 
 SIZE = 512 * images.MiB
 FEW = {"min_rounds": 5, "max_rounds": 7, "max_time": 300.0}
@@ -84,13 +84,7 @@ def compare(ratio, arena, kind, link, group, **until):
     job = arena.job(image, link=link)
     arena.create_target(job)
     sides = {
-        name: arena.side_of(job, lambda chosen=chosen: run(job, chosen))
+        name: arena.side_of(job, functools.partial(peers.run_blkmig, job, send={"compress": chosen}))
         for name, chosen in {"blkmig": "auto", "as it is": "off"}.items()
     }
     ratio(sides, group=group, **until)
-
-
-def run(job, chosen):
-    """Migrate in two processes that have imported blkmig already."""
-    with jobs.started(job, (f"drive0={job.source}", {"compress": chosen}), (f"drive0={job.target}", {})) as ends:
-        return ends.run()

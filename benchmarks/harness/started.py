@@ -10,6 +10,7 @@ what that is worth; "metrics" is a file that is written meanwhile.
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import resource
@@ -22,7 +23,7 @@ from collections.abc import Iterator
 import blkmig
 from blkmig import channel, qemu
 from blkmig.files import storing, writeback
-from blkmig.migration import figures
+from blkmig.migration import barriers, figures
 
 
 def main() -> None:
@@ -102,6 +103,11 @@ def take_out_early_writeback() -> None:
     writeback.WRITEBACK_NBYTES = 1 << 62
 
 
+def take_out_barriers() -> None:
+    """Have what is sent kept, as for a barrier, but none become due."""
+    barriers.BARRIER_SECONDS = math.inf
+
+
 def take_out_storing_behind() -> None:
     """Have each block stored before the next one is received."""
 
@@ -119,6 +125,7 @@ def take_out_rate_limit_and_progress() -> None:
 
 
 TAKE_OUT = {
+    "barriers": take_out_barriers,
     "storing behind": take_out_storing_behind,
     "early writeback": take_out_early_writeback,
     "rate limit and progress": take_out_rate_limit_and_progress,
