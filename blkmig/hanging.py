@@ -12,7 +12,7 @@ import contextlib
 import dataclasses
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from . import aside
@@ -91,11 +91,27 @@ def paths() -> dict[int, str]:
     return found
 
 
+def apart_from(hung: Iterable[Call]) -> list[int]:
+    """Return the descriptors of files that are on no file system in which a call has `hung`, as far as that is known.
+    Asks no file system."""
+    where = {call.path for call in hung}
+    files = {fd: path for fd, path in paths().items() if not path.startswith(NOT_FILES)}
+    mounts = {_mount(fd) for fd, path in files.items() if path in where}
+    return [fd for fd in files if _mount(fd) not in mounts]
+
+
 def await_all() -> None:
     """Return when the file systems of all open files answer: before the process ends, which closes them."""
     for fd, path in paths().items():
         if not path.startswith(NOT_FILES):
             aside.await_answer(fd)
+
+
+def _mount(fd: int) -> str:
+    """Return the kernel's number of the mount that a descriptor leads to; "" if it is closed."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/self/fdinfo/{fd}").read_text().partition("mnt_id:")[2].partition("\n")[0].strip()
+    return ""
 
 
 def _threads() -> Iterator[int]:

@@ -5,7 +5,11 @@
  * a child that shares them stays behind, and waits in its place.
  *
  *     process    clone(CLONE_FILES) ── _exit: the files are the child's, too, so nothing is closed
- *     child      closes what is in `fds` ── waits until the process has gone ── ends, which closes the files: may hang
+ *     child      closes `fds`, the first ones ── waits until the process has gone ── closes the others of `fds`
+ *                ── ends, which closes the rest: may hang
+ *
+ * The locks of a file go with its last descriptor. Those on other file systems must not wait for the one that hangs, and
+ * at the end of a process they would: it lets no file go before it has closed all of them. So they are in `fds`.
  *
  * Gone is the process when all of its threads have: each of them has the files, and lets them go on its own way to the
  * end. The one that made the child may be through when another one is not. Of the whole process a pidfd tells.
@@ -20,6 +24,7 @@
 #endif
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
 #include <signal.h>
@@ -32,14 +37,15 @@
 #define SYS_pidfd_open 434
 #endif
 
-static void leaving_child(pid_t parent, const int* fds, size_t count)
+static void leaving_child(pid_t parent, const int* fds, size_t count, size_t first)
 {
     struct timespec pause = {0, 1000000};
+    struct flock none = {.l_type = F_UNLCK, .l_whence = SEEK_SET};
     sigset_t all;
 
     sigfillset(&all);
     sigprocmask(SIG_SETMASK, &all, NULL);
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; i < first; i++)
         close(fds[i]);
     struct pollfd gone = {(int)syscall(SYS_pidfd_open, parent, 0), POLLIN, 0};
     if (gone.fd >= 0)
@@ -48,11 +54,16 @@ static void leaving_child(pid_t parent, const int* fds, size_t count)
     else /* Linux before 5.3: the threads of the process have a moment for the rest */
         while (syscall(SYS_getppid) == parent)
             nanosleep(&pause, NULL);
+    for (size_t i = first; i < count; i++) {
+        fcntl(fds[i], F_OFD_SETLK, &none); /* a mapping keeps the file, and so its locks, to the end */
+        close(fds[i]);
+    }
     _exit(0);
 }
 
-/* Returns the child's number, or -1 with errno. */
-static long leaving_files(const int* fds, size_t count)
+/* Leaves them to a child, which closes `first` of the `count` descriptors before the process ends. Returns the child's
+ * number, or -1 with errno. */
+static long leaving_files(const int* fds, size_t count, size_t first)
 {
     pid_t parent = getpid();
 #ifdef __s390__
@@ -62,7 +73,7 @@ static long leaving_files(const int* fds, size_t count)
 #endif
 
     if (!child)
-        leaving_child(parent, fds, count);
+        leaving_child(parent, fds, count, first);
     return child;
 }
 

@@ -123,10 +123,11 @@ def _is_waited_for(call: hanging.Call) -> bool:
 
 def leave(code: int) -> None:
     """End the process at once. Where a thread of it hangs in a file system, its open files are left to a child, which
-    ends when that answers: the end of a process would wait for it, too."""
+    ends when that answers: the end of a process would wait for it, too. Those on other file systems are let go."""
     with contextlib.suppress(Exception):  # whatever is missing: it ends
         from .. import _leaving, hanging
 
-        if hanging.calls():
-            _leaving.leave_files([fd for fd, path in hanging.paths().items() if path.startswith(hanging.NOT_FILES)])
+        if hung := hanging.calls():
+            no_files = [fd for fd, path in hanging.paths().items() if path.startswith(hanging.NOT_FILES)]
+            _leaving.leave_files(no_files, hanging.apart_from(hung))
     os._exit(code)

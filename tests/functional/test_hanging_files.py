@@ -137,6 +137,33 @@ def test_a_target_that_hangs(verb: str, count: int, tmp_path: Path) -> None:
             sender.result()
 
 
+def test_a_target_elsewhere_is_let_go(tmp_path: Path) -> None:
+    """What is behind holds the file that hangs, and nothing else."""
+    content, last, elsewhere = bytearray(MIB), stopped_file.WRITE, tmp_path / "e.raw"
+    elsewhere.write_bytes(bytes(MIB))
+    with (
+        stopped_file.stopped_file(tmp_path / "d.raw", content, last=last, count=4) as target,
+        command_receiver(f"e={elsewhere}", f"d={target.path}") as (receiver, uri),
+    ):
+        disks = [blkmig.MemoryBackend(bytearray(b"x" * MIB), name=name) for name in ("e", "d")]
+        sender = pauses.Call(lambda: blkmig.send(disks, uri))
+        assert target.is_stopped.wait(pauses.LONG)
+        receiver.send_signal(signal.SIGTERM)
+        _, said = receiver.communicate(timeout=SOON)
+        assert receiver.returncode == 143, said
+        pauses.until(lambda: can_be_received(elsewhere))  # the system has yet to take note of the end
+        assert sender.is_over(SOON)
+
+
+def can_be_received(path: Path) -> bool:
+    """Return whether no process has the file as its target."""
+    try:
+        with blkmig.incoming("tcp:127.0.0.1:0", {"e": path}):
+            return True
+    except errors.DeviceBusy:
+        return False
+
+
 def test_a_target_that_hangs_when_all_of_it_is_stored(tmp_path: Path) -> None:
     """Before it has taken the disks: both ends say that it has not."""
     content, last = bytearray(8 * MIB), stopped_file.FSYNC

@@ -25,7 +25,7 @@ def test_what_is_said_is_closed_first() -> None:
     pid = os.fork()
     if not pid:
         try:
-            _leaving.leave_files([closing])
+            _leaving.leave_files([closing], [])
             os.read(waiting, 1)
         finally:
             os._exit(7)
@@ -44,4 +44,4 @@ def test_what_is_said_is_closed_first() -> None:
 
 def test_numbers_only() -> None:
     with pytest.raises(TypeError):
-        _leaving.leave_files(["1"])  # type: ignore[list-item]
+        _leaving.leave_files(["1"], [])  # type: ignore[list-item]
