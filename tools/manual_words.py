@@ -103,7 +103,8 @@ AFTER: list[Section] = [
             ],
             "A second signal does not disturb the clean-up; a third one ends the process at once. Where a file system "
             "does not answer, as that of a server which is stopped, the command ends five to ten seconds after the "
-            "first signal, or after --timeout, says which file it is, and leaves what it cannot remove there.",
+            "first signal, or after --timeout, or up to 25 seconds where a receiver is just taking the disks over. It "
+            "says which file it is, and leaves what it cannot remove there.",
         ],
     ),
     (

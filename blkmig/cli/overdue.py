@@ -30,10 +30,16 @@ if TYPE_CHECKING:
 SECONDS = 5.0
 """How long a thread stands in one call before it is taken for one that hangs."""
 
+IN_DOUBT_LOOKS = 4
+"""So many times as long it stands there where nobody could say afterwards who has the disks: a flush may take that."""
+
 STEP_SECONDS = 2.0
 """How long one step may take, where it comes to a file system which does not answer either."""
 
-NOT_WAITED_FOR = ("blkmig-log", "blkmig-metrics", "blkmig-stall", "blkmig-progress", "blkmig-live", "blkmig-step")
+NOT_WAITED_FOR = (
+    *("blkmig-log", "blkmig-metrics", "blkmig-stall", "blkmig-progress", "blkmig-live", "blkmig-step"),
+    *("blkmig-close", "blkmig-lookup", "blkmig-nbd-lookup"),
+)
 """How the names of threads begin that may hang as they like: nobody waits for them without a bound."""
 
 
@@ -52,6 +58,9 @@ class Overdue:
         """Ends the migration of the command: it is told what hangs, releases what it can in bounded time, and returns
         the error that has ended it, None if it is complete. None before there is one; it stays behind its end, for
         closing the disks may hang as well."""
+
+        self.is_in_doubt: Callable[[], bool] = lambda: False
+        """Says whether nobody could say who has the disks if the migration was abandoned now."""
 
         self._lock = threading.Lock()  # held by who ends the command, to its end
         self._is_wished = False
@@ -86,12 +95,12 @@ class Overdue:
         except (ImportError, OSError):  # of a file that cannot be opened any more
             return
         signal.pthread_sigmask(signal.SIG_SETMASK, ())  # else commands that clean up would take none, either
-        before = hanging.calls()
+        looks = dict.fromkeys(hanging.calls(), 0)
         while not self._has_ended.wait(SECONDS):
-            now = hanging.calls()
-            hung = sorted(filter(_is_waited_for, before & now), key=lambda call: call.verb not in hanging.MOVES)
-            before = now
-            if hung:
+            looks = {call: looks.get(call, -1) + 1 for call in hanging.calls()}
+            enough = IN_DOUBT_LOOKS if self.is_in_doubt() else 1
+            standing = (call for call, count in looks.items() if count >= enough and _is_waited_for(call))
+            if hung := sorted(standing, key=lambda call: call.verb not in hanging.MOVES):
                 with self._lock:
                     if not self._has_ended.is_set():
                         self._end(hung[0])

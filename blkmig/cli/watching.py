@@ -93,6 +93,8 @@ class Watch:
         heard, abandon = signals.current(), of.abandon
         if isinstance(of, migration.OutgoingMigration):
             of.when_limit_reached = heard.overdue.wish
+        else:
+            heard.overdue.is_in_doubt = lambda: of.is_in_doubt
 
         def abandon_and_close(hung: hanging.Call) -> errors.MigrationError | None:
             error = abandon(hung)

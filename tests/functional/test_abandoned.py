@@ -114,6 +114,7 @@ def test_a_target_that_is_complete_stays_so(tmp_path: Path) -> None:
         receiver.result()
         assert outgoing.abandon(CALL) is None
         assert incoming.abandon(CALL) is None
+        assert not incoming.is_in_doubt
     assert disk.released == [True]
 
 
@@ -131,6 +132,7 @@ def test_a_target_that_hangs_while_it_takes_the_disks_is_in_doubt(
     monkeypatch.setattr(targets.TargetSet, "take", take)
     with migrating(disk, tmp_path) as (outgoing, incoming, _, receiver):
         assert is_inside.wait(pauses.LONG)
+        assert incoming.is_in_doubt, "it is worth to wait longer"
         incoming.cancel()
         assert isinstance(incoming.abandon(CALL), errors.InDoubt)
         outgoing.cancel()

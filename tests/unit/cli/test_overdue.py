@@ -66,6 +66,22 @@ def test_how_it_ends(number: int | None, error: errors.MigrationError | None, co
     assert "a call that is to read a file, '/d.raw', does not return" in shown
 
 
+def test_who_would_leave_it_in_doubt_has_more_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A flush of several seconds, while the disks are taken, is no hang; one that does not end is."""
+    looks = itertools.count()
+
+    def calls() -> frozenset[hanging.Call]:
+        next(looks)
+        return frozenset([CALL])
+
+    monkeypatch.setattr(hanging, "calls", calls)
+    ended = Ended(15)
+    ended.overdue.is_in_doubt = lambda: True
+    ended.overdue.wish()
+    assert ended.is_over.wait(LONG)
+    assert next(looks) == overdue.IN_DOUBT_LOOKS + 1
+
+
 def test_where_nothing_is_migrated_yet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(hanging, "calls", lambda: frozenset([CALL]))
     output.set_up(progress="none", is_verbose=False)
