@@ -26,26 +26,32 @@ MOVES = (_READ, _WRITE, _FLUSH)
 # By machine: which calls wait for a file system, and what they do to a file. The rest of the calls wait for others.
 _CALLS = {
     "x86_64": {
-        _READ: (0, 17, 19, 40, 275, 295),
+        _READ: (0, 17, 19, 40, 275, 295, 326),
         _WRITE: (1, 18, 20, 76, 77, 285, 296),
         _FLUSH: (74, 75, 277),
         _CLOSE: (3, 138),  # and fstatfs, see `aside.await_answer`
         _LOOK: (5, 8, 72, 73, 262),
-        "open or look for": (2, 4, 6, 21, 257, 332, 439),
-        "rename or remove": (82, 84, 87, 263, 264, 316),
+        "open or look for": (2, 4, 6, 21, 78, 89, 137, 217, 257, 267, 269, 332, 439),
+        "make, name or remove": (82, 83, 84, 86, 87, 258, 263, 264, 265, 316),
     },
     "aarch64": {
-        _READ: (63, 65, 67, 69, 71, 76),
+        _READ: (63, 65, 67, 69, 71, 76, 285),
         _WRITE: (45, 46, 47, 64, 66, 68, 70),
         _FLUSH: (82, 83, 84),
         _CLOSE: (44, 57),
         _LOOK: (25, 32, 62, 79, 80),
-        "open or look for": (48, 56, 291, 439),
-        "rename or remove": (35, 38, 276),
+        "open or look for": (43, 48, 56, 61, 78, 291, 439),
+        "make, name or remove": (34, 35, 37, 38, 276),
     },
 }
-_SENDFILE = {"x86_64": 40, "aarch64": 71}.get(platform.machine())
-"""The one call whose second argument is the file that is read."""
+_WHICH = {
+    "x86_64": {40: (1,), 275: (0, 2), 326: (0, 2)},  # sendfile, splice, copy_file_range
+    "aarch64": {71: (1,), 76: (0, 2), 285: (0, 2)},
+}.get(platform.machine(), {})
+"""Which arguments may be the file, where it is not the first one: the rest are pipes and sockets, or files, too."""
+
+_TO = 2
+"""Which argument says where calls write that have two files."""
 
 _VERBS = {number: verb for verb, numbers in _CALLS.get(platform.machine(), {}).items() for number in numbers}
 
@@ -129,9 +135,13 @@ def _look(thread: int) -> Call | None:
     number, _, arguments = call.partition(" ")
     verb, path = _VERBS.get(int(number), "") if number.lstrip("-").isdigit() else "", ""
     if verb in (*MOVES, _CLOSE, _LOOK):
-        path = _path(arguments.split()[1 if number == str(_SENDFILE) else 0])
-        if path.startswith(NOT_FILES):
+        words = arguments.split()
+        files = [(_path(words[each]), each) for each in _WHICH.get(int(number), (0,))]
+        files = [file for file in files if not file[0].startswith(NOT_FILES)]
+        if not files:
             return None
+        path, place = files[-1]
+        verb = _WRITE if place == _TO else verb
     if not verb and state != UNINTERRUPTIBLE:
         return None
     return Call(thread, sleep, call, verb, path)

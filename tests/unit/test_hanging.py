@@ -5,10 +5,13 @@ has those that do."""
 from __future__ import annotations
 
 import os
+import platform
 import socket
 import threading
+from pathlib import Path
 
 import pauses
+import pytest
 
 from blkmig import hanging
 
@@ -35,6 +38,40 @@ def test_who_waits_for_others_does_not_hang() -> None:
 def test_paths_are_those_of_open_files(tmp_path: os.PathLike[str]) -> None:
     with open(os.path.join(tmp_path, "x"), "wb") as file:  # noqa: PTH118, PTH123
         assert hanging.paths()[file.fileno()] == file.name
+
+
+SPLICE, SENDFILE, COPY = {"aarch64": (76, 71, 285)}.get(platform.machine(), (275, 40, 326))
+
+
+@pytest.mark.parametrize(
+    ("call", "found"),
+    [
+        (f"{SPLICE} {{pipe}} 0x0 {{file}} 0x7f", ("write", True)),
+        (f"{SPLICE} {{file}} 0x7f {{pipe}} 0x0", ("read", True)),
+        (f"{SPLICE} {{pipe}} 0x0 {{pipe}} 0x0", None),
+        (f"{SENDFILE} {{pipe}} {{file}} 0x7f 0x1000", ("read", True)),
+        (f"{COPY} {{file}} 0x7f {{file}} 0x7f", ("write", True)),
+        ("running", None),
+        ("-1 0x7f 0x7f", None),
+    ],
+)
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="calls have other numbers here")
+def test_which_file_of_a_call(
+    call: str, found: tuple[str, bool] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a receiver takes as pages comes from a pipe, which is no file, and goes to one."""
+    reading, writing = os.pipe()
+    with (tmp_path / "d.raw").open("wb") as file:
+        task = tmp_path / "tasks" / "1"
+        task.mkdir(parents=True)
+        (task / "stat").write_text("1 (a) b) S 1")
+        (task / "status").write_text("Name:\tx\nvoluntary_ctxt_switches:\t7\nnonvoluntary_ctxt_switches:\t9\n")
+        (task / "syscall").write_text(call.format(pipe=hex(reading), file=hex(file.fileno())) + "\n")
+        monkeypatch.setattr(hanging, "TASKS", task.parent)
+        seen = [(each.sleep, each.verb, each.path == file.name) for each in hanging.calls()]
+    os.close(reading)
+    os.close(writing)
+    assert seen == ([] if found is None else [("7", *found)])
 
 
 def test_what_is_said() -> None:
