@@ -30,6 +30,11 @@ _TAKING = (
     "same `blkmig receive` once more when the file system answers again: it says whether they are here"
 )
 
+_TELLING = (
+    "in doubt: everything is complete here, and the source may not know that: its own message says whether it has the "
+    "word. If the source has given up, its writers may have gone on: migrate again"
+)
+
 
 class Abandoning:
     """Of one outgoing migration."""
@@ -98,13 +103,18 @@ def abandon_incoming(
     The targets stay as they are, half made as after SIGKILL: closing one may hang so that not even SIGKILL ends it.
     """
     taken, devices = loaded.taken, loaded.targets.devices
-    if status == "completed" or (taken is not None and taken.is_taken and not loaded.parameters.verify):
+    is_taken = taken is not None and taken.is_taken
+    is_complete = is_taken or loaded.word.is_given
+    is_compared = not loaded.parameters.verify or not (is_taken or loaded.is_awaited)  # else it is so behind the word
+    if status == "completed" or (is_complete and is_compared):
         return None
     error: errors.MigrationError = errors.Cancelled("the migration was cancelled; its targets are incomplete")
-    if taken is not None and taken.is_taken:
+    if is_complete:
         error = errors.NotVerified("everything is complete here, but comparing was cut short")
     elif loaded.is_decided:
         error = errors.InDoubt(_TAKING)
+    elif is_complete is None:
+        error = errors.InDoubt(_TELLING)
     if isinstance(ended, errors.MigrationError):
         error = ended
     found = [each for each in devices if any(file.path == hung.path for file in each.backend.files)]

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from .. import channel, errors, savevm
 
@@ -100,6 +100,29 @@ def give_word(loader: savevm.LoadVM, f: channel.InputQEMUFile, *, goes_on: bool 
             loader.way_back.wait_until_told()
     except (errors.ChannelError, errors.TruncatedStream, errors.Cancelled) as error:  # the 2nd: a link that was reset
         raise _in_doubt(f, error) from error
+
+
+class Word:
+    """Our word to a source that waits for no more than that."""
+
+    def __init__(self) -> None:
+        self.is_given: bool | None = False
+        """Whether the source has it; None where it may have it. Any thread may read it."""
+
+    def give(self, loader: savevm.LoadVM, f: channel.InputQEMUFile, confirm: Callable[[], object], *, goes_on: bool
+    ) -> None:  # fmt: skip
+        """Give it as `give_word` does, and `confirm` what was published, unless the source did not get it."""
+        self.is_given = None
+        try:
+            give_word(loader, f, goes_on=goes_on)
+        except errors.ChannelError:
+            self.is_given = False  # so the targets are taken back
+            raise
+        except BaseException:
+            confirm()  # it may have got it
+            raise
+        self.is_given = True
+        confirm()
 
 
 def _in_doubt(f: channel.InputQEMUFile, error: errors.MigrationError) -> errors.InDoubt:

@@ -121,8 +121,8 @@ class IncomingMigration:
     def is_in_doubt(self) -> bool:
         """Return whether the disks may be this host's own, and the source has not been told: neither end could say who
         has them if this one ended now. From any thread."""
-        taken = self._loading.taken
-        return taken is not None and taken.is_decided and not taken.is_told
+        taken, word = self._loading.taken, self._loading.word
+        return word.is_given is None or (taken is not None and taken.is_decided and not taken.is_told)
 
     def run(self) -> stats.IncomingStatistics:
         """Wait for the source, load all disks, check and flush them, tell the source, and return the statistics.

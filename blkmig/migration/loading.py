@@ -85,6 +85,7 @@ class Loading:
         self._f: channel.InputQEMUFile
         self._is_exposed = self._resumes = False
         self.taken: taking.Taking | None = None
+        self.word = farewell.Word()
         self.is_awaited = False
         """The source waits, or has waited, for the word that all is on stable storage."""
 
@@ -233,14 +234,7 @@ class Loading:
         except BaseException as error:
             self._give_reason(loader, error)
             raise
-        try:
-            farewell.give_word(loader, f, goes_on=announced.is_proven)
-        except errors.ChannelError:
-            raise  # the source did not get it, so the targets are taken back
-        except BaseException:
-            self.targets.confirm()  # it may have got it
-            raise
-        self.targets.confirm()
+        self.word.give(loader, f, self.targets.confirm, goes_on=announced.is_proven)
         if verifies_later:
             self._verify(announced, loader, f)
         try:

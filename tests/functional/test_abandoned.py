@@ -14,7 +14,7 @@ import pytest
 
 import blkmig
 from blkmig import errors, hanging
-from blkmig.migration import questions, targets
+from blkmig.migration import farewell, questions, targets
 
 SOON = 9.0
 CALL = hanging.Call(1, "1", "0 0x3", "read", "/d.raw")
@@ -55,10 +55,12 @@ class Hung(blkmig.MemoryBackend):
 
 
 @contextlib.contextmanager
-def migrating(disk: Hung, folder: Path) -> Iterator[tuple[blkmig.OutgoingMigration, Any, pauses.Call, pauses.Call]]:
+def migrating(
+    disk: Hung, folder: Path, **more: Any
+) -> Iterator[tuple[blkmig.OutgoingMigration, Any, pauses.Call, pauses.Call]]:
     """Move the disk; give both ends, and the calls that run them."""
     incoming = blkmig.incoming(f"unix:{folder}/s", {"d": folder / "copy.raw"})
-    parameters = blkmig.MigrationParameters(writers_after="refuse", downtime_factor=1000)
+    parameters = blkmig.MigrationParameters(writers_after="refuse", downtime_factor=1000, **more)
     with incoming:
         outgoing = blkmig.outgoing([disk], incoming.uri, parameters)
         receiver = pauses.Call(incoming.run)
@@ -154,3 +156,27 @@ def test_what_has_ended_it_before_is_what_has_ended_it(tmp_path: Path, monkeypat
                 end.result()
             assert migration.abandon(CALL) is caught.value
             assert "does not return" in caught.value.__notes__[-1]
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "kind"), [(farewell, "give_word", errors.InDoubt), (targets.TargetSet, "confirm", type(None))]
+)
+def test_a_target_that_hangs_about_its_word(
+    owner: Any, name: str, kind: type[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To a source that waits for no more, as a QEMU: what it may have been told is not taken back."""
+    disk, is_inside = Hung(hangs=False), threading.Event()
+
+    def hang(*_: Any, **__: Any) -> None:
+        is_inside.set()
+        assert disk.go_on.wait(2 * pauses.LONG)
+
+    monkeypatch.setattr(owner, name, hang)
+    with migrating(disk, tmp_path, qemu=True) as (outgoing, incoming, _, receiver):
+        assert is_inside.wait(pauses.LONG)
+        incoming.cancel()
+        assert isinstance(incoming.abandon(CALL), kind)
+        assert incoming.is_in_doubt == (kind is errors.InDoubt)
+        outgoing.cancel()
+        disk.go_on.set()
+        assert receiver.is_over(SOON)
