@@ -55,7 +55,9 @@ static void leaving_child(pid_t parent, const int* fds, size_t count, size_t fir
         while (syscall(SYS_getppid) == parent)
             nanosleep(&pause, NULL);
     for (size_t i = first; i < count; i++) {
-        fcntl(fds[i], F_OFD_SETLK, &none); /* a mapping keeps the file, and so its locks, to the end */
+        /* A mapping keeps the file, and so its locks, to the end. What was inherited has the locks of others, too. */
+        if (fcntl(fds[i], F_GETFD) & FD_CLOEXEC)
+            fcntl(fds[i], F_OFD_SETLK, &none);
         close(fds[i]);
     }
     _exit(0);

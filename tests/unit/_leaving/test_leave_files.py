@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import os
 import select
+from pathlib import Path
 
 import pytest
 
-from blkmig import _leaving
+import blkmig
+from blkmig import _leaving, errors
+from blkmig.files import locks
 
 SOON = 30.0
 
@@ -45,3 +48,26 @@ def test_what_is_said_is_closed_first() -> None:
 def test_numbers_only() -> None:
     with pytest.raises(TypeError):
         _leaving.leave_files(["1"], [])  # type: ignore[list-item]
+
+
+def test_locks_of_others_stay(tmp_path: Path) -> None:
+    """A file that the process has from whoever started it is not its own, and nor are the locks."""
+    path = tmp_path / "d.raw"
+    path.write_bytes(bytes(4096))
+    (kept, keeping), theirs = os.pipe(), os.open(path, os.O_RDWR)
+    os.set_inheritable(theirs, True)
+    locks.acquire(theirs, locks.WRITER, device="d")
+    pid = os.fork()
+    if not pid:
+        _leaving.leave_files([], [theirs])
+        os._exit(0)
+    try:
+        os.close(keeping)
+        os.waitpid(pid, 0)
+        assert ends(kept, SOON), "the child has ended"
+        with pytest.raises(errors.DeviceBusy):
+            blkmig.FileBackend(path)
+    finally:
+        os.close(theirs)
+        os.close(kept)
+    blkmig.FileBackend(path).close()
