@@ -100,7 +100,7 @@ def require_statuses() -> None:
 def is_sigchld_ignored() -> bool:
     """Return whether this process ignores SIGCHLD, whoever made it do so."""
     with contextlib.suppress(OSError, StopIteration, ValueError):
-        status = Path("/proc/self/status").read_text()
+        status = Path("/proc/self/status").read_text(errors="replace")
         ignored = next(line.split()[1] for line in status.splitlines() if line.startswith("SigIgn:"))
         return bool(int(ignored, 16) >> (signal.SIGCHLD - 1) & 1)
     return signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN

@@ -127,8 +127,9 @@ def _threads() -> Iterator[int]:
 
 def _look(thread: int) -> Call | None:
     try:
-        state = (TASKS / str(thread) / "stat").read_text().rpartition(")")[2].split()[0]
-        sleep = (TASKS / str(thread) / "status").read_text().partition("voluntary_ctxt_switches:")[2].split()[0]
+        state = (TASKS / str(thread) / "stat").read_text(errors="replace").rpartition(")")[2].split()[0]
+        status = (TASKS / str(thread) / "status").read_text(errors="replace")
+        sleep = status.partition("voluntary_ctxt_switches:")[2].split()[0]
         call = (TASKS / str(thread) / "syscall").read_text().strip()
     except (OSError, IndexError):  # it has ended, or nobody may look
         return None

@@ -151,7 +151,7 @@ def _below(key: Key) -> Iterator[tuple[Key, bool]]:
         for slave in (entry / "slaves").glob("*"):
             yield _device_key(slave), False
         if (entry / "loop" / "backing_file").exists():
-            name, offset, limit = ((entry / "loop" / what).read_text() for what in _LOOP)
+            name, offset, limit = (os.fsdecode((entry / "loop" / what).read_bytes()) for what in _LOOP)
             yield _key_of(Path(name.rstrip("\n")).stat()), (int(offset), int(limit)) == (0, 0)
 
 

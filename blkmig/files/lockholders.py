@@ -52,7 +52,7 @@ def _name(pid: int) -> str:
         return f"this program itself (pid {pid})"
     name = "a program"
     with contextlib.suppress(OSError):
-        name = (_PROC / str(pid) / "comm").read_text().strip()
+        name = (_PROC / str(pid) / "comm").read_text(errors="replace").strip()
     with contextlib.suppress(OSError):  # the whole name, where we may know
         name = (_PROC / str(pid) / "exe").readlink().name
     return f"{name} (pid {pid})"

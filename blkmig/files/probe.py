@@ -75,11 +75,8 @@ def is_served(fd: int) -> bool:
     Such a file is not mapped. If its server stops, the thread hangs that reads; one that meets a page which is not
     there may keep the lock of the process's memory meanwhile, and then no other thread can begin, or go on for long.
     """
-    device = os.fstat(fd).st_dev
-    if os.major(device):  # a block device's
-        return False
     with contextlib.suppress(OSError):
-        return file_system_of(device).startswith(_SERVED)
+        return file_system_of(os.fstat(fd).st_dev).startswith(_SERVED)
     return False
 
 
@@ -88,9 +85,9 @@ def file_system_of(device: int, process: Path = Path("/proc/self")) -> str:
 
     Asks no file system but /proc. Raises OSError.
     """
-    for line in (process / "mountinfo").read_text().splitlines():
+    for line in os.fsdecode((process / "mountinfo").read_bytes()).split("\n")[:-1]:
         mount, _, source = line.partition(" - ")
-        major, minor = map(int, mount.split()[2].split(":"))
+        major, minor = map(int, mount.split(" ")[2].split(":"))
         if os.makedev(major, minor) == device:
             return source.partition(" ")[0]
     return ""

@@ -90,7 +90,8 @@ def users_of(socket_path: str) -> Iterator[Path]:
     """Yield the processes, as folders of /proc, that have a socket of that path: QEMU, maybe its parent, too."""
     path, rows = Path(socket_path).resolve(), []
     with contextlib.suppress(OSError):
-        rows = [line.split(maxsplit=7) for line in (PROC / "net" / "unix").read_text().splitlines()]
+        listed = os.fsdecode((PROC / "net" / "unix").read_bytes())
+        rows = [line.split(maxsplit=7) for line in listed.split("\n")]
     named = (row for row in rows if len(row) == 8 and row[7].endswith(path.name))
     wanted = {f"socket:[{row[6]}]" for row in named if Path(row[7]).resolve() == path}
     for process in PROC.iterdir():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Images that are not raw are refused as raw: by their magic bytes, and as qemu-img makes them."""
 
+import os
 import subprocess
 
 import peers
@@ -105,3 +106,23 @@ def test_images_made_by_qemu_img(tmp_path, format, options):
         pytest.skip(f"this qemu-img makes no {format}: {made.stderr.strip()}")
     with pytest.raises(errors.FormatError, match="looks like a"):
         files.FileBackend(path)
+
+
+def test_mounts_of_any_name(tmp_path):
+    """Names of mounts are bytes in any encoding, and line breaks of Unicode are none."""
+    (tmp_path / "mountinfo").write_bytes(
+        b"21 1 8:1 / /M\xfcller\xc2\x85 rw - ext4 /dev/sda1 rw\n"
+        b"22 1 0:55 / /\xff rw shared:1 - fuse.sshfs a@b:/\xfc rw\n"
+    )
+    assert probe.file_system_of(os.makedev(8, 1), tmp_path) == "ext4"
+    assert probe.file_system_of(os.makedev(0, 55), tmp_path) == "fuse.sshfs"
+    assert probe.file_system_of(os.makedev(0, 56), tmp_path) == ""
+
+
+def test_fuse_on_a_block_device_is_served(tmp_path, monkeypatch):
+    """As ntfs-3g: its files have the number of the block device."""
+    monkeypatch.setattr(probe, "file_system_of", {os.makedev(8, 1): "fuseblk", os.makedev(8, 2): "ext4"}.get)
+    for number, is_served in ((1, True), (2, False)):
+        about = os.stat_result((0, 0, os.makedev(8, number), *[0] * 7))
+        monkeypatch.setattr(os, "fstat", lambda _, about=about: about)
+        assert probe.is_served(-1) == is_served
