@@ -64,7 +64,10 @@ class KeyFile:
                 which = "file" if self._state_dir is None else "file, device or export"
                 raise OSError(errno.ENOTSUP, f"no disk is a {which}")
             if not self._file.is_private:
-                raise OSError(errno.EPERM, f"others may open {self._file.path}")
+                why = f"others may open {self._file.path}"
+                if not self._file.says:  # it was made just now, where files have no permissions
+                    self.remove()
+                raise OSError(errno.EPERM, why)
             with contextlib.ExitStack() as undo:
                 undo.callback(self.remove)  # one with nothing in it is of no use
                 self._store(disks, known, begins=True)

@@ -84,12 +84,31 @@ def test_a_folder_for_it(tmp_path: Path) -> None:
 def test_nothing_secret_stands_where_others_may_read_it(tmp_path: Path) -> None:
     path = tmp_path / ".0.raw.source.blkmig"
     path.touch(0o644)
-    with disks(tmp_path, 512) as found:
+    with disks(tmp_path, 512) as found, path.open("rb") as held:
         begun(found).close()
-        assert path.read_bytes() == b""
-        path.unlink()
+        assert held.read() == b""
+        assert not path.exists()
         begun(found).close()
         assert path.stat().st_mode & 0o777 == 0o600
+        path.chmod(0o644)
+        before = path.read_bytes()
+        begun(found).close()
+        assert path.read_bytes() == before  # it may be somebody else's
+
+
+def test_nothing_is_left_where_files_have_no_permissions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on NTFS or exFAT: all may open what is made there."""
+    opened = folder.Folder.open
+
+    def open_for_all(place: folder.Folder, name: str, flags: int, mode: int = 0o600) -> int:
+        fd = opened(place, name, flags, mode)
+        os.fchmod(fd, 0o777)
+        return fd
+
+    monkeypatch.setattr(folder.Folder, "open", open_for_all)
+    with disks(tmp_path, 512) as found:
+        begun(found).close()
+        assert [path.name for path in tmp_path.iterdir()] == ["0.raw"]
 
 
 def test_without_a_place_there_is_none(tmp_path: Path) -> None:
