@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from pathlib import Path
 
 MAX_NAME_BYTES = 255
@@ -37,6 +38,13 @@ def hidden_name(name: str, suffix: str) -> str:
 def is_hidden_name(name: str, suffix: str) -> bool:
     """Return whether a file of this name may be one of those."""
     return name.startswith(".") and name.endswith(suffix) and len(name) > len(suffix) + 1
+
+
+def look_like(fd: int, replaced: os.stat_result) -> None:
+    """Give the file open at `fd` the mode of the one that it replaces, and its owner where we may."""
+    os.fchmod(fd, stat.S_IMODE(replaced.st_mode))
+    with contextlib.suppress(PermissionError):
+        os.fchown(fd, replaced.st_uid, replaced.st_gid)
 
 
 class Folder:
@@ -94,6 +102,12 @@ class Folder:
         """Return whether `name` is the file open at `fd`."""
         there = self.stat(name)
         return there is not None and os.path.samestat(there, os.fstat(fd))
+
+    def is_kept_by_sticky_bit(self, fd: int) -> bool:
+        """Return whether the folder is one like /tmp, where nobody but their owners removes names of the file at `fd`.
+        """
+        about = os.fstat(self._fd)
+        return bool(about.st_mode & stat.S_ISVTX) and os.geteuid() not in (0, about.st_uid, os.fstat(fd).st_uid)
 
     def link(self, old: str, new: str) -> bool:
         """Give the file `old` the name `new`, too; False where the file system has no links, EEXIST if `new` exists."""

@@ -50,13 +50,6 @@ def check_takes_files(real: Path) -> None:
         raise FileNotFoundError(errno.ENOENT, "there is no such device, and files are not made there")
 
 
-def look_like(fd: int, replaced: os.stat_result) -> None:
-    """Give the file open at `fd` the mode of the one that it replaces, and its owner where we may."""
-    os.fchmod(fd, stat.S_IMODE(replaced.st_mode))
-    with contextlib.suppress(PermissionError):
-        os.fchown(fd, replaced.st_uid, replaced.st_gid)
-
-
 class Partial:
     """The file `name` of `place` in the making, for the disk `device`. Its errors are :class:`OSError` and DeviceBusy.
 
@@ -136,8 +129,9 @@ class Partial:
             return self._lock()
         self.fd = self._place.open(self.name, os.O_RDWR)
         is_marked = False
-        with contextlib.suppress(PermissionError):
-            is_marked = self._place.link(self.name, self.mark)
+        if not self._place.is_kept_by_sticky_bit(self.fd):  # it could not be removed again
+            with contextlib.suppress(PermissionError):
+                is_marked = self._place.link(self.name, self.mark)
         return self._lock() and (not is_marked or self._place.is_named(self.mark, self.fd))
 
     def _is_mine(self) -> bool:
@@ -145,14 +139,18 @@ class Partial:
         return self._place.is_named(self.name if self._is_in_place else self.mark, self.fd)
 
     def _take_over(self) -> None:
-        """Keep others from using the file that exists; raise DeviceBusy if somebody does."""
-        if self._is_in_place:
-            locks.acquire(self.fd, locks.WRITER, device=self._device)
-            os.ftruncate(self.fd, 0)
-            return
-        self._replaced_fd = self._place.open(self.name, os.O_RDONLY)
-        self._replaced = os.fstat(self._replaced_fd)
-        locks.acquire(self._replaced_fd, locks.WRITER, device=self._device)
+        """Keep others from using the file that exists; raise DeviceBusy if somebody does, and leave no mark then."""
+        with contextlib.ExitStack() as undo:
+            if not self.is_taken_up:
+                undo.callback(self._place.unlink, self.mark, self.fd)
+            if self._is_in_place:
+                locks.acquire(self.fd, locks.WRITER, device=self._device)
+                os.ftruncate(self.fd, 0)
+            else:
+                self._replaced_fd = self._place.open(self.name, os.O_RDONLY)
+                self._replaced = os.fstat(self._replaced_fd)
+                locks.acquire(self._replaced_fd, locks.WRITER, device=self._device)
+            undo.pop_all()
 
     def _meet_stale(self, *, take_up: bool) -> bool:
         """Keep what a run before this one has left, or remove it; return whether it is open and locked now.
@@ -238,7 +236,7 @@ class Partial:
         """Give it its name; its contents are on stable storage, and `sync` brings the name there."""
         self.check()
         if self._replaced is not None:
-            look_like(self.fd, self._replaced)
+            folder.look_like(self.fd, self._replaced)
         if not self._is_in_place:
             self._place.give_name(self.mark, self.name, replace=self._replaced is not None)
         self._state = "published"

@@ -161,7 +161,7 @@ def _unmark(about: Mapping[str, Any]) -> None:
 def _look_like(place: folder.Folder, mark: str, replaced: os.stat_result) -> None:
     fd = place.open(mark, os.O_RDWR)
     try:
-        partial.look_like(fd, replaced)
+        folder.look_like(fd, replaced)
     finally:
         os.close(fd)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -111,6 +112,53 @@ def test_without_permission(tmp_path: Path, stream: Path) -> None:
     finally:
         os.seteuid(0)
     assert open_file.read_bytes() == CONTENT
+
+
+@contextlib.contextmanager
+def as_somebody_else(*paths: Path) -> Iterator[None]:
+    """What is on the way to `paths` is open to that user."""
+    for path in paths:
+        for above in path.parents[:-2]:
+            above.chmod(above.stat().st_mode | 0o055)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else for a while")
+def test_an_empty_file_of_somebody_else_in_a_folder_like_tmp(tmp_path: Path, stream: Path) -> None:
+    """No mark is put beside it, which nobody but its owner could remove again."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    target = shared / "empty"
+    target.touch()
+    target.chmod(0o666)
+    stream.chmod(0o644)
+    with as_somebody_else(target, stream):
+        blkmig.receive(f"file:{stream}", {"v": target})
+    assert target.read_bytes() == CONTENT
+    assert [path.name for path in shared.iterdir()] == ["empty"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else for a while")
+def test_a_file_that_may_not_be_replaced_leaves_nothing(tmp_path: Path, stream: Path) -> None:
+    """The folder is ours, and the file in it belongs to somebody else, or is in use."""
+    ours = tmp_path / "ours"
+    ours.mkdir()
+    target = ours / "v.raw"
+    target.write_bytes(b"as it was")
+    target.chmod(0o600)
+    os.chown(ours, 65534, 65534)
+    stream.chmod(0o644)
+    with as_somebody_else(target, stream), pytest.raises(errors.DeviceError, match="Permission denied"):
+        blkmig.receive(f"file:{stream}", into=ours, overwrite=True)
+    with blkmig.FileBackend(target, name="v"), pytest.raises(errors.DeviceBusy):
+        blkmig.receive(f"file:{stream}", into=ours, overwrite=True)
+    assert target.read_bytes() == b"as it was"
+    assert [path.name for path in ours.iterdir()] == ["v.raw"]
 
 
 def test_named_targets_are_looked_at_before_it_listens(tmp_path: Path) -> None:
