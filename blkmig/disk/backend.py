@@ -7,7 +7,7 @@ Who calls what, and when::
 
     source   block_use ─ create_dirty_bitmap
              ─ { check_source, sync_dirty, next_data, next_allocated, read_block, forget_extents }*
-             ─ hold_writers ─ sync_dirty ─ [about_to_move] ─ read_block* ─ sync_dirty
+             ─ [about_to_move] ─ hold_writers ─ sync_dirty ─ read_block* ─ sync_dirty
              ─ release_writers or leave_in_doubt ─ release_dirty_bitmap ─ unblock
     target   block_use ─ { write_block, write_zeroes, [drain, flush_drained] }* ─ flush ─ unblock
 
@@ -205,8 +205,8 @@ class BlockBackend(abc.ABC):
     def release_writers(self, *, refuse: bool = False) -> None:
         """Let held writers go on, or with `refuse` turn them and all later ones away: the disk has moved.
 
-        Without writers held it does nothing. From any thread: it may end a `hold_writers` that waits in another
-        thread, with Cancelled.
+        Without writers held it only takes `about_to_move` back. From any thread: it may end a `hold_writers` that waits
+        in another thread, with Cancelled.
         """
 
     def throttle_writers(self, fraction: float) -> bool:
@@ -221,11 +221,11 @@ class BlockBackend(abc.ABC):
         return None
 
     def about_to_move(self) -> bool:
-        """Take note that the end of a move's stream leaves soon: from then on, the target may own the disk.
+        """Take note that the next `hold_writers` is that of a move: at its end the target may own the disk.
 
-        Called with the writers held, before the last blocks are read; if they go on after all, with the next
-        `release_writers`, it is taken back. A disk of another program leaves the note there, for whoever cleans up
-        after a run that is killed; the note may take until the next `sync_dirty` returns, which comes before that end.
+        Called while the writers run. If they are not held, or go on, with the next `release_writers`, it is taken back.
+        A disk of another program leaves the note there, for whoever cleans up after a run that is killed; it may take
+        until the second `sync_dirty` behind the hold returns, which comes before the end of the move.
         False: the target cannot use the disk before `release_writers` with `refuse`, because only that gives it the
         rest of the VM. Then a word that does not come leaves no doubt, and the writers go on here.
         """

@@ -144,7 +144,7 @@ class SharedMapBackend(backend.BlockBackend):
                 self._run(action, "refuse its writer" if refuse else "release its writer")
 
     def about_to_move(self) -> bool:
-        """Leave the writer held, also when this disk is closed."""
+        """Leave the writer held once it is, also when this disk is closed."""
         self._stays_held = True
         return True
 

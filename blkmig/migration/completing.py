@@ -94,6 +94,7 @@ class Completing:
             self._bounds.watchdog,
             clock=self._clock,
             bound=self._parameters.downtime_bound,
+            is_move=self._parameters.writers_after == "refuse",
             cut=self._bounds.reach_in_pause,
             reset=self._connection.abort,
             may_be_complete=self._ending.may_be_complete,

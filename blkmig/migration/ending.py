@@ -109,9 +109,7 @@ class Ending:
     def _send_last_round(self, held: pause.Pause) -> None:
         self._connection.f.set_rate_limit(0)
         self._block.last_round.begin()
-        if self._parameters.writers_after == "refuse":
-            held.leave_note()  # a QEMU takes note while the last blocks are read and sent
-        else:
+        if self._parameters.writers_after == "release":
             self._connection.f.limit_queue(is_longer=True)  # the writers of a copy wait for no more than that
         self._figures.close_round()
         self._figures.begin_round(self._figures.pending())

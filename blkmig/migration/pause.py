@@ -7,11 +7,11 @@
                  │       │  the last blocks, as PART
                  └───────┴─ the bound passes ──► given up: the writers go on, back to rounds
 
-    a move    holding ─ held ─ leave_note ─ held ─ begin_end ─ ending ── end_has_left ─ left ─ refuse ──► over
-                                   PART, PING, PONG      END, EOF               the target's word
+    a move    holding ─ held ──────── begin_end ─ ending ── end_has_left ─ left ─ refuse ──► over
+                          PART, PING, PONG      END, EOF               the target's word
 
-    in four messages    held ─ leave_note ─ held ─ begin_commit ─ left ─ refuse ──► over
-                                    PART, END, READY   COMMIT, DONE
+    in four messages    held ──────── begin_commit ─ left ─ refuse ──► over
+                          PART, END, READY    COMMIT, DONE
 
 What the migration does with an error, with a cancel, and when a bound passes:
 
@@ -36,8 +36,8 @@ they are sent again. In a copy nothing that a writer could change is left in the
 its writers go on, a second interrupt included: the state says so before the bytes can leave, and every end looks at it.
 
 Who owns what: the migration thread calls everything but `_bound_passed`, which runs in a thread of the watchdog. The
-state changes under the lock, and whoever changes it to an end lets the writers go. Under the lock the migration thread
-waits for nothing, except in `leave_note`, where a disk may leave a note somewhere.
+state changes under the lock, and whoever changes it to an end lets the writers go. Under the lock nobody waits for
+anything.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ class Pause:
         *,
         clock: Callable[[], float],
         bound: float,
+        is_move: bool,
         cut: Callable[[], None],
         reset: Callable[[], None],
         may_be_complete: Callable[[], bool],
@@ -84,6 +85,7 @@ class Pause:
         self._dog = dog
         self._clock = clock
         self._bound = bound
+        self._is_move = is_move
         self._cut = cut
         self._reset = reset
         self._may_be_complete = may_be_complete
@@ -114,11 +116,17 @@ class Pause:
     # -- the way to the end ------------------------------------------------------------------------------------------
 
     def hold(self) -> None:
-        """Keep the writers out; blocks until all of their writes in flight are done."""
+        """Keep the writers out; blocks until all of their writes in flight are done.
+
+        The disks of a move are told before, while nobody waits: a disk may leave a note somewhere.
+        """
         waits = any(backend.awaits_switchover for backend in self._disks)
-        if not waits:
-            self._begin()
         try:
+            if self._is_move:
+                for backend in self._disks:  # each of them, whatever the first one says
+                    self._may_be_owned |= backend.about_to_move()
+            if not waits:
+                self._begin()
             for backend in self._disks:
                 self.check()
                 backend.hold_writers()
@@ -156,21 +164,11 @@ class Pause:
         return self.downtime
 
     def begin_end(self) -> None:
-        """Take note that what follows cannot be taken back: the end of the stream, of a move after `leave_note`. Raises
-        GivenUp."""
+        """Take note that what follows cannot be taken back, the end of the stream. Raises GivenUp."""
         self._change("ending")
 
-    def leave_note(self) -> None:
-        """Have the disks leave their notes that the target may own them soon, while there is time for it: before they
-        are asked for the last time whether nobody has written, which waits for the notes. Whoever lets the writers go
-        on removes them. Raises GivenUp."""
-        with self._lock:
-            self.check()
-            for backend in self._disks:  # each of them, whatever the first one says
-                self._may_be_owned |= backend.about_to_move()
-
     def begin_commit(self) -> None:
-        """Take note that COMMIT is about to leave, which cannot be taken back; after `leave_note`. Raises GivenUp.
+        """Take note that COMMIT is about to leave, which cannot be taken back. Raises GivenUp.
 
         Whoever has the lock decides: either the bound has passed and COMMIT never leaves, or it leaves and the bound of
         a move counts no more. The bound of a VM, which its QEMU hands over after DONE, counts on.

@@ -67,20 +67,20 @@ class Holding:
         if not self._held:
             self._sync.fetch(numbers)
             self._throttles.look()
-        elif self._is_synced:
+            return
+        if self._is_synced:
             self._check_quiet()
-            self._sync.ask_for_quiet()
         else:
             self._sync.fetch_the_last()
             self._is_synced = True
+        self._sync.ask_for_quiet()
 
     def about_to_move(self) -> bool:
-        """Begin to mark that the target may own the disks soon, as `Writers.about_to_move`; whether nobody has written
-        is what QEMU will be asked next, and `sync` waits for both."""
-        moves = self._writers.about_to_move()
-        if self._held and self._is_synced:
-            self._sync.ask_for_quiet()
-        return moves
+        """Have the hold that follows mark that the target may own the disks, as `Writers.about_to_move`; the last
+        `sync` waits for the mark. Raises :class:`~blkmig.errors.StateError` if it comes too late for that."""
+        if self._held:
+            raise errors.StateError("about_to_move comes before hold_writers", state="held", required="not held")
+        return self._writers.about_to_move()
 
     def _check_quiet(self) -> None:
         facts = self._sync.check_quiet()
@@ -90,6 +90,8 @@ class Holding:
     def release(self, number: int, *, refuse: bool) -> None:
         """Release the writers of all disks at the last call, or keep them held if one call said `refuse`."""
         if number not in self._held:
+            if not self._held:
+                self._writers.stays()
             return
         self._refused |= refuse
         self._throttles.forget()

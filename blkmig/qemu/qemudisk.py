@@ -133,7 +133,10 @@ class QemuBackend(backend.BlockBackend):
         self.session.release_writers(self._number, refuse=refuse)
 
     def about_to_move(self) -> bool:
-        """Mark in QEMU that the target may own the disks soon; False with ``switchover="pause-before"``."""
+        """Have `hold_writers` mark in QEMU that the target may own the disks; False with ``switchover="pause-before"``.
+
+        Raises :class:`~blkmig.errors.StateError` if the writers are held already.
+        """
         return self.session.about_to_move()
 
     def leave_in_doubt(self) -> None:

@@ -189,7 +189,7 @@ class QemuSession:
             self._holding.release(number, refuse=refuse)
 
     def about_to_move(self) -> bool:
-        """Mark that the target may own the disks soon; False if it can use them only after the writers are released."""
+        """Have `hold_writers` mark that the target may own the disks; False if it can use them only after a release."""
         with self._locked():
             return self._holding.about_to_move()
 

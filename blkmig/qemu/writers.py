@@ -50,7 +50,7 @@ class Writers:
         self._undo: list[Undo] = []
         self._closing: set[str] = set()  # exports that QEMU was told to close, and nobody has seen the end of it
         self.may_have_moved = False
-        """The end of a move has left, and no release has followed: the target may own the disks."""
+        """The hold is that of a move, and no release has followed: the target may own the disks."""
 
         self._marking: qmp.Command | None = None
         self.is_in_doubt = False
@@ -105,6 +105,8 @@ class Writers:
                 if export.nbd_name is not None:
                     self._marks.start_adding(export.mark)  # of an export that was made after `prepare`
             self._marks.start_adding(marks.HELD)
+        if self.may_have_moved:
+            self._marking = self._marks.start_adding(marks.MOVED) or self._marking
 
     def check_nobody_writes(self, facts: graph.BlockGraph) -> None:
         """Raise :class:`~blkmig.errors.DeviceError` if a disk has got another writer since the writers were held."""
@@ -179,14 +181,17 @@ class Writers:
         """Raise if it is known that the writers cannot be held any more."""
 
     def about_to_move(self) -> bool:
-        """Begin to mark that the end of a move's stream leaves; see :meth:`~blkmig.BlockBackend.about_to_move`."""
-        self._marking = self._marks.start_adding(marks.MOVED) or self._marking
+        """Have the next `hold` mark that the target may own the disks, before anybody waits: QEMU takes some half a
+        millisecond to read that. See :meth:`~blkmig.BlockBackend.about_to_move`."""
         self.may_have_moved = True
         return True
 
+    def stays(self) -> None:
+        """Take `about_to_move` back where no `hold` has followed."""
+        self.may_have_moved = False
+
     def await_mark(self) -> None:
-        """Return when the mark that `about_to_move` has begun is there. QEMU has run it before what it was asked since.
-        """
+        """Return when the mark that `hold` has begun is there. QEMU has run it before what it was asked since."""
         marking, self._marking = self._marking, None
         if marking is not None:
             marking.result()

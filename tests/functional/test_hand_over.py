@@ -106,7 +106,7 @@ def test_a_move_keeps_out_of_its_pause_what_does_not_belong_there(tmp_path: Path
     source = Ordered()
     source.receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": source.target})
     assert blkmig.send([source], source.receiver.uri, writers_after="refuse").status == "completed"
-    assert source.said == ["held, nothing left", "noted", "refused"]
+    assert source.said == ["noted", "held, nothing left", "refused"]
     assert source.target.contents == source.contents
 
 

@@ -17,7 +17,7 @@ from qemu_disks import folder as folder
 from storage_daemon import MiB, QemuIo, StorageDaemon, image_options
 
 from blkmig import errors, qemu
-from blkmig.qemu import marks, objects, qmp, syncing, watch
+from blkmig.qemu import objects, qmp, syncing, watch
 
 peers.require("qemu-storage-daemon", "qemu-img", "qemu-io")
 
@@ -40,9 +40,10 @@ def test_a_snapshot_in_mid_flight_is_noticed(folder: Path, daemon: StorageDaemon
     assert write(daemon, "write -P 1 1M 64k")
 
 
-def open_a_late_export(disk: qemu.QemuBackend, *, is_fetched: bool = True) -> None:
+def open_a_late_export(disk: qemu.QemuBackend, *, is_fetched: bool = True, is_move: bool = False) -> None:
     """Hold the writers, fetch what they left if that is to be, and let another one in."""
     disk.create_dirty_bitmap(MiB)
+    assert not is_move or disk.about_to_move()
     disk.hold_writers()
     if is_fetched:
         disk.sync_dirty()
@@ -62,8 +63,7 @@ def test_a_write_past_the_held_writers_is_noticed(daemon: StorageDaemon) -> None
 def test_a_write_past_the_held_writers_of_a_disk_that_has_moved(daemon: StorageDaemon) -> None:
     """The target has it: it is told, and the writers here do not go on, whatever is tried."""
     with qemu.open_qemu(daemon.address)[0] as disk:
-        open_a_late_export(disk)
-        assert disk.about_to_move()
+        open_a_late_export(disk, is_move=True)
         assert write(daemon, "write 0 512", "late")
         with pytest.raises(errors.DeviceError, match="was written while its writers were held") as caught:
             disk.release_writers(refuse=True)
@@ -94,9 +94,9 @@ def test_a_cancel_behind_a_move_takes_nothing_back(daemon: StorageDaemon) -> Non
     """What is asked then, whether somebody has written, is asked all the same: the target has the disk."""
     with opened(daemon) as [disk]:
         disk.create_dirty_bitmap(MiB)
+        assert disk.about_to_move()
         disk.hold_writers()
         disk.sync_dirty()
-        assert disk.about_to_move()
         disk.cancel()
         disk.release_writers(refuse=True)
         assert not write(daemon, "write 0 512")
@@ -105,9 +105,9 @@ def test_a_cancel_behind_a_move_takes_nothing_back(daemon: StorageDaemon) -> Non
 def test_a_daemon_that_ends_behind_a_move(daemon: StorageDaemon) -> None:
     with qemu.open_qemu(daemon.address)[0] as disk:
         disk.create_dirty_bitmap(MiB)
+        assert disk.about_to_move()
         disk.hold_writers()
         disk.sync_dirty()
-        assert disk.about_to_move()
         daemon.process.kill()
         daemon.process.wait()
         with pytest.raises(errors.NotVerified, match="the disks have moved"):
@@ -121,10 +121,10 @@ def test_a_write_after_the_question_was_read_is_noticed(
     gates: list[qmp.Gate] = []
     withhold = qmp.QmpConnection.withhold
     with opened(daemon) as [disk]:
-        open_a_late_export(disk)
+        open_a_late_export(disk, is_fetched=False)
         with monkeypatch.context() as noted:
             noted.setattr(qmp.QmpConnection, "withhold", lambda session: gates.append(withhold(session)) or gates[-1])
-            assert disk.about_to_move()
+            disk.sync_dirty()
         assert write(daemon, "write 0 512", "late")
         assert gates[-1].is_shut
         with pytest.raises(errors.DeviceError, match="was written while its writers were held"):
@@ -132,9 +132,15 @@ def test_a_write_after_the_question_was_read_is_noticed(
 
 
 def test_the_mark_of_a_move_is_there_before_the_end_may_leave(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All disks of a QEMU have one, and the last look at any of them waits for it."""
+    """All disks of a QEMU have one, which QEMU is told of before anybody is held. The last look at any disk waits for
+    it. It goes when the writers go on."""
+    started: list[tuple[str, qmp.Command]] = []
     results: list[qmp.Command] = []
-    result = qmp.Command.result
+    start, result = qmp.QmpConnection.start, qmp.Command.result
+
+    def starting(own: qmp.QmpConnection, name: str, arguments: Any = None) -> qmp.Command:
+        started.append((f"{name} {arguments}", start(own, name, arguments)))
+        return started[-1][1]
 
     def noting(command: qmp.Command, wait: float | None = None) -> Any:
         results.append(command)
@@ -144,28 +150,42 @@ def test_the_mark_of_a_move_is_there_before_the_end_may_leave(folder: Path, monk
     with StorageDaemon(folder, *images) as daemon, opened(daemon) as disks:
         for disk in disks:
             disk.create_dirty_bitmap(MiB)
-            disk.hold_writers()
-        for disk in disks:
-            disk.sync_dirty()
-        started: list[qmp.Command | None] = []
-        start_adding = marks.Marks.start_adding
-
-        def starting(own: marks.Marks, mark: str) -> qmp.Command | None:
-            started.append(start_adding(own, mark))
-            return started[-1]
-
+        assert all(disk.about_to_move() for disk in disks)
+        assert not has_mark(disks[0], "moved")
         with monkeypatch.context() as watched:
-            watched.setattr(marks.Marks, "start_adding", starting)
+            watched.setattr(qmp.QmpConnection, "start", starting)
             watched.setattr(qmp.Command, "result", noting)
-            assert all(disk.about_to_move() for disk in disks)
-            assert not results, "beside what the target does meanwhile"
-            disks[0].sync_dirty()
-        assert started[0] in results
-        assert started[1:] == [None]
-        made = disks[0].session.qmp.execute("qom-list", {"path": "/objects"})
-        assert any(entry["name"].endswith("-moved") for entry in made)
+            for disk in disks:
+                disk.hold_writers()
+            for disk in disks[:1] * 2:
+                disk.sync_dirty()
+        texts = [text for text, _ in started]
+        [mark] = [number for number, text in enumerate(texts) if "-moved" in text]
+        assert mark < min(number for number, text in enumerate(texts) if "block-export-del" in text)
+        assert started[mark][1] in results
+        assert has_mark(disks[0], "moved")
+        with pytest.raises(errors.StateError, match="before hold_writers"):
+            disks[1].about_to_move()
         for disk in disks:
             disk.release_writers()
+        assert not has_mark(disks[0], "moved")
+
+
+def test_a_move_that_is_taken_back_before_the_hold_leaves_no_mark_in_the_next_one(daemon: StorageDaemon) -> None:
+    """As when another disk could not be told, or the pause was over before it began."""
+    with opened(daemon) as [disk]:
+        disk.create_dirty_bitmap(MiB)
+        assert disk.about_to_move()
+        disk.release_writers()
+        disk.hold_writers()
+        disk.sync_dirty()
+        assert not has_mark(disk, "moved")
+        disk.release_writers()
+
+
+def has_mark(disk: qemu.QemuBackend, mark: str) -> bool:
+    made = disk.session.qmp.execute("qom-list", {"path": "/objects"})
+    return any(entry["name"].endswith(f"-{mark}") for entry in made)
 
 
 def test_a_mark_that_cannot_be_made_keeps_a_move_from_its_end(
@@ -173,13 +193,14 @@ def test_a_mark_that_cannot_be_made_keeps_a_move_from_its_end(
 ) -> None:
     with opened(daemon) as [disk]:
         disk.create_dirty_bitmap(MiB)
-        disk.hold_writers()
-        disk.sync_dirty()
-        connection = disk.session.qmp
-        refused = connection.start("object-add", {"qom-type": "no-such-type", "id": "m"})
+        start = qmp.QmpConnection.start
         with monkeypatch.context() as patched:
-            patched.setattr(marks.Marks, "start_adding", lambda *_: refused)
+            patched.setattr(qmp.QmpConnection, "start", lambda own, name, arguments=None: start(
+                own, name, {"qom-type": "no-such-type", "id": "m"} if "-moved" in str(arguments) else arguments
+            ))  # fmt: skip
             assert disk.about_to_move()
+            disk.hold_writers()
+        disk.sync_dirty()
         with pytest.raises(qmp.QmpError, match="no-such-type"):
             disk.sync_dirty()
         disk.release_writers()

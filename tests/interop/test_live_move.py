@@ -35,11 +35,11 @@ import os, signal, sys
 from blkmig import qemu
 disk = qemu.open_qemu(sys.argv[1])[0]
 disk.create_dirty_bitmap(1 << 20)
-disk.hold_writers()
-disk.sync_dirty()
 if "moving" in sys.argv:
     disk.about_to_move()
-    disk.sync_dirty()  # as before anything can leave
+disk.hold_writers()
+disk.sync_dirty()
+disk.sync_dirty()  # as before anything can leave
 os.kill(os.getpid(), signal.SIGKILL)
 """
 

@@ -188,6 +188,7 @@ def test_writers_of_several_disks_that_cannot_be_released() -> None:
             watchdog.Watchdog(1.0),
             clock=time.monotonic,
             bound=60,
+            is_move=False,
             cut=lambda: None,
             reset=lambda: None,
             may_be_complete=lambda: False,
