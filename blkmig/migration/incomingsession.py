@@ -112,10 +112,8 @@ class IncomingSession:
             self._lobby.say_last(savevm.last_words(farewell.status_of(error), farewell.failure_of(error)), LAST_SECONDS)
 
     def stop_waiting(self) -> None:
-        """Wait for no other link any more, now or later, and for nothing of a source that has DONE.
-
-        Only for disks that are, or may be, this host's. From any thread, or a signal handler.
-        """
+        """Wait for no other link any more, and for nothing of a source that has DONE. From any thread, or a signal
+        handler; only for disks that are, or may be, this host's."""
         self._listener.cancel()
         if self._taking.is_told:
             self._f.cancel()
@@ -128,6 +126,11 @@ class IncomingSession:
             self._check_cancelled()
         except errors.Cancelled:
             self._f.set_idle_timeout(farewell.CLOSE_SECONDS)
+
+    def end(self) -> None:
+        """Have the thread that waits for the source end, beside what is left to do: the stream has come to its end."""
+        if self._lobby is not None:
+            self._lobby.end()
 
     def close(self) -> None:
         """Stop listening; the barriers' thread ends before the targets are closed. Twice does no harm."""
@@ -271,7 +274,6 @@ class IncomingSession:
 
     def _go_on(self, f: channel.InputQEMUFile) -> None:
         """Make everything ready for what comes on `f`, and tell the source where it is to go on.
-
         All that came on older links is written before the answer leaves: so old bytes never win over new ones.
         """
         assert self._acknowledger is not None

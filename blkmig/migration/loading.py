@@ -197,6 +197,8 @@ class Loading:
             if not taken.is_taken:
                 self._end_with_a_word(f, loader, stream)
                 return
+            if not self.parameters.verify:  # else the source listens on, and may come again
+                self.session.end()
             taken.source_knows()
         self._figures.set_totals()
         if self.parameters.verify:

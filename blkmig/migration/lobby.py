@@ -171,11 +171,15 @@ class Lobby:
             if self._breaker is not None:
                 self._breaker.say_last(data, seconds)
 
-    def close(self) -> None:
-        """End the thread and stop listening, unless another process of the source needs that. Twice does no harm."""
+    def end(self) -> None:
+        """Have the thread end, without waiting for it: nobody is to come again."""
         self._is_closed.set()
         if not self._has_successor:
             self._listener.cancel()
+
+    def close(self) -> None:
+        """End the thread and stop listening, unless another process of the source needs that. Twice does no harm."""
+        self.end()
         self._thread.join()
         while not self._arrivals.empty():
             if (arrived := self._arrivals.get()) is not None:
