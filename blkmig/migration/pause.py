@@ -185,12 +185,17 @@ class Pause:
     def refuse(self) -> float:
         """Refuse the writers, because the target has said that it has everything; return the downtime in seconds.
 
-        They are refused on all disks, also after an error of one, which is raised at the end.
+        They are refused on all disks, also after an error of one, which is raised at the end; it says that the disks
+        are the target's all the same.
         """
         self._has_moved = self._may_be_owned  # first: whatever interrupts this, `abandon` refuses them, too
         self._change("over")
         try:
             self._release_all(refuse=True)
+        except errors.MigrationError as error:
+            if self._has_moved:
+                error.add_note("the target has the disks, which have moved: do not use them here")
+            raise
         finally:
             self.downtime = self._clock() - self._held_at
         return self.downtime

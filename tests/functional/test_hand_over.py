@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from collections.abc import Callable
@@ -108,6 +109,20 @@ def test_a_move_keeps_out_of_its_pause_what_does_not_belong_there(tmp_path: Path
     assert blkmig.send([source], source.receiver.uri, writers_after="refuse").status == "completed"
     assert source.said == ["noted", "held, nothing left", "refused"]
     assert source.target.contents == source.contents
+
+
+def test_who_cannot_refuse_the_writers_of_a_move_says_that_it_is_one(tmp_path: Path) -> None:
+    """Its note is gone, for the caller is told: so the error has to tell it."""
+
+    class Stuck(blkmig.MemoryBackend):
+        def release_writers(self, *, refuse: bool = False) -> None:
+            raise OSError(errno.EIO, "stuck")
+
+    receiver = lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "d.raw"})
+    with pytest.raises(errors.DeviceError, match="stuck") as caught:
+        blkmig.send([Stuck(bytearray(b"x" * MIB), name="d")], receiver.uri, writers_after="refuse")
+    assert caught.value.__notes__[0] == "the target has the disks, which have moved: do not use them here"
+    assert receiver.result().status == "completed"
 
 
 @pytest.mark.parametrize("is_prepared", [False, True])
