@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ from .. import portable
 _ADVICE = {
     errno.ENOSPC: "make room there",
     errno.EDQUOT: "make room there",
+    errno.EFBIG: "larger than a file may become there: see ulimit -f, and what its file system allows",
     errno.EMFILE: "more files than this process may have open: see ulimit -n",
     errno.ENFILE: "more files than this machine may have open: see sysctl fs.file-max",
 }
@@ -57,7 +59,10 @@ class NoThread(MigrationError, RuntimeError):
 
 def advice(cause: OSError | str) -> str:
     """Return what to do about a system's error; "" where its own text says it."""
-    return _ADVICE.get(cause.errno or 0, "") if isinstance(cause, OSError) else ""
+    if not isinstance(cause, OSError):
+        return ""
+    is_ours = cause.errno == errno.EFBIG and cause.strerror != os.strerror(errno.EFBIG)  # a disk that does not fit
+    return "" if is_ours else _ADVICE.get(cause.errno or 0, "")
 
 
 @contextlib.contextmanager

@@ -194,7 +194,7 @@ class SessionFile:
         half = os.fstat(self._fd).st_size // 2
         slot = _HEAD.pack(MAGIC, number, len(text), _checksum(number, text)) + text
         if len(slot) > half:
-            raise OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+            raise OSError(errno.EFBIG, "more than it has room for is to be noted: migrate fewer disks at a time")
         if is_durable and not self._is_flushed:  # first: else the slot that is overwritten may be all that storage has
             os.fdatasync(self._fd)
             self._is_flushed = True

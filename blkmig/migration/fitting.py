@@ -153,11 +153,13 @@ def check_folder(path: pathlib.Path) -> list[pathlib.Path]:
 def check_state_dir(path: str | None) -> None:
     """See whether the folder that was said for session files is there, and takes files; without one do nothing.
 
-    Raises :class:`~blkmig.errors.DeviceError`. Nothing is made.
+    Raises :class:`~blkmig.errors.ParameterError`. Nothing is made.
     """
-    if path is not None:
-        with (
-            errors.failing(f"cannot have its session file in {path!r}", device="*"),
-            contextlib.closing(folder.Folder(path)) as place,
-        ):
+    if path is None:
+        return
+    try:
+        with contextlib.closing(folder.Folder(path)) as place:
             place.check_writable()
+    except OSError as error:
+        why = f"session files cannot be in {path!r} (--state-dir): {error.strerror}"
+        raise errors.ParameterError(f"{why}; make that folder writable, or name another one") from error

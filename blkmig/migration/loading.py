@@ -243,6 +243,9 @@ class Loading:
             f.close()
         except errors.Cancelled as error:  # too late: nobody takes anything back
             self.stats.notes.append(f"the disks are here, but: {error}")
+        except errors.ChannelError as error:  # of a command
+            error.add_note("all disks are complete here")
+            raise
 
     def _give_reason(self, loader: LoadVM, error: BaseException) -> None:
         self.session.give_reason(error)

@@ -11,6 +11,7 @@ import socket
 import subprocess
 
 import golden_streams
+import lab
 import pytest
 from fault_pairs import TIMEOUT, put_until_error, reset, tcp_pair
 from processes import started as started
@@ -209,6 +210,15 @@ def test_a_command_ended_by_a_signal() -> None:
     f = channel.connect("exec:kill -9 $$", timeout=TIMEOUT)
     with pytest.raises(errors.ChannelError, match="ended by signal 9"):
         f.close()
+
+
+def test_a_command_that_fails_behind_a_whole_stream(tmp_path: pathlib.Path) -> None:
+    """Its status is told, and that the disk is there."""
+    (tmp_path / "st").write_bytes(lab.record(tmp_path, [blkmig.MemoryBackend(bytearray(b"x" * 4096), name="d")]))
+    with pytest.raises(errors.ChannelError, match="exit status 3") as caught:
+        blkmig.receive(f"exec:cat {tmp_path}/st; exit 3", into=tmp_path / "d")
+    assert caught.value.__notes__ == ["all disks are complete here"]
+    assert (tmp_path / "d" / "d.raw").read_bytes() == b"x" * 4096
 
 
 def test_a_command_that_goes_on_after_its_stream_is_ended(

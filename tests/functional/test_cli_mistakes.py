@@ -83,6 +83,22 @@ def test_what_a_variable_says_is_named_whatever_is_wrong_with_it(
     assert "BLKMIG" not in said(["send", "", "file:s"], capfd, 2)
 
 
+def test_a_variable_for_the_folder_of_session_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It is known to be of no use before anything is opened; a relative path is made absolute before."""
+    (tmp_path / "file").touch()
+    before = sorted(tmp_path.iterdir())
+    for words in (["receive", "tcp:127.0.0.1:0", "vda=t.raw"], ["send", "vda.raw", "file:s"]):
+        for path, why in (("none", "No such file"), ("file", "Not a directory")):
+            monkeypatch.setenv("BLKMIG_STATE_DIR", path)
+            assert cli.main(words) == 2
+            found = capfd.readouterr().err
+            assert f"session files cannot be in '{tmp_path}/{path}' (--state-dir): {why}" in found
+            assert found.endswith(f"the environment says --state-dir: BLKMIG_STATE_DIR is '{path}'\n")
+    assert sorted(tmp_path.iterdir()) == before
+
+
 @pytest.mark.parametrize("option", ["--log-json", "--metrics", "--report"])
 @pytest.mark.parametrize(
     "words",

@@ -124,7 +124,7 @@ def test_a_dry_run_looks_at_the_folder_for_session_files(tmp_path: Path) -> None
     (tmp_path / "a.raw").write_bytes(b"x")
     for option in ("--dry-run=0", "--progress=none"):
         done = command.run("send", option, f"{tmp_path}/a.raw", f"file:{tmp_path}/s", f"--state-dir={tmp_path}/none")
-        assert (done.exit_code, "cannot have its session file" in done.stderr) == (1, True)
+        assert (done.exit_code, "session files cannot be in" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("seconds", ["9" * 30, "1e9"])

@@ -56,14 +56,14 @@ def test_a_folder_for_session_files_that_is_not_there(tmp_path: Path, side: str)
     (tmp_path / "s.raw").write_bytes(b"x" * MIB)
     missing = {"state_dir": tmp_path / "missing"}
     if side == "target":
-        with pytest.raises(errors.DeviceError, match="cannot have its session file"):
+        with pytest.raises(errors.ParameterError, match="session files cannot be in"):
             receive(tmp_path, **missing)
         assert left(tmp_path) == set()
         return
     listening = receive(tmp_path)
     with blkmig.FileBackend(tmp_path / "s.raw", name="d") as disk:
         for after in ("refuse", "release"):
-            with pytest.raises(errors.DeviceError, match="cannot have its session file"):
+            with pytest.raises(errors.ParameterError, match="session files cannot be in"):
                 blkmig.send([disk], listening.uri, writers_after=after, **missing)
         disk.pwrite(b"mine", 0)
     assert not listening.is_over

@@ -67,6 +67,7 @@ class TestErrors:
                 resource.setrlimit(resource.RLIMIT_FSIZE, old)
                 signal.signal(signal.SIGXFSZ, handler)
             assert caught.value.errno in (errno.EFBIG, errno.ENOSPC)
+            assert ("ulimit -f" in str(caught.value)) == (caught.value.errno == errno.EFBIG)
             if how == "pwrite":
                 assert backend.pread(2 * MiB, 6) == b"yyyyy\0"  # a part of it was written, and all of it is marked
                 assert bitmap.count_blocks() == 3
