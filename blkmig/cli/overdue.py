@@ -36,6 +36,9 @@ IN_DOUBT_LOOKS = 4
 STEP_SECONDS = 2.0
 """How long one step may take, where it comes to a file system which does not answer either."""
 
+SAY_SECONDS = 2.0
+"""How long it may take to say how the command has ended: a terminal, or the file of a log, may not take that."""
+
 NOT_WAITED_FOR = (
     *("blkmig-log", "blkmig-metrics", "blkmig-stall", "blkmig-progress", "blkmig-live", "blkmig-step"),
     *("blkmig-close", "blkmig-lookup", "blkmig-nbd-lookup"),
@@ -121,7 +124,7 @@ class Overdue:
             if number is not None and isinstance(error, errors.Cancelled):
                 codes = [128 + number]
             if (say := self.say) is not None:
-                threads.in_time(lambda: codes.append(say(error, hung)), STEP_SECONDS)
+                threads.in_time(lambda: codes.append(say(error, hung)), SAY_SECONDS)
             self._leave(codes[-1])
 
 
