@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from .. import diskmap, errors, hanging, migration, ownfile, params, sources, stats, threads, units
 from ..channel import uri as address
 from ..disk import identity
-from ..migration import endpoints, streamfile
+from ..migration import displays, endpoints, streamfile
 from . import arguments, live, notify, output, signals
 
 if TYPE_CHECKING:
@@ -63,13 +63,18 @@ def check(args: argparse.Namespace, disks: Iterable[tuple[str | None, str]], *, 
     for name, text in disks:
         with contextlib.suppress(OSError, errors.ParameterError):
             used += [(f"disk {name or text!r}", file) for file in sources.files_named(text)]
-    for option in OWN_FILES if writing else (*OWN_FILES, "token_file"):
-        path = getattr(args, option)
-        if path is not None:
-            with contextlib.suppress(OSError):
-                used.append((f"--{option.replace('_', '-')} {path!r}", identity.KnownFile.of(path)))
-                endpoints.check_is_free(*used[-1])
-                _check_is_apart(*used[-1], used[:-1])
+    for label, path in _own_files(args, sends=writing):
+        with contextlib.suppress(OSError):
+            used.append((f"{label} {path!r}", identity.KnownFile.of(path)))
+            endpoints.check_is_free(*used[-1])
+            _check_is_apart(*used[-1], used[:-1])
+
+
+def _own_files(args: argparse.Namespace, *, sends: bool) -> list[tuple[str, str]]:
+    """Return the files that the command writes for people or monitoring: the option, and the path."""
+    options = OWN_FILES if sends else (*OWN_FILES, "token_file")  # which a sender reads
+    paths = ((f"--{option.replace('_', '-')}", getattr(args, option)) for option in options)
+    return [(option, path) for option, path in paths if path is not None]
 
 
 def _check_is_apart(label: str, own: identity.KnownFile, used: Iterable[tuple[str, identity.KnownFile]]) -> None:
@@ -241,7 +246,9 @@ def watching(args: argparse.Namespace, direction: Direction) -> Iterator[Watch]:
     if output.log is not None:
         watch.add(output.log_event, lambda _: None)
     watch.trace(args, direction)
-    with watch.exporting(args, direction), watch.reporting(args, direction):
+    # Known in the body: a disk of a folder, or of a QEMU, is met later.
+    own = displays.owning(_own_files(args, sends=direction == "outgoing"))
+    with own, watch.exporting(args, direction), watch.reporting(args, direction):
         yield watch
 
 

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-"""Where results and messages go: into no disk and into no stream, whatever the shell has redirected."""
+"""Where results and messages go: into no disk and into no stream, whatever the shell has redirected; nor do the files
+that a command writes besides."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from .. import errors
 from ..channel import uri as address
@@ -24,10 +26,30 @@ def _shown() -> list[tuple[str, int]]:
     return [(label, fd) for label, fd, stream in streams if stream is not None]
 
 
+@contextlib.contextmanager
+def owning(files: Iterable[tuple[str, str]]) -> Iterator[None]:
+    """Have a command's own files be known in the body: what messages call each, and its path. Main thread."""
+    _own.extend(files)
+    try:
+        yield
+    finally:
+        _own.clear()
+
+
+_own: list[tuple[str, str]] = []
+
+
 def known() -> list[tuple[str, identity.KnownFile]]:
-    """Return the files that results and messages go to, with what messages call them."""
-    found = [(label, streamfile.known_fd(fd)) for label, fd in _shown()]
-    return [(label, file) for label, file in found if file is not None]
+    """Return the files that results and messages go to, and the command's own, with what messages call them.
+
+    A report comes at the end, and metrics are replaced each second: ask for each comparison.
+    """
+    shown = [(label, streamfile.known_fd(fd)) for label, fd in _shown()]
+    found = [(label, file) for label, file in shown if file is not None]
+    for label, path in list(_own):
+        with contextlib.suppress(OSError):
+            found.append((label, identity.KnownFile.of(path)))
+    return found
 
 
 def check(label: str, files: Iterable[identity.KnownFile]) -> None:

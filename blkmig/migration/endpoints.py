@@ -151,7 +151,7 @@ class Targets:
         displays.check_reading(uri)
         source = streamfile.known_file(uri, writing=False)
         self._read = displays.stdin() if source is None else [("the stream", source), *displays.stdin()]
-        self._written = displays.known()
+        self._written: list[tuple[str, identity.KnownFile]] = []
         self._marks: list[tuple[str, identity.KnownFile]] = []
         self._exports: dict[object, str] = {}
         self._memory: list[tuple[str, range]] = []
@@ -193,10 +193,10 @@ class Targets:
 
         Raises :class:`~blkmig.errors.ParameterError`.
         """
-        written, read = list(written), list(read)
+        written, read, shown = list(written), list(read), displays.known()
         for file in written:
             check_is_free(label, file)
-        for other, known in (*self._written, *self._read, *((f"the base of {label}", base) for base in read)):
+        for other, known in (*shown, *self._written, *self._read, *((f"the base of {label}", base) for base in read)):
             _check_is_not_mark(mark, label, other, known)
         for other, known in self._marks:
             for file in (*written, *read):
@@ -204,11 +204,11 @@ class Targets:
         if mark is not None:
             self._marks.append((label, mark))
         for file in written:
-            for other, known in (*self._written, *self._read, *((label, base) for base in read)):
+            for other, known in (*shown, *self._written, *self._read, *((label, base) for base in read)):
                 if identity.is_same(file, known):
                     raise _same(label, file, other, known)
         for file in read:
-            for other, known in self._written:
+            for other, known in (*shown, *self._written):
                 if identity.is_same(file, known):
                     raise _same(label, file, other, known)
         self._written += [(label, file) for file in written]

@@ -62,3 +62,30 @@ def test_other_names_are_free(tmp_path: Path, disk: Path, name: str) -> None:
     blkmig.send([disk], f"file:{tmp_path}/s")
     blkmig.receive(f"file:{tmp_path}/s", {"a": tmp_path / name})
     assert (tmp_path / name).read_bytes() == disk.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("option", "way"),
+    [
+        *((option, way) for option in ("--report", "--log-json", "--metrics") for way in ("itself", "a link to it")),
+        *((option, "hard link") for option in ("--report", "--log-json")),  # metrics replace it, and leave the other
+    ],
+)
+def test_a_file_for_people_that_is_a_disk_of_the_folder(tmp_path: Path, option: str, way: str, capsys: Any) -> None:
+    """Its name comes with the stream. It was called extended by another program, or the report was lost."""
+    folder = tmp_path / "d"
+    folder.mkdir()
+    own = folder / "v.raw"
+    if way == "hard link":
+        own.touch()
+        (own := tmp_path / "log").hardlink_to(folder / "v.raw")
+    elif way == "a link to it":
+        (tmp_path / "link").symlink_to("d")
+        own = tmp_path / "link" / "v.raw"
+    stream = tmp_path / "stream"
+    blkmig.send([blkmig.MemoryBackend(bytearray(b"x" * 4096), name="v")], f"file:{stream}")
+    assert cli.main(["receive", f"{option}={own}", f"--into={folder}", "--overwrite", f"file:{stream}"]) == 2
+    said = capsys.readouterr().err
+    assert f"{option} at '{own}' are the same file: give each a file of its own" in said
+    assert not any(path.name.startswith(".") for path in folder.iterdir())
+    assert blkmig.receive(f"file:{stream}", into=folder, overwrite=True).status == "completed", "it is known no more"
