@@ -118,6 +118,26 @@ def hold_being_made(fd: int) -> bool:
     return True
 
 
+def is_taken(fd: int) -> bool:
+    """Return whether another program makes the file open at `fd`, or has an image there that `WRITER` could not lock.
+
+    An empty file is no image. Locks nothing; False where the file system has no locks. Raises :class:`OSError`.
+    """
+    ours, theirs = [], [_BEING_MADE]
+    if os.fstat(fd).st_size:
+        ours = [_USED + permission for permission in WRITER.used]
+        ours += [_UNSHARED + permission for permission in WRITER.unshared]
+        theirs += [_USED + permission for permission in WRITER.unshared]
+        theirs += [_UNSHARED + permission for permission in WRITER.used]
+    try:
+        is_refused = any(_is_locked(fd, byte, fcntl.F_RDLCK) for byte in ours)
+        return is_refused or any(_is_locked(fd, byte) for byte in theirs)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        return False
+
+
 def _busy(fd: int, permissions: Permissions, device: str, does: str, permission: int) -> errors.DeviceBusy:
     cause = (
         f'another program {does} the "{_NAMES[permission]}" permission{lockholders.describe(fd)} '
@@ -131,8 +151,8 @@ def _lock(fd: int, byte: int) -> None:
     fcntl.fcntl(fd, _F_OFD_SETLK, FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, byte, 1, 0))
 
 
-def _is_locked(fd: int, byte: int) -> bool:
-    """Return whether somebody else holds `byte`: would an exclusive lock of ours be refused?"""
-    answer = fcntl.fcntl(fd, _F_OFD_GETLK, FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0))
+def _is_locked(fd: int, byte: int, lock: int = fcntl.F_WRLCK) -> bool:
+    """Return whether somebody else holds `byte`: would such a lock of ours be refused?"""
+    answer = fcntl.fcntl(fd, _F_OFD_GETLK, FLOCK.pack(lock, os.SEEK_SET, byte, 1, 0))
     lock_type: int = FLOCK.unpack(answer)[0]
     return lock_type != fcntl.F_UNLCK

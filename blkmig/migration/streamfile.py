@@ -24,11 +24,12 @@ from pathlib import Path
 from .. import errors
 from ..channel import uri as address
 from ..disk import identity
-from ..files import folder, partial
+from ..files import folder, locks, partial
 
 STDIN, STDOUT, STDERR = 0, 1, 2
 MAX_LINKS = 40
 """Symlinks that the system follows in one path."""
+IN_USE = "another program is using it"
 
 
 class StreamFile:
@@ -67,14 +68,16 @@ class StreamFile:
                 partial.check_takes_files(real)
 
     def check(self) -> None:
-        """Raise :class:`~blkmig.errors.LocalFileError` for a file that cannot be opened, as far as permissions tell.
+        """Raise :class:`~blkmig.errors.LocalFileError` for a file that cannot be opened, as far as permissions and
+        locks tell.
 
-        Nothing is made or opened, not even a pipe, which somebody may read. Does not block.
+        Nothing is made or locked, and a pipe, which somebody may read, is not opened.
         """
         with self._failing("opening"):
             if self._named is not None and not is_held_open(self._named):
                 self._check_can_be_made()
                 self._check_permissions(self._named)
+                self._check_is_free()
 
     def _check_permissions(self, named: str) -> None:
         real, mode = Path(os.path.realpath(named)), _mode_of(named)
@@ -87,6 +90,17 @@ class StreamFile:
                 place.check_writable()
             if mode is not None:
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    def _check_is_free(self) -> None:
+        """Raise DeviceBusy if another program uses what would be replaced, or makes a file of that name."""
+        real = self._to_be_made()
+        if real is None:
+            return
+        with contextlib.closing(folder.Folder(real.parent)) as place:
+            for name in (partial.partial_name(real.name), real.name):
+                with contextlib.suppress(FileNotFoundError), os.fdopen(place.open(name, os.O_RDONLY)) as file:
+                    if locks.is_taken(file.fileno()):
+                        raise errors.DeviceBusy("cannot be opened", device=str(real), cause=IN_USE)
 
     def begin(self) -> int | None:
         """Make the file; return the descriptor that the stream is written to, which stays ours.
@@ -125,7 +139,7 @@ class StreamFile:
         try:
             yield
         except errors.DeviceBusy as error:
-            raise errors.LocalFileError(doing, uri=self._uri, cause="another program is using it") from error
+            raise errors.LocalFileError(doing, uri=self._uri, cause=IN_USE) from error
         except OSError as error:
             raise errors.LocalFileError(doing, uri=self._uri, cause=error) from error
 

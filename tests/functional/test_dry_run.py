@@ -12,7 +12,9 @@ from pathlib import Path
 import command
 import pytest
 
+import blkmig
 from blkmig import cli
+from blkmig.files import locks, partial
 
 
 @pytest.mark.parametrize(
@@ -117,6 +119,45 @@ def test_a_dry_run_makes_no_stream(tmp_path: Path, name: str) -> None:
     assert done.exit_code == 0, done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == before
     assert (tmp_path / "there").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("holder", ["image", "image that is read", "sender", "sender over an old stream"])
+def test_a_dry_run_refuses_a_stream_that_is_in_use(
+    tmp_path: Path, holder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It said that such a migration converges. To look is all that it does: the locks stay, and what they are on."""
+    for name in ("a.raw", "b.raw"):
+        (tmp_path / name).write_bytes(name.encode())
+    stream = tmp_path / "s"
+    if holder != "sender":
+        stream.write_bytes(b"old")
+    words = ["--progress=none", str(tmp_path / "a.raw"), f"file:{stream}"]
+    with contextlib.ExitStack() as stack:
+        if holder.startswith("sender"):
+            other = stack.enter_context(blkmig.FileBackend(tmp_path / "b.raw"))
+            stack.enter_context(blkmig.outgoing([other], f"file:{stream}"))
+        else:
+            fd = os.open(stream, os.O_RDWR)
+            stack.callback(os.close, fd)
+            locks.acquire(fd, locks.READER if "read" in holder else locks.WRITER, device="b")
+        before = sorted(path.name for path in tmp_path.iterdir())
+        told = [(cli.main(["send", *option, *words]), capsys.readouterr()) for option in (["--dry-run=0"], [])]
+        assert told[0] == told[1]
+        assert told[0][0] == 1
+        assert "another program is using it" in told[0][1].err
+        assert sorted(path.name for path in tmp_path.iterdir()) == before
+    assert cli.main(["send", "--dry-run=0", *words]) == 0
+    assert not stream.exists() if holder == "sender" else stream.read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("left", [b"", b"half a stream"])
+def test_a_dry_run_accepts_what_a_killed_sender_has_left(tmp_path: Path, left: bytes) -> None:
+    """`send` removes it, or begins again with it; a dry run leaves it."""
+    (tmp_path / "a.raw").write_bytes(b"a")
+    mark = tmp_path / partial.partial_name("s")
+    mark.write_bytes(left)
+    assert cli.main(["send", "--dry-run=0", f"{tmp_path}/a.raw", f"file:{tmp_path}/s"]) == 0
+    assert mark.read_bytes() == left
 
 
 def test_a_dry_run_looks_at_the_folder_for_session_files(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import random
 import socket
 import subprocess
 import time
@@ -51,6 +52,30 @@ def open_locks(path: Path) -> set[int]:
 
 
 class TestInProcess:
+    def test_who_looks_sees_what_who_locks_meets(self, image):
+        """`is_taken` and `acquire`, beside locks of all kinds on one or two bytes."""
+        rng = random.Random(7)
+        for step in range(200):
+            with descriptor(image) as fd, descriptor(image, os.O_RDONLY) as looking, descriptor(image) as ours:
+                held = [(rng.choice((fcntl.F_RDLCK, fcntl.F_WRLCK)), rng.choice((100, 200)) + rng.randrange(4))
+                        for _ in range(rng.randrange(3))]  # fmt: skip
+                for kind, byte in held:
+                    fcntl.fcntl(fd, 37, locks.FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
+                is_taken, is_refused = locks.is_taken(looking), False
+                try:
+                    locks.acquire(ours, locks.WRITER, device="vda")
+                except errors.DeviceBusy:
+                    is_refused = True
+                assert is_taken == is_refused, f"seed 7, step {step}: {held}"
+
+    def test_an_empty_file_is_taken_only_by_who_makes_it(self, image):
+        os.truncate(image, 0)
+        with descriptor(image) as fd, descriptor(image, os.O_RDONLY) as looking:
+            locks.acquire(fd, locks.WRITER, device="vda")
+            assert not locks.is_taken(looking)
+            assert locks.hold_being_made(fd)
+            assert locks.is_taken(looking)
+
     def test_the_bytes_are_qemus(self, image):
         with descriptor(image) as fd:
             locks.acquire(fd, locks.WRITER, device="vda")
