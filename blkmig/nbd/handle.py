@@ -12,6 +12,8 @@ A single thread is its own leader: there is no switch between threads, and nothi
 also start several requests and wait for them later. Invariants:
 
 * Every use of libnbd's handle is under `_lock`, and nobody waits for the network under that lock.
+* Whatever sends or receives looks whether the connection is over, before it lets go of the lock: libnbd has closed the
+  socket then, and its number may be another file's at any moment.
 * While a thread waits for a request, some thread leads or has been told to lead.
 * A cancel reaches every thread that waits. Requests in flight have CANCEL_SECONDS to finish, so that a server that
   answers keeps its connection. No new request is started.
@@ -119,12 +121,15 @@ class NbdHandle:
             if self._cancel_deadline is not None:
                 raise nbd_connecting.not_begun()
             cookie = getattr(self._library, function)(self._open_handle(), *args)
-            if cookie == -1:
-                error = _libnbd.last_error(self._library)
-                if nbd_connecting.is_over(self._library, self._handle):
+            if cookie != -1:
+                self._requests.add(cookie, request)
+            is_over = nbd_connecting.is_over(self._library, self._handle)
+            if is_over or cookie == -1:
+                error = _libnbd.last_error(self._library, errno.ENOTCONN)
+                if is_over:
                     self._fail(error)
-                raise error
-            self._requests.add(cookie, request)
+                if cookie == -1:
+                    raise error
             if self._polling and self._library.nbd_aio_get_direction(self._handle) & ~self._polling:
                 os.eventfd_write(self._wake_fd, 1)  # the leader must wait for room in the socket as well
         return request

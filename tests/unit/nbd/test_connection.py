@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import errno
+import os
 import threading
 from collections.abc import Callable
 from concurrent import futures
 
 import nbd_servers
+import pauses
 import pytest
 from nbd_requests import KeepAll, answer_all, before_waiting, connect, contents_at, expect
 from nbd_servers import READ, WRITE, WRITE_ZEROES, Asked, FakeServer
@@ -191,3 +193,24 @@ def test_write_goes_on_while_another_thread_waits(monkeypatch: pytest.MonkeyPatc
             connection.pwrite(bytes(32 * MiB), 0)
             pending.result()
         connection.close()
+
+
+def test_nobody_waits_for_the_number_of_a_socket_that_is_closed() -> None:
+    """libnbd closes it when sending fails, and any other file of this process may have its number then."""
+    with nbd_servers.nbdkit("memory", "1M") as server:
+        connection = nbd_connection.NbdConnection(server.uri, request_timeout=3600)
+        fd = connection._handle._fd
+        server.kill()
+        os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
+        view = memoryview(bytes(512))
+        request = connection._start("nbd_aio_pwrite", nbd_connection._libnbd.Memory(view, writable=False), 0)
+        reader, writer = os.pipe()
+        os.dup2(reader, fd)  # nothing ever comes from there
+        waiting = pauses.Call(lambda: connection.finish_write(request, 0, 512))
+        try:
+            with pytest.raises(errors.DeviceError):
+                waiting.result()
+        finally:
+            connection.close()
+            for each in {reader, writer, fd}:  # a number that is free is taken at once
+                os.close(each)
