@@ -121,15 +121,13 @@ class NbdHandle:
             if self._cancel_deadline is not None:
                 raise nbd_connecting.not_begun()
             cookie = getattr(self._library, function)(self._open_handle(), *args)
-            if cookie != -1:
-                self._requests.add(cookie, request)
-            is_over = nbd_connecting.is_over(self._library, self._handle)
+            is_over = nbd_connecting.is_over(self._library, self._handle)  # perhaps of one that counts as begun
             if is_over or cookie == -1:
                 error = _libnbd.last_error(self._library, errno.ENOTCONN)
                 if is_over:
                     self._fail(error)
-                if cookie == -1:
-                    raise error
+                raise error
+            self._requests.add(cookie, request)
             if self._polling and self._library.nbd_aio_get_direction(self._handle) & ~self._polling:
                 os.eventfd_write(self._wake_fd, 1)  # the leader must wait for room in the socket as well
         return request

@@ -202,15 +202,30 @@ def test_nobody_waits_for_the_number_of_a_socket_that_is_closed() -> None:
         fd = connection._handle._fd
         server.kill()
         os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
-        view = memoryview(bytes(512))
-        request = connection._start("nbd_aio_pwrite", nbd_connection._libnbd.Memory(view, writable=False), 0)
         reader, writer = os.pipe()
-        os.dup2(reader, fd)  # nothing ever comes from there
-        waiting = pauses.Call(lambda: connection.finish_write(request, 0, 512))
-        try:
+
+        def write() -> None:
+            view = memoryview(bytes(512))
+            request = connection._start("nbd_aio_pwrite", nbd_connection._libnbd.Memory(view, writable=False), 0)
+            os.dup2(reader, fd)  # nothing ever comes from there
+            connection.finish_write(request, 0, 512)
+
+        writing = pauses.Call(write)
+        with pytest.raises(OSError, match="send"):
+            writing.result()
+        connection.close()
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_request_that_cannot_be_sent_ends_those_that_wait() -> None:
+    """By whichever thread it is found out that the connection is over."""
+    with nbd_servers.nbdkit("memory", "1M", "--filter=delay", "rdelay=3600") as server:
+        connection = nbd_connection.NbdConnection(server.uri, request_timeout=3600)
+        reading = [pauses.Call(lambda: connection.pread_into(bytearray(512), 0)) for _ in range(3)]
+        pauses.until(lambda: connection._handle._polling)
+        server.kill()
+        for call in [*reading, pauses.Call(lambda: connection.pwrite(bytes(512), 0))]:
             with pytest.raises(errors.DeviceError):
-                waiting.result()
-        finally:
-            connection.close()
-            for each in {reader, writer, fd}:  # a number that is free is taken at once
-                os.close(each)
+                call.result()
+        connection.close()
