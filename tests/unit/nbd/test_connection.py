@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import threading
 from collections.abc import Callable
 from concurrent import futures
+from pathlib import Path
 
 import nbd_servers
 import pauses
@@ -198,24 +200,34 @@ def test_write_goes_on_while_another_thread_waits(monkeypatch: pytest.MonkeyPatc
 def test_nobody_waits_for_the_number_of_a_socket_that_is_closed() -> None:
     """libnbd closes it when sending fails, and any other file of this process may have its number then."""
     with nbd_servers.nbdkit("memory", "1M") as server:
+        before = sockets()
         connection = nbd_connection.NbdConnection(server.uri, request_timeout=3600)
-        fd = connection._handle._fd
+        [fd] = sockets() - before
         server.kill()
         os.waitid(os.P_PID, server.pid, os.WEXITED | os.WNOWAIT)
         reader, writer = os.pipe()
 
-        def write() -> None:
-            view = memoryview(bytes(512))
-            request = connection._start("nbd_aio_pwrite", nbd_connection._libnbd.Memory(view, writable=False), 0)
+        def read() -> None:
+            request = connection.start_read(memoryview(bytearray(512)), 0)
             os.dup2(reader, fd)  # nothing ever comes from there
-            connection.finish_write(request, 0, 512)
+            connection.finish_read(request, 0, 512)
 
-        writing = pauses.Call(write)
-        with pytest.raises(OSError, match="send"):
-            writing.result()
+        reading = pauses.Call(read)
+        with pytest.raises(errors.DeviceError, match="send"):
+            reading.result()
         connection.close()
         os.close(reader)
         os.close(writer)
+
+
+def sockets() -> set[int]:
+    """Return the descriptors of this process that are sockets."""
+    found = set()
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # the one that lists them
+            if str(entry.readlink()).startswith("socket:"):
+                found.add(int(entry.name))
+    return found
 
 
 def test_a_request_that_cannot_be_sent_ends_those_that_wait() -> None:
@@ -223,7 +235,6 @@ def test_a_request_that_cannot_be_sent_ends_those_that_wait() -> None:
     with nbd_servers.nbdkit("memory", "1M", "--filter=delay", "rdelay=3600") as server:
         connection = nbd_connection.NbdConnection(server.uri, request_timeout=3600)
         reading = [pauses.Call(lambda: connection.pread_into(bytearray(512), 0)) for _ in range(3)]
-        pauses.until(lambda: connection._handle._polling)
         server.kill()
         for call in [*reading, pauses.Call(lambda: connection.pwrite(bytes(512), 0))]:
             with pytest.raises(errors.DeviceError):
