@@ -33,7 +33,8 @@ class ParameterError(MigrationError, ValueError):
 
 
 class DisplayInUse(ParameterError):
-    """The `display`, standard output or standard error, goes into a file that a migration uses. Nothing was done."""
+    """The `display`, standard output, standard error or a command's own file, goes into a file that a migration uses.
+    Nothing was done."""
 
     def __init__(self, message: str, *, display: str) -> None:
         super().__init__(message)
