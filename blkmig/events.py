@@ -36,6 +36,16 @@ class Acknowledged(Event):
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class DisksComplete(Event):
+    """All disks are complete at the target: on stable storage, under their names and, when the receiving end tells it,
+    unlocked. Whoever waits for them need not wait for what the migration still does.
+
+    Each end tells it once: the receiving end when it has said so to the source, or at its end if it reads the targets
+    back or the source awaits no word; the sending end when the target has said so. Of a VM, the disks are in use there
+    once its QEMU has handed over."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Reconnecting(Event):
     """The link was lost, and is opened again."""
 

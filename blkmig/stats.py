@@ -24,6 +24,7 @@ from .roundstats import StreamFormat as StreamFormat
 
 if TYPE_CHECKING:
     from .events import Acknowledged as Acknowledged
+    from .events import DisksComplete as DisksComplete
     from .events import Event as Event
     from .events import NotConverging as NotConverging
     from .events import Progressed as Progressed
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 __getattr__ = later.opener(
     __name__,
-    events="Acknowledged Event NotConverging Progressed Received Reconnecting RoundEnded StatusChanged",
+    events="Acknowledged DisksComplete Event NotConverging Progressed Received Reconnecting RoundEnded StatusChanged",
 )
 
 @dataclasses.dataclass(slots=True)

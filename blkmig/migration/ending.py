@@ -180,6 +180,8 @@ class Ending:
         # First: the target waits for it, and its disks cannot be given back any more. If the link breaks now, it may
         # wait for another one, to say DONE again; whatever fails behind that, it has everything.
         self._session.completed(is_told=self._send_the_rest(about))
+        if not done.nameless:
+            self._figures.complete()
         if kind != savevm.Kind.COPY:
             self._figures.stats.downtime = held.refuse()
         self._figures.stats.notes += [f"at the target: {refusal.text}" for refusal in done.nameless]
@@ -279,6 +281,8 @@ class Ending:
     def _await_target(self) -> None:
         self._figures.update()  # which tells the caller, who may take his time: no bound of the pause is counted here
         self._connection.await_target(goes_on=self._block.proves)
+        if self._connection.return_path is not None:
+            self._figures.complete()
         self._sources.complete_output()
 
     def _vmdescription(self) -> dict[str, Any]:

@@ -207,6 +207,10 @@ class Figures:
             self._outlook.begin_bulk()
         self.notify(lambda: stats.StatusChanged(self.elapsed(), status))
 
+    def complete(self) -> None:
+        """Tell the caller that all disks are complete at the target, which has said so."""
+        self.notify(lambda: stats.DisksComplete(self.elapsed()))
+
     def finish(self, status: stats.Status) -> None:
         """Enter the last state."""
         self.stats.total_time = self.elapsed()

@@ -156,10 +156,13 @@ class IncomingMigration:
                 cancelled = isinstance(error, errors.Cancelled) or not isinstance(error, Exception)
                 with errors.keeping(error):
                     self._figures.set_status("cancelled" if cancelled else "failed")
+                    self._figures.raise_postponed()
                 raise
             comparing.note_what_was_not(self.parameters, self.stats, self.is_exposed)
             self.stats.notes += self._listener.notes
+            self._figures.taken(is_usable=True)
             self._figures.set_status("completed")
+            self._figures.raise_postponed()
             return self.stats
 
     def cancel(self) -> None:

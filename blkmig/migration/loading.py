@@ -158,7 +158,7 @@ class Loading:
             loader,
             self._beats,
             lambda end: self._judge(taking.as_if_ended(loader.summary(), end)),
-            self.stats,
+            self._figures,
             self._check_cancelled,
             unlocks=not self.parameters.verify,
         )

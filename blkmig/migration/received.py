@@ -32,6 +32,8 @@ class IncomingFigures:
         self._rate = outlook.Rate()
         self._phase: stats.ReceivingPhase = "bulk"
         self._arrivals: arrivals.Arrivals | None = None
+        self._has_told_complete = self._is_postponing = False
+        self._postponed: Exception | None = None
 
     def load(self, handlers: block.BlockLoadHandlers) -> None:
         """Count from now on what `handlers` load."""
@@ -100,7 +102,7 @@ class IncomingFigures:
         self.set_totals()
         self._rate.add(now, self.stats.transferred)
         disks, percent, elapsed = self.stats.disks.values(), self.stats.percent, now - self._started
-        self._on_progress(
+        self._tell(
             stats.Received(
                 elapsed=elapsed,
                 transferred=self.stats.transferred,
@@ -119,4 +121,34 @@ class IncomingFigures:
         """Enter a state and tell the caller."""
         self.stats.status, self.stats.format = status, self._block.format
         if self._on_progress is not None:
-            self._on_progress(stats.StatusChanged(self._clock() - self._started if self._started else 0.0, status))
+            self._tell(stats.StatusChanged(self._elapsed(), status))
+
+    def taken(self, *, is_usable: bool) -> None:
+        """Take note that the disks are this host's: what the caller's function raises from now on decides nothing, and
+        waits for `raise_postponed`. If others can use them, it is told that they are complete."""
+        self._is_postponing = True
+        if is_usable:
+            self.complete()
+
+    def complete(self) -> None:
+        """Tell the caller that all disks are complete here; once."""
+        if self._on_progress is not None and not self._has_told_complete:
+            self._has_told_complete = True
+            self._tell(stats.DisksComplete(self._elapsed()))
+
+    def raise_postponed(self) -> None:
+        """Raise what the caller's function has raised since the disks are this host's."""
+        if self._postponed is not None:
+            raise self._postponed
+
+    def _elapsed(self) -> float:
+        return self._clock() - self._started if self._started else 0.0
+
+    def _tell(self, event: stats.Event) -> None:
+        assert self._on_progress is not None
+        try:
+            self._on_progress(event)
+        except Exception as error:
+            if not self._is_postponing:
+                raise
+            self._postponed = self._postponed or error

@@ -24,8 +24,8 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
-from .. import block, errors, savevm, stats
-from . import farewell, heartbeat, safekeeping, targets
+from .. import block, errors, savevm
+from . import farewell, heartbeat, received, safekeeping, targets
 from .announcement import Announcement
 
 State = Literal["storing", "ready", "committing", "taken"]
@@ -44,7 +44,7 @@ class Taking:
         loader: savevm.LoadVM,
         beats: heartbeat.Heartbeat,
         judge: Judge,
-        statistics: stats.IncomingStatistics,
+        figures: received.IncomingFigures,
         check_cancelled: Callable[[], None],
         *,
         unlocks: bool,
@@ -55,7 +55,7 @@ class Taking:
         self._loader = loader
         self._beats = beats
         self._judge = judge
-        self._statistics = statistics
+        self._figures = figures
         self._check_cancelled = check_cancelled
         self._unlocks = unlocks
         # The loading thread's.
@@ -137,6 +137,7 @@ class Taking:
             self._take()
         self._beats.end()
         self._say_done()
+        self._figures.taken(is_usable=self._unlocks and not self.nameless)
         if not self.nameless:
             self._is_confirmed = self.later(self._targets.confirm)  # first: a disk that is marked counts as half made
         if self._is_confirmed:
@@ -183,7 +184,7 @@ class Taking:
         try:
             call()
         except errors.MigrationError as error:
-            self._statistics.notes.append(f"the disks are here, but: {error}")
+            self._figures.stats.notes.append(f"the disks are here, but: {error}")
             return False
         return True
 
@@ -204,7 +205,7 @@ class Taking:
         if self.is_known or self._kind != savevm.Kind.MOVE:
             self.source_knows()  # or not: of what is no move it has a copy to itself, or a QEMU that decides
             return
-        self._statistics.notes.append(
+        self._figures.stats.notes.append(
             f"the disks are this host's now, and the source was not heard to its end ({error}): if it says that it is "
             "in doubt, they have moved all the same"
         )
@@ -220,7 +221,7 @@ class Taking:
     def source_knows(self) -> None:
         """Take note that the source has DONE: it has ended the stream."""
         if self._kind == savevm.Kind.VM:
-            self._statistics.notes.append("the disks are those of a VM: in use here once its QEMU has handed over")
+            self._figures.stats.notes.append("the disks are those of a VM: in use here once its QEMU has handed over")
         # First, and here, where nobody waits: without a journal, the end of the session file may get to stable storage
         # before that of a mark does, and then the disk would count as half made.
         if self._is_confirmed and self.later(self._targets.sync):
