@@ -63,7 +63,7 @@ struct stream {
 
     /* Reading. */
     size_t lowat;                       /* SO_RCVLOWAT as it is now */
-    int lingers;                        /* what came last was a payload */
+    int lingers;                        /* what came last was a long payload */
     size_t ahead;                       /* stage no more than this, since what follows must not be staged; 0: any */
     int peeks;                          /* leave what is staged in the socket, too, where it is TCP */
     size_t peeked;                      /* bytes at the end of what is staged that are in the socket, too */

@@ -79,8 +79,9 @@ static void stream_nap(const struct stream *s)
     ppoll(&wake, 1, &s->linger, NULL);
 }
 
-/* Wait for input. Behind a payload comes the next one, most likely. It gets a moment to arrive: waking up the waiting side
- * costs both sides time, and a head alone is not worth that. */
+/* Wait for input. Behind a long payload comes the next one, most likely. It gets a moment to arrive: waking up the waiting
+ * side costs both sides time, and a head alone is not worth that. Behind a short one the moment would be lost: a word that
+ * the other side waits to have answered comes alone, and in a pause writers wait for that. */
 static int stream_wait_input(struct stream *s)
 {
     struct pollfd fds[2] = {{s->fd, POLLIN, 0}, {s->wake_fd, POLLIN, 0}};
@@ -261,7 +262,7 @@ static int stream_take(struct stream *s, uint8_t *p, size_t n)
         s->useful += got;
     }
     stream_lowat(s, 1);
-    s->lingers = 1;
+    s->lingers = n >= s->linger_nbytes;
     return 0;
 }
 
