@@ -262,7 +262,7 @@ class RawFile:
 
     def sync(self) -> None:
         """Do that for what was drained. From any thread."""
-        os.fdatasync(self.fd)
+        self._writeback.flush(self.fd)
         if self._new_name:
             folder.sync_folder(Path(self.path).parent)
             self._new_name = False

@@ -14,6 +14,7 @@ from raw_files import blk as blk
 from raw_files import filled
 
 from blkmig import _core, disk, errors, files
+from blkmig.files import writeback
 
 MiB = 1 << 20
 
@@ -192,6 +193,25 @@ def test_writeback_starts_behind_the_writes(tmp_path, blk, monkeypatch):
         for block in range(40):
             backend.write_block(filled(blk, b"x" * MiB), block * MiB, MiB)
     assert started == [None, None]
+
+
+@pytest.mark.parametrize("nbytes", [4096, 65536, MiB])
+def test_behind_a_flush_little_waits_for_the_next_one(tmp_path, blk, monkeypatch, nbytes):
+    """At most an eighth of what was written since, or a start's worth, however much that is."""
+    waits = 0
+
+    def start(fd):
+        nonlocal waits
+        waits = 0
+
+    monkeypatch.setattr(_core, "start_writeback", start)
+    with files.FileBackend.create(tmp_path / "vda.raw", MiB) as backend:
+        backend.flush()
+        for written in range(1, 200):
+            waits += nbytes
+            backend.write_extents(filled(blk, b"x" * MiB), [(0, nbytes)])
+            assert waits < max(nbytes, written * nbytes / writeback.SHARE)
+            assert waits < writeback.WRITEBACK_NBYTES
 
 
 def test_writeback_that_cannot_be_started_is_for_the_flush_to_tell(tmp_path, blk, monkeypatch):
