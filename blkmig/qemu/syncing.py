@@ -8,8 +8,8 @@
     writers held    fetch_the_last   all disks at once
                     check_quiet      those bitmaps are clean
 
-Marks are complete only while all writes come through the tracked nodes, into bitmaps that record. So each of the three
-methods compares the block graph with that of the start (`watch.py`), before anybody relies on the marks.
+Marks are complete only while all writes come through the tracked nodes, into bitmaps that record. So all but
+`fetch_the_last` compare the block graph with that of the start (`watch.py`), before anybody relies on the marks.
 
 A disk that nobody writes needs no command of its own: one answer of QEMU has the counts of all bitmaps. If a disk was
 not written between its last fetch and the hold, its recording bitmap is still clean, and must stay clean.
@@ -45,10 +45,6 @@ class DirtySync:
         self._tracking = trackings
         self._throttles = throttles
         self._are_few = len(trackings) <= FEW
-        self._before_hold: graph.BlockGraph | None = None
-        self._recorded: list[tuple[tracking.Tracking, str]] = []
-        """The bitmaps that recorded before the hold and are not exported, so that others could remove or stop them."""
-
         self._idle: list[tracking.Tracking] = []
         """The disks that were given no new bitmap when the writers were held."""
 
@@ -85,15 +81,19 @@ class DirtySync:
         """Make QEMU read the command for new bitmaps while the writers are being held: see `QmpConnection.withhold`.
 
         Call the returned function when the writers are held, not before: the new bitmaps must not get writes that were
-        still in flight.
+        still in flight. The graph from before the hold is compared here, while QEMU is busy; `check_quiet` looks again
+        when everything has been read.
         """
         tracked = [mine for mine in self._tracking if mine.active]
         ahead = [mine for mine in tracked if self._are_few or mine.is_open]
         self._idle = [mine for mine in tracked if mine not in ahead]
-        self._recorded = [(mine, mine.active) for mine in ahead if not mine.is_open]
-        self._before_hold, self._counts, self._quiet = before_hold, None, None
+        recorded = [(mine.disk, mine.active) for mine in ahead if not mine.is_open]
+        self._counts = self._quiet = None
         gate = self._qmp.withhold()
         await_bitmaps = self._start_ahead(ahead)
+        self._watch.check(before_hold)
+        for disk, name in recorded:  # not exported, so that others could remove or stop them
+            tracking.dirty_count(before_hold, disk, name)  # raises if the bitmap does not record any more
 
         def finish() -> None:
             again = await_bitmaps
@@ -117,14 +117,7 @@ class DirtySync:
         self._quiet = self._qmp.withhold(), self._watch.ask(exports=False)
 
     def fetch_the_last(self) -> None:
-        """Mark what was written to all disks, whose writers are held.
-
-        The graph here is older than the hold: `check_quiet` looks again when everything has been read.
-        """
-        assert self._before_hold is not None, "writers are held"
-        self._watch.check(self._before_hold)
-        for mine, name in self._recorded:
-            tracking.dirty_count(self._before_hold, mine.disk, name)  # raises if the bitmap does not record any more
+        """Mark what was written to all disks, whose writers are held."""
         if self._counts is not None:
             self._step_idle(self._counts())
         for mine in self._tracking:

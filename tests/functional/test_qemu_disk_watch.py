@@ -33,10 +33,9 @@ def test_a_snapshot_in_mid_flight_is_noticed(folder: Path, daemon: StorageDaemon
         execute("blockdev-add", {"driver": "qcow2", "node-name": "overlay", "file": file})
         execute("blockdev-snapshot", {"node": "disk0-limit", "overlay": "overlay"})
         assert write(daemon, "write -P 1 1M 64k")
-        if held:
-            disk.hold_writers()
+        notices = disk.hold_writers if held else disk.sync_dirty
         with pytest.raises(errors.DeviceError, match="snapshot"):
-            disk.sync_dirty()
+            notices()
     assert write(daemon, "write -P 1 1M 64k")
 
 
