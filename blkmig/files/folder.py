@@ -57,13 +57,20 @@ class Folder:
         self.made: list[Path] = []
         """The folders that were made, the outermost first."""
 
-        if create:
-            for folder in (*reversed(self.path.parents), self.path):
-                if not os.path.lexists(folder):
-                    folder.mkdir(mode=0o700, exist_ok=True)
-                    self.made.append(folder)
-                    sync_folder(folder.parent)  # `sync` is for the names in it, not for its own
-        self._fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            if create:
+                self._make()
+            self._fd = os.open(self.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except BaseException:
+            remove_empty(self.made)
+            raise
+
+    def _make(self) -> None:
+        for folder in (*reversed(self.path.parents), self.path):
+            if not os.path.lexists(folder):
+                folder.mkdir(mode=0o700, exist_ok=True)
+                self.made.append(folder)
+                sync_folder(folder.parent)  # `sync` is for the names in it, not for its own
 
     def check_writable(self) -> None:
         """Raise if no file can be made in it, as far as its permissions tell."""
@@ -180,6 +187,14 @@ class Folder:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
+
+
+def remove_empty(made: list[Path]) -> None:
+    """Remove folders that were made, the outermost first in the list, and forget them; those that hold something stay.
+    """
+    while made:
+        with contextlib.suppress(OSError):
+            made.pop().rmdir()
 
 
 def is_mount_point(path: Path) -> bool:

@@ -141,13 +141,14 @@ def check_folder(path: pathlib.Path) -> list[pathlib.Path]:
 
     Returns the folders that it made, the outermost first. Raises :class:`~blkmig.errors.DeviceError`.
     """
-    with errors.failing(f"cannot be put into {str(path)!r}", device="*"):
-        place = folder.Folder(path, create=True)
+    failing = errors.failing(f"cannot be put into {str(path)!r}", device="*")
+    with failing, contextlib.closing(folder.Folder(path, create=True)) as place:
         try:
             place.check_writable()
-            return place.made
-        finally:
-            place.close()
+        except BaseException:
+            folder.remove_empty(place.made)
+            raise
+        return place.made
 
 
 def check_state_dir(path: str | None) -> None:

@@ -13,14 +13,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import pathlib
 from collections.abc import Mapping
 
 from .. import block, errors, sources
-from ..files import sessionfile
+from ..files import folder, sessionfile
 
 
 class MadeTargets:
@@ -107,18 +106,12 @@ class MadeTargets:
         is_known = self.is_whole and not isinstance(exc, errors.InDoubt)  # to the source: then there is no more to say
         discard = functools.partial(_discard, exc=exc, is_left=self._is_left, is_known=is_known)
         each = [functools.partial(discard, target, received=came.get(target)) for target in reversed(targets)]
-        errors.each([*each, self._remove_folders])
+        errors.each([*each, lambda: folder.remove_empty(self.folders)])  # those that were made for nothing
 
     def sync(self) -> None:
         """Return when the names that were given, and those that were removed, are so on stable storage."""
         for target in self._targets:  # the first flush makes the others quick
             target.sync()
-
-    def _remove_folders(self) -> None:
-        """Remove the folders that were made for nothing; one that holds something stays."""
-        while self.folders:
-            with contextlib.suppress(OSError):
-                self.folders.pop().rmdir()
 
 
 def _discard(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import stat
@@ -42,6 +43,23 @@ def test_new_targets_are_for_this_user_only(tmp_path: Path, stream: Path, what: 
     if what == "--into":
         assert {stat.S_IMODE(path.stat().st_mode) for path in (made.parent, made.parent.parent)} == {0o700}
     assert marks(tmp_path) == []
+
+
+@pytest.mark.parametrize("fails", ["to be made", "to take files"])
+def test_folders_that_are_of_no_use_are_not_left(
+    tmp_path: Path, stream: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """An outer folder is made, and then what is in it is not, or cannot be used."""
+    last = "b" * 300 if fails == "to be made" else "b"
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES))
+
+    if fails == "to take files":
+        monkeypatch.setattr(folder.Folder, "check_writable", fail)
+    with pytest.raises(errors.DeviceError, match="cannot be put into"):
+        blkmig.receive(f"file:{stream}", into=tmp_path / "a" / last)
+    assert list(tmp_path.glob("a*")) == []
 
 
 def test_an_empty_file_keeps_owner_and_mode(tmp_path: Path, stream: Path) -> None:
