@@ -86,7 +86,8 @@ class Ends:
     to_receiver: processes.Control
     # Of time.monotonic().
     began_at: float = 0.0
-    received_at: float = 0.0
+    complete_at: float = 0.0
+    """When both ends knew that the disks are complete, if both note that; else when they were done."""
 
     def run(self) -> Figures:
         """Migrate; the clock runs until both ends are done, not until their processes have ended."""
@@ -94,11 +95,12 @@ class Ends:
         self.link.wait_listening(self.receiving)
         self.began_at = time.monotonic()
         self.to_sender.go()
-        cpu_sender, sent_at = self.to_sender.wait_done(self.sending)
-        cpu_receiver, self.received_at = self.to_receiver.wait_done(self.receiving)
+        cpu_sender, known_at, sent_at = self.to_sender.wait_done(self.sending)
+        cpu_receiver, complete_at, received_at = self.to_receiver.wait_done(self.receiving)
+        self.complete_at = max(known_at, complete_at)
         sent = dataclasses.replace(self.sending.wait(), cpu=cpu_sender)
         received = dataclasses.replace(self.receiving.wait(), cpu=cpu_receiver)
-        return processes.figures(max(sent_at, self.received_at) - self.began_at, sent, received)
+        return processes.figures(max(sent_at, received_at) - self.began_at, sent, received)
 
 
 End: TypeAlias = tuple[str, Mapping[str, object]]  # a disk as started.py takes it, and the parameters of this end

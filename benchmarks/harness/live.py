@@ -82,14 +82,16 @@ def _daemon(folder: pathlib.Path, image: pathlib.Path) -> Iterator[storage_daemo
 
 
 def run_blkmig(job: jobs.Job, live: Scene, downtime_limit: float) -> tuple[float, float]:
-    """Migrate with blkmig, both ends in processes that are up; return when it began and the target was usable."""
+    """Migrate with blkmig, both ends in processes that are up; return when it began, and when both ends had told that
+    the disks are complete: from then on somebody else can use the target."""
+    noted = {"notes_complete": True}
     with jobs.started(
         job,
-        (live.daemon.address, {"downtime_limit": downtime_limit, "writers_after": "refuse", "timeout": 60}),
-        (f"{NODE}={job.target}", {}),
+        (live.daemon.address, {"downtime_limit": downtime_limit, "writers_after": "refuse", "timeout": 60, **noted}),
+        (f"{NODE}={job.target}", noted),
     ) as ends:
         ends.run()
-        return ends.began_at, ends.received_at
+        return ends.began_at, ends.complete_at
 
 
 def run_mirror(job: jobs.Job, live: Scene, _downtime_limit: float) -> tuple[float, float]:

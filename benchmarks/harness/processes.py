@@ -119,10 +119,11 @@ class Control:
         """Let the child begin."""
         self._ours.sendall(b"go\n")
 
-    def wait_done(self, child: Measured) -> tuple[float, float]:
-        """Wait until the child is done; return the CPU seconds that it took since "go", and when it was done."""
-        cpu, when = map(float, self._line(child).split())
-        return cpu, when
+    def wait_done(self, child: Measured) -> tuple[float, float, float]:
+        """Wait until the child is done; return the CPU seconds that it took since "go", when the disks were complete,
+        if it notes that, and when it was done."""
+        cpu, complete_at, done_at = map(float, self._line(child).split())
+        return cpu, complete_at, done_at
 
     def _line(self, child: Measured) -> bytes:
         line = self._lines.readline()

@@ -2,13 +2,15 @@
 """One end of a migration in a process that is up already: started.py send|receive CONTROL_FD DISK URI PARAMETERS.
 
 It imports, writes "ready", waits for "go", migrates through the Python API, and writes the CPU seconds that this took
-and when it was over, on the clock of time.monotonic(), which all processes share.
+and two moments on the clock of time.monotonic(), which all processes share: when the caller was told that the disks are
+complete, if "notes_complete" is among the parameters, and when it was over.
 So a comparison with servers that run already does not count an interpreter's start. DISK is NAME=PATH, or for a sender
 what stands for the disks of a QEMU; PARAMETERS is a JSON object. "without" in it takes something out of blkmig, to see
 what that is worth; "metrics" is a file that is written meanwhile.
 """
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -21,7 +23,7 @@ import time
 from collections.abc import Iterator
 
 import blkmig
-from blkmig import channel, qemu
+from blkmig import channel, qemu, stats
 from blkmig.files import storing, writeback
 from blkmig.migration import barriers, figures
 
@@ -41,9 +43,9 @@ def main() -> None:
     if os.read(fd, 3) != b"go\n":
         return
     before = cpu_seconds()
-    migrate(verb, disk, uri, json.loads(parameters))
+    complete_at = migrate(verb, disk, uri, json.loads(parameters))
     ended = time.monotonic()
-    os.write(fd, f"{cpu_seconds() - before} {ended}\n".encode())
+    os.write(fd, f"{cpu_seconds() - before} {complete_at or ended} {ended}\n".encode())
 
 
 def migrate_a_little() -> None:
@@ -61,15 +63,25 @@ def migrate_a_little() -> None:
             receiver.join()
 
 
-def migrate(verb: str, disk: str, uri: str, parameters: dict[str, object]) -> None:
-    """Be one end until the migration is over."""
+def migrate(verb: str, disk: str, uri: str, parameters: dict[str, object]) -> float | None:
+    """Be one end until the migration is over; return when the disks were complete, if that is asked for."""
     if "without" in parameters:
         TAKE_OUT[str(parameters.pop("without"))]()
     if "tls" in parameters:
         parameters["tls"] = blkmig.TlsParameters(certificates=str(parameters["tls"]))
         uri = uri.replace("tcp:127.0.0.1:", "tls:localhost:")
+    moments: list[float] = []
+    if parameters.pop("notes_complete", False):
+        parameters["on_progress"] = functools.partial(note_complete, moments)
     with watched(parameters):
         run(verb, disk, uri, parameters)
+    return moments[0] if moments else None
+
+
+def note_complete(moments: list[float], event: stats.Event) -> None:
+    """Note when the disks are complete."""
+    if isinstance(event, stats.DisksComplete):
+        moments.append(time.monotonic())
 
 
 @contextlib.contextmanager
@@ -100,7 +112,7 @@ def run(verb: str, disk: str, uri: str, parameters: dict[str, object]) -> None:
 
 def take_out_early_writeback() -> None:
     """Have nothing written back before the flush at the end, unless the kernel thinks so."""
-    writeback.WRITEBACK_NBYTES = 1 << 62
+    writeback.EarlyWriteback.count = lambda self, nbytes: None  # type: ignore[method-assign]
 
 
 def take_out_barriers() -> None:
