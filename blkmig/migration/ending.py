@@ -95,7 +95,7 @@ class Ending:
         if self._parameters.writers_after != "refuse" or self._block.format != "blkmig":
             return False
         self._questions.begin_barrier(self._savevm)
-        self.note.store(self._next())  # beside the flush it takes nobody's time
+        self.note.store(self._questions.number + 1)  # beside the flush it takes nobody's time
         self._questions.end_barrier()
         return True
 
@@ -141,10 +141,7 @@ class Ending:
         """Have the note say it for an attempt, the body of a ``with``, and behind it if the target owns the disks, or
         may: then it tells so until the caller is told, for the target may still be comparing proofs.
         """
-        return self.note.standing(self._next(), lambda: self._has_moved or held.is_in_doubt())
-
-    def _next(self) -> int:
-        return self._questions.number + 1
+        return self.note.standing(self._questions.number + 1, lambda: self._has_moved or held.is_in_doubt())
 
     def close(self) -> None:
         """Let the note go; one that still says something stays, unless how that came out is known by now. Twice does
@@ -180,10 +177,7 @@ class Ending:
         # First: the target waits for it, and its disks cannot be given back any more. If the link breaks now, it may
         # wait for another one, to say DONE again; whatever fails behind that, it has everything.
         self._session.completed(is_told=self._send_the_rest(about))
-        if not done.nameless:
-            self._figures.complete()
-        if kind != savevm.Kind.COPY:
-            self._figures.stats.downtime = held.refuse()
+        self._end_with(held, has_names=not done.nameless)
         self._figures.stats.notes += [f"at the target: {refusal.text}" for refusal in done.nameless]
         if kind == savevm.Kind.COPY and done.nameless:  # of a move the disks are there, and must not be used here
             raise reasons.nameless(done.nameless, self._block.table)
@@ -223,6 +217,15 @@ class Ending:
             return True
         return False
 
+    def _end_with(self, held: pause.Pause, *, has_names: bool = True) -> None:
+        """Tell the caller what the target has said, and refuse the writers of a move, whatever interrupts that."""
+        try:
+            if has_names and self._connection.return_path is not None:
+                self._figures.complete()
+        finally:
+            if self._parameters.writers_after == "refuse":
+                self._figures.stats.downtime = held.refuse()
+
     # -- in the way of the first edition -----------------------------------------------------------------------------
 
     def _end_a_copy(self, held: pause.Pause) -> None:
@@ -238,6 +241,7 @@ class Ending:
             self._figures.stats.downtime = held.release()
         self._send_eof()
         self._await_target()
+        self._end_with(held)
 
     def _end_a_move(self, held: pause.Pause) -> None:
         self._questions.begin_barrier(self._savevm)
@@ -248,7 +252,7 @@ class Ending:
         self._send_eof()
         held.end_has_left()
         self._await_target()
-        self._figures.stats.downtime = held.refuse()
+        self._end_with(held)
 
     def _check_last_round(self, held: pause.Pause) -> None:
         self._check_clean(held)
@@ -281,8 +285,6 @@ class Ending:
     def _await_target(self) -> None:
         self._figures.update()  # which tells the caller, who may take his time: no bound of the pause is counted here
         self._connection.await_target(goes_on=self._block.proves)
-        if self._connection.return_path is not None:
-            self._figures.complete()
         self._sources.complete_output()
 
     def _vmdescription(self) -> dict[str, Any]:

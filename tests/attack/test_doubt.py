@@ -19,7 +19,7 @@ from pauses import MIB, NBLOCKS, Call, disk_of, outcome_of_write, until
 from return_paths import PONG, READY, RESUME_ACK, SHUT, linked, message, no_blocks
 
 import blkmig
-from blkmig import errors, params, savevm
+from blkmig import errors, params, savevm, stats
 from blkmig.migration import questions
 
 
@@ -187,6 +187,19 @@ def test_ctrl_c_while_the_writers_are_refused(tmp_path: Path, section: str) -> N
         blkmig.send(disks, receiver.uri, writers_after="refuse", format=section)
     receiver.join()
     assert [outcome_of_write(disk) for disk in disks] == ["refused", "refused"]
+
+
+@pytest.mark.parametrize("section", ["block", "blkmig"])
+def test_ctrl_c_while_the_caller_is_told_that_the_disks_have_moved(tmp_path: Path, section: str) -> None:
+    def interrupted(event: stats.Event) -> None:
+        if isinstance(event, stats.DisksComplete):
+            raise KeyboardInterrupt
+
+    disk, receiver = disk_of(2), lab.Receiver(f"unix:{tmp_path}/s", {"d": tmp_path / "d.raw"})
+    with pytest.raises(KeyboardInterrupt):
+        blkmig.send([disk], receiver.uri, writers_after="refuse", format=section, on_progress=interrupted)
+    assert receiver.result().status == "completed"
+    assert outcome_of_write(disk) == "refused"
 
 
 def test_what_the_writers_write_after_a_cancel_is_in_no_complete_image(tmp_path: Path) -> None:
