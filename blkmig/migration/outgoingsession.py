@@ -268,6 +268,8 @@ class OutgoingSession:
             self._is_superseded = True
             raise errors.InDoubt(reasons.SUPERSEDED.format(self._connection.uri))
         f.set_rate_limit(int(self._parameters.max_bandwidth))
+        if self._block.blk_mig.bulk_completed:
+            f.limit_queue()  # as the link before, at the end of the bulk phase
         self._bundling.begin()
         self._block.link_is_back(f)
         self._questions.link_is_back(answer.last_number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import random
+import socket
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from lossy import Lossy, many_barriers, random_cuts
 
 import blkmig
 from blkmig import errors, stats
+from blkmig.channel import sockets
 
 MIB = lab.MIB
 __all__ = ["many_barriers"]
@@ -129,6 +131,27 @@ def test_a_link_that_is_lost_in_pauses(tmp_path: Path, ncuts: float) -> None:
             assert (tmp_path / "t.raw").read_bytes() == content
     assert migration.stats.pauses_given_up == migration.stats.reconnects == min(ncuts, 10)
     disk.pwrite(b"in use", 0)
+
+
+def test_little_waits_in_the_socket_of_a_link_that_came_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind the bulk phase, for a pause waits for that."""
+    limited: list[tuple[str, int]] = []
+    limit_queue = sockets.limit_queue
+
+    def noting(sock: socket.socket, nbytes: int) -> None:
+        limited.append((sock.getsockname(), nbytes))
+        limit_queue(sock, nbytes)
+
+    monkeypatch.setattr(sockets, "limit_queue", noting)
+    receiver = lab.Receiver("tcp:127.0.0.1:0", {"d": tmp_path / "t.raw"})
+    disk = CutAtHold(bytearray(random.Random(6).randbytes(3 * MIB)), name="d")
+    with cutter.Cutter(receiver.uri, []) as relay:
+        disk.cut, disk.ncuts = lambda: relay.cut_now("reset"), 2
+        sent = blkmig.send([disk], relay.uri, writers_after="refuse")
+        receiver.result()
+    assert sent.reconnects == 2
+    assert [nbytes for _, nbytes in limited] == [sockets.SHORT_QUEUE] * 3
+    assert len({name for name, _ in limited}) == 3
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
