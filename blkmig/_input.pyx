@@ -46,9 +46,9 @@ cdef class InputBuffer:
 
     How it reads is said by who makes it. Behind a payload, `read_ahead` bytes of what follows are staged in the same
     call. With `most_lowat`, for a TCP socket alone, waits for a payload end when all of it has come, or so much
-    (SO_RCVLOWAT). `linger_nbytes` of a next payload are given `linger_seconds` to arrive before they are waited for. A
-    peer that sends less payload than `least_useful` in an idle time is idle, and one that sends more than
-    `most_chatter` without any (0: as much as it likes) is cut off: see set_idle_timeout.
+    (SO_RCVLOWAT). Behind a payload of `linger_nbytes` or more, as many of the next one are given `linger_seconds` to
+    arrive before they are waited for. A peer that sends less payload than `least_useful` in an idle time is idle, and
+    one that sends more than `most_chatter` without any (0: as much as it likes) is cut off: see set_idle_timeout.
 
     What comes sealed, as by TLS, is opened by `unseal(room, many)`. It reads `fd` itself, without waiting, and fills the
     memoryview `room` with as many records as fit, or with one. It returns the bytes, 0 at the end of the stream, and

@@ -37,7 +37,8 @@ TCP_LOWAT = 1 << 20
 smaller."""
 
 TCP_LINGER_NBYTES = 1 << 18
-"""Behind a payload comes the next one, most likely. So much of it is there within 0.1 ms on one machine."""
+"""Behind a payload as long as this comes the next one, most likely. So much of it is there within 0.1 ms on one
+machine."""
 
 TCP_LINGER_SECONDS = 0.0002
 """So long the next payload is given to arrive, for a head alone is not worth being woken. On a slow link this moment is
