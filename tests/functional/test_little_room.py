@@ -106,10 +106,12 @@ def test_each_end_says_what_to_do(tmp_path: Path) -> None:
             sent = command.run("send", *words, receiver.uri, "--progress=none")
             came = receiver.finish()
         filed = command.run("send", *words, f"file:{place}/stream", "--progress=none")
-    for end in (sent, came, filed):
+    # Each disk is stored by a thread of its own: there may be no room for either.
+    for end, most in ((sent, 1), (came, len(CONTENTS)), (filed, 1)):
         assert end.exit_code == 1
         assert "Traceback" not in end.stderr
-        assert end.stderr.count("No space left on device") == end.stderr.count("make room there") == 1
+        assert end.stderr.count("No space left on device") == end.stderr.count("make room there")
+        assert 1 <= end.stderr.count("make room there") <= most, end.stderr
 
 
 @pytest.mark.parametrize("section", ["blkmig", "block"])
