@@ -17,6 +17,11 @@ cdef extern from *:
     #include <stdint.h>
     #include <string.h>
 
+    /* Offsets and lengths of disks go through size_t, Py_ssize_t and pointers into mappings of whole files. */
+    #if __SIZEOF_SIZE_T__ < 8 || __SIZEOF_LONG__ < 8
+    #error "blkmig needs a 64-bit system: disks are larger than a 32-bit program can address"
+    #endif
+
     enum {
         BLKMIG_BLOCK_SIZE = 1 << 20,
         BLKMIG_SECTOR_SIZE = 512,
@@ -30,7 +35,7 @@ cdef extern from *:
         BLKMIG_FLAG_MASK = BLKMIG_SECTOR_SIZE - 1,
 
         BLKMIG_WORD_BITS = 8 * sizeof(unsigned long),
-        BLKMIG_WORD_SHIFT = sizeof(unsigned long) == 8 ? 6 : 5,
+        BLKMIG_WORD_SHIFT = 6,
         BLKMIG_GROUP_SHIFT = 9,             /* 4 KiB of words under one byte of a Bitmap's summary */
         BLKMIG_GROUP_WORDS = 1 << BLKMIG_GROUP_SHIFT,
     };

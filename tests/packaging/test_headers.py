@@ -56,6 +56,19 @@ def test_compiles_alone(path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("narrow", ["SIZE_T", "LONG"])
+def test_32_bits_are_refused(narrow: str) -> None:
+    """By the compiler, with words that say why: offsets of disks would be cut to their lower half."""
+    if shutil.which("gcc") is None:
+        pytest.skip("no gcc")
+    as_if = [f"-U__SIZEOF_{narrow}__", f"-D__SIZEOF_{narrow}__=4"]
+    done = subprocess.run(
+        ["gcc", "-fsyntax-only", *as_if, PACKAGE / "c" / "contract.h"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode != 0
+    assert "blkmig needs a 64-bit system" in done.stderr
+
+
 @pytest.mark.parametrize("path", HEADERS, ids=named)
 def test_kernels_are_free_of_python(path: Path) -> None:
     assert ("Python.h" in reached(path)) is (path.stem not in KERNELS)
